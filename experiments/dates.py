@@ -1,0 +1,61 @@
+r"""Dates as people write them, in 40 locales, to ISO 8601: the default experiment.
+
+  python run.py                                  # the same as --config=experiments/dates.py
+  echo 'de-DE: 3. März 2021' | python run.py --mode=predict
+
+A bundled corpus, made by Babel from CLDR; test days never occur in training.
+"""
+
+from ml_collections import ConfigDict
+
+from transformer.zoo import presets
+
+
+def get_config() -> ConfigDict:
+  c = ConfigDict()
+  c.experiment, c.task, c.seed = 'dates', 'sequence', 0
+  c.data = dict(
+    name='dates',
+    dir='',
+    inputs='inputs',
+    targets='targets',
+    train='train',
+    val='val',
+    test='test, test_unseen_locales',
+    limit=0,
+    length=64,
+    tokens=4096,
+    buckets=2,
+    packing=False,
+  )
+  c.tokenizer = dict(kind='bpe', vocab=2000, lowercase=False, split_digits=True)
+  c.model = dict(
+    presets.TRANSFORMER_TINY, depth=2, feedforward=512, prenorm=True, length=64, dropout=0.0
+  )
+  c.loss = dict(label_smoothing=0.0, z_loss=0.0)
+  c.optimizer = dict(
+    name='adamw',
+    learning_rate=2e-3,
+    schedule='cosine',
+    warmup_steps=100,
+    b1=0.9,
+    b2=0.98,
+    epsilon=1e-9,
+    weight_decay=0.0,
+    clip=1.0,
+  )
+  c.train = dict(
+    steps=1000,
+    microbatches=1,
+    ema=0.0,
+    average=1,
+    log_every_steps=50,
+    save_every_steps=250,
+    keep=2,
+  )
+  c.eval = dict(
+    every_steps=250, limit=200, samples=8, metrics='exact_match', best='exact_match', by='locale'
+  )
+  c.decode = dict(beams=1, alpha=0.0, length=16, rows=64)
+  c.mesh = dict(data=-1, fsdp=1, tensor=1, sequence=1)
+  return c

@@ -1,0 +1,1 @@
+"""The Transformer, complete and small, in JAX."""

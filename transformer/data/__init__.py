@@ -1,0 +1,1 @@
+"""The host's side: text to tokens to batches, in NumPy."""

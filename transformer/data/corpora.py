@@ -1,0 +1,161 @@
+"""Text corpora: `load(name, split)` gives examples {'inputs': str, 'targets': str} by their index.
+
+name                  what is read
+dates                 dates in 40 locales -> ISO 8601, made on the spot
+copy, reverse, sort   digits -> digits, made on the spot
+parallel              line-aligned <dir>/<split>.<inputs> and <dir>/<split>.<targets>, maybe .gz
+pairs                 TSV or JSONL: <dir>/<split>.tsv, or one file <dir>, divided by hash
+any other             the TFDS data set of this name, prepared in <dir>; without TensorFlow
+"""
+
+import dataclasses
+import difflib
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
+
+import numpy as np
+
+from transformer.data import algorithmic, textfiles
+
+GENERATED = ('dates', 'copy', 'reverse', 'sort')
+NAMES = (*GENERATED, 'parallel', 'pairs')
+
+
+@runtime_checkable
+class Source(Protocol):
+  """Random access to examples; what Grain and `list` need."""
+
+  def __len__(self) -> int: ...
+  def __getitem__(self, i: SupportsIndex) -> dict[str, str]: ...
+
+
+def load(
+  name: str,
+  split: str,
+  *,
+  dir: str | os.PathLike = '',
+  inputs: str = 'inputs',
+  targets: str = 'targets',
+  limit: int = 0,
+) -> Source:
+  """Opens one split of a corpus; nothing is ever downloaded.
+
+  Args:
+    name: 'dates', 'copy', 'reverse', 'sort', 'parallel', 'pairs', or a TFDS name such as
+      'my_set' or 'wmt14_translate/de-en' (or, to fix the version, 'my_set:1.0.0').
+    split: 'train', 'val', 'test', or what the files or the TFDS data set call it ('train[:10%]').
+    dir: where the files are, '' for here; for TFDS '' is $TFDS_DATA_DIR, ~/tensorflow_datasets.
+    inputs: language ('parallel'), column or key ('pairs') or feature (TFDS) that becomes 'inputs'.
+    targets: the same for 'targets'.
+    limit: keep the first so many examples; 0 keeps all.
+
+  Returns:
+    A source: `len(source)`, `source[i] -> {'inputs': ..., 'targets': ...}`; 'dates' adds 'locale'.
+
+  Raises:
+    FileNotFoundError: a file or data set is not there; says where it was sought, what is there,
+      and how to get it.
+    ValueError: an unknown split, column or feature, or a file that is not what it should be (names
+      file:line).
+  """
+  if limit < 0:
+    raise ValueError(f'limit={limit} examples: give a positive number, or 0 for all')
+  if name == 'dates':
+    from transformer.data import dates
+
+    source = dates.Dates(split)
+  elif name in GENERATED:
+    source = algorithmic.Algorithmic(name, split)
+  elif name == 'parallel':
+    source = textfiles.parallel(pathlib.Path(dir).expanduser(), split, inputs, targets)
+  elif name == 'pairs':
+    source = textfiles.pairs(pathlib.Path(dir).expanduser(), split, inputs, targets)
+  else:
+    source = _tfds(name, split, dir, inputs, targets)
+  return First(source, min(limit, len(source))) if limit else source
+
+
+@dataclasses.dataclass(frozen=True)
+class First:
+  """The first `size` examples of `source`."""
+
+  source: Source
+  size: int
+
+  def __len__(self) -> int:
+    return self.size
+
+  def __getitem__(self, i: SupportsIndex) -> dict[str, str]:
+    return self.source[range(self.size)[i]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+  """A TFDS data source; `columns` are (key, feature, {class: its name} or nothing)."""
+
+  source: Any
+  columns: tuple[tuple[str, str, Mapping[int, str]], ...]
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  def __getitem__(self, i: SupportsIndex) -> dict[str, str]:
+    # array_record raises a ValueError past its end, where `for` and list() need an IndexError
+    example = self.source[range(len(self))[i]]
+    return {key: _text(example[feature], names) for key, feature, names in self.columns}
+
+
+def _text(value: bytes | str | int, names: Mapping[int, str]) -> str:
+  if names:
+    return names[value]
+  return value.decode('utf-8') if isinstance(value, bytes) else value  # mocked TFDS gives str
+
+
+def _tfds(name: str, split: str, dir: str | os.PathLike, inputs: str, targets: str) -> Prepared:
+  if not re.fullmatch(r'\w+(/[\w.+-]+)?(:[\d.]+)?', name):
+    raise ValueError(f'corpus {name!r}: take one of {", ".join(NAMES)}, or a TFDS name[/config].')
+  path, _, version = name.partition(':')
+  root = pathlib.Path(dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets')
+  root = root.expanduser().absolute()
+  folders = [info.parent for info in root.glob(f'{path}/{version or "*"}/dataset_info.json')]
+  if not folders:
+    raise FileNotFoundError(_how_to_prepare(name, root))
+
+  import tensorflow_datasets as tfds
+
+  # tfds.data_source would start a download where something is missing, and import all builders
+  newest = max(folders, key=lambda folder: [int(n) for n in re.findall(r'\d+', folder.name)])
+  builder = tfds.builder_from_directory(newest)
+  features = dict(builder.info.features.items())
+  columns = []
+  for key, column in (('inputs', inputs), ('targets', targets)):
+    feature, names = features.get(column), {}
+    if isinstance(feature, tfds.features.ClassLabel):
+      names = {-1: '', **dict(enumerate(feature.names))}  # -1: TFDS for an unlabelled example
+    elif feature is None or feature.shape or np.dtype(feature.np_dtype).kind != 'O':
+      raise ValueError(
+        f'{name} has no feature {column!r} that is text or a class; name one of its features '
+        f'({", ".join(sorted(features))}) as {key} (data.{key}).'
+      )
+    columns.append((key, column, names))
+  return Prepared(builder.as_data_source(split), tuple(columns))
+
+
+def _how_to_prepare(name: str, root: pathlib.Path) -> str:
+  infos = [info for depth in ('*/*', '*/*/*') for info in root.glob(f'{depth}/dataset_info.json')]
+  there = sorted({str(info.parent.parent.relative_to(root)) for info in infos})
+  close = difflib.get_close_matches(name, [*NAMES, *there], 1)
+  command = (
+    f"import tensorflow_datasets as tfds; tfds.builder('{name}', data_dir='{root}')"
+    ".download_and_prepare(file_format='array_record')"
+  )
+  return (
+    f'TFDS data set {name!r} is not prepared in {root} (there: {", ".join(there) or "nothing"}).'
+    f'{f" Did you mean {close[0]!r}?" if close else ""} Prepare it once, with a network:\n'
+    f'  pip install \'.[prepare]\'\n  python -c "{command}"\n'
+    "or read files of your own: name='pairs' (TSV or JSONL) or name='parallel' (lines of two "
+    f'files) with dir; made on the spot: {", ".join(GENERATED)}.'
+  )

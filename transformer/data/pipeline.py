@@ -1,0 +1,195 @@
+"""From examples to batches: lengths to few static shapes, every batch a function of its step.
+
+Step n of a run always trains on the same batch, whatever happened before: the position of the data
+is the step of the training state, and to resume is to start the stream at that step.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+Batch = dict[str, np.ndarray]
+
+
+class Ragged(NamedTuple):
+  """Many token sequences in one array: the i-th is tokens[offsets[i]:offsets[i + 1]]."""
+
+  tokens: np.ndarray
+  offsets: np.ndarray
+
+  @classmethod
+  def of(cls, sequences: Sequence[Sequence[int]]) -> 'Ragged':
+    """The sequences joined; they may be empty."""
+    lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
+    tokens = np.fromiter((t for s in sequences for t in s), np.int32, int(lengths.sum()))
+    return cls(tokens, np.concatenate([[0], np.cumsum(lengths)]))
+
+  @property
+  def lengths(self) -> np.ndarray:
+    """How long each sequence is."""
+    return np.diff(self.offsets)
+
+  def __getitem__(self, i: int) -> np.ndarray:
+    return self.tokens[self.offsets[i] : self.offsets[i + 1]]
+
+
+class Rows(NamedTuple):
+  """Which examples share a row, and how long that row is.
+
+  Attributes:
+    members: for each row the numbers of its examples.
+    shapes: for each row the padded length of each field, from few different ones.
+  """
+
+  members: list[np.ndarray]
+  shapes: np.ndarray
+
+
+def bucketed(lengths: np.ndarray, *, buckets: int, multiple: int = 8) -> Rows:
+  """One example a row, padded to the longest of its bucket.
+
+  Examples are sorted by their longest field and cut into groups of about equal work, so that a few
+  shapes fit the data at hand.
+
+  Args:
+    lengths: int[examples, fields].
+    buckets: at most so many different shapes.
+    multiple: lengths are padded up to multiples of this.
+  """
+  order = np.lexsort((lengths.sum(axis=1), lengths.max(axis=1)))
+  work = np.cumsum(lengths.max(axis=1)[order])
+  group = np.minimum(work * buckets // max(work[-1] + 1, 1), buckets - 1)
+  shapes = np.zeros_like(lengths)
+  for bucket in np.unique(group):
+    members = order[group == bucket]
+    shapes[members] = -(-lengths[members].max(axis=0) // multiple) * multiple
+  return Rows([np.array([i]) for i in range(len(lengths))], shapes)
+
+
+def packed(lengths: np.ndarray, *, length: int, seed: int = 0) -> Rows:
+  """Many examples a row: first fit into rows of `length` for every field, in random order.
+
+  Args:
+    lengths: int[examples, fields].
+    length: of every row, in each field.
+    seed: of the order.
+
+  Raises:
+    ValueError: an example is longer than a row.
+  """
+  if lengths.max(initial=0) > length:
+    raise ValueError(f'an example of {lengths.max()} tokens does not fit a packed row of {length}')
+  free: list[np.ndarray] = []  # of the rows still open; only the latest are tried: O(examples)
+  open_rows: list[list[int]] = []
+  members: list[list[int]] = []
+  for i in np.random.default_rng(seed).permutation(len(lengths)):
+    fits = [j for j, room in enumerate(free) if (room >= lengths[i]).all()]
+    if fits:
+      free[fits[0]] = free[fits[0]] - lengths[i]
+      open_rows[fits[0]].append(int(i))
+      continue
+    members.append([int(i)])
+    open_rows.append(members[-1])
+    free.append(np.full(lengths.shape[1], length) - lengths[i])
+    if len(free) > 64:
+      fullest = int(np.argmin([room.sum() for room in free]))
+      del free[fullest], open_rows[fullest]
+  shapes = np.full((len(members), lengths.shape[1]), length)
+  return Rows([np.array(m) for m in members], shapes)
+
+
+class Batches:
+  """Batches by number: `batches[step]` is a pure function of (data, seed, step, process).
+
+  Every epoch visits each row once, shuffled anew: rows within their shape, then the batches. A
+  batch has as many rows of its shape as fit the token budget; the last one of a shape is filled up
+  with empty rows, which weigh nothing.
+
+  Args:
+    fields: the sequences of each field, such as {'inputs': Ragged, 'targets': Ragged}.
+    rows: from `bucketed` or `packed`.
+    tokens: budget of a batch, in positions of its longest field, padding included.
+    multiple: the number of rows is a multiple of this (devices x microbatches); at least one.
+    seed: of the shuffling; None keeps the order.
+    process: (index, count): this process makes its share of the rows of every batch.
+  """
+
+  def __init__(
+    self,
+    fields: dict[str, Ragged],
+    rows: Rows,
+    *,
+    tokens: int,
+    multiple: int = 1,
+    seed: int | None = 0,
+    process: tuple[int, int] = (0, 1),
+  ):
+    if not len(rows.members):
+      raise ValueError('there is no example to make a batch of')
+    self.fields, self.rows, self.seed, self.process = fields, rows, seed, process
+    self.groups: list[tuple[tuple[int, ...], np.ndarray, int]] = []  # (shape, rows, batch size)
+    for shape in np.unique(rows.shapes, axis=0):
+      size = max(tokens // int(shape.max()) // multiple, 1) * multiple
+      of_shape = np.flatnonzero((rows.shapes == shape).all(axis=1))
+      self.groups.append((tuple(map(int, shape)), of_shape, size))
+    self.counts = [-(-len(members) // size) for _, members, size in self.groups]
+    self._epoch: tuple[int, list] = (-1, [])
+
+  def __len__(self) -> int:
+    """Batches in an epoch."""
+    return sum(self.counts)
+
+  def __getitem__(self, step: int) -> Batch:
+    """The batch of this step, counted over all epochs."""
+    epoch, index = divmod(step, len(self))
+    group, members = self._plan(epoch)[index]
+    shape, _, size = self.groups[group]
+    share, count = self.process
+    members = [self.rows.members[i] for i in members[share::count]]
+    return self._fill(members, shape, size // count)
+
+  def _plan(self, epoch: int) -> list[tuple[int, np.ndarray]]:
+    if self._epoch[0] != epoch:
+      shuffle = np.random.default_rng((self.seed or 0, epoch)).permutation
+      if self.seed is None:
+        shuffle = np.asarray
+      plan = []
+      for g, (_, members, size) in enumerate(self.groups):
+        members = shuffle(members)
+        plan += [(g, members[i : i + size]) for i in range(0, len(members), size)]
+      order = shuffle(np.arange(len(plan)))
+      self._epoch = (epoch, [plan[i] for i in order])
+    return self._epoch[1]
+
+  def _fill(self, members: list[np.ndarray], shape: tuple[int, ...], size: int) -> Batch:
+    batch = {}
+    for (name, ragged), length in zip(self.fields.items(), shape, strict=True):
+      tokens = np.zeros((size, length), np.int32)
+      segments = np.zeros((size, length), np.int32)
+      for row, examples in enumerate(members):
+        end = 0
+        for segment, example in enumerate(examples, start=1):
+          start, end = end, end + len(ragged[example])
+          tokens[row, start:end] = ragged[example]
+          segments[row, start:end] = segment
+      batch[name], batch[f'{name}_segments'] = tokens, segments
+    return batch
+
+
+def stream(batches: Batches, start: int, stop: int) -> Iterator[Batch]:
+  """The batches of steps start, ..., stop - 1, made ahead of their use by Grain in another thread."""
+  import grain
+
+  class Steps:
+    """Random access for Grain."""
+
+    def __len__(self):
+      return stop - start
+
+    def __getitem__(self, i):
+      return batches[start + i]
+
+  # one thread: more of them only fight over the interpreter lock (16 are 10 times slower)
+  options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+  return iter(grain.MapDataset.source(Steps()).to_iter_dataset(options))

@@ -1,0 +1,1 @@
+"""Equations on arrays: jax only, no parameters, no state."""

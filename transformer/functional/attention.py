@@ -1,0 +1,207 @@
+"""Scaled dot-product attention: the equation for one head, and many heads by vmap."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from transformer.functional.products import product
+
+
+def attention(
+  q: Float[Array, 'T K'],
+  k: Float[Array, 'S K'],
+  v: Float[Array, 'S V'],
+  *,
+  mask: Bool[Array, '#T #S'] | None = None,
+  bias: Float[Array, '#T #S'] | None = None,
+  scale: float | None = None,
+) -> Float[Array, 'T V']:
+  """softmax(q kT / sqrt K) v: scaled dot-product attention for one head.
+
+  Each row of the result is an average of the rows of v, weighted by how well that row's query
+  matches each key. There is no batch or head axis: add them outside with `jax.vmap`, as
+  `multi_head_attention` does.
+
+  Args:
+    q: queries, one per target position.
+    k: keys, one per source position.
+    v: values, one per source position.
+    mask: True where the target may attend to the source. A row that may attend to nothing is
+      exactly 0 and so is its gradient. A NaN or Inf in k or v makes the rows that may attend to it
+      NaN and touches no other row.
+    bias: added to the scaled scores (T5's relative positions, ALiBi).
+    scale: multiplies q kT; 1 / sqrt K if None. T5 passes 1.
+
+  Returns:
+    The weighted values, in v's dtype. The products accumulate and the softmax is computed in
+    float32, whatever the dtype of q, k and v.
+
+  Raises:
+    TypeError: the mask is not boolean.
+
+  Vaswani et al. 2017, equation 1, https://arxiv.org/abs/1706.03762.
+
+  >>> q = jnp.array([[0., 1.]]); k = jnp.array([[0., 9.], [9., 0.]])
+  >>> attention(q, k, jnp.array([[1.], [5.]])).round(1)  # picks the first key's value
+  Array([[1.]], dtype=float32)
+  """
+  if mask is None:
+    weights = attention_weights(q, k, bias=bias, scale=scale)
+  else:
+    v, tainted = _finite(v)
+    weights = _weights(q, k, mask, bias, scale, tainted)
+  return product(weights.astype(v.dtype), v).astype(v.dtype)
+
+
+def attention_weights(
+  q: Float[Array, 'T K'],
+  k: Float[Array, 'S K'],
+  *,
+  mask: Bool[Array, '#T #S'] | None = None,
+  bias: Float[Array, '#T #S'] | None = None,
+  scale: float | None = None,
+) -> Float[Array, 'T S']:
+  """softmax(q kT / sqrt K): how much each target position attends to each source position.
+
+  The arguments are those of `attention`. Every row sums to 1, or is exactly 0 where the mask lets
+  it attend to nothing. Always float32.
+
+  >>> attention_weights(jnp.zeros((1, 2)), jnp.ones((3, 2)), mask=jnp.array([[True, True, False]]))
+  Array([[0.5, 0.5, 0. ]], dtype=float32)
+  """
+  return _weights(q, k, mask, bias, scale)
+
+
+def multi_head_attention(
+  q: Float[Array, 'B T H K'],
+  k: Float[Array, 'B S G K'],
+  v: Float[Array, 'B S G V'],
+  *,
+  mask: Bool[Array, '#B #H #T #S'] | None = None,
+  bias: Float[Array, '#B #H #T #S'] | None = None,
+  scale: float | None = None,
+) -> Float[Array, 'B T H V']:
+  """`attention` for every head of every example: vmap over B, over G and over the heads of a group.
+
+  Head h uses the keys and values of group h // (H / G): with G = H that is multi-head attention,
+  with G = 1 multi-query attention, between them grouped-query attention. k and v are shared, not
+  copied.
+
+  Args:
+    q, k, v: queries, keys and values; G must divide H.
+    mask, bias: broadcast to [B, H, T, S]; otherwise as in `attention`.
+    scale: as in `attention`.
+
+  Raises:
+    ValueError: G does not divide H, or a mask or bias that does not broadcast.
+    TypeError: the mask is not boolean.
+
+  Vaswani et al. 2017, section 3.2.2; Ainslie et al. 2023, https://arxiv.org/abs/2305.13245.
+
+  >>> x = jnp.ones((2, 5, 4, 8))
+  >>> multi_head_attention(x, x[:, :, :2], x[:, :, :2]).shape
+  (2, 5, 4, 8)
+  """
+  return _over_heads(
+    lambda q, kv, mask, bias: attention(q, *kv, mask=mask, bias=bias, scale=scale)
+  )(q, (k, v), mask, bias)
+
+
+def multi_head_attention_weights(
+  q: Float[Array, 'B T H K'],
+  k: Float[Array, 'B S G K'],
+  *,
+  mask: Bool[Array, '#B #H #T #S'] | None = None,
+  bias: Float[Array, '#B #H #T #S'] | None = None,
+  scale: float | None = None,
+) -> Float[Array, 'B H T S']:
+  """`attention_weights` for every head of every example; arguments as in `multi_head_attention`.
+
+  >>> multi_head_attention_weights(jnp.ones((1, 2, 4, 8)), jnp.ones((1, 3, 2, 8))).shape
+  (1, 4, 2, 3)
+  """
+  weights = _over_heads(
+    lambda q, k, mask, bias: attention_weights(q, *k, mask=mask, bias=bias, scale=scale)
+  )(q, (k,), mask, bias)
+  return weights.transpose(0, 2, 1, 3)
+
+
+def weighted_values(
+  weights: Float[Array, 'B H T S'], v: Float[Array, 'B S G V']
+) -> Float[Array, 'B T H V']:
+  """weights v for every head: the second half of attention, for weights that were changed between.
+
+  >>> weighted_values(jnp.ones((1, 4, 2, 3)), jnp.ones((1, 3, 2, 8))).shape
+  (1, 2, 4, 8)
+  """
+  (B, H, T, S), G = weights.shape, v.shape[2]
+  in_example = jax.vmap(
+    jax.vmap(product, in_axes=(0, None), out_axes=1), in_axes=(0, 1), out_axes=1
+  )
+  grouped = weights.astype(v.dtype).reshape(B, G, H // G, T, S)
+  return jax.vmap(in_example)(grouped, v).reshape(B, T, H, -1).astype(v.dtype)
+
+
+def _weights(q, k, mask, bias, scale, tainted=None):
+  """softmax(q kT / sqrt K) with masked weights exactly 0; `tainted` sources make their rows NaN."""
+  scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+  if mask is None:
+    return jax.nn.softmax(_scores(q, k, bias, scale), axis=-1)
+  if mask.dtype != jnp.bool_:
+    raise TypeError(
+      f'mask has dtype {mask.dtype}, but a mask is boolean (True = may attend): pass mask != 0, or '
+      'give numbers to be added to the scores as bias='
+    )
+  k, tainted_key = _finite(k)
+  tainted = tainted_key if tainted is None else tainted | tainted_key
+  scores = jnp.where(tainted, jnp.nan, _scores(q, k, bias, scale))
+  # softmax by hand: where nothing may be attended to, the sum is 0 and must divide nothing.
+  scores = jnp.where(mask, scores, -jnp.inf)
+  peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+  e = jnp.where(mask, jnp.exp(scores - jnp.where(peak == -jnp.inf, 0, peak)), 0)
+  total = jnp.sum(e, axis=-1, keepdims=True)
+  return e / jnp.where(total == 0, 1, total)
+
+
+def _scores(q, k, bias, scale):
+  scores = product(q, k.T).astype(jnp.float32) * scale
+  return scores if bias is None else scores + bias
+
+
+def _finite(x):
+  """x with its NaN and Inf rows as 0, and which rows those are: 0 * NaN would reach every row."""
+  tainted = ~jnp.all(jnp.isfinite(x), axis=-1)
+  return jnp.where(tainted[:, None], 0, x), tainted
+
+
+def _over_heads(head):
+  """head(q, keys_and_values, mask, bias) of one head, vmapped over batch, groups and heads."""
+
+  def heads(q, kv, mask, bias):
+    (B, T, H, K), (_, S, G, _) = q.shape, kv[0].shape
+    if H % G:
+      raise ValueError(
+        f'{G} key/value heads do not divide {H} query heads: choose a divisor of {H}'
+      )
+
+    def grouped(x, name):  # [#B, #H, #T, #S] -> [B, G, H/G, T, S]; XLA copies nothing
+      if x is None:
+        return None
+      try:
+        return jnp.broadcast_to(x, (B, H, T, S)).reshape(B, G, H // G, T, S)
+      except ValueError as error:
+        raise ValueError(
+          f'{name} of shape {x.shape} does not broadcast to [B, H, T, S] = {(B, H, T, S)}: give it '
+          'four axes, with size 1 where it is the same for all'
+        ) from error
+
+    in_group = jax.vmap(head, in_axes=(1, None, 0, 0), out_axes=1)
+    in_example = jax.vmap(in_group, in_axes=(1, 1, 0, 0), out_axes=1)
+    out = jax.vmap(in_example)(
+      q.reshape(B, T, G, H // G, K), kv, grouped(mask, 'mask'), grouped(bias, 'bias')
+    )
+    return out.reshape(B, T, H, -1)
+
+  return heads

@@ -1,0 +1,341 @@
+"""What to say next: greedy, sampled and beam search over step(tokens, cache) -> (logits, cache).
+
+`step` reads one token a row and a cache of what came before, any pytree, and returns the logits of
+the next token and the new cache; its rows must not look at each other. Each search is one
+`lax.while_loop` that ends when every row has: put `jax.jit` around the call, or JAX compiles the
+loop anew each time. All searches take, besides `step` and `cache`,
+
+  first: the token each row starts from; not part of the result.
+  steps: the most tokens to generate.
+  eos: the token that ends a row, part of the result; -1 if none does.
+  pad: fills the row after eos.
+
+as Python numbers except `first`, and raise ValueError for those that make no sense.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+Step = Callable[[Int[Array, 'B'], PyTree], tuple[Float[Array, 'B N'], PyTree]]
+
+
+def greedy(
+  step: Step, cache: PyTree, first: Int[Array, 'B'], *, steps: int, eos: int, pad: int = 0
+) -> tuple[Int[Array, 'B steps'], Float[Array, 'B']]:
+  """y_t = argmax_n log P(n | y_<t): always the most probable token, the lowest of equals.
+
+  Returns:
+    The generated tokens, and log P of each row: the sum over its tokens, eos included, in nats.
+
+  >>> p = jnp.array([[0.0, 0.6, 0.4], [0.5, 0.3, 0.2], [0.9, 0.1, 0.0]])
+  >>> step = lambda tokens, cache: (jnp.log(p[tokens]), cache)
+  >>> tokens, scores = greedy(step, (), jnp.array([0, 2]), steps=3, eos=0, pad=-1)
+  >>> tokens.tolist(), jnp.exp(scores)
+  ([[1, 0, -1], [0, -1, -1]], Array([0.3, 0.9], dtype=float32))
+  """
+  _check(first, steps, eos, pad)
+
+  def choose(logits, position):
+    return jnp.argmax(logits, axis=-1)
+
+  return _generate(step, cache, first, choose, steps, eos, pad)
+
+
+def sample(
+  step: Step,
+  cache: PyTree,
+  first: Int[Array, 'B'],
+  keys: Key[Array, 'B'],
+  *,
+  steps: int,
+  eos: int,
+  pad: int = 0,
+  temperature: float = 1.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  min_p: float = 0.0,
+) -> tuple[Int[Array, 'B steps'], Float[Array, 'B']]:
+  """y_t ~ P(n | y_<t), tempered and cut off by `filter_logits`; temperature 0 is `greedy`.
+
+  Args:
+    keys: one for each row, `jax.random.split(key, B)`: what a row draws depends on its own key
+      only, not on the rows beside it.
+
+  Returns:
+    The generated tokens, and log P of each row under the model itself, untempered and not cut off.
+
+  >>> dice = lambda tokens, cache: (jnp.zeros((len(tokens), 6)), cache)
+  >>> keys = jax.random.split(jax.random.key(0), 2)
+  >>> tokens, scores = sample(dice, (), jnp.array([0, 0]), keys, steps=3, eos=-1)
+  >>> tokens.shape, jnp.exp(-scores).round()
+  ((2, 3), Array([216., 216.], dtype=float32))
+  """
+  _check(first, steps, eos, pad)
+  if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.shape != first.shape:
+    raise ValueError(
+      f'sample takes a typed key for each row, {list(first.shape)}, not {keys.dtype}'
+      f'{list(keys.shape)}: pass jax.random.split(jax.random.key(seed), {first.shape[0]})'
+    )
+
+  def draw(key, logits, position):
+    kept = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    return jax.random.categorical(jax.random.fold_in(key, position), kept)
+
+  def choose(logits, position):
+    return jax.vmap(draw, in_axes=(0, 0, None))(keys, logits, position)
+
+  return _generate(step, cache, first, choose, steps, eos, pad)
+
+
+def filter_logits(
+  logits: Float[Array, 'N'],
+  *,
+  temperature: float = 1.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  min_p: float = 0.0,
+) -> Float[Array, 'N']:
+  """logits / temperature, with -inf for the tokens never to be drawn; one row, `jax.vmap` for more.
+
+  The filters apply in the order of the arguments, each to what the one before it left.
+
+  Args:
+    temperature: below 1 sharpens, above 1 flattens; 0 leaves the most probable token only.
+    top_k: keeps the k most probable tokens; 0 keeps all (Fan et al. 2018).
+    top_p: keeps the nucleus, the fewest most probable tokens whose mass reaches top_p (Holtzman et
+      al. 2020, section 3.1).
+    min_p: keeps tokens at least min_p times as probable as the first (Nguyen et al. 2024).
+
+  Returns:
+    float32 logits, shifted so that the largest is 0. At least one token is left.
+
+  Raises:
+    ValueError: temperature < 0, top_k < 0, top_p not in (0, 1] or min_p not in [0, 1].
+
+  >>> p = jnp.array([0.4, 0.1, 0.2, 0.3])
+  >>> jnp.exp(filter_logits(jnp.log(p), top_p=0.6))
+  Array([1.  , 0.  , 0.  , 0.75], dtype=float32)
+  """
+  if not temperature >= 0:
+    raise ValueError(f'temperature {temperature} is negative: pass 0 (greedy) or more')
+  if top_k < 0:
+    raise ValueError(f'top_k {top_k} is negative: pass 0 to keep every token')
+  if not 0 < top_p <= 1:
+    raise ValueError(f'top_p {top_p} is not a mass in (0, 1]: pass 1 to keep every token')
+  if not 0 <= min_p <= 1:
+    raise ValueError(f'min_p {min_p} is not a ratio in [0, 1]: pass 0 to keep every token')
+  if temperature == 0:
+    temperature, top_k = 1.0, 1
+  logits = logits.astype(jnp.float32)
+  # shifted first, or a temperature near 0 overflows
+  logits = (logits - jnp.max(logits)) / temperature
+  if top_k or top_p < 1:
+    # by rank and not by threshold: of equally probable tokens only as many are kept as asked for
+    ranked, tokens = lax.top_k(logits, min(top_k or logits.size, logits.size))
+    if top_p < 1:
+      p = jax.nn.softmax(ranked)
+      mass_before = jnp.cumsum(p) - p
+      ranked = jnp.where(mass_before < top_p, ranked, -jnp.inf)
+    logits = jnp.full_like(logits, -jnp.inf).at[tokens].set(ranked)
+  return jnp.where(logits >= jnp.log(min_p), logits, -jnp.inf)
+
+
+class Rows(NamedTuple):
+  """Sequences in the making, one a row."""
+
+  position: Int[Array, '']
+  last: Int[Array, 'B']
+  tokens: Int[Array, 'B steps']
+  scores: Float[Array, 'B']
+  finished: Bool[Array, 'B']
+  cache: PyTree
+
+
+def _generate(step, cache, first, choose, steps, eos, pad):
+  """Extends every row by choose(logits, position) until it says eos."""
+
+  def unfinished(rows: Rows):
+    return (rows.position < steps) & ~jnp.all(rows.finished)
+
+  def extend(rows: Rows) -> Rows:
+    logits, cache = step(rows.last, rows.cache)
+    logits = logits.astype(jnp.float32)
+    token = choose(logits, rows.position).astype(jnp.int32)
+    log_p = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
+    log_p -= jax.nn.logsumexp(logits, axis=-1)
+    token = jnp.where(rows.finished, pad, token)
+    return Rows(
+      position=rows.position + 1,
+      last=token,
+      tokens=rows.tokens.at[:, rows.position].set(token),
+      scores=jnp.where(rows.finished, rows.scores, rows.scores + log_p),
+      finished=rows.finished | (token == eos),
+      cache=cache,
+    )
+
+  batch = first.shape[0]
+  tokens = jnp.full((batch, steps), pad, jnp.int32)
+  scores, finished = jnp.zeros(batch, jnp.float32), jnp.zeros(batch, bool)
+  start = Rows(jnp.int32(0), first.astype(jnp.int32), tokens, scores, finished, cache)
+  rows = lax.while_loop(unfinished, extend, start)
+  return rows.tokens, rows.scores
+
+
+def take_rows(tree: PyTree, rows: Int[Array, 'R'], *, axis: int = 0) -> PyTree:
+  """Row rows[r] of every array as its new row r; a scalar belongs to all rows and stays.
+
+  Layers stacked before the rows: `functools.partial(take_rows, axis=1)`.
+
+  >>> take_rows({'k': jnp.array([5, 6, 7])}, jnp.array([2, 2, 0]))['k'].tolist()
+  [7, 7, 5]
+  """
+
+  def take(leaf):
+    if jnp.ndim(leaf) == 0:
+      return leaf
+    if jnp.shape(leaf)[axis : axis + 1] != rows.shape:
+      raise ValueError(
+        f'the cache has an array {list(jnp.shape(leaf))} without {rows.size} rows (batch * beams) '
+        f'on axis {axis}: pass repeat_rows(cache, beams), or your own reorder(cache, rows)'
+      )
+    return jnp.take(leaf, rows, axis=axis, mode='clip')
+
+  return jax.tree.map(take, tree)
+
+
+def repeat_rows(tree: PyTree, beams: int, *, axis: int = 0) -> PyTree:
+  """Every row `beams` times over, row b at b * beams ... b * beams + beams - 1; scalars stay.
+
+  >>> repeat_rows({'k': jnp.array([5, 6])}, 3)['k'].tolist()
+  [5, 5, 5, 6, 6, 6]
+  """
+  return jax.tree.map(
+    lambda leaf: jnp.repeat(leaf, beams, axis=axis) if jnp.ndim(leaf) else leaf, tree
+  )
+
+
+class Beams(NamedTuple):
+  """The best unfinished and finished hypotheses, best first; an empty slot scores -inf."""
+
+  position: Int[Array, '']
+  last: Int[Array, 'B W']
+  tokens: Int[Array, 'B W steps']
+  log_p: Float[Array, 'B W']
+  finished: Int[Array, 'B W steps']
+  scores: Float[Array, 'B W']
+  cache: PyTree
+
+
+def beam_search(
+  step: Step,
+  cache: PyTree,
+  first: Int[Array, 'B'],
+  *,
+  beams: int,
+  steps: int,
+  eos: int,
+  pad: int = 0,
+  alpha: float = 0.0,
+  reorder: Callable[[PyTree, Int[Array, 'B*W']], PyTree] = take_rows,
+) -> tuple[Int[Array, 'B W steps'], Float[Array, 'B W']]:
+  """The y of highest log P(y) / ((5 + |y|) / 6)^alpha, searched `beams` prefixes abreast.
+
+  Of all one-token extensions of the prefixes the best `beams` count: those by eos are finished, and
+  the next best fill up their places, so that `beams` prefixes are always alive. What is cut off
+  after `steps` tokens counts as finished. A sentence ends, and stays as it is whatever the others
+  do, once no extension can enter its n-best list. One beam with alpha 0 is `greedy`.
+
+  Args:
+    step: sees B * beams rows, beam w of sentence b as row b * beams + w.
+    cache: of B * beams rows: `repeat_rows(cache, beams)`. `first` stays [B].
+    beams: W, the prefixes kept alive and the hypotheses returned.
+    alpha: 0 compares log P, more prefers longer; |y| counts the generated tokens, eos included.
+    reorder: row rows[r] of a cache as its new row r; it may leave alone what all beams share.
+
+  Returns:
+    The n-best list of each sentence, best first, and its scores. Where fewer than `beams`
+    hypotheses exist, the rest is pad and scores -inf.
+
+  Wu et al. 2016, equation 14, without the coverage term; Vaswani et al. 2017: beams 4, alpha 0.6.
+
+  >>> p = jnp.array([[0.0, 0.6, 0.4], [0.5, 0.3, 0.2], [0.9, 0.1, 0.0]])
+  >>> step = lambda tokens, cache: (jnp.log(p[tokens]), cache)
+  >>> tokens, scores = beam_search(step, (), jnp.array([0]), beams=2, steps=3, eos=0, pad=-1)
+  >>> tokens.tolist(), (100 * jnp.exp(scores)).round()
+  ([[[2, 0, -1], [1, 0, -1]]], Array([[36., 30.]], dtype=float32))
+  """
+  _check(first, steps, eos, pad)
+  if beams < 1:
+    raise ValueError(f'beams {beams} keeps no hypothesis: pass 1 or more')
+  if not alpha >= 0:
+    raise ValueError(f'alpha {alpha} is negative, so no early end is safe: pass 0 or more')
+  batch = first.shape[0]
+  # refuses a wrong cache by its own message, before step does by another
+  jax.eval_shape(reorder, cache, jnp.arange(batch * beams))
+  penalties = ((5 + jnp.arange(1, steps + 1, dtype=jnp.float32)) / 6) ** alpha
+
+  def unfinished(state: Beams):
+    return jnp.any(state.log_p != -jnp.inf)
+
+  def extend(state: Beams) -> Beams:
+    logits, cache = step(state.last.reshape(-1), state.cache)
+    # before top_k: XLA's CPU backend has a fast one for float32 only
+    logits = logits.reshape(batch, beams, -1).astype(jnp.float32)
+    best, tokens = lax.top_k(logits, min(2 * beams, logits.shape[-1]))
+    so_far = state.log_p[..., None]
+    log_p = so_far + (best - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
+    # top_k puts a negative NaN last, where the model's error would go unseen
+    log_p = jnp.where(jnp.isnan(log_p), jnp.nan, log_p)
+    # an empty slot's cache may hold anything, so its NaN is no error
+    log_p = jnp.where(so_far == -jnp.inf, -jnp.inf, log_p).reshape(batch, -1)
+
+    # 2 * beams, because up to `beams` of them may end in eos
+    log_p, candidates = lax.top_k(log_p, min(2 * beams, log_p.shape[1]))
+    parents = candidates // tokens.shape[-1]
+    tokens = _pick(tokens.reshape(batch, -1), candidates)
+    sequences = _pick(state.tokens, parents).at[:, :, state.position].set(tokens)
+    ends = (tokens == eos) | (state.position == steps - 1)
+
+    ended = jnp.where(ends, log_p / penalties[state.position], -jnp.inf)[:, :beams]
+    scores, winners = lax.top_k(jnp.concatenate([state.scores, ended], axis=1), beams)
+    finished = jnp.concatenate([state.finished, sequences[:, :beams]], axis=1)
+
+    log_p, survivors = lax.top_k(jnp.where(ends, -jnp.inf, log_p), beams)
+    # log P only falls and is divided by no more than the last penalty
+    bound = log_p[:, 0] / penalties[-1]
+    settled = scores[:, -1] >= bound
+    parents = _pick(parents, survivors)
+    return Beams(
+      position=state.position + 1,
+      last=_pick(tokens, survivors),
+      tokens=_pick(sequences, survivors),
+      log_p=jnp.where(settled[:, None], -jnp.inf, log_p),
+      finished=_pick(finished, winners),
+      scores=scores,
+      cache=reorder(cache, (jnp.arange(batch)[:, None] * beams + parents).reshape(-1)),
+    )
+
+  blank = jnp.full((batch, beams, steps), pad, jnp.int32)
+  empty = jnp.full((batch, beams), -jnp.inf, jnp.float32)
+  last = jnp.repeat(first.astype(jnp.int32)[:, None], beams, axis=1)
+  start = Beams(jnp.int32(0), last, blank, empty.at[:, 0].set(0.0), blank, empty, cache)
+  state = lax.while_loop(unfinished, extend, start)
+  return state.finished, state.scores
+
+
+def _pick(slots: Int[Array, 'B W ...'], chosen: Int[Array, 'B C']) -> Int[Array, 'B C ...']:
+  return jax.vmap(lambda slot, choice: slot[choice])(slots, chosen)
+
+
+def _check(first, steps, eos, pad):
+  if first.ndim != 1:
+    raise ValueError(f'first is {list(first.shape)}: pass one start token for each row, [B]')
+  if steps < 1:
+    raise ValueError(f'steps {steps} generates nothing: pass 1 or more')
+  if eos == pad:
+    raise ValueError(f'eos and pad are both {eos}, so an end cannot be seen: pass another pad')

@@ -1,0 +1,208 @@
+"""Pictures of attention weights: a page to explore (`html`) and a figure to print (`png`).
+
+Both take plain arrays: `weights` [L, H, T, S], where row t of every [T, S] panel says how much target token t
+takes from each source token s. Layers and heads are counted from 1 in the pictures, as papers do.
+"""
+
+import functools
+import json
+import re
+import unicodedata
+from collections.abc import Sequence
+from html import escape
+from importlib import resources
+from os import PathLike
+
+import numpy as np
+from jaxtyping import Float
+
+# Nine steps of equal OKLab lightness at one hue (258 degrees); none falls out of sRGB.
+LIGHT = '#f2f3f5 #c1dafe #95bffe #67a4fe #4588eb #316fc9 #2658a1 #204375 #1b2e4b'.split()
+DARK = '#232529 #283b58 #2e5186 #3969af #4d82d1 #6b9de8 #91b9f5 #bcd4f8 #ebeff4'.split()
+
+
+def html(
+  weights: Float[np.ndarray, 'L H T S'],
+  rows: Sequence[str],
+  columns: Sequence[str],
+  *,
+  title: str,
+  subtitle: str = '',
+) -> str:
+  """One self-contained page that shows every layer and head, opening on the last layer's mean.
+
+  Nothing outside the page is loaded. The weights stand in it once, in thousandths, each layer's mean over heads
+  before its heads: `JSON of <script id="data">`, key `thousandths`, flat [L, 1 + H, T, S].
+
+  Args:
+    weights: attention weights in [0, 1].
+    rows: the T target tokens.
+    columns: the S source tokens.
+    title: heading of the page.
+    subtitle: a line below it.
+
+  Returns:
+    The page, pure ASCII, so that it is right under any encoding it is written with.
+
+  Raises:
+    ValueError: weights and labels disagree, or a weight is not a number in [0, 1].
+  """
+  weights, rows, columns = _checked(weights, rows, columns)
+  panels = np.concatenate([weights.mean(axis=1, keepdims=True), weights], axis=1)
+  data = {
+    'layers': weights.shape[0],
+    'heads': weights.shape[1],
+    'rows': [_visible(token) for token in rows],
+    'columns': [_visible(token) for token in columns],
+    'scale': {'light': LIGHT, 'dark': DARK},
+    'thousandths': np.rint(1000 * panels).astype(int).ravel().tolist(),
+  }
+  # A token '</script>' or '<!--' must not end the element that holds the data.
+  inlined = json.dumps(data, separators=(',', ':')).replace('<', r'\u003c')
+  texts = {'title': escape(title), 'subtitle': escape(subtitle), 'data': inlined}
+  page = resources.files(__package__).joinpath('heatmap.html').read_text(encoding='utf-8')
+  page = re.sub(r'\{\{(\w+)\}\}', lambda match: texts[match[1]], page)
+  return page.encode('ascii', 'xmlcharrefreplace').decode('ascii')
+
+
+def png(
+  weights: Float[np.ndarray, 'L H T S'],
+  rows: Sequence[str],
+  columns: Sequence[str],
+  path: str | PathLike,
+  *,
+  title: str = '',
+) -> None:
+  """Writes a PNG of the mean over heads of each layer, side by side; of the last layer alone if they are too wide.
+
+  The page of `html` is the complete picture. This one has no single heads; long tokens are cut; characters that no
+  known installed font has stand as a box, or as their code point where they are a token alone; and matplotlib before
+  3.11 neither joins nor reverses right-to-left tokens.
+
+  Args:
+    weights: attention weights in [0, 1].
+    rows: the T target tokens.
+    columns: the S source tokens.
+    path: the file to write.
+    title: heading of the figure.
+
+  Raises:
+    ValueError: weights and labels disagree, or a weight is not a number in [0, 1].
+  """
+  from matplotlib.colors import LinearSegmentedColormap
+  from matplotlib.figure import Figure
+
+  weights, rows, columns = _checked(weights, rows, columns)
+  means = weights.mean(axis=1)
+  layers, height, width = means.shape
+
+  cell = min(0.5, max(0.16, 4.5 / max(height, width)))  # inches, and so is every length below
+  wide, tall, gap, bar = cell * width, cell * height, 0.3, 0.12
+  shown = range(layers) if layers * (wide + gap) <= 24 else range(layers - 1, layers)
+  right = len(shown) * (wide + gap)
+  figure = Figure(figsize=(right + bar, tall), facecolor='white')
+
+  def axes(left, across):
+    return figure.add_axes((left / (right + bar), 0, across / (right + bar), 1))
+
+  texts, families = _drawable([_visible(token) for token in (*rows, *columns)] + [title])
+  title = texts.pop()
+  labels = [text if len(text) <= 24 else text[:23] + '…' for text in texts]
+  font = {'fontfamily': families, 'fontsize': min(11, cell * 72 * 0.72), 'parse_math': False}
+  turn = max(map(len, labels[height:])) * 0.62 * font['fontsize'] > cell * 72
+  colours = LinearSegmentedColormap.from_list('attention', LIGHT)
+  scale = {'cmap': colours, 'vmin': 0, 'vmax': means[list(shown)].max() or 1}
+  ink, quiet = '#1b1f27', '#626a78'
+
+  for i, layer in enumerate(shown):
+    panel = axes(i * (wide + gap), wide)
+    mesh = panel.pcolormesh(means[layer], **scale, edgecolors='white', linewidth=cell * 3)
+    panel.invert_yaxis()
+    panel.xaxis.tick_top()
+    panel.tick_params(length=0, pad=3, labelcolor=ink)
+    panel.set_xticks(np.arange(width) + 0.5, labels[height:], rotation=90 * turn, **font)
+    panel.set_yticks(np.arange(height) + 0.5, labels[:height] if i == 0 else [''] * height, **font)
+    panel.spines[:].set_visible(False)
+    panel.set_xlabel(f'layer {layer + 1} of {layers}', color=quiet, fontsize=10, labelpad=8)
+  legend = figure.colorbar(mesh, cax=axes(right, bar))
+  legend.outline.set_visible(False)
+  legend.ax.tick_params(length=0, labelsize=9, labelcolor=quiet)
+  legend.set_label('weight, mean over heads', color=quiet, fontsize=9)
+  if title:
+    # The height of the column labels is known only once drawn, so the title goes above what was drawn.
+    top = figure.get_tightbbox().y1 / tall
+    heading = {'fontfamily': families, 'fontsize': 13, 'parse_math': False, 'color': ink}
+    figure.text(0, top + 0.2 / tall, title, va='bottom', **heading)
+  figure.savefig(path, format='png', dpi=160, bbox_inches='tight', pad_inches=0.25)
+
+
+def _checked(weights, rows, columns) -> tuple[np.ndarray, list[str], list[str]]:
+  weights, rows, columns = np.asarray(weights, dtype=np.float64), list(rows), list(columns)
+  for name, tokens in (('rows', rows), ('columns', columns)):
+    if not all(isinstance(token, str) for token in tokens):
+      raise ValueError(f'{name} must be strings, one a token; decode ids or bytes first')
+  if weights.ndim != 4 or 0 in weights.shape:
+    raise ValueError(
+      f'weights must be [layers, heads, target, source], none of them empty, not of shape {weights.shape}; '
+      'index one batch element, and add missing axes with weights[None]'
+    )
+  if weights.shape[2:] != (len(rows), len(columns)):
+    raise ValueError(
+      f'weights of shape {weights.shape} show {weights.shape[2]} target by {weights.shape[3]} source tokens, but '
+      f'there are {len(rows)} row and {len(columns)} column labels; cut both to the tokens that are not padding'
+    )
+  if not (weights.min() >= 0 and weights.max() <= 1 + 1e-4):  # this way round NaN fails too
+    raise ValueError(
+      f'weights must lie in [0, 1], but range from {weights.min():.4g} to {weights.max():.4g}; '
+      'pass the weights after the softmax, not the scores'
+    )
+  return weights, rows, columns
+
+
+def _visible(token: str) -> str:
+  """The token with its spaces and control characters shown as signs, and no effect on what surrounds it."""
+  if not token:
+    return '∅'
+  signs = {' ': '␣', '\n': '↵', '\t': '⇥'}
+  if len(token) > 1:
+    signs |= {
+      '\u200c': '\u200c',
+      '\u200d': '\u200d',
+    }  # inside a token, joiners shape its letters and emoji
+  text = ''.join(signs.get(c) or (c if c.isprintable() else f'U+{ord(c):04X}') for c in token)
+  return '◌' + text if unicodedata.category(text[0])[0] == 'M' else text
+
+
+def _drawable(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+  """The texts with no character that would be missing, and the font families that have the rest."""
+  missing = set(''.join(texts))
+  families = []
+  for family in ('DejaVu Sans', *_installed()):  # the first comes with matplotlib
+    if found := missing & _coverage(family):
+      missing -= found
+      families.append(family)
+
+  def boxed(text):
+    return ''.join(
+      ('□' if len(text) > 1 else f'U+{ord(c):04X}') if c in missing else c for c in text
+    )
+
+  return [boxed(text) for text in texts], families or ['DejaVu Sans']
+
+
+def _installed() -> list[str]:
+  from matplotlib.font_manager import fontManager
+
+  known = r'Noto Sans (?!Mono)|Arial Unicode|Hiragino Sans|PingFang|Yu Gothic|Microsoft YaHei|Malgun|Nirmala'
+  names = {entry.name for entry in fontManager.ttflist}
+  # A CJK font has most scripts at once; the rest in the order of their names, to be the same on every run.
+  return sorted(
+    filter(re.compile(known).match, names), key=lambda name: ('CJK JP' not in name, name)
+  )
+
+
+@functools.cache
+def _coverage(family: str) -> frozenset[str]:
+  from matplotlib.font_manager import findfont, get_font
+
+  return frozenset(map(chr, get_font(findfont(family)).get_charmap()))

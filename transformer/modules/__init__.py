@@ -1,0 +1,1 @@
+"""Parameters + equations, in Flax NNX."""

@@ -1,0 +1,109 @@
+"""Keys and values of the tokens seen so far: an argument and a result of the decoder."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from transformer.modules.config import ModelConfig
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=['k', 'v', 'segments', 'positions', 'length'],
+  meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class Cache:
+  """What self-attention remembers, for every layer, in slots filled from the left.
+
+  Attributes:
+    k, v: keys and values.
+    segments: 0 where a slot is empty or holds padding, so that it is never attended to.
+    positions: of the token in each slot, counted without padding.
+    length: slots used so far.
+  """
+
+  k: Float[Array, 'L B S G K']
+  v: Float[Array, 'L B S G K']
+  segments: Int[Array, 'B S']
+  positions: Int[Array, 'B S']
+  length: Int[Array, '']
+
+  @classmethod
+  def empty(cls, config: ModelConfig, depth: int, rows: int, capacity: int) -> 'Cache':
+    """A cache for `rows` sequences of at most `capacity` tokens each, padding included."""
+    shape = (depth, rows, capacity, config.groups, config.key_size)
+    zeros = jnp.zeros((rows, capacity), jnp.int32)
+    k, v = jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)
+    return cls(k, v, zeros, zeros, jnp.zeros((), jnp.int32))
+
+  @property
+  def capacity(self) -> int:
+    """S, how many slots there are."""
+    return self.segments.shape[1]
+
+  def next_positions(self, segments: Int[Array, 'B T']) -> Int[Array, 'B T']:
+    """The positions of tokens that come next: padding does not count, on whichever side it is."""
+    seen = jnp.sum(self.segments != 0, axis=1, keepdims=True)
+    return (seen + jnp.maximum(jnp.cumsum(segments != 0, axis=1) - 1, 0)).astype(jnp.int32)
+
+  def extend(self, segments: Int[Array, 'B T'], positions: Int[Array, 'B T']) -> 'Cache':
+    """Takes the next T slots for these tokens; their keys and values follow layer by layer.
+
+    Raises:
+      ValueError: they do not fit. Where the length is traced (inside a compiled loop) that cannot
+        be known, and `overflows` tells; the decoder then answers NaN, never a wrong token.
+    """
+    T = segments.shape[1]
+    known = None if isinstance(self.length, jax.core.Tracer) else int(self.length)
+    if (known or 0) + T > self.capacity:
+      raise ValueError(
+        f'{T} more tokens do not fit a cache of {self.capacity} of which {known or 0} are used: '
+        'make it with a larger capacity'
+      )
+    at = (0, self.length)
+    return dataclasses.replace(
+      self,
+      segments=jax.lax.dynamic_update_slice(self.segments, segments.astype(jnp.int32), at),
+      positions=jax.lax.dynamic_update_slice(self.positions, positions.astype(jnp.int32), at),
+      length=self.length + T,
+    )
+
+  @property
+  def overflows(self) -> Array:
+    """Whether more was written than fits."""
+    return self.length > self.capacity
+
+  def take(self, rows: Int[Array, ' R']) -> 'Cache':
+    """The cache of these rows, in this order: what beam search does after every step."""
+    return dataclasses.replace(
+      self,
+      k=self.k[:, rows],
+      v=self.v[:, rows],
+      segments=self.segments[rows],
+      positions=self.positions[rows],
+    )
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass, data_fields=['k', 'v', 'layer', 'start'], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True)
+class LayerCache:
+  """All layers' keys and values as one layer sees them, so that it can write its own in place."""
+
+  k: Float[Array, 'L B S G K']
+  v: Float[Array, 'L B S G K']
+  layer: Int[Array, '']
+  start: Int[Array, '']
+
+  def write(self, k: Float[Array, 'B T G K'], v: Float[Array, 'B T G K']):
+    """This layer's keys and values with the new ones added: (cache, [B, S, G, K], [B, S, G, K])."""
+    at = (self.layer, 0, self.start, 0, 0)
+    all_k = jax.lax.dynamic_update_slice(self.k, k[None], at)
+    all_v = jax.lax.dynamic_update_slice(self.v, v[None], at)
+    layer = functools.partial(jax.lax.dynamic_index_in_dim, index=self.layer, keepdims=False)
+    return dataclasses.replace(self, k=all_k, v=all_v), layer(all_k), layer(all_v)

@@ -1,0 +1,107 @@
+"""The architecture as data: every family is a value of ModelConfig."""
+
+import dataclasses
+from typing import Literal, get_args, get_type_hints
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+  """What a Transformer looks like. The defaults are Vaswani et al. 2017's base model.
+
+  Attributes:
+    vocab: N, number of token types.
+    width: D, size of the residual stream.
+    depth: L, layers of the encoder, and of the decoder unless decoder_depth says otherwise.
+    decoder_depth: layers of the decoder; 0 means depth.
+    heads: H, query heads.
+    kv_heads: G, key/value heads, a divisor of heads; 0 means heads.
+    head_size: K = V; 0 means width / heads.
+    feedforward: F, hidden size of the feed-forward layer.
+    length: the longest sequence; also the number of learned positions.
+    norm: LayerNorm, or RMSNorm without mean and bias.
+    norm_epsilon: added to the variance.
+    prenorm: x + f(norm(x)) and a final norm, instead of the paper's norm(x + f(x)).
+    position: sinusoidal and learned are added to the embedding, rotary turns queries and keys,
+      relative (T5) and alibi bias the scores; none leaves order to the causal mask.
+    rotary_base: wavelength base of rotary positions.
+    window: attend only to positions fewer than this away; 0 means all.
+    activation: of the feed-forward layer; gelu_erf is exact (BERT), gelu_tanh approximate (GPT-2).
+    gated: (activation(x W) * x G) O instead of activation(x W) O.
+    bias: whether linear layers and LayerNorms have biases.
+    tie: which embeddings are one table: none, output (decoder's input and output), all (the
+      encoder's input too).
+    scale_embedding: multiply embeddings by sqrt D, as the paper does.
+    scale_attention: multiply scores by 1 / sqrt K; T5 does not.
+    dropout: rate on embeddings and on the output of every sublayer and hidden feed-forward unit.
+    attention_dropout: rate on attention weights.
+    dtype: operands of matrix products; parameters, sums, norms and the residual are float32.
+    remat: recompute each block in the backward pass instead of storing its insides.
+    unroll: layers per iteration of the scan; 0 means all of them (fastest on a CPU), 1 keeps the
+      compile time independent of depth.
+  """
+
+  vocab: int
+  width: int = 512
+  depth: int = 6
+  decoder_depth: int = 0
+  heads: int = 8
+  kv_heads: int = 0
+  head_size: int = 0
+  feedforward: int = 2048
+  length: int = 512
+  norm: Literal['layer', 'rms'] = 'layer'
+  norm_epsilon: float = 1e-6
+  prenorm: bool = False
+  position: Literal['sinusoidal', 'learned', 'rotary', 'relative', 'alibi', 'none'] = 'sinusoidal'
+  rotary_base: float = 10_000.0
+  window: int = 0
+  activation: Literal['relu', 'gelu_erf', 'gelu_tanh', 'silu'] = 'relu'
+  gated: bool = False
+  bias: bool = True
+  tie: Literal['none', 'output', 'all'] = 'all'
+  scale_embedding: bool = True
+  scale_attention: bool = True
+  dropout: float = 0.1
+  attention_dropout: float = 0.0
+  dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
+  remat: bool = False
+  unroll: int = 0
+
+  def __post_init__(self):
+    for name, hint in get_type_hints(type(self)).items():
+      value, choices = getattr(self, name), get_args(hint)
+      if choices and value not in choices:
+        raise ValueError(f'model.{name}={value!r} is none of {", ".join(map(repr, choices))}')
+    sizes = ('vocab', 'width', 'depth', 'heads', 'feedforward', 'length')
+    for name in sizes:
+      if getattr(self, name) < 1:
+        raise ValueError(f'model.{name}={getattr(self, name)} must be at least 1')
+    for name in ('decoder_depth', 'kv_heads', 'head_size', 'window', 'unroll'):
+      if getattr(self, name) < 0:
+        raise ValueError(f'model.{name}={getattr(self, name)} must be at least 0')
+    for name in ('dropout', 'attention_dropout'):
+      if not 0 <= getattr(self, name) < 1:
+        raise ValueError(f'model.{name}={getattr(self, name)} is a rate: give 0 <= rate < 1')
+    if not self.head_size and self.width % self.heads:
+      raise ValueError(
+        f'model.heads={self.heads} does not divide model.width={self.width}: choose a divisor of '
+        f'{self.width}, or give model.head_size'
+      )
+    if self.heads % self.groups:
+      raise ValueError(
+        f'model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}: choose a divisor'
+      )
+    if self.position == 'sinusoidal' and self.width % 2:
+      raise ValueError(f'model.position=sinusoidal needs an even model.width, not {self.width}')
+    if self.position == 'rotary' and self.key_size % 2:
+      raise ValueError(f'model.position=rotary needs an even head size, not {self.key_size}')
+
+  @property
+  def key_size(self) -> int:
+    """K, size of a head."""
+    return self.head_size or self.width // self.heads
+
+  @property
+  def groups(self) -> int:
+    """G, number of key/value heads."""
+    return self.kv_heads or self.heads

@@ -1,0 +1,233 @@
+"""Parameters + equations: Linear, Norm, FeedForward, Attention, and the one Block of every family.
+
+A module holds `nnx.Param`s and its config, nothing else. Dropout is on exactly when a key is given.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from transformer.functional.attention import (
+  multi_head_attention,
+  multi_head_attention_weights,
+  weighted_values,
+)
+from transformer.functional.positions import rotary
+from transformer.functional.products import product
+from transformer.modules.cache import LayerCache
+from transformer.modules.config import ModelConfig
+
+ACTIVATIONS = {
+  'relu': jax.nn.relu,
+  'gelu_erf': lambda x: jax.nn.gelu(x, approximate=False),
+  'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
+  'silu': jax.nn.silu,
+}
+
+
+def dropout(x: Float[Array, '*X'], rate: float, key: Key[Array, ''] | None) -> Float[Array, '*X']:
+  """Zeroes each element with probability `rate` and divides the rest by 1 - rate; off without key.
+
+  The rate is rounded to 1/65536: 16 random bits an element cost half of 32. Srivastava et al. 2014.
+  """
+  if key is None or rate == 0:
+    return x
+  keep = jax.random.bits(key, x.shape, jnp.uint16) >= round(rate * 2**16)
+  return jnp.where(keep, x / (1 - rate), 0)
+
+
+def split_key(key: Key[Array, ''] | None, n: int) -> Key[Array, ' n'] | list[None]:
+  """`jax.random.split` where there is a key, else n times None."""
+  return [None] * n if key is None else jax.random.split(key, n)
+
+
+class Linear(nnx.Module):
+  """x W + b, the product in the config's dtype, the result in float32."""
+
+  def __init__(self, config: ModelConfig, inputs: int, outputs: int, rngs: nnx.Rngs):
+    self.dtype = config.dtype
+    initial = jax.nn.initializers.glorot_uniform()(rngs.params(), (inputs, outputs))
+    self.kernel = nnx.Param(initial)
+    self.bias = nnx.Param(jnp.zeros(outputs)) if config.bias else None
+
+  def __call__(self, x: Float[Array, '*B I']) -> Float[Array, '*B O']:
+    y = product(x.astype(self.dtype), self.kernel[...].astype(self.dtype)).astype(jnp.float32)
+    return y if self.bias is None else y + self.bias[...]
+
+
+class Norm(nnx.Module):
+  """LayerNorm (x - mean) / sqrt(var + e) scale + bias, or RMSNorm x / sqrt(mean x^2 + e) scale.
+
+  Ba et al. 2016; Zhang & Sennrich 2019. In float32.
+  """
+
+  def __init__(self, config: ModelConfig):
+    self.kind, self.epsilon = config.norm, config.norm_epsilon
+    self.scale = nnx.Param(jnp.ones(config.width))
+    has_bias = config.bias and config.norm == 'layer'
+    self.bias = nnx.Param(jnp.zeros(config.width)) if has_bias else None
+
+  def __call__(self, x: Float[Array, '*B D']) -> Float[Array, '*B D']:
+    if self.kind == 'layer':
+      x = x - jnp.mean(x, axis=-1, keepdims=True)
+    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+    x = x * self.scale[...]
+    return x if self.bias is None else x + self.bias[...]
+
+
+class FeedForward(nnx.Module):
+  """activation(x W) O, or gated: (activation(x W) * x G) O.
+
+  Vaswani et al. 2017, equation 2; Shazeer 2020, https://arxiv.org/abs/2002.05202.
+  """
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    self.config = config
+    self.hidden = Linear(config, config.width, config.feedforward, rngs)
+    self.gate = Linear(config, config.width, config.feedforward, rngs) if config.gated else None
+    self.out = Linear(config, config.feedforward, config.width, rngs)
+
+  def __call__(
+    self, x: Float[Array, 'B T D'], key: Key[Array, ''] | None = None
+  ) -> Float[Array, 'B T D']:
+    hidden = ACTIVATIONS[self.config.activation](self.hidden(x))
+    if self.gate is not None:
+      hidden = hidden * self.gate(x)
+    return self.out(dropout(hidden, self.config.dropout, key))
+
+
+class View(NamedTuple):
+  """What queries may see: their own positions, a mask and a bias over [B, H, T, S]."""
+
+  positions: Int[Array, 'B T']
+  mask: Bool[Array, '#B #H #T #S'] | None = None
+  bias: Float[Array, '#B #H #T #S'] | None = None
+
+
+class Attention(nnx.Module):
+  """Concat(head_1, ..., head_H) W_O: projections around `multi_head_attention`.
+
+  Keys and values are made apart from their use, so that one path serves self-attention, a cache and
+  cross-attention. Vaswani et al. 2017, section 3.2.2.
+  """
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, turns: bool):
+    self.config, self.turns = config, turns  # turns: by rotary positions
+    D, H, G, K = config.width, config.heads, config.groups, config.key_size
+    self.query = Linear(config, D, H * K, rngs)
+    self.key = Linear(config, D, G * K, rngs)
+    self.value = Linear(config, D, G * K, rngs)
+    self.out = Linear(config, H * K, D, rngs)
+
+  def keys_values(
+    self, x: Float[Array, 'B S D'], positions: Int[Array, 'B S'] | None = None
+  ) -> tuple[Float[Array, 'B S G K'], Float[Array, 'B S G K']]:
+    """What can be attended to at each position of x, in the config's dtype."""
+    shape = (*x.shape[:2], self.config.groups, self.config.key_size)
+    k, v = self.key(x).reshape(shape), self.value(x).reshape(shape)
+    if self.turns:
+      k = rotary(k, positions, self.config.rotary_base)
+    return k.astype(self.config.dtype), v.astype(self.config.dtype)
+
+  def __call__(
+    self,
+    x: Float[Array, 'B T D'],
+    k: Float[Array, 'C S G K'],
+    v: Float[Array, 'C S G K'],
+    view: View,
+    *,
+    key: Key[Array, ''] | None = None,
+    weights: bool = False,
+  ) -> tuple[Float[Array, 'B T D'], Float[Array, 'C H U S'] | None]:
+    """Attends from x to k and v; with `weights`, also returns how much.
+
+    B may be a multiple of C: neighbouring rows of x (the beams of a sentence) then share a row of k
+    and v, which is not copied, and the view's mask is over [C, H, B/C T, S].
+    """
+    config, (B, T) = self.config, x.shape[:2]
+    q = self.query(x).reshape(B, T, config.heads, config.key_size)
+    if self.turns:
+      q = rotary(q, view.positions, config.rotary_base)
+    q = q.astype(config.dtype).reshape(k.shape[0], -1, config.heads, config.key_size)
+    how = dict(mask=view.mask, bias=view.bias, scale=None if config.scale_attention else 1.0)
+    p = None
+    if weights or (key is not None and config.attention_dropout):
+      p = multi_head_attention_weights(q, k, **how)
+    if key is not None and config.attention_dropout:
+      y = weighted_values(dropout(p, config.attention_dropout, key), v)
+    else:
+      y = multi_head_attention(q, k, v, **how)
+    return self.out(y.reshape(B, T, -1)), p if weights else None
+
+
+class Block(nnx.Module):
+  """Self-attention, cross-attention where there is a memory, feed-forward: residual sublayers.
+
+  The same Block serves encoder, decoder and encoder-decoder, pre- and post-norm.
+  Vaswani et al. 2017, figure 1; Xiong et al. 2020 for pre-norm.
+  """
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, cross: bool):
+    self.config = config
+    self.attention = Attention(config, rngs, turns=config.position == 'rotary')
+    self.attention_norm = Norm(config)
+    self.cross = Attention(config, rngs, turns=False) if cross else None
+    self.cross_norm = Norm(config) if cross else None
+    self.feedforward = FeedForward(config, rngs)
+    self.feedforward_norm = Norm(config)
+
+  def __call__(
+    self,
+    x: Float[Array, 'B T D'],
+    view: View,
+    memory: tuple[Any, View] | None = None,
+    cache: LayerCache | None = None,
+    *,
+    key: Key[Array, ''] | None = None,
+    weights: bool = False,
+  ):
+    """One layer.
+
+    Args:
+      x: the residual stream.
+      view: what self-attention may see.
+      memory: what cross-attention may see: the encoder's states, or keys and values made of them
+        before, and the view of them.
+      cache: where self-attention keeps its keys and values, if it does.
+      key: turns dropout on.
+      weights: also return the attention weights.
+
+    Returns:
+      (x after the layer, the cache, {'self': [B, H, T, S], 'cross': [C, H, B/C T, S]}).
+    """
+    keys = split_key(key, 6)
+    maps = {}
+
+    def self_attention(h):
+      nonlocal cache
+      k, v = self.attention.keys_values(h, view.positions)
+      if cache is not None:
+        cache, k, v = cache.write(k, v)
+      y, maps['self'] = self.attention(h, k, v, view, key=keys[0], weights=weights)
+      return y
+
+    def cross_attention(h):
+      states, memory_view = memory
+      k, v = states if isinstance(states, tuple) else self.cross.keys_values(states)
+      y, maps['cross'] = self.cross(h, k, v, memory_view, key=keys[1], weights=weights)
+      return y
+
+    x = self._residual(x, self.attention_norm, self_attention, keys[2])
+    if memory is not None:
+      x = self._residual(x, self.cross_norm, cross_attention, keys[3])
+    x = self._residual(x, self.feedforward_norm, lambda h: self.feedforward(h, keys[4]), keys[5])
+    return x, cache, maps
+
+  def _residual(self, x, norm, sublayer, key):
+    """x + dropout(f(norm(x))), or the paper's norm(x + dropout(f(x)))."""
+    if self.config.prenorm:
+      return x + dropout(sublayer(norm(x)), self.config.dropout, key)
+    return norm(x + dropout(sublayer(x), self.config.dropout, key))

@@ -1,0 +1,307 @@
+"""Encoder, Decoder and EncoderDecoder: stacks of Blocks, run by one scan."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from transformer.functional import masks
+from transformer.functional.positions import alibi_bias, from_segments, relative_buckets
+from transformer.modules.cache import Cache, LayerCache
+from transformer.modules.config import ModelConfig
+from transformer.modules.embeddings import Positions, Tokens
+from transformer.modules.layers import Block, Norm, View, dropout, split_key
+
+RELATIVE_BUCKETS, RELATIVE_DISTANCE = 32, 128  # Raffel et al. 2020, section 2.1
+
+
+class Memory(NamedTuple):
+  """What a decoder cross-attends to.
+
+  Attributes:
+    states: the encoder's output.
+    segments: as for any tokens: 0 is padding, packed examples see only their own.
+    keys_values: of every layer [L, B, S, G, K], if they were made in advance: in decoding the same
+      memory is read at every step.
+  """
+
+  states: Float[Array, 'B S D']
+  segments: Int[Array, 'B S']
+  keys_values: tuple[Array, Array] | None = None
+
+
+class Output(NamedTuple):
+  """What a stack returns.
+
+  Attributes:
+    x: the states of the last layer.
+    cache: the cache given, filled further; None if none was given.
+    layers: with capture, of every layer: 'states' [L, B, T, D] and the attention weights 'self'
+      [L, B, H, T, S] and 'cross'; None otherwise.
+  """
+
+  x: Float[Array, 'B T D']
+  cache: Cache | None
+  layers: dict[str, Array] | None
+
+
+class Stack(nnx.Module):
+  """The Blocks of an encoder or decoder: one Block whose parameters have a leading layer axis."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, depth: int, causal: bool, cross: bool):
+    self.config, self.depth, self.causal = config, depth, causal
+    self.positions = Positions(config, rngs)
+    if config.position == 'relative':
+      shape = (RELATIVE_BUCKETS, config.heads)
+      self.relative = nnx.Param(config.width**-0.5 * jax.random.normal(rngs.params(), shape))
+    self.blocks = jax.vmap(lambda key: Block(config, nnx.Rngs(key), cross=cross))(
+      jax.random.split(rngs.params(), depth)
+    )
+    self.norm = Norm(config) if config.prenorm else None
+
+  def __call__(
+    self,
+    x: Float[Array, 'B T D'],
+    segments: Int[Array, 'B T'],
+    *,
+    memory: Memory | None = None,
+    cache: Cache | None = None,
+    key: Key[Array, ''] | None = None,
+    capture: bool = False,
+  ) -> Output:
+    """Runs all layers on embedded inputs.
+
+    Args:
+      x: embeddings without positions.
+      segments: which packed example each position belongs to, 0 for padding.
+      memory: what to cross-attend to.
+      cache: what was seen before; the new positions are added to it.
+      key: turns dropout on.
+      capture: also return every layer's states and attention weights.
+    """
+    if cache is None:
+      positions = from_segments(segments)
+      view = self._view(segments, positions, segments, positions)
+      start = None
+    else:
+      positions, start = cache.next_positions(segments), cache.length
+      cache = cache.extend(segments, positions)
+      view = self._view(segments, positions, cache.segments, cache.positions)
+
+    cross = None
+    if memory is not None:
+      mask = masks.segments(segments.reshape(len(memory.segments), -1), memory.segments)
+      cross = View(positions, mask)
+
+    def layer(carry, xs):
+      x, kv = carry
+      block, keys_values, index, key = xs
+      seen = None if memory is None else (keys_values or memory.states, cross)
+      of_layer = None if kv is None else LayerCache(*kv, index, start)
+      x, of_layer, maps = block(x, view, seen, of_layer, key=key, weights=capture)
+      kv = None if kv is None else (of_layer.k, of_layer.v)
+      return (x, kv), dict(maps, states=x) if capture else None
+
+    embedding_key, *_ = keys = split_key(key, 1 + self.depth)
+    x = dropout(self.positions(x, positions), self.config.dropout, embedding_key)
+    keys_values = None if memory is None else memory.keys_values
+    layer_keys = None if key is None else keys[1:]
+    (x, kv), layers = jax.lax.scan(
+      jax.checkpoint(layer) if self.config.remat else layer,
+      (x, None if cache is None else (cache.k, cache.v)),
+      (self.blocks, keys_values, jnp.arange(self.depth), layer_keys),
+      unroll=self.config.unroll or self.depth,
+    )
+    if self.norm is not None:
+      x = self.norm(x)
+    if cache is not None:
+      cache = dataclasses.replace(cache, k=kv[0], v=kv[1])
+      x = jnp.where(cache.overflows, jnp.nan, x)
+    return Output(x, cache, layers)
+
+  def prepare(self, memory: Memory) -> Memory:
+    """The memory with the cross-attention keys and values of every layer made in advance."""
+    keys_values = jax.vmap(lambda block: block.cross.keys_values(memory.states))(self.blocks)
+    return memory._replace(keys_values=keys_values)
+
+  def _view(self, q_segments, q_positions, k_segments, k_positions) -> View:
+    """Who sees whom in self-attention, by segment and position, never by column."""
+    mask = masks.segments(q_segments, k_segments)
+    if self.causal:
+      mask &= masks.before(q_positions, k_positions)
+    if self.config.window:
+      mask &= masks.near(q_positions, k_positions, size=self.config.window)
+    bias = None
+    if self.config.position == 'relative':
+      buckets = relative_buckets(
+        q_positions,
+        k_positions,
+        causal=self.causal,
+        buckets=RELATIVE_BUCKETS,
+        max_distance=RELATIVE_DISTANCE,
+      )
+      bias = self.relative[...][buckets].transpose(0, 3, 1, 2)
+    if self.config.position == 'alibi':
+      bias = alibi_bias(q_positions, k_positions, self.config.heads)
+    return View(q_positions, mask, bias)
+
+
+class Encoder(nnx.Module):
+  """Tokens to states, every position seeing every other (BERT-shaped)."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    self.config = config
+    self.embed = Tokens(config, rngs)
+    self.stack = Stack(config, rngs, depth=config.depth, causal=False, cross=False)
+
+  def __call__(
+    self,
+    tokens: Int[Array, 'B T'],
+    *,
+    segments: Int[Array, 'B T'] | None = None,
+    key: Key[Array, ''] | None = None,
+  ) -> Float[Array, 'B T D']:
+    """The states of each token; segments default to tokens != 0, that is, 0 is padding."""
+    return self.stack(self.embed(tokens), _segments(tokens, segments), key=key).x
+
+
+class Decoder(nnx.Module):
+  """Tokens to logits of the next token, each position seeing those before it (GPT-shaped)."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    self.config = config
+    self.embed = Tokens(config, rngs)
+    self.stack = Stack(config, rngs, depth=config.depth, causal=True, cross=False)
+    self.output = Tokens(config, rngs) if config.tie == 'none' else None
+
+  def __call__(
+    self,
+    tokens: Int[Array, 'B T'],
+    *,
+    segments: Int[Array, 'B T'] | None = None,
+    cache: Cache | None = None,
+    key: Key[Array, ''] | None = None,
+  ):
+    """Logits [B, T, N]; with a cache, (logits, cache): T tokens after those already in it.
+
+    Args:
+      tokens: with 0 as padding, on either side, unless segments say otherwise.
+      segments: which packed example each token belongs to, 0 for padding.
+      cache: from `init_cache` or the call before.
+      key: turns dropout on.
+    """
+    out = self.stack(self.embed(tokens), _segments(tokens, segments), cache=cache, key=key)
+    logits = (self.output or self.embed).attend(out.x)
+    return logits if cache is None else (logits, out.cache)
+
+  def init_cache(self, rows: int, capacity: int) -> Cache:
+    """An empty cache for `rows` sequences of at most `capacity` tokens."""
+    return Cache.empty(self.config, self.config.depth, rows, capacity)
+
+
+class EncoderDecoder(nnx.Module):
+  """Source tokens to target logits: the Transformer of Vaswani et al. 2017."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    self.config = config
+    depth = config.decoder_depth or config.depth
+    # a table is never stored twice: what is tied is used through the one that is stored
+    self.embed = Tokens(config, rngs)  # of the decoder
+    self.input_embed = None if config.tie == 'all' else Tokens(config, rngs)
+    self.output = Tokens(config, rngs) if config.tie == 'none' else None
+    self.encoder = Stack(config, rngs, depth=config.depth, causal=False, cross=False)
+    self.decoder = Stack(config, rngs, depth=depth, causal=True, cross=True)
+
+  def __call__(
+    self,
+    inputs: Int[Array, 'B S'],
+    targets: Int[Array, 'B T'],
+    *,
+    input_segments: Int[Array, 'B S'] | None = None,
+    target_segments: Int[Array, 'B T'] | None = None,
+    key: Key[Array, ''] | None = None,
+  ) -> Float[Array, 'B T N']:
+    """Teacher forcing: the logits of the token after each of `targets`, all at once.
+
+    Args:
+      inputs: source tokens, 0 is padding.
+      targets: what the decoder reads: the true targets, shifted right by a start token.
+      input_segments, target_segments: which packed example each token belongs to, 0 for padding;
+        tokens != 0 if not given. A packed target sees only the inputs of its own segment.
+      key: turns dropout on.
+    """
+    encoder_key, decoder_key = split_key(key, 2)
+    memory = self.encode(inputs, segments=input_segments, key=encoder_key)
+    return self.decode(targets, memory, segments=target_segments, key=decoder_key)
+
+  def encode(
+    self,
+    inputs: Int[Array, 'B S'],
+    *,
+    segments: Int[Array, 'B S'] | None = None,
+    key: Key[Array, ''] | None = None,
+  ) -> Memory:
+    """The inputs as the decoder sees them."""
+    segments = _segments(inputs, segments)
+    out = self.encoder((self.input_embed or self.embed)(inputs), segments, key=key)
+    return Memory(out.x, segments)
+
+  def decode(
+    self,
+    targets: Int[Array, 'B T'],
+    memory: Memory,
+    *,
+    segments: Int[Array, 'B T'] | None = None,
+    cache: Cache | None = None,
+    key: Key[Array, ''] | None = None,
+  ):
+    """Logits [B, T, N]; with a cache, (logits, cache).
+
+    The rows of targets may be a multiple of those of the memory: neighbours share a sentence.
+    """
+    segments = _segments(targets, segments)
+    out = self.decoder(self.embed(targets), segments, memory=memory, cache=cache, key=key)
+    logits = (self.output or self.embed).attend(out.x)
+    return logits if cache is None else (logits, out.cache)
+
+  def init_cache(self, rows: int, capacity: int) -> Cache:
+    """An empty cache for `rows` targets of at most `capacity` tokens."""
+    return Cache.empty(self.config, self.decoder.depth, rows, capacity)
+
+  def capture(
+    self,
+    inputs: Int[Array, 'B S'],
+    targets: Int[Array, 'B T'],
+    *,
+    input_segments: Int[Array, 'B S'] | None = None,
+    target_segments: Int[Array, 'B T'] | None = None,
+  ) -> dict[str, dict[str, Any]]:
+    """What happens inside the teacher-forced pass: `Output.layers` of 'encoder' and 'decoder'."""
+    input_segments = _segments(inputs, input_segments)
+    embedded = (self.input_embed or self.embed)(inputs)
+    encoder = self.encoder(embedded, input_segments, capture=True)
+    decoder = self.decoder(
+      self.embed(targets),
+      _segments(targets, target_segments),
+      memory=Memory(encoder.x, input_segments),
+      capture=True,
+    )
+    return {'encoder': encoder.layers, 'decoder': decoder.layers}
+
+
+def functional(model: nnx.Module) -> tuple[Callable, Any]:
+  """(apply, params): the model as a pure function, for code that brings its own framework.
+
+  `apply(params, *args, **kwargs)` is `model(*args, **kwargs)`; params is a nested dict of arrays.
+  """
+  graph, state = nnx.split(model)
+  apply = lambda params, *args, **kwargs: nnx.merge(graph, nnx.State(params))(*args, **kwargs)
+  return apply, nnx.to_pure_dict(state)
+
+
+def _segments(tokens, segments):
+  return (tokens != 0).astype(jnp.int32) if segments is None else segments

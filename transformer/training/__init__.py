@@ -1,0 +1,1 @@
+"""Optimisers, sharding, checkpoints, the step and the loop."""

@@ -1,0 +1,239 @@
+"""What `run.py` does in each mode."""
+
+import contextlib
+import importlib.util
+import itertools
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, NoReturn
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict, config_flags
+
+from transformer.training import loop
+from transformer.training import workdir as workdir_module
+from transformer.training.checkpoints import digest
+from transformer.training.experiment import prepare, reopen, restore_best
+from transformer.training.reporting import log_ours as log_ours
+from transformer.training.settings import check
+from transformer.training.workdir import Workdir, write
+
+USAGE, FAILURE = 2, 1
+
+
+def main(flags: Any) -> int:
+  """Runs the mode the flags ask for; returns the exit status."""
+  try:
+    config = _config(flags)
+    workdir = Workdir(flags.workdir or pathlib.Path('runs') / config['experiment'])
+    return MODES[flags.mode](config, workdir, flags)
+  except FloatingPointError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return FAILURE
+  except (ValueError, OSError) as error:  # what a user can mend; --verbosity=1 shows where
+    logging.debug('raised here', exc_info=True)
+    usage_error(error)
+
+
+def with_config_of_workdir(argv: list[str]) -> list[str]:
+  """The command line, with the config of the workdir where none is given and one is there.
+
+  All modes but train and sweep take it from there in any case: a model is used as it was trained.
+  """
+  known = {'mode': 'train', 'workdir': '', 'config': ''}
+  for at, word in enumerate(argv):
+    name, _, value = word.lstrip('-').partition('=')
+    if word.startswith('-') and name in known:
+      known[name] = value or next(iter(argv[at + 1 : at + 2]), '')
+  learns = known['mode'] in ('train', 'sweep')
+  if known['mode'] == 'doctor' or (learns and known['config']):
+    return argv
+  workdir = known['workdir'] or f'runs/{pathlib.Path(known["config"] or "dates").stem}'
+  if learns and not (known['workdir'] and Workdir(workdir).has_config()):
+    return argv
+  rest = list(argv)
+  for at, word in enumerate(argv):
+    if word.lstrip('-') == 'config':
+      rest[at : at + 2] = []
+  rest = [word for word in rest if not word.lstrip('-').startswith('config=')]
+  # before the overrides, which ml_collections wants to come after it
+  return [rest[0], f'--config={workdir_module.__file__}:{workdir}', *rest[1:], f'--workdir={workdir}']
+
+
+def usage_error(error: Exception) -> NoReturn:
+  """Says what was wrong with the command, in one line, and ends the program."""
+  text = error.args[0] if isinstance(error, KeyError) and error.args else error
+  print(f'error: {text}', file=sys.stderr)
+  sys.exit(USAGE)
+
+
+def _train(config, workdir, flags) -> int:
+  began = time.perf_counter()
+  experiment = prepare(config, workdir)
+  try:
+    state = loop.fit(experiment, workdir)
+  except loop.Stopped as stopped:
+    print(stopped, file=sys.stderr)
+    return 128 + stopped.number
+  model, step = restore_best(experiment, workdir)
+  result = loop.report_result(experiment, model, workdir)
+  facts = {'step': int(state.step), 'best_step': step, 'state_sha256': digest(state)}
+  return _answer(config, workdir, 'train', began, facts | result)
+
+
+def _evaluate(config, workdir, flags) -> int:
+  began = time.perf_counter()
+  experiment = reopen(config, workdir)
+  model, step = restore_best(experiment, workdir)
+  result = loop.report_result(experiment, model, workdir)
+  facts = {'step': step, 'state_sha256': digest(model)}
+  return _answer(config, workdir, 'evaluate', began, facts | result)
+
+
+def _answer(config, workdir, mode, began, result) -> int:
+  """The result as JSON: on the last line of stdout and in the workdir."""
+  answer = {
+    'experiment': config['experiment'],
+    'mode': mode,
+    **result,
+    'seconds': round(time.perf_counter() - began, 1),
+    'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    'workdir': str(workdir),
+  }
+  line = json.dumps(answer, ensure_ascii=False)
+  write(workdir.path / f'{mode}.json', line + '\n')
+  print(line)
+  return 0
+
+
+def _predict(config, workdir, flags) -> int:
+  experiment = reopen(config, workdir)
+  model, _ = restore_best(experiment, workdir)
+  task, status = experiment.task, 0
+  with _lines(flags.input) as lines:
+    for chunk in _chunks(lines, size=16 * task.decoding.rows):
+      good = {}
+      for number, line in chunk:
+        try:
+          good[number] = _text(line)
+          task.input(good[number])
+        except ValueError as error:
+          good.pop(number, None)
+          print(f'error: line {number}: {error}. Its output line is empty', file=sys.stderr)
+          status = USAGE
+      outputs = dict(zip(good, task.predict(model, good.values()), strict=True))
+      for number, _ in chunk:
+        print(outputs.get(number, '').replace('\n', ' '), flush=True)
+  return status
+
+
+def _attend(config, workdir, flags) -> int:
+  from transformer.inspection import heatmap
+
+  experiment = reopen(config, workdir)
+  model, _ = restore_best(experiment, workdir)
+  pictures = []
+  with _lines(flags.input) as lines:
+    for number, raw in lines:
+      try:
+        line = _text(raw)
+        weights, rows, columns = experiment.task.attend(model, line)
+      except ValueError as error:
+        raise ValueError(f'line {number}: {error}') from error
+      file = workdir.path / 'attention' / f'{number}.html'
+      output = experiment.task.predict(model, [line])[0]
+      write(file, heatmap.html(weights, rows, columns, title=line, subtitle=output))
+      heatmap.png(weights, rows, columns, file.with_suffix('.png'), title=line)
+      pictures.append(
+        {'input': line, 'output': output, 'html': str(file), 'png': str(file.with_suffix('.png'))}
+      )
+  answer = {'experiment': config['experiment'], 'mode': 'attend', 'pictures': pictures}
+  print(json.dumps(answer, ensure_ascii=False))
+  return 0
+
+
+def _sweep(config, workdir, flags) -> int:
+  file = config_flags.get_config_filename(flags['config'])
+  spec = importlib.util.spec_from_file_location('experiment', file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, 'sweep'):
+    raise ValueError(f'{file} has no function sweep(add): write one, or use --mode=train')
+  variants: list[dict[str, Any]] = []
+  module.sweep(variants.append)
+  configs = []
+  for variant in variants:  # all are checked before the first is run
+    changed = ConfigDict(config)
+    try:
+      changed.update_from_flattened_dict(variant)
+    except (AttributeError, KeyError, TypeError) as error:
+      raise ValueError(f'sweep(add) of {file} added {variant}: {error}') from error
+    configs.append(changed.to_dict())
+    check(configs[-1])
+  results = []
+  for i, (variant, changed) in enumerate(zip(variants, configs, strict=True)):
+    logging.info('sweep %d of %d: %s', i + 1, len(variants), variant)
+    folder = Workdir(workdir.path / f'sweep-{i}')
+    if status := _train(changed, folder, flags):
+      return status
+    metrics = json.loads((folder.path / 'train.json').read_text())['metrics']
+    results.append({'changed': variant, 'metrics': metrics, 'workdir': str(folder)})
+  print(json.dumps({'experiment': config['experiment'], 'mode': 'sweep', 'runs': results}))
+  return 0
+
+
+def _doctor(config, workdir, flags) -> int:
+  from transformer.inspection import doctor
+
+  report = doctor.examine()
+  print(json.dumps({'mode': 'doctor', **report}))
+  return 0 if report['healthy'] else FAILURE
+
+
+MODES = {
+  'train': _train,
+  'evaluate': _evaluate,
+  'predict': _predict,
+  'attend': _attend,
+  'sweep': _sweep,
+  'doctor': _doctor,
+}
+
+
+def _config(flags) -> dict[str, Any]:
+  """The config as plain Python values; a file that could not be read is only found here."""
+  if flags.config is None:
+    raise ValueError('--config names no file: give one of experiments/*.py')
+  try:
+    return flags.config.to_dict()
+  except AttributeError as error:  # ml_collections keeps the error of the file for its first use
+    raise ValueError(f'--config cannot be read: {error}') from error
+
+
+@contextlib.contextmanager
+def _lines(name: str) -> Iterator[Iterator[tuple[int, bytes]]]:
+  """The numbered lines of a file, or of stdin for '-'."""
+  if name != '-' and not pathlib.Path(name).is_file():
+    raise FileNotFoundError(f'--input={name} is no file: give a file of lines, or - for stdin')
+  with sys.stdin.buffer if name == '-' else open(name, 'rb') as file:
+    yield enumerate(file, start=1)
+
+
+def _text(line: bytes) -> str:
+  try:
+    return line.decode('utf-8').rstrip('\r\n')
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f'it is not UTF-8 ({error.reason} at byte {error.start}): convert it'
+    ) from error
+
+
+def _chunks(items: Iterable, size: int) -> Iterator[list]:
+  """Lists of at most `size` items, in order."""
+  items = iter(items)
+  while chunk := list(itertools.islice(items, size)):
+    yield chunk

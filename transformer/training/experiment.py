@@ -1,0 +1,140 @@
+"""A config made real: the tokenizer, task, model, mesh and data of one run."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+from flax import nnx
+from jax.sharding import Mesh
+
+from transformer.data import corpora, pipeline, tokenizers
+from transformer.modules.config import ModelConfig
+from transformer.tasks.sequence import SequenceToSequence
+from transformer.training import settings, sharding
+from transformer.training.checkpoints import Checkpoints
+from transformer.training.workdir import Workdir
+
+
+class Experiment(NamedTuple):
+  """What a run is made of; nothing is trained or loaded yet."""
+
+  settings: settings.Settings
+  task: SequenceToSequence
+  model: ModelConfig
+  mesh: Mesh
+
+  def source(self, split: str) -> corpora.Source:
+    """The examples of a split."""
+    data = self.settings.data
+    limit = data.limit if split == data.train else 0
+    return corpora.load(
+      data.name, split, dir=data.dir, inputs=data.inputs, targets=data.targets, limit=limit
+    )
+
+  def batches(self, split: str) -> pipeline.Batches:
+    """The batches of a split: shuffled and with seed for training, in order for the rest."""
+    data, train = self.settings.data, split == self.settings.data.train
+    source = self.source(split)
+    fields = self.task.features([source[i] for i in range(len(source))])
+    lengths = np.stack([ragged.lengths for ragged in fields.values()], axis=1)
+    short = np.flatnonzero(lengths.max(axis=1) <= data.length)
+    if len(short) < len(lengths):
+      logging.info(
+        '%d of %d examples of %s are longer than data.length=%d tokens and left out',
+        len(lengths) - len(short),
+        len(lengths),
+        split,
+        data.length,
+      )
+    if not len(short):
+      raise ValueError(f'every example of {split} is longer than data.length={data.length} tokens')
+    if data.packing:
+      rows = pipeline.packed(lengths[short], length=data.length, seed=self.settings.seed)
+    else:
+      rows = pipeline.bucketed(lengths[short], buckets=data.buckets)
+    rows = rows._replace(members=[short[m] for m in rows.members])
+    microbatches = self.settings.train.microbatches if train else 1
+    return pipeline.Batches(
+      fields,
+      rows,
+      tokens=data.tokens,
+      multiple=sharding.batch_parts(self.mesh) * microbatches,
+      seed=self.settings.seed if train else None,
+      process=(jax.process_index(), jax.process_count()),
+    )
+
+  def abstract_model(self) -> nnx.Module:
+    """The shapes and shardings of the parameters, without any memory."""
+    init = functools.partial(self.task.init, self.model)
+    return with_shardings(jax.eval_shape(init, jax.random.key(0)), self.mesh)
+
+
+def prepare(config: dict[str, Any], workdir: Workdir) -> Experiment:
+  """A run to train: checks the config, claims the workdir, trains the tokenizer if there is none.
+
+  Raises:
+    ValueError, FileNotFoundError: what is wrong with the config, the data or the workdir.
+  """
+  checked = settings.check(config)
+  mesh = sharding.make_mesh(**checked.mesh)
+  data = checked.data
+  load = functools.partial(
+    corpora.load, data.name, dir=data.dir, inputs=data.inputs, targets=data.targets
+  )
+  for split in (data.val, *splits(data.test)):
+    load(split)  # a missing file is better found now than after training
+  source = load(data.train, limit=data.limit)
+  workdir.claim(config)
+  tokenizer = workdir.tokenizer()
+  if tokenizer is None:
+    examples = (source[i] for i in range(len(source)))
+    texts = (example[side] for example in examples for side in ('inputs', 'targets'))
+    tokenizer = tokenizers.train(texts, **checked.tokenizer)
+    workdir.save_tokenizer(tokenizer)
+  return _experiment(checked, tokenizer, mesh)
+
+
+def reopen(config: dict[str, Any], workdir: Workdir) -> Experiment:
+  """A run that was prepared before.
+
+  Raises:
+    FileNotFoundError: there is none in the workdir.
+  """
+  checked = settings.check(config)
+  tokenizer = workdir.tokenizer()
+  if tokenizer is None:
+    raise FileNotFoundError(f'there is no trained model in {workdir}: train one first')
+  return _experiment(checked, tokenizer, sharding.make_mesh(**checked.mesh))
+
+
+def restore_best(experiment: Experiment, workdir: Workdir) -> tuple[nnx.Module, int]:
+  """The best model of a run, and its step."""
+  with Checkpoints(workdir.path, keep=experiment.settings.train.keep) as checkpoints:
+    model = checkpoints.restore(experiment.abstract_model(), which='best')
+    step, _ = checkpoints.best
+  return model, step
+
+
+def with_shardings(tree: Any, mesh: Mesh) -> Any:
+  """The abstract arrays of a tree with the shardings that they are to have."""
+  return jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    tree,
+    sharding.shardings(tree, mesh),
+  )
+
+
+def splits(names: str) -> list[str]:
+  """The splits of a list separated by commas."""
+  return [name.strip() for name in names.split(',') if name.strip()]
+
+
+def _experiment(checked: settings.Settings, tokenizer: Any, mesh: Mesh) -> Experiment:
+  if None in (tokenizer.bos, tokenizer.eos):
+    raise ValueError('the tokenizer has no start or end token, which sequence to sequence needs')
+  task = SequenceToSequence(
+    tokenizer=tokenizer, decoding=checked.decode, length=checked.data.length, **checked.loss
+  )
+  return Experiment(checked, task, ModelConfig(vocab=tokenizer.size, **checked.model), mesh)

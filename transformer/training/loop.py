@@ -1,0 +1,212 @@
+"""The host's side of training: feeds batches, saves, evaluates, and never makes the device wait."""
+
+import collections
+import dataclasses
+import functools
+import signal
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from flax import nnx
+
+from transformer.data import pipeline
+from transformer.training import optimizers, reporting, sharding
+from transformer.training.checkpoints import Checkpoints
+from transformer.training.evaluation import better, judge, measure
+from transformer.training.experiment import Experiment, splits, with_shardings
+from transformer.training.step import State, init, train_step
+from transformer.training.workdir import Workdir, write
+
+
+class Stopped(Exception):
+  """A signal asked the run to stop; the state was saved."""
+
+  def __init__(self, number: int, step: int):
+    super().__init__(
+      f'{signal.Signals(number).name}: saved step {step}; the same command goes on from there'
+    )
+    self.number = number
+
+
+def fit(experiment: Experiment, workdir: Workdir) -> State:
+  """Trains to the last step from wherever the workdir is, and keeps the best model by val.
+
+  Returns:
+    The state after the last step.
+
+  Raises:
+    Stopped: SIGTERM or SIGINT came; the same command goes on from there.
+    FloatingPointError: a loss or gradient is not finite; names the step, the batch and the layer.
+  """
+  task, train, config = experiment.task, experiment.settings.train, experiment.settings
+  optimizer, learning_rate = optimizers.build(
+    **config.optimizer, steps=train.steps, width=experiment.model.width
+  )
+
+  def fresh(key):
+    return init(task.init(experiment.model, key), optimizer, ema=train.ema)
+
+  key = jax.random.key(config.seed)
+  like = with_shardings(jax.eval_shape(fresh, key), experiment.mesh)
+  placed = jax.tree.map(lambda x: x.sharding, like)
+  step_of = functools.partial(
+    train_step,
+    loss=task.loss,
+    optimizer=optimizer,
+    microbatches=train.microbatches,
+    ema=train.ema,
+  )
+  update = jax.jit(step_of, donate_argnums=0, out_shardings=(placed, None))
+  batches = experiment.batches(config.data.train)
+  validate = _validation(experiment)
+
+  with Checkpoints(workdir.path, keep=train.keep) as checkpoints, _Signals() as signals:
+    if checkpoints.last_step is None:
+      state = jax.jit(fresh, out_shardings=placed)(key)
+    else:
+      state = checkpoints.restore(like)
+      logging.info('going on from step %d of %s', checkpoints.last_step, workdir)
+    start = int(state.step)
+    _describe(experiment, state, batches)
+
+    with reporting.Report(workdir.path, step=start, steps=train.steps) as report:
+
+      def evaluate(step: int, model: nnx.Module):
+        found = validate(model)
+        report.evaluation(step, config.data.val, found.metrics, found.samples)
+        score, best = found.metrics[config.eval.best], checkpoints.best
+        if best is None or better(config.eval.best, score, than=best[1]):
+          checkpoints.save_best(model, step, score)
+
+      def settle(step: int, batch: pipeline.Batch, metrics: dict[str, Any]):
+        if not metrics.pop('finite'):
+          _explain(experiment, state.model, batch, step, workdir)
+        report.advance(np.count_nonzero(batch['targets_segments']))
+        if step % train.log_every_steps == 0:
+          values = {name: float(getattr(v, 'value', v)) for name, v in metrics.items()}
+          report.train(step, dict(values, learning_rate=float(learning_rate(step - 1))))
+
+      waiting: collections.deque = collections.deque()
+      for step, batch in enumerate(pipeline.stream(batches, start, train.steps), start + 1):
+        state, metrics = update(state, sharding.shard_batch(batch, experiment.mesh), key)
+        waiting.append((step, batch, metrics))
+        pause = (
+          signals.received
+          or step % train.save_every_steps == 0
+          or step % config.eval.every_steps == 0
+          or step == train.steps
+        )
+        # one step late: reading a result waits for it, and the device is busy with the next by then
+        while len(waiting) > (0 if pause else 1):
+          settle(*waiting.popleft())
+        if step % config.eval.every_steps == 0 and step < train.steps and not signals.received:
+          evaluate(step, state.average or state.model)
+        if step % train.save_every_steps == 0 or step == train.steps or signals.received:
+          checkpoints.save(state, step)
+        if signals.received:
+          raise Stopped(signals.received, step)
+
+      final = state.average or state.model
+      if train.average > 1:
+        final = checkpoints.average(like, train.average).model
+      evaluate(train.steps, final)
+  return state
+
+
+def report_result(experiment: Experiment, model: nnx.Module, workdir: Workdir) -> dict[str, Any]:
+  """Decodes val and test whole, writes predictions and references, and returns all metrics."""
+  config, data = experiment.settings.eval, experiment.settings.data
+  metrics: dict[str, float] = {}
+  signatures: dict[str, str] = {}
+  measured = jax.jit(experiment.task.measure)
+  for split in [data.val, *splits(data.test)]:
+    source = experiment.source(split)
+    found = judge(
+      experiment.task,
+      model,
+      source,
+      metrics=config.metrics,
+      samples=config.samples,
+      by=config.by if len(source) and config.by in source[0] else '',
+    )
+    teacher = measure(measured, model, experiment.batches(split), experiment.mesh)
+    metrics |= {f'{split}/{name}': value for name, value in {**teacher, **found.metrics}.items()}
+    signatures |= {f'{split}/{name}': text for name, text in found.signatures.items()}
+    folder = workdir.path / 'predictions'
+    write(folder / f'{split}.txt', ''.join(f'{line}\n' for line in found.predictions))
+    references = (source[i]['targets'] for i in range(len(source)))
+    write(folder / f'{split}.reference.txt', ''.join(f'{line}\n' for line in references))
+    logging.info('samples of %s:\n%s', split, reporting.table(found.samples))
+  return {'metrics': metrics, 'signatures': signatures}
+
+
+class _Signals:
+  """Remembers SIGTERM and SIGINT instead of dying of them; a second SIGINT kills as usual."""
+
+  received = 0
+
+  def __enter__(self):
+    self._before = {n: signal.signal(n, self._receive) for n in (signal.SIGTERM, signal.SIGINT)}
+    return self
+
+  def __exit__(self, *_):
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def _receive(self, number, _):
+    self.received = number
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    logging.info('%s: saving after this step', signal.Signals(number).name)
+
+
+def _validation(experiment: Experiment):
+  """A function of a model: its teacher-forced and greedy metrics on the validation split."""
+  config, task = experiment.settings, experiment.task
+  task = task.with_decoding(dataclasses.replace(task.decoding, beams=1))
+  batches, source = experiment.batches(config.data.val), experiment.source(config.data.val)
+  measured = jax.jit(task.measure)
+
+  def validate(model: nnx.Module):
+    teacher = measure(measured, model, batches, experiment.mesh)
+    found = judge(
+      task,
+      model,
+      source,
+      metrics=config.eval.metrics,
+      limit=config.eval.limit,
+      samples=config.eval.samples,
+    )
+    return found._replace(metrics={**teacher, **found.metrics})
+
+  return validate
+
+
+def _describe(experiment: Experiment, state: State, batches: pipeline.Batches):
+  """What is about to be trained, in the log."""
+  parameters = sum(x.size for x in jax.tree.leaves(state.model))
+  shapes = ', '.join(
+    f'{size} x {"/".join(map(str, shape))} ({count})'
+    for (shape, _, size), count in zip(batches.groups, batches.counts, strict=True)
+  )
+  logging.info(
+    '%s parameters on %d %s device(s); %d batches an epoch, rows x lengths (count): %s',
+    f'{parameters:,}',
+    jax.device_count(),
+    jax.default_backend(),
+    len(batches),
+    shapes,
+  )
+
+
+def _explain(experiment: Experiment, model: nnx.Module, batch, step: int, workdir: Workdir):
+  """Raises FloatingPointError, saying where a step went wrong."""
+  file = workdir.path / f'not-finite-step-{step}.npz'
+  np.savez(file, **batch)
+  where = experiment.task.first_not_finite(model, batch)
+  raise FloatingPointError(
+    f'step {step}: the loss or its gradient is not finite, first in {where}. The update was not '
+    f'made; its batch, number {step - 1}, is {file}. Lower optimizer.learning_rate, lengthen '
+    'optimizer.warmup_steps or set optimizer.clip, and run the same command again'
+  )

@@ -1,0 +1,105 @@
+"""How parameters move: Optax optimisers and schedules, decay by parameter path."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+# Which parameters weight decay pulls to zero: the first pattern that fits a path decides.
+# By path, not by number of axes: stacking layers gives a norm's scale two axes.
+DECAY = (
+  (r'(^|/)(scale|bias)$', False),
+  (r'(^|/)(table|relative)$', False),
+  (r'(^|/)kernel$', True),
+)
+
+
+def build(
+  *,
+  name: str,
+  learning_rate: float,
+  schedule: str,
+  warmup_steps: int,
+  steps: int,
+  width: int,
+  b1: float,
+  b2: float,
+  epsilon: float,
+  weight_decay: float,
+  clip: float,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  """The optimiser, and its learning rate by step (for the log).
+
+  Args:
+    name: adamw (Adam where weight_decay is 0), adafactor, lion or sgd.
+    learning_rate: the peak; for noam a factor, 1 in the paper.
+    schedule: after a linear warm-up from 0: constant, cosine or linear to 0, rsqrt (peak times
+      sqrt(warmup / step)), or noam: width^-0.5 min(step^-0.5, step warmup^-1.5), which is rsqrt
+      with the paper's peak (Vaswani et al. 2017, equation 3).
+    warmup_steps: steps until the peak.
+    steps: when cosine and linear arrive at 0.
+    width: D, for noam.
+    b1, b2, epsilon: Adam's; b1 is also Lion's and SGD's momentum.
+    weight_decay: decoupled (Loshchilov & Hutter 2019), on the parameters that DECAY names.
+    clip: global norm above which gradients are scaled down; 0 means never.
+  """
+  peak = learning_rate
+  if schedule == 'noam':
+    peak, schedule = learning_rate * (width * max(warmup_steps, 1)) ** -0.5, 'rsqrt'
+  after = {
+    'constant': lambda step: jnp.ones(()),
+    'cosine': lambda step: 0.5 * (1 + jnp.cos(jnp.pi * _progress(step, warmup_steps, steps))),
+    'linear': lambda step: 1 - _progress(step, warmup_steps, steps),
+    'rsqrt': lambda step: jnp.sqrt(max(warmup_steps, 1) / jnp.maximum(step, max(warmup_steps, 1))),
+  }
+  if schedule not in after:
+    raise ValueError(f'optimizer.schedule={schedule!r} is none of {", ".join([*after, "noam"])}')
+
+  def rate(step):
+    step = step + 1.0  # the first update is step 1, as in the paper
+    return peak * jnp.minimum(step / max(warmup_steps, 1), after[schedule](step))
+
+  transforms = {
+    'adamw': lambda: optax.scale_by_adam(b1, b2, epsilon),
+    'adafactor': lambda: optax.scale_by_factored_rms(),
+    'lion': lambda: optax.scale_by_lion(b1, b2),
+    'sgd': lambda: optax.trace(b1),
+  }
+  if name not in transforms:
+    raise ValueError(f'optimizer.name={name!r} is none of {", ".join(transforms)}')
+  chain = [optax.clip_by_global_norm(clip)] if clip else []
+  chain += [transforms[name]()]
+  if weight_decay:
+    chain += [optax.add_decayed_weights(weight_decay, mask=decays)]
+  return optax.chain(*chain, optax.scale_by_learning_rate(rate)), rate
+
+
+def decays(params: Any) -> Any:
+  """For each parameter, whether weight decay applies.
+
+  Raises:
+    ValueError: no pattern of DECAY fits a path.
+  """
+
+  def decides(path, _):
+    name = parameter_path(path)
+    for pattern, decay in DECAY:
+      if re.search(pattern, name):
+        return decay
+    raise ValueError(
+      f'optimizers.DECAY does not say whether parameter {name} decays: add a pattern'
+    )
+
+  return jax.tree.map_with_path(decides, params)
+
+
+def parameter_path(path: tuple) -> str:
+  """A leaf's path as text, such as encoder/blocks/attention/query/kernel."""
+  return jax.tree_util.keystr(path, simple=True, separator='/').removesuffix('/value')
+
+
+def _progress(step, warmup_steps, steps):
+  """0 at the end of the warm-up, 1 at the end of training."""
+  return jnp.clip((step - warmup_steps) / max(steps - warmup_steps, 1), 0, 1)

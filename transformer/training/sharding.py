@@ -1,0 +1,77 @@
+"""Which device holds what: a mesh, and one table from parameter paths to partitions."""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from transformer.training.optimizers import parameter_path
+
+AXES = ('data', 'fsdp', 'tensor', 'sequence')
+
+# The first pattern that fits a path decides; optimiser states carry the paths of their parameters.
+# Parameters of blocks have a leading layer axis. An axis that does not divide its mesh axis stays
+# whole.
+RULES = (
+  (r'blocks/.*(query|key|value|hidden|gate)/kernel$', P(None, 'fsdp', 'tensor')),
+  (r'blocks/.*(query|key|value|hidden|gate)/bias$', P(None, 'tensor')),
+  (r'blocks/.*out/kernel$', P(None, 'tensor', 'fsdp')),
+  (r'(embed|output)/table$', P('tensor', 'fsdp')),
+  (r'.*', P()),
+)
+
+
+def make_mesh(*, data: int, fsdp: int, tensor: int, sequence: int) -> Mesh:
+  """A mesh of all devices.
+
+  Args:
+    data: replicas that see different examples; -1 takes all devices that are left.
+    fsdp: the same, and each holds a part of the parameters.
+    tensor: parts of every matrix product.
+    sequence: parts of every sequence.
+
+  Raises:
+    ValueError: the sizes do not multiply to the number of devices.
+  """
+  devices = jax.device_count()
+  rest = fsdp * tensor * sequence
+  if data == -1 and devices % rest == 0:
+    data = devices // rest
+  if data * rest != devices:
+    raise ValueError(
+      f'mesh data={data} x fsdp={fsdp} x tensor={tensor} x sequence={sequence} is not {devices}, the '
+      'number of devices: use --config.mesh.data=-1 and sizes that divide it'
+    )
+  return jax.make_mesh(
+    (data, fsdp, tensor, sequence), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+  )
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+  """The sharding of every leaf of a model, optimiser or training state, by RULES."""
+
+  def of_leaf(path, leaf):
+    name = parameter_path(path)
+    spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
+    if len(spec) > len(leaf.shape):  # a factored or scalar statistic of the parameter
+      return NamedSharding(mesh, P())
+    fits = [a if a and size % mesh.shape[a] == 0 else None for a, size in zip(spec, leaf.shape)]
+    return NamedSharding(mesh, P(*fits))
+
+  return jax.tree.map_with_path(of_leaf, tree)
+
+
+def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+  """This process's rows as its part of one global batch: rows over data x fsdp, time over sequence."""
+  sharding = NamedSharding(mesh, P(('data', 'fsdp'), 'sequence'))
+  return {
+    name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
+  }
+
+
+def batch_parts(mesh: Mesh) -> int:
+  """The number of rows of a batch must be a multiple of this."""
+  return mesh.shape['data'] * mesh.shape['fsdp']

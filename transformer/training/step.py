@@ -1,0 +1,103 @@
+"""One update: a pure function of (state, batch, key)."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from transformer.functional.losses import Mean
+
+Loss = Callable[[nnx.Module, dict[str, jax.Array], jax.Array | None], tuple[Mean, dict[str, Mean]]]
+
+
+class State(NamedTuple):
+  """All that training changes.
+
+  Attributes:
+    step: updates so far; also the position in the data.
+    model: the parameters.
+    optimizer: Optax's state.
+    average: exponential moving average of the parameters; None if not kept.
+  """
+
+  step: jax.Array
+  model: nnx.Module
+  optimizer: optax.OptState
+  average: nnx.Module | None
+
+
+def init(model: nnx.Module, optimizer: optax.GradientTransformation, *, ema: float) -> State:
+  """The state before the first step."""
+  average = jax.tree.map(jnp.copy, model) if ema else None
+  return State(jnp.zeros((), jnp.int32), model, optimizer.init(model), average)
+
+
+def train_step(
+  state: State,
+  batch: dict[str, jax.Array],
+  key: jax.Array,
+  *,
+  loss: Loss,
+  optimizer: optax.GradientTransformation,
+  microbatches: int = 1,
+  ema: float = 0.0,
+) -> tuple[State, dict[str, Any]]:
+  """The state after one update, and what to log.
+
+  The gradient is that of the batch's summed loss, divided once by its weight, so it is the same for
+  every split into microbatches and devices. A loss or gradient that is not finite changes nothing
+  but the step, and is reported.
+
+  Args:
+    state: before the update; may be donated.
+    batch: arrays whose number of rows `microbatches` divides.
+    key: of the whole run; the step is folded in.
+    loss: (model, batch, key) to the summed loss and metrics.
+    optimizer: turns gradients into updates.
+    microbatches: how many parts the batch is run in, to save memory.
+    ema: decay of the moving average of parameters, 0 for none; it starts as a plain mean.
+
+  Returns:
+    The new state and {'loss': Mean, ..., 'gradient_norm': scalar, 'finite': bool}.
+  """
+  key = jax.random.fold_in(key, state.step)
+
+  def summed(model, part, key):
+    mean, metrics = loss(model, part, key)
+    return mean.sum, dict(metrics, loss=mean)
+
+  def add(total, part):
+    index, part = part
+    gradient, metrics = jax.grad(summed, has_aux=True)(
+      state.model, part, jax.random.fold_in(key, index)
+    )
+    return jax.tree.map(jnp.add, total, (gradient, metrics)), None
+
+  # strided, so that every microbatch has rows on every device
+  split = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+  first = jax.tree.map(lambda x: x[0], split)
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype),
+    jax.eval_shape(jax.grad(summed, has_aux=True), state.model, first, key),
+  )
+  (gradient, metrics), _ = jax.lax.scan(
+    add, zeros, (jnp.arange(microbatches), split), unroll=microbatches == 1
+  )
+  weight = jnp.maximum(metrics['loss'].weight, 1)
+  gradient = jax.tree.map(lambda g: g / weight, gradient)
+  norm = optax.global_norm(gradient)
+  finite = jnp.isfinite(norm) & jnp.isfinite(metrics['loss'].sum)
+
+  updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.model)
+  model = optax.apply_updates(state.model, updates)
+  average = state.average
+  if average is not None:
+    decay = jnp.minimum(ema, state.step / (state.step + 1.0))
+    average = optax.incremental_update(model, average, 1 - decay)
+  new = State(state.step, model, optimizer_state, average)
+  new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+  metrics = dict(metrics, gradient_norm=norm, finite=finite)
+  return new._replace(step=state.step + 1), metrics

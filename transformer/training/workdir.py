@@ -1,0 +1,103 @@
+"""The folder of a run, which describes itself: config, tokenizer, checkpoints, metrics, samples."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from transformer.data.tokenizers import Tokenizer
+
+# What may differ when a run goes on: how long, how often, and how it is judged, not what is learnt.
+FREE = ('train.steps', 'train.log', 'train.save', 'train.keep', 'train.average', 'eval.', 'decode.')
+FREE += ('mesh.', 'data.dir', 'data.test')
+
+
+class Workdir:
+  """Files of a run under one path."""
+
+  def __init__(self, path: str | pathlib.Path):
+    self.path = pathlib.Path(path).expanduser().absolute()
+
+  def has_config(self) -> bool:
+    """Whether there is a run here."""
+    return (self.path / 'config.json').exists()
+
+  def __str__(self) -> str:
+    return str(self.path)
+
+  def read_config(self) -> dict[str, Any]:
+    """The config of the run.
+
+    Raises:
+      FileNotFoundError: there is no run here.
+      ValueError: the file is damaged.
+    """
+    file = self.path / 'config.json'
+    if not self.has_config():
+      raise FileNotFoundError(
+        f'there is no trained model in {self.path} (no config.json): train one first with '
+        f'python run.py --config=... --workdir={self.path}'
+      )
+    try:
+      return json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+      raise ValueError(
+        f'{file} is not JSON ({error}): restore it, or use another --workdir'
+      ) from error
+
+  def claim(self, config: Mapping[str, Any]):
+    """Makes the folder the run of this config.
+
+    Raises:
+      ValueError: it is the run of another experiment already; names the keys that differ.
+    """
+    self.path.mkdir(parents=True, exist_ok=True)
+    file = self.path / 'config.json'
+    if self.has_config():
+      old, new = _flatten(self.read_config()), _flatten(config)
+      differ = [
+        f'{key} is {old.get(key)!r} there and {new.get(key)!r} here'
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(FREE)
+      ]
+      if differ:
+        raise ValueError(
+          f'{self.path} holds a run of another experiment: {"; ".join(differ[:5])}. Use another '
+          '--workdir, or delete that folder to start anew'
+        )
+    write(file, json.dumps(config, indent=2, ensure_ascii=False) + '\n')
+
+  def tokenizer(self) -> Tokenizer | None:
+    """The run's tokenizer; None if it has none yet."""
+    file = self.path / 'tokenizer.json'
+    return Tokenizer.load(file) if file.exists() else None
+
+  def save_tokenizer(self, tokenizer: Tokenizer):
+    """Keeps the tokenizer for as long as the run."""
+    temporary = self.path / 'tokenizer.json.tmp'
+    tokenizer.save(temporary)
+    temporary.replace(self.path / 'tokenizer.json')
+
+
+def get_config(path: str) -> ConfigDict:
+  """The config of a workdir, as an experiment file gives it: `--config=workdir.py:PATH`."""
+  return ConfigDict(Workdir(path).read_config())
+
+
+def write(file: pathlib.Path, text: str):
+  """Writes a file whole or not at all."""
+  file.parent.mkdir(parents=True, exist_ok=True)
+  temporary = file.with_name(file.name + '.tmp')
+  temporary.write_text(text, encoding='utf-8')
+  temporary.replace(file)
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  flat = {}
+  for key, value in config.items():
+    flat |= (
+      _flatten(value, f'{prefix}{key}.') if isinstance(value, Mapping) else {prefix + key: value}
+    )
+  return flat

@@ -1,0 +1,38 @@
+"""Known architectures as plain data: keywords of ModelConfig, each with its paper."""
+
+# Vaswani et al. 2017, table 3, base: 65 M parameters with its 37,000 joint tokens.
+TRANSFORMER_BASE = dict(
+  width=512,
+  depth=6,
+  decoder_depth=0,
+  heads=8,
+  kv_heads=0,
+  head_size=0,
+  feedforward=2048,
+  length=512,
+  norm='layer',
+  norm_epsilon=1e-6,
+  prenorm=False,
+  position='sinusoidal',
+  rotary_base=10_000.0,
+  window=0,
+  activation='relu',
+  gated=False,
+  bias=True,
+  tie='all',
+  scale_embedding=True,
+  scale_attention=True,
+  dropout=0.1,
+  attention_dropout=0.0,
+  dtype='float32',
+  remat=False,
+  unroll=0,
+)
+
+# Vaswani et al. 2017, table 3, big: 213 M parameters.
+TRANSFORMER_BIG = dict(TRANSFORMER_BASE, width=1024, heads=16, feedforward=4096, dropout=0.3)
+
+# Wu et al. 2021, https://arxiv.org/abs/2105.14462, Transformer-Tiny for Multi30k.
+TRANSFORMER_TINY = dict(
+  TRANSFORMER_BASE, width=128, depth=4, heads=4, feedforward=256, length=256, dropout=0.3
+)
