@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from transformer.training import loop
 from transformer.training import workdir as workdir_module
+from transformer.training.allocator import keep_freed_memory
 from transformer.training.checkpoints import digest
 from transformer.training.experiment import prepare, reopen, restore_best
 from transformer.training.reporting import log_ours as log_ours
@@ -27,6 +28,7 @@ USAGE, FAILURE = 2, 1
 
 def main(flags: Any) -> int:
   """Runs the mode the flags ask for; returns the exit status."""
+  keep_freed_memory()
   try:
     config = _config(flags)
     workdir = Workdir(flags.workdir or pathlib.Path('runs') / config['experiment'])
@@ -61,7 +63,12 @@ def with_config_of_workdir(argv: list[str]) -> list[str]:
       rest[at : at + 2] = []
   rest = [word for word in rest if not word.lstrip('-').startswith('config=')]
   # before the overrides, which ml_collections wants to come after it
-  return [rest[0], f'--config={workdir_module.__file__}:{workdir}', *rest[1:], f'--workdir={workdir}']
+  return [
+    rest[0],
+    f'--config={workdir_module.__file__}:{workdir}',
+    *rest[1:],
+    f'--workdir={workdir}',
+  ]
 
 
 def usage_error(error: Exception) -> NoReturn:

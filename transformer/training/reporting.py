@@ -18,8 +18,7 @@ def log_ours():
   logging.set_verbosity(logging.INFO)
   ours = str(pathlib.Path(__file__).parents[1])
   logging.get_absl_handler().addFilter(
-    lambda record: record.levelno >= std_logging.WARNING
-    or record.pathname.startswith(ours)
+    lambda record: record.levelno >= std_logging.WARNING or record.pathname.startswith(ours)
   )
 
 

@@ -1,0 +1,63 @@
+r"""Translation, English to German, Multi30k: the text-only Transformer-Tiny of Wu et al. 2021.
+
+  python run.py --config=experiments/multi30k_en_de.py --config.data.dir=../shared/data/multi30k
+
+Paper: https://arxiv.org/abs/2105.14462, 41.02 BLEU on test_2016_flickr (lower-cased, Moses tokens).
+"""
+
+from ml_collections import ConfigDict
+
+from transformer.zoo import presets
+
+
+def get_config() -> ConfigDict:
+  c = ConfigDict()
+  c.experiment, c.task, c.seed = 'multi30k_en_de', 'sequence', 0
+  c.data = dict(
+    name='parallel',
+    dir='../shared/data/multi30k',
+    inputs='en',
+    targets='de',
+    train='train',
+    val='val',
+    test='test_2016_flickr',
+    limit=0,
+    length=128,
+    tokens=4096,
+    buckets=4,
+    packing=False,
+  )
+  c.tokenizer = dict(kind='bpe', vocab=6000, lowercase=False, split_digits=False)
+  c.model = dict(presets.TRANSFORMER_TINY, prenorm=True, dtype='bfloat16')
+  c.loss = dict(label_smoothing=0.1, z_loss=0.0)
+  c.optimizer = dict(
+    name='adamw',
+    learning_rate=3e-3,
+    schedule='cosine',
+    warmup_steps=1000,
+    b1=0.9,
+    b2=0.98,
+    epsilon=1e-9,
+    weight_decay=0.0,
+    clip=1.0,
+  )
+  c.train = dict(
+    steps=5000,
+    microbatches=1,
+    ema=0.0,
+    average=5,
+    log_every_steps=50,
+    save_every_steps=200,
+    keep=5,
+  )
+  c.eval = dict(
+    every_steps=500,
+    limit=0,
+    samples=4,
+    metrics='bleu,chrf,bleu_lowercase_moses',
+    best='bleu_lowercase_moses',
+    by='',
+  )
+  c.decode = dict(beams=5, alpha=1.0, length=96, rows=32)
+  c.mesh = dict(data=-1, fsdp=1, tensor=1, sequence=1)
+  return c
