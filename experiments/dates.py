@@ -34,15 +34,7 @@ def get_config() -> ConfigDict:
   )
   c.loss = dict(label_smoothing=0.0, z_loss=0.0)
   c.optimizer = dict(
-    name='adamw',
-    learning_rate=2e-3,
-    schedule='cosine',
-    warmup_steps=100,
-    b1=0.9,
-    b2=0.98,
-    epsilon=1e-9,
-    weight_decay=0.0,
-    clip=1.0,
+    presets.ADAM, learning_rate=2e-3, schedule='cosine', warmup_steps=100, clip=1.0
   )
   c.train = dict(
     steps=1000,
@@ -57,5 +49,5 @@ def get_config() -> ConfigDict:
     every_steps=250, limit=200, samples=8, metrics='exact_match', best='exact_match', by='locale'
   )
   c.decode = dict(beams=1, alpha=0.0, length=16, rows=64)
-  c.mesh = dict(data=-1, fsdp=1, tensor=1, sequence=1)
+  c.mesh = dict(presets.DATA_PARALLEL)
   return c

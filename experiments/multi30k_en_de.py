@@ -31,15 +31,7 @@ def get_config() -> ConfigDict:
   c.model = dict(presets.TRANSFORMER_TINY, prenorm=True, dtype='bfloat16')
   c.loss = dict(label_smoothing=0.1, z_loss=0.0)
   c.optimizer = dict(
-    name='adamw',
-    learning_rate=3e-3,
-    schedule='cosine',
-    warmup_steps=1000,
-    b1=0.9,
-    b2=0.98,
-    epsilon=1e-9,
-    weight_decay=0.0,
-    clip=1.0,
+    presets.ADAM, learning_rate=3e-3, schedule='cosine', warmup_steps=1000, clip=1.0
   )
   c.train = dict(
     steps=5000,
@@ -59,5 +51,5 @@ def get_config() -> ConfigDict:
     by='',
   )
   c.decode = dict(beams=5, alpha=1.0, length=96, rows=32)
-  c.mesh = dict(data=-1, fsdp=1, tensor=1, sequence=1)
+  c.mesh = dict(presets.DATA_PARALLEL)
   return c

@@ -25,6 +25,13 @@ class Ragged(NamedTuple):
     tokens = np.fromiter((t for s in sequences for t in s), np.int32, int(lengths.sum()))
     return cls(tokens, np.concatenate([[0], np.cumsum(lengths)]))
 
+  @classmethod
+  def join(cls, parts: Sequence['Ragged']) -> 'Ragged':
+    """All sequences of all parts, in order."""
+    lengths = np.concatenate([part.lengths for part in parts])
+    tokens = np.concatenate([part.tokens for part in parts])
+    return cls(tokens, np.concatenate([[0], np.cumsum(lengths)]))
+
   @property
   def lengths(self) -> np.ndarray:
     """How long each sequence is."""
@@ -178,7 +185,7 @@ class Batches:
 
 
 def stream(batches: Batches, start: int, stop: int) -> Iterator[Batch]:
-  """The batches of steps start, ..., stop - 1, made ahead of their use by Grain in another thread."""
+  """The batches of steps start, ..., stop - 1, made ahead of their use by Grain, in a thread."""
   import grain
 
   class Steps:

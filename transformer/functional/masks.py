@@ -46,7 +46,7 @@ def prefix(length: int, prefix_length: int) -> Bool[Array, 'T T']:
 
 
 def sliding_window(targets: int, sources: int | None = None, *, size: int) -> Bool[Array, 'T S']:
-  """t may attend to the positions fewer than `size` away from it; `& causal(...)` for the past only.
+  """t may attend to positions fewer than `size` away; `& causal(...)` for those of the past only.
 
   Aligned at the lower right corner like `causal`. Beltagy et al. 2020, figure 2b.
   """

@@ -299,7 +299,10 @@ def functional(model: nnx.Module) -> tuple[Callable, Any]:
   `apply(params, *args, **kwargs)` is `model(*args, **kwargs)`; params is a nested dict of arrays.
   """
   graph, state = nnx.split(model)
-  apply = lambda params, *args, **kwargs: nnx.merge(graph, nnx.State(params))(*args, **kwargs)
+
+  def apply(params, *args, **kwargs):
+    return nnx.merge(graph, nnx.State(params))(*args, **kwargs)
+
   return apply, nnx.to_pure_dict(state)
 
 

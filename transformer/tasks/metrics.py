@@ -44,7 +44,10 @@ def bleu_lowercase_moses(predictions: Sequence[str], references: Sequence[str]) 
   from sacremoses import MosesTokenizer
 
   moses = MosesTokenizer()
-  tokenize = lambda line: moses.tokenize(line.lower(), escape=False, return_str=True)
+
+  def tokenize(line: str) -> str:
+    return moses.tokenize(line.lower(), escape=False, return_str=True)
+
   metric = BLEU(tokenize='none', force=True)
   value = metric.corpus_score(
     [tokenize(line) for line in predictions], [[tokenize(line) for line in references]]

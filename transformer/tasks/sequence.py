@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from transformer.data.corpora import Source
 from transformer.data.pipeline import Batch, Ragged
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional import search
@@ -17,6 +18,8 @@ from transformer.functional.losses import Mean, accuracy, cross_entropy
 from transformer.modules.cache import Cache
 from transformer.modules.config import ModelConfig
 from transformer.modules.model import EncoderDecoder
+
+SIDES = ('inputs', 'targets')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,11 +74,14 @@ class SequenceToSequence:
     """Tokens of each line, end token included."""
     return [[*tokens, self.tokenizer.eos] for tokens in self.tokenizer.encode_batch(lines)]
 
-  def features(self, examples: Sequence[dict[str, str]]) -> dict[str, Ragged]:
-    """The examples as tokens, for the pipeline."""
+  def features(self, source: Source) -> dict[str, Ragged]:
+    """The examples as tokens, for the pipeline; a few thousand texts are held at a time."""
+    chunks = []
+    for start in range(0, len(source), 8192):
+      examples = [source[i] for i in range(start, min(start + 8192, len(source)))]
+      chunks.append([Ragged.of(self.encode([e[side] for e in examples])) for side in SIDES])
     return {
-      side: Ragged.of(self.encode([example[side] for example in examples]))
-      for side in ('inputs', 'targets')
+      side: Ragged.join(parts) for side, parts in zip(SIDES, zip(*chunks, strict=True), strict=True)
     }
 
   def loss(
@@ -149,7 +155,7 @@ class SequenceToSequence:
     return _search(model, inputs, self.decoding, self.tokenizer.bos, self.tokenizer.eos)
 
   def first_not_finite(self, model: EncoderDecoder, batch: Batch) -> str:
-    """The first place in the order of computation with a NaN or Inf: parameter, layer or gradient."""
+    """Where a NaN or Inf comes first, in the order of computation: parameter, layer, gradient."""
 
     def first(tree):
       for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -200,8 +206,8 @@ class SequenceToSequence:
       raise ValueError('the line is empty: give it some text')
     if len(tokens) > self.length:
       raise ValueError(
-        f'the line has {len(tokens)} tokens, more than the {self.length} the model was trained for: '
-        'split it'
+        f'the line has {len(tokens)} tokens, more than the {self.length} the model was trained '
+        'for: split it'
       )
     return tokens
 

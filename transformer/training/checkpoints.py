@@ -79,7 +79,7 @@ class Checkpoints:
     """The last or best state.
 
     Args:
-      like: the state's structure: arrays or ShapeDtypeStructs with the shardings it is to have here.
+      like: its structure: arrays or ShapeDtypeStructs, with the shardings it is to have here.
       which: last or best.
 
     Raises:
@@ -142,7 +142,7 @@ def _compare(stored: Mapping[str, tuple], target: Mapping[str, Any], where: path
 
 
 def digest(tree: Any) -> str:
-  """SHA-256 of all arrays in the order of their paths: two states are equal bit for bit or differ."""
+  """SHA-256 of all arrays in the order of their paths: the same exactly for the same bits."""
   import hashlib
 
   sha = hashlib.sha256()

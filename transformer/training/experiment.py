@@ -36,8 +36,7 @@ class Experiment(NamedTuple):
   def batches(self, split: str) -> pipeline.Batches:
     """The batches of a split: shuffled and with seed for training, in order for the rest."""
     data, train = self.settings.data, split == self.settings.data.train
-    source = self.source(split)
-    fields = self.task.features([source[i] for i in range(len(source))])
+    fields = self.task.features(self.source(split))
     lengths = np.stack([ragged.lengths for ragged in fields.values()], axis=1)
     short = np.flatnonzero(lengths.max(axis=1) <= data.length)
     if len(short) < len(lengths):

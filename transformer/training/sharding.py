@@ -65,7 +65,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-  """This process's rows as its part of one global batch: rows over data x fsdp, time over sequence."""
+  """This process's rows as a part of the global batch: rows over data x fsdp, time over sequence."""
   sharding = NamedSharding(mesh, P(('data', 'fsdp'), 'sequence'))
   return {
     name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()

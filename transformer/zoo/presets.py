@@ -1,4 +1,4 @@
-"""Known architectures as plain data: keywords of ModelConfig, each with its paper."""
+"""Known architectures and settings as plain data: sections of a config, each with its paper."""
 
 # Vaswani et al. 2017, table 3, base: 65 M parameters with its 37,000 joint tokens.
 TRANSFORMER_BASE = dict(
@@ -36,3 +36,9 @@ TRANSFORMER_BIG = dict(TRANSFORMER_BASE, width=1024, heads=16, feedforward=4096,
 TRANSFORMER_TINY = dict(
   TRANSFORMER_BASE, width=128, depth=4, heads=4, feedforward=256, length=256, dropout=0.3
 )
+
+# Vaswani et al. 2017, section 5.3; the learning rate, its schedule and clipping are the experiment's.
+ADAM = dict(name='adamw', b1=0.9, b2=0.98, epsilon=1e-9, weight_decay=0.0)
+
+# Every device holds the whole model and sees its share of each batch.
+DATA_PARALLEL = dict(data=-1, fsdp=1, tensor=1, sequence=1)

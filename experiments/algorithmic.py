@@ -1,0 +1,60 @@
+r"""Copy, reverse or sort a sequence of digits: instant proof that the whole machine works.
+
+  python run.py --config=experiments/algorithmic.py:reverse      # or copy, or sort
+
+Sequences of 1 to 20 symbols; test sequences never occur in training.
+"""
+
+from ml_collections import ConfigDict
+
+from transformer.zoo import presets
+
+
+def get_config(task: str = 'reverse') -> ConfigDict:
+  if task not in ('copy', 'reverse', 'sort'):
+    raise ValueError(f'algorithmic.py:{task} is unknown: give copy, reverse or sort')
+  c = ConfigDict()
+  c.experiment, c.task, c.seed = f'algorithmic_{task}', 'sequence', 0
+  c.data = dict(
+    name=task,
+    dir='',
+    inputs='inputs',
+    targets='targets',
+    train='train',
+    val='val',
+    test='test',
+    limit=0,
+    length=48,
+    tokens=4096,
+    buckets=1,
+    packing=False,
+  )
+  c.tokenizer = dict(kind='characters', vocab=64, lowercase=False, split_digits=True)
+  c.model = dict(
+    presets.TRANSFORMER_TINY, depth=2, width=64, prenorm=True, position='rotary', dropout=0.0
+  )
+  c.loss = dict(label_smoothing=0.0, z_loss=0.0)
+  c.optimizer = dict(
+    presets.ADAM, learning_rate=3e-3, schedule='cosine', warmup_steps=100, clip=1.0
+  )
+  c.train = dict(
+    steps=800,
+    microbatches=1,
+    ema=0.0,
+    average=1,
+    log_every_steps=50,
+    save_every_steps=200,
+    keep=2,
+  )
+  c.eval = dict(
+    every_steps=200, limit=200, samples=6, metrics='exact_match', best='exact_match', by=''
+  )
+  c.decode = dict(beams=1, alpha=0.0, length=48, rows=64)
+  c.mesh = dict(presets.DATA_PARALLEL)
+  return c
+
+
+def sweep(add):
+  """Which position scheme learns it."""
+  for position in ('sinusoidal', 'learned', 'rotary', 'relative', 'alibi', 'none'):
+    add({'model.position': position})
