@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     presets.ADAM, learning_rate=3e-3, schedule='cosine', warmup_steps=1000, clip=1.0
   )
   c.train = dict(
-    steps=5000,
+    steps=4000,
     microbatches=1,
     ema=0.0,
     average=5,

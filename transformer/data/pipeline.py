@@ -4,15 +4,17 @@ Step n of a run always trains on the same batch, whatever happened before: the p
 is the step of the training state, and to resume is to start the stream at that step.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 
 Batch = dict[str, np.ndarray]
 
 
-class Ragged(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ragged:
   """Many token sequences in one array: the i-th is tokens[offsets[i]:offsets[i + 1]]."""
 
   tokens: np.ndarray
@@ -37,7 +39,11 @@ class Ragged(NamedTuple):
     """How long each sequence is."""
     return np.diff(self.offsets)
 
-  def __getitem__(self, i: int) -> np.ndarray:
+  def __len__(self) -> int:
+    return len(self.offsets) - 1
+
+  def __getitem__(self, i: SupportsIndex) -> np.ndarray:
+    i = range(len(self))[i]
     return self.tokens[self.offsets[i] : self.offsets[i + 1]]
 
 
@@ -64,9 +70,10 @@ def bucketed(lengths: np.ndarray, *, buckets: int, multiple: int = 8) -> Rows:
     buckets: at most so many different shapes.
     multiple: lengths are padded up to multiples of this.
   """
+  lengths = np.maximum(lengths, 1)  # a model cannot read a row without any position
   order = np.lexsort((lengths.sum(axis=1), lengths.max(axis=1)))
   work = np.cumsum(lengths.max(axis=1)[order])
-  group = np.minimum(work * buckets // max(work[-1] + 1, 1), buckets - 1)
+  group = work * buckets // (lengths.max(axis=1).sum() + 1)
   shapes = np.zeros_like(lengths)
   for bucket in np.unique(group):
     members = order[group == bucket]
@@ -75,7 +82,7 @@ def bucketed(lengths: np.ndarray, *, buckets: int, multiple: int = 8) -> Rows:
 
 
 def packed(lengths: np.ndarray, *, length: int, seed: int = 0) -> Rows:
-  """Many examples a row: first fit into rows of `length` for every field, in random order.
+  """Many examples a row: each into the fullest open row that has room, in random order.
 
   Args:
     lengths: int[examples, fields].
@@ -86,22 +93,24 @@ def packed(lengths: np.ndarray, *, length: int, seed: int = 0) -> Rows:
     ValueError: an example is longer than a row.
   """
   if lengths.max(initial=0) > length:
-    raise ValueError(f'an example of {lengths.max()} tokens does not fit a packed row of {length}')
-  free: list[np.ndarray] = []  # of the rows still open; only the latest are tried: O(examples)
-  open_rows: list[list[int]] = []
+    raise ValueError(
+      f'an example of {lengths.max()} tokens does not fit a packed row of {length}: leave it '
+      'out or make rows longer'
+    )
   members: list[list[int]] = []
+  # few rows are open at a time, so that the time grows with the examples and not with their square
+  open_rows = np.zeros(64, np.int64)
+  room = np.full((64, lengths.shape[1]), -1)
   for i in np.random.default_rng(seed).permutation(len(lengths)):
-    fits = [j for j, room in enumerate(free) if (room >= lengths[i]).all()]
-    if fits:
-      free[fits[0]] = free[fits[0]] - lengths[i]
-      open_rows[fits[0]].append(int(i))
-      continue
-    members.append([int(i)])
-    open_rows.append(members[-1])
-    free.append(np.full(lengths.shape[1], length) - lengths[i])
-    if len(free) > 64:
-      fullest = int(np.argmin([room.sum() for room in free]))
-      del free[fullest], open_rows[fullest]
+    total = room.sum(axis=1)
+    fits = (room >= lengths[i]).all(axis=1)
+    slot = np.argmin(np.where(fits, total, np.iinfo(total.dtype).max))
+    if not fits[slot]:
+      slot = np.argmin(total)
+      open_rows[slot], room[slot] = len(members), length
+      members.append([])
+    members[open_rows[slot]].append(int(i))
+    room[slot] -= lengths[i]
   shapes = np.full((len(members), lengths.shape[1]), length)
   return Rows([np.array(m) for m in members], shapes)
 
@@ -117,9 +126,13 @@ class Batches:
     fields: the sequences of each field, such as {'inputs': Ragged, 'targets': Ragged}.
     rows: from `bucketed` or `packed`.
     tokens: budget of a batch, in positions of its longest field, padding included.
-    multiple: the number of rows is a multiple of this (devices x microbatches); at least one.
+    multiple: the number of rows is a multiple of this (devices x microbatches), even where that
+      exceeds the budget.
     seed: of the shuffling; None keeps the order.
-    process: (index, count): this process makes its share of the rows of every batch.
+    process: (index, count): this process makes the index-th of count equal parts of every batch.
+
+  Raises:
+    ValueError: there is no example, or processes cannot share a batch equally.
   """
 
   def __init__(
@@ -133,7 +146,12 @@ class Batches:
     process: tuple[int, int] = (0, 1),
   ):
     if not len(rows.members):
-      raise ValueError('there is no example to make a batch of')
+      raise ValueError('there is no example to make a batch of: give at least one')
+    if multiple % process[1]:
+      raise ValueError(
+        f'{process[1]} processes cannot share batches of {multiple} rows, or a multiple of that, '
+        f'equally: make it a multiple of {process[1]}'
+      )
     self.fields, self.rows, self.seed, self.process = fields, rows, seed, process
     self.groups: list[tuple[tuple[int, ...], np.ndarray, int]] = []  # (shape, rows, batch size)
     for shape in np.unique(rows.shapes, axis=0):
@@ -152,12 +170,15 @@ class Batches:
     epoch, index = divmod(step, len(self))
     group, members = self._plan(epoch)[index]
     shape, _, size = self.groups[group]
-    share, count = self.process
-    members = [self.rows.members[i] for i in members[share::count]]
-    return self._fill(members, shape, size // count)
+    process, count = self.process
+    share = size // count
+    # side by side, so that the parts joined in the order of processes are the batch of one process
+    members = members[process * share : (process + 1) * share]
+    return self._fill([self.rows.members[i] for i in members], shape, share)
 
   def _plan(self, epoch: int) -> list[tuple[int, np.ndarray]]:
-    if self._epoch[0] != epoch:
+    planned, plan = self._epoch  # read once: another thread may be in another epoch
+    if planned != epoch:
       shuffle = np.random.default_rng((self.seed or 0, epoch)).permutation
       if self.seed is None:
         shuffle = np.asarray
@@ -166,8 +187,9 @@ class Batches:
         members = shuffle(members)
         plan += [(g, members[i : i + size]) for i in range(0, len(members), size)]
       order = shuffle(np.arange(len(plan)))
-      self._epoch = (epoch, [plan[i] for i in order])
-    return self._epoch[1]
+      plan = [plan[i] for i in order]
+      self._epoch = (epoch, plan)
+    return plan
 
   def _fill(self, members: list[np.ndarray], shape: tuple[int, ...], size: int) -> Batch:
     batch = {}
@@ -192,7 +214,7 @@ def stream(batches: Batches, start: int, stop: int) -> Iterator[Batch]:
     """Random access for Grain."""
 
     def __len__(self):
-      return stop - start
+      return max(stop - start, 0)
 
     def __getitem__(self, i):
       return batches[start + i]

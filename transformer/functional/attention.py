@@ -160,9 +160,10 @@ def _weights(q, k, mask, bias, scale, tainted=None):
   # softmax by hand: where nothing may be attended to, the sum is 0 and must divide nothing.
   scores = jnp.where(mask, scores, -jnp.inf)
   peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-  e = jnp.where(mask, jnp.exp(scores - jnp.where(peak == -jnp.inf, 0, peak)), 0)
+  e = jnp.exp(scores - jnp.where(peak == -jnp.inf, 0, peak))
   total = jnp.sum(e, axis=-1, keepdims=True)
-  return e / jnp.where(total == 0, 1, total)
+  # masked again, so that a NaN row gives no NaN gradient to a source that it may not attend to
+  return jnp.where(mask, e / jnp.where(total == 0, 1, total), 0)
 
 
 def _scores(q, k, bias, scale):

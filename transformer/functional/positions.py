@@ -5,6 +5,7 @@ Every scheme takes the positions themselves, never the column index of a padded 
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -19,7 +20,7 @@ def from_segments(segments: Int[Array, 'B T']) -> Int[Array, 'B T']:
   index = jnp.arange(segments.shape[1])
   previous = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
   start = jnp.where(segments != previous, index, 0)
-  return (index - jnp.maximum.accumulate(start, axis=1)).astype(jnp.int32)
+  return (index - jax.lax.cummax(start, axis=1)).astype(jnp.int32)
 
 
 def sinusoidal(positions: Int[Array, '*B T'], width: int) -> Float[Array, '*B T D']:

@@ -1,7 +1,8 @@
 """Pictures of attention weights: a page to explore (`html`) and a figure to print (`png`).
 
-Both take plain arrays: `weights` [L, H, T, S], where row t of every [T, S] panel says how much target token t
-takes from each source token s. Layers and heads are counted from 1 in the pictures, as papers do.
+Both take plain arrays: `weights` [L, H, T, S], where row t of every [T, S] panel says how much
+target token t takes from each source token s. Layers and heads are counted from 1 in the pictures,
+as papers do.
 """
 
 import functools
@@ -20,6 +21,8 @@ from jaxtyping import Float
 LIGHT = '#f2f3f5 #c1dafe #95bffe #67a4fe #4588eb #316fc9 #2658a1 #204375 #1b2e4b'.split()
 DARK = '#232529 #283b58 #2e5186 #3969af #4d82d1 #6b9de8 #91b9f5 #bcd4f8 #ebeff4'.split()
 
+JOINERS = '\u200c\u200d'
+
 
 def html(
   weights: Float[np.ndarray, 'L H T S'],
@@ -31,8 +34,8 @@ def html(
 ) -> str:
   """One self-contained page that shows every layer and head, opening on the last layer's mean.
 
-  Nothing outside the page is loaded. The weights stand in it once, in thousandths, each layer's mean over heads
-  before its heads: `JSON of <script id="data">`, key `thousandths`, flat [L, 1 + H, T, S].
+  Nothing outside the page is loaded. Its weights are the JSON of `<script id="data">`, key
+  `thousandths`, flat [L, 1 + H, T, S]: each layer's mean over heads stands before its heads.
 
   Args:
     weights: attention weights in [0, 1].
@@ -73,11 +76,11 @@ def png(
   *,
   title: str = '',
 ) -> None:
-  """Writes a PNG of the mean over heads of each layer, side by side; of the last layer alone if they are too wide.
+  """Writes a PNG of each layer's mean over heads, side by side; of the last layer if too wide.
 
-  The page of `html` is the complete picture. This one has no single heads; long tokens are cut; characters that no
-  known installed font has stand as a box, or as their code point where they are a token alone; and matplotlib before
-  3.11 neither joins nor reverses right-to-left tokens.
+  The page of `html` is the complete picture. This one has no single heads; long tokens are cut;
+  characters that no known installed font has stand as a box, or as their code point where they are
+  a token alone; and matplotlib before 3.11 neither joins nor reverses right-to-left tokens.
 
   Args:
     weights: attention weights in [0, 1].
@@ -105,11 +108,12 @@ def png(
   def axes(left, across):
     return figure.add_axes((left / (right + bar), 0, across / (right + bar), 1))
 
-  texts, families = _drawable([_visible(token) for token in (*rows, *columns)] + [title])
+  labels = [_visible(token) for token in (*rows, *columns)]
+  texts, families = _drawable([*labels, ' '.join(title.split())])
   title = texts.pop()
   labels = [text if len(text) <= 24 else text[:23] + '…' for text in texts]
   font = {'fontfamily': families, 'fontsize': min(11, cell * 72 * 0.72), 'parse_math': False}
-  turn = max(map(len, labels[height:])) * 0.62 * font['fontsize'] > cell * 72
+  fits = int(cell * 72 / (0.62 * font['fontsize']))  # characters across a cell
   colours = LinearSegmentedColormap.from_list('attention', LIGHT)
   scale = {'cmap': colours, 'vmin': 0, 'vmax': means[list(shown)].max() or 1}
   ink, quiet = '#1b1f27', '#626a78'
@@ -120,7 +124,9 @@ def png(
     panel.invert_yaxis()
     panel.xaxis.tick_top()
     panel.tick_params(length=0, pad=3, labelcolor=ink)
-    panel.set_xticks(np.arange(width) + 0.5, labels[height:], rotation=90 * turn, **font)
+    panel.set_xticks(np.arange(width) + 0.5, labels[height:], **font)
+    for label in panel.get_xticklabels():
+      label.set_rotation(90 if len(label.get_text()) > fits else 0)
     panel.set_yticks(np.arange(height) + 0.5, labels[:height] if i == 0 else [''] * height, **font)
     panel.spines[:].set_visible(False)
     panel.set_xlabel(f'layer {layer + 1} of {layers}', color=quiet, fontsize=10, labelpad=8)
@@ -129,7 +135,7 @@ def png(
   legend.ax.tick_params(length=0, labelsize=9, labelcolor=quiet)
   legend.set_label('weight, mean over heads', color=quiet, fontsize=9)
   if title:
-    # The height of the column labels is known only once drawn, so the title goes above what was drawn.
+    # The height of the column labels is known only once they are laid out: the title goes above.
     top = figure.get_tightbbox().y1 / tall
     heading = {'fontfamily': families, 'fontsize': 13, 'parse_math': False, 'color': ink}
     figure.text(0, top + 0.2 / tall, title, va='bottom', **heading)
@@ -143,13 +149,14 @@ def _checked(weights, rows, columns) -> tuple[np.ndarray, list[str], list[str]]:
       raise ValueError(f'{name} must be strings, one a token; decode ids or bytes first')
   if weights.ndim != 4 or 0 in weights.shape:
     raise ValueError(
-      f'weights must be [layers, heads, target, source], none of them empty, not of shape {weights.shape}; '
-      'index one batch element, and add missing axes with weights[None]'
+      f'weights must be [layers, heads, target, source], none of them empty, but have shape '
+      f'{weights.shape}; index one batch element, and add missing axes with weights[None]'
     )
   if weights.shape[2:] != (len(rows), len(columns)):
     raise ValueError(
-      f'weights of shape {weights.shape} show {weights.shape[2]} target by {weights.shape[3]} source tokens, but '
-      f'there are {len(rows)} row and {len(columns)} column labels; cut both to the tokens that are not padding'
+      f'weights of shape {weights.shape} show {weights.shape[2]} target by {weights.shape[3]} '
+      f'source tokens, but there are {len(rows)} row and {len(columns)} column labels; '
+      'cut both to the tokens that are not padding'
     )
   if not (weights.min() >= 0 and weights.max() <= 1 + 1e-4):  # this way round NaN fails too
     raise ValueError(
@@ -160,45 +167,56 @@ def _checked(weights, rows, columns) -> tuple[np.ndarray, list[str], list[str]]:
 
 
 def _visible(token: str) -> str:
-  """The token with its spaces and control characters shown as signs, and no effect on what surrounds it."""
+  """The token with its spaces and control characters shown as signs."""
   if not token:
     return '∅'
   signs = {' ': '␣', '\n': '↵', '\t': '⇥'}
-  if len(token) > 1:
-    signs |= {
-      '\u200c': '\u200c',
-      '\u200d': '\u200d',
-    }  # inside a token, joiners shape its letters and emoji
+  if len(token) > 1:  # inside a token, joiners shape its letters and emoji
+    signs |= {c: c for c in JOINERS}
   text = ''.join(signs.get(c) or (c if c.isprintable() else f'U+{ord(c):04X}') for c in token)
   return '◌' + text if unicodedata.category(text[0])[0] == 'M' else text
 
 
 def _drawable(texts: Sequence[str]) -> tuple[list[str], list[str]]:
   """The texts with no character that would be missing, and the font families that have the rest."""
-  missing = set(''.join(texts))
+  parted = [_clusters(text) for text in texts]
+  missing = {cluster for text in parted for cluster in text}
   families = []
   for family in ('DejaVu Sans', *_installed()):  # the first comes with matplotlib
-    if found := missing & _coverage(family):
+    if found := {cluster for cluster in missing if _coverage(family).issuperset(cluster)}:
       missing -= found
       families.append(family)
 
   def boxed(text):
-    return ''.join(
-      ('□' if len(text) > 1 else f'U+{ord(c):04X}') if c in missing else c for c in text
-    )
+    if len(text) == 1 and text[0] in missing:
+      return 'U+' + '+'.join(f'{ord(c):04X}' for c in text[0])
+    return ''.join('□' if cluster in missing else cluster for cluster in text)
 
-  return [boxed(text) for text in texts], families or ['DejaVu Sans']
+  return [boxed(text) for text in parted], families or ['DejaVu Sans']
+
+
+def _clusters(text: str) -> list[str]:
+  """The text cut where its font may change: not before marks, joiners and skin tones."""
+  clusters = []
+  for c in text:
+    joins = unicodedata.category(c)[0] == 'M' or c in JOINERS or '🏻' <= c <= '🏿'
+    if clusters and (joins or clusters[-1].endswith('\u200d')):
+      clusters[-1] += c
+    else:
+      clusters.append(c)
+  return clusters
 
 
 def _installed() -> list[str]:
   from matplotlib.font_manager import fontManager
 
-  known = r'Noto Sans (?!Mono)|Arial Unicode|Hiragino Sans|PingFang|Yu Gothic|Microsoft YaHei|Malgun|Nirmala'
+  known = r'Noto Sans (?!Mono)|Arial Unicode|Hiragino Sans|PingFang|Microsoft YaHei|Malgun|Nirmala'
   names = {entry.name for entry in fontManager.ttflist}
-  # A CJK font has most scripts at once; the rest in the order of their names, to be the same on every run.
-  return sorted(
-    filter(re.compile(known).match, names), key=lambda name: ('CJK JP' not in name, name)
-  )
+
+  def order(name):  # by name, to be the same on every run, but the font with most scripts first
+    return 'CJK JP' not in name, name
+
+  return sorted(filter(re.compile(known).match, names), key=order)
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """How good texts are, by the field's own libraries, under names that cannot be misread."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Score(NamedTuple):
@@ -13,26 +13,23 @@ class Score(NamedTuple):
 
 def exact_match(predictions: Sequence[str], references: Sequence[str]) -> Score:
   """How many predictions are the reference, character for character, in percent."""
+  _check(predictions, references)
   same = sum(p == r for p, r in zip(predictions, references, strict=True))
-  return Score(100 * same / max(len(references), 1), f'exact match|n:{len(references)}')
+  return Score(100 * same / len(references), f'exact match|n:{len(references)}')
 
 
 def bleu(predictions: Sequence[str], references: Sequence[str]) -> Score:
   """Cased, detokenised sacreBLEU (Post 2018), the score to quote."""
   from sacrebleu.metrics import BLEU
 
-  metric = BLEU()
-  value = metric.corpus_score(list(predictions), [list(references)]).score
-  return Score(value, str(metric.get_signature()))
+  return _sacrebleu(BLEU(), predictions, references)
 
 
 def chrf(predictions: Sequence[str], references: Sequence[str]) -> Score:
   """chrF2, character n-gram F-score (Popovic 2015)."""
   from sacrebleu.metrics import CHRF
 
-  metric = CHRF()
-  value = metric.corpus_score(list(predictions), [list(references)]).score
-  return Score(value, str(metric.get_signature()))
+  return _sacrebleu(CHRF(), predictions, references)
 
 
 def bleu_lowercase_moses(predictions: Sequence[str], references: Sequence[str]) -> Score:
@@ -48,11 +45,27 @@ def bleu_lowercase_moses(predictions: Sequence[str], references: Sequence[str]) 
   def tokenize(line: str) -> str:
     return moses.tokenize(line.lower(), escape=False, return_str=True)
 
-  metric = BLEU(tokenize='none', force=True)
-  value = metric.corpus_score(
-    [tokenize(line) for line in predictions], [[tokenize(line) for line in references]]
-  ).score
-  return Score(value, f'{metric.get_signature()}|after:lowercase+sacremoses')
+  value, signature = _sacrebleu(
+    BLEU(tokenize='none', force=True),
+    [tokenize(line) for line in predictions],
+    [tokenize(line) for line in references],
+  )
+  return Score(value, f'{signature}|after:lowercase+sacremoses')
+
+
+def _sacrebleu(metric: Any, predictions: Sequence[str], references: Sequence[str]) -> Score:
+  _check(predictions, references)
+  value = metric.corpus_score(list(predictions), [list(references)]).score
+  return Score(value, str(metric.get_signature()))
+
+
+def _check(predictions: Sequence[str], references: Sequence[str]):
+  # sacrebleu would score the first ones and leave out the rest without a word
+  if len(predictions) != len(references) or not references:
+    raise ValueError(
+      f'{len(predictions)} predictions for {len(references)} references: give one for each, and '
+      'at least one'
+    )
 
 
 METRICS: dict[str, Callable[[Sequence[str], Sequence[str]], Score]] = {

@@ -28,7 +28,7 @@ class Decoding:
 
   Attributes:
     beams: W; 1 is greedy.
-    alpha: exponent of the length penalty ((5 + L) / 6)^alpha.
+    alpha: exponent of the length penalty ((5 + L) / 6)^alpha; greedy search needs none.
     length: most tokens of an output, end token included.
     rows: lines decoded at once. Always so many: the same shape for every batch keeps a line's
       output independent of its neighbours to the last bit.
@@ -43,6 +43,8 @@ class Decoding:
     for name in ('beams', 'length', 'rows'):
       if getattr(self, name) < 1:
         raise ValueError(f'decode.{name}={getattr(self, name)} must be at least 1')
+    if not self.alpha >= 0:
+      raise ValueError(f'decode.alpha={self.alpha} must be at least 0: more prefers longer outputs')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,7 @@ class SequenceToSequence:
     }
 
   def loss(
-    self, model: EncoderDecoder, batch: Batch, key: Key[Array, ''] | None
+    self, model: EncoderDecoder, batch: dict[str, Int[Array, 'B _']], key: Key[Array, ''] | None
   ) -> tuple[Mean, dict[str, Mean]]:
     """The smoothed objective, and apart from it the plain negative log-likelihood, in nats."""
     logits, targets, weights = self._teach(model, batch, key)
@@ -95,7 +97,7 @@ class SequenceToSequence:
       {'nll_per_token': cross_entropy(jax.lax.stop_gradient(logits), targets, weights)},
     )
 
-  def measure(self, model: EncoderDecoder, batch: Batch) -> dict[str, Mean]:
+  def measure(self, model: EncoderDecoder, batch: dict[str, Int[Array, 'B _']]) -> dict[str, Mean]:
     """What teacher forcing says of a batch that is not learnt from."""
     logits, targets, weights = self._teach(model, batch, None)
     return {
@@ -120,32 +122,45 @@ class SequenceToSequence:
     Args:
       model: what decodes.
       lines: the inputs.
-      cut: shorten lines that are too long instead of raising, so that a whole split can be scored.
+      cut: shorten lines that are too long and take empty ones as they are instead of raising, so
+        that a whole split can be scored.
 
     Raises:
       ValueError: a line is empty or longer than `length` tokens.
+      FloatingPointError: the model is not finite.
     """
+    if isinstance(lines, str):
+      raise ValueError('predict takes many lines: pass a list, [line] for a single one')
     if cut:
       tokens = [
         t[: self.length - 1] + t[-1:] if len(t) > self.length else t
         for t in self.encode(list(lines))
       ]
     else:
-      tokens = [self.input(line) for line in lines]
-    outputs = [''] * len(tokens)
-    shapes = np.array([_bucket(len(t), self.length) for t in tokens])
-    for shape in np.unique(shapes):
+      tokens = []
+      for number, line in enumerate(lines, start=1):
+        try:
+          tokens.append(self.input(line))
+        except ValueError as error:
+          raise ValueError(f'line {number}: {error}') from error
+    return [self.tokenizer.decode(output) for output in self._best(model, tokens)]
+
+  def _best(self, model: EncoderDecoder, inputs: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """The best output of each input, up to its end token."""
+    outputs = [np.zeros(0, np.int32)] * len(inputs)
+    shapes = np.array([_bucket(len(t), self.length) for t in inputs])
+    for shape in np.unique(shapes).tolist():
       of_shape = np.flatnonzero(shapes == shape)
       for start in range(0, len(of_shape), self.decoding.rows):
         members = of_shape[start : start + self.decoding.rows]
         # the rows left over repeat a line: an empty one would never end
         rows = np.pad(members, (0, self.decoding.rows - len(members)), mode='edge')
-        inputs = np.zeros((len(rows), shape), np.int32)
-        for row, i in enumerate(rows):
-          inputs[row, : len(tokens[i])] = tokens[i]
-        found, _ = self.search(model, jnp.asarray(inputs))
+        found, scores = self.search(model, jnp.asarray(_padded([inputs[i] for i in rows], shape)))
+        if np.isnan(scores).any():
+          raise FloatingPointError('the model computes NaN for these lines: its training diverged')
         for i, best in zip(members, np.asarray(found)[:, 0], strict=False):
-          outputs[i] = self.tokenizer.decode(best)
+          ends = np.flatnonzero(best == self.tokenizer.eos)
+          outputs[i] = best[: ends[0] + 1] if len(ends) else best
     return outputs
 
   def search(
@@ -167,33 +182,36 @@ class SequenceToSequence:
 
     if place := first(model):
       return f'parameter {place}'
-    shifted = shift_right(
-      jnp.asarray(batch['targets']), jnp.asarray(batch['targets_segments']), self.tokenizer.bos
-    )
-    segments = dict(
-      input_segments=batch['inputs_segments'], target_segments=batch['targets_segments']
-    )
-    for side, layers in model.capture(batch['inputs'], shifted, **segments).items():
-      bad = ~np.isfinite(np.asarray(layers['states'])).all(axis=(1, 2, 3))
+    arrays = {name: jnp.asarray(rows) for name, rows in batch.items()}
+    inputs, input_segments = arrays['inputs'], arrays['inputs_segments']
+    targets, target_segments = arrays['targets'], arrays['targets_segments']
+    shifted = shift_right(targets, target_segments, self.tokenizer.bos)
+    segments = dict(input_segments=input_segments, target_segments=target_segments)
+    inside = _capture(model, inputs, shifted, **segments)
+    for side in ('encoder', 'decoder'):
+      bad = ~np.isfinite(np.asarray(inside[side]['states'])).all(axis=(1, 2, 3))
       if bad.any():
         return f'the states of {side} layer {np.argmax(bad)}'
-    gradient = jax.grad(lambda model: self.loss(model, batch, None)[0].sum)(model)
+    gradient = jax.jit(jax.grad(lambda model: self.loss(model, arrays, None)[0].sum))(model)
     if place := first(gradient):
       return f'the gradient of {place}'
     return 'a place that only dropout reaches'
 
   def attend(self, model: EncoderDecoder, line: str) -> tuple[np.ndarray, list[str], list[str]]:
     """How the output of a line attends to it: (weights [L, H, T, S], output and input pieces)."""
-    inputs = np.array([self.input(line)], np.int32)
-    outputs = np.asarray(self.search(model, inputs)[0])[:1, 0]
-    outputs = outputs[:, : np.count_nonzero(outputs)]
-    shifted = np.roll(outputs, 1)
-    shifted[:, 0] = self.tokenizer.bos
-    weights = jax.jit(lambda model, x, y: model.capture(x, y)['decoder']['cross'])(
-      model, inputs, shifted
+    inputs = self.input(line)
+    (outputs,) = self._best(model, [inputs])
+    read = [self.tokenizer.bos, *outputs[:-1].tolist()]
+    # padded, or each line would be compiled for anew
+    maps = _capture(
+      model,
+      jnp.asarray(_padded([inputs], _bucket(len(inputs), self.length))),
+      jnp.asarray(_padded([read], self.decoding.length)),
+      target_segments=jnp.asarray(_padded([[1] * len(read)], self.decoding.length)),
     )
     pieces = self.tokenizer.pieces
-    return np.asarray(weights)[:, 0], pieces(outputs[0]), pieces(inputs[0])
+    weights = np.asarray(maps['decoder']['cross'])[:, 0, :, : len(outputs), : len(inputs)]
+    return weights, pieces(outputs), pieces(inputs)
 
   def input(self, line: str) -> list[int]:
     """The tokens of one input line.
@@ -202,7 +220,7 @@ class SequenceToSequence:
       ValueError: it is empty or too long.
     """
     (tokens,) = self.encode([line])
-    if len(tokens) == 1:
+    if len(tokens) == 1 or not line.strip():
       raise ValueError('the line is empty: give it some text')
     if len(tokens) > self.length:
       raise ValueError(
@@ -223,6 +241,9 @@ def shift_right(
   first = segments != jnp.pad(segments[:, :-1], ((0, 0), (1, 0)))
   previous = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
   return jnp.where(first.at[:, 0].set(True), bos, previous)
+
+
+_capture = jax.jit(EncoderDecoder.capture)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
@@ -249,6 +270,13 @@ def _search(model: EncoderDecoder, inputs, decoding: Decoding, bos: int, eos: in
     alpha=decoding.alpha,
     reorder=Cache.take,
   )
+
+
+def _padded(rows: Sequence[Sequence[int]], length: int) -> Int[np.ndarray, 'B length']:
+  padded = np.zeros((len(rows), length), np.int32)
+  for row, tokens in enumerate(rows):
+    padded[row, : len(tokens)] = tokens
+  return padded
 
 
 def _bucket(length: int, longest: int) -> int:

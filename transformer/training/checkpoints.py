@@ -1,8 +1,13 @@
 """The training state on disk, by Orbax: asynchronous, last few and best, on any mesh.
 
-On disk are plain arrays under their parameter paths, no types of Flax or Optax.
+On disk are plain arrays under their parameter paths, no types of Flax or Optax, and beside them a
+checksum of each: Orbax itself does not see a bit that changed in a large array.
 """
 
+import contextlib
+import dataclasses
+import hashlib
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -11,9 +16,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
 
 from transformer.training.optimizers import parameter_path
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+  """Which checkpoints stay: the last `keep` of those at multiples of `every`, the newest included.
+
+  One at another step, of a run that was stopped there, goes when the next comes, so that the same
+  ones are there to be averaged as if the run had not been stopped.
+  """
+
+  keep: int
+  every: int
+
+  def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    """Orbax's question, of all checkpoints in the order of their steps."""
+    steps = [checkpoint.step for checkpoint in checkpoints]
+    kept = [step for step in steps if step % self.every == 0 or step == steps[-1]][-self.keep :]
+    return [step in kept for step in steps]
 
 
 class Checkpoints:
@@ -21,15 +43,20 @@ class Checkpoints:
 
   Use it as a context: leaving it waits for the save under way. A save that is cut off leaves the
   checkpoints before it untouched.
+
+  Args:
+    workdir: where they are.
+    keep: how many of the last; see Kept. Of no matter to who only reads.
+    every: how many steps apart a run saves them.
   """
 
-  def __init__(self, workdir: pathlib.Path, *, keep: int):
+  def __init__(self, workdir: pathlib.Path, *, keep: int = 1, every: int = 1):
     self.folder = (workdir / 'checkpoints').absolute()  # Orbax drops relative ones without a word
-    self._last = self._manager('last', keep)
-    self._best = self._manager('best', 1)
+    self._last = self._manager('last', Kept(keep, every))
+    self._best = self._manager('best', Kept(1, 1))
 
-  def _manager(self, name: str, keep: int) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(preservation_policy=policies.LatestN(keep))
+  def _manager(self, name: str, kept: Kept) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(preservation_policy=kept)
     handlers = {'state': ocp.StandardCheckpointHandler(), 'about': ocp.JsonCheckpointHandler()}
     return ocp.CheckpointManager(self.folder / name, options=options, item_handlers=handlers)
 
@@ -47,17 +74,21 @@ class Checkpoints:
 
   def save(self, state: Any, step: int):
     """Starts to save the state; returns before it is on disk. Saving a step again does nothing."""
-    self._save(self._last, state, step, {})
+    self._best.wait_until_finished()  # or a run killed now would go on without its best
+    if step not in self._last.all_steps():
+      self._save(self._last, state, step, {})
 
-  def save_best(self, state: Any, step: int, score: float):
-    """The same, as the best so far."""
-    self._save(self._best, state, step, {'score': score})
+  def save_best(self, state: Any, step: int, scores: Mapping[str, float]):
+    """The same, as the best so far; in place of a best one of the same step."""
+    if step in self._best.all_steps():
+      self._best.delete(step)
+    self._save(self._best, state, step, {'scores': dict(scores)})
 
-  def _save(self, manager, state, step, extra):
-    if step in manager.all_steps():
-      return
+  def _save(self, manager, state, step, about):
+    flat = _flat(state)
+    sums = {path: int(s) for path, s in _checksums(flat).items()}
     items = ocp.args.Composite(
-      state=ocp.args.StandardSave(_flat(state)), about=ocp.args.JsonSave(extra)
+      state=ocp.args.StandardSave(flat), about=ocp.args.JsonSave(about | {'checksums': sums})
     )
     manager.save(step, args=items, force=True)
 
@@ -67,13 +98,13 @@ class Checkpoints:
     return self._last.latest_step()
 
   @property
-  def best(self) -> tuple[int, float] | None:
-    """(step, score) of the best checkpoint."""
+  def best(self) -> tuple[int, dict[str, float]] | None:
+    """(step, scores) of the best checkpoint."""
     step = self._best.latest_step()
     if step is None:
       return None
-    about = self._best.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))['about']
-    return step, about['score']
+    with _blaming(self._best.directory / str(step)):
+      return step, _about(self._best, step).get('scores', {})
 
   def restore(self, like: Any, *, which: str = 'last') -> Any:
     """The last or best state.
@@ -90,7 +121,12 @@ class Checkpoints:
     return self._restore(manager, manager.latest_step(), like)
 
   def average(self, like: Any, n: int) -> Any:
-    """The mean of the last n checkpoints (Vaswani et al. 2017, section 6.1, average 5 or 20)."""
+    """The mean of the last n checkpoints (Vaswani et al. 2017, section 6.1, average 5 or 20).
+
+    Raises:
+      FileNotFoundError, ValueError: as restore does.
+    """
+    self._last.wait_until_finished()
     steps = sorted(self._last.all_steps())[-n:]
     total = self._restore(self._last, steps[-1] if steps else None, like)
     for step in steps[:-1]:
@@ -102,19 +138,35 @@ class Checkpoints:
       raise FileNotFoundError(f'there is no checkpoint in {manager.directory}: train first')
     target = _flat(like)
     where = manager.directory / str(step)
-    try:
-      stored = manager.item_metadata(step)['state']
-      _compare({path: x.shape for path, x in stored.items()}, target, where)
+    manager.wait_until_finished()
+    with _blaming(where):
+      stored = {path: x.shape for path, x in manager.item_metadata(step)['state'].items()}
+    _compare(stored, target, where)
+    with _blaming(where):
       args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
       restored = manager.restore(step, args=args)['state']
-    except ValueError as error:
-      if str(where) in str(error):
-        raise
-      reason = str(error).split('\n')[0][:300]
-      raise ValueError(
-        f'checkpoint {where} cannot be read: {reason}. Delete that folder to go on from the one before'
-      ) from error
+      sums, found = _about(manager, step).get('checksums', {}), _checksums(restored)
+      damaged = [path for path, s in sums.items() if s != found[path]]
+      if damaged:
+        raise ValueError(f'the values of {", ".join(damaged[:5])} are not those that were saved')
     return jax.tree.unflatten(jax.tree.structure(like), [restored[path] for path in target])
+
+
+def _about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+  """What was saved beside the state."""
+  return manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))['about'] or {}
+
+
+@contextlib.contextmanager
+def _blaming(where: pathlib.Path):
+  """Whatever Orbax raises about a damaged checkpoint, as one ValueError that says what to do."""
+  try:
+    yield
+  except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    reason = str(error).split('\n')[0].split(' [tensorstore_spec')[0][:300]
+    raise ValueError(
+      f'checkpoint {where} is damaged: {reason}. Delete that folder to go on from the one before'
+    ) from error
 
 
 def _flat(tree: Any) -> dict[str, Any]:
@@ -136,15 +188,31 @@ def _compare(stored: Mapping[str, tuple], target: Mapping[str, Any], where: path
   if wrong:
     more = f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''
     raise ValueError(
-      f'checkpoint {where} is of another model: {"; ".join(wrong[:5])}{more}. Use the config it was '
-      'trained with, or another --workdir'
+      f'checkpoint {where} is of another model: {"; ".join(wrong[:5])}{more}. Use the config it '
+      'was trained with, or another --workdir'
     )
+
+
+def _checksums(flat: Mapping[str, Any]) -> dict[str, Any]:
+  return jax.device_get({path: _checksum(leaf) for path, leaf in flat.items()})
+
+
+@jax.jit
+def _checksum(x: jax.Array) -> jax.Array:
+  """Sum of bits times odd numbers, modulo 2^32: no one element can change without changing it.
+
+  Whole numbers add up to the same in any order, so it is the same on every mesh.
+  """
+  bits = jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}').astype(jnp.uint32)
+  index = jnp.zeros(x.shape, jnp.uint32)
+  for axis in range(x.ndim):
+    places = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    index += places * jnp.uint32(math.prod(x.shape[axis + 1 :]) % 2**32)
+  return jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32)
 
 
 def digest(tree: Any) -> str:
   """SHA-256 of all arrays in the order of their paths: the same exactly for the same bits."""
-  import hashlib
-
   sha = hashlib.sha256()
   for path, leaf in sorted(_flat(tree).items()):
     array = np.asarray(leaf)

@@ -14,6 +14,7 @@ from transformer.data.pipeline import Batches
 from transformer.functional.losses import Mean
 from transformer.tasks.metrics import METRICS
 from transformer.tasks.sequence import SequenceToSequence
+from transformer.training.settings import names
 from transformer.training.sharding import shard_batch
 
 LOWER_IS_BETTER = ('nll_per_token', 'perplexity_per_token')
@@ -82,7 +83,7 @@ def judge(
   predictions = list(task.predict(model, [example['inputs'] for example in examples], cut=True))
   references = [example['targets'] for example in examples]
   found, signatures = {}, {}
-  for name in filter(None, metrics.split(',')):
+  for name in names(metrics):
     found[name], signatures[name] = METRICS[name](predictions, references)
   if by:
     groups = defaultdict(list)

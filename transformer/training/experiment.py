@@ -53,6 +53,11 @@ class Experiment(NamedTuple):
       rows = pipeline.packed(lengths[short], length=data.length, seed=self.settings.seed)
     else:
       rows = pipeline.bucketed(lengths[short], buckets=data.buckets)
+    if (rows.shapes % self.mesh.shape['sequence']).any():
+      raise ValueError(
+        f'mesh.sequence={self.mesh.shape["sequence"]} does not divide the lengths of the batches, '
+        f'{np.unique(rows.shapes)}: choose a divisor, or another data.length'
+      )
     rows = rows._replace(members=[short[m] for m in rows.members])
     microbatches = self.settings.train.microbatches if train else 1
     return pipeline.Batches(
@@ -82,9 +87,11 @@ def prepare(config: dict[str, Any], workdir: Workdir) -> Experiment:
   load = functools.partial(
     corpora.load, data.name, dir=data.dir, inputs=data.inputs, targets=data.targets
   )
-  for split in (data.val, *splits(data.test)):
+  for split in (data.val, *settings.names(data.test)):
     load(split)  # a missing file is better found now than after training
   source = load(data.train, limit=data.limit)
+  if jax.process_index() == 0:
+    workdir.lock()
   workdir.claim(config)
   tokenizer = workdir.tokenizer()
   if tokenizer is None:
@@ -110,7 +117,7 @@ def reopen(config: dict[str, Any], workdir: Workdir) -> Experiment:
 
 def restore_best(experiment: Experiment, workdir: Workdir) -> tuple[nnx.Module, int]:
   """The best model of a run, and its step."""
-  with Checkpoints(workdir.path, keep=experiment.settings.train.keep) as checkpoints:
+  with Checkpoints(workdir.path) as checkpoints:
     model = checkpoints.restore(experiment.abstract_model(), which='best')
     step, _ = checkpoints.best
   return model, step
@@ -123,11 +130,6 @@ def with_shardings(tree: Any, mesh: Mesh) -> Any:
     tree,
     sharding.shardings(tree, mesh),
   )
-
-
-def splits(names: str) -> list[str]:
-  """The splits of a list separated by commas."""
-  return [name.strip() for name in names.split(',') if name.strip()]
 
 
 def _experiment(checked: settings.Settings, tokenizer: Any, mesh: Mesh) -> Experiment:

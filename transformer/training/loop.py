@@ -15,7 +15,8 @@ from transformer.data import pipeline
 from transformer.training import optimizers, reporting, sharding
 from transformer.training.checkpoints import Checkpoints
 from transformer.training.evaluation import better, judge, measure
-from transformer.training.experiment import Experiment, splits, with_shardings
+from transformer.training.experiment import Experiment, with_shardings
+from transformer.training.settings import names
 from transformer.training.step import State, init, train_step
 from transformer.training.workdir import Workdir, write
 
@@ -62,7 +63,8 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
   batches = experiment.batches(config.data.train)
   validate = _validation(experiment)
 
-  with Checkpoints(workdir.path, keep=train.keep) as checkpoints, _Signals() as signals:
+  kept = dict(keep=train.keep, every=train.save_every_steps)
+  with Checkpoints(workdir.path, **kept) as checkpoints, _Signals() as signals:
     if checkpoints.last_step is None:
       state = jax.jit(fresh, out_shardings=placed)(key)
     else:
@@ -76,9 +78,10 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
       def evaluate(step: int, model: nnx.Module):
         found = validate(model)
         report.evaluation(step, config.data.val, found.metrics, found.samples)
-        score, best = found.metrics[config.eval.best], checkpoints.best
-        if best is None or better(config.eval.best, score, than=best[1]):
-          checkpoints.save_best(model, step, score)
+        name, best = config.eval.best, checkpoints.best
+        before = None if best is None else best[1].get(name)  # it may have been chosen by another
+        if before is None or better(name, found.metrics[name], than=before):
+          checkpoints.save_best(model, step, found.metrics)
 
       def settle(step: int, batch: pipeline.Batch, metrics: dict[str, Any]):
         if not metrics.pop('finite'):
@@ -88,30 +91,33 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
           values = {name: float(getattr(v, 'value', v)) for name, v in metrics.items()}
           report.train(step, dict(values, learning_rate=float(learning_rate(step - 1))))
 
+      def due(step: int) -> bool:
+        return step % config.eval.every_steps == 0 and 0 < step < train.steps
+
+      if due(start) and not report.judged:
+        evaluate(start, state.average or state.model)  # stopped by a signal before it was
       waiting: collections.deque = collections.deque()
       for step, batch in enumerate(pipeline.stream(batches, start, train.steps), start + 1):
         state, metrics = update(state, sharding.shard_batch(batch, experiment.mesh), key)
         waiting.append((step, batch, metrics))
-        pause = (
-          signals.received
-          or step % train.save_every_steps == 0
-          or step % config.eval.every_steps == 0
-          or step == train.steps
-        )
+        stop = signals.received  # read once: it may come at any time
+        save = stop or step % train.save_every_steps == 0 or step == train.steps
         # one step late: reading a result waits for it, and the device is busy with the next by then
-        while len(waiting) > (0 if pause else 1):
+        while len(waiting) > (0 if save or due(step) else 1):
           settle(*waiting.popleft())
-        if step % config.eval.every_steps == 0 and step < train.steps and not signals.received:
+        if due(step) and not stop:
           evaluate(step, state.average or state.model)
-        if step % train.save_every_steps == 0 or step == train.steps or signals.received:
+        if save:
           checkpoints.save(state, step)
-        if signals.received:
-          raise Stopped(signals.received, step)
+        if stop:
+          raise Stopped(stop, step)
 
       final = state.average or state.model
       if train.average > 1:
         final = checkpoints.average(like, train.average).model
       evaluate(train.steps, final)
+      if signals.received:
+        raise Stopped(signals.received, train.steps)
   return state
 
 
@@ -121,7 +127,7 @@ def report_result(experiment: Experiment, model: nnx.Module, workdir: Workdir) -
   metrics: dict[str, float] = {}
   signatures: dict[str, str] = {}
   measured = jax.jit(experiment.task.measure)
-  for split in [data.val, *splits(data.test)]:
+  for split in [data.val, *names(data.test)]:
     source = experiment.source(split)
     found = judge(
       experiment.task,
@@ -208,5 +214,5 @@ def _explain(experiment: Experiment, model: nnx.Module, batch, step: int, workdi
   raise FloatingPointError(
     f'step {step}: the loss or its gradient is not finite, first in {where}. The update was not '
     f'made; its batch, number {step - 1}, is {file}. Lower optimizer.learning_rate, lengthen '
-    'optimizer.warmup_steps or set optimizer.clip, and run the same command again'
+    'optimizer.warmup_steps or set optimizer.clip, and start anew in another --workdir'
   )

@@ -44,7 +44,17 @@ def build(
     b1, b2, epsilon: Adam's; b1 is also Lion's and SGD's momentum.
     weight_decay: decoupled (Loshchilov & Hutter 2019), on the parameters that DECAY names.
     clip: global norm above which gradients are scaled down; 0 means never.
+
+  Raises:
+    ValueError: an unknown name or schedule, or a number out of range.
   """
+  given = dict(learning_rate=learning_rate, warmup_steps=warmup_steps, epsilon=epsilon)
+  for key, value in dict(given, weight_decay=weight_decay, clip=clip).items():
+    if not value >= 0:
+      raise ValueError(f'optimizer.{key}={value} must be at least 0')
+  for key, value in dict(b1=b1, b2=b2).items():
+    if not 0 <= value < 1:
+      raise ValueError(f'optimizer.{key}={value} is a decay: give 0 <= {key} < 1, such as 0.9')
   peak = learning_rate
   if schedule == 'noam':
     peak, schedule = learning_rate * (width * max(warmup_steps, 1)) ** -0.5, 'rsqrt'

@@ -11,6 +11,8 @@ from typing import Any
 from absl import logging
 from tqdm import tqdm
 
+from transformer.training.workdir import write
+
 
 def log_ours():
   """Sends our log to stderr, and of other libraries only what is a warning or worse."""
@@ -27,18 +29,21 @@ class Report:
 
   A run that goes on after a break at `step` forgets what it had written of later steps, so that the
   files are those of a run without a break.
+
+  Attributes:
+    judged: whether the evaluation after `step` was written before the break.
   """
 
   def __init__(self, folder: pathlib.Path, *, step: int, steps: int):
     from tensorboardX import SummaryWriter
 
     self._jsonl = folder / 'metrics.jsonl'
-    _forget_after(self._jsonl, step, steps)
+    self.judged = _forget_after(self._jsonl, step, steps)
     self._file = self._jsonl.open('a', encoding='utf-8')
     self._events = SummaryWriter(str(folder / 'events'), purge_step=step + 1)
     # disable=None: no bar where stderr is not a terminal
     self._bar = tqdm(initial=step, total=steps, unit='step', disable=None, dynamic_ncols=True)
-    self._since, self._tokens, self._steps = time.perf_counter(), 0.0, steps
+    self._since, self._tokens = time.perf_counter(), 0
 
   def __enter__(self) -> 'Report':
     return self
@@ -48,7 +53,7 @@ class Report:
     self._events.close()
     self._file.close()
 
-  def advance(self, tokens: float):
+  def advance(self, tokens: int):
     """A step is done that learnt so many tokens."""
     self._bar.update()
     self._tokens += tokens
@@ -57,7 +62,7 @@ class Report:
     """The training metrics of a step."""
     now = time.perf_counter()
     speed = self._tokens / max(now - self._since, 1e-9)
-    self._since, self._tokens = now, 0.0
+    self._since, self._tokens = now, 0
     self._bar.set_postfix(loss=f'{metrics["loss"]:.3f}', **{'tokens/s': f'{speed:,.0f}'})
     self._write(step, 'train', metrics)
     self._events.add_scalar('train/tokens_per_second', speed, step)
@@ -71,7 +76,7 @@ class Report:
       self._events.add_text(f'{split}/samples', '```\n' + table(samples) + '\n```', step)
     text = ', '.join(f'{name} {value:.4g}' for name, value in metrics.items())
     self.say(f'step {step}, {split}: {text}')
-    self._since, self._tokens = time.perf_counter(), 0.0  # evaluating is not training
+    self._since, self._tokens = time.perf_counter(), 0  # evaluating is not training
 
   def say(self, text: str):
     """A line or table for whoever watches, on stderr, above the bar."""
@@ -102,15 +107,21 @@ def _number(value: float) -> float | str:
   return value if math.isfinite(value) else str(value)
 
 
-def _forget_after(file: pathlib.Path, step: int, steps: int):
+def _forget_after(file: pathlib.Path, step: int, steps: int) -> bool:
+  """Deletes the lines of later steps and of the final evaluation; whether `step` is evaluated."""
   if not file.exists():
-    return
-  kept = []
-  for line in file.read_text(encoding='utf-8').splitlines(keepends=True):
-    if not line.endswith('\n'):
+    return False
+  kept, judged = [], False
+  for number, line in enumerate(file.read_bytes().splitlines(keepends=True), start=1):
+    if not line.endswith(b'\n'):
       continue  # the run was killed while it wrote
-    written = json.loads(line)
-    final = written['step'] == steps and written['split'] != 'train'  # is judged again
-    if written['step'] <= step and not final:
-      kept.append(line)
-  file.write_text(''.join(kept), encoding='utf-8')
+    try:
+      written = json.loads(line)
+      at, evaluation = written['step'], written['split'] != 'train'
+    except (KeyError, TypeError, ValueError) as error:
+      raise ValueError(f'{file}:{number} is damaged ({error}): delete that line') from error
+    if at <= step and not (at == steps and evaluation):  # the final one is made again
+      kept.append(line.decode())
+      judged |= at == step and evaluation
+  write(file, ''.join(kept))
+  return judged

@@ -7,13 +7,16 @@ cannot be written and a key that is read cannot be left out.
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from transformer.data import tokenizers
 from transformer.modules.config import ModelConfig
+from transformer.tasks.metrics import METRICS
 from transformer.tasks.sequence import Decoding, SequenceToSequence
 from transformer.training import optimizers, sharding
+
+MEASURED = ('nll_per_token', 'perplexity_per_token', 'token_accuracy')  # by teacher forcing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,10 @@ class Data:
   buckets: int
   packing: bool
 
+  def __post_init__(self):
+    _at_least(0, 'data', self, 'limit')
+    _at_least(1, 'data', self, 'length', 'tokens', 'buckets')
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train:
@@ -69,9 +76,8 @@ class Train:
   keep: int
 
   def __post_init__(self):
-    for name in ('steps', 'microbatches', 'average', 'log_every_steps', 'save_every_steps', 'keep'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'train.{name}={getattr(self, name)} must be at least 1')
+    _at_least(1, 'train', self, 'steps', 'microbatches', 'average', 'keep')
+    _at_least(1, 'train', self, 'log_every_steps', 'save_every_steps')
     if not 0 <= self.ema < 1:
       raise ValueError(f'train.ema={self.ema} is a decay: give 0 <= ema < 1, such as 0.999')
     if self.average > self.keep:
@@ -103,6 +109,13 @@ class Evaluation:
   metrics: str
   best: str
   by: str
+
+  def __post_init__(self):
+    _at_least(0, 'eval', self, 'limit', 'samples')
+    _at_least(1, 'eval', self, 'every_steps')
+    for name in names(self.metrics):
+      _one_of('eval.metrics', name, METRICS)
+    _one_of('eval.best', self.best, [*MEASURED, *names(self.metrics)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,12 +164,20 @@ def check(config: Mapping[str, Any]) -> Settings:
   _same_keys('config', config, ['experiment', 'task', 'seed', *SECTIONS])
   if config['task'] != 'sequence':
     raise ValueError(f"config.task={config['task']!r} is unknown: there is 'sequence'")
-  for section in SECTIONS:
+  if not isinstance(config['seed'], int) or config['seed'] < 0:
+    raise ValueError(f'config.seed={config["seed"]!r} must be a whole number, at least 0')
+  for section, (reader, _) in SECTIONS.items():
+    if not isinstance(config[section], Mapping):
+      raise ValueError(f'config.{section}={config[section]!r} must be a section of keys')
     _same_keys(f'config.{section}', config[section], keys(section))
+    _right_types(section, config[section], reader)
   sections = {name: dict(config[name]) for name in SECTIONS}
   ModelConfig(vocab=1, **sections['model'])  # raises what is wrong with it
-  build_check = dict(sections['optimizer'], steps=1, width=1)
-  optimizers.build(**build_check)
+  optimizers.build(**sections['optimizer'], steps=1, width=1)  # the same
+  if not 0 <= sections['loss']['label_smoothing'] < 1 or sections['loss']['z_loss'] < 0:
+    raise ValueError(
+      f'loss={sections["loss"]}: give 0 <= label_smoothing < 1, such as 0.1, and z_loss >= 0'
+    )
   settings = Settings(
     task=config['task'],
     seed=config['seed'],
@@ -168,12 +189,19 @@ def check(config: Mapping[str, Any]) -> Settings:
       decode=Decoding(**sections['decode']),
     ),
   )
-  if settings.model['position'] == 'learned' and settings.data.length > settings.model['length']:
+  longest = max(settings.data.length, settings.decode.length)
+  if settings.model['position'] == 'learned' and longest > settings.model['length']:
     raise ValueError(
-      f"data.length={settings.data.length} is more than the model's learned positions: set "
-      f'model.length to at least that'
+      f'model.length={settings.model["length"]} learned positions are fewer than '
+      f'data.length={settings.data.length} or decode.length={settings.decode.length}: set it to at '
+      f'least {longest}'
     )
   return settings
+
+
+def names(text: str) -> list[str]:
+  """The names of a list separated by commas."""
+  return [name.strip() for name in text.split(',') if name.strip()]
 
 
 def _same_keys(where: str, given: Mapping[str, Any], known: list[str]):
@@ -184,3 +212,25 @@ def _same_keys(where: str, given: Mapping[str, Any], known: list[str]):
   for key in known:
     if key not in given:
       raise ValueError(f'{where}.{key} is missing: give every key a value in the config file')
+
+
+def _right_types(section: str, given: Mapping[str, Any], reader: Callable):
+  """Raises ValueError if a number, text or truth value is given where another is read."""
+  for name, parameter in inspect.signature(reader).parameters.items():
+    wanted, value = parameter.annotation, given.get(name)
+    if name not in given or wanted not in (bool, int, float, str):
+      continue
+    if type(value) is not wanted and (wanted, type(value)) != (float, int):
+      raise ValueError(f'{section}.{name}={value!r} must be of type {wanted.__name__}')
+
+
+def _at_least(least: int, section: str, given: Any, *fields: str):
+  for name in fields:
+    if getattr(given, name) < least:
+      raise ValueError(f'{section}.{name}={getattr(given, name)} must be at least {least}')
+
+
+def _one_of(where: str, value: str, known: Iterable[str]):
+  if value not in known:
+    near = difflib.get_close_matches(value, known, n=1, cutoff=0)
+    raise ValueError(f'{where}: {value!r} is none of {", ".join(known)}: did you mean {near[0]!r}?')

@@ -37,13 +37,16 @@ def make_mesh(*, data: int, fsdp: int, tensor: int, sequence: int) -> Mesh:
     ValueError: the sizes do not multiply to the number of devices.
   """
   devices = jax.device_count()
+  for name, size in dict(fsdp=fsdp, tensor=tensor, sequence=sequence).items():
+    if size < 1:
+      raise ValueError(f'mesh.{name}={size} must be at least 1')
   rest = fsdp * tensor * sequence
   if data == -1 and devices % rest == 0:
     data = devices // rest
   if data * rest != devices:
     raise ValueError(
-      f'mesh data={data} x fsdp={fsdp} x tensor={tensor} x sequence={sequence} is not {devices}, the '
-      'number of devices: use --config.mesh.data=-1 and sizes that divide it'
+      f'mesh data={data} x fsdp={fsdp} x tensor={tensor} x sequence={sequence} is not {devices}, '
+      'the number of devices: use --config.mesh.data=-1 and sizes that divide it'
     )
   return jax.make_mesh(
     (data, fsdp, tensor, sequence), AXES, axis_types=(AxisType.Auto,) * len(AXES)
@@ -58,14 +61,17 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
     if len(spec) > len(leaf.shape):  # a factored or scalar statistic of the parameter
       return NamedSharding(mesh, P())
-    fits = [a if a and size % mesh.shape[a] == 0 else None for a, size in zip(spec, leaf.shape)]
+    fits = [
+      a if a and size % mesh.shape[a] == 0 else None
+      for a, size in zip(spec, leaf.shape, strict=False)
+    ]
     return NamedSharding(mesh, P(*fits))
 
   return jax.tree.map_with_path(of_leaf, tree)
 
 
 def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-  """This process's rows as a part of the global batch: rows over data x fsdp, time over sequence."""
+  """This process's rows, as its part of the batch: rows over data x fsdp, time over sequence."""
   sharding = NamedSharding(mesh, P(('data', 'fsdp'), 'sequence'))
   return {
     name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()

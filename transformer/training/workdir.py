@@ -1,10 +1,13 @@
 """The folder of a run, which describes itself: config, tokenizer, checkpoints, metrics, samples."""
 
 import json
+import os
 import pathlib
+import platform
 from collections.abc import Mapping
 from typing import Any
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from transformer.data.tokenizers import Tokenizer
@@ -41,11 +44,40 @@ class Workdir:
         f'python run.py --config=... --workdir={self.path}'
       )
     try:
-      return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+      config = json.loads(file.read_bytes())
+    except ValueError as error:
       raise ValueError(
         f'{file} is not JSON ({error}): restore it, or use another --workdir'
       ) from error
+    if not isinstance(config, dict):
+      raise ValueError(f'{file} is not the config of a run: restore it, or use another --workdir')
+    return config
+
+  def lock(self):
+    """Keeps other processes from training here for as long as this one lives, even if it is killed.
+
+    Raises:
+      ValueError: another process trains here.
+    """
+    try:
+      import fcntl
+    except ImportError:  # Windows
+      return
+    self.path.mkdir(parents=True, exist_ok=True)
+    # never closed: the lock lasts as long as the file is open
+    file = os.open(self.path / 'lock', os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+      fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+      raise ValueError(
+        f'process {os.read(file, 99).decode().strip()} is training in {self.path}: wait for it, '
+        'stop it, or use another --workdir'
+      ) from error
+    except OSError as error:  # a file system without locks
+      logging.warning('%s cannot be locked (%s): start only one run there', self.path, error)
+      return
+    os.truncate(file, 0)
+    os.write(file, f'{os.getpid()} on {platform.node()}\n'.encode())
 
   def claim(self, config: Mapping[str, Any]):
     """Makes the folder the run of this config.

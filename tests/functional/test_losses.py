@@ -1,0 +1,101 @@
+"""Laws of losses: float64 sums that add over any split, and positions that do not count."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transformer.functional import losses
+from transformer.functional.losses import Mean, accuracy
+
+cross_entropy = jax.jit(losses.cross_entropy, static_argnames=('label_smoothing', 'z_loss'))
+
+SETTINGS = [(0.0, 0.0), (0.1, 0.0), (0.0, 1e-2), (0.3, 1e-2)]
+
+
+def oracle(logits, targets, weights, label_smoothing, z_loss):
+  """(sum, weight, gradient) in float64, from the smoothed one-hot distribution itself."""
+  total, gradient = 0.0, np.zeros(logits.shape)
+  for index in np.ndindex(targets.shape):
+    x, weight = np.asarray(logits[index], np.float64), float(weights[index])
+    if weight == 0:
+      continue
+    log_z = x.max() + np.log(np.exp(x - x.max()).sum())
+    p = (1 - label_smoothing) * np.eye(len(x))[targets[index]] + label_smoothing / len(x)
+    total += weight * (-(p * (x - log_z)).sum() + z_loss * log_z**2)
+    softmax = np.exp(x - log_z)
+    gradient[index] = weight * (softmax - p + 2 * z_loss * log_z * softmax)
+  return total, weights.sum(), gradient
+
+
+def draw(rng, shape=(3, 4), N=7, dtype='float32'):
+  logits = jnp.asarray(3 * rng.normal(size=(*shape, N)), dtype)
+  weights = np.where(rng.random(shape) < 0.3, 0, rng.random(shape))
+  return logits, jnp.asarray(rng.integers(0, N, shape)), jnp.asarray(weights, 'float32')
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('label_smoothing, z_loss', SETTINGS)
+def test_cross_entropy_and_its_gradient_are_the_formula(label_smoothing, z_loss, dtype, rng, close):
+  logits, targets, weights = draw(rng, dtype=dtype)
+  settings = dict(label_smoothing=label_smoothing, z_loss=z_loss)
+  mean = cross_entropy(logits, targets, weights, **settings)
+  loss = jax.jit(jax.grad(lambda x: cross_entropy(x, targets, weights, **settings).sum))
+  gradient = loss(logits)
+  want_sum, want_weight, want_gradient = oracle(logits, targets, weights, *settings.values())
+  assert mean.sum.dtype == mean.weight.dtype == jnp.float32
+  close(mean.sum, want_sum)
+  close(mean.weight, want_weight)
+  close(mean.value, want_sum / want_weight)
+  close(gradient, want_gradient)
+
+
+@pytest.mark.parametrize('label_smoothing, z_loss', SETTINGS)
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+def test_positions_of_weight_0_may_hold_anything(bad, label_smoothing, z_loss, rng):
+  logits, targets, weights = draw(rng)
+  weights = weights.at[1, 2].set(0)
+  spoilt = logits.at[1, 2, 1:4].set(bad)
+
+  @jax.jit
+  @jax.value_and_grad
+  def loss(x):
+    mean = cross_entropy(x, targets, weights, label_smoothing=label_smoothing, z_loss=z_loss)
+    return mean.value
+
+  want, gradient = loss(logits)
+  found, spoilt_gradient = loss(spoilt)
+  assert found == want
+  np.testing.assert_array_equal(spoilt_gradient, gradient)
+  np.testing.assert_array_equal(gradient[1, 2], 0)
+
+
+def test_sums_add_over_any_split(rng, close):
+  batch = [np.asarray(x) for x in draw(rng, shape=(10,))]
+  for f in (cross_entropy, jax.jit(accuracy)):
+    whole = f(*(jnp.asarray(x) for x in batch))
+    for pieces in (2, 5):
+      parts = zip(*(np.split(x, pieces) for x in batch), strict=True)
+      split = [f(*map(jnp.asarray, part)) for part in parts]
+      split = Mean(sum(m.sum for m in split), sum(m.weight for m in split))
+      for a, b in zip((*split, split.value), (*whole, whole.value), strict=True):
+        close(a, b)
+
+
+def test_the_mean_of_nothing_is_0():
+  logits, targets = jnp.full((2, 3), np.nan), jnp.zeros(2, int)
+  loss, gradient = jax.value_and_grad(lambda x: cross_entropy(x, targets, jnp.zeros(2)).value)(
+    logits
+  )
+  assert loss == 0
+  np.testing.assert_array_equal(gradient, 0)
+
+
+def test_accuracy_counts_the_weight_of_right_answers(rng, close):
+  logits, targets, weights = draw(rng)
+  right = sum(
+    float(weights[i]) for i in np.ndindex(3, 4) if int(np.argmax(logits[i])) == int(targets[i])
+  )
+  mean = accuracy(logits, targets, weights)
+  close(mean.sum, right)
+  close(mean.weight, np.asarray(weights, np.float64).sum())

@@ -1,0 +1,75 @@
+"""A ModelConfig that cannot be built says which key is wrong and what to do."""
+
+import dataclasses
+
+import jaxtyping
+import pytest
+
+from transformer.modules.config import ModelConfig
+from transformer.zoo import presets
+
+
+@pytest.fixture(autouse=True)
+def unchecked():
+  """Without the tests' type checks, as users run: our own errors must do."""
+  jaxtyping.config.update('jaxtyping_disable', True)
+  yield
+  jaxtyping.config.update('jaxtyping_disable', False)
+
+
+ERRORS = [
+  (dict(position='rotray'), r"model\.position='rotray' is none of 'sinusoidal', .*'rotary'"),
+  (dict(norm='batch'), r"model\.norm='batch' is none of 'layer', 'rms'"),
+  (dict(activation='gelu'), r"model\.activation='gelu' is none of .*'gelu_erf', 'gelu_tanh'"),
+  (dict(tie='input'), r"model\.tie='input' is none of 'none', 'output', 'all'"),
+  (dict(dtype='float64'), r"model\.dtype='float64' is none of 'float32', 'bfloat16', 'float16'"),
+  (dict(vocab=0), r'model\.vocab=0 must be at least 1'),
+  (dict(depth=0), r'model\.depth=0 must be at least 1'),
+  (dict(length=-1), r'model\.length=-1 must be at least 1'),
+  (dict(decoder_depth=-1), r'model\.decoder_depth=-1 must be at least 0'),
+  (dict(window=-2), r'model\.window=-2 must be at least 0'),
+  (dict(unroll=-1), r'model\.unroll=-1 must be at least 0'),
+  (dict(dropout=1.0), r'model\.dropout=1\.0 is a rate: give 0 <= rate < 1'),
+  (dict(attention_dropout=-0.1), r'model\.attention_dropout=-0\.1 is a rate'),
+  (dict(width=30, heads=4), r'model\.heads=4 does not divide model\.width=30.*model\.head_size'),
+  (dict(heads=8, kv_heads=3), r'model\.kv_heads=3 does not divide model\.heads=8.*divisor'),
+  (dict(width=15, heads=5), r'model\.position=sinusoidal needs an even model\.width, not 15'),
+  (dict(position='rotary', head_size=7), r'model\.position=rotary needs an even head size, not 7'),
+]
+
+
+@pytest.mark.parametrize('settings, message', ERRORS, ids=[str(e[0]) for e in ERRORS])
+def test_a_wrong_value_is_an_error_that_names_the_key(settings, message):
+  with pytest.raises(ValueError, match=message):
+    ModelConfig(**(dict(vocab=10) | settings))
+
+
+def test_a_key_that_is_unknown_or_missing_is_an_error():
+  with pytest.raises(TypeError, match='widht'):
+    ModelConfig(vocab=10, widht=3)
+  with pytest.raises(TypeError, match='vocab'):
+    ModelConfig()
+
+
+def test_what_0_stands_for():
+  config = ModelConfig(vocab=10, width=32, heads=4)
+  assert (config.key_size, config.groups) == (8, 4)
+  config = ModelConfig(vocab=10, width=30, heads=4, kv_heads=2, head_size=6)
+  assert (config.key_size, config.groups) == (6, 2)
+
+
+def test_a_config_cannot_change_and_is_a_key_of_a_cache():
+  config = ModelConfig(vocab=10)
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    config.width = 3
+  assert hash(config) == hash(ModelConfig(vocab=10))
+
+
+def test_presets_say_every_key_but_the_vocabulary():
+  keys = {field.name for field in dataclasses.fields(ModelConfig)} - {'vocab'}
+  found = {k: v for k, v in vars(presets).items() if k.isupper()}
+  assert found
+  for preset in found.values():
+    assert set(preset) == keys
+    ModelConfig(vocab=10, **preset)
+  assert ModelConfig(vocab=10, **presets.TRANSFORMER_BASE) == ModelConfig(vocab=10)

@@ -1,0 +1,503 @@
+"""Laws of the models: what a token may depend on, and that every way of running is the same one."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from transformer.functional import masks
+from transformer.functional.positions import from_segments
+from transformer.modules.config import ModelConfig
+from transformer.modules.layers import View
+from transformer.modules.model import Decoder, Encoder, EncoderDecoder, Memory, functional
+from transformer.zoo import presets
+
+TINY = dict(vocab=11, width=16, depth=2, heads=4, feedforward=24, length=16, unroll=1)
+MODELS = [Encoder, Decoder, EncoderDecoder]
+# every scheme of positions, with full (kv_heads=0) and grouped heads, pre- and post-norm, a window
+SCHEMES = [
+  dict(position='sinusoidal'),
+  dict(position='learned', kv_heads=2, prenorm=True),
+  dict(position='rotary', kv_heads=1, window=3),
+  dict(position='relative', prenorm=True, scale_attention=False),
+  dict(position='alibi', kv_heads=2, prenorm=True, norm='rms', bias=False),
+  dict(position='none', kv_heads=2, gated=True, activation='silu'),
+]
+WITH_MEMORY = [SCHEMES[i] | dict(decoder_depth=1) for i in (0, 2, 3, 4)]
+
+# compiling is all that these tests take time for
+jit = partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+
+
+def name(settings):
+  return '-'.join(f'{v}' if k == 'position' else f'{k}={v}' for k, v in settings.items())
+
+
+def build(cls, seed=0, **settings):
+  """A model whose parameters are all random, biases and scales too."""
+  config = ModelConfig(**(TINY | settings))
+  rng = np.random.default_rng(seed)
+  shapes = jax.eval_shape(lambda: cls(config, nnx.Rngs(0)))
+  return jax.tree.map(lambda x: jnp.asarray(0.4 * rng.normal(size=x.shape), x.dtype), shapes)
+
+
+def equations(jaxpr):
+  """All equations, those inside of scan, remat and custom derivatives too."""
+  for e in jaxpr.eqns:
+    yield e
+    for inner in jax.tree.leaves(list(e.params.values()), is_leaf=lambda x: hasattr(x, 'eqns')):
+      inner = getattr(inner, 'jaxpr', inner)
+      if hasattr(inner, 'eqns'):
+        yield from equations(inner)
+
+
+@jit
+def decoder_jacobian(model, tokens, segments):
+  """(logits [B, T, N], their derivative in a random change of each embedding [S, B, T, N])."""
+  x = model.embed(tokens)
+  direction = jax.random.normal(jax.random.key(1), x.shape)
+  one_at_a_time = jnp.eye(x.shape[1])[:, None, :, None] * direction
+  f = lambda x: (model.output or model.embed).attend(model.stack(x, segments).x)  # noqa: E731
+  return jax.vmap(lambda dx: jax.jvp(f, (x,), (dx,)), out_axes=(None, 0))(one_at_a_time)
+
+
+@jit
+def encoder_jacobian(model, tokens, segments):
+  x = model.embed(tokens)
+  direction = jax.random.normal(jax.random.key(1), x.shape)
+  one_at_a_time = jnp.eye(x.shape[1])[:, None, :, None] * direction
+  f = lambda x: model.stack(x, segments).x  # noqa: E731
+  return jax.vmap(lambda dx: jax.jvp(f, (x,), (dx,)), out_axes=(None, 0))(one_at_a_time)
+
+
+@jit
+def cached(model, tokens, segments, cache):
+  return model(tokens, segments=segments, cache=cache)
+
+
+@jit
+def teacher_forced(model, inputs, targets, input_segments, target_segments):
+  segments = dict(input_segments=input_segments, target_segments=target_segments)
+  return model(inputs, targets, **segments)
+
+
+@jit
+def decode_cached(model, inputs, input_segments, targets, target_segments, cache):
+  memory = model.decoder.prepare(model.encode(inputs, segments=input_segments))
+  return model.decode(targets, memory, segments=target_segments, cache=cache)
+
+
+def at(row, length, left):
+  """`row` in a row of `length`, after `left` columns of padding."""
+  return [0] * left + list(row) + [0] * (length - left - len(row))
+
+
+A, B = [3, 7, 1, 9, 4], [5, 2, 8]  # two sentences
+TOKENS = [
+  at(A, 8, 0),
+  at(A, 8, 3),
+  at(A, 8, 1),
+  A + B,
+  at(B, 8, 0),
+  at(B, 8, 5),
+  B + A,
+  at([], 8, 0),
+]
+SEGMENTS = [[int(t != 0) for t in row] for row in TOKENS]
+SEGMENTS[3], SEGMENTS[6] = [1] * 5 + [2] * 3, [1] * 3 + [2] * 5
+OF_A = [(0, 0), (1, 3), (2, 1), (3, 0), (6, 3)]  # row and column of A in TOKENS
+OF_B = [(3, 5), (4, 0), (5, 5), (6, 0)]
+
+
+def sentences(x):
+  """What x [8, 8, ...] says of A and of B, for every row that holds them."""
+  x = np.asarray(x)
+  return [[x[b, c : c + 5] for b, c in OF_A], [x[b, c : c + 3] for b, c in OF_B]]
+
+
+def assert_same_everywhere(x, close):
+  for rows in sentences(x):
+    for row in rows[1:]:
+      close(jnp.asarray(row), rows[0])
+
+
+@pytest.mark.parametrize('settings', SCHEMES, ids=name)
+class TestDecoder:
+  @pytest.fixture(scope='class')
+  def run(self):
+    """The model and what decoder_jacobian finds, once for all tests of a scheme."""
+    made = {}
+
+    def of(settings):
+      if name(settings) not in made:
+        model = build(Decoder, **settings)
+        made[name(settings)] = (
+          model,
+          *decoder_jacobian(model, jnp.asarray(TOKENS), jnp.asarray(SEGMENTS)),
+        )
+      return made[name(settings)]
+
+    return of
+
+  def test_no_logit_depends_on_a_later_token_or_another_segment(self, settings, run):
+    _, logits, jacobian = run(settings)
+    assert np.isfinite(logits).all()
+    for b, s, t in np.ndindex(8, 8, 8):
+      one = SEGMENTS[b][s] == SEGMENTS[b][t] != 0
+      # a position sees itself through the residual in any case
+      sees = s == t or (one and s <= t and t - s < 2 * ((settings.get('window') or 9) - 1) + 1)
+      change = np.abs(jacobian[s, b, t]).max()
+      assert change > 1e-6 if sees else change == 0, (b, s, t)
+
+  def test_padding_packing_and_neighbours_change_nothing(self, settings, run, close):
+    model, logits, _ = run(settings)
+    assert_same_everywhere(logits, close)
+    # other sentences in the other rows
+    mixed = np.array(TOKENS)
+    mixed[1:] = np.where(mixed[1:] == 0, 0, mixed[1:, ::-1].max() - mixed[1:] + 1)
+    found = decoder_jacobian(model, jnp.asarray(mixed), jnp.asarray(SEGMENTS))[0]
+    close(found[0, :5], logits[0, :5])
+    assert np.abs(found[3] - logits[3]).max() > 1e-3
+
+  def test_any_way_through_a_cache_is_the_full_pass(self, settings, run, close):
+    model, logits, _ = run(settings)
+    want_a, want_b = (rows[0] for rows in sentences(logits))
+    # a cache holds one sentence a row; the last has its padding in the middle, as when a batch of
+    # prompts is padded on the right and then continued
+    tokens = np.array([TOKENS[i] for i in (0, 1, 2, 4, 5)] + [[*A[:2], 0, 0, *A[2:], 0]])
+    for chunks in [[1] * 8, [4, 4], [4, 1, 1, 1, 1]]:
+      cache, found, start = model.init_cache(6, 8), [], 0
+      for size in chunks:
+        piece = tokens[:, start : start + size]
+        y, cache = cached(model, piece, np.sign(piece), cache)
+        found.append(np.asarray(y))
+        start += size
+      found = np.concatenate(found, axis=1)
+      for row, want in zip(range(6), [want_a] * 3 + [want_b] * 2 + [want_a], strict=True):
+        close(jnp.asarray(found[row][tokens[row] != 0]), want)
+
+
+def test_an_encoder_sees_both_sides_and_no_padding(close):
+  model = build(Encoder, position='relative', kv_heads=2)
+  states, jacobian = encoder_jacobian(model, jnp.asarray(TOKENS), jnp.asarray(SEGMENTS))
+  assert_same_everywhere(states, close)
+  for b, s, t in np.ndindex(8, 8, 8):
+    sees = s == t or SEGMENTS[b][s] == SEGMENTS[b][t] != 0
+    change = np.abs(jacobian[s, b, t]).max()
+    assert change > 1e-6 if sees else change == 0, (b, s, t)
+
+
+@pytest.mark.parametrize('settings', WITH_MEMORY, ids=name)
+def test_an_encoder_decoder_is_the_same_padded_packed_and_cached(settings, close):
+  model = build(EncoderDecoder, **settings)
+  tokens, segments = np.array(TOKENS), np.array(SEGMENTS)
+  # inputs are padded otherwise than targets: those of row 1 on the right, of row 0 on the left
+  order = np.array([1, 0, 2, 3, 5, 4, 6, 7])
+  inputs, input_segments = tokens[order], segments[order]
+  logits = np.asarray(teacher_forced(model, inputs, tokens, input_segments, segments))
+  assert_same_everywhere(logits, close)
+  # the inputs matter: B's logits are others with A's inputs
+  crossed = teacher_forced(model, inputs[::-1], tokens, input_segments[::-1], segments)
+  assert np.abs(crossed[4, :3] - logits[4, :3]).max() > 1e-3
+
+  cache, found = model.init_cache(8, 8), []
+  one = np.sign(tokens)  # a cache holds one sentence a row
+  for start in range(0, 8, 2):
+    piece = tokens[:, start : start + 2], one[:, start : start + 2]
+    y, cache = decode_cached(model, inputs, input_segments, *piece, cache)
+    found.append(np.asarray(y))
+  found = np.concatenate(found, axis=1)
+  for b in (0, 1, 2, 4, 5):
+    real = np.array(TOKENS[b]) != 0
+    close(jnp.asarray(found[b][real]), logits[b][real])
+
+
+def test_an_encoder_decoder_decodes_causally_step_by_step(close):
+  model = build(EncoderDecoder, position='rotary', kv_heads=2)
+  inputs = jnp.asarray(TOKENS[:3])
+
+  @jit
+  def both(model, inputs):
+    memory = model.encode(inputs)
+    x = model.embed(inputs)
+
+    def logits(change):  # [T]
+      y = model.decoder(x + change[:, None], jnp.sign(inputs), memory=memory).x
+      return model.embed.attend(y)
+
+    def step(cache, token):
+      y, cache = model.decode(token[:, None], memory, cache=cache)
+      return cache, y[:, 0]
+
+    steps = jax.lax.scan(step, model.init_cache(3, 8), inputs.T)[1].swapaxes(0, 1)
+    return *jax.vmap(lambda e: jax.jvp(logits, (jnp.zeros(8),), (e,)), out_axes=(None, 0))(
+      jnp.eye(8)
+    ), steps
+
+  full, jacobian, steps = both(model, inputs)
+  for s, t in np.ndindex(8, 8):
+    if s > t:
+      np.testing.assert_array_equal(jacobian[s, :, t], 0)
+  assert np.abs(jacobian[1, 0, 4]).max() > 1e-6
+  real = np.asarray(inputs) != 0
+  close(jnp.asarray(np.asarray(steps)[real]), np.asarray(full)[real])
+
+
+def test_beams_share_the_memory_of_their_sentence(close):
+  model = build(EncoderDecoder, position='alibi', kv_heads=2)
+  inputs, targets = (
+    jnp.asarray([TOKENS[i] for i in rows]) for rows in [(0, 1), (0, 3, 1, 5, 6, 2)]
+  )
+
+  @jit
+  def both(model):
+    memory = model.encode(inputs)
+    repeated = Memory(*(jnp.repeat(x, 3, axis=0) for x in memory[:2]))
+    shared = [model.decode(targets, memory), model.decode(targets, model.decoder.prepare(memory))]
+    return [*shared, model.decode(targets, repeated)]
+
+  inline, prepared, repeated = both(model)
+  close(inline, repeated)
+  close(prepared, repeated)
+  assert np.abs(repeated[0] - repeated[3]).max() > 1e-3
+
+
+def test_a_cache_that_is_too_small_is_an_error_or_nan_never_a_wrong_token():
+  model = build(Decoder, depth=1)
+  tokens = jnp.asarray(TOKENS[3:4])
+  with pytest.raises(ValueError, match='8 more tokens do not fit a cache of 6.*larger capacity'):
+    model(tokens, cache=model.init_cache(1, 6))
+
+  @jit
+  def compiled(model, tokens):
+    def step(cache, token):
+      y, cache = model(token[:, None], cache=cache)
+      return cache, y[:, 0]
+
+    return jax.lax.scan(step, model.init_cache(1, 6), tokens.T)[1][:, 0]
+
+  y = compiled(model, tokens)
+  assert np.isfinite(y[:6]).all() and np.isnan(y[6:]).all()
+
+
+def test_learned_positions_beyond_the_table_are_nan_and_reach_no_earlier_token(close):
+  settings = dict(position='learned', kv_heads=2, prenorm=True)  # as in SCHEMES: compiled before
+  long = build(Decoder, **settings)
+  short = build(Decoder, **settings)
+  short.stack.positions.table = nnx.Param(long.stack.positions.table[...][:5])
+  tokens = jnp.asarray([A + B, at(A, 8, 3)])
+  run = jit(lambda model: model(tokens))
+  y = run(short)
+  assert np.isnan(y[0, 5:]).all()
+  close(y[0, :5], run(long)[0, :5])
+  assert np.isfinite(y[1, 3:]).all()  # by position, not by column
+
+
+def test_the_scan_is_a_loop_over_its_layers_however_far_unrolled(close):
+  model = build(Decoder, prenorm=True, position='rotary')
+  tokens, segments = jnp.asarray(TOKENS), jnp.asarray(SEGMENTS)
+
+  @jit
+  def loop(model):
+    x, positions = model.embed(tokens), from_segments(segments)
+    view = View(positions, masks.segments(segments, segments) & masks.causal(8))
+    for i in range(2):
+      x = jax.tree.map(lambda p, i=i: p[i], model.stack.blocks)(x, view)[0]
+    return model.embed.attend(model.stack.norm(x))
+
+  want = loop(model)
+  for unroll in (0, 1):
+    other = build(Decoder, prenorm=True, position='rotary', unroll=unroll)
+    jaxpr = jax.make_jaxpr(other)(tokens, segments=segments)
+    (scan,) = [e for e in equations(jaxpr.jaxpr) if e.primitive.name == 'scan']
+    assert scan.params['unroll'] == (unroll or 2)
+    close(jit(lambda m: m(tokens, segments=segments))(other), want)
+
+
+def test_remat_recomputes_and_changes_neither_value_nor_gradient(close):
+  tokens = jnp.asarray(TOKENS)
+  f = jax.value_and_grad(lambda model: jnp.sum(jnp.tanh(model(tokens))))
+  found = {}
+  for remat in (False, True):
+    model = build(Decoder, remat=remat, prenorm=True)
+    names = {e.primitive.name for e in equations(jax.make_jaxpr(f)(model).jaxpr)}
+    assert bool(names & {'checkpoint', 'remat', 'remat2'}) == remat
+    found[remat] = jit(f)(model)
+  close(found[True][0], found[False][0])
+  assert isinstance(found[True][1], Decoder)
+  leaves = [jax.tree.leaves(found[remat][1]) for remat in (True, False)]
+  for a, b in zip(*leaves, strict=True):
+    close(a, b)
+  assert np.median([np.abs(x).max() for x in leaves[0]]) > 1e-3
+
+
+def tables(model):
+  return [x for x in jax.tree.leaves(model) if x.shape == (TINY['vocab'], TINY['width'])]
+
+
+def test_tied_tables_are_stored_once_and_have_all_the_gradients(close):
+  counts = dict(none=3, output=2, all=1)
+  for tie, count in counts.items():
+    assert len(tables(build(EncoderDecoder, tie=tie))) == count
+    assert len(tables(build(Decoder, tie=tie))) == min(count, 2) - (tie == 'output')
+    assert len(tables(build(Encoder, tie=tie))) == 1
+  tokens = jnp.asarray(TOKENS)
+  rng = np.random.default_rng(1)
+  table, change = (jnp.asarray(0.3 * rng.normal(size=(11, 16)), 'float32') for _ in range(2))
+  _, common = functional(build(EncoderDecoder, depth=1, tie='none'))
+
+  def logits_and_derivative(tie):
+    apply, params = functional(build(EncoderDecoder, depth=1, tie=tie))
+
+    def f(table):
+      same = {k: {'table': table} if 'table' in v else common[k] for k, v in params.items()}
+      return apply(same, tokens, tokens[::-1])
+
+    return jit(lambda: jax.jvp(f, (table,), (change,)))()
+
+  for tied, untied in zip(*map(logits_and_derivative, ('all', 'none')), strict=True):
+    close(tied, untied)
+
+
+def test_capture_shows_the_weights_and_changes_nothing(close):
+  model = build(EncoderDecoder, **WITH_MEMORY[2])
+  inputs, targets = jnp.asarray(TOKENS[::-1]), jnp.asarray(TOKENS)
+  segments = dict(input_segments=jnp.asarray(SEGMENTS[::-1]), target_segments=jnp.asarray(SEGMENTS))
+  layers = jit(lambda m: m.capture(inputs, targets, **segments))(model)
+  q, k = segments['target_segments'], segments['input_segments']
+  seen = dict(
+    encoder=dict(self=masks.segments(k, k)),
+    decoder=dict(self=masks.segments(q, q) & masks.causal(8), cross=masks.segments(q, k)),
+  )
+  assert set(layers['encoder']) == {'states', 'self'}
+  for part, kinds in seen.items():
+    for kind, mask in kinds.items():
+      weights = np.asarray(layers[part][kind])
+      assert weights.shape == (2 if part == 'encoder' else 1, 8, 4, 8, 8)
+      mask = np.broadcast_to(mask, weights.shape)
+      assert (weights[~mask] == 0).all()
+      np.testing.assert_allclose(weights.sum(-1), mask.any(-1), atol=1e-5)
+  last = model.decoder.norm(layers['decoder']['states'][-1])
+  logits = teacher_forced(model, inputs, targets, k, q)
+  close(model.embed.attend(last), logits)
+
+
+def test_dropout_is_on_with_a_key_and_differs_from_layer_to_layer(close):
+  model = build(Encoder, depth=3, prenorm=True, dropout=0.5, position='none')
+  blocks = model.stack.blocks
+  # every layer adds dropout(1) and nothing else, so that its states show its mask
+  blocks.attention.out = jax.tree.map(jnp.zeros_like, blocks.attention.out)
+  blocks.feedforward.out.kernel = nnx.Param(0 * blocks.feedforward.out.kernel[...])
+  blocks.feedforward.out.bias = nnx.Param(jnp.ones((3, 16)))
+  tokens = jnp.asarray(TOKENS)
+
+  @jit
+  def states(model, key):
+    x = model.embed(tokens)
+    layers = model.stack(x, jnp.sign(tokens), key=key, capture=True).layers['states']
+    return x, jnp.diff(layers, axis=0)
+
+  same, other = (np.asarray(states(model, jax.random.key(i))[1]) for i in (0, 1))
+  np.testing.assert_allclose(same, np.where(same > 1, 2, 0), atol=1e-5)
+  assert 0.45 < (same > 1).mean() < 0.55
+  assert ((same[0] > 1) != (same[1] > 1)).mean() > 0.4  # two layers, two masks
+  assert ((same > 1) != (other > 1)).mean() > 0.4  # two keys, two masks
+  np.testing.assert_array_equal(same, states(model, jax.random.key(0))[1])
+  np.testing.assert_allclose(states(model, None)[1], 1, atol=1e-5)
+
+
+def test_without_a_key_there_is_no_dropout_and_attention_has_its_own_rate():
+  tokens = jnp.asarray(TOKENS)
+  # the rate may not matter without a key, nor attention's rate without attention_dropout
+  run = jit(lambda model, key: model(tokens, key=key))
+  plain, wet, attention = (
+    build(Decoder, dropout=rate, attention_dropout=other)
+    for rate, other in [(0.0, 0.0), (0.5, 0.5), (0.0, 0.5)]
+  )
+  k = jax.random.key(3)
+  want = run(plain, None)
+  np.testing.assert_array_equal(run(wet, None), want)
+  assert np.abs(run(attention, k) - want).max() > 1e-3
+  np.testing.assert_array_equal(run(attention, k), run(attention, k))
+
+
+@pytest.mark.parametrize('cls', MODELS)
+def test_modules_hold_parameters_and_nothing_else(cls):
+  for settings in [*SCHEMES, dict(tie='none'), dict(tie='output', gated=True), dict(bias=False)]:
+
+    def make(settings=settings):
+      model = cls(ModelConfig(**(TINY | settings)), nnx.Rngs(0))
+      leaves = jax.tree.leaves(model)
+      assert len({id(x) for x in leaves}) == len(leaves)  # nothing is stored twice
+      assert not jax.tree.leaves(nnx.state(model, nnx.Not(nnx.Param)))
+      assert len(jax.tree.leaves(nnx.state(model, nnx.Param))) == len(leaves)
+      return model
+
+    assert {x.dtype for x in jax.tree.leaves(jax.eval_shape(make))} == {jnp.dtype('float32')}
+
+
+def test_functional_is_the_model_over_plain_arrays():
+  model = build(Decoder, prenorm=True)
+  tokens = jnp.asarray(TOKENS)
+  apply, params = functional(model)
+
+  def walk(x):
+    if type(x) is dict:
+      return [leaf for v in x.values() for leaf in walk(v)]
+    return [x]
+
+  leaves = walk(params)
+  assert all(type(x) is type(jnp.zeros(1)) for x in leaves)
+  assert len(leaves) == len(jax.tree.leaves(model))
+  want = jit(lambda model: model(tokens))(model)
+  np.testing.assert_array_equal(jit(lambda params: apply(params, tokens))(params), want)
+  # two models at once
+  both = jax.tree.map(lambda x: jnp.asarray(np.stack([x, 2 * np.asarray(x)])), model)
+  pair = jit(jax.vmap(lambda model: model(tokens)))(both)
+  np.testing.assert_allclose(pair[0], want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_16_bit_products_have_16_bit_operands_and_32_bit_results(dtype):
+  tokens = jnp.asarray(TOKENS)
+  model = build(EncoderDecoder, dtype=dtype, position='rotary', gated=True)
+  assert {x.dtype for x in jax.tree.leaves(model)} == {jnp.dtype('float32')}
+  f = jax.value_and_grad(lambda model: model(tokens, tokens).sum())
+  jaxpr = jax.make_jaxpr(f)(model)
+  dots = [e for e in equations(jaxpr.jaxpr) if e.primitive.name == 'dot_general']
+  assert len(dots) > 30
+  for e in dots:
+    assert [x.aval.dtype for x in e.invars] == [dtype, dtype], e
+    assert e.outvars[0].aval.dtype == jnp.float32, e
+  assert {x.aval.dtype for x in jaxpr.jaxpr.outvars} == {jnp.dtype('float32')}
+
+
+def test_bfloat16_is_close_to_float32(close):
+  tokens = jnp.asarray(TOKENS)
+  run = jit(lambda model: model(tokens))
+  want = run(build(Decoder, prenorm=True))
+  found = run(build(Decoder, prenorm=True, dtype='bfloat16'))
+  assert found.dtype == jnp.float32
+  close(found, want, 'bfloat16')
+  assert np.abs(found - want).max() > 1e-4
+
+
+def test_a_new_model_has_different_layers_and_sane_logits():
+  config = ModelConfig(**TINY)
+  model = jit(lambda key: Decoder(config, nnx.Rngs(key)))(jax.random.key(0, impl='rbg'))
+  for kernel in (x for x in jax.tree.leaves(model.stack.blocks) if x.ndim == 3):
+    assert np.abs(kernel[0] - kernel[1]).max() > 0.05
+  logits = jit(lambda model: model(jnp.asarray(TOKENS)))(model)
+  assert 0.1 < np.std(logits) < 3
+
+
+@pytest.mark.parametrize(
+  'preset, low, high', [('TRANSFORMER_BASE', 63.0e6, 65.5e6), ('TRANSFORMER_BIG', 210e6, 216e6)]
+)
+def test_the_published_models_have_their_published_size(preset, low, high):
+  config = ModelConfig(vocab=37_000, **getattr(presets, preset))
+  model = jax.eval_shape(lambda: EncoderDecoder(config, nnx.Rngs(0)))
+  assert low < sum(x.size for x in jax.tree.leaves(model)) < high

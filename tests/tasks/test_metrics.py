@@ -1,0 +1,100 @@
+"""Laws of transformer/tasks/metrics.py."""
+
+import gzip
+
+import pytest
+import sacrebleu
+import sacremoses
+from sacrebleu.metrics import BLEU
+
+from transformer.tasks.metrics import METRICS, bleu, bleu_lowercase_moses, chrf, exact_match
+
+WORDS = 'Der Hund läuft schnell über die grüne Wiese , und "alle" sehen zu ( 3,5 km ) . z.B. Ende!'
+
+
+@pytest.fixture
+def texts(rng):
+  """Predictions that are their references with some words changed."""
+  words = WORDS.split()
+  references = [' '.join(rng.choice(words, rng.integers(5, 15))) for _ in range(40)]
+  predictions = [
+    ' '.join(w if rng.random() < 0.8 else str(rng.choice(words)) for w in line.split())
+    for line in references
+  ]
+  return predictions, references
+
+
+def moses(lines):
+  tokenizer = sacremoses.MosesTokenizer('en')
+  return [' '.join(tokenizer.tokenize(line.lower(), escape=False)) for line in lines]
+
+
+def test_exact_match_counts_equal_texts():
+  score = exact_match(['a', 'b ', 'C', 'd'], ['a', 'b', 'c', 'd'])
+  assert score == (50.0, 'exact match|n:4')
+
+
+def test_bleu_and_chrf_are_sacrebleu(texts):
+  predictions, references = texts
+  found = bleu(predictions, references)
+  assert 0 < found.value < 100
+  assert found.value == sacrebleu.corpus_bleu(predictions, [references]).score
+  found = chrf(predictions, references)
+  assert 0 < found.value < 100
+  assert found.value == sacrebleu.corpus_chrf(predictions, [references]).score
+
+
+def test_signatures_say_what_makes_scores_comparable(texts):
+  version = f'version:{sacrebleu.__version__}'
+  expected = {
+    'bleu': {'nrefs:1', 'case:mixed', 'eff:no', 'tok:13a', 'smooth:exp', version},
+    'chrf': {'nrefs:1', 'case:mixed', 'eff:yes', 'nc:6', 'nw:0', 'space:no', version},
+    'bleu_lowercase_moses': {
+      *('nrefs:1', 'case:mixed', 'eff:no', 'tok:none', 'smooth:exp', version),
+      'after:lowercase+sacremoses',
+    },
+    'exact_match': {'exact match', 'n:40'},
+  }
+  assert METRICS.keys() == expected.keys()
+  for name, metric in METRICS.items():
+    assert set(metric(*texts).signature.split('|')) == expected[name]
+
+
+def test_lowercase_moses_is_bleu_of_moses_tokens_in_any_case(texts):
+  predictions, references = texts
+  found = bleu_lowercase_moses(predictions, references)
+  tokens = moses(predictions), moses(references)
+  assert found.value == BLEU(tokenize='none', force=True).corpus_score(tokens[0], [tokens[1]]).score
+  assert found.value != bleu(predictions, references).value
+  louder = [line.upper() for line in predictions], [line.title() for line in references]
+  assert bleu_lowercase_moses(louder[0], references) == found
+  assert bleu_lowercase_moses(predictions, [line.upper() for line in references]) == found
+
+
+def test_multi30k_has_as_many_moses_tokens_as_the_literature_counts(real_data):
+  file = real_data('multi30k') / 'test_2016_flickr.de.gz'
+  references = gzip.decompress(file.read_bytes()).decode().splitlines()
+  assert len(references) == 1000
+  tokens = moses(references)
+  assert sum(len(line.split()) for line in tokens) == 12_103
+  assert bleu_lowercase_moses(references, references).value == pytest.approx(100)
+  assert bleu_lowercase_moses([r.upper() for r in references], references).value > 99
+  changed = [' '.join(line.split()[::-1]) for line in references]
+  expected = BLEU(tokenize='none', force=True).corpus_score(moses(changed), [tokens]).score
+  assert bleu_lowercase_moses(changed, references).value == expected < 20
+
+
+@pytest.mark.parametrize('name', METRICS)
+def test_a_perfect_prediction_scores_100_and_an_unrelated_one_about_0(name, texts):
+  _, references = texts
+  assert METRICS[name](references, references).value == pytest.approx(100)
+  assert METRICS[name](['xyz'] * len(references), references).value < 3
+  assert 0 <= METRICS[name]([''] * len(references), references).value < 3
+
+
+@pytest.mark.parametrize('name', METRICS)
+def test_every_reference_needs_its_prediction(name):
+  for predictions, references in ((['a'], ['a', 'b']), (['a', 'b'], ['a']), ([], [])):
+    message = f'{len(predictions)} predictions for {len(references)} references'
+    with pytest.raises(ValueError, match=message):
+      METRICS[name](predictions, references)

@@ -1,0 +1,404 @@
+"""Laws of transformer/tasks/sequence.py, over a tiny model whose outputs are long and varied."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from transformer.data import pipeline, tokenizers
+from transformer.functional import search
+from transformer.modules.cache import Cache
+from transformer.modules.config import ModelConfig
+from transformer.tasks.sequence import Decoding, SequenceToSequence, shift_right
+
+GREEDY = Decoding(beams=1, alpha=0.0, length=20, rows=4)
+BEAM = Decoding(beams=4, alpha=0.6, length=20, rows=4)
+LONGEST = 16
+LINES = [
+  'abc', 'cab', 't', 'qrst ab', 'ponmlkj', 'a', 'hello there', 'bca', 'abcdefghijklmno', 'no', 'abc'
+]  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+  return tokenizers.train(['abcdefghijklmnopqrst '], kind='characters', vocab=40)
+
+
+@pytest.fixture(scope='module')
+def greedy(tokenizer):
+  return SequenceToSequence(
+    tokenizer=tokenizer, decoding=GREEDY, length=LONGEST, label_smoothing=0.1, z_loss=0.0
+  )
+
+
+@pytest.fixture(scope='module', params=[GREEDY, BEAM], ids=['greedy', 'beam'])
+def task(request, greedy):
+  return greedy.with_decoding(request.param)
+
+
+@pytest.fixture(scope='module')
+def config(tokenizer):
+  return ModelConfig(
+    vocab=tokenizer.size,
+    width=16,
+    depth=2,
+    heads=2,
+    feedforward=32,
+    length=24,
+    prenorm=True,
+    position='learned',
+    tie='none',
+    dropout=0.0,
+    unroll=1,
+  )
+
+
+@pytest.fixture(scope='module')
+def model(greedy, config):
+  """Its parameters are so large that the outputs wander: untrained models repeat one token."""
+  init = jax.jit(lambda key: greedy.init(config, key))
+  model = jax.tree.map(lambda x: 2 * x, init(jax.random.key(0)))
+  for stack in (model.encoder, model.decoder):
+    stack.positions.table[...] = 2 * stack.positions.table[...]
+  return model
+
+
+def poisoned(model, path, value, layer=None):
+  """The model with one number of one parameter replaced."""
+
+  def change(at, x):
+    if not jax.tree_util.keystr(at, simple=True, separator='/').startswith(path):
+      return x
+    return x.at[(0,) * x.ndim if layer is None else (layer, *(0,) * (x.ndim - 1))].set(value)
+
+  return jax.tree_util.tree_map_with_path(change, model)
+
+
+def random_pairs(count, seed=0):
+  rng = np.random.default_rng(seed)
+  line = lambda: ''.join(rng.choice(list('abcdefghijklmnop'), rng.integers(1, 15)))  # noqa: E731
+  return [{'inputs': line(), 'targets': line()} for _ in range(count)]
+
+
+def batch_of(task, pairs, pack=0):
+  """All pairs in one batch, on the device."""
+  fields = task.features(pairs)
+  lengths = np.stack([ragged.lengths for ragged in fields.values()], axis=1)
+  rows = pipeline.packed(lengths, length=pack) if pack else pipeline.bucketed(lengths, buckets=1)
+  batches = pipeline.Batches(fields, rows, tokens=10_000, multiple=8 // (1 + bool(pack)))
+  assert len(batches) == 1
+  return jax.tree.map(jnp.asarray, batches[0])
+
+
+@pytest.fixture(scope='module')
+def batch(greedy):
+  return batch_of(greedy, random_pairs(7))
+
+
+@pytest.fixture(scope='module')
+def forward():
+  """Teacher-forced logits."""
+  return jax.jit(lambda model, inputs, read, *s: model(inputs, read, **dict(zip(SEGMENTS, s))))  # noqa: B905
+
+
+SEGMENTS = ('input_segments', 'target_segments')
+
+
+def test_shift_right_is_a_loop_over_segments(rng):
+  for _ in range(50):
+    targets, segments = np.zeros((2, 4, 17), np.int32)
+    expected = np.zeros_like(targets)
+    for row in range(4):
+      end = 0
+      for segment, length in enumerate(rng.integers(1, 8, rng.integers(0, 4)), start=1):
+        start, end = end, min(end + length, 17)
+        tokens = rng.integers(2, 30, end - start)
+        targets[row, start:end], segments[row, start:end] = tokens, segment
+        expected[row, start:end] = [1, *tokens[:-1]][: end - start]
+    found = shift_right(jnp.asarray(targets), jnp.asarray(segments), 1)
+    np.testing.assert_array_equal(np.where(segments, found, 0), expected)
+
+
+def test_features_are_the_tokens_and_an_end(greedy, tokenizer):
+  pairs = random_pairs(5)
+  for side, ragged in greedy.features(pairs).items():
+    for pair, tokens in zip(pairs, ragged, strict=True):
+      assert list(tokens) == [*tokenizer.encode(pair[side]), tokenizer.eos]
+
+
+def test_objective_and_plain_likelihood_are_apart(greedy, model, batch, forward, close):
+  read = shift_right(batch['targets'], batch['targets_segments'], 1)
+  segments = batch['inputs_segments'], batch['targets_segments']
+  logits = np.asarray(forward(model, batch['inputs'], read, *segments), np.float64)
+  valid = np.asarray(batch['targets_segments']) != 0
+  log_z = np.log(np.exp(logits).sum(-1))
+  log_p = logits - log_z[..., None]
+  nll = -np.take_along_axis(log_p, np.asarray(batch['targets'])[..., None], -1)[..., 0]
+
+  settings = [(0.0, 0.0), (0.1, 0.0), (0.3, 0.01)]
+  tasks = [
+    SequenceToSequence(
+      tokenizer=greedy.tokenizer, decoding=GREEDY, length=16, label_smoothing=a, z_loss=z
+    )
+    for a, z in settings
+  ]
+  found, measured = jax.jit(
+    lambda *args: ([task.loss(*args, None) for task in tasks], greedy.measure(*args))
+  )(model, batch)
+  for (a, z), (objective, metrics) in zip(settings, found, strict=True):
+    smoothed = (1 - a) * nll + a * -log_p.mean(-1) + z * log_z**2
+    close(objective.sum, smoothed[valid].sum())
+    close(metrics['nll_per_token'].sum, nll[valid].sum())
+    assert objective.weight == metrics['nll_per_token'].weight == valid.sum()
+  close(measured['nll_per_token'].value, nll[valid].mean())
+  right = logits.argmax(-1) == np.asarray(batch['targets'])
+  close(measured['token_accuracy'].value, right[valid].mean())
+
+
+def test_a_batch_loses_the_sum_of_its_rows_alone_and_packed(greedy, model, batch, close):
+  loss = jax.jit(lambda model, batch: greedy.loss(model, batch, None))
+  pairs = random_pairs(7)
+  whole, _ = loss(model, batch)
+  assert np.asarray(whole.weight) == sum(len(pair['targets']) + 1 for pair in pairs)
+  alone = []
+  for pair in pairs:
+    row = batch_of(greedy, [pair])
+    row = {name: jnp.pad(x, ((0, 0), (0, 16 - x.shape[1]))) for name, x in row.items()}
+    alone.append(loss(model, row)[0])
+  close(whole.sum, sum(float(mean.sum) for mean in alone))
+  packed = batch_of(greedy, pairs, pack=40)
+  assert np.asarray(packed['targets_segments']).max() > 1
+  together, metrics = loss(model, packed)
+  close(together.sum, float(whole.sum))
+  close(metrics['nll_per_token'].weight, float(whole.weight))
+
+
+def test_the_random_model_says_something(task, model):
+  """Else the laws below would hold for a model that always says the same."""
+  outputs = task.predict(model, LINES)
+  assert len(set(outputs)) >= len(set(LINES)) - 1
+  assert np.mean([len(output) for output in outputs]) > 8
+  assert np.mean([len(set(output)) for output in outputs]) > 3
+  ended = [task.tokenizer.eos in row for row in np.asarray(found_by(task, model)[0])[:, 0]]
+  assert any(ended) and not all(ended)
+
+
+def test_a_line_has_one_output_whatever_comes_with_it(task, model, rng):
+  outputs = dict(zip(LINES, task.predict(model, LINES), strict=True))
+  for line in outputs:
+    assert task.predict(model, [line]) == [outputs[line]]
+  for count in (2, 3, 4, 5, 9, 23):
+    lines = [str(line) for line in rng.choice(LINES, count)]
+    assert task.predict(model, iter(lines)) == [outputs[line] for line in lines]
+  assert task.predict(model, []) == []
+
+
+def test_a_line_has_one_score_to_the_last_bit_in_any_row(task, model):
+  tokens = [[*task.tokenizer.encode(line), task.tokenizer.eos] for line in LINES[:4]]
+  inputs = np.zeros((4, 8), np.int32)
+  for row, of_line in enumerate(tokens):
+    inputs[row, : len(of_line)] = of_line
+  found, scores = map(np.asarray, task.search(model, jnp.asarray(inputs)))
+  for order in ([1, 2, 3, 0], [3, 2, 1, 0], [2, 2, 2, 2], [0, 1, 1, 1]):
+    again, scores_again = map(np.asarray, task.search(model, jnp.asarray(inputs[order])))
+    np.testing.assert_array_equal(again, found[order])
+    np.testing.assert_array_equal(scores_again, scores[order])
+
+
+def found_by(task, model):
+  """task.search for all LINES, padded more than predict does, in batches of its rows."""
+  inputs = np.zeros((12, 16), np.int32)
+  for row, line in enumerate([*LINES, LINES[0]]):
+    inputs[row, : len(line) + 1] = task.input(line)
+  parts = [task.search(model, jnp.asarray(inputs[i : i + 4])) for i in (0, 4, 8)]
+  return [np.concatenate([np.asarray(part[i]) for part in parts])[: len(LINES)] for i in (0, 1)]
+
+
+def test_teacher_forcing_gives_the_score_of_the_search(task, model, forward, close):
+  tokenizer = task.tokenizer
+  found, scores = found_by(task, model)
+  assert [tokenizer.decode(best) for best in found[:, 0]] == task.predict(model, LINES)
+  inputs = np.zeros((len(LINES) * 4, 13 + 3), np.int32)
+  targets, segments = np.zeros((2, len(LINES) * 4, task.decoding.length), np.int32)
+  expected = np.zeros(len(targets), np.float32)
+  for row in range(len(targets)):
+    line, beam = row // 4, row % found.shape[1]
+    inputs[row, : len(LINES[line]) + 1] = task.input(LINES[line])
+    output = found[line, beam].tolist()
+    end = output.index(tokenizer.eos) + 1 if tokenizer.eos in output else len(output)
+    targets[row, :end], segments[row, :end] = output[:end], 1
+    expected[row] = scores[line, beam]
+  targets, segments = jnp.asarray(targets), jnp.asarray(segments)
+  inputs = jnp.asarray(inputs)
+  read = shift_right(targets, segments, tokenizer.bos)
+  log_p = jax.nn.log_softmax(
+    forward(model, inputs, read, (inputs != 0).astype(jnp.int32), segments)
+  )
+  log_p = jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0] * segments
+  lengths = segments.sum(1)
+  penalty = ((5 + lengths) / 6) ** task.decoding.alpha
+  close(expected, log_p.sum(1) / penalty)
+
+
+def test_greedy_is_beam_search_with_one_beam(greedy, model):
+  @functools.partial(jax.jit, static_argnums=2)
+  def one_beam(model, inputs, steps):
+    memory = model.encode(inputs)
+
+    def step(tokens, cache):
+      ones = jnp.ones((len(tokens), 1), jnp.int32)
+      logits, cache = model.decode(tokens[:, None], memory, segments=ones, cache=cache)
+      return logits[:, 0], cache
+
+    cache, first = model.init_cache(len(inputs), steps), jnp.full(len(inputs), 1, jnp.int32)
+    return search.beam_search(
+      step, cache, first, beams=1, steps=steps, eos=2, alpha=0.0, reorder=Cache.take
+    )
+
+  lines = LINES[:4]
+  inputs = np.zeros((4, 8), np.int32)
+  for row, line in enumerate(lines):
+    inputs[row, : len(line) + 1] = greedy.input(line)
+  tokens, scores = one_beam(model, jnp.asarray(inputs), GREEDY.length)
+  expected, expected_scores = greedy.search(model, jnp.asarray(inputs))
+  np.testing.assert_array_equal(tokens, expected)
+  np.testing.assert_allclose(scores, expected_scores, rtol=1e-5)
+
+
+def test_more_beams_find_no_worse(greedy, model):
+  plain = greedy.with_decoding(Decoding(beams=4, alpha=0.6, length=20, rows=4))
+  best, alone = found_by(plain, model), found_by(greedy, model)
+  lengths = np.array([[*row, 2].index(2) + 1 for row in alone[0][:, 0].tolist()]).clip(max=20)
+  greedy_scores = alone[1][:, 0] / ((5 + lengths) / 6) ** 0.6
+  assert np.mean(best[1][:, 0] >= greedy_scores - 1e-5) > 0.8  # a beam may lose the greedy path
+  assert (np.diff(best[1], axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize(
+  'lines, message',
+  [
+    (['abc', ''], 'line 2: the line is empty: give it some text'),
+    (['  '], 'line 1: the line is empty'),
+    (['abc', 'b', 'a' * 16], 'line 3: the line has 17 tokens, more than the 16 .*: split it'),
+    ('abc', r'pass a list, \[line\]'),
+  ],
+)
+def test_lines_that_cannot_be_predicted_are_named(greedy, model, lines, message):
+  with pytest.raises(ValueError, match=message):
+    greedy.predict(model, lines)
+
+
+def test_what_is_no_text_is_an_error(greedy, model):
+  for line in ('\ud800', None, b'abc', 3):
+    with pytest.raises((TypeError, ValueError)):
+      greedy.encode([line])
+
+
+def test_odd_text_is_only_text(greedy, model):
+  odd = ['</s>', '<pad><s>', 'naïve', '日本', '\x00', 'a\nb', '😀']
+  assert len(greedy.predict(model, odd)) == len(odd)
+
+
+def test_cut_shortens_and_takes_empty_lines(task, model):
+  long = 'abcdefghijklmnopqrst' * 3
+  assert task.predict(model, [long, '', 'abc'], cut=True)[::2] == task.predict(
+    model, [long[:15], 'abc']
+  )
+  assert len(task.predict(model, ['', long, ''], cut=True)) == 3
+
+
+def test_a_model_of_nan_is_an_error(task, model):
+  with pytest.raises(FloatingPointError, match='NaN'):
+    task.predict(poisoned(model, 'decoder/norm/scale', jnp.nan), ['abc'])
+
+
+@pytest.mark.parametrize(
+  'change', [{'beams': 0}, {'length': 0}, {'rows': 0}, {'alpha': -0.1}, {'alpha': math.nan}]
+)
+def test_senseless_decoding_is_refused(change):
+  ((name, _),) = change.items()
+  with pytest.raises(ValueError, match=f'decode.{name}='):
+    Decoding(**{**dict(beams=1, alpha=0.0, length=1, rows=1), **change})
+
+
+@pytest.mark.parametrize(
+  'path, value, layer, where',
+  [
+    ('embed/table', jnp.nan, None, 'parameter embed/table'),
+    (
+      'encoder/blocks/attention/key/kernel',
+      jnp.inf,
+      1,
+      'parameter encoder/blocks/attention/key/kernel, layer 1',
+    ),
+    ('decoder/blocks/cross_norm/scale', jnp.nan, 0, None),
+    ('encoder/blocks/feedforward/out/bias', 3e38, 1, 'the states of encoder layer 1'),
+    ('decoder/blocks/feedforward/out/bias', 3e38, 0, 'the states of decoder layer 0'),
+    ('output/table', 3e38, None, 'the gradient of '),
+  ],
+)
+def test_the_first_place_that_is_not_finite_is_named(
+  greedy, model, batch, path, value, layer, where
+):
+  broken = poisoned(model, path, value, layer)
+  if path.endswith('out/bias'):  # twice the largest number that float32 nearly holds
+    broken = poisoned(broken, path.replace('out/bias', 'hidden/bias'), 1e30, layer)
+    broken = poisoned(broken, path.replace('out/bias', 'out/kernel'), 1e30, layer)
+  host = jax.tree.map(np.asarray, batch)  # as the training loop has it
+  found = greedy.first_not_finite(broken, host)
+  assert found.startswith(where or f'parameter {path}, layer {layer}')
+
+
+def test_attend_is_of_the_output_that_predict_gives(task, model, close):
+  tokens = found_by(task, model)[0][:, 0]
+  assert (tokens[:, 0] != 0).any() and (np.count_nonzero(tokens, axis=1) > 1).all()
+  for line in LINES:
+    weights, rows, columns = task.attend(model, line)
+    assert weights.shape == (2, 2, len(rows), len(columns))
+    assert columns == [*line, '</s>']
+    specials = tokenizers.SPECIALS
+    text = ''.join(piece for piece in rows if piece not in specials)
+    assert [text] == task.predict(model, [line])
+    assert '</s>' not in rows[:-1] and (rows[-1] == '</s>' or len(rows) == 20)
+    close(weights.sum(-1), np.ones(weights.shape[:-1]))
+
+
+def test_attend_gives_the_weights_of_the_teacher_forced_pass(greedy, model, close):
+  weights, rows, _ = greedy.attend(model, 'qrst ab')
+  ids = [greedy.tokenizer._tokenizer.token_to_id(piece) for piece in rows]
+  inputs = jnp.asarray([greedy.input('qrst ab')])
+  read = jnp.asarray([[1, *ids[:-1]]])
+  capture = jax.jit(lambda model, *args: model.capture(*args[:2], target_segments=args[2]))
+  maps = capture(model, inputs, read, jnp.ones_like(read))
+  close(weights, maps['decoder']['cross'][:, 0])
+  with pytest.raises(ValueError, match='empty'):
+    greedy.attend(model, '')
+
+
+def test_eight_pairs_are_learnt_by_heart(greedy, config):
+  pairs = random_pairs(8, seed=1)
+  batch = batch_of(greedy, pairs)
+  optimizer = optax.adam(1e-2)
+  model = jax.jit(lambda key: greedy.init(config, key))(jax.random.key(1))
+
+  @jax.jit
+  def update(model, state):
+    def loss(model):
+      mean, metrics = greedy.loss(model, batch, None)
+      return mean.value, metrics
+
+    gradient, metrics = jax.grad(loss, has_aux=True)(model)
+    updates, state = optimizer.update(gradient, state)
+    return optax.apply_updates(model, updates), state, metrics
+
+  state = optimizer.init(model)
+  for _ in range(150):
+    model, state, metrics = update(model, state)
+  assert metrics['nll_per_token'].value < 0.2
+  inputs, targets = ([pair[side] for pair in pairs] for side in ('inputs', 'targets'))
+  for decoding in (GREEDY, BEAM):
+    assert greedy.with_decoding(decoding).predict(model, inputs) == targets

@@ -1,0 +1,199 @@
+"""The command line as its user meets it: results on stdout, mistakes in one line and status 2."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+TINY = [
+  f'--config={ROOT}/experiments/algorithmic.py:copy',
+  '--config.data.limit=300',
+  '--config.data.tokens=512',
+  '--config.model.width=16',
+  '--config.model.feedforward=16',
+  '--config.model.depth=1',
+  '--config.train.steps=4',
+  '--config.train.save_every_steps=2',
+  '--config.train.log_every_steps=1',
+  '--config.eval.every_steps=2',
+  '--config.eval.limit=8',
+  '--config.decode.length=8',
+  '--config.decode.rows=8',
+]
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """run(*flags, input=bytes): the finished process; nothing is compiled twice."""
+  cache = tmp_path_factory.mktemp('compiled')
+  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  environment |= {
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_COMPILATION_CACHE_DIR': str(cache),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
+
+  def command(*flags, input=b'', cwd=None):
+    return subprocess.run(
+      [sys.executable, str(ROOT / 'run.py'), *map(str, flags)],
+      input=input,
+      capture_output=True,
+      env=environment,
+      cwd=cwd or tmp_path_factory.mktemp('cwd'),
+    )
+
+  return command
+
+
+@pytest.fixture(scope='module')
+def trained(run, tmp_path_factory):
+  """(workdir, result) of a tiny run."""
+  workdir = tmp_path_factory.mktemp('run') / 'copy'
+  done = run(*TINY, f'--workdir={workdir}')
+  assert done.returncode == 0, done.stderr.decode()
+  return workdir, json.loads(done.stdout.splitlines()[-1])
+
+
+def fails(done, *words):
+  """Checks that a command failed as wrong usage, with one line that has all the words."""
+  errors = [line for line in done.stderr.decode().splitlines() if line.startswith('error: ')]
+  assert done.returncode == 2, done.stderr.decode()
+  assert len(errors) == 1 and b'Traceback' not in done.stderr, done.stderr.decode()
+  for word in words:
+    assert word in errors[0], errors[0]
+
+
+def test_train_prints_one_json_object_and_describes_itself(trained):
+  workdir, result = trained
+  assert result['mode'] == 'train' and result['step'] == 4
+  assert re.fullmatch('[0-9a-f]{64}', result['state_sha256'])
+  assert {'val/exact_match', 'test/exact_match', 'test/nll_per_token'} <= result['metrics'].keys()
+  present = {path.name for path in workdir.iterdir()}
+  assert {'config.json', 'tokenizer.json', 'checkpoints', 'metrics.jsonl', 'events'} <= present
+  predictions = (workdir / 'predictions' / 'test.txt').read_text().splitlines()
+  assert len(predictions) == 1000
+
+
+def test_evaluate_agrees_with_train(run, trained):
+  workdir, result = trained
+  done = run('--mode=evaluate', f'--workdir={workdir}')
+  evaluated = json.loads(done.stdout)
+  assert evaluated['metrics'] == result['metrics']
+
+
+def test_the_same_command_again_changes_nothing(run, trained):
+  workdir, result = trained
+  again = json.loads(run(*TINY, f'--workdir={workdir}').stdout)
+  assert again['state_sha256'] == result['state_sha256']
+  assert again['metrics'] == result['metrics']
+
+
+def test_predict_keeps_lines_in_place_and_independent(run, trained):
+  workdir, _ = trained
+  lines = [f'{i % 10} {i // 10} 7' for i in range(20)]
+  whole = run('--mode=predict', f'--workdir={workdir}', input='\n'.join(lines).encode())
+  assert whole.returncode == 0, whole.stderr.decode()
+  outputs = whole.stdout.decode().split('\n')[:-1]
+  assert len(outputs) == len(lines)
+  alone = run('--mode=predict', f'--workdir={workdir}', input=lines[13].encode())
+  assert alone.stdout.decode() == outputs[13] + '\n'
+
+
+def test_bad_lines_are_reported_and_leave_an_empty_line(run, trained):
+  workdir, _ = trained
+  text = b'1 2 3\n\n' + b'1 ' * 99 + b'\n\xff\xfe\n4 5\r\n'
+  done = run('--mode=predict', f'--workdir={workdir}', input=text)
+  outputs = done.stdout.decode().split('\n')[:-1]
+  assert done.returncode == 2
+  assert len(outputs) == 5 and outputs[1:4] == ['', '', '']
+  errors = done.stderr.decode()
+  for number, word in ((2, 'empty'), (3, 'tokens'), (4, 'UTF-8')):
+    assert re.search(f'error: line {number}: .*{word}', errors), errors
+
+
+def test_attend_draws_a_page_and_a_picture(run, trained):
+  workdir, _ = trained
+  done = run('--mode=attend', f'--workdir={workdir}', input=b'1 2 3\n')
+  (picture,) = json.loads(done.stdout)['pictures']
+  assert '<html' in pathlib.Path(picture['html']).read_text()
+  assert pathlib.Path(picture['png']).read_bytes().startswith(b'\x89PNG')
+
+
+def test_sweep_runs_every_variant(run, tmp_path):
+  experiment = tmp_path / 'variants.py'
+  base = ROOT / 'experiments' / 'algorithmic.py'
+  experiment.write_text(
+    'import importlib.util\n'
+    f'spec = importlib.util.spec_from_file_location("base", {str(base)!r})\n'
+    'base = importlib.util.module_from_spec(spec); spec.loader.exec_module(base)\n'
+    'get_config = lambda: base.get_config("copy")\n'
+    'def sweep(add):\n'
+    '  for rate in (1e-3, 1e-2):\n'
+    '    add({"optimizer.learning_rate": rate})\n'
+  )
+  flags = [f'--config={experiment}', *TINY[1:], '--config.data.test=']
+  done = run('--mode=sweep', *flags, f'--workdir={tmp_path}/sweep')
+  assert done.returncode == 0, done.stderr.decode()
+  runs = json.loads(done.stdout.splitlines()[-1])['runs']
+  assert [r['changed'] for r in runs] == [
+    {'optimizer.learning_rate': 0.001},
+    {'optimizer.learning_rate': 0.01},
+  ]
+  assert runs[0]['metrics'] != runs[1]['metrics']
+
+
+@pytest.mark.parametrize(
+  'flags, words',
+  [
+    (['--config.model.widht=16'], ['widht', 'width']),
+    (['--config.trian.steps=1'], ['trian', 'train']),
+    (['--config.model.heads=3'], ['model.heads=3', 'model.width=128', 'divisor']),
+    (['--config.model.norm=batch'], ['model.norm', "'batch'", "'layer'"]),
+    (['--config.train.steps=many'], ['train.steps', 'many']),
+    (['--config=nowhere.py'], ['nowhere.py']),
+    (['--mode=trane'], ['mode', 'train']),
+    (['--wrokdir=x'], ['wrokdir', 'workdir']),
+    (['train'], ["'train'", '--']),
+    (['--mode=predict'], ['runs/dates', 'train']),
+    (['--config.data.name=parallel', '--config.data.dir=/nowhere'], ['/nowhere', 'train.inputs']),
+    ([f'--config={ROOT}/experiments/pairs.py', '--config.data.dir=my.tsv'], ['my.tsv']),
+    (['--config.data.name=no_such_set'], ['no_such_set', 'download_and_prepare']),
+    (['--config.mesh.tensor=3'], ['tensor=3', 'devices']),
+  ],
+)
+def test_wrong_usage_names_the_culprit(run, flags, words):
+  fails(run(*flags), *words)
+
+
+def test_a_workdir_of_another_experiment_is_left_alone(run, trained):
+  workdir, _ = trained
+  before = (workdir / 'config.json').read_text()
+  done = run(*TINY, f'--workdir={workdir}', '--config.model.depth=2')
+  fails(done, 'model.depth', str(workdir), '--workdir')
+  assert (workdir / 'config.json').read_text() == before
+
+
+def test_a_foreign_checkpoint_is_named(run, trained, tmp_path):
+  import shutil
+
+  workdir = shutil.copytree(trained[0], tmp_path / 'foreign')
+  config = json.loads((workdir / 'config.json').read_text())
+  config['model']['feedforward'] = 32
+  (workdir / 'config.json').write_text(json.dumps(config))
+  done = run('--mode=predict', f'--workdir={workdir}', input=b'1 2\n')
+  fails(done, 'checkpoints', 'hidden.kernel', '(1, 16, 16)')
+
+
+def test_a_missing_input_file_is_named(run, trained):
+  fails(run('--mode=predict', f'--workdir={trained[0]}', '--input=no.txt'), 'no.txt')
+
+
+def test_help_names_the_modes(run):
+  text = run('--help').stdout.decode()
+  for mode in ('train', 'evaluate', 'predict', 'attend', 'sweep', 'doctor'):
+    assert mode in text

@@ -1,0 +1,205 @@
+"""The law of the house: a run that is killed, stopped or starved goes on as if nothing had happened."""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS = 24
+
+EXPERIMENT = """
+from experiments import dates
+
+def get_config():
+  c = dates.get_config()
+  c.experiment = 'tiny'
+  c.data.update(name='pairs', dir={data!r}, test='test', length=16, tokens=256, buckets=1)
+  c.tokenizer.update(kind='characters', vocab=40, split_digits=False)
+  c.model.update(width=16, heads=2, depth=1, feedforward=32, dropout=0.1, length=16)
+  # checkpoints are averaged: those of a stopped run must not be among them
+  c.train.update(steps={steps}, save_every_steps=2, log_every_steps=1, keep=3, average=3)
+  c.eval.update(every_steps=5, limit=4, by='', best='nll_per_token')
+  c.decode.update(length=12, rows=8)
+  return c
+"""
+
+
+class Lab:
+  """A tiny experiment on disk, and `run.py` in processes of their own."""
+
+  def __init__(self, folder: pathlib.Path):
+    self.folder = folder
+    rng, data = random.Random(0), folder / 'data'
+    data.mkdir()
+    for split, lines in (('train', 64), ('val', 8), ('test', 8)):
+      words = [rng.choices('abcdef', k=rng.randint(2, 6)) for _ in range(lines)]
+      pairs = [f'{" ".join(w)}\t{" ".join(w[::-1])}\n' for w in words]
+      (data / f'{split}.tsv').write_text('inputs\ttargets\n' + ''.join(pairs))
+    self.config = folder / 'tiny.py'
+    self.config.write_text(EXPERIMENT.format(data=str(data), steps=STEPS))
+
+  def start(self, workdir: pathlib.Path, *flags: str, **how) -> subprocess.Popen:
+    environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+    environment |= {
+      'JAX_PLATFORMS': 'cpu',
+      'JAX_COMPILATION_CACHE_DIR': str(self.folder / 'compiled'),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    }
+    command = [sys.executable, 'run.py', f'--config={self.config}', f'--workdir={workdir}', *flags]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes, **how)
+
+  def finish(self, workdir: pathlib.Path, *flags: str) -> dict:
+    """The result of a run that comes to its end."""
+    process = self.start(workdir, *flags)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return json.loads(out.splitlines()[-1])
+
+
+@pytest.fixture(scope='module')
+def lab(tmp_path_factory):
+  return Lab(tmp_path_factory.mktemp('lab'))
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(lab):
+  return lab.finish(lab.folder / 'uninterrupted')
+
+
+def lines(workdir):
+  file = workdir / 'metrics.jsonl'
+  return file.read_bytes().count(b'\n') if file.exists() else 0
+
+
+def saving(workdir, name):
+  return any((workdir / 'checkpoints' / name).glob('*tmp*'))
+
+
+def wait_for(process, happens):
+  while not happens() and process.poll() is None:
+    time.sleep(0.002)
+
+
+def assert_same_run(result, workdir, reference, folder):
+  for name in ('state_sha256', 'metrics', 'best_step', 'step', 'signatures'):
+    assert result[name] == reference[name], name
+  expected = folder / 'uninterrupted'
+  for file in ('metrics.jsonl', 'predictions/test.txt', 'predictions/val.txt', 'tokenizer.json'):
+    assert (workdir / file).read_bytes() == (expected / file).read_bytes(), file
+  kept = lambda path: sorted(int(p.name) for p in (path / 'checkpoints' / 'last').iterdir())
+  assert kept(workdir) == kept(expected)
+
+
+def test_killed_at_random_moments(lab, uninterrupted):
+  """kill -9 while it saves a checkpoint, saves the best, evaluates, or anywhere at all."""
+  workdir, rng = lab.folder / 'killed', random.Random(0)
+  moments = [
+    lambda: saving(workdir, 'last'),
+    lambda: saving(workdir, 'best'),
+    lambda: lines(workdir) >= rng.randint(3, 12),
+    lambda: lines(workdir) >= 20 and saving(workdir, 'last'),
+  ]
+  for moment in moments:
+    process = lab.start(workdir)
+    wait_for(process, moment)
+    time.sleep(rng.random() * 0.02)
+    process.kill()
+    _, err = process.communicate()
+    assert process.returncode == -signal.SIGKILL, err
+  assert 0 < lines(workdir)
+  # a save that was cut off, and a line that was
+  (workdir / 'checkpoints' / 'last' / f'{STEPS}.orbax-checkpoint-tmp').mkdir(exist_ok=True)
+  with (workdir / 'metrics.jsonl').open('a') as file:
+    file.write('{"step": 9')
+  result = lab.finish(workdir)
+  assert_same_run(result, workdir, uninterrupted, lab.folder)
+
+
+def test_stopped_by_signals(lab, uninterrupted):
+  """SIGTERM and Ctrl-C save and say so; meanwhile nobody else may train there."""
+  workdir = lab.folder / 'stopped'
+  process = lab.start(workdir)
+  wait_for(process, lambda: lines(workdir) >= 5)  # the evaluation after step 5 is due
+  process.send_signal(signal.SIGTERM)
+  _, err = process.communicate()
+  assert process.returncode == 143, err
+  assert 'SIGTERM: saved step ' in err.splitlines()[-1]
+  step = int(err.splitlines()[-1].split('saved step ')[1].split(';')[0])
+  assert step >= 5 and (workdir / 'checkpoints' / 'last' / str(step)).is_dir()
+
+  process = lab.start(workdir)
+  wait_for(process, lambda: lines(workdir) >= 14)
+  process.send_signal(signal.SIGSTOP)
+  second = lab.start(workdir)
+  _, refusal = second.communicate()
+  assert second.returncode == 2
+  assert refusal.splitlines()[-1].startswith(f'error: process {process.pid} on ')
+  process.send_signal(signal.SIGCONT)
+  process.send_signal(signal.SIGINT)
+  _, err = process.communicate()
+  assert process.returncode == 130, err
+  assert 'SIGINT: saved step ' in err.splitlines()[-1]
+  assert 'Traceback' not in err
+
+  result = lab.finish(workdir)
+  assert_same_run(result, workdir, uninterrupted, lab.folder)
+
+
+def test_a_finished_run_only_reports(lab, uninterrupted):
+  workdir = lab.folder / 'again'
+  shutil.copytree(lab.folder / 'uninterrupted', workdir)
+  result = lab.finish(workdir)
+  assert_same_run(result, workdir, uninterrupted, lab.folder)
+
+
+def test_not_finite(lab):
+  """Stops at once, names step, batch and place, and has not touched the parameters."""
+  workdir = lab.folder / 'diverged'
+  flags = ('--config.optimizer.name=sgd', '--config.optimizer.learning_rate=1e30')
+  process = lab.start(workdir, *flags, '--config.optimizer.clip=0.0')
+  out, err = process.communicate()
+  message = err.splitlines()[-1]
+  assert process.returncode == 1 and not out, err
+  assert message.startswith('error: step 2: the loss or its gradient is not finite, first in ')
+  assert 'layer 0' in message and 'Traceback' not in err
+  file = workdir / 'not-finite-step-2.npz'
+  assert str(file) in message
+  assert np.load(file)['targets'].any()
+  assert '"step": 2' not in (workdir / 'metrics.jsonl').read_text()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A disk of its own for a workdir, and a function that gives it room."""
+  disk = tmp_path / 'disk'
+  disk.mkdir()
+  mount = ['mount', '-t', 'tmpfs', '-o', 'size=400k', 'tmpfs', str(disk)]
+  if not shutil.which('mount') or subprocess.run(mount, capture_output=True).returncode:
+    pytest.skip('needs the right to mount a small disk: run as root')
+  yield disk, lambda: subprocess.run(['mount', '-o', 'remount,size=64m', str(disk)], check=True)
+  subprocess.run(['umount', '-l', str(disk)], check=True)
+
+
+def test_full_disk(lab, uninterrupted, small_disk):
+  """Says so in one line, keeps what is saved, and goes on when there is room."""
+  disk, make_room = small_disk
+  workdir = disk / 'run'
+  process = lab.start(workdir)
+  out, err = process.communicate()
+  message = err.splitlines()[-1]
+  assert process.returncode == 2 and not out, err
+  assert message.startswith('error: ') and str(workdir) in message
+  assert 'disk' in message and 'same command' in message
+  make_room()
+  result = lab.finish(workdir)
+  assert_same_run(result, workdir, uninterrupted, lab.folder)

@@ -1,0 +1,230 @@
+"""Which device holds what: the same training on every mesh, and parameters that are really in parts."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from transformer.functional.losses import cross_entropy
+from transformer.modules.config import ModelConfig
+from transformer.modules.model import EncoderDecoder
+from transformer.training import optimizers, sharding
+from transformer.training.checkpoints import Checkpoints, digest
+from transformer.training.experiment import with_shardings
+from transformer.training.optimizers import parameter_path
+from transformer.training.sharding import RULES
+from transformer.training.step import init, train_step
+
+CONFIG = ModelConfig(
+  vocab=24, width=16, heads=4, depth=2, feedforward=32, length=16, dropout=0.25, unroll=1
+)
+MESHES = [(8, 1, 1, 1), (2, 2, 2, 1), (1, 4, 2, 1), (2, 1, 2, 2)]
+KEY = jax.random.key(0)
+
+
+def mesh_of(sizes):
+  return sharding.make_mesh(**dict(zip(sharding.AXES, sizes, strict=True)))
+
+
+def one_device():
+  return jax.make_mesh((1,) * 4, sharding.AXES, devices=jax.devices()[:1])
+
+
+def batch(seed):
+  """Rows of unequal lengths, one of them empty."""
+  rng = np.random.default_rng(seed)
+  made = {}
+  for side in ('inputs', 'targets'):
+    lengths = np.append(rng.integers(1, 17, 7), 0)[:, None]
+    made[side] = np.where(np.arange(16) < lengths, rng.integers(3, 24, (8, 16)), 0)
+    made[f'{side}_segments'] = (np.arange(16) < lengths).astype(np.int32)
+  return jax.tree.map(np.int32, made)
+
+
+def loss(model, batch, key):
+  segments = batch['targets_segments']
+  shifted = jnp.pad(batch['targets'][:, :-1], ((0, 0), (1, 0)), constant_values=1)
+  logits = model(
+    batch['inputs'],
+    shifted,
+    input_segments=batch['inputs_segments'],
+    target_segments=segments,
+    key=key,
+  )
+  weights = (segments != 0).astype(jnp.float32)
+  return cross_entropy(logits, batch['targets'], weights), {}
+
+
+def optimizer():
+  return optimizers.build(
+    name='adamw',
+    learning_rate=0.01,
+    schedule='constant',
+    warmup_steps=0,
+    b1=0.9,
+    b2=0.98,
+    epsilon=1e-3,  # large, or rounding decides the sign of updates of parameters without gradient
+    weight_decay=0.1,
+    clip=1.0,
+    steps=10,
+    width=16,
+  )[0]
+
+
+def fresh(key):
+  return init(EncoderDecoder(CONFIG, nnx.Rngs(key)), optimizer(), ema=0.9)
+
+
+@functools.cache
+def after_two_steps(sizes):
+  """(initial state, losses, state) of two updates with dropout, on this mesh or on one device."""
+  mesh = one_device() if sizes is None else mesh_of(sizes)
+  like = with_shardings(jax.eval_shape(fresh, KEY), mesh)
+  placed = jax.tree.map(lambda x: x.sharding, like)
+  first = state = jax.jit(fresh, out_shardings=placed)(KEY)
+  step = functools.partial(train_step, loss=loss, optimizer=optimizer(), ema=0.9)
+  update = jax.jit(step, out_shardings=(placed, None))
+  found = []
+  for i in range(2):
+    state, metrics = update(state, sharding.shard_batch(batch(i), mesh), KEY)
+    found.append((float(metrics['loss'].value), float(metrics['gradient_norm'])))
+  return first, found, state
+
+
+@pytest.fixture(params=MESHES, ids=str)
+def sizes(request):
+  return request.param
+
+
+def test_initial_parameters_are_the_same_on_every_mesh(sizes):
+  first, alone = after_two_steps(sizes)[0], after_two_steps(None)[0]
+  for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(alone), strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+
+
+def test_training_is_the_same_on_every_mesh(sizes, close):
+  """Loss, gradient (its norm, and Adam's moments of it) and parameters, with dropout on."""
+  _, found, state = after_two_steps(sizes)
+  _, expected, alone = after_two_steps(None)
+  np.testing.assert_allclose(found, expected, rtol=2e-5)
+  paths = jax.tree_util.tree_leaves_with_path(alone)
+  for (path, b), a in zip(paths, jax.tree.leaves(state), strict=True):
+    # one scale for all: the gradient of a key's bias is nothing but rounding
+    scale = 1.0 if '/nu/' not in parameter_path(path) else 0.1
+    np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5 * scale, err_msg=parameter_path(path))
+
+
+def test_dropout_was_on():
+  """Or the law above would not say that its bits are the same everywhere."""
+  state = after_two_steps(None)[0]
+  dropped = loss(state.model, jax.tree.map(jnp.asarray, batch(0)), KEY)[0].value
+  kept = loss(state.model, jax.tree.map(jnp.asarray, batch(0)), None)[0].value
+  assert abs(float(dropped - kept)) > 1e-3
+
+
+def test_parameters_are_in_parts(sizes):
+  """A device holds what the table says it does, moments and averages like their parameters."""
+  state = after_two_steps(sizes)[2]
+  data, fsdp, tensor, sequence = sizes
+  parts = {
+    r'attention/query/kernel$': (2, 16 // fsdp, 16 // tensor),
+    r'attention/out/kernel$': (2, 16 // tensor, 16 // fsdp),
+    r'feedforward/hidden/kernel$': (2, 16 // fsdp, 32 // tensor),
+    r'feedforward/hidden/bias$': (2, 32 // tensor),
+    r'feedforward/out/kernel$': (2, 32 // tensor, 16 // fsdp),
+    r'feedforward/out/bias$': (2, 16),
+    r'embed/table$': (24 // tensor, 16 // fsdp),
+    r'norm/scale$': (2, 16),
+  }
+  seen = dict.fromkeys(parts, 0)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    for pattern, shape in parts.items():
+      if re.search(pattern, parameter_path(path)):
+        seen[pattern] += 1
+        assert {s.data.shape for s in leaf.addressable_shards} == {shape}, parameter_path(path)
+        assert len(leaf.addressable_shards) == 8
+  assert all(count >= 4 for count in seen.values()), seen  # model, two moments, average
+
+
+@pytest.mark.parametrize('name', ['adamw', 'adafactor', 'lion', 'sgd'])
+def test_rules_cover_every_path_of_the_state(name):
+  """Every large matrix has a rule of its own, in every variant; statistics that are smaller too."""
+  mesh = mesh_of((2, 2, 2, 1))
+  chain, _ = optimizers.build(
+    **dict(name=name, learning_rate=1.0, schedule='constant', warmup_steps=0, b1=0.9, b2=0.9),
+    **dict(epsilon=1e-8, weight_decay=0.1, clip=1.0, steps=1, width=128),
+  )
+  for variant in (dict(tie='none', gated=True, norm='rms'), dict(position='learned', bias=False)):
+    config = dataclasses.replace(CONFIG, width=128, feedforward=256, **variant)
+    make = lambda key, c=config: init(EncoderDecoder(c, nnx.Rngs(key)), chain, ema=0.9)
+    state = jax.eval_shape(make, KEY)
+    placed = sharding.shardings(state, mesh)
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    for (path, leaf), where in zip(leaves, jax.tree.leaves(placed), strict=True):
+      assert where.mesh == mesh and len(where.spec) <= len(leaf.shape)
+      where.shard_shape(leaf.shape)  # raises where an axis does not divide
+      path = parameter_path(path)
+      matrix = path.endswith(('/kernel', 'embed/table', 'output/table'))
+      if matrix and leaf.size >= 24 * 128:
+        whole = re.search(r'v_row|v_col', path)  # of adafactor: vectors, not worth a rule
+        assert whole or {'fsdp', 'tensor'} <= set(where.spec), (path, where.spec)
+
+
+def test_an_axis_that_does_not_divide_stays_whole():
+  tree = {'blocks': {'query': {'kernel': jax.ShapeDtypeStruct((2, 15, 16), 'float32')}}}
+  (where,) = jax.tree.leaves(sharding.shardings(tree, mesh_of((2, 2, 2, 1))))
+  assert where.spec == P(None, None, 'tensor')
+
+
+def test_the_table_ends_with_everything():
+  assert RULES[-1] == (r'.*', P())
+
+
+def test_batches_are_in_parts():
+  mesh = mesh_of((2, 1, 2, 2))
+  placed = sharding.shard_batch({'x': np.arange(32).reshape(4, 8)}, mesh)['x']
+  assert {s.data.shape for s in placed.addressable_shards} == {(2, 4)}
+  np.testing.assert_array_equal(placed, np.arange(32).reshape(4, 8))
+  assert sharding.batch_parts(mesh) == 2
+  assert sharding.batch_parts(mesh_of((2, 2, 2, 1))) == 4
+
+
+def test_data_takes_the_devices_that_are_left():
+  assert mesh_of((-1, 2, 2, 1)).shape == dict(data=2, fsdp=2, tensor=2, sequence=1)
+
+
+@pytest.mark.parametrize(
+  'sizes, message',
+  [
+    ((3, 1, 1, 1), 'mesh data=3 x fsdp=1 x tensor=1 x sequence=1 is not 8, the number of devices'),
+    ((-1, 3, 1, 1), 'mesh data=-1 x fsdp=3 .* is not 8'),
+    ((4, 4, 1, 1), 'mesh data=4 x fsdp=4 .* is not 8'),
+    ((-2, 1, 1, 1), 'mesh data=-2 .* is not 8'),
+    ((-1, 0, 1, 1), 'mesh.fsdp=0 must be at least 1'),
+    ((-1, -1, -1, 1), 'mesh.fsdp=-1 must be at least 1'),
+  ],
+)
+def test_wrong_meshes_are_refused(sizes, message):
+  with pytest.raises(ValueError, match=message):
+    mesh_of(sizes)
+
+
+@pytest.mark.parametrize('there', [(1, 4, 2, 1), None], ids=str)
+def test_a_checkpoint_of_one_mesh_restores_on_another(tmp_path, there):
+  """Bit for bit, and in the parts of the mesh where it is read."""
+  state = after_two_steps((2, 2, 2, 1))[2]
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(state, 2)
+  mesh = one_device() if there is None else mesh_of(there)
+  like = with_shardings(jax.eval_shape(fresh, KEY), mesh)
+  with Checkpoints(tmp_path) as checkpoints:
+    restored = checkpoints.restore(like)
+  assert digest(restored) == digest(state)
+  for leaf, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(like), strict=True):
+    assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
