@@ -24,29 +24,35 @@ def get_config() -> ConfigDict:
     test='test, test_unseen_locales',
     limit=0,
     length=64,
-    tokens=4096,
+    tokens=1536,
     buckets=2,
     packing=False,
   )
   c.tokenizer = dict(kind='bpe', vocab=2000, lowercase=False, split_digits=True)
   c.model = dict(
-    presets.TRANSFORMER_TINY, depth=2, feedforward=512, prenorm=True, length=64, dropout=0.0
+    presets.TRANSFORMER_TINY,
+    depth=2,
+    decoder_depth=1,
+    prenorm=True,
+    position='rotary',
+    length=64,
+    dropout=0.0,
   )
   c.loss = dict(label_smoothing=0.0, z_loss=0.0)
   c.optimizer = dict(
-    presets.ADAM, learning_rate=2e-3, schedule='cosine', warmup_steps=100, clip=1.0
+    presets.ADAM, learning_rate=4e-3, schedule='cosine', warmup_steps=100, clip=1.0
   )
   c.train = dict(
-    steps=1000,
+    steps=1200,
     microbatches=1,
     ema=0.0,
     average=1,
     log_every_steps=50,
-    save_every_steps=250,
+    save_every_steps=300,
     keep=2,
   )
   c.eval = dict(
-    every_steps=250, limit=200, samples=8, metrics='exact_match', best='exact_match', by='locale'
+    every_steps=300, limit=200, samples=8, metrics='exact_match', best='exact_match', by='locale'
   )
   c.decode = dict(beams=1, alpha=0.0, length=16, rows=64)
   c.mesh = dict(presets.DATA_PARALLEL)

@@ -6,7 +6,8 @@ r"""Translation, English to German, WMT14: the base model of Vaswani et al. 2017
   python run.py --config=experiments/wmt14_en_de_base.py --workdir=runs/wmt14
 
 Paper: BLEU 27.3 on newstest2014, 100,000 steps of 25,000 + 25,000 tokens, 12 h on 8 P100, the
-last 5 checkpoints averaged, beam 4, length penalty 0.6. Not run yet: it needs a network and an accelerator.
+last 5 checkpoints averaged, beam 4, length penalty 0.6. Not run yet: it needs a network
+and an accelerator.
 Deviations: sacreBLEU of detokenised text instead of compound-split tokenised BLEU.
 """
 

@@ -67,7 +67,7 @@ def test_a_config_cannot_change_and_is_a_key_of_a_cache():
 
 def test_presets_say_every_key_but_the_vocabulary():
   keys = {field.name for field in dataclasses.fields(ModelConfig)} - {'vocab'}
-  found = {k: v for k, v in vars(presets).items() if k.isupper()}
+  found = {k: v for k, v in vars(presets).items() if k.isupper() and 'heads' in v}
   assert found
   for preset in found.values():
     assert set(preset) == keys

@@ -1,6 +1,7 @@
 """Laws of the layers: each is its equation in float64, and dropout keeps the expectation."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +25,18 @@ from transformer.modules.layers import (
 TINY = dict(vocab=7, width=8, heads=4, kv_heads=2, feedforward=12, head_size=4)
 
 
+# compiling is all that these tests take time for
+jit = partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+
+
 def build(cls, *args, settings=None, **keywords):
   """A module whose parameters are all random, biases and scales too."""
   config = ModelConfig(**(TINY | (settings or {})))
-  rngs = () if cls is Norm else (nnx.Rngs(0),)
-  shapes = jax.eval_shape(lambda: cls(config, *args, *rngs, **keywords))
+
+  def make():
+    return cls(config, *args, *(() if cls is Norm else (nnx.Rngs(0),)), **keywords)
+
+  shapes = jax.eval_shape(make)
   rng = np.random.default_rng(5)
   return jax.tree.map(lambda x: jnp.asarray(0.5 * rng.normal(size=x.shape), x.dtype), shapes)
 
@@ -75,7 +83,8 @@ def test_linear(dtype, bias, rng, close):
 
 
 def test_a_new_linear_is_glorot_uniform_without_bias():
-  module = Linear(ModelConfig(**TINY), 40, 60, nnx.Rngs(0))
+  config = ModelConfig(**TINY)
+  module = jit(lambda: Linear(config, 40, 60, nnx.Rngs(0)))()
   bound = math.sqrt(6 / 100)
   kernel = np.asarray(module.kernel[...])
   assert 0.95 * bound < np.abs(kernel).max() <= bound
@@ -88,7 +97,7 @@ def test_a_new_linear_is_glorot_uniform_without_bias():
 def test_norm(kind, epsilon, rng, close):
   module = build(Norm, settings=dict(norm=kind, norm_epsilon=epsilon))
   x = 3 + rng.normal(size=(2, 3, 8))
-  close(module(jnp.asarray(x, 'float32')), norm(wide(module), x, kind, epsilon))
+  close(jit(module)(jnp.asarray(x, 'float32')), norm(wide(module), x, kind, epsilon))
   assert ('bias' in wide(module)) == (kind == 'layer')
 
 
@@ -109,7 +118,7 @@ def test_feedforward_plain_and_gated(activation, rng, close):
     hidden = np.vectorize(ACTIVATIONS[activation])(linear(p['hidden'], x))
     if gated:
       hidden = hidden * linear(p['gate'], x)
-    close(module(jnp.asarray(x, 'float32')), linear(p['out'], hidden))
+    close(jit(module)(jnp.asarray(x, 'float32')), linear(p['out'], hidden))
 
 
 @pytest.mark.parametrize('scaled', [True, False])
@@ -119,18 +128,24 @@ def test_attention_projects_attends_and_projects(scaled, rng, close):
   mask = rng.random((2, 1, 3, 5)) < 0.6
   mask[..., 0] = True
   view = View(jnp.zeros((2, 3), int), jnp.asarray(mask))
-  k, v = module.keys_values(jnp.asarray(memory, 'float32'))
-  y, weights = module(jnp.asarray(x, 'float32'), k, v, view, weights=True)
+
+  @partial(jit, static_argnames='weights')
+  def run(x, memory, weights):
+    return module(x, *module.keys_values(memory), view, weights=weights)
+
+  x32, memory32 = jnp.asarray(x, 'float32'), jnp.asarray(memory, 'float32')
+  y, weights = run(x32, memory32, weights=True)
   want, want_weights = attention(wide(module), x, memory, mask, 0.5 if scaled else 1.0)
   close(y, want)
   close(weights, want_weights)
-  assert module(jnp.asarray(x, 'float32'), k, v, view)[1] is None
+  assert run(x32, memory32, weights=False)[1] is None
 
 
 def test_rotary_attention_does_not_change_when_all_positions_shift(rng, close):
   module = build(Attention, turns=True)
   x = jnp.asarray(rng.normal(size=(1, 4, 8)), 'float32')
 
+  @jit
   def run(positions):
     k, v = module.keys_values(x, positions)
     return module(x, k, v, View(positions))[0]
@@ -146,11 +161,9 @@ def test_a_block_is_residual_sublayers_normed_before_or_after(prenorm, rng, clos
   x, memory = rng.normal(size=(2, 3, 8)), rng.normal(size=(2, 5, 8))
   causal, all_ = np.tri(3, dtype=bool)[None, None], np.ones((1, 1, 3, 5), bool)
   at = jnp.zeros((2, 3), int)
-  y, cache, maps = block(
-    jnp.asarray(x, 'float32'),
-    View(at, jnp.asarray(causal)),
-    (jnp.asarray(memory, 'float32'), View(at, jnp.asarray(all_))),
-    weights=True,
+  run = jit(lambda x, memory: block(x, View(at, jnp.asarray(causal)), memory, weights=True))
+  y, cache, maps = run(
+    jnp.asarray(x, 'float32'), (jnp.asarray(memory, 'float32'), View(at, jnp.asarray(all_)))
   )
   p = wide(block)
   for name, sublayer in [
@@ -167,7 +180,7 @@ def test_a_block_is_residual_sublayers_normed_before_or_after(prenorm, rng, clos
 @pytest.mark.parametrize('rate', [0.1, 0.5, 0.9])
 def test_dropout_keeps_the_expectation(rate, key):
   n = 200_000
-  y = np.asarray(dropout(jnp.full(n, 3.0), rate, key))
+  y = np.asarray(jit(lambda x: dropout(x, rate, key))(np.full(n, 3, 'float32')))
   kept = y != 0
   np.testing.assert_allclose(y[kept], 3 / (1 - rate), rtol=1e-6)
   deviation = math.sqrt(rate * (1 - rate) / n)
@@ -181,12 +194,15 @@ def test_dropout_is_off_without_a_key_or_a_rate_and_the_same_for_the_same_key(ke
   x = jnp.arange(1.0, 50.0)
   np.testing.assert_array_equal(dropout(x, 0.5, None), x)
   np.testing.assert_array_equal(dropout(x, 0.0, key), x)
-  np.testing.assert_array_equal(dropout(x, 0.5, key), dropout(x, 0.5, key))
-  assert (np.asarray(dropout(x, 0.5, key)) != np.asarray(dropout(x, 0.5, jax.random.key(1)))).any()
+  half = jit(lambda x, key: dropout(x, 0.5, key))
+  np.testing.assert_array_equal(half(x, key), half(x, key))
+  assert (np.asarray(half(x, key)) != np.asarray(half(x, jax.random.key(1)))).any()
   # what was dropped has no gradient, NaN included
-  y, pullback = jax.vjp(lambda x: dropout(x, 0.5, key), x)
-  np.testing.assert_array_equal(pullback(jnp.ones_like(x))[0], np.where(y == 0, 0, 2))
-  assert np.isfinite(dropout(x.at[jnp.argmin(y)].set(jnp.nan), 0.5, key)).all()
+  y = np.asarray(half(x, key))
+  gradient = jit(jax.grad(lambda x: dropout(x, 0.5, key).sum()))(x)
+  np.testing.assert_array_equal(gradient, np.where(y == 0, 0, 2))
+  spoilt = np.where(y == 0, np.nan, x).astype('float32')
+  assert np.isfinite(half(spoilt, key)).all()
 
 
 def test_split_key_passes_no_key_on(key):

@@ -209,9 +209,7 @@ def test_adam_is_adam(rng):
 def test_unknown_names_list_the_choices():
   with pytest.raises(ValueError, match="'adam' is none of adamw, adafactor, lion, sgd"):
     given(name='adam')
-  with pytest.raises(
-    ValueError, match="'cosin' is none of constant, cosine, linear, rsqrt, noam"
-  ):
+  with pytest.raises(ValueError, match="'cosin' is none of constant, cosine, linear, rsqrt, noam"):
     given(schedule='cosin')
 
 

@@ -1,4 +1,4 @@
-"""The law of the house: a run that is killed, stopped or starved goes on as if nothing had happened."""
+"""The law of the house: a run killed, stopped or starved goes on as if nothing had happened."""
 
 import json
 import os

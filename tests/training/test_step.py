@@ -16,7 +16,7 @@ from transformer.modules.model import EncoderDecoder
 from transformer.training.step import State, init, train_step
 
 CONFIG = ModelConfig(
-  vocab=13, width=16, heads=2, depth=2, feedforward=32, length=32, dropout=0.0, prenorm=True
+  vocab=13, width=16, heads=2, depth=2, feedforward=32, dropout=0.0, prenorm=True, unroll=1
 )
 SIDES = ('inputs', 'targets')
 
@@ -115,15 +115,9 @@ def test_gradient_is_the_same_for_any_number_of_microbatches(model, padded, whol
 
 
 def test_gradient_is_the_same_for_packed_rows(model, examples, whole):
-  """Among them rows with three examples, and one that is empty."""
-  packed = batch_of([[0, 2, 7], [1, 5], [3], [4, 6], [], []], examples, width=16, size=6)
-  assert_same(gradient_of(model, packed)[0], whole[0])
+  """Among them a row of three examples, two that are empty, and all wider than need be."""
+  packed = batch_of([[0, 2, 7], [1, 5], [3], [4, 6], []], examples, width=24, size=6)
   assert_same(gradient_of(model, packed, 2)[0], whole[0])
-
-
-def test_more_padding_changes_nothing(model, examples, whole):
-  wide = batch_of([[7 - i] for i in range(8)], examples, width=24, size=12)
-  assert_same(gradient_of(model, wide)[0], whole[0])
 
 
 def test_a_batch_of_padding_alone_is_nothing(model, padded):
@@ -151,11 +145,10 @@ def squared(model, batch, key):
 ADAM = optax.adam(0.1)
 
 
+@functools.cache
 def line_step(ema=0.0, microbatches=1):
   return jax.jit(
-    functools.partial(
-      train_step, loss=squared, optimizer=ADAM, ema=ema, microbatches=microbatches
-    ),
+    functools.partial(train_step, loss=squared, optimizer=ADAM, ema=ema, microbatches=microbatches),
     donate_argnums=0,
   )
 
@@ -193,17 +186,17 @@ def test_what_is_not_finite_changes_nothing_but_the_step(poison, microbatches):
 
 def test_average_of_parameters():
   """decay = min(ema, t / (t + 1)): a plain mean of the first steps, then exponential."""
-  step, state, key = line_step(ema=0.75), fresh(ema=0.75), jax.random.key(0)
+  step, state, key = line_step(ema=0.5), fresh(ema=0.5), jax.random.key(0)
   expected, seen = np.zeros(3), []
   for t in range(8):
     state, _ = step(state, line_batch(t), key)
     kernel = numpy(state.model)[0]
     seen.append(kernel)
-    decay = min(0.75, t / (t + 1))
+    decay = min(0.5, t / (t + 1))
     expected = decay * expected + (1 - decay) * kernel
     np.testing.assert_allclose(numpy(state.average)[0], expected, rtol=1e-5, atol=1e-6)
-    if t < 4:
-      np.testing.assert_allclose(expected, np.mean(seen, axis=0), rtol=1e-9)
+    if t < 2:
+      np.testing.assert_allclose(expected, np.mean(seen, axis=0), rtol=1e-5)
 
 
 def test_no_average_is_none():
@@ -213,9 +206,9 @@ def test_no_average_is_none():
 
 def test_the_average_is_no_alias():
   """Donating a state whose average is its model would fail."""
-  state = fresh(ema=0.9)
+  state = fresh(ema=0.5)
   assert state.average.kernel[...] is not state.model.kernel[...]
-  step = line_step(ema=0.9)
+  step = line_step(ema=0.5)
   state, _ = step(state, line_batch(0), jax.random.key(0))
   step(state, line_batch(1), jax.random.key(0))
 
@@ -244,7 +237,8 @@ def test_every_step_and_microbatch_has_randomness_of_its_own():
     return mean, {'noise': mean._replace(sum=jax.random.normal(key) ** 2)}
 
   step = functools.partial(train_step, loss=seen, optimizer=identity(), microbatches=2)
-  _, metrics = step(init(Line([1.0]), identity(), ema=0.0), zeros, jax.random.key(0))
+  state = init(Line([1.0]), identity(), ema=0.0)
+  _, metrics = jax.jit(step)(state, zeros, jax.random.key(0))
   key = jax.random.fold_in(jax.random.key(0), 0)
   draws = [float(jax.random.normal(jax.random.fold_in(key, i)) ** 2) for i in range(2)]
   assert draws[0] != draws[1]
@@ -253,4 +247,4 @@ def test_every_step_and_microbatch_has_randomness_of_its_own():
 
 def test_state_is_a_pytree_of_arrays():
   assert State._fields == ('step', 'model', 'optimizer', 'average')
-  assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(fresh(ema=0.9)))
+  assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(fresh(ema=0.5)))

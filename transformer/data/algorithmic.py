@@ -6,13 +6,18 @@ copy: 3 1 2 -> 3 1 2        reverse: 3 1 2 -> 2 1 3        sort: 3 1 2 -> 1 2 3
 import dataclasses
 import operator
 import string
+from collections.abc import Callable
 from typing import SupportsIndex
 
 import numpy as np
 
 from transformer.data.textfiles import split_of
 
-TASKS = {'copy': list, 'reverse': lambda symbols: symbols[::-1], 'sort': sorted}
+TASKS: dict[str, Callable[[list[str]], list[str]]] = {
+  'copy': list,
+  'reverse': lambda symbols: symbols[::-1],
+  'sort': sorted,
+}
 SYMBOLS = string.digits + string.ascii_lowercase  # in sorting order
 SIZES = {'train': 100_000, 'val': 1_000, 'test': 1_000}
 

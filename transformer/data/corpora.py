@@ -66,7 +66,7 @@ def load(
   if name == 'dates':
     from transformer.data import dates
 
-    source = dates.Dates(split)
+    source: Source = dates.Dates(split)
   elif name in GENERATED:
     source = algorithmic.Algorithmic(name, split)
   elif name == 'parallel':
@@ -109,7 +109,7 @@ class Prepared:
 
 
 def _text(value: bytes | str | int, names: Mapping[int, str]) -> str:
-  if names:
+  if isinstance(value, int):  # a class label
     return names[value]
   return value.decode('utf-8') if isinstance(value, bytes) else value  # mocked TFDS gives str
 

@@ -18,6 +18,7 @@ import functools
 import hashlib
 import operator
 from collections.abc import Mapping
+from typing import SupportsIndex
 
 LOCALES = (
   *('en-US', 'en-GB', 'de-DE', 'nl-NL', 'sv-SE', 'nb-NO', 'da-DK', 'fr-FR', 'fr-CA', 'es-ES'),
@@ -70,7 +71,7 @@ class Dates:
   def __len__(self) -> int:
     return self.size or SIZES[self.split]
 
-  def __getitem__(self, i: int) -> dict[str, str]:
+  def __getitem__(self, i: SupportsIndex) -> dict[str, str]:
     i = operator.index(i)
     if not 0 <= i < len(self):
       raise IndexError(f'example {i} of {len(self)}: the index runs from 0 to {len(self) - 1}')
@@ -114,7 +115,7 @@ def split_of(day: datetime.date) -> str:
 
 @functools.cache
 def _days() -> Mapping[str, list[datetime.date]]:
-  days = {'train': [], 'val': [], 'test': []}
+  days: dict[str, list[datetime.date]] = {'train': [], 'val': [], 'test': []}
   for ordinal in range(FIRST_DAY.toordinal(), LAST_DAY.toordinal() + 1):
     day = datetime.date.fromordinal(ordinal)
     days[split_of(day)].append(day)

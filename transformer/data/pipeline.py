@@ -5,7 +5,7 @@ is the step of the training state, and to resume is to start the stream at that 
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, SupportsIndex
 
 import numpy as np
@@ -179,9 +179,8 @@ class Batches:
   def _plan(self, epoch: int) -> list[tuple[int, np.ndarray]]:
     planned, plan = self._epoch  # read once: another thread may be in another epoch
     if planned != epoch:
-      shuffle = np.random.default_rng((self.seed or 0, epoch)).permutation
-      if self.seed is None:
-        shuffle = np.asarray
+      random = np.random.default_rng((self.seed or 0, epoch))
+      shuffle: Callable = np.asarray if self.seed is None else random.permutation
       plan = []
       for g, (_, members, size) in enumerate(self.groups):
         members = shuffle(members)

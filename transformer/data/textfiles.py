@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import operator
 import pathlib
 import re
 import zlib
@@ -22,6 +23,7 @@ class Pairs:
     return len(self.inputs)
 
   def __getitem__(self, i: SupportsIndex) -> dict[str, str]:
+    i = operator.index(i)
     return {'inputs': self.inputs[i], 'targets': self.targets[i]}
 
 

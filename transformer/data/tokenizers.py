@@ -8,7 +8,7 @@ import itertools
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
@@ -46,6 +46,9 @@ class Tokenizer:
     pad, bos, eos, unk: ids, or None where the vocabulary has no such token (GPT-2 has no pad).
   """
 
+  bos: Any  # int or None: who needs one checks once, and not at every use
+  eos: Any
+
   def __init__(self, tokenizer: tokenizers.Tokenizer):
     tokenizer.encode_special_tokens = True  # "encode them like other text"; the file lacks it
     tokenizer.no_truncation()
@@ -82,7 +85,7 @@ class Tokenizer:
     # This decoder tells a byte alphabet, to which a token added by hand need not keep.
     if not isinstance(self._tokenizer.decoder, decoders.ByteLevel) or not _BYTE.keys() >= {*piece}:
       return piece
-    raw = bytes(map(_BYTE.get, piece))
+    raw = bytes(_BYTE[c] for c in piece)
     try:
       return raw.decode('utf-8')
     except UnicodeDecodeError:
@@ -150,12 +153,18 @@ def train(
   unicode = [] if kind == 'bytes' else [normalizers.NFC()]
   normalizer = normalizers.Sequence(unicode + [normalizers.Lowercase()] * lowercase)
   digits = [pre_tokenizers.Digits(individual_digits=True)] * split_digits
-  options = {'vocab_size': max(vocab, 0), 'special_tokens': [*SPECIALS], 'show_progress': False}
+  options: dict[str, Any] = {
+    'vocab_size': max(vocab, 0),
+    'special_tokens': [*SPECIALS],
+    'show_progress': False,
+  }
   byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
 
-  trainer = None
+  trainer: Any = None
+  splits: list[Any]
+  decoder: Any
   if kind == 'bytes':
-    tokenizer = _unmerged(sorted(_ALPHABET, key=_BYTE.get))  # so id = byte + 4
+    tokenizer = _unmerged(sorted(_ALPHABET, key=_BYTE.__getitem__))  # so id = byte + 4
     splits, decoder = [byte_level], decoders.ByteLevel()
   elif kind == 'characters':
     tokenizer = _unmerged(sorted(set().union(*map(normalizer.normalize_str, texts))))

@@ -83,7 +83,7 @@ def relative_buckets(
   """
   distance = sources[:, None, :] - targets[:, :, None]
   if causal:
-    first, distance = 0, jnp.maximum(-distance, 0)
+    first, distance = jnp.zeros_like(distance), jnp.maximum(-distance, 0)
   else:
     buckets //= 2
     first, distance = jnp.where(distance > 0, buckets, 0), jnp.abs(distance)

@@ -36,7 +36,9 @@ PATHS = {
 }
 POSITIONS = ('sinusoidal', 'learned', 'rotary', 'relative', 'alibi', 'none')
 B, T, S, K, V = 2, 5, 7, 8, 6
-TINY = dict(vocab=17, width=16, depth=2, heads=4, kv_heads=2, feedforward=32, length=16, unroll=1)
+TINY: dict[str, Any] = dict(
+  vocab=17, width=16, depth=2, heads=4, kv_heads=2, feedforward=32, length=16, unroll=1
+)
 
 PACKAGES = (
   *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets'),
@@ -230,7 +232,7 @@ def _filled(initialise: Callable[[], nnx.Module]) -> nnx.Module:
 
 def _cached(group: str) -> Iterator[Check]:
   """One token after the other through the cache = all at once, with padding on either side."""
-  config = ModelConfig(**TINY, position=group.removeprefix('cached '))
+  config = ModelConfig(**TINY | {'position': group.removeprefix('cached ')})
   model = _filled(lambda: Decoder(config, nnx.Rngs(0)))
   tokens = np.random.default_rng(0).integers(3, config.vocab, (B, S))
   tokens[0, -2:] = tokens[1, :2] = 0
@@ -282,7 +284,7 @@ def _precision() -> dict[str, Any]:
       product = np.asarray(jnp.matmul(jnp.asarray(a), jnp.asarray(b)), np.float64)
     errors[name] = float(np.abs(product - exact).max() / np.abs(exact).max())
   return {
-    'default_matmul_precision': jax.config.jax_default_matmul_precision or 'default',
+    'default_matmul_precision': jax.config.read('jax_default_matmul_precision') or 'default',
     'product_error': errors,
     'reduced': errors['default'] > 10 * errors['float32'],
   }

@@ -137,8 +137,8 @@ def png(
   if title:
     # The height of the column labels is known only once they are laid out: the title goes above.
     top = figure.get_tightbbox().y1 / tall
-    heading = {'fontfamily': families, 'fontsize': 13, 'parse_math': False, 'color': ink}
-    figure.text(0, top + 0.2 / tall, title, va='bottom', **heading)
+    heading = dict(fontfamily=families, fontsize=13, parse_math=False, color=ink, va='bottom')
+    figure.text(0, top + 0.2 / tall, title, **heading)  # type: ignore[arg-type]
   figure.savefig(path, format='png', dpi=160, bbox_inches='tight', pad_inches=0.25)
 
 
@@ -197,7 +197,7 @@ def _drawable(texts: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _clusters(text: str) -> list[str]:
   """The text cut where its font may change: not before marks, joiners and skin tones."""
-  clusters = []
+  clusters: list[str] = []
   for c in text:
     joins = unicodedata.category(c)[0] == 'M' or c in JOINERS or '🏻' <= c <= '🏿'
     if clusters and (joins or clusters[-1].endswith('\u200d')):

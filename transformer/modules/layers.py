@@ -129,6 +129,7 @@ class Attention(nnx.Module):
     shape = (*x.shape[:2], self.config.groups, self.config.key_size)
     k, v = self.key(x).reshape(shape), self.value(x).reshape(shape)
     if self.turns:
+      assert positions is not None, 'keys turn by their positions'
       k = rotary(k, positions, self.config.rotary_base)
     return k.astype(self.config.dtype), v.astype(self.config.dtype)
 
@@ -152,15 +153,16 @@ class Attention(nnx.Module):
     if self.turns:
       q = rotary(q, view.positions, config.rotary_base)
     q = q.astype(config.dtype).reshape(k.shape[0], -1, config.heads, config.key_size)
-    how = dict(mask=view.mask, bias=view.bias, scale=None if config.scale_attention else 1.0)
-    p = None
-    if weights or (key is not None and config.attention_dropout):
-      p = multi_head_attention_weights(q, k, **how)
+    how: dict[str, Any] = dict(
+      mask=view.mask, bias=view.bias, scale=None if config.scale_attention else 1.0
+    )
     if key is not None and config.attention_dropout:
+      p = multi_head_attention_weights(q, k, **how)
       y = weighted_values(dropout(p, config.attention_dropout, key), v)
     else:
       y = multi_head_attention(q, k, v, **how)
-    return self.out(y.reshape(B, T, -1)), p if weights else None
+    seen = multi_head_attention_weights(q, k, **how) if weights else None
+    return self.out(y.reshape(B, T, -1)), seen
 
 
 class Block(nnx.Module):

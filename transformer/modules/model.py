@@ -119,6 +119,7 @@ class Stack(nnx.Module):
     if self.norm is not None:
       x = self.norm(x)
     if cache is not None:
+      assert kv is not None  # it was put in as the cache's
       cache = dataclasses.replace(cache, k=kv[0], v=kv[1])
       x = jnp.where(cache.overflows, jnp.nan, x)
     return Output(x, cache, layers)
@@ -279,7 +280,7 @@ class EncoderDecoder(nnx.Module):
     *,
     input_segments: Int[Array, 'B S'] | None = None,
     target_segments: Int[Array, 'B T'] | None = None,
-  ) -> dict[str, dict[str, Any]]:
+  ) -> dict[str, Any]:
     """What happens inside the teacher-forced pass: `Output.layers` of 'encoder' and 'decoder'."""
     input_segments = _segments(inputs, input_segments)
     embedded = (self.input_embed or self.embed)(inputs)

@@ -1,10 +1,10 @@
 """What `run.py` does in each mode."""
 
 import contextlib
-import importlib.util
 import itertools
 import json
 import pathlib
+import runpy
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -165,13 +165,11 @@ def _attend(config, workdir, flags) -> int:
 
 def _sweep(config, workdir, flags) -> int:
   file = config_flags.get_config_filename(flags['config'])
-  spec = importlib.util.spec_from_file_location('experiment', file)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  if not hasattr(module, 'sweep'):
+  experiment = runpy.run_path(file)
+  if 'sweep' not in experiment:
     raise ValueError(f'{file} has no function sweep(add): write one, or use --mode=train')
   variants: list[dict[str, Any]] = []
-  module.sweep(variants.append)
+  experiment['sweep'](variants.append)
   configs = []
   for variant in variants:  # all are checked before the first is run
     changed = ConfigDict(config)

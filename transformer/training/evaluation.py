@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from flax import nnx
 from jax.sharding import Mesh
 
 from transformer.data.corpora import Source
@@ -16,6 +15,7 @@ from transformer.tasks.metrics import METRICS
 from transformer.tasks.sequence import SequenceToSequence
 from transformer.training.settings import names
 from transformer.training.sharding import shard_batch
+from transformer.training.step import Model
 
 LOWER_IS_BETTER = ('nll_per_token', 'perplexity_per_token')
 
@@ -37,8 +37,8 @@ class Judgement(NamedTuple):
 
 
 def measure(
-  compiled: Callable[[nnx.Module, Any], dict[str, Mean]],
-  model: nnx.Module,
+  compiled: Callable[[Model, Any], dict[str, Mean]],
+  model: Model,
   batches: Batches,
   mesh: Mesh,
 ) -> dict[str, float]:
@@ -60,7 +60,7 @@ def measure(
 
 def judge(
   task: SequenceToSequence,
-  model: nnx.Module,
+  model: Model,
   source: Source,
   *,
   metrics: str,

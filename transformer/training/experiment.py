@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import logging
-from flax import nnx
 from jax.sharding import Mesh
 
 from transformer.data import corpora, pipeline, tokenizers
@@ -14,6 +13,7 @@ from transformer.modules.config import ModelConfig
 from transformer.tasks.sequence import SequenceToSequence
 from transformer.training import settings, sharding
 from transformer.training.checkpoints import Checkpoints
+from transformer.training.step import Model
 from transformer.training.workdir import Workdir
 
 
@@ -69,7 +69,7 @@ class Experiment(NamedTuple):
       process=(jax.process_index(), jax.process_count()),
     )
 
-  def abstract_model(self) -> nnx.Module:
+  def abstract_model(self) -> Model:
     """The shapes and shardings of the parameters, without any memory."""
     init = functools.partial(self.task.init, self.model)
     return with_shardings(jax.eval_shape(init, jax.random.key(0)), self.mesh)
@@ -115,12 +115,11 @@ def reopen(config: dict[str, Any], workdir: Workdir) -> Experiment:
   return _experiment(checked, tokenizer, sharding.make_mesh(**checked.mesh))
 
 
-def restore_best(experiment: Experiment, workdir: Workdir) -> tuple[nnx.Module, int]:
+def restore_best(experiment: Experiment, workdir: Workdir) -> tuple[Model, int]:
   """The best model of a run, and its step."""
   with Checkpoints(workdir.path) as checkpoints:
-    model = checkpoints.restore(experiment.abstract_model(), which='best')
-    step, _ = checkpoints.best
-  return model, step
+    model, best = checkpoints.restore(experiment.abstract_model(), which='best'), checkpoints.best
+  return model, best[0] if best else 0
 
 
 def with_shardings(tree: Any, mesh: Mesh) -> Any:

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from flax import nnx
 
 from transformer.data import pipeline
 from transformer.training import optimizers, reporting, sharding
@@ -17,7 +16,7 @@ from transformer.training.checkpoints import Checkpoints
 from transformer.training.evaluation import better, judge, measure
 from transformer.training.experiment import Experiment, with_shardings
 from transformer.training.settings import names
-from transformer.training.step import State, init, train_step
+from transformer.training.step import Model, State, init, train_step
 from transformer.training.workdir import Workdir, write
 
 
@@ -75,7 +74,7 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
 
     with reporting.Report(workdir.path, step=start, steps=train.steps) as report:
 
-      def evaluate(step: int, model: nnx.Module):
+      def evaluate(step: int, model: Model):
         found = validate(model)
         report.evaluation(step, config.data.val, found.metrics, found.samples)
         name, best = config.eval.best, checkpoints.best
@@ -86,7 +85,7 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
       def settle(step: int, batch: pipeline.Batch, metrics: dict[str, Any]):
         if not metrics.pop('finite'):
           _explain(experiment, state.model, batch, step, workdir)
-        report.advance(np.count_nonzero(batch['targets_segments']))
+        report.advance(int(np.count_nonzero(batch['targets_segments'])))
         if step % train.log_every_steps == 0:
           values = {name: float(getattr(v, 'value', v)) for name, v in metrics.items()}
           report.train(step, dict(values, learning_rate=float(learning_rate(step - 1))))
@@ -121,7 +120,7 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
   return state
 
 
-def report_result(experiment: Experiment, model: nnx.Module, workdir: Workdir) -> dict[str, Any]:
+def report_result(experiment: Experiment, model: Model, workdir: Workdir) -> dict[str, Any]:
   """Decodes val and test whole, writes predictions and references, and returns all metrics."""
   config, data = experiment.settings.eval, experiment.settings.data
   metrics: dict[str, float] = {}
@@ -174,7 +173,7 @@ def _validation(experiment: Experiment):
   batches, source = experiment.batches(config.data.val), experiment.source(config.data.val)
   measured = jax.jit(task.measure)
 
-  def validate(model: nnx.Module):
+  def validate(model: Model):
     teacher = measure(measured, model, batches, experiment.mesh)
     found = judge(
       task,
@@ -206,7 +205,7 @@ def _describe(experiment: Experiment, state: State, batches: pipeline.Batches):
   )
 
 
-def _explain(experiment: Experiment, model: nnx.Module, batch, step: int, workdir: Workdir):
+def _explain(experiment: Experiment, model: Model, batch, step: int, workdir: Workdir):
   """Raises FloatingPointError, saying where a step went wrong."""
   file = workdir.path / f'not-finite-step-{step}.npz'
   np.savez(file, **batch)

@@ -178,17 +178,14 @@ def check(config: Mapping[str, Any]) -> Settings:
     raise ValueError(
       f'loss={sections["loss"]}: give 0 <= label_smoothing < 1, such as 0.1, and z_loss >= 0'
     )
-  settings = Settings(
-    task=config['task'],
-    seed=config['seed'],
-    **dict(
-      sections,
-      data=Data(**sections['data']),
-      train=Train(**sections['train']),
-      eval=Evaluation(**sections['eval']),
-      decode=Decoding(**sections['decode']),
-    ),
+  typed: dict[str, Any] = dict(
+    sections,
+    data=Data(**sections['data']),
+    train=Train(**sections['train']),
+    eval=Evaluation(**sections['eval']),
+    decode=Decoding(**sections['decode']),
   )
+  settings = Settings(task=config['task'], seed=config['seed'], **typed)
   longest = max(settings.data.length, settings.decode.length)
   if settings.model['position'] == 'learned' and longest > settings.model['length']:
     raise ValueError(

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 
 from transformer.functional.losses import Mean
 
-Loss = Callable[[nnx.Module, dict[str, jax.Array], jax.Array | None], tuple[Mean, dict[str, Mean]]]
+Model = Any  # a Flax module; which, its task knows
+Loss = Callable[[Model, dict[str, jax.Array], jax.Array | None], tuple[Mean, dict[str, Mean]]]
 
 
 class State(NamedTuple):
@@ -24,12 +24,12 @@ class State(NamedTuple):
   """
 
   step: jax.Array
-  model: nnx.Module
+  model: Model
   optimizer: optax.OptState
-  average: nnx.Module | None
+  average: Model | None
 
 
-def init(model: nnx.Module, optimizer: optax.GradientTransformation, *, ema: float) -> State:
+def init(model: Model, optimizer: optax.GradientTransformation, *, ema: float) -> State:
   """The state before the first step."""
   average = jax.tree.map(jnp.copy, model) if ema else None
   return State(jnp.zeros((), jnp.int32), model, optimizer.init(model), average)

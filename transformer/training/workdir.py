@@ -13,8 +13,10 @@ from ml_collections import ConfigDict
 from transformer.data.tokenizers import Tokenizer
 
 # What may differ when a run goes on: how long, how often, and how it is judged, not what is learnt.
-FREE = ('train.steps', 'train.log', 'train.save', 'train.keep', 'train.average', 'eval.', 'decode.')
-FREE += ('mesh.', 'data.dir', 'data.test')
+FREE = (
+  *('train.steps', 'train.log_every_steps', 'train.save_every_steps', 'train.keep'),
+  *('train.average', 'eval.', 'decode.', 'mesh.', 'data.dir', 'data.test'),
+)
 
 
 class Workdir:
@@ -127,7 +129,7 @@ def write(file: pathlib.Path, text: str):
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  flat = {}
+  flat: dict[str, Any] = {}
   for key, value in config.items():
     flat |= (
       _flatten(value, f'{prefix}{key}.') if isinstance(value, Mapping) else {prefix + key: value}

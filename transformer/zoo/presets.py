@@ -37,7 +37,7 @@ TRANSFORMER_TINY = dict(
   TRANSFORMER_BASE, width=128, depth=4, heads=4, feedforward=256, length=256, dropout=0.3
 )
 
-# Vaswani et al. 2017, section 5.3; the learning rate, its schedule and clipping are the experiment's.
+# Vaswani et al. 2017, section 5.3; learning rate, schedule and clipping are the experiment's.
 ADAM = dict(name='adamw', b1=0.9, b2=0.98, epsilon=1e-9, weight_decay=0.0)
 
 # Every device holds the whole model and sees its share of each batch.

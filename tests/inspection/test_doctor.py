@@ -1,0 +1,116 @@
+"""The doctor finds this machine healthy, and a broken attention not; the oracle is the equation."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transformer.functional import attention as equations
+from transformer.inspection import doctor, oracle
+from transformer.modules.cache import Cache
+
+
+@pytest.fixture
+def brief(monkeypatch):
+  """One path in one dtype, so that an examination compiles little."""
+
+  def choose(path='grouped attention', dtype='float32', positions=()):
+    monkeypatch.setattr(doctor, 'PATHS', {path: doctor.PATHS[path]} if path else {})
+    monkeypatch.setattr(doctor, 'TOLERANCE', {dtype: doctor.TOLERANCE[dtype], 'float32': 2e-5})
+    monkeypatch.setattr(doctor, 'POSITIONS', positions)
+
+  return choose
+
+
+@pytest.fixture(scope='module')
+def report():
+  return doctor.examine()
+
+
+def test_this_machine_is_healthy(report):
+  assert report['healthy'] and not report['failed']
+  assert all(check['error'] <= check['tolerance'] for check in report['checks'])
+  groups = {check['name'].split(':')[0] for check in report['checks']}
+  assert groups == {
+    *(f'{path} {dtype}' for path in doctor.PATHS for dtype in doctor.TOLERANCE),
+    *(f'cached {position}' for position in doctor.POSITIONS),
+    'greedy',
+  }
+
+
+def test_report_is_json_and_a_table(report):
+  assert json.loads(json.dumps(report, allow_nan=False)) == report
+  assert report['versions']['jax'] and report['versions']['functional-transformer']
+  assert report['devices'][0]['platform'] == 'cpu'
+  text = doctor.table(report)
+  assert 'multi-query attention bfloat16' in text and text.splitlines()[-1].startswith('healthy')
+
+
+def forgets_mask(attention):
+  return lambda q, k, v, *, mask=None, bias=None: attention(q, k, v, bias=bias)
+
+
+def forgets_scale(attention):
+  return lambda q, k, v, **how: attention(q, k, v, **how, scale=1.0)
+
+
+def one_percent_off(attention):
+  return lambda q, k, v, **how: 1.01 * attention(q, k, v, **how)
+
+
+def raises(attention):
+  def broken(q, k, v, **how):
+    raise NotImplementedError('no kernel for this device')
+
+  return broken
+
+
+@pytest.mark.parametrize('breaks', [forgets_mask, forgets_scale, one_percent_off, raises])
+def test_a_broken_attention_is_named(breaks, brief, monkeypatch):
+  brief('grouped attention')
+  sound = equations.multi_head_attention
+  monkeypatch.setattr(equations, 'multi_head_attention', breaks(sound))
+  monkeypatch.setattr(doctor, '_greedy', lambda group: iter(()))
+  report = doctor.examine()
+  assert not report['healthy']
+  assert all(name.startswith('grouped attention float32: ') for name in report['failed'])
+  whole = {name.split(': ')[1] for name in report['failed']}
+  assert ('runs' if breaks is raises else 'mask and bias, output') in whole
+  assert 'FAILED grouped attention float32: ' in doctor.table(report)
+  json.dumps(report, allow_nan=False)
+
+
+def test_a_broken_gradient_is_named(brief, monkeypatch):
+  brief('attention', 'bfloat16')
+  sound = equations.attention
+  monkeypatch.setattr(
+    equations, 'attention', lambda q, k, v, **how: sound(q, jax.lax.stop_gradient(k), v, **how)
+  )
+  monkeypatch.setattr(doctor, '_greedy', lambda group: iter(()))
+  failed = [name for name in doctor.examine()['failed'] if 'bfloat16' in name]
+  assert failed and all('gradient dk' in name for name in failed)
+
+
+def test_a_broken_cache_is_named(brief, monkeypatch):
+  brief(path='', positions=('learned', 'none'))
+  monkeypatch.setattr(Cache, 'next_positions', lambda self, segments: jnp.zeros_like(segments))
+  monkeypatch.setattr(doctor, '_greedy', lambda group: iter(()))
+  assert 'cached learned: = full pass' in doctor.examine()['failed']
+
+
+def test_oracle_is_the_derivative_of_itself(rng):
+  q, k, v, g = (rng.normal(size=(1, n, h, 3)) for n, h in ((2, 2), (4, 1), (4, 1), (2, 2)))
+  mask, bias = rng.random((1, 2, 2, 4)) < 0.7, rng.normal(size=(1, 2, 2, 4))
+  how = dict(mask=mask, bias=bias)
+  truth = oracle.multi_head_attention(q, k, v, g, **how)
+  assert np.allclose(truth.weights.sum(-1), mask.any(-1))
+  for name, x in (('dq', q), ('dk', k), ('dv', v), ('dbias', bias)):
+    direction = rng.normal(size=x.shape)
+    sums = []
+    for sign in (1, -1):
+      x += sign * 1e-5 * direction
+      sums.append((oracle.multi_head_attention(q, k, v, g, **how).output * g).sum())
+      x -= sign * 1e-5 * direction
+    assert np.isclose((sums[0] - sums[1]) / 2e-5, (getattr(truth, name) * direction).sum())
