@@ -23,27 +23,29 @@ def get_config() -> ConfigDict:
     test='test_2016_flickr',
     limit=0,
     length=128,
-    tokens=4096,
+    tokens=2048,
     buckets=4,
     packing=False,
   )
   c.tokenizer = dict(kind='bpe', vocab=6000, lowercase=False, split_digits=False)
-  c.model = dict(presets.TRANSFORMER_TINY, prenorm=True, dtype='bfloat16')
+  c.model = dict(
+    presets.TRANSFORMER_TINY, prenorm=True, position='rotary', dropout=0.15, dtype='bfloat16'
+  )
   c.loss = dict(label_smoothing=0.1, z_loss=0.0)
   c.optimizer = dict(
-    presets.ADAM, learning_rate=3e-3, schedule='cosine', warmup_steps=1000, clip=1.0
+    presets.ADAM, learning_rate=3e-3, schedule='cosine', warmup_steps=500, clip=1.0
   )
   c.train = dict(
-    steps=4000,
+    steps=5000,
     microbatches=1,
     ema=0.0,
     average=5,
-    log_every_steps=50,
-    save_every_steps=200,
+    log_every_steps=100,
+    save_every_steps=250,
     keep=5,
   )
   c.eval = dict(
-    every_steps=500,
+    every_steps=1250,
     limit=0,
     samples=4,
     metrics='bleu,chrf,bleu_lowercase_moses',

@@ -13,8 +13,10 @@ NOTEBOOK = pathlib.Path(__file__).parents[1] / 'experiments' / 'quickstart.ipynb
 
 SMALLER = {
   r'^STEPS = .*': 'STEPS = 2',
-  r'limit=20_000, tokens=2048': 'limit=200, tokens=256, buckets=1',
-  r'^config.model.feedforward = 256': 'config.model.update(width=16, feedforward=16, depth=1)',
+  r'^config.data.limit = .*': (
+    'config.data.update(limit=200, tokens=256, buckets=1)\n'
+    'config.model.update(width=16, feedforward=16, depth=1)'
+  ),
   r'limit=64\)': 'limit=8, samples=2)',
 }
 # As much of IPython as is used. Flax first: parts of it would take this for the real one.

@@ -45,6 +45,7 @@ def test_report_is_json_and_a_table(report):
   assert report['versions']['jax'] and report['versions']['functional-transformer']
   assert report['devices'][0]['platform'] == 'cpu'
   text = doctor.table(report)
+  assert 'matmul precision default: off by' in text
   assert 'multi-query attention bfloat16' in text and text.splitlines()[-1].startswith('healthy')
 
 
@@ -93,8 +94,19 @@ def test_a_broken_gradient_is_named(brief, monkeypatch):
   assert failed and all('gradient dk' in name for name in failed)
 
 
+def test_lower_precision_is_advice_and_no_illness():
+  lower = {
+    'default_matmul_precision': 'default',
+    'product_error': {'default': 3e-4, 'float32': 6e-7},
+    'reduced': True,
+  }
+  (advice,) = (line for line in doctor._advice(lower) if 'TF32' in line)
+  assert 'JAX_DEFAULT_MATMUL_PRECISION=float32' in advice and '3e-04' in advice
+
+
 def test_a_broken_cache_is_named(brief, monkeypatch):
-  brief(path='', positions=('learned', 'none'))
+  brief(path='', positions=('learned',))
+  # everyone stands at 0
   monkeypatch.setattr(Cache, 'next_positions', lambda self, segments: jnp.zeros_like(segments))
   monkeypatch.setattr(doctor, '_greedy', lambda group: iter(()))
   assert 'cached learned: = full pass' in doctor.examine()['failed']

@@ -102,7 +102,7 @@ def test_norm(kind, epsilon, rng, close):
 
 
 ACTIVATIONS = dict(
-  relu=lambda x: max(x, 0),
+  relu=lambda x: max(x, 0.0),
   gelu_erf=lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2,
   gelu_tanh=lambda x: x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
   silu=lambda x: x / (1 + math.exp(-x)),

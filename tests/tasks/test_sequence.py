@@ -198,7 +198,7 @@ def test_the_random_model_says_something(task, model):
   ends = [row.index(2) if 2 in row else len(row) for row in outputs]
   said = [tuple(row[:end]) for row, end in zip(outputs, ends, strict=True)]
   assert len(set(said)) >= 0.8 * len(set(LINES))
-  assert np.mean(ends) > 8 and np.mean([len(set(row)) for row in said]) > 3
+  assert np.mean(ends) > 8 and np.mean([len(set(row)) for row in said]) > 2.5
   assert min(ends) < 20 == max(ends)
   assert any(0 in row for row in said)  # a wandering model says <pad> like any other word
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from transformer.functional.losses import cross_entropy
@@ -33,7 +34,7 @@ def mesh_of(sizes):
 
 
 def one_device():
-  return jax.make_mesh((1,) * 4, sharding.AXES, devices=jax.devices()[:1])
+  return Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), sharding.AXES)
 
 
 def batch(seed):
@@ -133,7 +134,7 @@ def test_parameters_are_in_parts(sizes):
     r'feedforward/out/kernel$': (2, 32 // tensor, 16 // fsdp),
     r'feedforward/out/bias$': (2, 16),
     r'embed/table$': (24 // tensor, 16 // fsdp),
-    r'norm/scale$': (2, 16),
+    r'attention_norm/scale$': (2, 16),
   }
   seen = dict.fromkeys(parts, 0)
   for path, leaf in jax.tree_util.tree_leaves_with_path(state):

@@ -95,6 +95,9 @@ def table(report: dict[str, Any]) -> str:
   for device in report['devices']:
     memory = f', {device["memory_gib"]} GiB each' if device['memory_gib'] else ''
     lines.append(f'{device["count"]} x {device["kind"]} ({device["platform"]}{memory})')
+  default, full = (report['precision']['product_error'][x] for x in ('default', 'float32'))
+  setting = report['precision']['default_matmul_precision']
+  lines.append(f'matmul precision {setting}: off by {default:.0e}, at float32 by {full:.0e}')
   lines += ['', f'{"":32}checks  worst error  tolerance']
   groups: dict[str, list[Check]] = {}
   for check in report['checks']:
@@ -284,7 +287,7 @@ def _precision() -> dict[str, Any]:
       product = np.asarray(jnp.matmul(jnp.asarray(a), jnp.asarray(b)), np.float64)
     errors[name] = float(np.abs(product - exact).max() / np.abs(exact).max())
   return {
-    'default_matmul_precision': jax.config.read('jax_default_matmul_precision') or 'default',
+    'default_matmul_precision': jax.config.values['jax_default_matmul_precision'] or 'default',
     'product_error': errors,
     'reduced': errors['default'] > 10 * errors['float32'],
   }

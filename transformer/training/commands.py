@@ -46,29 +46,29 @@ def with_config_of_workdir(argv: list[str]) -> list[str]:
 
   All modes but train and sweep take it from there in any case: a model is used as it was trained.
   """
-  known = {'mode': 'train', 'workdir': '', 'config': ''}
-  for at, word in enumerate(argv):
-    name, _, value = word.lstrip('-').partition('=')
-    if word.startswith('-') and name in known:
-      known[name] = value or next(iter(argv[at + 1 : at + 2]), '')
-  learns = known['mode'] in ('train', 'sweep')
-  if known['mode'] == 'doctor' or (learns and known['config']):
-    return argv
-  workdir = known['workdir'] or f'runs/{pathlib.Path(known["config"] or "dates").stem}'
-  if learns and not (known['workdir'] and Workdir(workdir).has_config()):
-    return argv
-  rest = list(argv)
-  for at, word in enumerate(argv):
-    if word.lstrip('-') == 'config':
-      rest[at : at + 2] = []
-  rest = [word for word in rest if not word.lstrip('-').startswith('config=')]
+  argv, given = _without(argv, 'config')
+  mode, workdir = _without(argv, 'mode')[1] or 'train', _without(argv, 'workdir')[1]
+  learns = mode in ('train', 'sweep')
+  resumes = workdir and not given and Workdir(workdir).has_config()
+  if mode == 'doctor' or (learns and not resumes):
+    return [*argv[:1], *([f'--config={given}'] if given else []), *argv[1:]]
+  if not workdir:
+    file, _, argument = given.partition(':')
+    get_config = runpy.run_path(file)['get_config'] if given else lambda: {'experiment': 'dates'}
+    workdir = f'runs/{get_config(*filter(None, [argument]))["experiment"]}'
   # before the overrides, which ml_collections wants to come after it
-  return [
-    rest[0],
-    f'--config={workdir_module.__file__}:{workdir}',
-    *rest[1:],
-    f'--workdir={workdir}',
-  ]
+  config = f'--config={workdir_module.__file__}:{workdir}'
+  return [argv[0], config, *argv[1:], f'--workdir={workdir}']
+
+
+def _without(argv: list[str], flag: str) -> tuple[list[str], str]:
+  """The command line without a flag, and the flag's value."""
+  for at, word in enumerate(argv):
+    name, equals, value = word.lstrip('-').partition('=')
+    if word.startswith('-') and name == flag:
+      end = at + 1 if equals else at + 2
+      return argv[:at] + argv[end:], value if equals else ''.join(argv[at + 1 : end])
+  return argv, ''
 
 
 def usage_error(error: Exception) -> NoReturn:

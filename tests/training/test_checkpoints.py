@@ -1,0 +1,274 @@
+"""The state on disk: back bit for bit, or an error that says what is damaged and what to do."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transformer.training.checkpoints import Checkpoints, Kept, digest
+from transformer.training.step import State
+
+
+def state_of(seed=0, width=6):
+  """A state with the dtypes and shapes that training has; one array is large."""
+  keys = jax.random.split(jax.random.key(seed), 3)
+  model = {
+    'blocks': {'kernel': jax.random.normal(keys[0], (2, width, 300))},
+    'norm': {'scale': jnp.array([0.0, -0.0, jnp.nan, jnp.inf, 1e-45, 1.0])},
+    'half': jax.random.normal(keys[1], (3, width)).astype(jnp.bfloat16),
+  }
+  optimizer = ({'mu': jax.random.normal(keys[2], (width,))}, jnp.asarray(seed, jnp.int32))
+  return State(jnp.asarray(seed, jnp.int32), model, optimizer, None)
+
+
+def like(state):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def same_bits(a, b):
+  leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  return all(
+    x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in leaves
+  )
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+  """A workdir with checkpoints of steps 1 to 4, of which the last two are kept, and a best one."""
+  workdir = tmp_path_factory.mktemp('run')
+  with Checkpoints(workdir, keep=2) as checkpoints:
+    for step in range(1, 5):
+      checkpoints.save(state_of(step), step)
+    checkpoints.save_best(state_of(2).model, 2, {'bleu': 30.0, 'nll': 1.5})
+  return workdir
+
+
+@pytest.fixture
+def workdir(saved, tmp_path):
+  """A copy of it to damage."""
+  return shutil.copytree(saved, tmp_path / 'run')
+
+
+def steps(workdir, name='last'):
+  return sorted(int(path.name) for path in (workdir / 'checkpoints' / name).iterdir())
+
+
+def test_back_bit_for_bit(saved):
+  with Checkpoints(saved) as checkpoints:
+    assert checkpoints.last_step == 4
+    assert same_bits(checkpoints.restore(like(state_of())), state_of(4))
+
+
+def test_best_is_kept_apart(saved):
+  """However many are saved after it."""
+  assert steps(saved) == [3, 4] and steps(saved, 'best') == [2]
+  with Checkpoints(saved) as checkpoints:
+    assert checkpoints.best == (2, {'bleu': 30.0, 'nll': 1.5})
+    assert same_bits(checkpoints.restore(like(state_of().model), which='best'), state_of(2).model)
+
+
+def test_a_better_one_takes_its_place(workdir):
+  """Also one of the same step, such as an average of checkpoints."""
+  with Checkpoints(workdir) as checkpoints:
+    checkpoints.save_best(state_of(7).model, 2, {'bleu': 31.0})
+    assert checkpoints.best == (2, {'bleu': 31.0})
+    model = like(state_of().model)
+    assert same_bits(checkpoints.restore(model, which='best'), state_of(7).model)
+    checkpoints.save_best(state_of(8).model, 9, {'bleu': 32.0})
+    assert same_bits(checkpoints.restore(model, which='best'), state_of(8).model)
+  assert steps(workdir, 'best') == [9]
+
+
+def test_what_is_being_saved_can_be_read(tmp_path):
+  """Saving goes on in the background; reading waits for it."""
+  with Checkpoints(tmp_path, keep=3) as checkpoints:
+    for step in (1, 2, 3):
+      checkpoints.save(state_of(step), step)
+    assert same_bits(checkpoints.restore(like(state_of())), state_of(3))
+  with Checkpoints(tmp_path / 'other', keep=3) as checkpoints:
+    for step in (1, 2, 3):
+      checkpoints.save(state_of(step), step)
+    checkpoints.average(like(state_of()), 3)
+
+
+def test_saved_buffers_may_be_donated(tmp_path):
+  """As the training step does right after."""
+  state = state_of(5)
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(state, 5)
+    jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)(state)
+  with Checkpoints(tmp_path) as checkpoints:
+    assert same_bits(checkpoints.restore(like(state_of())), state_of(5))
+
+
+def test_a_step_is_saved_once(workdir):
+  with Checkpoints(workdir, keep=2) as checkpoints:
+    checkpoints.save(state_of(9), 4)
+    assert same_bits(checkpoints.restore(like(state_of())), state_of(4))
+
+
+class Info:
+  def __init__(self, step):
+    self.step = step
+
+
+def kept_of(policy, saves):
+  """The steps left after saving these in turn."""
+  left = []
+  for step in saves:
+    left.append(step)
+    keep = policy.should_preserve([Info(s) for s in left], context=None)
+    left = [s for s, k in zip(left, keep, strict=True) if k]
+  return left
+
+
+@pytest.mark.parametrize('keep', [1, 2, 5])
+@pytest.mark.parametrize('steps', [40, 43])
+def test_stopped_runs_keep_the_same_checkpoints(keep, steps, rng):
+  """Where a signal made one at an odd step, it leaves no trace."""
+  regular = [*range(5, steps, 5), steps]
+  expected = kept_of(Kept(keep, 5), regular)
+  assert expected == regular[-keep:]
+  for _ in range(20):
+    odd = rng.choice(np.arange(1, steps), size=3, replace=False).tolist()
+    assert kept_of(Kept(keep, 5), sorted({*regular, *odd})) == expected
+
+
+def test_average_is_the_mean(workdir):
+  """Of the last n, or of as many as there are; in the dtype of each array."""
+  states = {step: jax.tree.map(np.asarray, state_of(step)) for step in (3, 4)}
+  with Checkpoints(workdir) as checkpoints:
+    for n, of in ((1, (4,)), (2, (3, 4)), (5, (3, 4))):
+      found = checkpoints.average(like(state_of()), n)
+      expected = jax.tree.map(
+        lambda *x: np.mean([np.float64(v) for v in x], axis=0), *[states[s] for s in of]
+      )
+      for a, b, was in zip(*map(jax.tree.leaves, (found, expected, state_of())), strict=True):
+        assert a.dtype == was.dtype
+        if jnp.issubdtype(a.dtype, jnp.floating):
+          exact = 1e-2 if a.dtype == jnp.bfloat16 else 1e-6
+          np.testing.assert_allclose(np.float64(a), b, rtol=exact, atol=exact)
+
+
+def test_nothing_to_restore(tmp_path):
+  with Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.last_step is None and checkpoints.best is None
+    for read in (
+      lambda: checkpoints.restore(like(state_of())),
+      lambda: checkpoints.restore(like(state_of()), which='best'),
+      lambda: checkpoints.average(like(state_of()), 2),
+    ):
+      with pytest.raises(FileNotFoundError, match=f'no checkpoint in {tmp_path}.*: train first'):
+        read()
+
+
+def test_a_checkpoint_of_another_width(saved):
+  """Names paths and both shapes."""
+  with Checkpoints(saved) as checkpoints:
+    with pytest.raises(ValueError) as error:
+      checkpoints.restore(like(state_of(width=8)))
+  text = str(error.value)
+  assert f'checkpoint {saved / "checkpoints" / "last" / "4"} is of another model' in text
+  assert 'model.blocks.kernel has shape (2, 6, 300), not (2, 8, 300)' in text
+  assert 'optimizer.0.mu has shape (6,), not (8,)' in text
+  assert 'another --workdir' in text
+
+
+def test_a_checkpoint_with_other_arrays(saved):
+  state = state_of()
+  state.model['more'] = state.model.pop('half')
+  with Checkpoints(saved) as checkpoints:
+    with pytest.raises(
+      ValueError, match='more .3, 6. is missing; .*half .3, 6. is not of this model'
+    ):
+      checkpoints.restore(like(state))
+
+
+def files(workdir):
+  """All files of the last checkpoint that hold something, the largest first."""
+  found = (workdir / 'checkpoints' / 'last' / '4').rglob('*')
+  return sorted((f for f in found if f.is_file()), key=lambda f: -f.stat().st_size)
+
+
+def read(workdir):
+  with Checkpoints(workdir) as checkpoints:
+    return checkpoints.restore(like(state_of()))
+
+
+@pytest.mark.parametrize('how', ['truncate', 'flip', 'empty', 'delete'])
+def test_a_damaged_file_is_found(workdir, how):
+  """Whichever file it is: the state is read right or not at all."""
+  found = 0
+  for file in files(workdir):
+    whole = file.read_bytes()
+    if how == 'truncate':
+      file.write_bytes(whole[: len(whole) // 2])
+    elif how == 'flip':
+      middle = len(whole) // 2
+      file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    elif how == 'empty':
+      file.write_bytes(b'')
+    else:
+      file.unlink()
+    try:
+      assert same_bits(read(workdir), state_of(4)), file
+    except ValueError as error:
+      found += 1
+      assert f'checkpoint {workdir / "checkpoints" / "last" / "4"} is damaged: ' in str(error)
+      assert 'Delete that folder to go on from the one before' in str(error)
+    file.write_bytes(whole)
+  assert found >= 4
+  assert same_bits(read(workdir), state_of(4))
+
+
+def test_one_bit_of_a_large_array(workdir):
+  """Orbax alone does not see it: its checksums are of its indices."""
+  file = files(workdir)[0]
+  whole = bytearray(file.read_bytes())
+  for place in np.linspace(0, len(whole) - 1, 7, dtype=int):
+    whole[place] ^= 1
+    file.write_bytes(whole)
+    with pytest.raises(ValueError, match='is damaged'):
+      read(workdir)
+    whole[place] ^= 1
+
+
+def test_deleting_it_goes_on_from_the_one_before(workdir):
+  """As the message says."""
+  shutil.rmtree(workdir / 'checkpoints' / 'last' / '4')
+  assert same_bits(read(workdir), state_of(3))
+
+
+def test_what_a_killed_save_leaves_is_ignored(workdir):
+  half = workdir / 'checkpoints' / 'last' / '5.orbax-checkpoint-tmp'
+  shutil.copytree(workdir / 'checkpoints' / 'last' / '4', half)
+  (half / 'state' / 'manifest.ocdbt').unlink()
+  with Checkpoints(workdir, keep=2) as checkpoints:
+    assert checkpoints.last_step == 4
+    assert same_bits(checkpoints.restore(like(state_of())), state_of(4))
+    checkpoints.save(state_of(5), 5)
+  with Checkpoints(workdir) as checkpoints:
+    assert checkpoints.last_step == 5
+    assert same_bits(checkpoints.restore(like(state_of())), state_of(5))
+
+
+def test_digest_changes_exactly_with_the_bits():
+  state = state_of()
+  assert digest(state) == digest(jax.tree.map(jnp.copy, state)) != digest(state_of(1))
+  for change in (
+    lambda m: m['norm'].update(scale=m['norm']['scale'].at[0].set(-0.0)),
+    lambda m: m.update(half=-m['half']),
+    lambda m: m['blocks'].update(kernel=m['blocks']['kernel'].reshape(2, 300, 6)),
+    lambda m: m['norm'].update(gain=m['norm'].pop('scale')),
+    lambda m: m.update(half=m['half'].astype(jnp.float32)),
+  ):
+    other = jax.tree.map(lambda x: x, state)
+    change(other.model)
+    assert digest(other) != digest(state)
+
+
+def test_digest_is_of_paths_not_of_order():
+  a, b = jnp.ones(2), jnp.zeros(2)
+  assert digest({'a': a, 'b': b}) == digest({'b': b, 'a': a}) != digest({'a': b, 'b': a})

@@ -1,0 +1,169 @@
+"""What a run says: files as if it had never been interrupted, and no bar where nobody watches."""
+
+import io
+import json
+import math
+import struct
+import sys
+
+import pytest
+from absl import logging
+
+from transformer.training.reporting import Report, table
+
+
+def report_of(folder, step=0, steps=10):
+  folder.mkdir(exist_ok=True)
+  return Report(folder, step=step, steps=steps)
+
+
+def run(folder, first, last, *, steps=10, every=2, judge_last=True):
+  """Writes what training from step `first` to `last` writes."""
+  with report_of(folder, step=first, steps=steps) as report:
+    judged = report.judged
+    for step in range(first + 1, last + 1):
+      report.advance(7)
+      report.train(step, {'loss': 1 / step})
+      if step % every == 0 and (step < last or judge_last):
+        report.evaluation(step, 'val', {'bleu': float(step)}, [])
+  return judged
+
+
+def lines(folder):
+  return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+
+
+@pytest.fixture
+def whole(tmp_path):
+  """The file of a run without a break."""
+  run(tmp_path / 'whole', 0, 10)
+  return (tmp_path / 'whole' / 'metrics.jsonl').read_bytes()
+
+
+def test_one_line_a_step_and_split(tmp_path, whole):
+  found = lines(tmp_path / 'whole')
+  assert found[0] == {'step': 1, 'split': 'train', 'loss': 1.0}
+  assert [line['step'] for line in found if line['split'] == 'val'] == [2, 4, 6, 8, 10]
+
+
+@pytest.mark.parametrize('reached', range(11))
+@pytest.mark.parametrize('half', ['', '{"step": 3, "spl', '{'])
+def test_a_break_leaves_no_trace(tmp_path, whole, reached, half):
+  """Killed at step `reached` within a line, it goes on from the checkpoint of step 4 or before."""
+  folder, start = tmp_path / 'broken', min(4, reached - reached % 2)
+  run(folder, 0, reached)
+  with (folder / 'metrics.jsonl').open('a') as file:
+    file.write(half)
+  judged = run(folder, start, 10)
+  assert judged == (start > 0)
+  assert (folder / 'metrics.jsonl').read_bytes() == whole
+
+
+def test_stopped_before_its_evaluation(tmp_path, whole):
+  """It is told so, and makes it first."""
+  folder = tmp_path / 'stopped'
+  run(folder, 0, 4, judge_last=False)
+  with report_of(folder, step=4) as report:
+    assert not report.judged
+    report.evaluation(4, 'val', {'bleu': 4.0}, [])
+  assert run(folder, 4, 10)
+  assert (folder / 'metrics.jsonl').read_bytes() == whole
+
+
+def test_the_final_evaluation_is_made_again(tmp_path, whole):
+  """A finished run that is started again judges anew, perhaps otherwise."""
+  run(tmp_path, 0, 10)
+  with report_of(tmp_path, step=10) as report:
+    assert not report.judged
+    report.evaluation(10, 'val', {'bleu': 10.0}, [])
+  assert (tmp_path / 'metrics.jsonl').read_bytes() == whole
+
+
+@pytest.mark.parametrize('line', ['{"step": 3}', 'x', '[]', '3', '{"split": "val"}'])
+def test_a_damaged_line_is_named(tmp_path, line):
+  run(tmp_path, 0, 1)
+  file = tmp_path / 'metrics.jsonl'
+  file.write_text(file.read_text() + line + '\n')
+  with pytest.raises(ValueError, match=f'{file}:2 is damaged .*: delete that line'):
+    report_of(tmp_path)
+
+
+def test_what_is_no_number_is_valid_json(tmp_path):
+  with report_of(tmp_path) as report:
+    report.evaluation(1, 'val', {'a': math.nan, 'b': math.inf, 'c': -math.inf}, [])
+
+  def refuse(name):
+    raise AssertionError(f'{name} is not JSON')
+
+  (line,) = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  assert json.loads(line, parse_constant=refuse) == {
+    **{'step': 1, 'split': 'val'},
+    **{'a': 'nan', 'b': 'inf', 'c': '-inf'},
+  }
+
+
+def records(folder):
+  """The payloads of TFRecord files: length, its checksum, payload, its checksum."""
+  for file in sorted(folder.glob('events.out.tfevents.*')):
+    stream = io.BytesIO(file.read_bytes())
+    while header := stream.read(12):
+      yield stream.read(struct.unpack('<Q', header[:8])[0])
+      stream.read(4)
+
+
+def test_tensorboard_reads_the_events(tmp_path):
+  from tensorboardX.proto.event_pb2 import Event
+
+  samples = [{'inputs': 'ab', 'targets': 'ba', 'prediction': 'ba'}]
+  with report_of(tmp_path) as report:
+    report.advance(100)
+    report.train(1, {'loss': 2.5})
+    report.evaluation(1, 'val', {'bleu': 31.25}, samples)
+  events = [Event.FromString(record) for record in records(tmp_path / 'events')]
+  values = {value.tag: value for event in events for value in event.summary.value}
+  assert values['train/loss'].simple_value == 2.5
+  assert values['val/bleu'].simple_value == 31.25
+  assert values['train/tokens_per_second'].simple_value > 0
+  assert b'ab' in values['val/samples/text_summary'].tensor.string_val[0]
+
+
+class Stderr(io.StringIO):
+  """A stream that says whether it is a terminal."""
+
+  def __init__(self, terminal):
+    super().__init__()
+    self.isatty = lambda: terminal
+
+
+@pytest.mark.parametrize('terminal', [False, True])
+def test_a_bar_only_on_a_terminal(tmp_path, monkeypatch, terminal):
+  stderr = Stderr(terminal)
+  monkeypatch.setattr(sys, 'stderr', stderr)
+  with report_of(tmp_path) as report:
+    report.advance(10)
+    report.train(1, {'loss': 2.0})
+  assert ('/10' in stderr.getvalue()) == terminal
+  assert ('\r' in stderr.getvalue()) == terminal
+
+
+def test_without_a_bar_the_log_says_it(tmp_path, monkeypatch):
+  said = []
+  monkeypatch.setattr(logging, 'info', lambda text, *args: said.append(text % args))
+  monkeypatch.setattr(sys, 'stderr', Stderr(terminal=False))
+  run(tmp_path, 0, 2)
+  assert any(text.startswith('step 1: loss 1.0000, ') for text in said)
+  assert 'step 2, val: bleu 2' in said
+
+
+def test_stdout_is_for_results(tmp_path, capsys):
+  run(tmp_path, 0, 4)
+  assert not capsys.readouterr().out
+
+
+def test_samples_show_what_is_wrong():
+  right = {'inputs': 'ab', 'targets': 'ba', 'prediction': 'ba'}
+  wrong = {'inputs': 'cd', 'targets': 'dc', 'prediction': 'cd'}
+  assert table([right, wrong]) == (
+    '  ab\n    is  ba\n    got ba\n' + '* cd\n    is  dc\n    got cd'
+  )
+  assert table([]) == ''

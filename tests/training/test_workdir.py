@@ -1,0 +1,170 @@
+"""The folder of a run: whose it is, what may change when it goes on, and one process at a time."""
+
+import copy
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from transformer.data import tokenizers
+from transformer.training import workdir as module
+from transformer.training.workdir import FREE, Workdir, get_config, write
+
+CONFIG = {
+  'experiment': 'x',
+  'seed': 0,
+  'data': {'name': 'reverse', 'dir': '', 'test': 'test', 'train': 'train'},
+  'model': {'width': 16, 'dropout': 0.1},
+  'train': {'steps': 10, 'keep': 2, 'microbatches': 1, 'save_every_steps': 5},
+  'eval': {'limit': 3},
+  'decode': {'beams': 1},
+  'mesh': {'data': -1},
+}
+
+
+def changed(**keys):
+  config = copy.deepcopy(CONFIG)
+  for key, value in keys.items():
+    section, _, name = key.partition('__')
+    if name:
+      config[section][name] = value
+    else:
+      config[section] = value
+  return config
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  run = Workdir(tmp_path / 'run')
+  run.claim(CONFIG)
+  return run
+
+
+def test_a_claimed_folder_describes_itself(workdir):
+  assert workdir.has_config() and workdir.read_config() == CONFIG
+  assert get_config(str(workdir)).to_dict() == CONFIG
+  workdir.claim(CONFIG)
+
+
+def test_text_of_any_language(tmp_path):
+  run = Workdir(tmp_path)
+  run.claim(changed(data__dir='/Größe/日本'))
+  assert run.read_config()['data']['dir'] == '/Größe/日本'
+
+
+def test_another_experiment_is_refused(workdir):
+  """Names each key that differs and both values, and leaves the folder as it is."""
+  with pytest.raises(ValueError) as error:
+    workdir.claim(changed(model__width=32, seed=1, data__name='sort'))
+  text = str(error.value)
+  assert str(workdir) in text
+  assert 'model.width is 16 there and 32 here' in text
+  assert 'seed is 0 there and 1 here' in text
+  assert "data.name is 'reverse' there and 'sort' here" in text
+  assert 'another --workdir, or delete that folder' in text
+  assert workdir.read_config() == CONFIG
+
+
+def test_a_key_that_only_one_has_differs(workdir):
+  with pytest.raises(ValueError, match='model.depth is None there and 2 here'):
+    workdir.claim(changed(model__depth=2))
+
+
+@pytest.mark.parametrize(
+  'key, value',
+  [
+    ('train__steps', 99),
+    ('train__keep', 5),
+    ('train__save_every_steps', 1),
+    ('eval__limit', 0),
+    ('decode__beams', 5),
+    ('mesh__data', 8),
+    ('data__dir', '/moved'),
+    ('data__test', 'test, other'),
+  ],
+)
+def test_what_may_differ(workdir, key, value):
+  """How long, how often, where and how judged: the folder then has the new value."""
+  workdir.claim(changed(**{key: value}))
+  assert workdir.read_config() == changed(**{key: value})
+
+
+@pytest.mark.parametrize('key', ['train__microbatches', 'data__train', 'model__dropout'])
+def test_what_is_learnt_may_not(workdir, key):
+  with pytest.raises(ValueError, match=key.replace('__', '.')):
+    workdir.claim(changed(**{key: 7}))
+
+
+def test_free_keys_exist():
+  """A key that was renamed would silently no longer be free."""
+  from transformer.training import settings
+
+  every = [f'{section}.{key}' for section in settings.SECTIONS for key in settings.keys(section)]
+  for prefix in FREE:
+    assert any(key.startswith(prefix) for key in every), prefix
+
+
+@pytest.mark.parametrize('damage', [b'', b'{"seed": 0', b'[1]', b'null', b'\xff\xfe{}'])
+def test_a_damaged_config_is_named(workdir, damage):
+  file = workdir.path / 'config.json'
+  file.write_bytes(damage)
+  for use in (workdir.read_config, lambda: workdir.claim(CONFIG), lambda: get_config(str(workdir))):
+    with pytest.raises(
+      ValueError, match=f'{re.escape(str(file))} is not .* or use another --workdir'
+    ):
+      use()
+
+
+def test_a_folder_without_a_run(tmp_path):
+  with pytest.raises(FileNotFoundError, match=f'no trained model in {tmp_path}.*train one first'):
+    Workdir(tmp_path).read_config()
+  assert not Workdir(tmp_path).has_config() and Workdir(tmp_path).tokenizer() is None
+
+
+def test_the_home_folder_is_known(monkeypatch, tmp_path):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert Workdir('~/run').path == tmp_path / 'run'
+
+
+def test_the_tokenizer_stays_with_the_run(workdir):
+  tokenizer = tokenizers.train(
+    ['a b c'], kind='characters', vocab=10, lowercase=False, split_digits=False
+  )
+  workdir.save_tokenizer(tokenizer)
+  assert Workdir(workdir.path).tokenizer().encode('c a b') == tokenizer.encode('c a b')
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+  file = tmp_path / 'a' / 'b.txt'
+  write(file, 'first\n')
+  with pytest.raises(UnicodeEncodeError):
+    write(file, 'second\n\ud800')
+  assert file.read_text() == 'first\n'
+
+
+HOLDER = f"""
+import importlib.util, sys, time
+spec = importlib.util.spec_from_file_location('workdir', {module.__file__!r})
+workdir = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(workdir)
+workdir.Workdir(sys.argv[1]).lock()
+print('locked', flush=True)
+time.sleep(60)
+"""
+
+
+def test_one_process_at_a_time(workdir):
+  """The lock names its holder, and ends with it, even if that is killed."""
+  command = [sys.executable, '-c', HOLDER, str(workdir)]
+  with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+    assert holder.stdout.readline() == 'locked\n'
+    with pytest.raises(ValueError) as error:
+      workdir.lock()
+    assert f'process {holder.pid} on ' in str(error.value)
+    assert f'is training in {workdir}: wait for it' in str(error.value)
+    holder.kill()
+  workdir.lock()
+  workdir.lock()  # a process does not shut itself out
+  assert json.loads((workdir.path / 'config.json').read_text()) == CONFIG
