@@ -240,7 +240,7 @@ def shift_right(
   """
   first = segments != jnp.pad(segments[:, :-1], ((0, 0), (1, 0)))
   previous = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
-  return jnp.where(first.at[:, 0].set(True), bos, previous)
+  return jnp.where(first, bos, previous)
 
 
 _capture = jax.jit(EncoderDecoder.capture)

@@ -68,9 +68,8 @@ class Checkpoints:
 
   def close(self):
     """Waits for the save under way; an error of it is raised here."""
-    for manager in (self._last, self._best):
-      manager.wait_until_finished()
-      manager.close()
+    with contextlib.closing(self._best), contextlib.closing(self._last):
+      pass  # both, even where one cannot be saved
 
   def save(self, state: Any, step: int):
     """Starts to save the state; returns before it is on disk. Saving a step again does nothing."""

@@ -1,10 +1,13 @@
 """What `run.py` does in each mode."""
 
 import contextlib
+import errno
 import itertools
 import json
+import os
 import pathlib
 import runpy
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -29,16 +32,29 @@ USAGE, FAILURE = 2, 1
 def main(flags: Any) -> int:
   """Runs the mode the flags ask for; returns the exit status."""
   keep_freed_memory()
+  workdir = None
   try:
     config = _config(flags)
-    workdir = Workdir(flags.workdir or pathlib.Path('runs') / config['experiment'])
+    workdir = Workdir(flags.workdir or pathlib.Path('runs') / str(config.get('experiment')))
     return MODES[flags.mode](config, workdir, flags)
   except FloatingPointError as error:
     print(f'error: {error}', file=sys.stderr)
     return FAILURE
-  except (ValueError, OSError) as error:  # what a user can mend; --verbosity=1 shows where
-    logging.debug('raised here', exc_info=True)
-    usage_error(error)
+  except KeyboardInterrupt:
+    print('SIGINT: stopped', file=sys.stderr)
+    return 128 + signal.SIGINT
+  except Exception as error:
+    logging.debug('raised here', exc_info=True)  # --verbosity=1 shows it
+    if _is_full_disk(error):
+      usage_error(
+        OSError(
+          f'the disk of {workdir} is full. What was saved before is safe: make room, and the same '
+          'command goes on from the last checkpoint'
+        )
+      )
+    if isinstance(error, (ValueError, OSError)):  # what a user can mend
+      usage_error(error)
+    raise
 
 
 def with_config_of_workdir(argv: list[str]) -> list[str]:
@@ -76,6 +92,11 @@ def usage_error(error: Exception) -> NoReturn:
   text = error.args[0] if isinstance(error, KeyError) and error.args else error
   print(f'error: {text}', file=sys.stderr)
   sys.exit(USAGE)
+
+
+def _is_full_disk(error: Exception) -> bool:
+  """By the system's words, for Orbax puts them into errors of its own."""
+  return any(os.strerror(n) in str(error) for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
 def _train(config, workdir, flags) -> int:

@@ -1,5 +1,6 @@
 """What a run says while it runs: progress bar, log, TensorBoard events, metrics.jsonl."""
 
+import contextlib
 import json
 import logging as std_logging
 import math
@@ -35,12 +36,10 @@ class Report:
   """
 
   def __init__(self, folder: pathlib.Path, *, step: int, steps: int):
-    from tensorboardX import SummaryWriter
-
-    self._jsonl = folder / 'metrics.jsonl'
-    self.judged = _forget_after(self._jsonl, step, steps)
-    self._file = self._jsonl.open('a', encoding='utf-8')
-    self._events = SummaryWriter(str(folder / 'events'), purge_step=step + 1)
+    file = folder / 'metrics.jsonl'
+    self.judged = _forget_after(file, step, steps)
+    self._file = file.open('a', encoding='utf-8')
+    self._events = _Events(folder / 'events', purge_step=step + 1)
     # disable=None: no bar where stderr is not a terminal
     self._bar = tqdm(initial=step, total=steps, unit='step', disable=None, dynamic_ncols=True)
     self._since, self._tokens = time.perf_counter(), 0
@@ -49,9 +48,8 @@ class Report:
     return self
 
   def __exit__(self, *_):
-    self._bar.close()
-    self._events.close()
-    self._file.close()
+    with self._file, contextlib.closing(self._events), contextlib.closing(self._bar):
+      pass  # all are closed, even where the disk is full
 
   def advance(self, tokens: int):
     """A step is done that learnt so many tokens."""
@@ -65,7 +63,7 @@ class Report:
     self._since, self._tokens = now, 0
     self._bar.set_postfix(loss=f'{metrics["loss"]:.3f}', **{'tokens/s': f'{speed:,.0f}'})
     self._write(step, 'train', metrics)
-    self._events.add_scalar('train/tokens_per_second', speed, step)
+    self._events.write(step, {'train/tokens_per_second': speed})
     if self._bar.disable:
       logging.info('step %d: loss %.4f, %s tokens/s', step, metrics['loss'], f'{speed:,.0f}')
 
@@ -73,7 +71,7 @@ class Report:
     """Metrics and samples of a split."""
     self._write(step, split, metrics)
     if samples:
-      self._events.add_text(f'{split}/samples', '```\n' + table(samples) + '\n```', step)
+      self._events.write(step, {f'{split}/samples': f'```\n{table(samples)}\n```'})
     text = ', '.join(f'{name} {value:.4g}' for name, value in metrics.items())
     self.say(f'step {step}, {split}: {text}')
     self._since, self._tokens = time.perf_counter(), 0  # evaluating is not training
@@ -87,8 +85,40 @@ class Report:
     line = {'step': step, 'split': split, **{k: _number(v) for k, v in metrics.items()}}
     self._file.write(json.dumps(line) + '\n')
     self._file.flush()
-    for name, value in metrics.items():
-      self._events.add_scalar(f'{split}/{name}', value, step)
+    self._events.write(step, {f'{split}/{name}': value for name, value in metrics.items()})
+
+
+class _Events:
+  """A file for TensorBoard, written at once.
+
+  tensorboardX's SummaryWriter has a thread and a queue for it: when the disk is full the thread
+  dies, and the program waits for ever to put more into the queue.
+  """
+
+  def __init__(self, folder: pathlib.Path, *, purge_step: int):
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import SessionLog
+
+    folder.mkdir(parents=True, exist_ok=True)
+    self._writer = EventsWriter(str(folder / 'events'))
+    self._write(purge_step, session_log=SessionLog(status=SessionLog.START))
+
+  def write(self, step: int, values: dict[str, float | str]):
+    """Numbers and texts of a step."""
+    from tensorboardX import summary
+
+    for name, value in values.items():
+      make = summary.text if isinstance(value, str) else summary.scalar
+      self._write(step, summary=make(name, value))
+    self._writer.flush()
+
+  def _write(self, step, **content):
+    from tensorboardX.proto.event_pb2 import Event
+
+    self._writer.write_event(Event(step=step, wall_time=time.time(), **content))
+
+  def close(self):
+    self._writer.close()
 
 
 def table(samples: list[dict[str, Any]]) -> str:

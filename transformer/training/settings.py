@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from transformer.data import tokenizers
 from transformer.modules.config import ModelConfig
@@ -166,12 +166,12 @@ def check(config: Mapping[str, Any]) -> Settings:
     raise ValueError(f"config.task={config['task']!r} is unknown: there is 'sequence'")
   if not isinstance(config['seed'], int) or config['seed'] < 0:
     raise ValueError(f'config.seed={config["seed"]!r} must be a whole number, at least 0')
+  sections = {}
   for section, (reader, _) in SECTIONS.items():
     if not isinstance(config[section], Mapping):
       raise ValueError(f'config.{section}={config[section]!r} must be a section of keys')
     _same_keys(f'config.{section}', config[section], keys(section))
-    _right_types(section, config[section], reader)
-  sections = {name: dict(config[name]) for name in SECTIONS}
+    sections[section] = _typed(section, config[section], reader)
   ModelConfig(vocab=1, **sections['model'])  # raises what is wrong with it
   optimizers.build(**sections['optimizer'], steps=1, width=1)  # the same
   if not 0 <= sections['loss']['label_smoothing'] < 1 or sections['loss']['z_loss'] < 0:
@@ -211,14 +211,22 @@ def _same_keys(where: str, given: Mapping[str, Any], known: list[str]):
       raise ValueError(f'{where}.{key} is missing: give every key a value in the config file')
 
 
-def _right_types(section: str, given: Mapping[str, Any], reader: Callable):
-  """Raises ValueError if a number, text or truth value is given where another is read."""
-  for name, parameter in inspect.signature(reader).parameters.items():
-    wanted, value = parameter.annotation, given.get(name)
-    if name not in given or wanted not in (bool, int, float, str):
-      continue
-    if type(value) is not wanted and (wanted, type(value)) != (float, int):
+def _typed(section: str, given: Mapping[str, Any], reader: Callable) -> dict[str, Any]:
+  """The section with whole numbers as floats where these are read.
+
+  Raises:
+    ValueError: a number, text or truth value is given where another is read.
+  """
+  typed = dict(given)
+  for name, value in given.items():
+    wanted = inspect.signature(reader).parameters[name].annotation
+    if choices := get_args(wanted):
+      _one_of(f'{section}.{name}', value, choices)
+    elif wanted is float and type(value) is int:
+      typed[name] = float(value)
+    elif wanted in (bool, int, float, str) and type(value) is not wanted:
       raise ValueError(f'{section}.{name}={value!r} must be of type {wanted.__name__}')
+  return typed
 
 
 def _at_least(least: int, section: str, given: Any, *fields: str):
@@ -227,7 +235,7 @@ def _at_least(least: int, section: str, given: Any, *fields: str):
       raise ValueError(f'{section}.{name}={getattr(given, name)} must be at least {least}')
 
 
-def _one_of(where: str, value: str, known: Iterable[str]):
+def _one_of(where: str, value: Any, known: Iterable[str]):
   if value not in known:
-    near = difflib.get_close_matches(value, known, n=1, cutoff=0)
-    raise ValueError(f'{where}: {value!r} is none of {", ".join(known)}: did you mean {near[0]!r}?')
+    near = difflib.get_close_matches(str(value), known, n=1, cutoff=0)
+    raise ValueError(f'{where}={value!r} is none of {", ".join(known)}: did you mean {near[0]!r}?')

@@ -1,0 +1,180 @@
+"""Every key is checked before anything is built: misspelt, missing, mistyped, contradictory."""
+
+import copy
+import dataclasses
+import importlib.util
+import pathlib
+import re
+
+import pytest
+
+from transformer.training import settings
+from transformer.training.settings import SECTIONS, check, keys
+
+EXPERIMENTS = sorted((pathlib.Path(__file__).parents[2] / 'experiments').glob('**/*.py'))
+
+
+def module_of(file):
+  spec = importlib.util.spec_from_file_location(file.stem, file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+WITH_CONFIG = [file for file in EXPERIMENTS if hasattr(module_of(file), 'get_config')]
+
+
+@pytest.fixture
+def config():
+  (file,) = [file for file in WITH_CONFIG if file.stem == 'dates']
+  return module_of(file).get_config().to_dict()
+
+
+def every_key():
+  return [(section, key) for section in SECTIONS for key in keys(section)]
+
+
+def refusal(config):
+  with pytest.raises(ValueError) as error:
+    check(config)
+  return str(error.value)
+
+
+@pytest.mark.parametrize('file', WITH_CONFIG, ids=lambda file: file.stem)
+def test_every_experiment_is_right(file):
+  """Each has every key and no other. That each is read: sections go whole to their readers."""
+  config = module_of(file).get_config().to_dict()
+  checked = check(config)
+  for section in SECTIONS:
+    assert sorted(config[section]) == sorted(keys(section)), section
+    given = getattr(checked, section)
+    assert (dataclasses.asdict(given) if not isinstance(given, dict) else given) == config[section]
+
+
+@pytest.mark.parametrize('file', WITH_CONFIG, ids=lambda file: file.stem)
+def test_every_variant_of_a_sweep_is_right(file):
+  module = module_of(file)
+  variants = []
+  getattr(module, 'sweep', lambda add: None)(variants.append)
+  for variant in variants:
+    config = module.get_config()
+    config.update_from_flattened_dict(variant)
+    check(config.to_dict())
+
+
+def test_experiments_import_presets_alone():
+  for file in WITH_CONFIG:
+    found = re.findall(r'^\s*(?:from|import) (\S+)', file.read_text(), flags=re.MULTILINE)
+    assert set(found) <= {'ml_collections', 'transformer.zoo'}, file
+
+
+@pytest.mark.parametrize('section, key', every_key(), ids=lambda name: name)
+def test_a_misspelt_key_is_named_with_the_nearest(config, section, key):
+  config[section][key + 'x'] = config[section].pop(key)
+  text = refusal(config)
+  assert f'config.{section}.{key}x is unknown' in text
+  assert f'did you mean config.{section}.{key}?' in text
+
+
+@pytest.mark.parametrize('section, key', every_key(), ids=lambda name: name)
+def test_a_missing_key_is_named(config, section, key):
+  del config[section][key]
+  assert refusal(config).startswith(f'config.{section}.{key} is missing')
+
+
+@pytest.mark.parametrize('section', ['experiment', 'task', 'seed', *SECTIONS])
+def test_a_section_misspelt_or_missing(config, section):
+  other = copy.deepcopy(config)
+  other[section + 's'] = other.pop(section)
+  assert f'config.{section}s is unknown: did you mean config.{section}?' in refusal(other)
+  del config[section]
+  assert f'config.{section} is missing' in refusal(config)
+
+
+@pytest.mark.parametrize('section, key', every_key(), ids=lambda name: name)
+def test_a_value_of_another_type_is_named(config, section, key):
+  """Text for a number, a number for text: nothing is converted in silence."""
+  value = config[section][key]
+  config[section][key] = 7 if isinstance(value, str) else 'seven'
+  assert f'{section}.{key}=' in refusal(config)
+
+
+def test_whole_numbers_are_numbers_and_truth_is_not(config):
+  config['optimizer']['learning_rate'] = 1
+  check(config)
+  config['train']['steps'] = True
+  assert 'train.steps=True must be of type int' in refusal(config)
+
+
+WRONG = [
+  ('seed', None, -1, 'config.seed=-1'),
+  ('seed', None, 0.5, 'config.seed=0.5'),
+  ('task', None, 'sequences', "config.task='sequences' is unknown: .*'sequence'"),
+  ('model', None, 3, 'config.model=3 must be a section'),
+  ('data', 'limit', -1, 'data.limit=-1 must be at least 0'),
+  ('data', 'length', 0, 'data.length=0 must be at least 1'),
+  ('data', 'tokens', 0, 'data.tokens=0 must be at least 1'),
+  ('data', 'buckets', 0, 'data.buckets=0 must be at least 1'),
+  ('model', 'heads', 3, 'model.heads=3 does not divide model.width'),
+  ('model', 'kv_heads', 3, 'model.kv_heads=3 does not divide model.heads'),
+  ('model', 'dropout', 1.0, 'model.dropout=1.0 is a rate'),
+  (
+    'model',
+    'position',
+    'rotatory',
+    "model.position='rotatory' is none of .* did you mean 'rotary'",
+  ),
+  ('model', 'dtype', 'int8', "model.dtype='int8' is none of"),
+  ('loss', 'label_smoothing', 1.0, "'label_smoothing': 1.0.*: give 0 <= label_smoothing < 1"),
+  ('loss', 'z_loss', -1.0, "'z_loss': -1.0.*z_loss >= 0"),
+  ('optimizer', 'name', 'adam', "optimizer.name='adam' is none of adamw"),
+  ('optimizer', 'schedule', 'flat', "optimizer.schedule='flat' is none of constant"),
+  ('optimizer', 'warmup_steps', -5, 'optimizer.warmup_steps=-5'),
+  ('optimizer', 'b2', 1.0, 'optimizer.b2=1.0 is a decay'),
+  ('train', 'steps', 0, 'train.steps=0 must be at least 1'),
+  ('train', 'microbatches', 0, 'train.microbatches=0 must be at least 1'),
+  ('train', 'log_every_steps', 0, 'train.log_every_steps=0 must be at least 1'),
+  ('train', 'save_every_steps', 0, 'train.save_every_steps=0 must be at least 1'),
+  ('train', 'keep', 0, 'train.keep=0 must be at least 1'),
+  ('train', 'ema', 1.0, 'train.ema=1.0 is a decay'),
+  ('train', 'average', 9, 'train.average=9 needs as many checkpoints: set train.keep=9'),
+  ('eval', 'every_steps', 0, 'eval.every_steps=0 must be at least 1'),
+  ('eval', 'samples', -1, 'eval.samples=-1 must be at least 0'),
+  ('eval', 'metrics', 'bleu, exact_mach', "'exact_mach' is none of .* did you mean 'exact_match'"),
+  ('eval', 'best', 'nll_per_tokn', "eval.best=.* did you mean 'nll_per_token'"),
+  ('eval', 'best', 'bleu', "eval.best='bleu' is none of .*exact_match"),
+  ('decode', 'beams', 0, 'decode.beams=0 must be at least 1'),
+  ('decode', 'length', 0, 'decode.length=0 must be at least 1'),
+]
+
+
+@pytest.mark.parametrize('section, key, value, message', WRONG, ids=lambda v: str(v)[:24])
+def test_a_value_out_of_range_is_named(config, section, key, value, message):
+  if key is None:
+    config[section] = value
+  else:
+    config[section][key] = value
+  assert re.search(message, refusal(config))
+
+
+def test_contradictions_are_named(config):
+  def refused(**sections):
+    other = copy.deepcopy(config)
+    for section, values in sections.items():
+      other[section].update(values)
+    return refusal(other)
+
+  text = refused(train=dict(average=2, keep=2, ema=0.9))
+  assert 'train.average and train.ema' in text and 'set one' in text
+  text = refused(model=dict(position='learned', length=16), data=dict(length=64))
+  assert 'model.length=16' in text and 'at least 64' in text
+  text = refused(
+    model=dict(position='learned', length=16), data=dict(length=16), decode=dict(length=99)
+  )
+  assert 'decode.length=99' in text and 'at least 99' in text
+  assert 'even model.width' in refused(model=dict(position='sinusoidal', width=15, heads=5))
+
+
+def test_lists_of_names():
+  assert settings.names('') == [] == settings.names(' , ')
+  assert settings.names('test, test_b,c') == ['test', 'test_b', 'c']
