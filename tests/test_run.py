@@ -160,7 +160,10 @@ def test_sweep_runs_every_variant(run, tmp_path):
     (['--wrokdir=x'], ['wrokdir', 'workdir']),
     (['train'], ["'train'", '--']),
     (['--mode=predict'], ['runs/dates', 'train']),
-    (['--config.data.name=parallel', '--config.data.dir=/nowhere'], ['/nowhere', 'train.inputs']),
+    (
+      ['--config.data.name=parallel', '--config.data.dir=/nowhere'],
+      ['/nowhere', '.inputs', 'data.dir'],
+    ),
     ([f'--config={ROOT}/experiments/pairs.py', '--config.data.dir=my.tsv'], ['my.tsv']),
     (['--config.data.name=no_such_set'], ['no_such_set', 'download_and_prepare']),
     (['--config.mesh.tensor=3'], ['tensor=3', 'devices']),

@@ -37,7 +37,7 @@ class Lab:
   """A tiny experiment on disk, and `run.py` in processes of their own."""
 
   def __init__(self, folder: pathlib.Path):
-    self.folder = folder
+    self.folder, self.started = folder, []
     rng, data = random.Random(0), folder / 'data'
     data.mkdir()
     for split, lines in (('train', 64), ('val', 8), ('test', 8)):
@@ -47,7 +47,7 @@ class Lab:
     self.config = folder / 'tiny.py'
     self.config.write_text(EXPERIMENT.format(data=str(data), steps=STEPS))
 
-  def start(self, workdir: pathlib.Path, *flags: str, **how) -> subprocess.Popen:
+  def start(self, workdir: pathlib.Path, *flags: str) -> subprocess.Popen:
     environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
     environment |= {
       'JAX_PLATFORMS': 'cpu',
@@ -56,19 +56,24 @@ class Lab:
     }
     command = [sys.executable, 'run.py', f'--config={self.config}', f'--workdir={workdir}', *flags]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes, **how)
+    self.started.append(subprocess.Popen(command, cwd=ROOT, env=environment, **pipes))
+    return self.started[-1]
 
   def finish(self, workdir: pathlib.Path, *flags: str) -> dict:
     """The result of a run that comes to its end."""
     process = self.start(workdir, *flags)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     return json.loads(out.splitlines()[-1])
 
 
 @pytest.fixture(scope='module')
 def lab(tmp_path_factory):
-  return Lab(tmp_path_factory.mktemp('lab'))
+  lab = Lab(tmp_path_factory.mktemp('lab'))
+  yield lab
+  for process in lab.started:  # of a test that failed
+    process.kill()
+    process.communicate()
 
 
 @pytest.fixture(scope='module')

@@ -1,7 +1,7 @@
 """Keys and values of the tokens seen so far: an argument and a result of the decoder."""
 
-import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,7 @@ from jaxtyping import Array, Float, Int
 from transformer.modules.config import ModelConfig
 
 
-@functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=['k', 'v', 'segments', 'positions', 'length'],
-  meta_fields=[],
-)
-@dataclasses.dataclass(frozen=True)
-class Cache:
+class Cache(NamedTuple):
   """What self-attention remembers, for every layer, in slots filled from the left.
 
   Attributes:
@@ -65,8 +59,7 @@ class Cache:
         'make it with a larger capacity'
       )
     at = (0, self.length)
-    return dataclasses.replace(
-      self,
+    return self._replace(
       segments=jax.lax.dynamic_update_slice(self.segments, segments.astype(jnp.int32), at),
       positions=jax.lax.dynamic_update_slice(self.positions, positions.astype(jnp.int32), at),
       length=self.length + T,
@@ -79,8 +72,7 @@ class Cache:
 
   def take(self, rows: Int[Array, ' R']) -> 'Cache':
     """The cache of these rows, in this order: what beam search does after every step."""
-    return dataclasses.replace(
-      self,
+    return self._replace(
       k=self.k[:, rows],
       v=self.v[:, rows],
       segments=self.segments[rows],
@@ -88,11 +80,7 @@ class Cache:
     )
 
 
-@functools.partial(
-  jax.tree_util.register_dataclass, data_fields=['k', 'v', 'layer', 'start'], meta_fields=[]
-)
-@dataclasses.dataclass(frozen=True)
-class LayerCache:
+class LayerCache(NamedTuple):
   """All layers' keys and values as one layer sees them, so that it can write its own in place."""
 
   k: Float[Array, 'L B S G K']
@@ -106,4 +94,4 @@ class LayerCache:
     all_k = jax.lax.dynamic_update_slice(self.k, k[None], at)
     all_v = jax.lax.dynamic_update_slice(self.v, v[None], at)
     layer = functools.partial(jax.lax.dynamic_index_in_dim, index=self.layer, keepdims=False)
-    return dataclasses.replace(self, k=all_k, v=all_v), layer(all_k), layer(all_v)
+    return self._replace(k=all_k, v=all_v), layer(all_k), layer(all_v)

@@ -1,6 +1,5 @@
 """Encoder, Decoder and EncoderDecoder: stacks of Blocks, run by one scan."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -120,7 +119,7 @@ class Stack(nnx.Module):
       x = self.norm(x)
     if cache is not None:
       assert kv is not None  # it was put in as the cache's
-      cache = dataclasses.replace(cache, k=kv[0], v=kv[1])
+      cache = cache._replace(k=kv[0], v=kv[1])
       x = jnp.where(cache.overflows, jnp.nan, x)
     return Output(x, cache, layers)
 

@@ -1,6 +1,7 @@
 """What `run.py` does in each mode."""
 
 import contextlib
+import difflib
 import errno
 import itertools
 import json
@@ -23,7 +24,7 @@ from transformer.training.allocator import keep_freed_memory
 from transformer.training.checkpoints import digest
 from transformer.training.experiment import prepare, reopen, restore_best
 from transformer.training.reporting import log_ours as log_ours
-from transformer.training.settings import check
+from transformer.training.settings import SECTIONS, check
 from transformer.training.workdir import Workdir, write
 
 USAGE, FAILURE = 2, 1
@@ -89,8 +90,11 @@ def _without(argv: list[str], flag: str) -> tuple[list[str], str]:
 
 def usage_error(error: Exception) -> NoReturn:
   """Says what was wrong with the command, in one line, and ends the program."""
-  text = error.args[0] if isinstance(error, KeyError) and error.args else error
-  print(f'error: {text}', file=sys.stderr)
+  text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+  if text.strip("'").isidentifier():  # all that ml_collections says of an unknown section
+    near = difflib.get_close_matches(text.strip("'"), SECTIONS, n=1, cutoff=0)
+    text = f'--config has no section {text}: did you mean {near[0]!r}?'
+  print('error:', ' '.join(text.split()), file=sys.stderr)
   sys.exit(USAGE)
 
 
