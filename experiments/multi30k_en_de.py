@@ -3,6 +3,9 @@ r"""Translation, English to German, Multi30k: the text-only Transformer-Tiny of 
   python run.py --config=experiments/multi30k_en_de.py --config.data.dir=../shared/data/multi30k
 
 Paper: https://arxiv.org/abs/2105.14462, 41.02 BLEU on test_2016_flickr (lower-cased, Moses tokens).
+Deviations: rotary positions, pre-norm, less dropout and a cosine schedule, to need 13 epochs, not
+150. On val, averaged and with beam 5: 38.45 lower-cased Moses BLEU, 38.30 cased sacreBLEU, with
+outputs 7 % too short; test is not measured yet.
 """
 
 from ml_collections import ConfigDict

@@ -188,7 +188,7 @@ def small_disk(tmp_path):
   """A disk of its own for a workdir, and a function that gives it room."""
   disk = tmp_path / 'disk'
   disk.mkdir()
-  mount = ['mount', '-t', 'tmpfs', '-o', 'size=400k', 'tmpfs', str(disk)]
+  mount = ['mount', '-t', 'tmpfs', '-o', 'size=600k', 'tmpfs', str(disk)]
   if not shutil.which('mount') or subprocess.run(mount, capture_output=True).returncode:
     pytest.skip('needs the right to mount a small disk: run as root')
   yield disk, lambda: subprocess.run(['mount', '-o', 'remount,size=64m', str(disk)], check=True)

@@ -1,0 +1,71 @@
+"""What was measured, one JSON file a run, and the README's table made of it.
+
+python -m experiments.results record WORKDIR METRIC PUBLISHED    # of a run that has ended
+python -m experiments.results table                              # writes it into README.md
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+HERE = pathlib.Path(__file__).parent
+README = HERE.parents[1] / 'README.md'
+BEGIN, END = '<!-- results: python -m experiments.results table -->\n', '<!-- end of results -->\n'
+
+
+def record(workdir: str, metric: str, published: str):
+  """Keeps the result of a run, with the commit it was run at.
+
+  Args:
+    workdir: of a run whose train.json is there.
+    metric: the one to print, such as test/exact_match.
+    published: what it is to be compared with, in words.
+  """
+  result = json.loads((pathlib.Path(workdir) / 'train.json').read_text(encoding='utf-8'))
+  config = json.loads((pathlib.Path(workdir) / 'config.json').read_text(encoding='utf-8'))
+  result |= {
+    'metric': metric,
+    'published': published,
+    'seed': config['seed'],
+    'steps': config['train']['steps'],
+    'date': time.strftime('%Y-%m-%d'),
+    'commit': subprocess.check_output(['git', 'rev-parse', 'HEAD'], cwd=HERE, text=True).strip(),
+  }
+  del result['workdir']
+  text = json.dumps(result, indent=1, ensure_ascii=False) + '\n'
+  (HERE / f'{result["experiment"]}.json').write_text(text, encoding='utf-8')
+
+
+def table() -> str:
+  """The recorded results as a Markdown table."""
+  lines = [
+    '| experiment | device | minutes | metric | score | published |',
+    '|---|---|---|---|---|---|',
+  ]
+  for file in sorted(HERE.glob('*.json')):
+    r = json.loads(file.read_text(encoding='utf-8'))
+    score = f'{r["metrics"][r["metric"]]:.2f}'
+    lines.append(
+      f'| {r["experiment"]} | {r["device"]} | {r["seconds"] / 60:.0f} | {r["metric"]} '
+      f'| {score} | {r["published"]} |'
+    )
+  return '\n'.join(lines) + '\n'
+
+
+def written(readme: str) -> str:
+  """The README with the table in its place."""
+  before, rest = readme.split(BEGIN)
+  return before + BEGIN + table() + END + rest.split(END)[1]
+
+
+def main(command: str, *arguments: str):
+  """Does what the command line says."""
+  if command == 'record':
+    record(*arguments)
+  README.write_text(written(README.read_text(encoding='utf-8')), encoding='utf-8')
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])
