@@ -25,21 +25,21 @@ def get_config() -> ConfigDict:
     val='val',
     test='test_2016_flickr',
     limit=0,
-    length=128,
+    length=64,
     tokens=2048,
     buckets=4,
-    packing=False,
+    packing=True,
   )
   c.tokenizer = dict(kind='bpe', vocab=6000, lowercase=False, split_digits=False)
   c.model = dict(
-    presets.TRANSFORMER_TINY, prenorm=True, position='rotary', dropout=0.15, dtype='bfloat16'
+    presets.TRANSFORMER_TINY, prenorm=True, position='rotary', dropout=0.25, dtype='bfloat16'
   )
   c.loss = dict(label_smoothing=0.1, z_loss=0.0)
   c.optimizer = dict(
-    presets.ADAM, learning_rate=3e-3, schedule='cosine', warmup_steps=500, clip=1.0
+    presets.ADAM, learning_rate=3e-3, schedule='cosine', warmup_steps=1000, clip=1.0
   )
   c.train = dict(
-    steps=5000,
+    steps=10_000,
     microbatches=1,
     ema=0.0,
     average=5,
@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
     keep=5,
   )
   c.eval = dict(
-    every_steps=1250,
+    every_steps=2500,
     limit=0,
     samples=4,
     metrics='bleu,chrf,bleu_lowercase_moses',

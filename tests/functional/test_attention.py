@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from transformer.functional.attention import (
   attention,
@@ -158,6 +159,23 @@ def test_one_head_is_one_head_of_many(rng, close):
   close(y_weights, weights[0, 0])
   values = jit(weighted_values)(jnp.asarray(weights, 'float32'), jnp.asarray(v))
   close(values, want)
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_weighted_values_keep_a_nan_from_rows_that_give_it_no_weight(bad, rng):
+  weights = jnp.asarray(rng.random((1, 4, 3, 5)), 'float32').at[:, :, 1:, 2].set(0)
+  v = jnp.asarray(rng.normal(size=(1, 5, 2, 4)), 'float32')
+  want, found = (jit(weighted_values)(weights, x) for x in (v, v.at[:, 2, 1, 0].set(bad)))
+  assert np.isnan(found[:, 0, 2:]).all()
+  np.testing.assert_array_equal(found[:, 1:], want[:, 1:])
+  np.testing.assert_array_equal(found[:, :, :2], want[:, :, :2])
+
+
+def test_it_can_be_differentiated_forwards_and_twice(rng):
+  q, k, v, _ = (jnp.asarray(x[0, :, 0]) for x in draw(rng, B=1, H=1, G=1))
+  mask = jnp.asarray(rng.random((3, 5)) < 0.7)
+  f = jax.jit(lambda q, k, v: attention(q, k, v, mask=mask))
+  check_grads(f, (q, k, v), order=2, modes=['fwd', 'rev'], atol=2e-2, rtol=2e-2, eps=1e-2)
 
 
 def test_it_agrees_with_jax(rng, close):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from transformer.functional import losses
-from transformer.functional.losses import Mean, accuracy
+from transformer.functional.losses import Mean, accuracy, linear_cross_entropy
 
 cross_entropy = jax.jit(losses.cross_entropy, static_argnames=('label_smoothing', 'z_loss'))
 
@@ -99,3 +99,65 @@ def test_accuracy_counts_the_weight_of_right_answers(rng, close):
   mean = accuracy(logits, targets, weights)
   close(mean.sum, right)
   close(mean.weight, np.asarray(weights, np.float64).sum())
+
+
+@pytest.mark.parametrize('rows', [5, 12, 1000])
+@pytest.mark.parametrize('label_smoothing, z_loss', SETTINGS)
+def test_linear_cross_entropy_is_that_of_the_logits(
+  label_smoothing, z_loss, rows, rng, close, monkeypatch
+):
+  """Loss, plain likelihood and gradients, in one chunk, in equal ones, and with rows left over."""
+  monkeypatch.setattr(losses, 'CHUNK', rows)
+  _, targets, weights = draw(rng)
+  x = jnp.asarray(rng.normal(size=(3, 4, 6)), 'float32')
+  table = jnp.asarray(rng.normal(size=(7, 6)), 'float32')
+  settings = dict(label_smoothing=label_smoothing, z_loss=z_loss)
+
+  @jax.jit
+  def run(x, table):
+    return jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(x, table)
+
+  def objective(x, table):
+    loss, nll = linear_cross_entropy(x, table, targets, weights, **settings)
+    return 3 * loss.sum, (loss, nll)
+
+  (_, (loss, nll)), (dx, dtable) = run(x, table)
+  logits = np.asarray(x, np.float64) @ np.asarray(table, np.float64).T
+  want, weight, gradient = oracle(logits, targets, weights, label_smoothing, z_loss)
+  close(loss.sum, want)
+  close(nll.sum, oracle(logits, targets, weights, 0, 0)[0])
+  close(loss.weight, weight)
+  close(nll.weight, weight)
+  close(dx, 3 * gradient @ np.asarray(table, np.float64))
+  close(dtable, 3 * np.einsum('btn,btd->nd', gradient, np.asarray(x, np.float64)))
+
+
+def test_linear_cross_entropy_in_16_bits_is_near_that_in_32(rng):
+  x, table = (jnp.asarray(rng.normal(size=s), 'float32') for s in [(64, 32), (50, 32)])
+  targets, weights = jnp.asarray(rng.integers(0, 50, 64)), jnp.ones(64)
+
+  def run(dtype):
+    f = lambda x, table: linear_cross_entropy(x, table, targets, weights, dtype=dtype)[0].value
+    loss, gradients = jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(x, table)
+    return loss, *gradients
+
+  for narrow, exact in zip(run('bfloat16'), run('float32'), strict=True):
+    assert narrow.dtype == exact.dtype == jnp.float32
+    assert np.linalg.norm(narrow - exact) < 0.01 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_linear_cross_entropy_ignores_what_has_no_weight(bad, rng):
+  x, table = (jnp.asarray(rng.normal(size=s), 'float32') for s in [(4, 3), (5, 3)])
+  targets, weights = jnp.array([0, 4, 2, 1]), jnp.array([1.0, 0.0, 2.0, 1.0])
+
+  @jax.jit
+  @jax.value_and_grad
+  def loss(x):
+    return linear_cross_entropy(x, table, targets, weights)[0].value
+
+  want, gradient = loss(x)
+  found, spoilt_gradient = loss(x.at[1].set(bad))
+  assert found == want
+  np.testing.assert_array_equal(spoilt_gradient, gradient)
+  np.testing.assert_array_equal(gradient[1], 0)

@@ -1,4 +1,4 @@
-"""Laws of the layers: each is its equation in float64, and dropout keeps the expectation."""
+"""Laws of the layers: each is its equation in float64."""
 
 import math
 from functools import partial
@@ -18,7 +18,6 @@ from transformer.modules.layers import (
   Linear,
   Norm,
   View,
-  dropout,
   split_key,
 )
 
@@ -175,34 +174,6 @@ def test_a_block_is_residual_sublayers_normed_before_or_after(prenorm, rng, clos
     x = x + sublayer(norm(scale, x)) if prenorm else norm(scale, x + sublayer(x))
   close(y, x)
   assert cache is None and set(maps) == {'self', 'cross'}
-
-
-@pytest.mark.parametrize('rate', [0.1, 0.5, 0.9])
-def test_dropout_keeps_the_expectation(rate, key):
-  n = 200_000
-  y = np.asarray(jit(lambda x: dropout(x, rate, key))(np.full(n, 3, 'float32')))
-  kept = y != 0
-  np.testing.assert_allclose(y[kept], 3 / (1 - rate), rtol=1e-6)
-  deviation = math.sqrt(rate * (1 - rate) / n)
-  assert abs(kept.mean() - (1 - rate)) < 5 * deviation
-  # neighbours fall independently
-  both = (kept[1:] & kept[:-1]).mean()
-  assert abs(both - (1 - rate) ** 2) < 10 * deviation
-
-
-def test_dropout_is_off_without_a_key_or_a_rate_and_the_same_for_the_same_key(key):
-  x = jnp.arange(1.0, 50.0)
-  np.testing.assert_array_equal(dropout(x, 0.5, None), x)
-  np.testing.assert_array_equal(dropout(x, 0.0, key), x)
-  half = jit(lambda x, key: dropout(x, 0.5, key))
-  np.testing.assert_array_equal(half(x, key), half(x, key))
-  assert (np.asarray(half(x, key)) != np.asarray(half(x, jax.random.key(1)))).any()
-  # what was dropped has no gradient, NaN included
-  y = np.asarray(half(x, key))
-  gradient = jit(jax.grad(lambda x: dropout(x, 0.5, key).sum()))(x)
-  np.testing.assert_array_equal(gradient, np.where(y == 0, 0, 2))
-  spoilt = np.where(y == 0, np.nan, x).astype('float32')
-  assert np.isfinite(half(spoilt, key)).all()
 
 
 def test_split_key_passes_no_key_on(key):

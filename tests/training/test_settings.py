@@ -11,7 +11,7 @@ import pytest
 from transformer.training import settings
 from transformer.training.settings import SECTIONS, check, keys
 
-EXPERIMENTS = sorted((pathlib.Path(__file__).parents[2] / 'experiments').glob('**/*.py'))
+EXPERIMENTS = sorted((pathlib.Path(__file__).parents[2] / 'experiments').glob('*.py'))
 
 
 def module_of(file):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from transformer.functional.products import product
+from transformer.functional.products import product, product_nt
 
 
 def attention(
@@ -133,13 +133,19 @@ def weighted_values(
 ) -> Float[Array, 'B T H V']:
   """weights v for every head: the second half of attention, for weights that were changed between.
 
+  A NaN or Inf in v makes the rows NaN that give it weight and touches no other row.
+
   >>> weighted_values(jnp.ones((1, 4, 2, 3)), jnp.ones((1, 3, 2, 8))).shape
   (1, 2, 4, 8)
   """
+
+  def one_head(weights, v):
+    v, tainted = _finite(v)
+    return product(jnp.where(tainted & (weights != 0), jnp.nan, weights), v)
+
   (B, H, T, S), G = weights.shape, v.shape[2]
-  in_example = jax.vmap(
-    jax.vmap(product, in_axes=(0, None), out_axes=1), in_axes=(0, 1), out_axes=1
-  )
+  in_group = jax.vmap(one_head, in_axes=(0, None), out_axes=1)
+  in_example = jax.vmap(in_group, in_axes=(0, 1), out_axes=1)
   grouped = weights.astype(v.dtype).reshape(B, G, H // G, T, S)
   return jax.vmap(in_example)(grouped, v).reshape(B, T, H, -1).astype(v.dtype)
 
@@ -156,18 +162,32 @@ def _weights(q, k, mask, bias, scale, tainted=None):
     )
   k, tainted_key = _finite(k)
   tainted = tainted_key if tainted is None else tainted | tainted_key
-  scores = jnp.where(tainted, jnp.nan, _scores(q, k, bias, scale))
-  # softmax by hand: where nothing may be attended to, the sum is 0 and must divide nothing.
+  return _masked_softmax(jnp.where(tainted, jnp.nan, _scores(q, k, bias, scale)), mask)
+
+
+@jax.custom_jvp
+def _masked_softmax(scores, mask):
+  """softmax over what the mask allows; exactly 0 elsewhere, and in rows that it allows nothing."""
   scores = jnp.where(mask, scores, -jnp.inf)
-  peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+  peak = jnp.max(scores, axis=-1, keepdims=True)
   e = jnp.exp(scores - jnp.where(peak == -jnp.inf, 0, peak))
   total = jnp.sum(e, axis=-1, keepdims=True)
-  # masked again, so that a NaN row gives no NaN gradient to a source that it may not attend to
+  # masked again, so that a NaN row gives no NaN to a source that it may not attend to
   return jnp.where(mask, e / jnp.where(total == 0, 1, total), 0)
 
 
+@_masked_softmax.defjvp
+def _masked_softmax_derivative(primals, tangents):
+  """dp = p (ds - p ds), masked on both sides for the same reason: it is used in both directions."""
+  (_, mask), (slope, _) = primals, tangents
+  weights = _masked_softmax(*primals)
+  slope = jnp.where(mask, slope, 0)
+  slope = weights * (slope - jnp.sum(weights * slope, axis=-1, keepdims=True))
+  return weights, jnp.where(mask, slope, 0)
+
+
 def _scores(q, k, bias, scale):
-  scores = product(q, k.T).astype(jnp.float32) * scale
+  scores = product_nt(q, k).astype(jnp.float32) * scale
   return scores if bias is None else scores + bias
 
 

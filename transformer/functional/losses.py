@@ -1,11 +1,17 @@
 """What is minimised, as (sum, weight): sums add over any split of a batch, and divide once."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
+
+from transformer.functional.products import product, product_nt, product_tn
+
+CHUNK = 1024  # rows of logits that linear_cross_entropy holds at once
 
 
 class Mean(NamedTuple):
@@ -54,6 +60,113 @@ def cross_entropy(
     uniform = log_z - jnp.mean(logits, axis=-1)  # cross-entropy with 1/N on every class
     loss = (1 - label_smoothing) * loss + label_smoothing * uniform + z_loss * log_z**2
   return Mean(jnp.sum(loss * weights), jnp.sum(weights))
+
+
+def linear_cross_entropy(
+  x: Float[Array, '*B D'],
+  table: Float[Array, 'N D'],
+  targets: Int[Array, '*B'],
+  weights: Float[Array, '*B'],
+  *,
+  dtype: DTypeLike | None = None,
+  label_smoothing: float = 0.0,
+  z_loss: float = 0.0,
+) -> tuple[Mean, Mean]:
+  """`cross_entropy` of the logits x tableT, which never exist as a whole.
+
+  A few rows at a time: the logits, the loss, and at once the gradient, for softmax - p is what the
+  loss has just computed. That is the memory of one chunk instead of four arrays [*B, N], and half
+  the time.
+
+  Args:
+    x: the states before the output layer.
+    table: of output embeddings.
+    targets, weights, label_smoothing, z_loss: as in `cross_entropy`.
+    dtype: of the operands of all products; x's own if None.
+
+  Returns:
+    (the loss, the plain negative log-likelihood): the second has no gradient.
+
+  >>> loss, nll = linear_cross_entropy(jnp.eye(2), jnp.zeros((4, 2)), jnp.array([1, 0]), jnp.ones(2))
+  >>> loss.value.round(3)
+  Array(1.386, dtype=float32)
+  """
+  how = (jnp.dtype(dtype or x.dtype), label_smoothing, z_loss)
+  x, targets, weights = x.reshape(-1, x.shape[-1]), targets.reshape(-1), weights.reshape(-1)
+  x = jnp.where((weights == 0)[:, None], 0, x)  # may hold anything, and has no gradient
+  loss, nll = _linear_cross_entropy(x, table, targets, weights, how)
+  total = jnp.sum(weights)
+  return Mean(loss, total), Mean(jax.lax.stop_gradient(nll), total)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _linear_cross_entropy(x, table, targets, weights, how):
+  return _loss_and_gradient(x, table, targets, weights, how)[0]
+
+
+def _loss_and_gradient(x, table, targets, weights, how):
+  """((loss, nll), (their gradient in x, in the table)): the loss's, weighted and summed."""
+  dtype, smoothing, z_loss = how
+  (R, D), N = x.shape, len(table)
+  narrow = table.astype(dtype)
+  table_sum = jnp.sum(table, axis=0)
+
+  def chunk(table_gradient, rows):
+    x, targets, weights = rows
+    logits = product_nt(x, narrow, dtype).astype(jnp.float32)
+    peak = jnp.max(logits, axis=-1, keepdims=True)
+    true = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    # the one array [rows, N] that is read again, as an operand: made once, and narrow
+    e = jax.lax.optimization_barrier(_round(jnp.exp(logits - peak), dtype))
+    z = jnp.sum(e.astype(jnp.float32), axis=-1)
+    log_z = peak[:, 0] + jnp.log(z)
+    nll = log_z - true
+    uniform = log_z - x @ table_sum / N
+    loss = (1 - smoothing) * nll + smoothing * uniform + z_loss * log_z**2
+    # d loss / d logits = (1 + 2 z_loss log Z) e / Z - p
+    scale = (weights * (1 + 2 * z_loss * log_z) / z)[:, None]
+    x_gradient = product(e, narrow, dtype) * scale
+    table_gradient += product_tn((x * scale).astype(dtype), e)
+    return table_gradient, (jnp.sum(loss * weights), jnp.sum(nll * weights), x_gradient)
+
+  chunks = -(-R // CHUNK)
+  padded = -R % chunks
+  # strided, so that every chunk has rows on every device
+  split = jax.tree.map(
+    lambda a: (
+      jnp.pad(a, [(0, padded)] + [(0, 0)] * (a.ndim - 1))
+      .reshape(-1, chunks, *a.shape[1:])
+      .swapaxes(0, 1)
+    ),
+    (x, targets, weights),
+  )
+  table_gradient, (loss, nll, x_gradient) = jax.lax.scan(chunk, jnp.zeros((D, N)), split)
+  x_gradient = x_gradient.swapaxes(0, 1).reshape(-1, D)[:R]
+
+  # the rest of the gradient, from p = (1 - smoothing) onehot(target) + smoothing / N
+  on_target, on_all = (1 - smoothing) * weights[:, None], smoothing / N * weights[:, None]
+  x_gradient -= on_target * table[targets] + on_all * table_sum
+  table_gradient = jax.lax.optimization_barrier(table_gradient).T
+  table_gradient = table_gradient.at[targets].add(-on_target * x) - jnp.sum(on_all * x, axis=0)
+  return (jnp.sum(loss), jnp.sum(nll)), (x_gradient.astype(x.dtype), table_gradient)
+
+
+def _backward(how, gradients, cotangents):
+  x_gradient, table_gradient = gradients
+  g, _ = cotangents
+  return g * x_gradient, g * table_gradient, None, None
+
+
+def _round(x, dtype):
+  """x.astype(dtype); to bfloat16 by integers, which XLA's CPU backend fuses and vectorises."""
+  if dtype != jnp.bfloat16:
+    return x.astype(dtype)
+  bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+  bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+  return jax.lax.bitcast_convert_type(bits.astype(jnp.uint16), dtype)
+
+
+_linear_cross_entropy.defvjp(_loss_and_gradient, _backward)
 
 
 def accuracy(

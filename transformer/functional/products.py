@@ -1,47 +1,116 @@
-"""Matrix products whose operands may be 16 bits wide and whose sums never are."""
+"""Matrix products whose operands may be 16 bits wide and whose sums never are.
+
+Matrix units multiply 16-bit numbers and add in 32 bits; asking for a 16-bit *result* throws those
+bits away and, on a CPU, falls off the fast path altogether. Plain differentiation would multiply a
+32-bit cotangent with a 16-bit operand, so the derivatives are written out: they round the cotangent
+as they do the operands, and all products of a training step are fast: 2 times float32 on a CPU that
+can multiply bfloat16.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
-def product(a: Float[Array, '*B I'], b: Float[Array, 'I O']) -> Float[Array, '*B O']:
-  """a b, accumulated and returned in float32 even where a and b are bfloat16.
-
-  Matrix units multiply 16-bit numbers and add in 32 bits; asking for a 16-bit *result* throws those
-  bits away and, on a CPU, falls off the fast path altogether. Plain differentiation would multiply
-  a 32-bit cotangent with a 16-bit operand, so the derivative is written out: it rounds the
-  cotangent to the operands' type first, and all three products of a training step are fast.
+def product(
+  a: Float[Array, '*B I'], b: Float[Array, 'I O'], dtype: DTypeLike | None = None
+) -> Float[Array, '*B O']:
+  """a b, with operands rounded to dtype, and accumulated and returned in float32.
 
   Args:
     a: left operand; leading axes are rows.
-    b: right operand, of a's dtype.
+    b: right operand.
+    dtype: of the operands; a's own if None.
 
   Returns:
-    float32 for 16-bit operands, else the operands' own type.
+    float32 where dtype is 16 bits wide, else dtype. Gradients have their operand's own type.
 
-  >>> product(jnp.ones((2, 3), jnp.bfloat16), jnp.ones((3, 4), jnp.bfloat16)).dtype
+  >>> product(jnp.ones((2, 3)), jnp.ones((3, 4)), 'bfloat16').dtype
   dtype('float32')
   """
-  if a.dtype.itemsize > 2:
-    return a @ b
-  rows = a.reshape(-1, a.shape[-1]) if a.ndim != 2 else a
-  return _product(rows, b).reshape(*a.shape[:-1], b.shape[-1])
+  dtype = jnp.dtype(dtype or a.dtype)
+  if dtype.itemsize > 2:
+    return a.astype(dtype) @ b.astype(dtype)
+  rows = a.reshape(-1, a.shape[-1])
+  return _product(rows, b, (dtype, a.dtype, b.dtype)).reshape(*a.shape[:-1], -1)
 
 
-@jax.custom_vjp
-def _product(a, b):
-  return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+def product_nt(
+  a: Float[Array, '*B I'], b: Float[Array, 'O I'], dtype: DTypeLike | None = None
+) -> Float[Array, '*B O']:
+  """a bT; otherwise as `product`.
+
+  >>> product_nt(jnp.array([[1., 2.]]), jnp.array([[3., 4.], [5., 6.]]))
+  Array([[11., 17.]], dtype=float32)
+  """
+  dtype = jnp.dtype(dtype or a.dtype)
+  if dtype.itemsize > 2:
+    return a.astype(dtype) @ b.astype(dtype).T
+  rows = a.reshape(-1, a.shape[-1])
+  return _product_nt(rows, b, (dtype, a.dtype, b.dtype)).reshape(*a.shape[:-1], -1)
 
 
-def _forward(a, b):
-  return _product(a, b), (a, b)
+def product_tn(a: Float[Array, 'B I'], b: Float[Array, 'B O']) -> Float[Array, 'I O']:
+  """aT b, accumulated and returned in float32: the gradient of a weight. Not differentiable.
+
+  On a CPU the transpose is really made and the product given an idle batch axis: XLA would fold the
+  transpose into the product, and then widen its operands.
+
+  >>> product_tn(jnp.array([[1.], [2.]]), jnp.array([[3.], [4.]]))
+  Array([[11.]], dtype=float32)
+  """
+
+  def on_cpu(a, b):
+    return _dot(lax.optimization_barrier(a.T)[None], b[None], ((2,), (1,)), ((0,), (0,)))[0]
+
+  def elsewhere(a, b):
+    return _dot(a, b, ((0,), (0,)))
+
+  return lax.platform_dependent(a, b, cpu=on_cpu, default=elsewhere)
 
 
-def _backward(operands, g):
-  a, b = operands
-  g = g.astype(a.dtype)
-  return _product(g, b.T).astype(a.dtype), _product(a.T, g).astype(b.dtype)
+def _dot(a, b, contract, batch=((), ())):
+  # not jnp.matmul of a transpose: XLA's CPU backend would widen that
+  return lax.dot_general(a, b, (contract, batch), preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(a, b, dtypes):
+  return _forward(a, b, dtypes)[0]
+
+
+def _forward(a, b, dtypes):
+  a, b = a.astype(dtypes[0]), b.astype(dtypes[0])
+  return _dot(a, b, ((1,), (0,))), (a, b)
+
+
+def _backward(dtypes, operands, g):
+  (a, b), (dtype, a_dtype, b_dtype) = operands, dtypes
+  g = g.astype(dtype)
+  return _dot(g, b, ((1,), (1,))).astype(a_dtype), product_tn(a, g).astype(b_dtype)
 
 
 _product.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product_nt(a, b, dtypes):
+  return _forward_nt(a, b, dtypes)[0]
+
+
+def _forward_nt(a, b, dtypes):
+  a, b = a.astype(dtypes[0]), b.astype(dtypes[0])
+  return _dot(a, b, ((1,), (1,))), (a, b)
+
+
+def _backward_nt(dtypes, operands, g):
+  (a, b), (dtype, a_dtype, b_dtype) = operands, dtypes
+  g = g.astype(dtype)
+  return _dot(g, b, ((1,), (0,))).astype(a_dtype), product_tn(g, a).astype(b_dtype)
+
+
+_product_nt.defvjp(_forward_nt, _backward_nt)

@@ -8,7 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from transformer.functional import positions
-from transformer.functional.products import product
+from transformer.functional.losses import Mean, linear_cross_entropy
+from transformer.functional.products import product_nt
 from transformer.modules.config import ModelConfig
 
 
@@ -27,8 +28,12 @@ class Tokens(nnx.Module):
 
   def attend(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T N']:
     """x tableT: the logits of a model whose output layer is tied to its embedding."""
-    dtype = self.config.dtype
-    return product(x.astype(dtype), self.table[...].T.astype(dtype))
+    return product_nt(x, self.table[...], self.config.dtype)
+
+  def cross_entropy(self, x: Float[Array, 'B T D'], targets, weights, **how) -> tuple[Mean, Mean]:
+    """`losses.linear_cross_entropy` of what `attend` would give, without its memory."""
+    table, dtype = self.table[...], self.config.dtype
+    return linear_cross_entropy(x, table, targets, weights, dtype=dtype, **how)
 
 
 class Positions(nnx.Module):

@@ -15,6 +15,8 @@ from transformer.functional.attention import (
   multi_head_attention_weights,
   weighted_values,
 )
+from transformer.functional.dropout import dropout
+from transformer.functional.normalization import normalize
 from transformer.functional.positions import rotary
 from transformer.functional.products import product
 from transformer.modules.cache import LayerCache
@@ -26,17 +28,6 @@ ACTIVATIONS = {
   'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
   'silu': jax.nn.silu,
 }
-
-
-def dropout(x: Float[Array, '*X'], rate: float, key: Key[Array, ''] | None) -> Float[Array, '*X']:
-  """Zeroes each element with probability `rate` and divides the rest by 1 - rate; off without key.
-
-  The rate is rounded to 1/65536: 16 random bits an element cost half of 32. Srivastava et al. 2014.
-  """
-  if key is None or rate == 0:
-    return x
-  keep = jax.random.bits(key, x.shape, jnp.uint16) >= round(rate * 2**16)
-  return jnp.where(keep, x / (1 - rate), 0)
 
 
 def split_key(key: Key[Array, ''] | None, n: int) -> Key[Array, ' n'] | list[None]:
@@ -54,7 +45,7 @@ class Linear(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(outputs)) if config.bias else None
 
   def __call__(self, x: Float[Array, '*B I']) -> Float[Array, '*B O']:
-    y = product(x.astype(self.dtype), self.kernel[...].astype(self.dtype)).astype(jnp.float32)
+    y = product(x, self.kernel[...], self.dtype).astype(jnp.float32)
     return y if self.bias is None else y + self.bias[...]
 
 
@@ -71,11 +62,8 @@ class Norm(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(config.width)) if has_bias else None
 
   def __call__(self, x: Float[Array, '*B D']) -> Float[Array, '*B D']:
-    if self.kind == 'layer':
-      x = x - jnp.mean(x, axis=-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
-    x = x * self.scale[...]
-    return x if self.bias is None else x + self.bias[...]
+    y = normalize(x, self.epsilon, centred=self.kind == 'layer') * self.scale[...]
+    return y if self.bias is None else y + self.bias[...]
 
 
 class FeedForward(nnx.Module):

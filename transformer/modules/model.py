@@ -195,8 +195,23 @@ class Decoder(nnx.Module):
       key: turns dropout on.
     """
     out = self.stack(self.embed(tokens), _segments(tokens, segments), cache=cache, key=key)
-    logits = (self.output or self.embed).attend(out.x)
+    logits = self.readout.attend(out.x)
     return logits if cache is None else (logits, out.cache)
+
+  def states(
+    self,
+    tokens: Int[Array, 'B T'],
+    *,
+    segments: Int[Array, 'B T'] | None = None,
+    key: Key[Array, ''] | None = None,
+  ) -> Float[Array, 'B T D']:
+    """What the logits are read from; arguments as in a call."""
+    return self.stack(self.embed(tokens), _segments(tokens, segments), key=key).x
+
+  @property
+  def readout(self) -> Tokens:
+    """The table that logits are read with."""
+    return self.output or self.embed
 
   def init_cache(self, rows: int, capacity: int) -> Cache:
     """An empty cache for `rows` sequences of at most `capacity` tokens."""
@@ -227,6 +242,8 @@ class EncoderDecoder(nnx.Module):
   ) -> Float[Array, 'B T N']:
     """Teacher forcing: the logits of the token after each of `targets`, all at once.
 
+    They are `readout.attend(states(...))`; a loss can do without them (`Tokens.cross_entropy`).
+
     Args:
       inputs: source tokens, 0 is padding.
       targets: what the decoder reads: the true targets, shifted right by a start token.
@@ -234,9 +251,28 @@ class EncoderDecoder(nnx.Module):
         tokens != 0 if not given. A packed target sees only the inputs of its own segment.
       key: turns dropout on.
     """
+    segments = dict(input_segments=input_segments, target_segments=target_segments)
+    return self.readout.attend(self.states(inputs, targets, **segments, key=key))
+
+  def states(
+    self,
+    inputs: Int[Array, 'B S'],
+    targets: Int[Array, 'B T'],
+    *,
+    input_segments: Int[Array, 'B S'] | None = None,
+    target_segments: Int[Array, 'B T'] | None = None,
+    key: Key[Array, ''] | None = None,
+  ) -> Float[Array, 'B T D']:
+    """What the logits are read from; arguments as in a call."""
     encoder_key, decoder_key = split_key(key, 2)
     memory = self.encode(inputs, segments=input_segments, key=encoder_key)
-    return self.decode(targets, memory, segments=target_segments, key=decoder_key)
+    segments = _segments(targets, target_segments)
+    return self.decoder(self.embed(targets), segments, memory=memory, key=decoder_key).x
+
+  @property
+  def readout(self) -> Tokens:
+    """The table that logits are read with."""
+    return self.output or self.embed
 
   def encode(
     self,
@@ -265,7 +301,7 @@ class EncoderDecoder(nnx.Module):
     """
     segments = _segments(targets, segments)
     out = self.decoder(self.embed(targets), segments, memory=memory, cache=cache, key=key)
-    logits = (self.output or self.embed).attend(out.x)
+    logits = self.readout.attend(out.x)
     return logits if cache is None else (logits, out.cache)
 
   def init_cache(self, rows: int, capacity: int) -> Cache:

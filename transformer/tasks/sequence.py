@@ -90,16 +90,15 @@ class SequenceToSequence:
     self, model: EncoderDecoder, batch: dict[str, Int[Array, 'B _']], key: Key[Array, ''] | None
   ) -> tuple[Mean, dict[str, Mean]]:
     """The smoothed objective, and apart from it the plain negative log-likelihood, in nats."""
-    logits, targets, weights = self._teach(model, batch, key)
+    states, targets, weights = self._teach(model, batch, key)
     smoothing = dict(label_smoothing=self.label_smoothing, z_loss=self.z_loss)
-    return (
-      cross_entropy(logits, targets, weights, **smoothing),
-      {'nll_per_token': cross_entropy(jax.lax.stop_gradient(logits), targets, weights)},
-    )
+    loss, nll = model.readout.cross_entropy(states, targets, weights, **smoothing)
+    return loss, {'nll_per_token': nll}
 
   def measure(self, model: EncoderDecoder, batch: dict[str, Int[Array, 'B _']]) -> dict[str, Mean]:
     """What teacher forcing says of a batch that is not learnt from."""
-    logits, targets, weights = self._teach(model, batch, None)
+    states, targets, weights = self._teach(model, batch, None)
+    logits = model.readout.attend(states)
     return {
       'nll_per_token': cross_entropy(logits, targets, weights),
       'token_accuracy': accuracy(logits, targets, weights),
@@ -107,14 +106,14 @@ class SequenceToSequence:
 
   def _teach(self, model, batch, key):
     targets, segments = batch['targets'], batch['targets_segments']
-    logits = model(
+    states = model.states(
       batch['inputs'],
       shift_right(targets, segments, self.tokenizer.bos),
       input_segments=batch['inputs_segments'],
       target_segments=segments,
       key=key,
     )
-    return logits, targets, (segments != 0).astype(jnp.float32)
+    return states, targets, (segments != 0).astype(jnp.float32)
 
   def predict(self, model: EncoderDecoder, lines: Iterable[str], *, cut: bool = False) -> list[str]:
     """The output for each line, in order; the same for a line whatever lines come with it.

@@ -1,0 +1,38 @@
+"""Laws of normalisation: the formula in float64, and its derivative in every mode."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from transformer.functional.normalization import normalize
+
+
+def oracle(x, epsilon, centred):
+  x = np.asarray(x, np.float64)
+  x = x - x.mean(-1, keepdims=True) if centred else x
+  return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('centred', [True, False])
+def test_it_is_the_formula_in_float32(centred, dtype, rng, close):
+  x = jnp.asarray(5 + 3 * rng.normal(size=(2, 3, 8)), dtype)
+  y = normalize(x, 1e-3, centred=centred)
+  assert y.dtype == jnp.float32
+  close(y, oracle(x, 1e-3, centred))
+
+
+@pytest.mark.parametrize('centred', [True, False])
+def test_its_derivative_is_right_forwards_backwards_and_twice(centred, rng):
+  x = jnp.asarray(rng.normal(size=(2, 6)), 'float32')
+  f = jax.jit(lambda x: normalize(x, 1e-2, centred=centred))
+  check_grads(f, (x,), order=2, modes=['fwd', 'rev'], atol=2e-2, rtol=2e-2, eps=1e-2)
+
+
+def test_a_constant_row_gives_0_and_a_finite_gradient():
+  x = jnp.full((1, 4), 3.0)
+  y, backward = jax.vjp(lambda x: normalize(x, 1e-6), x)
+  np.testing.assert_array_equal(y, 0)
+  assert np.isfinite(backward(jnp.ones((1, 4)))[0]).all()
