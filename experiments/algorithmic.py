@@ -39,6 +39,7 @@ def get_config(task: str = 'reverse') -> ConfigDict:
   )
   c.train = dict(
     steps=800,
+    steps_per_call=1,
     microbatches=1,
     ema=0.0,
     average=1,

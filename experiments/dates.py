@@ -44,6 +44,7 @@ def get_config() -> ConfigDict:
   )
   c.train = dict(
     steps=1200,
+    steps_per_call=1,
     microbatches=1,
     ema=0.0,
     average=1,

@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
   c.optimizer = dict(presets.ADAM, learning_rate=1.0, schedule='noam', warmup_steps=4000, clip=0.0)
   c.train = dict(
     steps=100_000,
+    steps_per_call=1,
     microbatches=1,
     ema=0.0,
     average=5,

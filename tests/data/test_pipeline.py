@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from transformer.data.pipeline import Batches, Ragged, Rows, bucketed, packed, stream
+from transformer.data.pipeline import Batches, Ragged, Rows, bucketed, grouped, packed, stream
 
 FIELDS = ('inputs', 'targets')
 
@@ -308,6 +308,18 @@ def test_threads_in_different_epochs_do_not_mix_their_plans(data):
   for thread in threads:
     thread.join()
   assert not wrong
+
+
+def test_groups_are_of_one_shape_and_the_same_from_any_of_their_ends():
+  lengths = [8, 8, 8, 8, 4, 8, 8, 8, 8]
+  batches = [{'x': np.full((2, n), i)} for i, n in enumerate(lengths)]
+  groups = list(grouped(iter(batches), 0, 2))
+  assert [len(group) for _, group in groups] == [2, 2, 1, 1, 2, 1]
+  assert [step for step, _ in groups] == [2, 4, 5, 6, 8, 9]
+  assert [b['x'][0, 0] for _, group in groups for b in group] == list(range(9))
+  for n, (step, _) in enumerate(groups):
+    again = list(grouped(iter(batches[step:]), step, 2))
+    assert [s for s, _ in again] == [s for s, _ in groups[n + 1 :]]
 
 
 def test_rows_can_be_written_by_hand():

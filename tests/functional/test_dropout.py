@@ -1,4 +1,4 @@
-"""Laws of dropout: the right rate, independence of places, keys and layers, one mask on any mesh."""
+"""Laws of dropout: the right rate, independent places and keys, one mask on any mesh."""
 
 import itertools
 import math

@@ -27,7 +27,8 @@ def get_config():
   c.model.update(width=16, heads=2, depth=1, feedforward=32, dropout=0.1, length=16)
   # checkpoints are averaged: those of a stopped run must not be among them
   c.train.update(steps={steps}, save_every_steps=2, log_every_steps=1, keep=3, average=3)
-  c.eval.update(every_steps=5, limit=4, by='', best='nll_per_token')
+  c.train.steps_per_call = 2
+  c.eval.update(every_steps=6, limit=4, by='', best='nll_per_token')
   c.decode.update(length=12, rows=8)
   return c
 """
@@ -134,13 +135,13 @@ def test_stopped_by_signals(lab, uninterrupted):
   """SIGTERM and Ctrl-C save and say so; meanwhile nobody else may train there."""
   workdir = lab.folder / 'stopped'
   process = lab.start(workdir)
-  wait_for(process, lambda: lines(workdir) >= 5)  # the evaluation after step 5 is due
+  wait_for(process, lambda: lines(workdir) >= 6)  # the evaluation after step 6 is due
   process.send_signal(signal.SIGTERM)
   _, err = process.communicate()
   assert process.returncode == 143, err
   assert 'SIGTERM: saved step ' in err.splitlines()[-1]
   step = int(err.splitlines()[-1].split('saved step ')[1].split(';')[0])
-  assert step >= 5 and (workdir / 'checkpoints' / 'last' / str(step)).is_dir()
+  assert step >= 6 and (workdir / 'checkpoints' / 'last' / str(step)).is_dir()
 
   process = lab.start(workdir)
   wait_for(process, lambda: lines(workdir) >= 14)

@@ -132,6 +132,7 @@ WRONG = [
   ('optimizer', 'warmup_steps', -5, 'optimizer.warmup_steps=-5'),
   ('optimizer', 'b2', 1.0, 'optimizer.b2=1.0 is a decay'),
   ('train', 'steps', 0, 'train.steps=0 must be at least 1'),
+  ('train', 'steps_per_call', 7, r'every_steps=\d+ is no multiple of train.steps_per_call=7'),
   ('train', 'microbatches', 0, 'train.microbatches=0 must be at least 1'),
   ('train', 'log_every_steps', 0, 'train.log_every_steps=0 must be at least 1'),
   ('train', 'save_every_steps', 0, 'train.save_every_steps=0 must be at least 1'),

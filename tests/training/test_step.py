@@ -13,7 +13,7 @@ from transformer.data import pipeline
 from transformer.functional.losses import cross_entropy
 from transformer.modules.config import ModelConfig
 from transformer.modules.model import EncoderDecoder
-from transformer.training.step import State, init, train_step
+from transformer.training.step import State, init, train_step, train_steps
 
 CONFIG = ModelConfig(
   vocab=13, width=16, heads=2, depth=2, feedforward=32, dropout=0.0, prenorm=True, unroll=1
@@ -166,6 +166,23 @@ def fresh(ema=0.0):
 
 def numpy(tree):
   return [np.array(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize('poison', [None, np.nan])
+def test_several_steps_in_a_call_are_as_many_calls(poison, close):
+  batches = [line_batch(0), line_batch(1, poison), line_batch(2)]
+  together = jax.jit(functools.partial(train_steps, loss=squared, optimizer=ADAM, ema=0.5))
+  stacked = jax.tree.map(lambda *x: np.stack(x), *batches)
+  state, metrics = together(fresh(ema=0.5), stacked, jax.random.key(0))
+  one, each = fresh(ema=0.5), []
+  for batch in batches:
+    one, found = line_step(ema=0.5)(one, batch, jax.random.key(0))
+    each.append(found)
+  assert int(state.step) == int(one.step) == 3
+  for a, b in zip(jax.tree.leaves(state[1:]), jax.tree.leaves(one[1:]), strict=True):
+    close(jnp.asarray(a, 'float32'), b)
+  assert metrics['finite'].tolist() == [True, poison is None, True]
+  close(metrics['loss'].sum[::2], np.array([float(m['loss'].sum) for m in each])[::2])
 
 
 @pytest.mark.parametrize('poison', [np.nan, np.inf])

@@ -205,6 +205,36 @@ class Batches:
     return batch
 
 
+def grouped(batches: Iterator[Batch], start: int, size: int) -> Iterator[tuple[int, list[Batch]]]:
+  """Batches that go to the device together, and the step after them.
+
+  Steps 0 to size - 1 are a group, and so on, if their batches have one shape; if not, each is
+  alone. So a run that goes on from any group's end makes the groups that it would have made.
+
+  Args:
+    batches: of the steps start, start + 1, ...
+    start: the first step.
+    size: of a group.
+  """
+  step, waiting = start, []
+  for batch in batches:
+    waiting.append(batch)
+    if (step + len(waiting)) % size == 0:
+      for group in _together(waiting, size):
+        step += len(group)
+        yield step, group
+      waiting = []
+  for batch in waiting:
+    step += 1
+    yield step, [batch]
+
+
+def _together(batches: list[Batch], size: int) -> list[list[Batch]]:
+  shapes = {tuple(array.shape for array in batch.values()) for batch in batches}
+  alike = len(batches) == size and len(shapes) == 1
+  return [batches] if alike else [[batch] for batch in batches]
+
+
 def stream(batches: Batches, start: int, stop: int) -> Iterator[Batch]:
   """The batches of steps start, ..., stop - 1, made ahead of their use by Grain, in a thread."""
   import grain

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import operator
 import signal
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformer.training.checkpoints import Checkpoints
 from transformer.training.evaluation import better, judge, measure
 from transformer.training.experiment import Experiment, with_shardings
 from transformer.training.settings import names
-from transformer.training.step import Model, State, init, train_step
+from transformer.training.step import Model, State, init, train_steps
 from transformer.training.workdir import Workdir, write
 
 
@@ -51,14 +52,14 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
   key = jax.random.key(config.seed)
   like = with_shardings(jax.eval_shape(fresh, key), experiment.mesh)
   placed = jax.tree.map(lambda x: x.sharding, like)
-  step_of = functools.partial(
-    train_step,
+  steps_of = functools.partial(
+    train_steps,
     loss=task.loss,
     optimizer=optimizer,
     microbatches=train.microbatches,
     ema=train.ema,
   )
-  update = jax.jit(step_of, donate_argnums=0, out_shardings=(placed, None))
+  update = jax.jit(steps_of, donate_argnums=0, out_shardings=(placed, None))
   batches = experiment.batches(config.data.train)
   validate = _validation(experiment)
 
@@ -82,13 +83,16 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
         if before is None or better(name, found.metrics[name], than=before):
           checkpoints.save_best(model, step, found.metrics)
 
-      def settle(step: int, batch: pipeline.Batch, metrics: dict[str, Any]):
-        if not metrics.pop('finite'):
-          _explain(experiment, state.model, batch, step, workdir)
-        report.advance(int(np.count_nonzero(batch['targets_segments'])))
-        if step % train.log_every_steps == 0:
-          values = {name: float(getattr(v, 'value', v)) for name, v in metrics.items()}
-          report.train(step, dict(values, learning_rate=float(learning_rate(step - 1))))
+      def settle(last: int, group: list[pipeline.Batch], metrics: dict[str, Any]):
+        metrics = jax.device_get(metrics)
+        for i, batch in enumerate(group):
+          step, found = last - len(group) + 1 + i, jax.tree.map(operator.itemgetter(i), metrics)
+          if not found.pop('finite'):
+            _explain(experiment, state.model, batch, step, workdir)
+          report.advance(int(np.count_nonzero(batch['targets_segments'])))
+          if step % train.log_every_steps == 0:
+            values = {name: float(getattr(v, 'value', v)) for name, v in found.items()}
+            report.train(step, dict(values, learning_rate=float(learning_rate(step - 1))))
 
       def due(step: int) -> bool:
         return step % config.eval.every_steps == 0 and 0 < step < train.steps
@@ -96,12 +100,15 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
       if due(start) and not report.judged:
         evaluate(start, state.average or state.model)  # stopped by a signal before it was
       waiting: collections.deque = collections.deque()
-      for step, batch in enumerate(pipeline.stream(batches, start, train.steps), start + 1):
-        state, metrics = update(state, sharding.shard_batch(batch, experiment.mesh), key)
-        waiting.append((step, batch, metrics))
+      stream = pipeline.stream(batches, start, train.steps)
+      for step, group in pipeline.grouped(stream, start, train.steps_per_call):
+        stacked = {name: np.stack([batch[name] for batch in group]) for name in group[0]}
+        placed_batches = sharding.shard_batch(stacked, experiment.mesh, stacked=True)
+        state, metrics = update(state, placed_batches, key)
+        waiting.append((step, group, metrics))
         stop = signals.received  # read once: it may come at any time
         save = stop or step % train.save_every_steps == 0 or step == train.steps
-        # one step late: reading a result waits for it, and the device is busy with the next by then
+        # one call late: reading a result waits for it, and the device is busy with the next by then
         while len(waiting) > (0 if save or due(step) else 1):
           settle(*waiting.popleft())
         if due(step) and not stop:

@@ -60,6 +60,8 @@ class Train:
 
   Attributes:
     steps: updates in all.
+    steps_per_call: updates that the device makes between two words with the host, where batches
+      have one shape; more than 1 helps models whose steps take less than about 50 ms.
     microbatches: parts a batch is run in, to save memory; the gradient stays the same.
     ema: decay of a moving average of parameters that is evaluated in their place; 0 for none.
     average: evaluate the mean of so many last checkpoints; 1 for the last one alone.
@@ -68,6 +70,7 @@ class Train:
   """
 
   steps: int
+  steps_per_call: int
   microbatches: int
   ema: float
   average: int
@@ -76,7 +79,7 @@ class Train:
   keep: int
 
   def __post_init__(self):
-    _at_least(1, 'train', self, 'steps', 'microbatches', 'average', 'keep')
+    _at_least(1, 'train', self, 'steps', 'steps_per_call', 'microbatches', 'average', 'keep')
     _at_least(1, 'train', self, 'log_every_steps', 'save_every_steps')
     if not 0 <= self.ema < 1:
       raise ValueError(f'train.ema={self.ema} is a decay: give 0 <= ema < 1, such as 0.999')
@@ -186,6 +189,15 @@ def check(config: Mapping[str, Any]) -> Settings:
     decode=Decoding(**sections['decode']),
   )
   settings = Settings(task=config['task'], seed=config['seed'], **typed)
+  for name, every in (
+    ('train.save_every_steps', settings.train.save_every_steps),
+    ('eval.every_steps', settings.eval.every_steps),
+  ):
+    if every % settings.train.steps_per_call:
+      raise ValueError(
+        f'{name}={every} is no multiple of train.steps_per_call={settings.train.steps_per_call}: '
+        'the model is not seen between the steps of a call'
+      )
   longest = max(settings.data.length, settings.decode.length)
   if settings.model['position'] == 'learned' and longest > settings.model['length']:
     raise ValueError(

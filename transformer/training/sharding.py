@@ -70,9 +70,15 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
   return jax.tree.map_with_path(of_leaf, tree)
 
 
-def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-  """This process's rows, as its part of the batch: rows over data x fsdp, time over sequence."""
-  sharding = NamedSharding(mesh, P(('data', 'fsdp'), 'sequence'))
+def shard_batch(
+  batch: dict[str, np.ndarray], mesh: Mesh, *, stacked: bool = False
+) -> dict[str, jax.Array]:
+  """This process's rows, as its part of the batch: rows over data x fsdp, time over sequence.
+
+  Stacked batches have an axis of steps before these, which stays whole.
+  """
+  axes = ('data', 'fsdp'), 'sequence'
+  sharding = NamedSharding(mesh, P(None, *axes) if stacked else P(*axes))
   return {
     name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
   }

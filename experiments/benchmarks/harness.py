@@ -1,0 +1,187 @@
+"""A B A B: variants of the same work, each in its own process, timed in turns.
+
+Only one process works at a time and all are warm, so that the machine's drift hits all alike. What
+counts is the ratio of medians in one run; absolute times change from day to day.
+"""
+
+import datetime
+import json
+import pathlib
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any
+
+RESULTS = pathlib.Path(__file__).parent / 'results'
+MARK = '@@'  # a worker's own lines, among what libraries print
+
+
+def serve(call: Callable[[], Any], *, seconds: float = 1.0, **about):
+  """A worker: warms up, says so, then times `call` whenever it is told to.
+
+  Args:
+    call: does the work once, and returns when it is done.
+    seconds: how long a turn lasts.
+    about: numbers to report beside the time, such as the loss.
+  """
+  started = time.perf_counter()
+  call()
+  first = time.perf_counter() - started
+  call()
+  started = time.perf_counter()
+  call()
+  repeats = max(1, round(seconds / (time.perf_counter() - started)))
+  _say(ready=True, first_call_s=first, **about)
+  for _ in sys.stdin:
+    call()  # caches and threads are warm again
+    started = time.perf_counter()
+    for _ in range(repeats):
+      call()
+    took = (time.perf_counter() - started) / repeats
+    # in kB on Linux
+    _say(seconds=took, peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def _say(**values):
+  print(MARK + json.dumps(values), flush=True)
+
+
+class Worker:
+  """A variant's process."""
+
+  def __init__(self, name: str, command: Sequence[str]):
+    self.name, self.seconds, self.about = name, [], {}
+    self.log = tempfile.TemporaryFile('w+')
+    self.process = subprocess.Popen(
+      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True
+    )
+
+  def read(self) -> dict[str, Any]:
+    """The next thing it says.
+
+    Raises:
+      RuntimeError: it died; with the end of what it complained of.
+    """
+    for line in self.process.stdout:
+      if line.startswith(MARK):
+        return json.loads(line[len(MARK) :])
+    self.process.wait()
+    self.log.seek(0)
+    raise RuntimeError(f'{self.name} failed: {"".join(self.log.readlines()[-1:]).strip()}')
+
+  def turn(self):
+    """Lets it work once."""
+    self.process.stdin.write('\n')
+    self.process.stdin.flush()
+    said = self.read()
+    self.seconds.append(said['seconds'])
+    self.about['peak_mb'] = said['peak_mb']
+
+  def close(self):
+    """Ends it."""
+    self.process.stdin.close()
+    self.process.wait()
+
+
+def compare(commands: dict[str, Sequence[str]], *, rounds: int) -> dict[str, dict[str, Any]]:
+  """Times all variants, in turns.
+
+  Args:
+    commands: what starts each worker.
+    rounds: turns of each.
+
+  Returns:
+    For each variant its median, least and most seconds, and what it said of itself.
+  """
+  workers = []
+  for name, command in commands.items():
+    worker = Worker(name, command)
+    try:
+      worker.about = worker.read()  # one after the other: compiling does not overlap
+    except RuntimeError as error:
+      print(error, file=sys.stderr)
+      continue
+    worker.about.pop('ready')
+    print(f'{name}: first call {worker.about["first_call_s"]:.1f} s', file=sys.stderr)
+    workers.append(worker)
+  for _ in range(rounds):
+    for worker in workers:
+      worker.turn()
+  for worker in workers:
+    worker.close()
+  return {
+    worker.name: dict(
+      median_s=statistics.median(worker.seconds),
+      min_s=min(worker.seconds),
+      max_s=max(worker.seconds),
+      **worker.about,
+    )
+    for worker in workers
+  }
+
+
+def report(
+  case: str, found: dict[str, dict[str, Any]], *, work: float, unit: str, ours: str, save: bool
+):
+  """Prints a table to stderr and the result as a line of JSON to stdout, and may keep it.
+
+  Args:
+    case: what was timed.
+    found: from `compare`.
+    work: units of work in a call.
+    unit: of work per second, such as 'tokens/s'.
+    ours: prefix of the names that are not peers.
+    save: write results/<case>.json.
+  """
+  best = {
+    side: max(
+      (name for name in found if name.startswith(ours) == (side == 'ours')),
+      key=lambda name: 1 / found[name]['median_s'],
+      default=None,
+    )
+    for side in ('ours', 'peer')
+  }
+  width = max(map(len, found))
+  for name, values in found.items():
+    values['per_s'] = work / values['median_s']
+    print(
+      f'{name:{width}}  {values["median_s"] * 1e3:9.2f} ms '
+      f'[{values["min_s"] * 1e3:.2f} .. {values["max_s"] * 1e3:.2f}]  '
+      f'{values["per_s"]:12,.0f} {unit}  {values["peak_mb"]:7,.0f} MB  '
+      f'first call {values["first_call_s"]:6.1f} s',
+      file=sys.stderr,
+    )
+  result = {'case': case, 'ours': best['ours'], 'peer': best['peer'], 'unit': unit}
+  if best['ours'] and best['peer']:
+    one, other = found[best['ours']], found[best['peer']]
+    result['ratio'] = other['median_s'] / one['median_s']
+    result['memory_ratio'] = one['peak_mb'] / other['peak_mb']
+  result |= {'variants': found, **machine()}
+  if save:
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f'{case}.json').write_text(json.dumps(result, indent=1) + '\n')
+  print(json.dumps(result))
+
+
+def machine() -> dict[str, Any]:
+  """Where and with what this was measured."""
+  text = pathlib.Path('/proc/cpuinfo').read_text() if platform.system() == 'Linux' else ''
+  names = [line.split(':')[1].strip() for line in text.splitlines() if 'model name' in line]
+  versions = {}
+  for package in ('jax', 'flax', 'torch', 'transformers', 'ctranslate2'):
+    try:
+      versions[package] = metadata.version(package)
+    except metadata.PackageNotFoundError:
+      pass
+  return {
+    'machine': f'{len(names)} x {names[0]}' if names else platform.processor(),
+    'versions': versions,
+    'date': datetime.date.today().isoformat(),
+    'command': ' '.join(['python', '-m', 'experiments.benchmarks', *sys.argv[1:]]),
+  }
