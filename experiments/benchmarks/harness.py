@@ -127,21 +127,21 @@ def compare(commands: dict[str, Sequence[str]], *, rounds: int) -> dict[str, dic
 
 
 def report(
-  case: str, found: dict[str, dict[str, Any]], *, work: float, unit: str, ours: str, save: bool
+  case: str, found: dict[str, dict[str, Any]], *, work: float, unit: str, module: str, save: bool
 ):
   """Prints a table to stderr and the result as a line of JSON to stdout, and may keep it.
 
   Args:
     case: what was timed.
-    found: from `compare`.
+    found: from `compare`; the names of variants that are not peers begin with 'ours'.
     work: units of work in a call.
     unit: of work per second, such as 'tokens/s'.
-    ours: prefix of the names that are not peers.
+    module: the benchmark's name.
     save: write results/<case>.json.
   """
   best = {
     side: max(
-      (name for name in found if name.startswith(ours) == (side == 'ours')),
+      (name for name in found if name.startswith('ours') == (side == 'ours')),
       key=lambda name: 1 / found[name]['median_s'],
       default=None,
     )
@@ -162,17 +162,22 @@ def report(
     one, other = found[best['ours']], found[best['peer']]
     result['ratio'] = other['median_s'] / one['median_s']
     result['memory_ratio'] = one['peak_mb'] / other['peak_mb']
-  result |= {'variants': found, **machine()}
+  say(result | {'variants': found, **machine(module)}, save=save)
+
+
+def say(result: dict[str, Any], *, save: bool):
+  """The result as a line of JSON on stdout, and in results/<case>.json if it is to be kept."""
   if save:
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f'{case}.json').write_text(json.dumps(result, indent=1) + '\n')
+    (RESULTS / f'{result["case"]}.json').write_text(json.dumps(result, indent=1) + '\n')
   print(json.dumps(result))
 
 
-def machine() -> dict[str, Any]:
-  """Where and with what this was measured."""
+def machine(module: str) -> dict[str, Any]:
+  """Where, with what and by which command this was measured."""
   text = pathlib.Path('/proc/cpuinfo').read_text() if platform.system() == 'Linux' else ''
   names = [line.split(':')[1].strip() for line in text.splitlines() if 'model name' in line]
+  flags = [word for word in sys.argv[1:] if 'peer_python' not in word]
   versions = {}
   for package in ('jax', 'flax', 'torch', 'transformers', 'ctranslate2'):
     try:
@@ -183,5 +188,5 @@ def machine() -> dict[str, Any]:
     'machine': f'{len(names)} x {names[0]}' if names else platform.processor(),
     'versions': versions,
     'date': datetime.date.today().isoformat(),
-    'command': ' '.join(['python', '-m', 'experiments.benchmarks', *sys.argv[1:]]),
+    'command': ' '.join(['python', '-m', f'experiments.benchmarks.{module}', *flags]),
   }

@@ -32,7 +32,7 @@ _ROUNDS = flags.DEFINE_integer('rounds', 5, 'turns of each variant', lower_bound
 _ROWS = flags.DEFINE_integer('rows', 0, 'rows of a batch; 0 for those of the case')
 _PEER_PYTHON = flags.DEFINE_string('peer_python', sys.executable, 'interpreter that has torch')
 _VARIANTS = flags.DEFINE_list('variants', [], 'only those whose names contain one of these')
-_SAVE = flags.DEFINE_bool('save', False, 'write results/<case>.json')
+_SAVE = flags.DEFINE_bool('save', False, 'write results/training_<case>.json')
 _WORKER = flags.DEFINE_string('worker', '', 'for the driver itself: be this variant')
 
 
@@ -42,69 +42,93 @@ def shape_of(case: str) -> tuple[int, dict]:
   return _ROWS.value or rows, model
 
 
-def ours(case: str, dtype: str, steps: int):
-  """Our training step, several in a call: `train_step` under jit with donated state."""
-  from transformer.training.allocator import keep_freed_memory
+def adam(width: int):
+  """The optimiser of all cases."""
+  from transformer.training import optimizers
 
-  keep_freed_memory()
+  optimizer, _ = optimizers.build(
+    name='adamw',
+    learning_rate=1e-3,
+    schedule='constant',
+    warmup_steps=0,
+    steps=1,
+    width=width,
+    b1=0.9,
+    b2=0.98,
+    epsilon=1e-9,
+    weight_decay=0.0,
+    clip=0.0,
+  )
+  return optimizer
+
+
+def prepared(build, loss, width: int, batch: dict, steps: int):
+  """(state, update, batches): our training step, `steps` of them in a call, with donated state."""
   import jax
+  import jax.numpy as jnp
+
+  from transformer.training.step import init, train_steps
+
+  optimizer = adam(width)
+  state = jax.jit(lambda key: init(build(key), optimizer, ema=0.0))(jax.random.key(0))
+  update = jax.jit(functools.partial(train_steps, loss=loss, optimizer=optimizer), donate_argnums=0)
+  return state, update, jax.tree.map(lambda x: jnp.stack([x] * steps), batch)
+
+
+def encoder_decoder(shape: dict, *, rows: int, dtype: str, steps: int = 1):
+  """Teacher forcing with label smoothing, as the experiments do it."""
+  import numpy as np
+
+  from transformer import ModelConfig
+  from transformer.tasks.sequence import SequenceToSequence
+
+  config = ModelConfig(**dict(prenorm=True, tie='output', dtype=dtype) | shape)
+  tokens = np.random.default_rng(0).integers(2, config.vocab, (2, rows, config.length), np.int32)
+  ones = np.ones_like(tokens[0])
+  batch = dict(inputs=tokens[0], inputs_segments=ones, targets=tokens[1], targets_segments=ones)
+  task = SequenceToSequence(
+    tokenizer=type('Tokenizer', (), dict(bos=1)),
+    decoding=None,
+    length=config.length,
+    label_smoothing=0.1,
+    z_loss=0.0,
+  )
+  return prepared(functools.partial(task.init, config), task.loss, config.width, batch, steps)
+
+
+def decoder(shape: dict, *, rows: int, dtype: str, steps: int = 1):
+  """Next-token prediction, GPT-shaped."""
   import jax.numpy as jnp
   import numpy as np
   from flax import nnx
 
   from transformer import Decoder, ModelConfig
-  from transformer.tasks.sequence import SequenceToSequence
-  from transformer.training import optimizers
-  from transformer.training.step import init, train_steps
+
+  gpt = dict(prenorm=True, tie='output', position='learned', activation='gelu_erf', bias=False)
+  config = ModelConfig(**gpt, **shape, dtype=dtype)
+  tokens = np.random.default_rng(0).integers(0, config.vocab, (rows, config.length), np.int32)
+  batch = dict(tokens=tokens, targets=np.roll(tokens, -1, 1))
+
+  def loss(model, batch, key):
+    ones = jnp.ones_like(batch['tokens'])
+    states = model.states(batch['tokens'], segments=ones, key=key)
+    weights = jnp.ones(ones.shape)
+    loss, nll = model.readout.cross_entropy(states, batch['targets'], weights)
+    return loss, {'nll_per_token': nll}
+
+  return prepared(lambda key: Decoder(config, nnx.Rngs(key)), loss, config.width, batch, steps)
+
+
+def ours(case: str, dtype: str, steps: int):
+  """One call of our training step."""
+  from transformer.training.process import keep_freed_memory
+
+  keep_freed_memory()
+  import jax
 
   rows, shape = shape_of(case)
-  is_decoder = case.startswith('nanogpt')
-  config = ModelConfig(
-    **shape,
-    prenorm=True,
-    tie='output',
-    dtype=dtype,
-    **(dict(position='learned', activation='gelu_erf', bias=False) if is_decoder else {}),
-  )
-  random = np.random.default_rng(0)
-  tokens = random.integers(2, config.vocab, (2, rows, config.length)).astype(np.int32)
-  ones = np.ones_like(tokens[0])
-  if is_decoder:
-    build = lambda key: Decoder(config, nnx.Rngs(key))
-    batch = dict(tokens=tokens[0], targets=np.roll(tokens[0], -1, 1))
-
-    def loss(model, batch, key):
-      weights = jnp.ones(batch['targets'].shape)
-      states = model.states(batch['tokens'], segments=jnp.ones_like(batch['tokens']), key=key)
-      loss, nll = model.readout.cross_entropy(states, batch['targets'], weights)
-      return loss, {'nll': nll}
-  else:
-    task = SequenceToSequence(
-      tokenizer=type('Tokenizer', (), dict(bos=1)),
-      decoding=None,
-      length=config.length,
-      label_smoothing=0.1,
-      z_loss=0.0,
-    )
-    build = functools.partial(task.init, config)
-    loss = task.loss
-    batch = dict(inputs=tokens[0], inputs_segments=ones, targets=tokens[1], targets_segments=ones)
-  optimizer, _ = optimizers.build(
-    name='adamw',
-    b1=0.9,
-    b2=0.98,
-    epsilon=1e-9,
-    weight_decay=0.0,
-    learning_rate=1e-3,
-    schedule='constant',
-    warmup_steps=0,
-    clip=0.0,
-    steps=1,
-    width=config.width,
-  )
-  state = jax.jit(lambda key: init(build(key), optimizer, ema=0.0))(jax.random.key(0))
-  batches = jax.tree.map(lambda x: jnp.stack([x] * steps), batch)
-  update = jax.jit(functools.partial(train_steps, loss=loss, optimizer=optimizer), donate_argnums=0)
+  make = decoder if case.startswith('nanogpt') else encoder_decoder
+  state, update, batches = make(shape, rows=rows, dtype=dtype, steps=steps)
 
   def call():
     nonlocal state
@@ -149,7 +173,9 @@ def main(argv):
       for key in ('median_s', 'min_s', 'max_s'):
         values[key] /= values.get('steps', 1)
     work = rows * shape['length']
-    harness.report(case, found, work=work, unit='tokens/s', ours='ours', save=_SAVE.value)
+    harness.report(
+      f'training_{case}', found, work=work, unit='tokens/s', module='training', save=_SAVE.value
+    )
 
 
 if __name__ == '__main__':

@@ -29,8 +29,8 @@ def attention(
     k: keys, one per source position.
     v: values, one per source position.
     mask: True where the target may attend to the source. A row that may attend to nothing is
-      exactly 0 and so is its gradient. A NaN or Inf in k or v makes the rows that may attend to it
-      NaN and touches no other row.
+      exactly 0 and so is its gradient. A NaN or Inf in k or v spoils the rows that may attend to it
+      and touches no other row.
     bias: added to the scaled scores (T5's relative positions, ALiBi).
     scale: multiplies q kT; 1 / sqrt K if None. T5 passes 1.
 
@@ -47,11 +47,14 @@ def attention(
   >>> attention(q, k, jnp.array([[1.], [5.]])).round(1)  # picks the first key's value
   Array([[1.]], dtype=float32)
   """
-  if mask is None:
-    weights = attention_weights(q, k, bias=bias, scale=scale)
-  else:
+  if mask is not None and len(q) == 1:
+    weights = _weights(q, k, mask, bias, scale)
+    y = jnp.sum(jnp.where(mask.T, weights.T * v, 0), axis=0, keepdims=True)
+    return y.astype(v.dtype)
+  tainted = None
+  if mask is not None:
     v, tainted = _finite(v)
-    weights = _weights(q, k, mask, bias, scale, tainted)
+  weights = _weights(q, k, mask, bias, scale, tainted)
   return product(weights.astype(v.dtype), v).astype(v.dtype)
 
 
@@ -160,6 +163,9 @@ def _weights(q, k, mask, bias, scale, tainted=None):
       f'mask has dtype {mask.dtype}, but a mask is boolean (True = may attend): pass mask != 0, or '
       'give numbers to be added to the scores as bias='
     )
+  if len(q) == 1:  # no other row to keep clean: cheaper, and what decoding asks for at every step
+    scores = jnp.sum(jnp.where(mask.T, q * k.astype(jnp.float32), 0), axis=-1)[None] * scale
+    return _masked_softmax(scores if bias is None else scores + bias, mask)
   k, tainted_key = _finite(k)
   tainted = tainted_key if tainted is None else tainted | tainted_key
   return _masked_softmax(jnp.where(tainted, jnp.nan, _scores(q, k, bias, scale)), mask)

@@ -41,7 +41,9 @@ def greedy(
   _check(first, steps, eos, pad)
 
   def choose(logits, position):
-    return jnp.argmax(logits, axis=-1)
+    # by two reductions: XLA's CPU backend does not vectorise argmax
+    best = logits == jnp.max(logits, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(best, jnp.arange(logits.shape[-1]), logits.shape[-1] - 1), axis=-1)
 
   return _generate(step, cache, first, choose, steps, eos, pad)
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from transformer.modules.config import ModelConfig
@@ -20,8 +21,8 @@ class Cache(NamedTuple):
     length: slots used so far.
   """
 
-  k: Float[Array, 'L B S G K']
-  v: Float[Array, 'L B S G K']
+  k: Float[Array, 'L B G S K']
+  v: Float[Array, 'L B G S K']
   segments: Int[Array, 'B S']
   positions: Int[Array, 'B S']
   length: Int[Array, '']
@@ -29,9 +30,9 @@ class Cache(NamedTuple):
   @classmethod
   def empty(cls, config: ModelConfig, depth: int, rows: int, capacity: int) -> 'Cache':
     """A cache for `rows` sequences of at most `capacity` tokens each, padding included."""
-    shape = (depth, rows, capacity, config.groups, config.key_size)
+    shape = (depth, rows, config.groups, capacity, config.key_size)
     zeros = jnp.zeros((rows, capacity), jnp.int32)
-    k, v = jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)
+    k, v = jnp.zeros(shape, dtype_of(config)), jnp.zeros(shape, dtype_of(config))
     return cls(k, v, zeros, zeros, jnp.zeros((), jnp.int32))
 
   @property
@@ -80,18 +81,30 @@ class Cache(NamedTuple):
     )
 
 
+def dtype_of(config: ModelConfig) -> DTypeLike:
+  """What keys and values are kept in between steps: the config's dtype, but float32 on a CPU.
+
+  There XLA would widen a whole 16-bit cache and narrow it again to write one token. The numbers are
+  the same: they were rounded when they were made.
+  """
+  return jnp.float32 if jax.default_backend() == 'cpu' else config.dtype
+
+
 class LayerCache(NamedTuple):
   """All layers' keys and values as one layer sees them, so that it can write its own in place."""
 
-  k: Float[Array, 'L B S G K']
-  v: Float[Array, 'L B S G K']
+  k: Float[Array, 'L B G S K']
+  v: Float[Array, 'L B G S K']
   layer: Int[Array, '']
   start: Int[Array, '']
 
   def write(self, k: Float[Array, 'B T G K'], v: Float[Array, 'B T G K']):
     """This layer's keys and values with the new ones added: (cache, [B, S, G, K], [B, S, G, K])."""
-    at = (self.layer, 0, self.start, 0, 0)
-    all_k = jax.lax.dynamic_update_slice(self.k, k[None], at)
-    all_v = jax.lax.dynamic_update_slice(self.v, v[None], at)
+    at = (self.layer, 0, 0, self.start, 0)
+    all_k, all_v = (
+      jax.lax.dynamic_update_slice(old, new.swapaxes(1, 2)[None].astype(old.dtype), at)
+      for old, new in ((self.k, k), (self.v, v))
+    )
     layer = functools.partial(jax.lax.dynamic_index_in_dim, index=self.layer, keepdims=False)
-    return self._replace(k=all_k, v=all_v), layer(all_k), layer(all_v)
+    k, v = (layer(x).swapaxes(1, 2) for x in (all_k, all_v))
+    return self._replace(k=all_k, v=all_v), k, v

@@ -140,7 +140,8 @@ class Attention(nnx.Module):
     q = self.query(x).reshape(B, T, config.heads, config.key_size)
     if self.turns:
       q = rotary(q, view.positions, config.rotary_base)
-    q = q.astype(config.dtype).reshape(k.shape[0], -1, config.heads, config.key_size)
+    q = q.astype(config.dtype).astype(k.dtype)  # rounded, even where k is kept wider
+    q = q.reshape(k.shape[0], -1, config.heads, config.key_size)
     how: dict[str, Any] = dict(
       mask=view.mask, bias=view.bias, scale=None if config.scale_attention else 1.0
     )
@@ -184,8 +185,8 @@ class Block(nnx.Module):
     Args:
       x: the residual stream.
       view: what self-attention may see.
-      memory: what cross-attention may see: the encoder's states, or keys and values made of them
-        before, and the view of them.
+      memory: what cross-attention may see: the encoder's states, or keys and values [B, G, S, K]
+        made of them before, and the view of them.
       cache: where self-attention keeps its keys and values, if it does.
       key: turns dropout on.
       weights: also return the attention weights.
@@ -206,7 +207,10 @@ class Block(nnx.Module):
 
     def cross_attention(h):
       states, memory_view = memory
-      k, v = states if isinstance(states, tuple) else self.cross.keys_values(states)
+      if isinstance(states, tuple):
+        k, v = (x.swapaxes(1, 2) for x in states)
+      else:
+        k, v = self.cross.keys_values(states)
       y, maps['cross'] = self.cross(h, k, v, memory_view, key=keys[1], weights=weights)
       return y
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from transformer.functional import masks
 from transformer.functional.positions import alibi_bias, from_segments, relative_buckets
-from transformer.modules.cache import Cache, LayerCache
+from transformer.modules.cache import Cache, LayerCache, dtype_of
 from transformer.modules.config import ModelConfig
 from transformer.modules.embeddings import Positions, Tokens
 from transformer.modules.layers import Block, Norm, View, dropout, split_key
@@ -24,7 +24,7 @@ class Memory(NamedTuple):
   Attributes:
     states: the encoder's output.
     segments: as for any tokens: 0 is padding, packed examples see only their own.
-    keys_values: of every layer [L, B, S, G, K], if they were made in advance: in decoding the same
+    keys_values: of every layer [L, B, G, S, K], if they were made in advance: in decoding the same
       memory is read at every step.
   """
 
@@ -126,7 +126,8 @@ class Stack(nnx.Module):
   def prepare(self, memory: Memory) -> Memory:
     """The memory with the cross-attention keys and values of every layer made in advance."""
     keys_values = jax.vmap(lambda block: block.cross.keys_values(memory.states))(self.blocks)
-    return memory._replace(keys_values=keys_values)
+    kept = [x.swapaxes(2, 3).astype(dtype_of(self.config)) for x in keys_values]
+    return memory._replace(keys_values=tuple(kept))
 
   def _view(self, q_segments, q_positions, k_segments, k_positions) -> View:
     """Who sees whom in self-attention, by segment and position, never by column."""

@@ -20,9 +20,9 @@ from ml_collections import ConfigDict, config_flags
 
 from transformer.training import loop
 from transformer.training import workdir as workdir_module
-from transformer.training.allocator import keep_freed_memory
 from transformer.training.checkpoints import digest
 from transformer.training.experiment import prepare, reopen, restore_best
+from transformer.training.process import tune
 from transformer.training.reporting import log_ours as log_ours
 from transformer.training.settings import SECTIONS, check
 from transformer.training.workdir import Workdir, write
@@ -32,7 +32,7 @@ USAGE, FAILURE = 2, 1
 
 def main(flags: Any) -> int:
   """Runs the mode the flags ask for; returns the exit status."""
-  keep_freed_memory()
+  tune()
   workdir = None
   try:
     config = _config(flags)

@@ -1,0 +1,87 @@
+"""All recorded benchmarks as one self-contained page of bars and curves.
+
+python -m experiments.benchmarks.page [--out=runs/benchmarks.html]
+"""
+
+import html
+import io
+import json
+import pathlib
+
+from absl import app, flags
+
+from experiments.benchmarks import harness
+
+_OUT = flags.DEFINE_string('out', 'runs/benchmarks.html', 'file to write')
+OURS, PEER = '#1f6f8b', '#b0b0b0'
+
+
+def bars(result: dict) -> str:
+  """Work per second of every variant."""
+  from matplotlib.figure import Figure
+
+  variants = sorted(result['variants'].items(), key=lambda item: item[1]['per_s'])
+  figure = Figure(figsize=(7, 0.6 + 0.3 * len(variants)), layout='constrained')
+  axes = figure.subplots()
+  colours = [OURS if name.startswith('ours') else PEER for name, _ in variants]
+  drawn = axes.barh([n for n, _ in variants], [v['per_s'] for _, v in variants], color=colours)
+  axes.bar_label(drawn, [f'{v["per_s"]:,.0f}' for _, v in variants], padding=3)
+  axes.set_xlabel(result['unit'])
+  axes.margins(x=0.15)
+  axes.spines[['top', 'right']].set_visible(False)
+  return svg(figure)
+
+
+def curves(result: dict) -> str:
+  """Seconds of a step and of compiling by what grows."""
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(7, 3), layout='constrained')
+  for axes, key in zip(figure.subplots(1, 2), ('step_s', 'compile_s'), strict=True):
+    for name, points in result['by'].items():
+      size = [point[name.split(',')[0]] for point in points]
+      axes.loglog([s / size[0] for s in size], [p[key] for p in points], 'o-', label=name)
+    axes.set_xlabel('times the smallest')
+    axes.set_title({'step_s': 'a step, s', 'compile_s': 'compiling, s'}[key])
+  axes.legend(frameon=False)
+  return svg(figure)
+
+
+def svg(figure) -> str:
+  """The figure as text for a page."""
+  text = io.StringIO()
+  figure.savefig(text, format='svg')
+  return text.getvalue()[text.getvalue().index('<svg') :]
+
+
+def section(result: dict) -> str:
+  """One benchmark: figure, ratio, and where and how it was measured."""
+  said = [
+    f'{result["machine"]}, {result["date"]}',
+    f'<code>{html.escape(result["command"])}</code>',
+  ]
+  if 'ratio' in result:
+    said.insert(0, f'<b>{result["ratio"]:.2f}</b> times the best peer, {result["peer"]}')
+  picture = bars(result) if 'variants' in result else curves(result) if 'by' in result else ''
+  numbers = {k: v for k, v in result.items() if isinstance(v, float) and 'ratio' not in k}
+  said += [f'{name}: {value:,.4g}' for name, value in numbers.items()]
+  return f'<h2>{result["case"]}</h2>{picture}<p>{"<br>".join(said)}</p>'
+
+
+def main(argv):
+  del argv
+  files = sorted(harness.RESULTS.glob('*.json'))
+  if not files:
+    raise SystemExit(f'{harness.RESULTS} holds no result: run a benchmark with --save first')
+  body = ''.join(section(json.loads(file.read_text())) for file in files)
+  out = pathlib.Path(_OUT.value)
+  out.parent.mkdir(parents=True, exist_ok=True)
+  style = 'body{font:15px sans-serif;max-width:46em;margin:2em auto}p{color:#444}'
+  out.write_text(
+    f'<!doctype html><meta charset=utf-8><title>Benchmarks</title><style>{style}</style>{body}'
+  )
+  print(out)
+
+
+if __name__ == '__main__':
+  app.run(main)
