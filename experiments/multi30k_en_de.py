@@ -3,9 +3,10 @@ r"""Translation, English to German, Multi30k: the text-only Transformer-Tiny of 
   python run.py --config=experiments/multi30k_en_de.py --config.data.dir=../shared/data/multi30k
 
 Paper: https://arxiv.org/abs/2105.14462, 41.02 BLEU on test_2016_flickr (lower-cased, Moses tokens).
-Deviations: rotary positions, pre-norm, less dropout and a cosine schedule, to need 13 epochs, not
-150. On val, averaged and with beam 5: 38.45 lower-cased Moses BLEU, 38.30 cased sacreBLEU, with
-outputs 7 % too short; test is not measured yet.
+Ours, seed 0, mean of the last 5 checkpoints, beam 5, alpha 1.3 chosen on val: 40.64 on
+test_2016_flickr (val 41.40); cased detokenised sacreBLEU 40.27, chrF 64.84. 46 minutes on 2 CPU
+cores. Deviations: cased text, rotary positions, pre-norm, dropout 0.25, packed rows and a cosine
+schedule, which need 40 epochs where the paper takes about 150.
 """
 
 from ml_collections import ConfigDict
@@ -56,6 +57,6 @@ def get_config() -> ConfigDict:
     best='bleu_lowercase_moses',
     by='',
   )
-  c.decode = dict(beams=5, alpha=1.0, length=96, rows=32)
+  c.decode = dict(beams=5, alpha=1.3, length=96, rows=32)
   c.mesh = dict(presets.DATA_PARALLEL)
   return c

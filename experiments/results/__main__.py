@@ -16,15 +16,19 @@ BEGIN, END = '<!-- results: python -m experiments.results table -->\n', '<!-- en
 
 
 def record(workdir: str, metric: str, published: str):
-  """Keeps the result of a run, with the commit it was run at.
+  """Keeps the result of a run, with the commit of this checkout.
 
   Args:
-    workdir: of a run whose train.json is there.
+    workdir: of a run whose train.json is there; where evaluate.json is there too, its metrics count
+      (decoding was chosen on val after training).
     metric: the one to print, such as test/exact_match.
     published: what it is to be compared with, in words.
   """
-  result = json.loads((pathlib.Path(workdir) / 'train.json').read_text(encoding='utf-8'))
-  config = json.loads((pathlib.Path(workdir) / 'config.json').read_text(encoding='utf-8'))
+  folder = pathlib.Path(workdir)
+  result, config = (json.loads((folder / f'{n}.json').read_text()) for n in ('train', 'config'))
+  if (folder / 'evaluate.json').exists():
+    later = json.loads((folder / 'evaluate.json').read_text())
+    result |= {key: later[key] for key in ('metrics', 'signatures')}
   result |= {
     'metric': metric,
     'published': published,
