@@ -19,6 +19,7 @@ from transformer.modules.layers import (
   Norm,
   View,
   split_key,
+  together,
 )
 
 TINY = dict(vocab=7, width=8, heads=4, kv_heads=2, feedforward=12, head_size=4)
@@ -130,7 +131,8 @@ def test_attention_projects_attends_and_projects(scaled, rng, close):
 
   @partial(jit, static_argnames='weights')
   def run(x, memory, weights):
-    return module(x, *module.keys_values(memory), view, weights=weights)
+    q = module.queries(x, view.positions)
+    return module(q, *module.keys_values(memory), view, weights=weights)
 
   x32, memory32 = jnp.asarray(x, 'float32'), jnp.asarray(memory, 'float32')
   y, weights = run(x32, memory32, weights=True)
@@ -146,12 +148,21 @@ def test_rotary_attention_does_not_change_when_all_positions_shift(rng, close):
 
   @jit
   def run(positions):
-    k, v = module.keys_values(x, positions)
-    return module(x, k, v, View(positions))[0]
+    q, k, v = module.queries_keys_values(x, positions)
+    return module(q, k, v, View(positions))[0]
 
   at = jnp.arange(4)[None]
   close(run(at + 9), run(at))
   assert np.abs(run(2 * at) - run(at)).max() > 1e-3
+
+
+@pytest.mark.parametrize('bias', [True, False])
+def test_layers_together_are_the_layers(bias, rng, close):
+  module = build(Attention, turns=True, settings=dict(bias=bias, kv_heads=1))
+  x = jnp.asarray(rng.normal(size=(2, 3, 8)), 'float32')
+  layers = module.query, module.key, module.value
+  for y, layer in zip(jit(lambda x: together(x, *layers))(x), layers, strict=True):
+    close(y, np.asarray(layer(x), np.float64))
 
 
 @pytest.mark.parametrize('prenorm', [True, False])

@@ -3,6 +3,7 @@
 A module holds `nnx.Param`s and its config, nothing else. Dropout is on exactly when a key is given.
 """
 
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -47,6 +48,18 @@ class Linear(nnx.Module):
   def __call__(self, x: Float[Array, '*B I']) -> Float[Array, '*B O']:
     y = product(x, self.kernel[...], self.dtype).astype(jnp.float32)
     return y if self.bias is None else y + self.bias[...]
+
+
+def together(x: Float[Array, '*B I'], *layers: Linear) -> list[Float[Array, '*B _']]:
+  """[layer(x) for layer in layers] as one product: a wide one is faster than many narrow ones."""
+  dtype, sizes = layers[0].dtype, [layer.kernel.shape[1] for layer in layers]
+  kernel = jnp.concatenate([layer.kernel[...] for layer in layers], axis=1)
+  y = product(x, kernel, dtype).astype(jnp.float32)
+  parts = jnp.split(y, list(itertools.accumulate(sizes[:-1])), axis=-1)
+  return [
+    part if layer.bias is None else part + layer.bias[...]
+    for part, layer in zip(parts, layers, strict=True)
+  ]
 
 
 class Norm(nnx.Module):
@@ -110,20 +123,36 @@ class Attention(nnx.Module):
     self.value = Linear(config, D, G * K, rngs)
     self.out = Linear(config, H * K, D, rngs)
 
+  def queries(
+    self, x: Float[Array, 'B T D'], positions: Int[Array, 'B T']
+  ) -> Float[Array, 'B T H K']:
+    """What is asked at each position of x."""
+    return self._heads(self.query(x), positions)
+
   def keys_values(
     self, x: Float[Array, 'B S D'], positions: Int[Array, 'B S'] | None = None
   ) -> tuple[Float[Array, 'B S G K'], Float[Array, 'B S G K']]:
-    """What can be attended to at each position of x, in the config's dtype."""
-    shape = (*x.shape[:2], self.config.groups, self.config.key_size)
-    k, v = self.key(x).reshape(shape), self.value(x).reshape(shape)
-    if self.turns:
-      assert positions is not None, 'keys turn by their positions'
-      k = rotary(k, positions, self.config.rotary_base)
-    return k.astype(self.config.dtype), v.astype(self.config.dtype)
+    """What can be attended to at each position of x."""
+    k, v = together(x, self.key, self.value)
+    return self._heads(k, positions), self._heads(v)
+
+  def queries_keys_values(
+    self, x: Float[Array, 'B T D'], positions: Int[Array, 'B T']
+  ) -> tuple[Float[Array, 'B T H K'], Float[Array, 'B T G K'], Float[Array, 'B T G K']]:
+    """All three of the same x."""
+    q, k, v = together(x, self.query, self.key, self.value)
+    return self._heads(q, positions), self._heads(k, positions), self._heads(v)
+
+  def _heads(self, x, positions=None):
+    """[B, T, heads K] by heads, turned by their positions, rounded to the config's dtype."""
+    x = x.reshape(*x.shape[:2], -1, self.config.key_size)
+    if self.turns and positions is not None:
+      x = rotary(x, positions, self.config.rotary_base)
+    return x.astype(self.config.dtype)
 
   def __call__(
     self,
-    x: Float[Array, 'B T D'],
+    q: Float[Array, 'B T H K'],
     k: Float[Array, 'C S G K'],
     v: Float[Array, 'C S G K'],
     view: View,
@@ -131,17 +160,13 @@ class Attention(nnx.Module):
     key: Key[Array, ''] | None = None,
     weights: bool = False,
   ) -> tuple[Float[Array, 'B T D'], Float[Array, 'C H U S'] | None]:
-    """Attends from x to k and v; with `weights`, also returns how much.
+    """What q's positions take from v; with `weights`, also how much.
 
-    B may be a multiple of C: neighbouring rows of x (the beams of a sentence) then share a row of k
+    B may be a multiple of C: neighbouring rows of q (the beams of a sentence) then share a row of k
     and v, which is not copied, and the view's mask is over [C, H, B/C T, S].
     """
-    config, (B, T) = self.config, x.shape[:2]
-    q = self.query(x).reshape(B, T, config.heads, config.key_size)
-    if self.turns:
-      q = rotary(q, view.positions, config.rotary_base)
-    q = q.astype(config.dtype).astype(k.dtype)  # rounded, even where k is kept wider
-    q = q.reshape(k.shape[0], -1, config.heads, config.key_size)
+    config, (B, T, H, K) = self.config, q.shape
+    q = q.astype(k.dtype).reshape(len(k), -1, H, K)  # k may be kept wider
     how: dict[str, Any] = dict(
       mask=view.mask, bias=view.bias, scale=None if config.scale_attention else 1.0
     )
@@ -199,10 +224,10 @@ class Block(nnx.Module):
 
     def self_attention(h):
       nonlocal cache
-      k, v = self.attention.keys_values(h, view.positions)
+      q, k, v = self.attention.queries_keys_values(h, view.positions)
       if cache is not None:
         cache, k, v = cache.write(k, v)
-      y, maps['self'] = self.attention(h, k, v, view, key=keys[0], weights=weights)
+      y, maps['self'] = self.attention(q, k, v, view, key=keys[0], weights=weights)
       return y
 
     def cross_attention(h):
@@ -211,7 +236,8 @@ class Block(nnx.Module):
         k, v = (x.swapaxes(1, 2) for x in states)
       else:
         k, v = self.cross.keys_values(states)
-      y, maps['cross'] = self.cross(h, k, v, memory_view, key=keys[1], weights=weights)
+      q = self.cross.queries(h, view.positions)
+      y, maps['cross'] = self.cross(q, k, v, memory_view, key=keys[1], weights=weights)
       return y
 
     x = self._residual(x, self.attention_norm, self_attention, keys[2])
