@@ -12,7 +12,7 @@ import tempfile
 from absl import app, flags
 
 from experiments.benchmarks import harness
-from experiments.benchmarks.training import BASE, TINY
+from experiments.benchmarks.ours import BASE, TINY
 
 INPUTS = 32
 OUTPUTS = {'tiny': 32, 'base': 48}
@@ -21,11 +21,6 @@ SEARCHES = {'1_greedy': (1, 1), '32_greedy': (32, 1), '8_beam4': (8, 4)}
 PEERS = ('hf-float32', 'hf-bfloat16', 'ct2-float32', 'ct2-int8')
 CASES = [f'{model}_{search}' for model in SHAPES for search in SEARCHES]
 _CASE = flags.DEFINE_enum('case', 'tiny_32_greedy', CASES, 'model, rows and search')
-_ROUNDS = flags.DEFINE_integer('rounds', 5, 'turns of each variant', lower_bound=1)
-_PEER_PYTHON = flags.DEFINE_string('peer_python', sys.executable, 'interpreter that has the peers')
-_VARIANTS = flags.DEFINE_list('variants', [], 'only those whose names contain one of these')
-_SAVE = flags.DEFINE_bool('save', False, 'write results/decoding_<case>.json')
-_WORKER = flags.DEFINE_string('worker', '', 'for the driver itself: be this variant')
 
 
 def inputs_of(rows: int, vocab: int):
@@ -131,29 +126,29 @@ def main(argv):
   case = _CASE.value
   model, search = case.split('_', 1)
   (rows, beams), shape, outputs = SEARCHES[search], SHAPES[model], OUTPUTS[model]
-  if _WORKER.value:
-    kind, dtype = _WORKER.value.split('-')
+  if harness.WORKER.value:
+    kind, dtype = harness.WORKER.value.split('-')
     start = {'ours': ours, 'hf': hugging_face, 'ct2': ctranslate2}[kind]
     harness.serve(start(shape, rows, beams, outputs, dtype), seconds=1.0)
     return
   names = ['ours-float32', 'ours-bfloat16', *PEERS]
-  if _VARIANTS.value:
-    names = [name for name in names if any(part in name for part in _VARIANTS.value)]
+  if harness.VARIANTS.value:
+    names = [name for name in names if any(part in name for part in harness.VARIANTS.value)]
   commands = {
     name: [
-      sys.executable if name.startswith('ours') else _PEER_PYTHON.value,
+      sys.executable if name.startswith('ours') else harness.PEER_PYTHON.value,
       *('-m', 'experiments.benchmarks.decoding', f'--case={case}', f'--worker={name}'),
     ]
     for name in names
   }
-  found = harness.compare(commands, rounds=_ROUNDS.value)
+  found = harness.compare(commands, rounds=harness.ROUNDS.value)
   harness.report(
     f'decoding_{case}',
     found,
     work=rows * outputs,
     unit='tokens/s',
     module='decoding',
-    save=_SAVE.value,
+    save=harness.SAVE.value,
   )
 
 

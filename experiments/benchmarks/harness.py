@@ -18,6 +18,13 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
+from absl import flags
+
+ROUNDS = flags.DEFINE_integer('rounds', 5, 'turns of each variant', lower_bound=1)
+VARIANTS = flags.DEFINE_list('variants', [], 'only those whose names contain one of these')
+PEER_PYTHON = flags.DEFINE_string('peer_python', sys.executable, 'interpreter that has the peers')
+SAVE = flags.DEFINE_bool('save', False, 'keep the result in results/')
+WORKER = flags.DEFINE_string('worker', '', 'for the driver itself: be this variant')
 RESULTS = pathlib.Path(__file__).parent / 'results'
 MARK = '@@'  # a worker's own lines, among what libraries print
 
@@ -177,7 +184,7 @@ def machine(module: str) -> dict[str, Any]:
   """Where, with what and by which command this was measured."""
   text = pathlib.Path('/proc/cpuinfo').read_text() if platform.system() == 'Linux' else ''
   names = [line.split(':')[1].strip() for line in text.splitlines() if 'model name' in line]
-  flags = [word for word in sys.argv[1:] if 'peer_python' not in word]
+  words = [word for word in sys.argv[1:] if 'peer_python' not in word]
   versions = {}
   for package in ('jax', 'flax', 'torch', 'transformers', 'ctranslate2'):
     try:
@@ -188,5 +195,5 @@ def machine(module: str) -> dict[str, Any]:
     'machine': f'{len(names)} x {names[0]}' if names else platform.processor(),
     'versions': versions,
     'date': datetime.date.today().isoformat(),
-    'command': ' '.join(['python', '-m', f'experiments.benchmarks.{module}', *flags]),
+    'command': ' '.join(['python', '-m', f'experiments.benchmarks.{module}', *words]),
   }

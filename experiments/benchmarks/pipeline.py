@@ -9,13 +9,11 @@ Sentences of random tokens with the lengths of a translation corpus, bucketed an
 import statistics
 import time
 
-from absl import app, flags
+from absl import app
 
 from experiments.benchmarks import harness
 
 EXAMPLES, BATCHES, TOKENS = 100_000, 300, 4096
-_ROUNDS = flags.DEFINE_integer('rounds', 5, 'turns of each variant', lower_bound=1)
-_SAVE = flags.DEFINE_bool('save', False, 'write results/pipeline.json')
 
 
 def main(argv):
@@ -36,7 +34,7 @@ def main(argv):
   }
   seconds: dict[str, list[float]] = {name: [] for name in variants}
   tokens = {}
-  for _ in range(_ROUNDS.value):
+  for _ in range(harness.ROUNDS.value):
     for name, rows in variants.items():
       batches = pipeline.Batches(fields, rows, tokens=TOKENS)
       began, tokens[name] = time.perf_counter(), 0
@@ -49,7 +47,7 @@ def main(argv):
     **{f'{name}_per_s': tokens[name] / statistics.median(seconds[name]) for name in variants},
     **harness.machine('pipeline'),
   }
-  harness.say(result, save=_SAVE.value)
+  harness.say(result, save=harness.SAVE.value)
 
 
 if __name__ == '__main__':

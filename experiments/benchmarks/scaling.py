@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 
-from absl import app, flags
+from absl import app
 
 from experiments.benchmarks import harness
 
@@ -23,15 +23,13 @@ VARIANTS = {
   'depth': [dict(depth=n) for n in (1, 2, 4, 8)],
   'depth, rolled': [dict(depth=n, unroll=1) for n in (1, 2, 4, 8)],
 }
-_ROUNDS = flags.DEFINE_integer('rounds', 5, 'steps of each variant', lower_bound=1)
-_SAVE = flags.DEFINE_bool('save', False, 'write results/scaling.json')
 
 
 def measure(sizes: dict) -> dict[str, float]:
   """Median seconds of a step, and those of compiling it."""
   import jax
 
-  from experiments.benchmarks.training import encoder_decoder
+  from experiments.benchmarks.ours import encoder_decoder
 
   state, update, batch = encoder_decoder(
     dict(PLAIN, **sizes), rows=TOKENS // dict(PLAIN, **sizes)['length'], dtype='bfloat16'
@@ -40,7 +38,7 @@ def measure(sizes: dict) -> dict[str, float]:
   began = time.perf_counter()
   state, _ = jax.block_until_ready(update(state, batch))
   compiling, seconds = time.perf_counter() - began, []
-  for _ in range(_ROUNDS.value):
+  for _ in range(harness.ROUNDS.value):
     began = time.perf_counter()
     state, _ = jax.block_until_ready(update(state, batch))
     seconds.append(time.perf_counter() - began)
@@ -55,7 +53,7 @@ def main(argv):
       found.setdefault(name, []).append({**sizes, **measure(sizes)})
       print(name, found[name][-1], file=sys.stderr)
   result = {'case': 'scaling', 'unit': 's', 'by': found, **harness.machine('scaling')}
-  harness.say(result, save=_SAVE.value)
+  harness.say(result, save=harness.SAVE.value)
 
 
 if __name__ == '__main__':

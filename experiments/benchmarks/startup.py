@@ -12,13 +12,11 @@ import sys
 import tempfile
 import time
 
-from absl import app, flags
+from absl import app
 
 from experiments.benchmarks import harness
 
 ROOT = pathlib.Path(__file__).parents[2]
-_ROUNDS = flags.DEFINE_integer('rounds', 3, 'starts of each kind', lower_bound=1)
-_SAVE = flags.DEFINE_bool('save', False, 'write results/startup.json')
 
 
 def start(workdir: str, cache: str) -> float:
@@ -43,7 +41,7 @@ def start(workdir: str, cache: str) -> float:
 def main(argv):
   del argv
   seconds: dict[str, list[float]] = {'cold': [], 'warm': []}
-  for _ in range(_ROUNDS.value):
+  for _ in range(harness.ROUNDS.value):
     with tempfile.TemporaryDirectory() as folder:
       for kind, times in seconds.items():
         times.append(start(f'{folder}/{kind}', f'{folder}/cache'))
@@ -55,7 +53,7 @@ def main(argv):
     'all': seconds,
     **harness.machine('startup'),
   }
-  harness.say(result, save=_SAVE.value)
+  harness.say(result, save=harness.SAVE.value)
 
 
 if __name__ == '__main__':

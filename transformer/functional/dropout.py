@@ -12,8 +12,8 @@ def dropout(x: Float[Array, '*X'], rate: float, key: Key[Array, ''] | None) -> F
   """Zeroes each element with probability `rate` and divides the rest by 1 - rate; off without key.
 
   The mask is a function of key, shape and rate alone, so it is the same on every device and mesh.
-  The backward pass computes it again instead of reading it from memory: with dropout at every
-  sublayer that, and not drawing JAX's own random bits, makes a small model train 1.4 times faster.
+  The backward pass computes it again instead of reading it from memory: a small model's training
+  step is 1.08 times as fast as with JAX's own bits, and needs a sixth less memory.
 
   Srivastava et al. 2014, https://jmlr.org/papers/v15/srivastava14a.html.
 

@@ -1,0 +1,85 @@
+"""Our side of the benchmarks: the training step and the search that the experiments use."""
+
+import functools
+
+TINY = dict(vocab=10240, width=128, heads=4, depth=4, feedforward=256, dropout=0.1, length=32)
+BASE = dict(vocab=16384, width=512, heads=8, depth=6, feedforward=2048, dropout=0.1, length=32)
+NANO_CPU = dict(vocab=65, width=128, heads=4, depth=4, feedforward=512, dropout=0.0, length=64)
+NANO_GPU = dict(vocab=65, width=384, heads=6, depth=6, feedforward=1536, dropout=0.2, length=256)
+
+
+def adam(width: int):
+  """The optimiser of all cases."""
+  from transformer.training import optimizers
+
+  optimizer, _ = optimizers.build(
+    name='adamw',
+    learning_rate=1e-3,
+    schedule='constant',
+    warmup_steps=0,
+    steps=1,
+    width=width,
+    b1=0.9,
+    b2=0.98,
+    epsilon=1e-9,
+    weight_decay=0.0,
+    clip=0.0,
+  )
+  return optimizer
+
+
+def prepared(build, loss, width: int, batch: dict, steps: int):
+  """(state, update, batches): our training step, `steps` of them in a call, with donated state."""
+  import jax
+  import jax.numpy as jnp
+
+  from transformer.training.step import init, train_steps
+
+  optimizer = adam(width)
+  state = jax.jit(lambda key: init(build(key), optimizer, ema=0.0))(jax.random.key(0))
+  update = jax.jit(functools.partial(train_steps, loss=loss, optimizer=optimizer), donate_argnums=0)
+  return state, update, jax.tree.map(lambda x: jnp.stack([x] * steps), batch)
+
+
+def encoder_decoder(shape: dict, *, rows: int, dtype: str, steps: int = 1):
+  """Teacher forcing with label smoothing, as the experiments do it."""
+  import numpy as np
+
+  from transformer import ModelConfig
+  from transformer.tasks.sequence import SequenceToSequence
+
+  config = ModelConfig(**dict(prenorm=True, tie='output', dtype=dtype) | shape)
+  tokens = np.random.default_rng(0).integers(2, config.vocab, (2, rows, config.length), np.int32)
+  ones = np.ones_like(tokens[0])
+  batch = dict(inputs=tokens[0], inputs_segments=ones, targets=tokens[1], targets_segments=ones)
+  task = SequenceToSequence(
+    tokenizer=type('Tokenizer', (), dict(bos=1)),
+    decoding=None,
+    length=config.length,
+    label_smoothing=0.1,
+    z_loss=0.0,
+  )
+  return prepared(functools.partial(task.init, config), task.loss, config.width, batch, steps)
+
+
+def decoder(shape: dict, *, rows: int, dtype: str, steps: int = 1):
+  """Next-token prediction, GPT-shaped."""
+  import jax.numpy as jnp
+  import numpy as np
+  from flax import nnx
+
+  from transformer import Decoder, ModelConfig
+
+  gpt = dict(prenorm=True, tie='output', position='learned', activation='gelu_erf', bias=False)
+  config = ModelConfig(**gpt, **shape, dtype=dtype)
+  tokens = np.random.default_rng(0).integers(0, config.vocab, (rows, config.length), np.int32)
+  batch = dict(tokens=tokens, targets=np.roll(tokens, -1, 1))
+
+  def loss(model, batch, key):
+    ones = jnp.ones_like(batch['tokens'])
+    states = model.states(batch['tokens'], segments=ones, key=key)
+    weights = jnp.ones(ones.shape)
+    loss, nll = model.readout.cross_entropy(states, batch['targets'], weights)
+    return loss, {'nll_per_token': nll}
+
+  return prepared(lambda key: Decoder(config, nnx.Rngs(key)), loss, config.width, batch, steps)
