@@ -178,6 +178,13 @@ def test_it_can_be_differentiated_forwards_and_twice(rng):
   check_grads(f, (q, k, v), order=2, modes=['fwd', 'rev'], atol=2e-2, rtol=2e-2, eps=1e-2)
 
 
+def test_what_is_known_to_be_finite_is_not_searched(rng):
+  q, k, v, _ = (jnp.asarray(x) for x in draw(rng))
+  mask = jnp.asarray(rng.random((2, 4, 3, 5)) < 0.5).at[:, :, 1].set(False)
+  f = partial(jit, static_argnames='finite')(multi_head_attention)
+  np.testing.assert_array_equal(f(q, k, v, mask=mask, finite=True), f(q, k, v, mask=mask))
+
+
 def test_it_agrees_with_jax(rng, close):
   q, k, v, _ = draw(rng, K=4, V=4)
   mask = rng.random((2, 4, 3, 5)) < 0.5

@@ -66,10 +66,13 @@ def test_more_than_fits_is_told_where_the_length_is_traced():
 def test_a_layer_writes_its_own_slots_and_no_others(rng):
   k, v = (jnp.asarray(rng.normal(size=(3, 2, 2, 6, 4)), 'float32') for _ in range(2))
   new_k, new_v = (jnp.asarray(rng.normal(size=(2, 2, 2, 4)), 'float32') for _ in range(2))
-  cache, layer_k, layer_v = LayerCache(k, v, jnp.int32(1), jnp.int32(3)).write(new_k, new_v)
+  real = jnp.array([[True, True], [False, True]])
+  layer_cache = LayerCache(k, v, jnp.int32(1), jnp.int32(3), real)
+  cache, layer_k, layer_v = layer_cache.write(new_k.at[1, 0].set(jnp.nan), new_v)
   for found, layer, old, new in [(cache.k, layer_k, k, new_k), (cache.v, layer_v, v, new_v)]:
     want = np.array(old)
     want[1, :, :, 3:5] = new.swapaxes(1, 2)
+    want[1, 1, :, 3] = 0
     np.testing.assert_array_equal(found, want)
     np.testing.assert_array_equal(layer, want[1].swapaxes(1, 2))
 

@@ -33,7 +33,7 @@ HELD_OUT_LOCALES = ('de-AT', 'en-AU', 'es-CL', 'fr-CH', 'pt-PT', 'zh-HK')
 FIRST_DAY, LAST_DAY = datetime.date(1969, 1, 1), datetime.date(2068, 12, 31)
 
 LENGTHS = ('short', 'medium', 'long', 'full')
-SIZES = {'train': 100_000, 'val': 1_000, 'test': 4_000, 'test_unseen_locales': 600}
+SIZES = {'train': 60_000, 'val': 1_000, 'test': 4_000, 'test_unseen_locales': 600}
 
 # CLDR's narrow and no-break spaces and direction marks, as a keyboard types them.
 TYPED = str.maketrans({'\u00a0': ' ', '\u202f': ' ', '\u200e': None, '\u200f': None})

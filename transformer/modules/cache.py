@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from transformer.modules.config import ModelConfig
 
@@ -91,18 +91,29 @@ def dtype_of(config: ModelConfig) -> DTypeLike:
 
 
 class LayerCache(NamedTuple):
-  """All layers' keys and values as one layer sees them, so that it can write its own in place."""
+  """All layers' keys and values as one layer sees them, so that it can write its own in place.
+
+  Attributes:
+    k, v: of all layers.
+    layer: this one.
+    start: the slot of the first new token.
+    real: which new tokens are no padding; the others are written as 0, whatever they hold.
+  """
 
   k: Float[Array, 'L B G S K']
   v: Float[Array, 'L B G S K']
   layer: Int[Array, '']
   start: Int[Array, '']
+  real: Bool[Array, 'B T']
 
   def write(self, k: Float[Array, 'B T G K'], v: Float[Array, 'B T G K']):
     """This layer's keys and values with the new ones added: (cache, [B, S, G, K], [B, S, G, K])."""
     at = (self.layer, 0, 0, self.start, 0)
+    real = self.real[:, None, :, None]
     all_k, all_v = (
-      jax.lax.dynamic_update_slice(old, new.swapaxes(1, 2)[None].astype(old.dtype), at)
+      jax.lax.dynamic_update_slice(
+        old, jnp.where(real, new.swapaxes(1, 2), 0)[None].astype(old.dtype), at
+      )
       for old, new in ((self.k, k), (self.v, v))
     )
     layer = functools.partial(jax.lax.dynamic_index_in_dim, index=self.layer, keepdims=False)

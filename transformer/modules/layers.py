@@ -157,10 +157,11 @@ class Attention(nnx.Module):
     v: Float[Array, 'C S G K'],
     view: View,
     *,
+    finite: bool = False,
     key: Key[Array, ''] | None = None,
     weights: bool = False,
   ) -> tuple[Float[Array, 'B T D'], Float[Array, 'C H U S'] | None]:
-    """What q's positions take from v; with `weights`, also how much.
+    """What q's positions take from v; with `weights`, also how much; `finite` as in `attention`.
 
     B may be a multiple of C: neighbouring rows of q (the beams of a sentence) then share a row of k
     and v, which is not copied, and the view's mask is over [C, H, B/C T, S].
@@ -174,7 +175,7 @@ class Attention(nnx.Module):
       p = multi_head_attention_weights(q, k, **how)
       y = weighted_values(dropout(p, config.attention_dropout, key), v)
     else:
-      y = multi_head_attention(q, k, v, **how)
+      y = multi_head_attention(q, k, v, **how, finite=finite)
     seen = multi_head_attention_weights(q, k, **how) if weights else None
     return self.out(y.reshape(B, T, -1)), seen
 
@@ -227,17 +228,19 @@ class Block(nnx.Module):
       q, k, v = self.attention.queries_keys_values(h, view.positions)
       if cache is not None:
         cache, k, v = cache.write(k, v)
-      y, maps['self'] = self.attention(q, k, v, view, key=keys[0], weights=weights)
+      # a cache holds 0 where there is no token; of more new tokens each must not see the next
+      one_by_one = cache is not None and x.shape[1] == 1
+      how: dict[str, Any] = dict(finite=one_by_one, key=keys[0], weights=weights)
+      y, maps['self'] = self.attention(q, k, v, view, **how)
       return y
 
     def cross_attention(h):
       states, memory_view = memory
-      if isinstance(states, tuple):
-        k, v = (x.swapaxes(1, 2) for x in states)
-      else:
-        k, v = self.cross.keys_values(states)
+      prepared = isinstance(states, tuple)
+      k, v = (x.swapaxes(1, 2) for x in states) if prepared else self.cross.keys_values(states)
       q = self.cross.queries(h, view.positions)
-      y, maps['cross'] = self.cross(q, k, v, memory_view, key=keys[1], weights=weights)
+      how: dict[str, Any] = dict(finite=prepared, key=keys[1], weights=weights)
+      y, maps['cross'] = self.cross(q, k, v, memory_view, **how)
       return y
 
     x = self._residual(x, self.attention_norm, self_attention, keys[2])

@@ -24,8 +24,8 @@ class Memory(NamedTuple):
   Attributes:
     states: the encoder's output.
     segments: as for any tokens: 0 is padding, packed examples see only their own.
-    keys_values: of every layer [L, B, G, S, K], if they were made in advance: in decoding the same
-      memory is read at every step.
+    keys_values: of every layer [L, B, G, S, K], 0 at padding, if they were made in advance: in
+      decoding the same memory is read at every step.
   """
 
   states: Float[Array, 'B S D']
@@ -100,7 +100,7 @@ class Stack(nnx.Module):
       x, kv = carry
       block, keys_values, index, key = xs
       seen = None if memory is None else (keys_values or memory.states, cross)
-      of_layer = None if kv is None else LayerCache(*kv, index, start)
+      of_layer = None if kv is None else LayerCache(*kv, index, start, segments != 0)
       x, of_layer, maps = block(x, view, seen, of_layer, key=key, weights=capture)
       kv = None if kv is None else (of_layer.k, of_layer.v)
       return (x, kv), dict(maps, states=x) if capture else None
@@ -126,8 +126,9 @@ class Stack(nnx.Module):
   def prepare(self, memory: Memory) -> Memory:
     """The memory with the cross-attention keys and values of every layer made in advance."""
     keys_values = jax.vmap(lambda block: block.cross.keys_values(memory.states))(self.blocks)
-    kept = [x.swapaxes(2, 3).astype(dtype_of(self.config)) for x in keys_values]
-    return memory._replace(keys_values=tuple(kept))
+    real = (memory.segments != 0)[:, None, :, None]
+    k, v = (jnp.where(real, x.swapaxes(2, 3), 0).astype(dtype_of(self.config)) for x in keys_values)
+    return memory._replace(keys_values=(k, v))
 
   def _view(self, q_segments, q_positions, k_segments, k_positions) -> View:
     """Who sees whom in self-attention, by segment and position, never by column."""
