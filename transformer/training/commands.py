@@ -94,7 +94,8 @@ def usage_error(error: Exception) -> NoReturn:
   if text.strip("'").isidentifier():  # all that ml_collections says of an unknown section
     near = difflib.get_close_matches(text.strip("'"), SECTIONS, n=1, cutoff=0)
     text = f'--config has no section {text}: did you mean {near[0]!r}?'
-  print('error:', ' '.join(text.split()), file=sys.stderr)
+  # in one piece: another thread may be writing too
+  sys.stderr.write(f'error: {" ".join(text.split())}\n')
   sys.exit(USAGE)
 
 
