@@ -4,7 +4,10 @@ import os
 import pathlib
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'  # before jax is imported
+# before jax is imported; compiling is what most tests take their time for
+os.environ['XLA_FLAGS'] = (
+  '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
+)
 
 import jax
 import jax.numpy as jnp

@@ -1,0 +1,53 @@
+"""Benchmarks time what they say: the harness on a toy, our side on a tiny model, the page."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+from experiments.benchmarks import harness, ours, page
+
+WORKER = """
+import sys, time
+from absl import flags
+from experiments.benchmarks import harness
+flags.FLAGS(['test'])
+if sys.argv[1] == 'broken':
+  raise RuntimeError('no such peer')
+harness.serve(lambda: time.sleep(float(sys.argv[1])), seconds=0.05, loss=1.5)
+"""
+
+
+@pytest.fixture(autouse=True, scope='module')
+def parsed():
+  flags.FLAGS(['test'], known_only=True)
+
+
+def test_variants_are_timed_in_turns_and_a_broken_one_is_named(capfd):
+  commands = {
+    name: [sys.executable, '-c', WORKER, seconds]
+    for name, seconds in [('ours-fast', '0.01'), ('slow', '0.04'), ('gone', 'broken')]
+  }
+  found = harness.compare(commands, rounds=2)
+  assert list(found) == ['ours-fast', 'slow']
+  assert 'gone failed: RuntimeError: no such peer' in capfd.readouterr().err
+  assert found['slow']['loss'] == 1.5 and found['slow']['peak_mb'] > 1
+  assert 0.04 <= found['slow']['min_s'] <= found['slow']['median_s'] <= found['slow']['max_s']
+
+  harness.report('toy', found, work=10, unit='steps/s', module='toy', save=False)
+  result = json.loads(capfd.readouterr().out.splitlines()[-1])
+  assert (result['ours'], result['peer']) == ('ours-fast', 'slow')
+  assert result['ratio'] == found['slow']['median_s'] / found['ours-fast']['median_s'] > 1
+  assert 'ours-fast' in page.section(result)
+
+
+@pytest.mark.parametrize('make', [ours.encoder_decoder, ours.decoder])
+def test_our_side_takes_the_training_step_of_the_experiments(make):
+  shape = dict(vocab=16, width=16, heads=2, depth=1, feedforward=16, dropout=0.1, length=8)
+  state, update, batches = make(shape, rows=2, dtype='float32', steps=2)
+  state, metrics = update(state, batches, jax.random.key(0))
+  assert int(state.step) == 2 and metrics['finite'].all()
+  assert np.isfinite(metrics['loss'].sum).all()
