@@ -399,7 +399,7 @@ def test_eight_pairs_are_learnt_by_heart(greedy, config):
   optimizer = optax.adam(1e-2)
   model, unravel = ravel_pytree(random_model(greedy, config, seed=1, size=0.25))
 
-  @functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+  @functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 2})
   def update(model, state):
     def loss(model):
       mean, metrics = greedy.loss(unravel(model), batch, None)
