@@ -21,7 +21,7 @@ ERRORS = [
   (dict(position='rotray'), r"model\.position='rotray' is none of 'sinusoidal', .*'rotary'"),
   (dict(norm='batch'), r"model\.norm='batch' is none of 'layer', 'rms'"),
   (dict(activation='gelu'), r"model\.activation='gelu' is none of .*'gelu_erf', 'gelu_tanh'"),
-  (dict(tie='input'), r"model\.tie='input' is none of 'none', 'output', 'all'"),
+  (dict(tie='input'), r"model\.tie='input' is none of 'none', 'inputs', 'output', 'all'"),
   (dict(dtype='float64'), r"model\.dtype='float64' is none of 'float32', 'bfloat16', 'float16'"),
   (dict(vocab=0), r'model\.vocab=0 must be at least 1'),
   (dict(depth=0), r'model\.depth=0 must be at least 1'),

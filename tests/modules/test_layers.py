@@ -204,7 +204,7 @@ def test_tokens_embed_and_attend_with_one_table(scaled, rng, close):
 
 
 def test_learned_positions_are_rows_of_a_table_and_nan_beyond_it(rng, close):
-  module = build(Positions, settings=dict(position='learned', length=4))
+  module = build(Positions, length=4, settings=dict(position='learned'))
   (table,) = wide(module).values()
   x = rng.normal(size=(1, 3, 8))
   close(module(jnp.asarray(x, 'float32'), jnp.array([[3, 0, 2]])), x + table[[3, 0, 2]])
@@ -214,7 +214,7 @@ def test_learned_positions_are_rows_of_a_table_and_nan_beyond_it(rng, close):
 
 @pytest.mark.parametrize('position', ['rotary', 'relative', 'alibi', 'none'])
 def test_other_schemes_add_nothing_to_the_embedding(position, rng):
-  module = build(Positions, settings=dict(position=position))
+  module = build(Positions, length=4, settings=dict(position=position))
   x = jnp.asarray(rng.normal(size=(1, 3, 8)), 'float32')
   assert module(x, jnp.arange(3)[None]) is x
   assert not jax.tree.leaves(module)

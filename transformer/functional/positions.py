@@ -23,8 +23,16 @@ def from_segments(segments: Int[Array, 'B T']) -> Int[Array, 'B T']:
   return (index - jax.lax.cummax(start, axis=1)).astype(jnp.int32)
 
 
-def sinusoidal(positions: Int[Array, '*B T'], width: int) -> Float[Array, '*B T D']:
+def sinusoidal(
+  positions: Int[Array, '*B T'], width: int, *, halves: bool = False
+) -> Float[Array, '*B T D']:
   """PE(p, 2i) = sin(p / 10000^(2i/D)), PE(p, 2i+1) = cos(p / 10000^(2i/D)).
+
+  Args:
+    positions: p.
+    width: D.
+    halves: all sines before all cosines, as tensor2tensor and Marian have them: the same up to a
+      permutation of D.
 
   Vaswani et al. 2017, section 3.5.
 
@@ -34,7 +42,8 @@ def sinusoidal(positions: Int[Array, '*B T'], width: int) -> Float[Array, '*B T 
   if width % 2:
     raise ValueError(f'sinusoidal positions come in pairs: width {width} must be even')
   angle = positions[..., None] * _frequencies(width, 10_000.0)
-  return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(*positions.shape, width)
+  axis = -2 if halves else -1
+  return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=axis).reshape(*positions.shape, width)
 
 
 def rotary(

@@ -10,6 +10,9 @@ class ModelConfig:
 
   Attributes:
     vocab: N, number of token types.
+    inputs: what the encoder reads: tokens, patches of an image or frames of a sound.
+    features: numbers in a patch (rows x columns x channels) or a frame.
+    types: kinds of tokens, each with a vector added to the embedding (BERT's sentences A and B).
     width: D, size of the residual stream.
     depth: L, layers of the encoder, and of the decoder unless decoder_depth says otherwise.
     decoder_depth: layers of the decoder; 0 means depth.
@@ -18,20 +21,28 @@ class ModelConfig:
     head_size: K = V; 0 means width / heads.
     feedforward: F, hidden size of the feed-forward layer.
     length: the longest sequence; also the number of learned positions.
+    source_length: the same of an encoder that is not the decoder's; 0 means length.
     norm: LayerNorm, or RMSNorm without mean and bias.
     norm_epsilon: added to the variance.
+    norm_embedding: normalise what enters the first layer (BERT, BART).
     prenorm: x + f(norm(x)) and a final norm, instead of the paper's norm(x + f(x)).
-    position: sinusoidal and learned are added to the embedding, rotary turns queries and keys,
-      relative (T5) and alibi bias the scores; none leaves order to the causal mask.
+    position: sinusoidal and learned are added to the embedding (sinusoidal_halves: all sines before
+      all cosines, as Marian has them), rotary turns queries and keys, relative (T5) and alibi bias
+      the scores; none leaves order to the causal mask.
     rotary_base: wavelength base of rotary positions.
     window: attend only to positions fewer than this away; 0 means all.
     activation: of the feed-forward layer; gelu_erf is exact (BERT), gelu_tanh approximate (GPT-2).
     gated: (activation(x W) * x G) O instead of activation(x W) O.
     bias: whether linear layers and LayerNorms have biases.
-    tie: which embeddings are one table: none, output (decoder's input and output), all (the
-      encoder's input too).
+    bias_qkv: whether queries, keys and values have one even so (Qwen2).
+    bias_output: whether logits have one (BERT, BART).
+    tie: which embeddings are one table: none, inputs (encoder's and decoder's), output (decoder's
+      input and output), all.
     scale_embedding: multiply embeddings by sqrt D, as the paper does.
     scale_attention: multiply scores by 1 / sqrt K; T5 does not.
+    scale_logits: multiply logits by 1 / sqrt D, as T5 does where the output is tied.
+    summary: what one vector an encoder makes of a sequence: the first state, the mean of all, or
+      pooler, tanh(W first + b) (BERT).
     dropout: rate on embeddings and on the output of every sublayer and hidden feed-forward unit.
     attention_dropout: rate on attention weights.
     dtype: operands of matrix products; parameters, sums, norms and the residual are float32.
@@ -41,6 +52,9 @@ class ModelConfig:
   """
 
   vocab: int
+  inputs: Literal['tokens', 'patches', 'frames'] = 'tokens'
+  features: int = 0
+  types: int = 0
   width: int = 512
   depth: int = 6
   decoder_depth: int = 0
@@ -49,18 +63,26 @@ class ModelConfig:
   head_size: int = 0
   feedforward: int = 2048
   length: int = 512
+  source_length: int = 0
   norm: Literal['layer', 'rms'] = 'layer'
   norm_epsilon: float = 1e-6
+  norm_embedding: bool = False
   prenorm: bool = False
-  position: Literal['sinusoidal', 'learned', 'rotary', 'relative', 'alibi', 'none'] = 'sinusoidal'
+  position: Literal[
+    'sinusoidal', 'sinusoidal_halves', 'learned', 'rotary', 'relative', 'alibi', 'none'
+  ] = 'sinusoidal'
   rotary_base: float = 10_000.0
   window: int = 0
   activation: Literal['relu', 'gelu_erf', 'gelu_tanh', 'silu'] = 'relu'
   gated: bool = False
   bias: bool = True
-  tie: Literal['none', 'output', 'all'] = 'all'
+  bias_qkv: bool = False
+  bias_output: bool = False
+  tie: Literal['none', 'inputs', 'output', 'all'] = 'all'
   scale_embedding: bool = True
   scale_attention: bool = True
+  scale_logits: bool = False
+  summary: Literal['first', 'mean', 'pooler'] = 'first'
   dropout: float = 0.1
   attention_dropout: float = 0.0
   dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
@@ -76,9 +98,20 @@ class ModelConfig:
     for name in sizes:
       if getattr(self, name) < 1:
         raise ValueError(f'model.{name}={getattr(self, name)} must be at least 1')
-    for name in ('decoder_depth', 'kv_heads', 'head_size', 'window', 'unroll'):
+    optional = ('features', 'types', 'source_length', 'decoder_depth', 'kv_heads', 'head_size')
+    for name in (*optional, 'window', 'unroll'):
       if getattr(self, name) < 0:
         raise ValueError(f'model.{name}={getattr(self, name)} must be at least 0')
+    if (self.inputs == 'tokens') != (self.features == 0):
+      raise ValueError(
+        f'model.features={self.features} with model.inputs={self.inputs}: give the numbers in a '
+        'patch or frame, and 0 for tokens'
+      )
+    if self.inputs != 'tokens' and self.tie in ('inputs', 'all'):
+      raise ValueError(
+        f'model.tie={self.tie} needs tokens on both sides, but model.inputs={self.inputs}: set it '
+        'to output or none'
+      )
     for name in ('dropout', 'attention_dropout'):
       if not 0 <= getattr(self, name) < 1:
         raise ValueError(f'model.{name}={getattr(self, name)} is a rate: give 0 <= rate < 1')
@@ -91,8 +124,10 @@ class ModelConfig:
       raise ValueError(
         f'model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}: choose a divisor'
       )
-    if self.position == 'sinusoidal' and self.width % 2:
-      raise ValueError(f'model.position=sinusoidal needs an even model.width, not {self.width}')
+    if self.position.startswith('sinusoidal') and self.width % 2:
+      raise ValueError(
+        f'model.position={self.position} needs an even model.width, not {self.width}'
+      )
     if self.position == 'rotary' and self.key_size % 2:
       raise ValueError(f'model.position=rotary needs an even head size, not {self.key_size}')
 

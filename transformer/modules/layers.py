@@ -39,11 +39,20 @@ def split_key(key: Key[Array, ''] | None, n: int) -> Key[Array, ' n'] | list[Non
 class Linear(nnx.Module):
   """x W + b, the product in the config's dtype, the result in float32."""
 
-  def __init__(self, config: ModelConfig, inputs: int, outputs: int, rngs: nnx.Rngs):
+  def __init__(
+    self,
+    config: ModelConfig,
+    inputs: int,
+    outputs: int,
+    rngs: nnx.Rngs,
+    *,
+    bias: bool | None = None,
+  ):
     self.dtype = config.dtype
     initial = jax.nn.initializers.glorot_uniform()(rngs.params(), (inputs, outputs))
     self.kernel = nnx.Param(initial)
-    self.bias = nnx.Param(jnp.zeros(outputs)) if config.bias else None
+    has_bias = config.bias if bias is None else bias
+    self.bias = nnx.Param(jnp.zeros(outputs)) if has_bias else None
 
   def __call__(self, x: Float[Array, '*B I']) -> Float[Array, '*B O']:
     y = product(x, self.kernel[...], self.dtype).astype(jnp.float32)
@@ -118,9 +127,10 @@ class Attention(nnx.Module):
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, turns: bool):
     self.config, self.turns = config, turns  # turns: by rotary positions
     D, H, G, K = config.width, config.heads, config.groups, config.key_size
-    self.query = Linear(config, D, H * K, rngs)
-    self.key = Linear(config, D, G * K, rngs)
-    self.value = Linear(config, D, G * K, rngs)
+    bias = config.bias or config.bias_qkv
+    self.query = Linear(config, D, H * K, rngs, bias=bias)
+    self.key = Linear(config, D, G * K, rngs, bias=bias)
+    self.value = Linear(config, D, G * K, rngs, bias=bias)
     self.out = Linear(config, H * K, D, rngs)
 
   def queries(

@@ -12,8 +12,8 @@ from transformer.functional import masks
 from transformer.functional.positions import alibi_bias, from_segments, relative_buckets
 from transformer.modules.cache import Cache, LayerCache, dtype_of
 from transformer.modules.config import ModelConfig
-from transformer.modules.embeddings import Positions, Tokens
-from transformer.modules.layers import Block, Norm, View, dropout, split_key
+from transformer.modules.embeddings import Frames, Patches, Positions, Tokens, Types
+from transformer.modules.layers import Block, Linear, Norm, View, dropout, split_key
 
 RELATIVE_BUCKETS, RELATIVE_DISTANCE = 32, 128  # Raffel et al. 2020, section 2.1
 
@@ -51,15 +51,25 @@ class Output(NamedTuple):
 class Stack(nnx.Module):
   """The Blocks of an encoder or decoder: one Block whose parameters have a leading layer axis."""
 
-  def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, depth: int, causal: bool, cross: bool):
+  def __init__(
+    self,
+    config: ModelConfig,
+    rngs: nnx.Rngs,
+    *,
+    depth: int,
+    causal: bool,
+    cross: bool,
+    length: int | None = None,
+  ):
     self.config, self.depth, self.causal = config, depth, causal
-    self.positions = Positions(config, rngs)
+    self.positions = Positions(config, rngs, length=length or config.length)
     if config.position == 'relative':
       shape = (RELATIVE_BUCKETS, config.heads)
       self.relative = nnx.Param(config.width**-0.5 * jax.random.normal(rngs.params(), shape))
     self.blocks = jax.vmap(lambda key: Block(config, nnx.Rngs(key), cross=cross))(
       jax.random.split(rngs.params(), depth)
     )
+    self.embedding_norm = Norm(config) if config.norm_embedding else None
     self.norm = Norm(config) if config.prenorm else None
 
   def __call__(
@@ -106,7 +116,10 @@ class Stack(nnx.Module):
       return (x, kv), dict(maps, states=x) if capture else None
 
     embedding_key, *_ = keys = split_key(key, 1 + self.depth)
-    x = dropout(self.positions(x, positions), self.config.dropout, embedding_key)
+    x = self.positions(x, positions)
+    if self.embedding_norm is not None:
+      x = self.embedding_norm(x)
+    x = dropout(x, self.config.dropout, embedding_key)
     keys_values = None if memory is None else memory.keys_values
     layer_keys = None if key is None else keys[1:]
     (x, kv), layers = jax.lax.scan(
@@ -153,22 +166,62 @@ class Stack(nnx.Module):
 
 
 class Encoder(nnx.Module):
-  """Tokens to states, every position seeing every other (BERT-shaped)."""
+  """Inputs to states, every position seeing every other (BERT- and ViT-shaped)."""
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.config = config
-    self.embed = Tokens(config, rngs)
+    self.embed = _embedding(config, rngs, reads=True)
+    self.types = Types(config, rngs) if config.types else None
     self.stack = Stack(config, rngs, depth=config.depth, causal=False, cross=False)
+    pooler = config.summary == 'pooler'
+    self.pooler = Linear(config, config.width, config.width, rngs) if pooler else None
 
   def __call__(
     self,
-    tokens: Int[Array, 'B T'],
+    inputs: Int[Array, 'B S'] | Float[Array, 'B S X'],
     *,
-    segments: Int[Array, 'B T'] | None = None,
+    segments: Int[Array, 'B S'] | None = None,
+    types: Int[Array, 'B S'] | None = None,
     key: Key[Array, ''] | None = None,
   ) -> Float[Array, 'B T D']:
-    """The states of each token; segments default to tokens != 0, that is, 0 is padding."""
-    return self.stack(self.embed(tokens), _segments(tokens, segments), key=key).x
+    """The states of each position.
+
+    Args:
+      inputs: tokens, patches or frames. Of patches T is S + 1, of frames half of S.
+      segments: 0 is padding. If not given, tokens != 0, and every patch and frame is real.
+      types: of tokens; 0 if not given.
+      key: turns dropout on.
+    """
+    return self._run(inputs, segments, types, key)[0]
+
+  def summarize(
+    self,
+    inputs: Int[Array, 'B S'] | Float[Array, 'B S X'],
+    *,
+    segments: Int[Array, 'B S'] | None = None,
+    types: Int[Array, 'B S'] | None = None,
+    key: Key[Array, ''] | None = None,
+  ) -> Float[Array, 'B D']:
+    """One vector for each row, as `config.summary` says; arguments as in a call."""
+    return self.summary(*self._run(inputs, segments, types, key))
+
+  def summary(
+    self, states: Float[Array, 'B T D'], segments: Int[Array, 'B T']
+  ) -> Float[Array, 'B D']:
+    """What `summarize` makes of the states of positions that are not padding."""
+    real = segments != 0
+    if self.config.summary == 'mean':
+      total = jnp.sum(jnp.where(real[..., None], states, 0), axis=1)
+      return total / jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1)
+    first = states[jnp.arange(len(states)), jnp.argmax(real, axis=1)]
+    return first if self.pooler is None else jnp.tanh(self.pooler(first))
+
+  def _run(self, inputs, segments, types, key):
+    """The states, and the segments of their positions."""
+    x, segments = _embed(self.embed, inputs, segments)
+    if self.types is not None:
+      x += self.types(jnp.zeros_like(segments) if types is None else types)
+    return self.stack(x, segments, key=key).x, segments
 
 
 class Decoder(nnx.Module):
@@ -176,9 +229,10 @@ class Decoder(nnx.Module):
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.config = config
-    self.embed = Tokens(config, rngs)
+    tied = config.tie in ('output', 'all')
+    self.embed = Tokens(config, rngs, reads=tied)
     self.stack = Stack(config, rngs, depth=config.depth, causal=True, cross=False)
-    self.output = Tokens(config, rngs) if config.tie == 'none' else None
+    self.output = None if tied else Tokens(config, rngs, reads=True)
 
   def __call__(
     self,
@@ -221,21 +275,23 @@ class Decoder(nnx.Module):
 
 
 class EncoderDecoder(nnx.Module):
-  """Source tokens to target logits: the Transformer of Vaswani et al. 2017."""
+  """Inputs to target logits: the Transformer of Vaswani et al. 2017."""
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.config = config
     depth = config.decoder_depth or config.depth
     # a table is never stored twice: what is tied is used through the one that is stored
-    self.embed = Tokens(config, rngs)  # of the decoder
-    self.input_embed = None if config.tie == 'all' else Tokens(config, rngs)
-    self.output = Tokens(config, rngs) if config.tie == 'none' else None
-    self.encoder = Stack(config, rngs, depth=config.depth, causal=False, cross=False)
+    tied, shared = config.tie in ('output', 'all'), config.tie in ('inputs', 'all')
+    self.embed = Tokens(config, rngs, reads=tied)  # of the decoder
+    self.input_embed = None if shared else _embedding(config, rngs)
+    self.output = None if tied else Tokens(config, rngs, reads=True)
+    length = config.source_length or config.length
+    self.encoder = Stack(config, rngs, depth=config.depth, causal=False, cross=False, length=length)
     self.decoder = Stack(config, rngs, depth=depth, causal=True, cross=True)
 
   def __call__(
     self,
-    inputs: Int[Array, 'B S'],
+    inputs: Int[Array, 'B S'] | Float[Array, 'B S X'],
     targets: Int[Array, 'B T'],
     *,
     input_segments: Int[Array, 'B S'] | None = None,
@@ -247,9 +303,9 @@ class EncoderDecoder(nnx.Module):
     They are `readout.attend(states(...))`; a loss can do without them (`Tokens.cross_entropy`).
 
     Args:
-      inputs: source tokens, 0 is padding.
+      inputs: source tokens, where 0 is padding, or patches or frames.
       targets: what the decoder reads: the true targets, shifted right by a start token.
-      input_segments, target_segments: which packed example each token belongs to, 0 for padding;
+      input_segments, target_segments: which packed example each position belongs to, 0 for padding;
         tokens != 0 if not given. A packed target sees only the inputs of its own segment.
       key: turns dropout on.
     """
@@ -258,7 +314,7 @@ class EncoderDecoder(nnx.Module):
 
   def states(
     self,
-    inputs: Int[Array, 'B S'],
+    inputs: Int[Array, 'B S'] | Float[Array, 'B S X'],
     targets: Int[Array, 'B T'],
     *,
     input_segments: Int[Array, 'B S'] | None = None,
@@ -278,15 +334,14 @@ class EncoderDecoder(nnx.Module):
 
   def encode(
     self,
-    inputs: Int[Array, 'B S'],
+    inputs: Int[Array, 'B S'] | Float[Array, 'B S X'],
     *,
     segments: Int[Array, 'B S'] | None = None,
     key: Key[Array, ''] | None = None,
   ) -> Memory:
     """The inputs as the decoder sees them."""
-    segments = _segments(inputs, segments)
-    out = self.encoder((self.input_embed or self.embed)(inputs), segments, key=key)
-    return Memory(out.x, segments)
+    x, segments = _embed(self.input_embed or self.embed, inputs, segments)
+    return Memory(self.encoder(x, segments, key=key).x, segments)
 
   def decode(
     self,
@@ -312,16 +367,15 @@ class EncoderDecoder(nnx.Module):
 
   def capture(
     self,
-    inputs: Int[Array, 'B S'],
+    inputs: Int[Array, 'B S'] | Float[Array, 'B S X'],
     targets: Int[Array, 'B T'],
     *,
     input_segments: Int[Array, 'B S'] | None = None,
     target_segments: Int[Array, 'B T'] | None = None,
   ) -> dict[str, Any]:
     """What happens inside the teacher-forced pass: `Output.layers` of 'encoder' and 'decoder'."""
-    input_segments = _segments(inputs, input_segments)
-    embedded = (self.input_embed or self.embed)(inputs)
-    encoder = self.encoder(embedded, input_segments, capture=True)
+    x, input_segments = _embed(self.input_embed or self.embed, inputs, input_segments)
+    encoder = self.encoder(x, input_segments, capture=True)
     decoder = self.decoder(
       self.embed(targets),
       _segments(targets, target_segments),
@@ -351,6 +405,20 @@ def _made_once(mask):
   of a GPT's training step on a CPU.
   """
   return jnp.log(mask.astype(jnp.float32)) == 0
+
+
+def _embedding(config: ModelConfig, rngs: nnx.Rngs, *, reads: bool = False):
+  """What makes vectors of an encoder's inputs."""
+  if config.inputs == 'tokens':
+    return Tokens(config, rngs, reads=reads)
+  return {'patches': Patches, 'frames': Frames}[config.inputs](config, rngs)
+
+
+def _embed(embed: Tokens | Patches | Frames, inputs, segments):
+  """The inputs as vectors, and which of these belong together."""
+  if isinstance(embed, Tokens):
+    return embed(inputs), _segments(inputs, segments)
+  return embed(inputs, jnp.ones(inputs.shape[:2], jnp.int32) if segments is None else segments)
 
 
 def _segments(tokens, segments):

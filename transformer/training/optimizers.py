@@ -10,7 +10,7 @@ import optax
 # Which parameters weight decay pulls to zero: the first pattern that fits a path decides.
 # By path, not by number of axes: stacking layers gives a norm's scale two axes.
 DECAY = (
-  (r'(^|/)(scale|bias)$', False),
+  (r'(^|/)(scale|bias|first)$', False),
   (r'(^|/)(table|relative)$', False),
   (r'(^|/)kernel$', True),
 )

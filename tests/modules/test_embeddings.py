@@ -1,0 +1,132 @@
+"""Laws of what makes vectors of tokens, patches and frames."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from transformer.functional.losses import cross_entropy
+from transformer.functional.positions import sinusoidal
+from transformer.modules.config import ModelConfig
+from transformer.modules.embeddings import Convolution, Frames, Patches, Tokens
+from transformer.modules.model import Encoder, EncoderDecoder
+
+TINY = dict(vocab=11, width=16, depth=2, heads=4, feedforward=24, length=16)
+FRAMES = dict(TINY, inputs='frames', features=5, tie='output', activation='gelu_erf')
+PATCHES = dict(TINY, inputs='patches', features=12, tie='output', position='learned')
+
+
+def filled(model, rng):
+  """The model with all parameters random, biases and scales too."""
+  return jax.tree.map(lambda x: jnp.asarray(0.4 * rng.normal(size=x.shape), x.dtype), model)
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('length', [7, 8])
+def test_convolution_is_laxs(rng, close, stride, length):
+  layer = filled(Convolution(ModelConfig(**FRAMES), 5, nnx.Rngs(0), stride=stride), rng)
+  x = jnp.asarray(rng.normal(size=(2, length, 5)), jnp.float32)
+  expected = jax.lax.conv_general_dilated(
+    x, layer.kernel[...], (stride,), [(1, 1)], dimension_numbers=('NWC', 'WIO', 'NWC')
+  )
+  close(layer(x), expected + layer.bias[...])
+
+
+@pytest.mark.parametrize('length', [5, 6])
+def test_padding_frames_change_nothing(rng, close, length):
+  embed = filled(Frames(ModelConfig(**FRAMES), nnx.Rngs(0)), rng)
+  frames = jnp.asarray(rng.normal(size=(1, length, 5)), jnp.float32)
+  alone, segments = embed(frames, jnp.ones((1, length), int))
+  padded = jnp.pad(frames, ((0, 0), (0, 4), (0, 0)), constant_values=jnp.nan)
+  seen, padded_segments = embed(padded, jnp.pad(jnp.ones((1, length), int), ((0, 0), (0, 4))))
+  assert segments.all() and padded_segments.sum() == segments.sum()
+  close(seen[:, : alone.shape[1]], alone)
+
+
+def test_frames_reach_the_decoder_as_without_padding(rng, close):
+  model = filled(EncoderDecoder(ModelConfig(**FRAMES, source_length=4), nnx.Rngs(0)), rng)
+  frames = jnp.asarray(rng.normal(size=(1, 7, 5)), jnp.float32)
+  targets = jnp.array([[3, 4, 5]])
+  segments = jnp.pad(jnp.ones((1, 7), int), ((0, 0), (0, 5)))
+  padded = jnp.pad(frames, ((0, 0), (0, 5), (0, 0)))
+  close(model(padded, targets, input_segments=segments), model(frames, targets))
+
+
+def test_source_length_is_the_encoders_own():
+  model = EncoderDecoder(ModelConfig(**FRAMES, position='learned', source_length=9), nnx.Rngs(0))
+  assert len(model.encoder.positions.table[...]) == 9
+  assert len(model.decoder.positions.table[...]) == 16
+
+
+def test_patches_come_after_one_learned_vector(rng, close):
+  embed = filled(Patches(ModelConfig(**PATCHES), nnx.Rngs(0)), rng)
+  patches = jnp.asarray(rng.normal(size=(2, 4, 12)), jnp.float32)
+  x, segments = embed(patches, jnp.ones((2, 4), int))
+  close(x[:, 0], np.stack([embed.first[...]] * 2))
+  close(x[:, 1:], patches @ embed.projection.kernel[...] + embed.projection.bias[...])
+  assert segments.shape == (2, 5) and segments.all()
+
+
+def test_types_are_added_and_default_to_0(rng, close):
+  model = filled(Encoder(ModelConfig(**TINY, types=2, norm_embedding=True), nnx.Rngs(0)), rng)
+  tokens = jnp.array([[1, 2, 3]])
+  states = model(tokens)
+  close(model(tokens, types=jnp.zeros((1, 3), int)), states)
+  assert not np.allclose(model(tokens, types=jnp.array([[0, 1, 1]])), states, atol=1e-3)
+
+
+@pytest.mark.parametrize('summary', ['first', 'mean', 'pooler'])
+@pytest.mark.parametrize('side', [0, 1])
+def test_a_summary_does_not_see_padding(rng, close, summary, side):
+  model = filled(Encoder(ModelConfig(**TINY, summary=summary), nnx.Rngs(0)), rng)
+  tokens = jnp.asarray(rng.integers(1, 11, (1, 5)))
+  pad = ((0, 0), (3, 0) if side == 0 else (0, 3))
+  states = model(tokens)
+  expected = {
+    'first': states[:, 0],
+    'mean': states.mean(axis=1),
+    'pooler': jnp.tanh(
+      states[:, 0] @ model.pooler.kernel[...] + model.pooler.bias[...] if model.pooler else 0
+    ),
+  }
+  close(model.summarize(jnp.pad(tokens, pad)), expected[summary])
+
+
+def test_logits_may_be_scaled_and_have_a_bias(rng, close):
+  """And the loss that never holds them knows of both."""
+  config = ModelConfig(**TINY, bias_output=True, scale_logits=True)
+  table = filled(Tokens(config, nnx.Rngs(0), reads=True), rng)
+  x = jnp.asarray(rng.normal(size=(2, 3, 16)), jnp.float32)
+  logits = table.attend(x)
+  close(logits, x / 4 @ table.table[...].T + table.bias[...])
+  targets, weights = jnp.asarray(rng.integers(0, 11, (2, 3))), jnp.ones((2, 3))
+
+  def fused(table, x):
+    return table.cross_entropy(x, targets, weights, label_smoothing=0.1)[0].sum
+
+  def plain(table, x):
+    return cross_entropy(table.attend(x), targets, weights, label_smoothing=0.1).sum
+
+  found = jax.value_and_grad(fused, (0, 1))(table, x)
+  jax.tree.map(close, found, jax.value_and_grad(plain, (0, 1))(table, x))
+
+
+def test_halves_are_a_permutation(rng, close):
+  positions = jnp.asarray(rng.integers(0, 50, (2, 3)))
+  halves = sinusoidal(positions, 8, halves=True)
+  close(halves.reshape(2, 3, 2, 4).swapaxes(2, 3).reshape(2, 3, 8), sinusoidal(positions, 8))
+
+
+def test_which_tables_are_one():
+  """tie says how many tables there are: of the decoder's input, the encoder's and the output."""
+  for tie, count in dict(none=3, inputs=2, output=2, all=1).items():
+    model = EncoderDecoder(ModelConfig(**TINY, tie=tie), nnx.Rngs(0))
+    assert sum(x.shape == (11, 16) for x in jax.tree.leaves(model)) == count, tie
+
+
+def test_what_contradicts_itself_is_refused():
+  with pytest.raises(ValueError, match='features=0 with model.inputs=frames'):
+    ModelConfig(**TINY, inputs='frames', tie='output')
+  with pytest.raises(ValueError, match='tie=all needs tokens'):
+    ModelConfig(**TINY, inputs='patches', features=12)
