@@ -14,7 +14,7 @@ def get_config(task: str = 'reverse') -> ConfigDict:
   if task not in ('copy', 'reverse', 'sort'):
     raise ValueError(f'algorithmic.py:{task} is unknown: give copy, reverse or sort')
   c = ConfigDict()
-  c.experiment, c.task, c.seed = f'algorithmic_{task}', 'sequence', 0
+  c.experiment, c.task, c.seed, c.init = f'algorithmic_{task}', 'sequence', 0, ''
   c.data = dict(
     name=task,
     dir='',
@@ -46,11 +46,12 @@ def get_config(task: str = 'reverse') -> ConfigDict:
     log_every_steps=50,
     save_every_steps=200,
     keep=2,
+    adapters='',
   )
   c.eval = dict(
     every_steps=200, limit=200, samples=6, metrics='exact_match', best='exact_match', by=''
   )
-  c.decode = dict(beams=1, alpha=0.0, length=48, rows=64)
+  c.decode = dict(presets.SEARCH, beams=1, alpha=0.0, length=48, rows=64)
   c.mesh = dict(presets.DATA_PARALLEL)
   return c
 

@@ -15,7 +15,7 @@ from transformer.zoo import presets
 
 def get_config() -> ConfigDict:
   c = ConfigDict()
-  c.experiment, c.task, c.seed = 'dates', 'sequence', 0
+  c.experiment, c.task, c.seed, c.init = 'dates', 'sequence', 0, ''
   c.data = dict(
     name='dates',
     dir='',
@@ -53,10 +53,11 @@ def get_config() -> ConfigDict:
     log_every_steps=50,
     save_every_steps=300,
     keep=2,
+    adapters='',
   )
   c.eval = dict(
     every_steps=300, limit=200, samples=8, metrics='exact_match', best='exact_match', by='locale'
   )
-  c.decode = dict(beams=1, alpha=0.0, length=16, rows=64)
+  c.decode = dict(presets.SEARCH, beams=1, alpha=0.0, length=16, rows=64)
   c.mesh = dict(presets.DATA_PARALLEL)
   return c

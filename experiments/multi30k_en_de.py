@@ -16,7 +16,7 @@ from transformer.zoo import presets
 
 def get_config() -> ConfigDict:
   c = ConfigDict()
-  c.experiment, c.task, c.seed = 'multi30k_en_de', 'sequence', 0
+  c.experiment, c.task, c.seed, c.init = 'multi30k_en_de', 'sequence', 0, ''
   c.data = dict(
     name='parallel',
     dir='../shared/data/multi30k',
@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
     log_every_steps=100,
     save_every_steps=250,
     keep=5,
+    adapters='',
   )
   c.eval = dict(
     every_steps=2500,
@@ -57,6 +58,6 @@ def get_config() -> ConfigDict:
     best='bleu_lowercase_moses',
     by='',
   )
-  c.decode = dict(beams=5, alpha=1.3, length=96, rows=32)
+  c.decode = dict(presets.SEARCH, beams=5, alpha=1.3, length=96, rows=32)
   c.mesh = dict(presets.DATA_PARALLEL)
   return c

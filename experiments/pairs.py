@@ -15,7 +15,7 @@ from transformer.zoo import presets
 
 def get_config() -> ConfigDict:
   c = ConfigDict()
-  c.experiment, c.task, c.seed = 'pairs', 'sequence', 0
+  c.experiment, c.task, c.seed, c.init = 'pairs', 'sequence', 0, ''
   c.data = dict(
     name='pairs',
     dir='',
@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
     log_every_steps=50,
     save_every_steps=500,
     keep=2,
+    adapters='',
   )
   c.eval = dict(
     every_steps=500,
@@ -54,6 +55,6 @@ def get_config() -> ConfigDict:
     best='nll_per_token',
     by='',
   )
-  c.decode = dict(beams=4, alpha=0.6, length=128, rows=32)
+  c.decode = dict(presets.SEARCH, beams=4, alpha=0.6, length=128, rows=32)
   c.mesh = dict(presets.DATA_PARALLEL)
   return c

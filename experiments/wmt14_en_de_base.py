@@ -18,7 +18,7 @@ from transformer.zoo import presets
 
 def get_config() -> ConfigDict:
   c = ConfigDict()
-  c.experiment, c.task, c.seed = 'wmt14_en_de_base', 'sequence', 0
+  c.experiment, c.task, c.seed, c.init = 'wmt14_en_de_base', 'sequence', 0, ''
   c.data = dict(
     name='wmt14_translate/de-en',
     dir='',
@@ -46,10 +46,11 @@ def get_config() -> ConfigDict:
     log_every_steps=100,
     save_every_steps=1500,
     keep=5,
+    adapters='',
   )
   c.eval = dict(
     every_steps=5000, limit=500, samples=4, metrics='bleu,chrf', best='nll_per_token', by=''
   )
-  c.decode = dict(beams=4, alpha=0.6, length=256, rows=64)
+  c.decode = dict(presets.SEARCH, beams=4, alpha=0.6, length=256, rows=64)
   c.mesh = dict(presets.DATA_PARALLEL)
   return c

@@ -40,7 +40,8 @@ def ours(shape: dict, rows: int, beams: int, outputs: int, dtype: str):
   from flax import nnx
 
   from transformer import EncoderDecoder, ModelConfig
-  from transformer.tasks.sequence import Decoding, SequenceToSequence
+  from transformer.tasks.decoding import Decoding
+  from transformer.tasks.sequence import SequenceToSequence
 
   config = ModelConfig(**dict(shape, length=128), prenorm=True, dtype=dtype)
   model = EncoderDecoder(config, nnx.Rngs(0))

@@ -47,7 +47,8 @@ def encoder_decoder(shape: dict, *, rows: int, dtype: str, steps: int = 1):
 
   from transformer import ModelConfig
   from transformer.data import tokenizers
-  from transformer.tasks.sequence import Decoding, SequenceToSequence
+  from transformer.tasks.decoding import Decoding
+  from transformer.tasks.sequence import SequenceToSequence
 
   config = ModelConfig(**dict(prenorm=True, tie='output', dtype=dtype) | shape)
   tokens = np.random.default_rng(0).integers(2, config.vocab, (2, rows, config.length), np.int32)

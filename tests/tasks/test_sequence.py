@@ -1,5 +1,6 @@
 """Laws of transformer/tasks/sequence.py, over a tiny model whose outputs are long and varied."""
 
+import dataclasses
 import functools
 import math
 
@@ -14,7 +15,9 @@ from transformer.data import pipeline, tokenizers
 from transformer.functional import search
 from transformer.modules.cache import Cache
 from transformer.modules.config import ModelConfig
-from transformer.tasks.sequence import Decoding, SequenceToSequence, shift_right
+from transformer.tasks.decoding import Decoding
+from transformer.tasks.sequence import SequenceToSequence, shift_right
+from transformer.training.diagnosis import first_not_finite
 
 GREEDY = Decoding(beams=1, alpha=0.0, length=20, rows=4)
 BEAM = Decoding(beams=4, alpha=0.6, length=20, rows=4)
@@ -38,7 +41,7 @@ def greedy(tokenizer):
 
 @pytest.fixture(scope='module', params=[GREEDY, BEAM], ids=['greedy', 'beam'])
 def task(request, greedy):
-  return greedy.with_decoding(request.param)
+  return dataclasses.replace(greedy, decoding=request.param)
 
 
 @pytest.fixture(scope='module')
@@ -286,7 +289,7 @@ def test_greedy_is_beam_search_with_one_beam(greedy, model):
 
 
 def test_more_beams_find_no_worse(greedy, model):
-  plain = greedy.with_decoding(Decoding(beams=4, alpha=0.6, length=20, rows=4))
+  plain = dataclasses.replace(greedy, decoding=Decoding(beams=4, alpha=0.6, length=20, rows=4))
   best, alone = found_by(plain, model), found_by(greedy, model)
   lengths = np.array([[*row, 2].index(2) + 1 for row in alone[0][:, 0].tolist()]).clip(max=20)
   greedy_scores = alone[1][:, 0] / ((5 + lengths) / 6) ** 0.6
@@ -365,7 +368,7 @@ def test_the_first_place_that_is_not_finite_is_named(
     broken = poisoned(broken, path.replace('out/bias', 'hidden/bias'), 1e30, layer)
     broken = poisoned(broken, path.replace('out/bias', 'out/kernel'), 1e30, layer)
   host = jax.tree.map(np.asarray, batch)  # as the training loop has it
-  found = greedy.first_not_finite(broken, host)
+  found = first_not_finite(greedy, broken, host)
   assert found.startswith(where or f'parameter {path}, layer {layer}')
 
 
@@ -416,4 +419,4 @@ def test_eight_pairs_are_learnt_by_heart(greedy, config):
   model = unravel(model)
   inputs, targets = ([pair[side] for pair in pairs] for side in ('inputs', 'targets'))
   for decoding in (GREEDY, BEAM):
-    assert greedy.with_decoding(decoding).predict(model, inputs) == targets
+    assert dataclasses.replace(greedy, decoding=decoding).predict(model, inputs) == targets

@@ -5,6 +5,7 @@ dates                 dates in 40 locales -> ISO 8601, made on the spot
 copy, reverse, sort   digits -> digits, made on the spot
 parallel              line-aligned <dir>/<split>.<inputs> and <dir>/<split>.<targets>, maybe .gz
 pairs                 TSV or JSONL: <dir>/<split>.tsv, or one file <dir>, divided by hash
+text                  whole texts: <dir>/<split>.txt, or one file <dir>, whose last tenth is 'val'
 any other             the TFDS data set of this name, prepared in <dir>; without TensorFlow
 """
 
@@ -13,7 +14,7 @@ import difflib
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
@@ -21,7 +22,7 @@ import numpy as np
 from transformer.data import algorithmic, textfiles
 
 GENERATED = ('dates', 'copy', 'reverse', 'sort')
-NAMES = (*GENERATED, 'parallel', 'pairs')
+NAMES = (*GENERATED, 'parallel', 'pairs', 'text')
 
 
 @runtime_checkable
@@ -44,7 +45,7 @@ def load(
   """Opens one split of a corpus; nothing is ever downloaded.
 
   Args:
-    name: 'dates', 'copy', 'reverse', 'sort', 'parallel', 'pairs', or a TFDS name such as
+    name: 'dates', 'copy', 'reverse', 'sort', 'parallel', 'pairs', 'text' or a TFDS name such as
       'my_set' or 'wmt14_translate/de-en' (or, to fix the version, 'my_set:1.0.0').
     split: 'train', 'val', 'test', or what the files or the TFDS data set call it ('train[:10%]').
     dir: where the files are, '' for here; for TFDS '' is $TFDS_DATA_DIR, ~/tensorflow_datasets.
@@ -53,7 +54,8 @@ def load(
     limit: keep the first so many examples; 0 keeps all.
 
   Returns:
-    A source: `len(source)`, `source[i] -> {'inputs': ..., 'targets': ...}`; 'dates' adds 'locale'.
+    A source: `len(source)`, `source[i] -> {'inputs': ..., 'targets': ...}`; 'dates' adds 'locale',
+    'text' has one example per file, without 'inputs'.
 
   Raises:
     FileNotFoundError: a file or data set is not there; says where it was sought, what is there,
@@ -73,9 +75,17 @@ def load(
     source = textfiles.parallel(pathlib.Path(dir).expanduser(), split, inputs, targets)
   elif name == 'pairs':
     source = textfiles.pairs(pathlib.Path(dir).expanduser(), split, inputs, targets)
+  elif name == 'text':
+    source = textfiles.text(pathlib.Path(dir).expanduser(), split)
   else:
     source = _tfds(name, split, dir, inputs, targets)
   return First(source, min(limit, len(source))) if limit else source
+
+
+def chunks(source: Source, size: int = 8192) -> Iterator[list[dict[str, str]]]:
+  """The examples in order, a few thousand at a time."""
+  for start in range(0, len(source), size):
+    yield [source[i] for i in range(start, min(start + size, len(source)))]
 
 
 @dataclasses.dataclass(frozen=True)

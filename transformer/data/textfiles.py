@@ -1,4 +1,4 @@
-"""Your own text files: two line-aligned files, or one of pairs (TSV, JSONL); UTF-8, maybe .gz."""
+"""Your own text files: line-aligned ones, pairs (TSV, JSONL), whole texts; UTF-8, maybe .gz."""
 
 import dataclasses
 import gzip
@@ -69,6 +69,25 @@ def pairs(path: pathlib.Path, split: str, inputs: str, targets: str) -> Pairs:
       f'test; give more lines, or a folder with {split}.tsv or {split}.jsonl.'
     )
   return Pairs(*zip(*found, strict=True))
+
+
+def text(path: pathlib.Path, split: str) -> list[dict[str, str]]:
+  """`<split>.txt` of a folder as one example; of one single file 'train' is the first 90 %.
+
+  That is the division of character-level language models; 'val' is the last tenth.
+  """
+  one_file = path.is_file()
+  if one_file and split not in ('train', 'val'):
+    raise ValueError(f'split {split!r}: one file is divided into train and val; take one.')
+  names = [path.name] if one_file else [f'{split}.txt', f'{split}.txt.gz']
+  file = _find(path.parent if one_file else path, names)
+  whole = ''.join(f'{line}\n' for _, line in _lines(file))
+  if not whole.strip():
+    raise ValueError(f'{file} is empty; give it some text.')
+  if one_file:
+    cut = int(0.9 * len(whole))
+    whole = whole[:cut] if split == 'train' else whole[cut:]
+  return [{'targets': whole}]
 
 
 def _tsv(file: pathlib.Path, inputs: str, targets: str) -> Iterator[tuple[str, str]]:

@@ -39,13 +39,7 @@ def greedy(
   ([[1, 0, -1], [0, -1, -1]], Array([0.3, 0.9], dtype=float32))
   """
   _check(first, steps, eos, pad)
-
-  def choose(logits, position):
-    # by two reductions: XLA's CPU backend does not vectorise argmax
-    best = logits == jnp.max(logits, axis=-1, keepdims=True)
-    return jnp.min(jnp.where(best, jnp.arange(logits.shape[-1]), logits.shape[-1] - 1), axis=-1)
-
-  return _generate(step, cache, first, choose, steps, eos, pad)
+  return _generate(step, cache, first, lambda logits, _: argmax(logits), steps, eos, pad)
 
 
 def sample(
@@ -83,15 +77,41 @@ def sample(
       f'sample takes a typed key for each row, {list(first.shape)}, not {keys.dtype}'
       f'{list(keys.shape)}: pass jax.random.split(jax.random.key(seed), {first.shape[0]})'
     )
-
-  def draw(key, logits, position):
-    kept = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    return jax.random.categorical(jax.random.fold_in(key, position), kept)
+  filters = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
 
   def choose(logits, position):
-    return jax.vmap(draw, in_axes=(0, 0, None))(keys, logits, position)
+    return draw(keys, logits, position, **filters)
 
   return _generate(step, cache, first, choose, steps, eos, pad)
+
+
+def argmax(logits: Float[Array, 'B N']) -> Int[Array, 'B']:
+  """What `greedy` says after these logits.
+
+  >>> argmax(jnp.array([[0., 2., 2.], [5., 1., 0.]])).tolist()
+  [1, 0]
+  """
+  # by two reductions: XLA's CPU backend does not vectorise argmax
+  best = logits == jnp.max(logits, axis=-1, keepdims=True)
+  return jnp.min(jnp.where(best, jnp.arange(logits.shape[-1]), logits.shape[-1] - 1), axis=-1)
+
+
+def draw(
+  keys: Key[Array, 'B'], logits: Float[Array, 'B N'], position: Int[Array, ''] | int, **filters
+) -> Int[Array, 'B']:
+  """What `sample` says after these logits, as the token of this number; filters as there.
+
+  >>> keys = jax.random.split(jax.random.key(0), 1)
+  >>> draw(keys, jnp.array([[0., 2., 1.]]), 0, top_k=1).tolist()
+  [1]
+  """
+
+  def one(key, logits):
+    return jax.random.categorical(
+      jax.random.fold_in(key, position), filter_logits(logits, **filters)
+    )
+
+  return jax.vmap(one)(keys, logits)
 
 
 def filter_logits(

@@ -76,6 +76,7 @@ class Spans(nnx.Module):
   """
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    self.config = config
     self.encoder = Encoder(config, rngs)
     self.out = Linear(config, config.width, 2, rngs)
 

@@ -53,16 +53,23 @@ class Linear(nnx.Module):
     self.kernel = nnx.Param(initial)
     has_bias = config.bias if bias is None else bias
     self.bias = nnx.Param(jnp.zeros(outputs)) if has_bias else None
+    self.adapter: Any = None  # see modules.adapters
 
   def __call__(self, x: Float[Array, '*B I']) -> Float[Array, '*B O']:
-    y = product(x, self.kernel[...], self.dtype).astype(jnp.float32)
+    y = product(x, self.weight, self.dtype).astype(jnp.float32)
     return y if self.bias is None else y + self.bias[...]
+
+  @property
+  def weight(self) -> Float[Array, 'I O']:
+    """W, and what an adapter adds to it."""
+    kernel = self.kernel[...]
+    return kernel if self.adapter is None else kernel + self.adapter()
 
 
 def together(x: Float[Array, '*B I'], *layers: Linear) -> list[Float[Array, '*B _']]:
   """[layer(x) for layer in layers] as one product: a wide one is faster than many narrow ones."""
   dtype, sizes = layers[0].dtype, [layer.kernel.shape[1] for layer in layers]
-  kernel = jnp.concatenate([layer.kernel[...] for layer in layers], axis=1)
+  kernel = jnp.concatenate([layer.weight for layer in layers], axis=1)
   y = product(x, kernel, dtype).astype(jnp.float32)
   parts = jnp.split(y, list(itertools.accumulate(sizes[:-1])), axis=-1)
   return [

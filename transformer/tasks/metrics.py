@@ -1,7 +1,54 @@
-"""How good texts are, by the field's own libraries, under names that cannot be misread."""
+"""How good a model is: by teacher forcing, and by its texts through the field's own libraries.
 
-from collections.abc import Callable, Sequence
+All under names that cannot be misread.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
+
+from jaxtyping import Array, Float, Int
+
+from transformer.functional.losses import Mean, accuracy, cross_entropy
+
+TEACHER_FORCED = ('nll_per_token', 'perplexity_per_token', 'token_accuracy')
+
+
+def of_logits(
+  logits: Float[Array, 'B T N'], targets: Int[Array, 'B T'], weights: Float[Array, 'B T']
+) -> dict[str, Mean]:
+  """What teacher forcing says of logits: nats per token, and how often the best token is right."""
+  return {
+    'nll_per_token': cross_entropy(logits, targets, weights),
+    'token_accuracy': accuracy(logits, targets, weights),
+  }
+
+
+def with_perplexity(totals: dict[str, Mean]) -> dict[str, float]:
+  """The means as numbers, and exp of the nats per token."""
+  means = {name: float(mean.value) for name, mean in totals.items()}
+  return dict(means, perplexity_per_token=_exp(means['nll_per_token']))
+
+
+def per_text(nll: Mean, texts: Iterable[str]) -> dict[str, float]:
+  """The negative log-likelihood of whole texts by units that no tokenizer changes.
+
+  Words are what white space separates, and each line's end counts as one more (Merity et al. 2017,
+  https://arxiv.org/abs/1609.07843, whose vocabulary has it as a token).
+  """
+  words = size = 0
+  for text in texts:
+    words += len(text.split()) + text.count('\n')
+    size += len(text.encode())
+  total = float(nll.sum)
+  return {
+    'perplexity_per_word': _exp(total / max(words, 1)),
+    'bits_per_byte': total / max(size, 1) / math.log(2),
+  }
+
+
+def _exp(nats: float) -> float:
+  return math.exp(min(nats, 700))  # beyond it is no float
 
 
 class Score(NamedTuple):

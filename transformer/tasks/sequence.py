@@ -10,41 +10,15 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from transformer.data.corpora import Source
-from transformer.data.pipeline import Batch, Ragged
+from transformer.data.corpora import Source, chunks
+from transformer.data.pipeline import Ragged
 from transformer.data.tokenizers import Tokenizer
-from transformer.functional import search
-from transformer.functional.losses import Mean, accuracy, cross_entropy
+from transformer.functional.losses import Mean
 from transformer.modules.cache import Cache
 from transformer.modules.config import ModelConfig
 from transformer.modules.model import EncoderDecoder
-
-SIDES = ('inputs', 'targets')
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Decoding:
-  """How outputs are searched for.
-
-  Attributes:
-    beams: W; 1 is greedy.
-    alpha: exponent of the length penalty ((5 + L) / 6)^alpha; greedy search needs none.
-    length: most tokens of an output, end token included.
-    rows: lines decoded at once. Always so many: the same shape for every batch keeps a line's
-      output independent of its neighbours to the last bit.
-  """
-
-  beams: int
-  alpha: float
-  length: int
-  rows: int
-
-  def __post_init__(self):
-    for name in ('beams', 'length', 'rows'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'decode.{name}={getattr(self, name)} must be at least 1')
-    if not self.alpha >= 0:
-      raise ValueError(f'decode.alpha={self.alpha} must be at least 0: more prefers longer outputs')
+from transformer.tasks.decoding import Decoding, bucket, generate, in_batches, padded
+from transformer.tasks.metrics import TEACHER_FORCED, of_logits, with_perplexity
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,9 +38,16 @@ class SequenceToSequence:
   label_smoothing: float
   z_loss: float
 
-  def with_decoding(self, decoding: Decoding) -> 'SequenceToSequence':
-    """The same task, decoding otherwise."""
-    return dataclasses.replace(self, decoding=decoding)
+  reads = ('inputs', 'targets')  # of an example
+  figures = TEACHER_FORCED
+
+  def __post_init__(self):
+    if None in (self.tokenizer.bos, self.tokenizer.eos):
+      raise ValueError('the tokenizer has no start or end token, which sequence to sequence needs')
+
+  def greedy(self) -> 'SequenceToSequence':
+    """The same task without beams."""
+    return dataclasses.replace(self, decoding=dataclasses.replace(self.decoding, beams=1))
 
   def init(self, config: ModelConfig, key: Key[Array, '']) -> EncoderDecoder:
     """A fresh model."""
@@ -78,13 +59,12 @@ class SequenceToSequence:
 
   def features(self, source: Source) -> dict[str, Ragged]:
     """The examples as tokens, for the pipeline; a few thousand texts are held at a time."""
-    chunks = []
-    for start in range(0, len(source), 8192):
-      examples = [source[i] for i in range(start, min(start + 8192, len(source)))]
-      chunks.append([Ragged.of(self.encode([e[side] for e in examples])) for side in SIDES])
-    return {
-      side: Ragged.join(parts) for side, parts in zip(SIDES, zip(*chunks, strict=True), strict=True)
-    }
+    parts = [
+      [Ragged.of(self.encode([example[side] for example in examples])) for side in self.reads]
+      for examples in chunks(source)
+    ]
+    joined = (Ragged.join(of_side) for of_side in zip(*parts, strict=True))
+    return dict(zip(self.reads, joined, strict=True))
 
   def loss(
     self, model: EncoderDecoder, batch: dict[str, Int[Array, 'B _']], key: Key[Array, ''] | None
@@ -97,12 +77,12 @@ class SequenceToSequence:
 
   def measure(self, model: EncoderDecoder, batch: dict[str, Int[Array, 'B _']]) -> dict[str, Mean]:
     """What teacher forcing says of a batch that is not learnt from."""
-    states, targets, weights = self._teach(model, batch, None)
-    logits = model.readout.attend(states)
-    return {
-      'nll_per_token': cross_entropy(logits, targets, weights),
-      'token_accuracy': accuracy(logits, targets, weights),
-    }
+    states, *true = self._teach(model, batch, None)
+    return of_logits(model.readout.attend(states), *true)
+
+  def report(self, totals: dict[str, Mean], source: Source) -> dict[str, float]:
+    """The figures of a whole split."""
+    return with_perplexity(totals)
 
   def _teach(self, model, batch, key):
     targets, segments = batch['targets'], batch['targets_segments']
@@ -114,6 +94,10 @@ class SequenceToSequence:
       key=key,
     )
     return states, targets, (segments != 0).astype(jnp.float32)
+
+  def example(self, example: dict[str, str]) -> tuple[str, str]:
+    """The line to predict from, and what should come of it."""
+    return example['inputs'], example['targets']
 
   def predict(self, model: EncoderDecoder, lines: Iterable[str], *, cut: bool = False) -> list[str]:
     """The output for each line, in order; the same for a line whatever lines come with it.
@@ -146,21 +130,13 @@ class SequenceToSequence:
 
   def _best(self, model: EncoderDecoder, inputs: Sequence[Sequence[int]]) -> list[np.ndarray]:
     """The best output of each input, up to its end token."""
-    outputs = [np.zeros(0, np.int32)] * len(inputs)
-    shapes = np.array([_bucket(len(t), self.length) for t in inputs])
-    for shape in np.unique(shapes).tolist():
-      of_shape = np.flatnonzero(shapes == shape)
-      for start in range(0, len(of_shape), self.decoding.rows):
-        members = of_shape[start : start + self.decoding.rows]
-        # the rows left over repeat a line: an empty one would never end
-        rows = np.pad(members, (0, self.decoding.rows - len(members)), mode='edge')
-        found, scores = self.search(model, jnp.asarray(_padded([inputs[i] for i in rows], shape)))
-        if np.isnan(scores).any():
-          raise FloatingPointError('the model computes NaN for these lines: its training diverged')
-        for i, best in zip(members, np.asarray(found)[:, 0], strict=False):
-          ends = np.flatnonzero(best == self.tokenizer.eos)
-          outputs[i] = best[: ends[0] + 1] if len(ends) else best
-    return outputs
+    return in_batches(
+      lambda rows: self.search(model, jnp.asarray(rows)),
+      inputs,
+      rows=self.decoding.rows,
+      longest=self.length,
+      eos=self.tokenizer.eos,
+    )
 
   def search(
     self, model: EncoderDecoder, inputs: Int[Array, 'B S']
@@ -168,33 +144,14 @@ class SequenceToSequence:
     """The best outputs of each input and their scores, best first."""
     return _search(model, inputs, self.decoding, self.tokenizer.bos, self.tokenizer.eos)
 
-  def first_not_finite(self, model: EncoderDecoder, batch: Batch) -> str:
-    """Where a NaN or Inf comes first, in the order of computation: parameter, layer, gradient."""
-
-    def first(tree):
-      for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        bad = ~np.isfinite(np.asarray(leaf))
-        if bad.any():
-          name = jax.tree_util.keystr(path, simple=True, separator='/').removesuffix('/value')
-          stacked = 'blocks/' in name
-          return f'{name}, layer {np.argwhere(bad)[0][0]}' if stacked else name
-
-    if place := first(model):
-      return f'parameter {place}'
-    arrays = {name: jnp.asarray(rows) for name, rows in batch.items()}
-    inputs, input_segments = arrays['inputs'], arrays['inputs_segments']
-    targets, target_segments = arrays['targets'], arrays['targets_segments']
-    shifted = shift_right(targets, target_segments, self.tokenizer.bos)
-    segments = dict(input_segments=input_segments, target_segments=target_segments)
-    inside = _capture(model, inputs, shifted, **segments)
-    for side in ('encoder', 'decoder'):
-      bad = ~np.isfinite(np.asarray(inside[side]['states'])).all(axis=(1, 2, 3))
-      if bad.any():
-        return f'the states of {side} layer {np.argmax(bad)}'
-    gradient = jax.jit(jax.grad(lambda model: self.loss(model, arrays, None)[0].sum))(model)
-    if place := first(gradient):
-      return f'the gradient of {place}'
-    return 'a place that only dropout reaches'
+  def capture(
+    self, model: EncoderDecoder, batch: dict[str, Int[Array, 'B _']]
+  ) -> dict[str, dict[str, Array]]:
+    """What happens inside the model as it learns from a batch: every layer of each stack."""
+    targets, segments = batch['targets'], batch['targets_segments']
+    shifted = shift_right(targets, segments, self.tokenizer.bos)
+    sides = dict(input_segments=batch['inputs_segments'], target_segments=segments)
+    return _capture(model, batch['inputs'], shifted, **sides)
 
   def attend(self, model: EncoderDecoder, line: str) -> tuple[np.ndarray, list[str], list[str]]:
     """How the output of a line attends to it: (weights [L, H, T, S], output and input pieces)."""
@@ -204,9 +161,9 @@ class SequenceToSequence:
     # padded, or each line would be compiled for anew
     maps = _capture(
       model,
-      jnp.asarray(_padded([inputs], _bucket(len(inputs), self.length))),
-      jnp.asarray(_padded([read], self.decoding.length)),
-      target_segments=jnp.asarray(_padded([[1] * len(read)], self.decoding.length)),
+      jnp.asarray(padded([inputs], bucket(len(inputs), self.length))),
+      jnp.asarray(padded([read], self.decoding.length)),
+      target_segments=jnp.asarray(padded([[1] * len(read)], self.decoding.length)),
     )
     pieces = self.tokenizer.pieces
     weights = np.asarray(maps['decoder']['cross'])[:, 0, :, : len(outputs), : len(inputs)]
@@ -256,28 +213,4 @@ def _search(model: EncoderDecoder, inputs, decoding: Decoding, bos: int, eos: in
     return logits[:, 0], cache
 
   first = jnp.full(len(inputs), bos, jnp.int32)
-  if decoding.beams == 1:
-    tokens, scores = search.greedy(step, cache, first, steps=decoding.length, eos=eos)
-    return tokens[:, None], scores[:, None]
-  return search.beam_search(
-    step,
-    cache,
-    first,
-    beams=decoding.beams,
-    steps=decoding.length,
-    eos=eos,
-    alpha=decoding.alpha,
-    reorder=Cache.take,
-  )
-
-
-def _padded(rows: Sequence[Sequence[int]], length: int) -> Int[np.ndarray, 'B length']:
-  padded = np.zeros((len(rows), length), np.int32)
-  for row, tokens in enumerate(rows):
-    padded[row, : len(tokens)] = tokens
-  return padded
-
-
-def _bucket(length: int, longest: int) -> int:
-  """The padded length of an input, from its own length alone: 8, 16, 32, ... up to the longest."""
-  return min(max(8, 1 << (length - 1).bit_length()), max(longest, length))
+  return generate(step, cache, first, inputs, decoding, eos=eos, reorder=Cache.take)

@@ -147,6 +147,8 @@ def _predict(config, workdir, flags) -> int:
   experiment = reopen(config, workdir)
   model, _ = restore_best(experiment, workdir)
   task, status = experiment.task, 0
+  if sys.stdout.isatty() and hasattr(task, 'stream') and task.decoding.beams == 1:
+    return _stream(task, model, flags)
   with _lines(flags.input) as lines:
     for chunk in _chunks(lines, size=16 * task.decoding.rows):
       good = {}
@@ -161,6 +163,21 @@ def _predict(config, workdir, flags) -> int:
       outputs = dict(zip(good, task.predict(model, good.values()), strict=True))
       for number, _ in chunk:
         print(outputs.get(number, '').replace('\n', ' '), flush=True)
+  return status
+
+
+def _stream(task, model, flags) -> int:
+  """Continues each line before the eyes of its reader, line ends and all."""
+  status = 0
+  with _lines(flags.input) as lines:
+    for number, line in lines:
+      try:
+        for piece in task.stream(model, _text(line)):
+          print(piece, end='', flush=True)
+        print()
+      except ValueError as error:
+        print(f'error: line {number}: {error}', file=sys.stderr)
+        status = USAGE
   return status
 
 

@@ -1,6 +1,5 @@
 """How good a model is on a split: teacher-forced measures, and the text it writes."""
 
-import math
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,12 +11,12 @@ from transformer.data.corpora import Source
 from transformer.data.pipeline import Batches
 from transformer.functional.losses import Mean
 from transformer.tasks.metrics import METRICS
-from transformer.tasks.sequence import SequenceToSequence
+from transformer.tasks.task import Task
 from transformer.training.settings import names
 from transformer.training.sharding import shard_batch
 from transformer.training.step import Model
 
-LOWER_IS_BETTER = ('nll_per_token', 'perplexity_per_token')
+LOWER_IS_BETTER = ('nll', 'perplexity', 'bits')  # and whatever begins so
 
 
 class Judgement(NamedTuple):
@@ -27,12 +26,13 @@ class Judgement(NamedTuple):
     metrics: figures by name; text metrics in percent.
     signatures: of the text metrics, what makes them comparable.
     samples: the first examples, each with its 'prediction'.
-    predictions: of all lines that were decoded.
+    references, predictions: of all lines that were decoded.
   """
 
   metrics: dict[str, float]
   signatures: dict[str, str]
   samples: list[dict[str, Any]]
+  references: list[str]
   predictions: list[str]
 
 
@@ -41,8 +41,8 @@ def measure(
   model: Model,
   batches: Batches,
   mesh: Mesh,
-) -> dict[str, float]:
-  """Teacher-forced measures of all batches: means over tokens, and the perplexity per token.
+) -> dict[str, Mean]:
+  """What a task measures, added up over all batches.
 
   Args:
     compiled: a task's `measure`, jitted.
@@ -50,16 +50,15 @@ def measure(
     batches: one epoch of a split.
     mesh: where they go.
   """
-  totals = None
-  for i in range(len(batches)):
+  totals = compiled(model, shard_batch(batches[0], mesh))
+  for i in range(1, len(batches)):
     found = compiled(model, shard_batch(batches[i], mesh))
-    totals = found if totals is None else jax.tree.map(lambda a, b: a + b, totals, found)
-  metrics = {name: float(mean.value) for name, mean in (totals or {}).items()}
-  return dict(metrics, perplexity_per_token=math.exp(min(metrics['nll_per_token'], 700)))
+    totals = jax.tree.map(lambda a, b: a + b, totals, found)
+  return totals
 
 
 def judge(
-  task: SequenceToSequence,
+  task: Task,
   model: Model,
   source: Source,
   *,
@@ -73,29 +72,31 @@ def judge(
   Args:
     task: how to decode.
     model: what decodes.
-    source: examples with 'inputs' and 'targets'.
-    metrics: names of tasks.metrics, separated by commas.
+    source: examples.
+    metrics: names of tasks.metrics, separated by commas; without any, only samples are decoded.
     limit: decode only the first so many; 0 means all.
     samples: keep so many examples to show.
     by: also report exact match for each value of this field of the examples.
   """
-  examples = [source[i] for i in range(min(limit or len(source), len(source)))]
-  predictions = list(task.predict(model, [example['inputs'] for example in examples], cut=True))
-  references = [example['targets'] for example in examples]
+  wanted = (limit or len(source)) if metrics or by else samples
+  examples = [source[i] for i in range(min(wanted, len(source)))]
+  inputs, references = zip(*map(task.example, examples), strict=True) if examples else ((), ())
+  predictions = task.predict(model, inputs, cut=True)
   found, signatures = {}, {}
   for name in names(metrics):
     found[name], signatures[name] = METRICS[name](predictions, references)
   if by:
     groups = defaultdict(list)
-    for example, prediction in zip(examples, predictions, strict=True):
-      groups[example[by]].append(100.0 * (prediction == example['targets']))
+    for example, reference, prediction in zip(examples, references, predictions, strict=True):
+      groups[example[by]].append(100.0 * (prediction == reference))
     found |= {f'exact_match/{k}': sum(v) / len(v) for k, v in sorted(groups.items())}
   shown = [
-    {**e, 'prediction': p} for e, p in zip(examples[:samples], predictions[:samples], strict=True)
+    {'inputs': line, 'targets': reference, 'prediction': prediction}
+    for line, reference, prediction in zip(inputs, references, predictions, strict=True)
   ]
-  return Judgement(found, signatures, shown, predictions)
+  return Judgement(found, signatures, shown[:samples], list(references), predictions)
 
 
 def better(name: str, score: float, than: float) -> bool:
   """Whether a score of the named metric is an improvement."""
-  return score < than if name in LOWER_IS_BETTER else score > than
+  return score < than if name.startswith(LOWER_IS_BETTER) else score > than

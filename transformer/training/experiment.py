@@ -9,8 +9,9 @@ from absl import logging
 from jax.sharding import Mesh
 
 from transformer.data import corpora, pipeline, tokenizers
+from transformer.modules.adapters import adapt
 from transformer.modules.config import ModelConfig
-from transformer.tasks.sequence import SequenceToSequence
+from transformer.tasks.task import Task
 from transformer.training import settings, sharding
 from transformer.training.checkpoints import Checkpoints
 from transformer.training.step import Model
@@ -21,7 +22,7 @@ class Experiment(NamedTuple):
   """What a run is made of; nothing is trained or loaded yet."""
 
   settings: settings.Settings
-  task: SequenceToSequence
+  task: Task
   model: ModelConfig
   mesh: Mesh
 
@@ -69,10 +70,23 @@ class Experiment(NamedTuple):
       process=(jax.process_index(), jax.process_count()),
     )
 
+  def init(self, key: jax.Array) -> Model:
+    """A fresh model, with adapters where the config asks for some."""
+    model = self.task.init(self.model, key)
+    if adapters := self.settings.train.adapters:
+      paths, _, rank = adapters.rpartition('=')
+      adapt(model, paths, int(rank), jax.random.fold_in(key, 1))
+    return model
+
+  @property
+  def rates(self) -> str:
+    """Learning rates by path: where there are adapters, only they move, and what is named."""
+    rates = self.settings.optimizer['rates']
+    return f'/adapter/=1,{rates},=0' if self.settings.train.adapters else rates
+
   def abstract_model(self) -> Model:
     """The shapes and shardings of the parameters, without any memory."""
-    init = functools.partial(self.task.init, self.model)
-    return with_shardings(jax.eval_shape(init, jax.random.key(0)), self.mesh)
+    return with_shardings(jax.eval_shape(self.init, jax.random.key(0)), self.mesh)
 
 
 def prepare(config: dict[str, Any], workdir: Workdir) -> Experiment:
@@ -94,11 +108,14 @@ def prepare(config: dict[str, Any], workdir: Workdir) -> Experiment:
     workdir.lock()
   workdir.claim(config)
   tokenizer = workdir.tokenizer()
+  if tokenizer is None and checked.init:
+    tokenizer = Workdir(checked.init).tokenizer()  # published models call it the same
   if tokenizer is None:
+    reads = settings.TASKS[checked.task].reads
     examples = (source[i] for i in range(len(source)))
-    texts = (example[side] for example in examples for side in ('inputs', 'targets'))
+    texts = (example[side] for example in examples for side in reads)
     tokenizer = tokenizers.train(texts, **checked.tokenizer)
-    workdir.save_tokenizer(tokenizer)
+  workdir.save_tokenizer(tokenizer)
   return _experiment(checked, tokenizer, mesh)
 
 
@@ -132,9 +149,7 @@ def with_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def _experiment(checked: settings.Settings, tokenizer: Any, mesh: Mesh) -> Experiment:
-  if None in (tokenizer.bos, tokenizer.eos):
-    raise ValueError('the tokenizer has no start or end token, which sequence to sequence needs')
-  task = SequenceToSequence(
+  task = settings.TASKS[checked.task](
     tokenizer=tokenizer, decoding=checked.decode, length=checked.data.length, **checked.loss
   )
   return Experiment(checked, task, ModelConfig(vocab=tokenizer.size, **checked.model), mesh)

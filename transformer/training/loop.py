@@ -1,7 +1,6 @@
 """The host's side of training: feeds batches, saves, evaluates, and never makes the device wait."""
 
 import collections
-import dataclasses
 import functools
 import operator
 import signal
@@ -14,8 +13,10 @@ from absl import logging
 from transformer.data import pipeline
 from transformer.training import optimizers, reporting, sharding
 from transformer.training.checkpoints import Checkpoints
+from transformer.training.diagnosis import first_not_finite
 from transformer.training.evaluation import better, judge, measure
 from transformer.training.experiment import Experiment, with_shardings
+from transformer.training.initial import with_given
 from transformer.training.settings import names
 from transformer.training.step import Model, State, init, train_steps
 from transformer.training.workdir import Workdir, write
@@ -43,18 +44,23 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
   """
   task, train, config = experiment.task, experiment.settings.train, experiment.settings
   optimizer, learning_rate = optimizers.build(
-    **config.optimizer, steps=train.steps, width=experiment.model.width
+    **dict(config.optimizer, rates=experiment.rates),
+    steps=train.steps,
+    width=experiment.model.width,
   )
 
   def fresh(key):
-    return init(task.init(experiment.model, key), optimizer, ema=train.ema)
+    return init(experiment.init(key), optimizer, ema=train.ema)
+
+  def loss(model, batch, key):
+    return task.loss(optimizers.frozen(model, experiment.rates), batch, key)
 
   key = jax.random.key(config.seed)
   like = with_shardings(jax.eval_shape(fresh, key), experiment.mesh)
   placed = jax.tree.map(lambda x: x.sharding, like)
   steps_of = functools.partial(
     train_steps,
-    loss=task.loss,
+    loss=loss,
     optimizer=optimizer,
     microbatches=train.microbatches,
     ema=train.ema,
@@ -67,6 +73,8 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
   with Checkpoints(workdir.path, **kept) as checkpoints, _Signals() as signals:
     if checkpoints.last_step is None:
       state = jax.jit(fresh, out_shardings=placed)(key)
+      if config.init:
+        state = init(with_given(state.model, experiment), optimizer, ema=train.ema)
     else:
       state = checkpoints.restore(like)
       logging.info('going on from step %d of %s', checkpoints.last_step, workdir)
@@ -89,7 +97,7 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
           step, found = last - len(group) + 1 + i, jax.tree.map(operator.itemgetter(i), metrics)
           if not found.pop('finite'):
             _explain(experiment, state.model, batch, step, workdir)
-          report.advance(int(np.count_nonzero(batch['targets_segments'])))
+          report.advance(_tokens(batch))
           if step % train.log_every_steps == 0:
             values = {name: float(getattr(v, 'value', v)) for name, v in found.items()}
             report.train(step, dict(values, learning_rate=float(learning_rate(step - 1))))
@@ -143,13 +151,13 @@ def report_result(experiment: Experiment, model: Model, workdir: Workdir) -> dic
       samples=config.samples,
       by=config.by if len(source) and config.by in source[0] else '',
     )
-    teacher = measure(measured, model, experiment.batches(split), experiment.mesh)
-    metrics |= {f'{split}/{name}': value for name, value in {**teacher, **found.metrics}.items()}
+    totals = measure(measured, model, experiment.batches(split), experiment.mesh)
+    figures = experiment.task.report(totals, source) | found.metrics
+    metrics |= {f'{split}/{name}': value for name, value in figures.items()}
     signatures |= {f'{split}/{name}': text for name, text in found.signatures.items()}
     folder = workdir.path / 'predictions'
     write(folder / f'{split}.txt', ''.join(f'{line}\n' for line in found.predictions))
-    references = (source[i]['targets'] for i in range(len(source)))
-    write(folder / f'{split}.reference.txt', ''.join(f'{line}\n' for line in references))
+    write(folder / f'{split}.reference.txt', ''.join(f'{line}\n' for line in found.references))
     logging.info('samples of %s:\n%s', split, reporting.table(found.samples))
   return {'metrics': metrics, 'signatures': signatures}
 
@@ -175,13 +183,12 @@ class _Signals:
 
 def _validation(experiment: Experiment):
   """A function of a model: its teacher-forced and greedy metrics on the validation split."""
-  config, task = experiment.settings, experiment.task
-  task = task.with_decoding(dataclasses.replace(task.decoding, beams=1))
+  config, task = experiment.settings, experiment.task.greedy()
   batches, source = experiment.batches(config.data.val), experiment.source(config.data.val)
   measured = jax.jit(task.measure)
 
   def validate(model: Model):
-    teacher = measure(measured, model, batches, experiment.mesh)
+    totals = measure(measured, model, batches, experiment.mesh)
     found = judge(
       task,
       model,
@@ -190,9 +197,15 @@ def _validation(experiment: Experiment):
       limit=config.eval.limit,
       samples=config.eval.samples,
     )
-    return found._replace(metrics={**teacher, **found.metrics})
+    return found._replace(metrics=task.report(totals, source) | found.metrics)
 
   return validate
+
+
+def _tokens(batch: pipeline.Batch) -> int:
+  """How many positions are learnt from, of the field that says so."""
+  name = next(f'{side}_segments' for side in ('targets', 'inputs') if f'{side}_segments' in batch)
+  return int(np.count_nonzero(batch[name]))
 
 
 def _describe(experiment: Experiment, state: State, batches: pipeline.Batches):
@@ -216,7 +229,7 @@ def _explain(experiment: Experiment, model: Model, batch, step: int, workdir: Wo
   """Raises FloatingPointError, saying where a step went wrong."""
   file = workdir.path / f'not-finite-step-{step}.npz'
   np.savez(file, **batch)
-  where = experiment.task.first_not_finite(model, batch)
+  where = first_not_finite(experiment.task, model, batch)
   raise FloatingPointError(
     f'step {step}: the loss or its gradient is not finite, first in {where}. The update was not '
     f'made; its batch, number {step - 1}, is {file}. Lower optimizer.learning_rate, lengthen '

@@ -13,6 +13,7 @@ DECAY = (
   (r'(^|/)(scale|bias|first)$', False),
   (r'(^|/)(table|relative)$', False),
   (r'(^|/)kernel$', True),
+  (r'/adapter/(down|up)$', False),
 )
 
 
@@ -29,6 +30,7 @@ def build(
   epsilon: float,
   weight_decay: float,
   clip: float,
+  rates: str = '',
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """The optimiser, and its learning rate by step (for the log).
 
@@ -44,6 +46,8 @@ def build(
     b1, b2, epsilon: Adam's; b1 is also Lion's and SGD's momentum.
     weight_decay: decoupled (Loshchilov & Hutter 2019), on the parameters that DECAY names.
     clip: global norm above which gradients are scaled down; 0 means never.
+    rates: factors of the learning rate by parameter path, such as 'embed=0, blocks=0.1': the first
+      pattern that a path fits (re.search) decides, and 0 freezes what it names; see `frozen`.
 
   Raises:
     ValueError: an unknown name or schedule, or a number out of range.
@@ -83,7 +87,57 @@ def build(
   chain += [transforms[name]()]
   if weight_decay:
     chain += [optax.add_decayed_weights(weight_decay, mask=decays)]
-  return optax.chain(*chain, optax.scale_by_learning_rate(rate)), rate
+  chain += [optax.scale_by_learning_rate(rate)]
+  if rates:
+    # frozen parameters have no statistics, which are twice their memory
+    moving = optax.masked(
+      optax.chain(*chain), lambda params: jax.tree.map(bool, factors(params, rates))
+    )
+    chain = [
+      moving,
+      optax.stateless(
+        lambda updates, _: jax.tree.map(jnp.multiply, updates, factors(updates, rates))
+      ),
+    ]
+  return optax.chain(*chain), rate
+
+
+def factors(params: Any, rates: str) -> Any:
+  """For each parameter the factor of its learning rate; `rates` as of `build`.
+
+  Raises:
+    ValueError: an entry is no pattern=factor, or fits no parameter.
+  """
+  table = []
+  for entry in filter(None, (entry.strip() for entry in rates.split(','))):
+    pattern, _, factor = entry.rpartition('=')
+    try:
+      table.append((re.compile(pattern), float(factor)))
+    except (re.error, ValueError) as error:
+      raise ValueError(
+        f'optimizer.rates={rates!r}: {entry!r} is no pattern=factor ({error}); write embed=0.1'
+      ) from error
+
+  def factor_of(path, _):
+    name = parameter_path(path)
+    return next((factor for pattern, factor in table if pattern.search(name)), 1.0)
+
+  names = [parameter_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+  for unused in (pattern for pattern, _ in table if not any(map(pattern.search, names))):
+    raise ValueError(
+      f'optimizer.rates={rates!r}: {unused.pattern!r} fits no parameter; there are '
+      f'{", ".join(names)}'
+    )
+  return jax.tree.map_with_path(factor_of, params)
+
+
+def frozen(params: Any, rates: str) -> Any:
+  """The parameters, with no gradient for those whose factor is 0: it need not be computed."""
+  if not rates:
+    return params
+  return jax.tree.map(
+    lambda x, factor: x if factor else jax.lax.stop_gradient(x), params, factors(params, rates)
+  )
 
 
 def decays(params: Any) -> Any:

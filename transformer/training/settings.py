@@ -7,16 +7,18 @@ cannot be written and a key that is read cannot be left out.
 import dataclasses
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 from transformer.data import tokenizers
 from transformer.modules.config import ModelConfig
+from transformer.tasks.language import LanguageModel
 from transformer.tasks.metrics import METRICS
-from transformer.tasks.sequence import Decoding, SequenceToSequence
+from transformer.tasks.sequence import SequenceToSequence
 from transformer.training import optimizers, sharding
 
-MEASURED = ('nll_per_token', 'perplexity_per_token', 'token_accuracy')  # by teacher forcing
+TASKS: dict[str, Any] = {'sequence': SequenceToSequence, 'language': LanguageModel}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,7 @@ class Data:
   """Where examples come from and how they become batches.
 
   Attributes:
-    name: dates, copy, reverse, sort, parallel, pairs, or a TFDS name; see data.corpora.
+    name: dates, copy, reverse, sort, parallel, pairs, text, or a TFDS name; see data.corpora.
     dir: folder or file of it, where it is not generated.
     inputs, targets: names of the two sides: languages, columns, features.
     train, val: splits to learn from and to choose by.
@@ -67,6 +69,8 @@ class Train:
     average: evaluate the mean of so many last checkpoints; 1 for the last one alone.
     log_every_steps, save_every_steps: how often.
     keep: checkpoints kept beside the best one.
+    adapters: pattern=rank gives the layers whose path fits low-rank adapters, and then only these
+      are learnt, and what optimizer.rates names; see modules.adapters. '' for none.
   """
 
   steps: int
@@ -77,8 +81,13 @@ class Train:
   log_every_steps: int
   save_every_steps: int
   keep: int
+  adapters: str
 
   def __post_init__(self):
+    if self.adapters and not re.fullmatch(r'.*=[1-9]\d*', self.adapters):
+      raise ValueError(
+        f'train.adapters={self.adapters!r} is no pattern=rank: write query|value=8, or nothing'
+      )
     _at_least(1, 'train', self, 'steps', 'steps_per_call', 'microbatches', 'average', 'keep')
     _at_least(1, 'train', self, 'log_every_steps', 'save_every_steps')
     if not 0 <= self.ema < 1:
@@ -118,7 +127,6 @@ class Evaluation:
     _at_least(1, 'eval', self, 'every_steps')
     for name in names(self.metrics):
       _one_of('eval.metrics', name, METRICS)
-    _one_of('eval.best', self.best, [*MEASURED, *names(self.metrics)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +135,7 @@ class Settings:
 
   task: str
   seed: int
+  init: str
   data: Data
   tokenizer: dict[str, Any]
   model: dict[str, Any]
@@ -134,27 +143,33 @@ class Settings:
   optimizer: dict[str, Any]
   train: Train
   eval: Evaluation
-  decode: Decoding
+  decode: Any  # of the task's own type
   mesh: dict[str, int]
 
 
-# Who reads each section, and the arguments that do not come from the config.
-SECTIONS: dict[str, tuple[Callable, tuple[str, ...]]] = {
+# Who reads each section whatever the task, and the arguments that do not come from the config.
+COMMON: dict[str, tuple[Callable, tuple[str, ...]]] = {
   'data': (Data, ()),
   'tokenizer': (tokenizers.train, ('texts',)),
   'model': (ModelConfig, ('vocab',)),
-  'loss': (SequenceToSequence, ('tokenizer', 'decoding', 'length')),
   'optimizer': (optimizers.build, ('steps', 'width')),
   'train': (Train, ()),
   'eval': (Evaluation, ()),
-  'decode': (Decoding, ()),
   'mesh': (sharding.make_mesh, ()),
 }
+SECTIONS = (*COMMON, 'loss', 'decode')
 
 
-def keys(section: str) -> list[str]:
+def readers(task: str) -> dict[str, tuple[Callable, tuple[str, ...]]]:
+  """Who reads each section, and the arguments that do not come from the config."""
+  given = ('tokenizer', 'decoding', 'length')
+  decoding = get_type_hints(TASKS[task])['decoding']
+  return dict(COMMON, loss=(TASKS[task], given), decode=(decoding, ()))
+
+
+def keys(section: str, task: str) -> list[str]:
   """The keys of a section, from the signature of who reads it."""
-  reader, given = SECTIONS[section]
+  reader, given = readers(task)[section]
   return [name for name in inspect.signature(reader).parameters if name not in given]
 
 
@@ -164,20 +179,22 @@ def check(config: Mapping[str, Any]) -> Settings:
   Raises:
     ValueError: a key is unknown, missing or contradictory; names it and the nearest one there is.
   """
-  _same_keys('config', config, ['experiment', 'task', 'seed', *SECTIONS])
-  if config['task'] != 'sequence':
-    raise ValueError(f"config.task={config['task']!r} is unknown: there is 'sequence'")
+  _same_keys('config', config, ['experiment', 'task', 'seed', 'init', *SECTIONS])
+  _one_of('config.task', config['task'], TASKS)
   if not isinstance(config['seed'], int) or config['seed'] < 0:
     raise ValueError(f'config.seed={config["seed"]!r} must be a whole number, at least 0')
+  if not isinstance(config['init'], str):
+    raise ValueError(f'config.init={config["init"]!r} must be a folder, or nothing')
   sections = {}
-  for section, (reader, _) in SECTIONS.items():
+  for section, (reader, _) in readers(config['task']).items():
     if not isinstance(config[section], Mapping):
       raise ValueError(f'config.{section}={config[section]!r} must be a section of keys')
-    _same_keys(f'config.{section}', config[section], keys(section))
+    _same_keys(f'config.{section}', config[section], keys(section, config['task']))
     sections[section] = _typed(section, config[section], reader)
   ModelConfig(vocab=1, **sections['model'])  # raises what is wrong with it
   optimizers.build(**sections['optimizer'], steps=1, width=1)  # the same
-  if not 0 <= sections['loss']['label_smoothing'] < 1 or sections['loss']['z_loss'] < 0:
+  smoothing, z_loss = (sections['loss'].get(name, 0) for name in ('label_smoothing', 'z_loss'))
+  if not 0 <= smoothing < 1 or z_loss < 0:
     raise ValueError(
       f'loss={sections["loss"]}: give 0 <= label_smoothing < 1, such as 0.1, and z_loss >= 0'
     )
@@ -186,9 +203,11 @@ def check(config: Mapping[str, Any]) -> Settings:
     data=Data(**sections['data']),
     train=Train(**sections['train']),
     eval=Evaluation(**sections['eval']),
-    decode=Decoding(**sections['decode']),
+    decode=readers(config['task'])['decode'][0](**sections['decode']),
   )
-  settings = Settings(task=config['task'], seed=config['seed'], **typed)
+  settings = Settings(task=config['task'], seed=config['seed'], init=config['init'], **typed)
+  figures = [*TASKS[settings.task].figures, *names(settings.eval.metrics)]
+  _one_of('eval.best', settings.eval.best, figures)
   for name, every in (
     ('train.save_every_steps', settings.train.save_every_steps),
     ('eval.every_steps', settings.eval.every_steps),
@@ -198,12 +217,13 @@ def check(config: Mapping[str, Any]) -> Settings:
         f'{name}={every} is no multiple of train.steps_per_call={settings.train.steps_per_call}: '
         'the model is not seen between the steps of a call'
       )
-  longest = max(settings.data.length, settings.decode.length)
+  longest = settings.data.length
+  if settings.task == 'sequence':  # others never look further than they learnt to
+    longest = max(longest, settings.decode.length)
   if settings.model['position'] == 'learned' and longest > settings.model['length']:
     raise ValueError(
       f'model.length={settings.model["length"]} learned positions are fewer than '
-      f'data.length={settings.data.length} or decode.length={settings.decode.length}: set it to at '
-      f'least {longest}'
+      f'data.length={settings.data.length} or decode.length: set it to at least {longest}'
     )
   return settings
 

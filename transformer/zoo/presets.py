@@ -47,7 +47,10 @@ TRANSFORMER_TINY = dict(
 )
 
 # Vaswani et al. 2017, section 5.3; learning rate, schedule and clipping are the experiment's.
-ADAM = dict(name='adamw', b1=0.9, b2=0.98, epsilon=1e-9, weight_decay=0.0)
+ADAM = dict(name='adamw', b1=0.9, b2=0.98, epsilon=1e-9, weight_decay=0.0, rates='')
+
+# The best output, not one drawn at random; beams and lengths are the experiment's.
+SEARCH = dict(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0)
 
 # Every device holds the whole model and sees its share of each batch.
 DATA_PARALLEL = dict(data=-1, fsdp=1, tensor=1, sequence=1)

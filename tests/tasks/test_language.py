@@ -1,0 +1,188 @@
+"""Laws of transformer/tasks/language.py: windows, and ways to go on with a text."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transformer.data import tokenizers
+from transformer.data.pipeline import Batches, bucketed
+from transformer.modules.config import ModelConfig
+from transformer.tasks.decoding import Decoding
+from transformer.tasks.language import LanguageModel
+
+TEXT = 'the quick brown fox\njumps over the lazy dog\n'
+GREEDY = Decoding(beams=1, alpha=0.0, length=21, rows=3)
+DRAWN = dataclasses.replace(GREEDY, temperature=1.0, top_k=20, seed=3)
+
+
+@pytest.fixture(scope='module')
+def task():
+  return LanguageModel(
+    tokenizer=tokenizers.train([TEXT], kind='characters', vocab=40),
+    decoding=GREEDY,
+    length=8,
+    documents=False,
+    label_smoothing=0.0,
+    z_loss=0.0,
+  )
+
+
+@pytest.fixture(scope='module')
+def model(task):
+  config = ModelConfig(
+    vocab=task.tokenizer.size,
+    width=16,
+    depth=2,
+    heads=2,
+    feedforward=24,
+    length=8,
+    position='learned',
+    prenorm=True,
+    unroll=1,
+  )
+  shapes = jax.eval_shape(lambda: task.init(config, jax.random.key(0)))
+  rng = np.random.default_rng(0)
+  return jax.tree.map(lambda x: jnp.asarray(0.5 * rng.normal(size=x.shape), x.dtype), shapes)
+
+
+def test_windows_read_every_token_and_predict_the_one_after(task):
+  """The windows of an endless text, joined, are the text, and the text one token later."""
+  fields = task.features([{'targets': TEXT}, {'targets': 'fox'}])
+  tokens = task.tokenizer.encode(TEXT)
+  n = len(tokens) - 1
+  windows = [fields['inputs'][i].tolist() for i in range(len(fields['inputs']))]
+  assert [len(w) for w in windows] == [8] * (n // 8) + [n % 8] * (n % 8 > 0) + [2]
+  assert sum(windows[:-1], []) == tokens[:-1]
+  later = [fields['targets'][i].tolist() for i in range(len(fields['targets']))]
+  assert sum(later[:-1], []) == tokens[1:]
+  assert windows[-1] + later[-1][-1:] == task.tokenizer.encode('fox')
+
+
+def test_documents_begin_and_end(task):
+  whole = dataclasses.replace(task, documents=True, length=16)
+  fields = whole.features([{'targets': 'fox'}])
+  fox = task.tokenizer.encode('fox')
+  assert fields['inputs'][0].tolist() == [1, *fox]
+  assert fields['targets'][0].tolist() == [*fox, 2]
+
+
+def test_a_text_in_parts_is_the_text(task, monkeypatch):
+  monkeypatch.setattr('transformer.tasks.language.PART', 5)
+  assert task.encode(TEXT * 3) == task.tokenizer.encode(TEXT * 3)
+
+
+def test_no_text_is_an_error(task):
+  with pytest.raises(ValueError, match='two tokens or more'):
+    task.features([{'targets': 'f'}])
+
+
+def test_the_loss_is_the_logits_cross_entropy(task, model, close):
+  fields = task.features([{'targets': TEXT}])
+  lengths = np.stack([f.lengths for f in fields.values()], axis=1)
+  batch = Batches(fields, bucketed(lengths, buckets=1), tokens=999, seed=None)[0]
+  loss, _ = task.loss(model, jax.tree.map(jnp.asarray, batch), None)
+  total = 0.0
+  for i in range(len(fields['inputs'])):
+    logits = model(
+      jnp.asarray(fields['inputs'][i][None]),
+      segments=jnp.ones_like(jnp.asarray(fields['inputs'][i][None])),
+    )[0]
+    log_p = jax.nn.log_softmax(logits)
+    total -= float(log_p[np.arange(len(logits)), fields['targets'][i]].sum())
+  close(loss.sum, total)
+  assert float(loss.weight) == len(task.tokenizer.encode(TEXT)) - 1
+  measured = task.report(task.measure(model, jax.tree.map(jnp.asarray, batch)), [{'targets': TEXT}])
+  assert measured['nll_per_token'] == pytest.approx(total / float(loss.weight), rel=1e-5)
+  assert measured['perplexity_per_word'] == pytest.approx(math.exp(total / 11), rel=1e-4)
+  assert measured['bits_per_byte'] == pytest.approx(total / len(TEXT) / math.log(2), rel=1e-5)
+  assert set(measured) == set(task.figures)
+
+
+def longhand(task, model, prompt):
+  """Greedy, one full pass over the window for every token."""
+  text = task.tokenizer.encode(prompt)
+  produced = 0
+  while produced < task.decoding.length:
+    steps = min(task.length // 2, task.decoding.length - produced)
+    context = text[-(task.length - steps) :]
+    for _ in range(steps):
+      tokens = jnp.asarray([context])
+      logits = model(tokens, segments=jnp.ones_like(tokens))[0, -1]
+      context.append(int(jnp.argmax(logits)))
+      text.append(context[-1])
+    produced += steps
+  return task.tokenizer.decode(text)[len(prompt) :]
+
+
+def test_greedy_is_the_longhand_search_in_moving_windows(task, model):
+  prompts = ['the', 'quick brown fox', 'o']
+  found = task.predict(model, prompts)
+  assert found == [longhand(task, model, prompt) for prompt in prompts]
+
+
+@pytest.mark.parametrize('decoding', [GREEDY, DRAWN], ids=['greedy', 'drawn'])
+def test_streaming_says_what_predict_says(task, model, decoding):
+  task = dataclasses.replace(task, decoding=decoding)
+  for prompt in ('the', 'over the lazy dog'):
+    pieces = list(task.stream(model, prompt))
+    assert len(pieces) > 5
+    assert ''.join(pieces) == task.predict(model, [prompt])[0]
+
+
+def test_a_line_is_drawn_the_same_whatever_comes_with_it(task, model):
+  drawn = dataclasses.replace(task, decoding=DRAWN)
+  prompts = ['the', 'fox', 'quick', 'dog', 'lazy']
+  together = drawn.predict(model, prompts)
+  assert [drawn.predict(model, [prompt])[0] for prompt in prompts] == together
+  other = dataclasses.replace(task, decoding=dataclasses.replace(DRAWN, seed=4))
+  assert other.predict(model, prompts) != together
+  assert len(set(together)) == 5
+
+
+def test_documents_end(task, model):
+  """The model is made to say the end token at once."""
+  ends = dataclasses.replace(task, documents=True, length=16)
+  sure = jax.tree.map(lambda x: x, model)
+  sure.embed.table[...] = (
+    model.embed.table[...].at[2].set(100 * model.states(jnp.array([[1]]))[0, 0])
+  )
+  assert ends.predict(sure, ['']) == ['']
+  assert ''.join(ends.stream(sure, '')) == ''
+
+
+def test_beams_find_no_worse_and_need_room(task, model):
+  with pytest.raises(ValueError, match='beams cannot move'):
+    dataclasses.replace(task, decoding=dataclasses.replace(GREEDY, beams=4))
+  wide = dataclasses.replace(task, decoding=dataclasses.replace(GREEDY, beams=4, length=4))
+  assert wide.greedy().decoding.beams == 1
+  prompts = ['the', 'fox']
+
+  def log_p(prompt, continuation):
+    tokens = task.tokenizer.encode(prompt + continuation)
+    logits = model(jnp.asarray([tokens]), segments=jnp.ones((1, len(tokens)), int))[0]
+    n = len(task.tokenizer.encode(prompt))
+    return float(jax.nn.log_softmax(logits)[np.arange(n - 1, len(tokens) - 1), tokens[n:]].sum())
+
+  for prompt, found, plain in zip(
+    prompts, wide.predict(model, prompts), wide.greedy().predict(model, prompts), strict=True
+  ):
+    if len(found) == len(plain) == 4:  # no special token in it
+      assert log_p(prompt, found) >= log_p(prompt, plain) - 1e-4
+
+
+def test_attention_of_a_line_looks_back_alone(task, model, close):
+  weights, rows, columns = task.attend(model, 'the fox')
+  assert weights.shape == (2, 2, 7, 7) and rows == columns == list('the fox')
+  close(weights.sum(-1), np.ones((2, 2, 7)))
+  assert not np.triu(weights, 1).any()
+
+
+def test_an_empty_prompt_needs_a_start_token(task, model):
+  with pytest.raises(ValueError, match='the line is empty'):
+    task.predict(model, [''])
+  with pytest.raises(ValueError, match='pass a list'):
+    task.predict(model, 'the')

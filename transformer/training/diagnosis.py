@@ -1,0 +1,36 @@
+"""Where a NaN or Inf comes first."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transformer.data.pipeline import Batch
+from transformer.tasks.task import Task
+from transformer.training.optimizers import parameter_path
+
+
+def first_not_finite(task: Task, model: Any, batch: Batch) -> str:
+  """The place, in the order of computation: parameter, layer, gradient."""
+  if place := _first(model):
+    return f'parameter {place}'
+  arrays = {name: jnp.asarray(rows) for name, rows in batch.items()}
+  for stack, layers in task.capture(model, arrays).items():
+    bad = ~np.isfinite(np.asarray(layers['states'])).all(axis=(1, 2, 3))
+    if bad.any():
+      return f'the states of {stack} layer {np.argmax(bad)}'
+  gradient = jax.jit(jax.grad(lambda model: task.loss(model, arrays, None)[0].sum))(model)
+  if place := _first(gradient):
+    return f'the gradient of {place}'
+  return 'a place that only dropout reaches'
+
+
+def _first(tree: Any) -> str:
+  """The first parameter that is not finite, and of a stacked one the layer."""
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    bad = ~np.isfinite(np.asarray(leaf))
+    if bad.any():
+      name = parameter_path(path)
+      return f'{name}, layer {np.argwhere(bad)[0][0]}' if 'blocks/' in name else name
+  return ''
