@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     buckets=2,
     packing=False,
   )
-  c.tokenizer = dict(kind='bpe', vocab=2000, lowercase=False, split_digits=True)
+  c.tokenizer = dict(kind='bpe', vocab=2000, lowercase=False, split_digits=True, sentinels=0)
   c.model = dict(
     presets.TRANSFORMER_TINY,
     depth=2,

@@ -71,7 +71,7 @@ def test_documents_begin_and_end(task):
 
 
 def test_a_text_in_parts_is_the_text(task, monkeypatch):
-  monkeypatch.setattr('transformer.tasks.language.PART', 5)
+  monkeypatch.setattr('transformer.tasks.texts.PART', 5)
   assert task.encode(TEXT * 3) == task.tokenizer.encode(TEXT * 3)
 
 

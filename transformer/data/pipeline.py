@@ -47,6 +47,9 @@ class Ragged:
     return self.tokens[self.offsets[i] : self.offsets[i + 1]]
 
 
+Fields = dict[str, Ragged | np.ndarray]
+
+
 class Rows(NamedTuple):
   """Which examples share a row, and how long that row is.
 
@@ -123,7 +126,8 @@ class Batches:
   with empty rows, which weigh nothing.
 
   Args:
-    fields: the sequences of each field, such as {'inputs': Ragged, 'targets': Ragged}.
+    fields: the sequences of each field, such as {'inputs': Ragged, 'targets': Ragged}; what an
+      example has one of, such as its class, is an array, and never packed.
     rows: from `bucketed` or `packed`.
     tokens: budget of a batch, in positions of its longest field, padding included.
     multiple: the number of rows is a multiple of this (devices x microbatches), even where that
@@ -137,7 +141,7 @@ class Batches:
 
   def __init__(
     self,
-    fields: dict[str, Ragged],
+    fields: Fields,
     rows: Rows,
     *,
     tokens: int,
@@ -191,15 +195,21 @@ class Batches:
     return plan
 
   def _fill(self, members: list[np.ndarray], shape: tuple[int, ...], size: int) -> Batch:
-    batch = {}
-    for (name, ragged), length in zip(self.fields.items(), shape, strict=True):
+    batch: Batch = {}
+    lengths = iter(shape)
+    for name, field in self.fields.items():
+      if isinstance(field, np.ndarray):
+        batch[name] = np.zeros((size, *field.shape[1:]), field.dtype)
+        batch[name][: len(members)] = field[[examples[0] for examples in members]]
+        continue
+      length = next(lengths)
       tokens = np.zeros((size, length), np.int32)
       segments = np.zeros((size, length), np.int32)
       for row, examples in enumerate(members):
         end = 0
         for segment, example in enumerate(examples, start=1):
-          start, end = end, end + len(ragged[example])
-          tokens[row, start:end] = ragged[example]
+          start, end = end, end + len(field[example])
+          tokens[row, start:end] = field[example]
           segments[row, start:end] = segment
       batch[name], batch[f'{name}_segments'] = tokens, segments
     return batch

@@ -4,6 +4,7 @@ What we train has <pad> = 0, <s> = 1 (bos), </s> = 2 (eos), <unk> = 3, then the 
 files of the same format (BERT, GPT-2, T5, ...) load through the same class and keep their own ids.
 """
 
+import functools
 import itertools
 import os
 import pathlib
@@ -13,6 +14,7 @@ from typing import Any, SupportsIndex
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+SENTINEL = '<extra_id_{}>'
 SPECIALS = ('<pad>', '<s>', '</s>', '<unk>')
 KINDS = ('bpe', 'bytes', 'characters', 'unigram', 'wordpiece')
 
@@ -23,6 +25,7 @@ NAMES = {
   'bos': ('<s>', '[CLS]', '<bos>', '<|startoftext|>', '<|begin_of_text|>', '<|endoftext|>'),
   'eos': ('</s>', '[SEP]', '<eos>', '<|endoftext|>', '<|end_of_text|>'),
   'unk': ('<unk>', '[UNK]'),
+  'mask': ('<mask>', '[MASK]', '<extra_id_0>'),
 }
 
 # GPT-2's alphabet, byte -> printable character: a printable byte stands for itself, the others
@@ -43,11 +46,13 @@ class Tokenizer:
 
   Attributes:
     size: number of ids N, special tokens included; every id is in [0, N).
-    pad, bos, eos, unk: ids, or None where the vocabulary has no such token (GPT-2 has no pad).
+    pad, bos, eos, unk, mask: ids, or None where the vocabulary has no such token.
+    sentinels: ids of <extra_id_0>, <extra_id_1>, ..., which stand for what is left out (T5).
   """
 
   bos: Any  # int or None: who needs one checks once, and not at every use
   eos: Any
+  mask: Any
 
   def __init__(self, tokenizer: tokenizers.Tokenizer):
     tokenizer.encode_special_tokens = True  # "encode them like other text"; the file lacks it
@@ -56,9 +61,11 @@ class Tokenizer:
     self._tokenizer = tokenizer
     self.size: int = tokenizer.get_vocab_size()
     ids = tokenizer.get_vocab()
-    self.pad, self.bos, self.eos, self.unk = (
+    self.pad, self.bos, self.eos, self.unk, self.mask = (
       next((ids[name] for name in names if name in ids), None) for names in NAMES.values()
     )
+    sentinels = (ids.get(SENTINEL.format(i)) for i in itertools.count())
+    self.sentinels: list[Any] = list(itertools.takewhile(lambda i: i is not None, sentinels))
 
   def encode(self, text: str) -> list[int]:
     """Ids of the pieces of `text`; no bos, no eos."""
@@ -68,6 +75,14 @@ class Tokenizer:
     """`[encode(text) for text in texts]`, on all cores."""
     encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     return [encoding.ids for encoding in encodings]
+
+  @functools.cached_property
+  def begins_word(self) -> list[bool]:
+    """For each id, whether a word begins with it, by the marks of WordPiece, byte BPE, unigram."""
+    pieces = [self._tokenizer.id_to_token(i) or '' for i in range(self.size)]
+    if any(piece.startswith('##') for piece in pieces):
+      return [not piece.startswith('##') for piece in pieces]
+    return [piece.startswith(('Ġ', '▁')) for piece in pieces]
 
   def decode(self, ids: Iterable[SupportsIndex]) -> str:
     """Text of `ids` up to the first eos, without specials; U+FFFD where bytes are not UTF-8."""
@@ -121,6 +136,7 @@ def train(
   vocab: int = 8192,
   lowercase: bool = False,
   split_digits: bool = False,
+  sentinels: int = 0,
 ) -> Tokenizer:
   """A vocabulary learnt from `texts`, after Unicode NFC (except 'bytes', which take text as it is).
 
@@ -137,6 +153,8 @@ def train(
     lowercase: lower-cases, character by character (Python's str.lower also knows the final sigma).
     split_digits: each digit is its own token, so that numbers are spelt alike everywhere; always
       the case for 'bytes' and 'characters'.
+
+    sentinels: so many tokens <extra_id_0>, ... come last, beyond vocab: the first is also the mask.
 
   Raises:
     ValueError: an unknown kind, no text, or a vocab that cannot hold the alphabet.
@@ -196,6 +214,7 @@ def train(
       f'vocab={vocab} is too small: the alphabet of {kind!r} on this text and the special tokens '
       f"take {size} ids. Raise vocab to more than that; 'bpe' spells any text with 260."
     )
+  tokenizer.add_special_tokens([SENTINEL.format(i) for i in range(sentinels)])
   return Tokenizer(tokenizer)
 
 

@@ -216,12 +216,24 @@ class Encoder(nnx.Module):
     first = states[jnp.arange(len(states)), jnp.argmax(real, axis=1)]
     return first if self.pooler is None else jnp.tanh(self.pooler(first))
 
+  def capture(
+    self,
+    inputs: Int[Array, 'B S'] | Float[Array, 'B S X'],
+    segments: Int[Array, 'B S'] | None = None,
+  ) -> dict[str, Array] | None:
+    """What happens inside, with tokens of type 0: `Output.layers`."""
+    return self.stack(*self._embedded(inputs, segments, None), capture=True).layers
+
   def _run(self, inputs, segments, types, key):
     """The states, and the segments of their positions."""
+    x, segments = self._embedded(inputs, segments, types)
+    return self.stack(x, segments, key=key).x, segments
+
+  def _embedded(self, inputs, segments, types):
     x, segments = _embed(self.embed, inputs, segments)
     if self.types is not None:
       x += self.types(jnp.zeros_like(segments) if types is None else types)
-    return self.stack(x, segments, key=key).x, segments
+    return x, segments
 
 
 class Decoder(nnx.Module):
@@ -263,6 +275,12 @@ class Decoder(nnx.Module):
   ) -> Float[Array, 'B T D']:
     """What the logits are read from; arguments as in a call."""
     return self.stack(self.embed(tokens), _segments(tokens, segments), key=key).x
+
+  def capture(
+    self, tokens: Int[Array, 'B T'], segments: Int[Array, 'B T'] | None = None
+  ) -> dict[str, Array] | None:
+    """What happens inside: `Output.layers`."""
+    return self.stack(self.embed(tokens), _segments(tokens, segments), capture=True).layers
 
   @property
   def readout(self) -> Tokens:

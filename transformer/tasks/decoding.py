@@ -10,8 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from transformer.functional import search
-
-PAD = -1  # in prompts, where any id may be a token
+from transformer.tasks.batching import in_batches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,57 +100,28 @@ def row_keys(seed: int, prompts: Int[Array, 'B S']) -> Key[Array, ' B']:
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), words)
 
 
-def in_batches(
-  find: Callable[[np.ndarray], tuple[Array, Array]],
+def best(
+  find: Callable[[Int[np.ndarray, 'B S']], tuple[Array, Array]],
   prompts: Sequence[Sequence[int]],
   *,
-  rows: int,
-  longest: int,
   eos: int,
-  left: bool = False,
-  pad: int = 0,
+  **how: Any,
 ) -> list[np.ndarray]:
-  """The best output of each prompt up to its end token, found `rows` at a time.
+  """The best output of each prompt up to its end token.
 
   Args:
     find: padded prompts to outputs [B, W, T] and scores [B, W], best first.
-    prompts: of any lengths; each is padded by its own length alone.
-    rows: of every batch.
-    longest: no prompt is padded beyond it.
+    prompts: of any lengths.
     eos: the end token, -1 for none.
-    left: pad on the left.
-    pad: with what.
+    how: of `in_batches`.
 
   Raises:
     FloatingPointError: a score is NaN.
   """
-  outputs = [np.zeros(0, np.int32)] * len(prompts)
-  shapes = np.array([bucket(len(t), longest) for t in prompts])
-  for shape in np.unique(shapes).tolist():
-    of_shape = np.flatnonzero(shapes == shape)
-    for start in range(0, len(of_shape), rows):
-      members = of_shape[start : start + rows]
-      # the rows left over repeat a line: an empty one would never end
-      filled = np.pad(members, (0, rows - len(members)), mode='edge')
-      found, scores = find(padded([prompts[i] for i in filled], shape, left=left, pad=pad))
-      if np.isnan(scores).any():
-        raise FloatingPointError('the model computes NaN for these lines: its training diverged')
-      for i, best in zip(members, np.asarray(found)[:, 0], strict=False):
-        ends = np.flatnonzero(best == eos)
-        outputs[i] = best[: ends[0] + 1] if len(ends) else best
+  outputs = []
+  for found, scores in in_batches(find, prompts, **how):
+    if np.isnan(scores).any():
+      raise FloatingPointError('the model computes NaN for these lines: its training diverged')
+    ends = np.flatnonzero(found[0] == eos)
+    outputs.append(found[0][: ends[0] + 1] if len(ends) else found[0])
   return outputs
-
-
-def padded(
-  rows: Sequence[Sequence[int]], length: int, *, left: bool = False, pad: int = 0
-) -> Int[np.ndarray, 'B length']:
-  """The rows side by side, filled up on one side."""
-  array = np.full((len(rows), length), pad, np.int32)
-  for row, tokens in zip(array, rows, strict=True):
-    row[slice(length - len(tokens), None) if left else slice(len(tokens))] = tokens
-  return array
-
-
-def bucket(length: int, longest: int) -> int:
-  """The padded length of an input, from its own length alone: 8, 16, 32, ... up to the longest."""
-  return min(max(8, 1 << (length - 1).bit_length()), max(longest, length))

@@ -18,10 +18,10 @@ from transformer.functional.losses import Mean
 from transformer.modules.cache import Cache
 from transformer.modules.config import ModelConfig
 from transformer.modules.model import Decoder
-from transformer.tasks.decoding import PAD, Decoding, bucket, generate, in_batches, padded, row_keys
+from transformer.tasks import texts
+from transformer.tasks.batching import PAD, bucket, padded, self_attention
+from transformer.tasks.decoding import Decoding, best, generate, row_keys
 from transformer.tasks.metrics import TEACHER_FORCED, of_logits, per_text, with_perplexity
-
-PART = 1 << 16  # characters of a text that are tokenized at once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,13 +71,7 @@ class LanguageModel:
 
   def encode(self, text: str) -> list[int]:
     """Tokens of a text, start and end included where it is a document."""
-    # in parts, cut at line ends: tokenizers take time and memory that grow with the part
-    parts, start = [], 0
-    while start < len(text):
-      end = text.find('\n', start + PART) + 1 or len(text)
-      parts.append(text[start:end])
-      start = end
-    tokens = [token for part in self.tokenizer.encode_batch(parts) for token in part]
+    tokens = texts.encode(self.tokenizer, text)
     return [self.tokenizer.bos, *tokens, self.tokenizer.eos] if self.documents else tokens
 
   def features(self, source: Source) -> dict[str, Ragged]:
@@ -115,8 +109,8 @@ class LanguageModel:
 
   def report(self, totals: dict[str, Mean], source: Source) -> dict[str, float]:
     """The figures of a whole split, per token, per word and per byte of its text."""
-    texts = (example['targets'] for examples in chunks(source) for example in examples)
-    return with_perplexity(totals) | per_text(totals['nll_per_token'], texts)
+    whole = (example['targets'] for examples in chunks(source) for example in examples)
+    return with_perplexity(totals) | per_text(totals['nll_per_token'], whole)
 
   def capture(
     self, model: Decoder, batch: dict[str, Int[Array, 'B _']]
@@ -150,24 +144,22 @@ class LanguageModel:
     if isinstance(lines, str):
       raise ValueError('predict takes many lines: pass a list, [line] for a single one')
     prompts = [self.input(line) for line in lines]
-    texts = [list(prompt) for prompt in prompts]
+    written = [list(prompt) for prompt in prompts]
     for steps, seen in self._rounds():
-      going_on = [text for text in texts if not self._ended(text)] if seen else texts
-      contexts = [self._context(text, steps) for text in going_on]
+      going_on = [text for text in written if not (seen and text[-1] == self._eos)]
       decoding = dataclasses.replace(self.decoding, length=steps)
-      found = in_batches(
+      outputs = best(
         functools.partial(_search, model, decoding, self._eos),
-        contexts,
+        [self._context(text, steps) for text in going_on],
+        eos=self._eos,
         rows=self.decoding.rows,
         longest=self.length,
-        eos=self._eos,
         left=True,
-        pad=PAD,
       )
-      for text, output in zip(going_on, found, strict=True):
+      for text, output in zip(going_on, outputs, strict=True):
         text += output.tolist()
     return [
-      self._continuation(text, len(prompt)) for text, prompt in zip(texts, prompts, strict=True)
+      self._continuation(text, len(prompt)) for text, prompt in zip(written, prompts, strict=True)
     ]
 
   def stream(self, model: Decoder, line: str) -> Iterator[str]:
@@ -176,7 +168,7 @@ class LanguageModel:
     text, told = list(prompt), ''
     for steps, _ in self._rounds():
       context = self._context(text, steps)
-      tokens = jnp.asarray(padded([context], bucket(len(context), self.length), left=True, pad=PAD))
+      tokens = jnp.asarray(padded([context], bucket(len(context), self.length), left=True))
       cache, last, keys = _read(model, tokens, steps, self.decoding.seed)
       for position in range(steps):
         last, cache = _next(model, last, cache, keys, position, self.decoding)
@@ -185,16 +177,18 @@ class LanguageModel:
         if not so_far.endswith('\ufffd'):  # half a character
           yield so_far[len(told) :]
           told = so_far
-        if self._ended(text):
+        if text[-1] == self._eos:
           return
 
   def attend(self, model: Decoder, line: str) -> tuple[np.ndarray, list[str], list[str]]:
     """How each token of a line attends to those before: (weights [L, H, T, T], pieces, pieces)."""
     tokens = self.input(line)[-self.length :]
-    rows = padded([tokens], bucket(len(tokens), self.length), pad=PAD)
-    layers = _capture(model, jnp.asarray(rows.clip(0)), jnp.asarray((rows != PAD).astype(np.int32)))
-    pieces = self.tokenizer.pieces(tokens)
-    return np.asarray(layers['self'])[:, 0, :, : len(tokens), : len(tokens)], pieces, pieces
+    return self_attention(
+      lambda rows: _capture(model, rows.clip(0), (rows != PAD).astype(np.int32)),
+      tokens,
+      self.tokenizer,
+      self.length,
+    )
 
   def input(self, line: str) -> list[int]:
     """The tokens of a prompt.
@@ -212,9 +206,6 @@ class LanguageModel:
   @property
   def _eos(self) -> int:
     return self.tokenizer.eos if self.documents else -1
-
-  def _ended(self, text: Sequence[int]) -> bool:
-    return text[-1] == self._eos
 
   def _rounds(self) -> Iterator[tuple[int, int]]:
     """(tokens to generate, tokens generated before) of each window that the output moves through.
@@ -271,6 +262,4 @@ def _next(model: Decoder, last, cache: Cache, keys, position, decoding: Decoding
   return search.argmax(logits), cache
 
 
-@jax.jit
-def _capture(model: Decoder, tokens: Int[Array, 'B T'], segments: Int[Array, 'B T']):
-  return model.stack(model.embed(tokens), segments, capture=True).layers
+_capture = jax.jit(Decoder.capture)

@@ -17,7 +17,8 @@ from transformer.functional.losses import Mean
 from transformer.modules.cache import Cache
 from transformer.modules.config import ModelConfig
 from transformer.modules.model import EncoderDecoder
-from transformer.tasks.decoding import Decoding, bucket, generate, in_batches, padded
+from transformer.tasks.batching import bucket, padded
+from transformer.tasks.decoding import Decoding, best, generate
 from transformer.tasks.metrics import TEACHER_FORCED, of_logits, with_perplexity
 
 
@@ -126,16 +127,17 @@ class SequenceToSequence:
           tokens.append(self.input(line))
         except ValueError as error:
           raise ValueError(f'line {number}: {error}') from error
-    return [self.tokenizer.decode(output) for output in self._best(model, tokens)]
+    return [self.tokenizer.decode(output) for output in self.best(model, tokens)]
 
-  def _best(self, model: EncoderDecoder, inputs: Sequence[Sequence[int]]) -> list[np.ndarray]:
+  def best(self, model: EncoderDecoder, inputs: Sequence[Sequence[int]]) -> list[np.ndarray]:
     """The best output of each input, up to its end token."""
-    return in_batches(
+    return best(
       lambda rows: self.search(model, jnp.asarray(rows)),
       inputs,
+      eos=self.tokenizer.eos,
       rows=self.decoding.rows,
       longest=self.length,
-      eos=self.tokenizer.eos,
+      pad=0,
     )
 
   def search(
@@ -151,19 +153,25 @@ class SequenceToSequence:
     targets, segments = batch['targets'], batch['targets_segments']
     shifted = shift_right(targets, segments, self.tokenizer.bos)
     sides = dict(input_segments=batch['inputs_segments'], target_segments=segments)
-    return _capture(model, batch['inputs'], shifted, **sides)
+    inside = _capture(model, batch['inputs'], shifted, **sides)
+    return {stack: inside[stack] for stack in ('encoder', 'decoder')}  # in this order
 
   def attend(self, model: EncoderDecoder, line: str) -> tuple[np.ndarray, list[str], list[str]]:
     """How the output of a line attends to it: (weights [L, H, T, S], output and input pieces)."""
-    inputs = self.input(line)
-    (outputs,) = self._best(model, [inputs])
+    return self.attend_tokens(model, self.input(line))
+
+  def attend_tokens(
+    self, model: EncoderDecoder, inputs: Sequence[int]
+  ) -> tuple[np.ndarray, list[str], list[str]]:
+    """The same of tokens."""
+    (outputs,) = self.best(model, [inputs])
     read = [self.tokenizer.bos, *outputs[:-1].tolist()]
     # padded, or each line would be compiled for anew
     maps = _capture(
       model,
-      jnp.asarray(padded([inputs], bucket(len(inputs), self.length))),
-      jnp.asarray(padded([read], self.decoding.length)),
-      target_segments=jnp.asarray(padded([[1] * len(read)], self.decoding.length)),
+      jnp.asarray(padded([inputs], bucket(len(inputs), self.length), pad=0)),
+      jnp.asarray(padded([read], self.decoding.length, pad=0)),
+      target_segments=jnp.asarray(padded([[1] * len(read)], self.decoding.length, pad=0)),
     )
     pieces = self.tokenizer.pieces
     weights = np.asarray(maps['decoder']['cross'])[:, 0, :, : len(outputs), : len(inputs)]

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from transformer.data.corpora import Source
-from transformer.data.pipeline import Ragged
+from transformer.data.pipeline import Fields
 from transformer.functional.losses import Mean
 from transformer.modules.config import ModelConfig
 
@@ -31,7 +31,7 @@ class Task(Protocol):
   def init(self, config: ModelConfig, key: Key[Array, '']) -> Model:
     """A fresh model."""
 
-  def features(self, source: Source) -> dict[str, Ragged]:
+  def features(self, source: Source) -> Fields:
     """All examples as numbers, for the pipeline: the fields of a batch."""
 
   def greedy(self) -> 'Task':

@@ -38,7 +38,8 @@ class Experiment(NamedTuple):
     """The batches of a split: shuffled and with seed for training, in order for the rest."""
     data, train = self.settings.data, split == self.settings.data.train
     fields = self.task.features(self.source(split))
-    lengths = np.stack([ragged.lengths for ragged in fields.values()], axis=1)
+    ragged = [field for field in fields.values() if isinstance(field, pipeline.Ragged)]
+    lengths = np.stack([field.lengths for field in ragged], axis=1)
     short = np.flatnonzero(lengths.max(axis=1) <= data.length)
     if len(short) < len(lengths):
       logging.info(
@@ -50,6 +51,8 @@ class Experiment(NamedTuple):
       )
     if not len(short):
       raise ValueError(f'every example of {split} is longer than data.length={data.length} tokens')
+    if data.packing and len(ragged) < len(fields):
+      raise ValueError(f'data.packing=True, but {self.settings.task} needs a row for each example')
     if data.packing:
       rows = pipeline.packed(lengths[short], length=data.length, seed=self.settings.seed)
     else:

@@ -13,12 +13,21 @@ from typing import Any, get_args, get_type_hints
 
 from transformer.data import tokenizers
 from transformer.modules.config import ModelConfig
+from transformer.tasks.denoising import Denoising
+from transformer.tasks.labels import Labels
 from transformer.tasks.language import LanguageModel
+from transformer.tasks.masking import Masking
 from transformer.tasks.metrics import METRICS
 from transformer.tasks.sequence import SequenceToSequence
 from transformer.training import optimizers, sharding
 
-TASKS: dict[str, Any] = {'sequence': SequenceToSequence, 'language': LanguageModel}
+TASKS: dict[str, Any] = {
+  'sequence': SequenceToSequence,
+  'language': LanguageModel,
+  'masking': Masking,
+  'denoising': Denoising,
+  'labels': Labels,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -77,10 +77,10 @@ def shard_batch(
 
   Stacked batches have an axis of steps before these, which stays whole.
   """
-  axes = ('data', 'fsdp'), 'sequence'
-  sharding = NamedSharding(mesh, P(None, *axes) if stacked else P(*axes))
+  axes = [None] * stacked + [('data', 'fsdp'), 'sequence']
   return {
-    name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
+    name: jax.make_array_from_process_local_data(NamedSharding(mesh, P(*axes[: rows.ndim])), rows)
+    for name, rows in batch.items()
   }
 
 
