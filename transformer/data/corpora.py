@@ -82,7 +82,7 @@ def load(
   return First(source, min(limit, len(source))) if limit else source
 
 
-def chunks(source: Source, size: int = 8192) -> Iterator[list[dict[str, str]]]:
+def chunks(source: Source, size: int = 1024) -> Iterator[list[dict[str, str]]]:
   """The examples in order, a few thousand at a time."""
   for start in range(0, len(source), size):
     yield [source[i] for i in range(start, min(start + size, len(source)))]

@@ -43,7 +43,7 @@ TYPED = str.maketrans({'\u00a0': ' ', '\u202f': ' ', '\u200e': None, '\u200f': N
 class Dates:
   """`dates[i] -> {'inputs': 'en-US: March 3, 2021', 'targets': '2021-03-03', 'locale': 'en-US'}`.
 
-  A pure function of (split, seed, i): nothing is stored, so it pickles to a few bytes and workers
+  A pure function of (split, seed, i): it holds no example, so it pickles to a few bytes and workers
   may read in any order. Splits share no day: 90 % of the days of 1969-2068 are for train, 5 % for
   val, 5 % for both tests, whatever the locale, format and seed. Locales take turns: example i is
   in locale i modulo their number; its day and format are drawn uniformly.
@@ -75,16 +75,19 @@ class Dates:
     i = operator.index(i)
     if not 0 <= i < len(self):
       raise IndexError(f'example {i} of {len(self)}: the index runs from 0 to {len(self) - 1}')
-    locales = HELD_OUT_LOCALES if self.split == 'test_unseen_locales' else LOCALES
-    locale = locales[i % len(locales)]
-    days, spellings = _days()[self.split], tuple(dict.fromkeys(formats(locale).values()))
-    draw, which = divmod(_hash(f'{self.split} {self.seed} {i}'), len(days))
-    day = days[which]
-    return {
-      'inputs': write(day, spellings[draw % len(spellings)], locale),
-      'targets': day.isoformat(),
-      'locale': locale,
-    }
+    inputs, targets, locale = _example(self.split, self.seed, i)
+    return {'inputs': inputs, 'targets': targets, 'locale': locale}
+
+
+# a run reads all of them twice in a row: to learn the tokenizer, then to encode
+@functools.lru_cache(maxsize=1 << 16)
+def _example(split: str, seed: int, i: int) -> tuple[str, str, str]:
+  locales = HELD_OUT_LOCALES if split == 'test_unseen_locales' else LOCALES
+  locale = locales[i % len(locales)]
+  days, spellings = _days()[split], tuple(dict.fromkeys(formats(locale).values()))
+  draw, which = divmod(_hash(f'{split} {seed} {i}'), len(days))
+  day = days[which]
+  return write(day, spellings[draw % len(spellings)], locale), day.isoformat(), locale
 
 
 def write(day: datetime.date, pattern: str, locale: str) -> str:

@@ -59,7 +59,7 @@ class SequenceToSequence:
     return [[*tokens, self.tokenizer.eos] for tokens in self.tokenizer.encode_batch(lines)]
 
   def features(self, source: Source) -> dict[str, Ragged]:
-    """The examples as tokens, for the pipeline; a few thousand texts are held at a time."""
+    """The examples as tokens, for the pipeline; only so many texts are held at a time."""
     parts = [
       [Ragged.of(self.encode([example[side] for example in examples])) for side in self.reads]
       for examples in chunks(source)

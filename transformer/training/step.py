@@ -69,19 +69,20 @@ def train_step(
     mean, metrics = loss(model, part, key)
     return mean.sum, dict(metrics, loss=mean)
 
+  # jitted to be traced once for both its uses
+  differentiate = jax.jit(jax.grad(summed, has_aux=True))
+
   def add(total, part):
     index, part = part
-    gradient, metrics = jax.grad(summed, has_aux=True)(
-      state.model, part, jax.random.fold_in(key, index)
-    )
-    return jax.tree.map(jnp.add, total, (gradient, metrics)), None
+    found = differentiate(state.model, part, jax.random.fold_in(key, index))
+    return jax.tree.map(jnp.add, total, found), None
 
   # strided, so that every microbatch has rows on every device
   split = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
   first = jax.tree.map(lambda x: x[0], split)
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype),
-    jax.eval_shape(jax.grad(summed, has_aux=True), state.model, first, key),
+    jax.eval_shape(differentiate, state.model, first, key),
   )
   (gradient, metrics), _ = jax.lax.scan(
     add, zeros, (jnp.arange(microbatches), split), unroll=microbatches == 1
