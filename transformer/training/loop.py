@@ -66,6 +66,7 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
     ema=train.ema,
   )
   update = jax.jit(steps_of, donate_argnums=0, out_shardings=(placed, None))
+  learning_rate = jax.jit(learning_rate)  # one program, not one for each of its operations
   batches = experiment.batches(config.data.train)
   validate = _validation(experiment)
 
