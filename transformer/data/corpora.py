@@ -83,7 +83,7 @@ def load(
 
 
 def chunks(source: Source, size: int = 1024) -> Iterator[list[dict[str, str]]]:
-  """The examples in order, a few thousand at a time."""
+  """The examples in order, about a thousand at a time."""
   for start in range(0, len(source), size):
     yield [source[i] for i in range(start, min(start + size, len(source)))]
 
