@@ -46,7 +46,8 @@ class ModelConfig:
     dropout: rate on embeddings and on the output of every sublayer and hidden feed-forward unit.
     attention_dropout: rate on attention weights.
     dtype: operands of matrix products; parameters, sums, norms and the residual are float32.
-    remat: recompute each block in the backward pass instead of storing its insides.
+    remat: what the backward pass computes again instead of finding it stored: none, of a block all
+      but the products, or the whole block.
     unroll: layers per iteration of the scan; 0 means all of them (fastest on a CPU), 1 keeps the
       compile time independent of depth.
   """
@@ -86,7 +87,7 @@ class ModelConfig:
   dropout: float = 0.1
   attention_dropout: float = 0.0
   dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
-  remat: bool = False
+  remat: Literal['none', 'products', 'block'] = 'none'
   unroll: int = 0
 
   def __post_init__(self):

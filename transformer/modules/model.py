@@ -123,7 +123,7 @@ class Stack(nnx.Module):
     keys_values = None if memory is None else memory.keys_values
     layer_keys = None if key is None else keys[1:]
     (x, kv), layers = jax.lax.scan(
-      jax.checkpoint(layer) if self.config.remat else layer,
+      _rematerialized(layer, self.config),
       (x, None if cache is None else (cache.k, cache.v)),
       (self.blocks, keys_values, jnp.arange(self.depth), layer_keys),
       unroll=self.config.unroll or self.depth,
@@ -441,3 +441,21 @@ def _embed(embed: Tokens | Patches | Frames, inputs, segments):
 
 def _segments(tokens, segments):
   return (tokens != 0).astype(jnp.int32) if segments is None else segments
+def _rematerialized(layer, config: ModelConfig):
+  """The layer, storing of its insides what config.remat says."""
+  if config.remat == 'none':
+    return layer
+  products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+
+  def policy(primitive, *avals, **how):
+    # cuDNN's attention is one primitive, and as dear as a product
+    return products(primitive, *avals, **how) or 'dot_product_attention' in primitive.name
+
+  return jax.checkpoint(
+    layer,
+    policy=policy if config.remat == 'products' else None,
+    # a loop is barrier enough; unrolled, XLA would find the two computations and merge them
+    prevent_cse=config.unroll != 1,
+  )
+
+

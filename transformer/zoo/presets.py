@@ -34,7 +34,7 @@ TRANSFORMER_BASE = dict(
   dropout=0.1,
   attention_dropout=0.0,
   dtype='float32',
-  remat=False,
+  remat='none',
   unroll=0,
 )
 
