@@ -9,7 +9,9 @@ import pytest
 from flax import nnx
 
 from transformer.functional import masks
+from transformer.functional.fused import fastest_attention
 from transformer.functional.positions import from_segments
+from transformer.modules import layers
 from transformer.modules.config import ModelConfig
 from transformer.modules.layers import View
 from transformer.modules.model import Decoder, Encoder, EncoderDecoder, Memory, functional
@@ -505,3 +507,29 @@ def test_the_published_models_have_their_published_size(preset, low, high):
   config = ModelConfig(vocab=37_000, **getattr(presets, preset))
   model = jax.eval_shape(lambda: EncoderDecoder(config, nnx.Rngs(0)))
   assert low < sum(x.size for x in jax.tree.leaves(model)) < high
+
+
+@pytest.mark.parametrize(
+  ('kind', 'changes', 'known'),
+  [(Decoder, {}, 'causal'), (Encoder, {}, 'all'), (Decoder, dict(window=3), None)],
+)
+def test_segments_1_is_a_row_of_ones_and_known_while_compiling(
+  kind, changes, known, monkeypatch, close
+):
+  model, tokens, seen = build(kind, **changes), jnp.asarray(TOKENS), set()
+
+  def spy(*args, **how):
+    seen.add(how['known'])
+    return fastest_attention(*args, **how)
+
+  monkeypatch.setattr(layers, 'fastest_attention', spy)
+  want = jit(lambda model: model.stack(model.embed(tokens), jnp.ones_like(tokens)).x)(model)
+  assert seen == {None}
+  seen.clear()
+  close(jit(lambda model: model.stack(model.embed(tokens), 1).x)(model), want)
+  assert seen == {known}
+
+
+def test_a_number_of_segments_other_than_1_is_an_error_that_says_what_to_do():
+  with pytest.raises(ValueError, match='segments=2: pass 1'):
+    build(Decoder)(jnp.asarray(TOKENS), segments=2)

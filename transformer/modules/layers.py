@@ -12,11 +12,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from transformer.functional.attention import (
-  multi_head_attention,
   multi_head_attention_weights,
   weighted_values,
 )
 from transformer.functional.dropout import dropout
+from transformer.functional.fused import Known, fastest_attention
 from transformer.functional.normalization import normalize
 from transformer.functional.positions import rotary
 from transformer.functional.products import product
@@ -117,15 +117,19 @@ class FeedForward(nnx.Module):
 
 
 class View(NamedTuple):
-  """What queries may see: their own positions, a mask and a bias over [B, H, T, S]."""
+  """What queries may see: their own positions, a mask and a bias over [B, H, T, S].
+
+  `known` is what is known of the mask while compiling; see `fastest_attention`.
+  """
 
   positions: Int[Array, 'B T']
   mask: Bool[Array, '#B #H #T #S'] | None = None
   bias: Float[Array, '#B #H #T #S'] | None = None
+  known: Known | None = None
 
 
 class Attention(nnx.Module):
-  """Concat(head_1, ..., head_H) W_O: projections around `multi_head_attention`.
+  """Concat(head_1, ..., head_H) W_O: projections around `fastest_attention`.
 
   Keys and values are made apart from their use, so that one path serves self-attention, a cache and
   cross-attention. Vaswani et al. 2017, section 3.2.2.
@@ -192,7 +196,7 @@ class Attention(nnx.Module):
       p = multi_head_attention_weights(q, k, **how)
       y = weighted_values(dropout(p, config.attention_dropout, key), v)
     else:
-      y = multi_head_attention(q, k, v, **how, finite=finite)
+      y = fastest_attention(q, k, v, **how, finite=finite, known=view.known)
     seen = multi_head_attention_weights(q, k, **how) if weights else None
     return self.out(y.reshape(B, T, -1)), seen
 

@@ -75,7 +75,7 @@ class Stack(nnx.Module):
   def __call__(
     self,
     x: Float[Array, 'B T D'],
-    segments: Int[Array, 'B T'],
+    segments: Int[Array, 'B T'] | int,
     *,
     memory: Memory | None = None,
     cache: Cache | None = None,
@@ -86,15 +86,21 @@ class Stack(nnx.Module):
 
     Args:
       x: embeddings without positions.
-      segments: which packed example each position belongs to, 0 for padding.
+      segments: which packed example each position belongs to, 0 for padding; the number 1 says
+        while compiling that none is padding and all of a row belong together, which a GPU's fused
+        attention needs to know.
       memory: what to cross-attend to.
       cache: what was seen before; the new positions are added to it.
       key: turns dropout on.
       capture: also return every layer's states and attention weights.
     """
+    if whole := isinstance(segments, int):
+      segments = jnp.full(x.shape[:2], segments, jnp.int32)
     if cache is None:
       positions = from_segments(segments)
       view = self._view(segments, positions, segments, positions)
+      if whole and not self.config.window:
+        view = view._replace(known='causal' if self.causal else 'all')
       start = None
     else:
       positions, start = cache.next_positions(segments), cache.length
@@ -250,7 +256,7 @@ class Decoder(nnx.Module):
     self,
     tokens: Int[Array, 'B T'],
     *,
-    segments: Int[Array, 'B T'] | None = None,
+    segments: Int[Array, 'B T'] | int | None = None,
     cache: Cache | None = None,
     key: Key[Array, ''] | None = None,
   ):
@@ -258,7 +264,8 @@ class Decoder(nnx.Module):
 
     Args:
       tokens: with 0 as padding, on either side, unless segments say otherwise.
-      segments: which packed example each token belongs to, 0 for padding.
+      segments: which packed example each token belongs to, 0 for padding; the number 1 where there
+        is neither, which a GPU must know while compiling to be fast.
       cache: from `init_cache` or the call before.
       key: turns dropout on.
     """
@@ -270,7 +277,7 @@ class Decoder(nnx.Module):
     self,
     tokens: Int[Array, 'B T'],
     *,
-    segments: Int[Array, 'B T'] | None = None,
+    segments: Int[Array, 'B T'] | int | None = None,
     key: Key[Array, ''] | None = None,
   ) -> Float[Array, 'B T D']:
     """What the logits are read from; arguments as in a call."""
@@ -439,8 +446,6 @@ def _embed(embed: Tokens | Patches | Frames, inputs, segments):
   return embed(inputs, jnp.ones(inputs.shape[:2], jnp.int32) if segments is None else segments)
 
 
-def _segments(tokens, segments):
-  return (tokens != 0).astype(jnp.int32) if segments is None else segments
 def _rematerialized(layer, config: ModelConfig):
   """The layer, storing of its insides what config.remat says."""
   if config.remat == 'none':
@@ -459,3 +464,7 @@ def _rematerialized(layer, config: ModelConfig):
   )
 
 
+def _segments(tokens, segments):
+  if isinstance(segments, int) and segments != 1:
+    raise ValueError(f'segments={segments}: pass 1 (no padding, nothing packed) or an array [B, T]')
+  return (tokens != 0).astype(jnp.int32) if segments is None else segments
