@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
+from flax import nnx
 
-from experiments.benchmarks import harness, ours, page
+from experiments.benchmarks import gpu, harness, ours, page
+from transformer import Decoder, ModelConfig
 
 WORKER = """
 import sys, time
@@ -51,3 +53,16 @@ def test_our_side_takes_the_training_step_of_the_experiments(make):
   state, metrics = update(state, batches, jax.random.key(0))
   assert int(state.step) == 2 and metrics['finite'].all()
   assert np.isfinite(metrics['loss'].sum).all()
+
+
+def test_operations_are_six_for_each_weight_and_those_of_the_scores():
+  shape = dict(vocab=48, width=16, heads=2, depth=3, feedforward=40, dropout=0.0, length=8)
+  model = jax.eval_shape(lambda: Decoder(ModelConfig(**shape, tie='output'), nnx.Rngs(0)))
+  kernels = [
+    x for path, x in jax.tree.leaves_with_path(model) if 'kernel' in jax.tree_util.keystr(path)
+  ]
+  N = sum(x.size for x in [*kernels, model.embed.table])
+  # forward: q k and p v are 2 T D each for a token; backward twice that
+  scores = 3 * shape['depth'] * 2 * 2 * shape['length'] * shape['width']
+  assert gpu.operations(**shape, causal=False) == 6 * N + scores
+  assert gpu.operations(**shape) == 6 * N + scores // 2

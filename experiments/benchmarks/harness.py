@@ -29,12 +29,24 @@ RESULTS = pathlib.Path(__file__).parent / 'results'
 MARK = '@@'  # a worker's own lines, among what libraries print
 
 
-def serve(call: Callable[[], Any], *, seconds: float = 1.0, **about):
+def process_memory() -> float:
+  """The most memory this process has held, in MB."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # in kB on Linux
+
+
+def serve(
+  call: Callable[[], Any],
+  *,
+  seconds: float = 1.0,
+  memory: Callable[[], float] = process_memory,
+  **about,
+):
   """A worker: warms up, says so, then times `call` whenever it is told to.
 
   Args:
     call: does the work once, and returns when it is done.
     seconds: how long a turn lasts.
+    memory: the most that was held so far, in MB.
     about: numbers to report beside the time, such as the loss.
   """
   started = time.perf_counter()
@@ -51,8 +63,7 @@ def serve(call: Callable[[], Any], *, seconds: float = 1.0, **about):
     for _ in range(repeats):
       call()
     took = (time.perf_counter() - started) / repeats
-    # in kB on Linux
-    _say(seconds=took, peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    _say(seconds=took, peak_mb=memory())
 
 
 def _say(**values):
@@ -134,7 +145,14 @@ def compare(commands: dict[str, Sequence[str]], *, rounds: int) -> dict[str, dic
 
 
 def report(
-  case: str, found: dict[str, dict[str, Any]], *, work: float, unit: str, module: str, save: bool
+  case: str,
+  found: dict[str, dict[str, Any]],
+  *,
+  work: float,
+  unit: str,
+  module: str,
+  save: bool,
+  **about: Any,
 ):
   """Prints a table to stderr and the result as a line of JSON to stdout, and may keep it.
 
@@ -145,6 +163,7 @@ def report(
     unit: of work per second, such as 'tokens/s'.
     module: the benchmark's name.
     save: write results/<case>.json.
+    about: what else belongs into the result.
   """
   best = {
     side: max(
@@ -168,8 +187,9 @@ def report(
   if best['ours'] and best['peer']:
     one, other = found[best['ours']], found[best['peer']]
     result['ratio'] = other['median_s'] / one['median_s']
-    result['memory_ratio'] = one['peak_mb'] / other['peak_mb']
-  say(result | {'variants': found, **machine(module)}, save=save)
+    if other['peak_mb']:
+      result['memory_ratio'] = one['peak_mb'] / other['peak_mb']
+  say(result | about | {'variants': found, **machine(module)}, save=save)
 
 
 def say(result: dict[str, Any], *, save: bool):

@@ -78,9 +78,8 @@ def decoder(shape: dict, *, rows: int, dtype: str, steps: int = 1):
   batch = dict(tokens=tokens, targets=np.roll(tokens, -1, 1))
 
   def loss(model, batch, key):
-    ones = jnp.ones_like(batch['tokens'])
-    states = model.states(batch['tokens'], segments=ones, key=key)
-    weights = jnp.ones(ones.shape)
+    states = model.states(batch['tokens'], segments=1, key=key)
+    weights = jnp.ones(batch['tokens'].shape)
     loss, nll = model.readout.cross_entropy(states, batch['targets'], weights)
     return loss, {'nll_per_token': nll}
 

@@ -72,8 +72,16 @@ class TorchGpt(nn.Module):
     x = self.dropout(x)
     for block in self.blocks:
       x = block(x)
-    logits = functional.linear(self.norm(x), self.tokens.weight)
-    return _cross_entropy(logits, targets)
+    return self.readout(x, targets)
+
+  def readout(self, x, targets):
+    return _cross_entropy(functional.linear(self.norm(x), self.tokens.weight), targets)
+
+  def compile_blocks(self):
+    """Compiles a block once for all of them, and the readout: quick, for many layers."""
+    for block in self.blocks:
+      block.compile()
+    self.readout = torch.compile(self.readout)
 
 
 class TorchGptBlock(nn.Module):
@@ -149,12 +157,13 @@ def gpt2(*, vocab, width, heads, depth, feedforward, dropout, length):
   )
 
 
-def training(model: str, dtype: str, *, compiled: bool, shape: dict, rows: int, device='cpu'):
-  """(call, loss): one training step of a peer with AdamW, on random tokens."""
+def training(model: str, dtype: str, *, compiled: bool | str, shape: dict, rows: int, device='cpu'):
+  """One training step of a peer with AdamW, on random tokens; compiled 'blocks': each apart."""
   torch.set_num_threads(THREADS)
   torch.manual_seed(0)
   network = {'torch': TorchEncoderDecoder, 'gpt': TorchGpt, 'marian': marian, 'gpt2': gpt2}[model]
-  network = network(**shape).to(device).train()
+  with torch.device(device):  # a large one is quicker made there than brought
+    network = network(**shape).train()
   random, length = np.random.default_rng(0), shape['length']
   tokens = torch.from_numpy(random.integers(2, shape['vocab'], (2, rows, length))).to(device)
   inputs, targets = tokens
@@ -175,7 +184,11 @@ def training(model: str, dtype: str, *, compiled: bool, shape: dict, rows: int, 
   optimizer = torch.optim.AdamW(
     network.parameters(), lr=1e-3, betas=(0.9, 0.98), eps=1e-9, weight_decay=0.0, fused=True
   )
-  forward = torch.compile(loss) if compiled else loss
+  forward = loss
+  if compiled == 'blocks':
+    network.compile_blocks()
+  elif compiled:
+    forward = torch.compile(loss)
 
   def call():
     with torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16'):

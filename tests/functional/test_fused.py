@@ -16,15 +16,18 @@ def draw(rng, B=2, T=6, S=6, H=4, G=2, K=8, V=8, dtype='bfloat16'):
   return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
 
 
-# jax.nn's own equation in its place: no CPU has the kernel
+# where no GPU has the kernel, jax.nn's own equation stands in
+@pytest.mark.parametrize('implementation', ['xla', 'cudnn'])
 @pytest.mark.parametrize(('causal', 'T', 'scale'), [(True, 6, None), (False, 4, 1.0)])
-def test_it_is_attention_forward_and_backward(causal, T, scale, rng, close):
+def test_it_is_attention_forward_and_backward(causal, T, scale, implementation, rng, close):
+  if implementation == 'cudnn' and fused.capability() < 8:
+    pytest.skip('needs an NVIDIA GPU: JAX_PLATFORMS=cuda')
   q, k, v, g = draw(rng, T=T)
   mask = masks.causal(T, 6)[None, None] if causal else None
 
   @jax.jit
   def run(q, k, v):
-    how = dict(causal=causal, scale=scale, implementation='xla')
+    how = dict(causal=causal, scale=scale, implementation=implementation)
     y, pullback = jax.vjp(lambda *x: fused.fused_attention(*x, **how), q, k, v)
     want, want_pullback = jax.vjp(
       lambda *x: multi_head_attention(*x, mask=mask, scale=scale), q, k, v
@@ -90,5 +93,5 @@ def test_the_path_is_chosen_and_said_once(rng, monkeypatch, caplog):
   ]
 
 
-def test_a_cpu_has_no_capability():
-  assert fused.capability() == 0
+def test_the_device_has_a_capability_if_it_is_a_gpu():
+  assert (fused.capability() > 0) == (jax.default_backend() == 'gpu')
