@@ -106,6 +106,7 @@ def ours(name: str, variant: str = 'ours'):
   # before jax is imported; two processes share the memory unless they run apart
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'true' if case.apart else 'false')
   os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.92')
+  os.environ.setdefault('JAX_TRACEBACK_FILTERING', 'off')  # its note hides the error's last line
   import jax
   import jax.numpy as jnp
 
