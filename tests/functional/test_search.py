@@ -12,6 +12,7 @@ from transformer.functional.search import (
   beam_search,
   filter_logits,
   greedy,
+  largest,
   repeat_rows,
   sample,
   take_rows,
@@ -142,6 +143,17 @@ def assert_n_best(found_tokens, found_scores, expected):
   np.testing.assert_allclose(found_scores[:real], [score for score, _ in expected], **CLOSE)
   assert (found_scores[real:] == -np.inf).all()
   assert (found_tokens[real:] == PAD).all()
+
+
+@pytest.mark.parametrize('distinct', [3, 1000])  # few: all are equals
+@pytest.mark.parametrize('shape, k, size', [((4, 40), 5, 4), ((3, 41), 1, 8), ((2, 7), 7, 3)])
+def test_largest_is_top_k_in_its_order_of_equals(shape, k, size, distinct, rng):
+  x = rng.integers(-distinct, 0, size=shape).astype('float32')
+  x[0, ::2] = -np.inf
+  best, places = largest(jnp.asarray(x), k, size=size)
+  want = np.argsort(-x, axis=-1, kind='stable')[:, :k]
+  np.testing.assert_array_equal(places, want)
+  np.testing.assert_array_equal(best, np.take_along_axis(x, want, axis=-1))
 
 
 @pytest.mark.parametrize('seed', range(4))

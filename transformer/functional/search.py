@@ -91,9 +91,7 @@ def argmax(logits: Float[Array, 'B N']) -> Int[Array, 'B']:
   >>> argmax(jnp.array([[0., 2., 2.], [5., 1., 0.]])).tolist()
   [1, 0]
   """
-  # by two reductions: XLA's CPU backend does not vectorise argmax
-  best = logits == jnp.max(logits, axis=-1, keepdims=True)
-  return jnp.min(jnp.where(best, jnp.arange(logits.shape[-1]), logits.shape[-1] - 1), axis=-1)
+  return largest(logits, 1)[1][:, 0]
 
 
 def draw(
@@ -165,6 +163,31 @@ def filter_logits(
       ranked = jnp.where(mass_before < top_p, ranked, -jnp.inf)
     logits = jnp.full_like(logits, -jnp.inf).at[tokens].set(ranked)
   return jnp.where(logits >= jnp.log(min_p), logits, -jnp.inf)
+
+
+def largest(
+  x: Float[Array, 'B N'], k: int, *, size: int = 64
+) -> tuple[Float[Array, 'B k'], Int[Array, 'B k']]:
+  """`lax.top_k`, a tenth of its time on a CPU: the k best are in the k chunks of greatest maximum.
+
+  Args:
+    x: without NaN; of a row with NaN any k are chosen.
+    k: how many, the lowest index first of equals.
+    size: of a chunk.
+
+  >>> largest(jnp.array([[3., 9., 9., 1.]]), 2, size=1)[1]
+  Array([[1, 2]], dtype=int32)
+  """
+  (B, N), count = x.shape, -(-x.shape[-1] // size)
+  if count <= k:
+    best, places = lax.top_k(x, k)
+    return best, places
+  x = jnp.pad(x, ((0, 0), (0, count * size - N)), constant_values=-jnp.inf)
+  x = x.reshape(B, count, size)
+  chunks = jnp.sort(lax.top_k(jnp.max(x, axis=-1), k)[1])  # in order, for the sake of equals
+  best, places = lax.top_k(jnp.take_along_axis(x, chunks[:, :, None], axis=1).reshape(B, -1), k)
+  tokens = jnp.take_along_axis(chunks, places // size, axis=1) * size + places % size
+  return best, jnp.minimum(tokens, N - 1)  # a NaN may rank below what was padded
 
 
 class Rows(NamedTuple):
@@ -307,10 +330,11 @@ def beam_search(
   def extend(state: Beams) -> Beams:
     logits, cache = step(state.last.reshape(-1), state.cache)
     # before top_k: XLA's CPU backend has a fast one for float32 only
-    logits = logits.reshape(batch, beams, -1).astype(jnp.float32)
-    best, tokens = lax.top_k(logits, min(2 * beams, logits.shape[-1]))
+    logits = logits.astype(jnp.float32)
+    best, tokens = largest(logits, min(2 * beams, logits.shape[-1]))
+    log_p = best - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     so_far = state.log_p[..., None]
-    log_p = so_far + (best - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
+    log_p = so_far + log_p.reshape(batch, beams, -1)
     # top_k puts a negative NaN last, where the model's error would go unseen
     log_p = jnp.where(jnp.isnan(log_p), jnp.nan, log_p)
     # an empty slot's cache may hold anything, so its NaN is no error
@@ -318,7 +342,7 @@ def beam_search(
 
     # 2 * beams, because up to `beams` of them may end in eos
     log_p, candidates = lax.top_k(log_p, min(2 * beams, log_p.shape[1]))
-    parents = candidates // tokens.shape[-1]
+    parents = candidates // best.shape[-1]
     tokens = _pick(tokens.reshape(batch, -1), candidates)
     sequences = _pick(state.tokens, parents).at[:, :, state.position].set(tokens)
     ends = (tokens == eos) | (state.position == steps - 1)
