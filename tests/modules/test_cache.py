@@ -27,9 +27,10 @@ def filled(pieces, capacity=8):
 def test_an_empty_cache_has_room_for_every_layer_and_shows_nothing(dtype):
   config = ModelConfig(vocab=5, width=8, heads=4, kv_heads=2, dtype=dtype)
   cache = Cache.empty(config, 3, 2, 7)
-  assert cache.k.shape == cache.v.shape == (3, 2, 2, 7, 2)
+  assert [k.shape for k in cache.k] == [(2, 2, 2, 7)] * 3  # transposed
+  assert [v.shape for v in cache.v] == [(2, 2, 7, 2)] * 3
   kept = 'float32' if jax.default_backend() == 'cpu' else dtype
-  assert cache.k.dtype == cache.v.dtype == kept
+  assert {x.dtype.name for x in cache.k + cache.v} == {kept}
   assert cache.capacity == 7 and cache.length == 0 and not cache.overflows
   np.testing.assert_array_equal(cache.segments, 0)
 
@@ -63,38 +64,57 @@ def test_more_than_fits_is_told_where_the_length_is_traced():
   assert overflows(filled([[[1, 1, 1]]], capacity=4), jnp.ones((1, 2), int))
 
 
-def test_a_layer_writes_its_own_slots_and_no_others(rng):
-  k, v = (jnp.asarray(rng.normal(size=(3, 2, 2, 6, 4)), 'float32') for _ in range(2))
-  new_k, new_v = (jnp.asarray(rng.normal(size=(2, 2, 2, 4)), 'float32') for _ in range(2))
-  real = jnp.array([[True, True], [False, True]])
-  layer_cache = LayerCache(k, v, jnp.int32(1), jnp.int32(3), real)
-  cache, layer_k, layer_v = layer_cache.write(new_k.at[1, 0].set(jnp.nan), new_v)
-  for found, layer, old, new in [(cache.k, layer_k, k, new_k), (cache.v, layer_v, v, new_v)]:
-    want = np.array(old)
-    want[1, :, :, 3:5] = new.swapaxes(1, 2)
-    want[1, 1, :, 3] = 0
-    np.testing.assert_array_equal(found, want)
-    np.testing.assert_array_equal(layer, want[1].swapaxes(1, 2))
-
-
-def test_take_moves_everything_that_belongs_to_a_row(rng):
-  cache = filled([rng.integers(0, 2, size=(4, 5))])
-  cache = Cache(
-    jnp.asarray(rng.normal(size=cache.k.shape), 'float32'),
-    jnp.asarray(rng.normal(size=cache.v.shape), 'float32'),
-    *(cache.segments, cache.positions, cache.length),
+@pytest.mark.parametrize('beams', [1, 2])
+def test_a_layer_writes_its_own_slots_and_no_others(beams, rng):
+  k, v = (
+    jnp.asarray(rng.normal(size=(4 // beams, 2, *sizes)), 'float32') for sizes in [(5, 9), (9, 5)]
   )
-  rows = [2, 2, 0]
+  new_k, new_v = (jnp.asarray(rng.normal(size=(4, 2, 2, 5)), 'float32') for _ in range(2))
+  real = jnp.array([[True, True], [False, True], [True, True], [True, False]])
+  cache = LayerCache(k, v, jnp.int32(3), real).write(new_k.at[1, 0].set(jnp.nan), new_v)
+  for found, old, new in [(cache.k.mT, k.mT, new_k), (cache.v, v, new_v)]:
+    want = np.array(old)
+    for b, t in np.ndindex(4, 2):
+      sentence, beam = divmod(b, beams)
+      want[sentence, :, 3 + 2 * beam + t] = new[b, t] if real[b, t] else 0
+    np.testing.assert_array_equal(found, want)
+
+
+def test_a_row_sees_the_slots_of_its_own_past_whatever_beam_filled_them(rng):
+  W, rows = 3, 6
+  cache = Cache.empty(CONFIG, 1, rows, 8, beams=W)
+  assert cache.beams == W and cache.capacity == 8
+  pasts = [[] for _ in range(rows)]  # (slot, position) of every token
+  for step in range(5):
+    segments = rng.integers(0, 2, size=(rows, 1))
+    for row, past in enumerate(pasts):
+      if segments[row, 0]:
+        past.append((step * W + row % W, len(past)))
+    cache = extend(cache, jnp.asarray(segments, 'int32'))
+    moved = [b * W + w for b in (0, 1) for w in rng.integers(0, W, size=W).tolist()]
+    cache = jax.jit(Cache.take)(cache, jnp.asarray(moved))
+    pasts = [list(pasts[row]) for row in moved]
+    for row, past in enumerate(pasts):
+      slots = np.flatnonzero(cache.segments[row])
+      assert list(zip(slots, cache.positions[row][slots], strict=True)) == past
+  assert cache.length == 5 * W
+
+
+def test_rows_that_share_nothing_are_reordered_with_all_that_is_theirs(rng):
+  cache = filled([rng.integers(0, 2, size=(4, 5))])
+  k, v = (tuple(jnp.asarray(rng.normal(size=x.shape)) for x in xs) for xs in (cache.k, cache.v))
+  cache, rows = cache._replace(k=k, v=v), np.array([2, 2, 0])
   taken = jax.jit(Cache.take)(cache, jnp.asarray(rows))
-  for i, row in enumerate(rows):
-    np.testing.assert_array_equal(np.asarray(taken.k)[:, i], np.asarray(cache.k)[:, row])
-    np.testing.assert_array_equal(np.asarray(taken.v)[:, i], np.asarray(cache.v)[:, row])
-    np.testing.assert_array_equal(taken.segments[i], cache.segments[row])
-    np.testing.assert_array_equal(taken.positions[i], cache.positions[row])
-  assert taken.length == cache.length == 5
+  for found, old in zip(jax.tree.leaves(taken), jax.tree.leaves(cache), strict=True):
+    np.testing.assert_array_equal(found, old[rows] if old.ndim else old)
+
+
+def test_rows_are_whole_sentences():
+  with pytest.raises(ValueError, match='4 rows are not sentences of 3 beams'):
+    Cache.empty(CONFIG, 1, 4, 8, beams=3)
 
 
 def test_a_cache_is_a_pytree_of_arrays():
   cache = filled([[[1, 1]]])
-  assert len(jax.tree.leaves(cache)) == 5
+  assert len(jax.tree.leaves(cache)) == 2 * 2 + 3
   assert jax.tree.map(lambda x: x, cache).capacity == 8

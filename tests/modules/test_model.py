@@ -248,7 +248,7 @@ def test_an_encoder_decoder_decodes_causally_step_by_step(close):
   close(jnp.asarray(np.asarray(steps)[real]), np.asarray(full)[real])
 
 
-def test_beams_share_the_memory_of_their_sentence(close):
+def test_beams_share_the_memory_and_the_cache_of_their_sentence(close):
   model = build(EncoderDecoder, position='alibi', kv_heads=2)
   inputs, targets = (
     jnp.asarray([TOKENS[i] for i in rows]) for rows in [(0, 1), (0, 3, 1, 5, 6, 2)]
@@ -259,11 +259,20 @@ def test_beams_share_the_memory_of_their_sentence(close):
     memory = model.encode(inputs)
     repeated = Memory(*(jnp.repeat(x, 3, axis=0) for x in memory[:2]))
     shared = [model.decode(targets, memory), model.decode(targets, model.decoder.prepare(memory))]
-    return [*shared, model.decode(targets, repeated)]
+    return [*shared, model.decode(targets, repeated)], one_by_one(model, memory)
 
-  inline, prepared, repeated = both(model)
+  def one_by_one(model, memory):
+    def step(cache, token):
+      y, cache = model.decode(token[:, None], memory, cache=cache)
+      return cache, y[:, 0]
+
+    return jax.lax.scan(step, model.init_cache(6, 8, beams=3), targets.T)[1].swapaxes(0, 1)
+
+  (inline, prepared, repeated), cached = both(model)
   close(inline, repeated)
   close(prepared, repeated)
+  real = np.asarray(targets) != 0
+  close(cached[real], repeated[real])
   assert np.abs(repeated[0] - repeated[3]).max() > 1e-3
 
 

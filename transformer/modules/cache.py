@@ -1,6 +1,5 @@
 """Keys and values of the tokens seen so far: an argument and a result of the decoder."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -12,33 +11,51 @@ from transformer.modules.config import ModelConfig
 
 
 class Cache(NamedTuple):
-  """What self-attention remembers, for every layer, in slots filled from the left.
+  """What self-attention remembers, in slots filled from the left.
+
+  The W beams of a sentence share its slots, W of them a token, and each sees those of its own past
+  only: to reorder beams is to change what they see, and no key or value is ever moved.
 
   Attributes:
-    k, v: keys and values.
-    segments: 0 where a slot is empty or holds padding, so that it is never attended to.
+    k, v: keys and values of every layer, C = B / W. Arrays of their own, because XLA's CPU backend
+      would copy a layer out of a stack at every step: a tenth of its time.
+    segments: 0 where a slot is empty, holds padding or another beam's token, so that it is never
+      attended to.
     positions: of the token in each slot, counted without padding.
     length: slots used so far.
   """
 
-  k: Float[Array, 'L B G S K']
-  v: Float[Array, 'L B G S K']
+  k: tuple[Float[Array, 'C G K S'], ...]
+  v: tuple[Float[Array, 'C G S K'], ...]
   segments: Int[Array, 'B S']
   positions: Int[Array, 'B S']
   length: Int[Array, '']
 
   @classmethod
-  def empty(cls, config: ModelConfig, depth: int, rows: int, capacity: int) -> 'Cache':
-    """A cache for `rows` sequences of at most `capacity` tokens each, padding included."""
-    shape = (depth, rows, config.groups, capacity, config.key_size)
-    zeros = jnp.zeros((rows, capacity), jnp.int32)
-    k, v = jnp.zeros(shape, dtype_of(config)), jnp.zeros(shape, dtype_of(config))
-    return cls(k, v, zeros, zeros, jnp.zeros((), jnp.int32))
+  def empty(
+    cls, config: ModelConfig, depth: int, rows: int, capacity: int, beams: int = 1
+  ) -> 'Cache':
+    """A cache for `rows` sequences of at most `capacity` tokens each, padding included.
+
+    Raises:
+      ValueError: the rows are not whole sentences.
+    """
+    if rows % beams:
+      raise ValueError(f'{rows} rows are not sentences of {beams} beams: pass a multiple')
+    slots = capacity * beams
+    v = jnp.zeros((rows // beams, config.groups, slots, config.key_size), dtype_of(config))
+    zeros = jnp.zeros((rows, slots), jnp.int32)
+    return cls((v.mT,) * depth, (v,) * depth, zeros, zeros, jnp.zeros((), jnp.int32))
+
+  @property
+  def beams(self) -> int:
+    """W, how many rows share their slots."""
+    return len(self.segments) // len(self.k[0])
 
   @property
   def capacity(self) -> int:
-    """S, how many slots there are."""
-    return self.segments.shape[1]
+    """How many tokens a row has room for."""
+    return self.segments.shape[1] // self.beams
 
   def next_positions(self, segments: Int[Array, 'B T']) -> Int[Array, 'B T']:
     """The positions of tokens that come next: padding does not count, on whichever side it is."""
@@ -52,33 +69,33 @@ class Cache(NamedTuple):
       ValueError: they do not fit. Where the length is traced (inside a compiled loop) that cannot
         be known, and `overflows` tells; the decoder then answers NaN, never a wrong token.
     """
-    T = segments.shape[1]
-    known = None if isinstance(self.length, jax.core.Tracer) else int(self.length)
+    (B, T), W = segments.shape, self.beams
+    known = None if isinstance(self.length, jax.core.Tracer) else int(self.length) // W
     if (known or 0) + T > self.capacity:
       raise ValueError(
         f'{T} more tokens do not fit a cache of {self.capacity} of which {known or 0} are used: '
         'make it with a larger capacity'
       )
+    own = jnp.arange(B)[:, None] % W == jnp.arange(W)
+    seen = jnp.where(own[:, :, None], segments[:, None], 0).reshape(B, W * T).astype(jnp.int32)
     at = (0, self.length)
     return self._replace(
-      segments=jax.lax.dynamic_update_slice(self.segments, segments.astype(jnp.int32), at),
-      positions=jax.lax.dynamic_update_slice(self.positions, positions.astype(jnp.int32), at),
-      length=self.length + T,
+      segments=jax.lax.dynamic_update_slice(self.segments, seen, at),
+      positions=jax.lax.dynamic_update_slice(self.positions, jnp.tile(positions, (1, W)), at),
+      length=self.length + W * T,
     )
 
   @property
   def overflows(self) -> Array:
     """Whether more was written than fits."""
-    return self.length > self.capacity
+    return self.length > self.segments.shape[1]
 
   def take(self, rows: Int[Array, ' R']) -> 'Cache':
-    """The cache of these rows, in this order: what beam search does after every step."""
-    return self._replace(
-      k=self.k[:, rows],
-      v=self.v[:, rows],
-      segments=self.segments[rows],
-      positions=self.positions[rows],
-    )
+    """The cache in which row r continues row rows[r]: a beam of the same sentence, if any share."""
+    cache = self._replace(segments=self.segments[rows], positions=self.positions[rows])
+    if self.beams > 1:
+      return cache
+    return cache._replace(k=tuple(k[rows] for k in self.k), v=tuple(v[rows] for v in self.v))
 
 
 def dtype_of(config: ModelConfig) -> DTypeLike:
@@ -91,31 +108,27 @@ def dtype_of(config: ModelConfig) -> DTypeLike:
 
 
 class LayerCache(NamedTuple):
-  """All layers' keys and values as one layer sees them, so that it can write its own in place.
+  """One layer's keys and values.
 
   Attributes:
-    k, v: of all layers.
-    layer: this one.
+    k, v: of the slots.
     start: the slot of the first new token.
     real: which new tokens are no padding; the others are written as 0, whatever they hold.
   """
 
-  k: Float[Array, 'L B G S K']
-  v: Float[Array, 'L B G S K']
-  layer: Int[Array, '']
+  k: Float[Array, 'C G K S']
+  v: Float[Array, 'C G S K']
   start: Int[Array, '']
   real: Bool[Array, 'B T']
 
-  def write(self, k: Float[Array, 'B T G K'], v: Float[Array, 'B T G K']):
-    """This layer's keys and values with the new ones added: (cache, [B, S, G, K], [B, S, G, K])."""
-    at = (self.layer, 0, 0, self.start, 0)
-    real = self.real[:, None, :, None]
-    all_k, all_v = (
-      jax.lax.dynamic_update_slice(
-        old, jnp.where(real, new.swapaxes(1, 2), 0)[None].astype(old.dtype), at
-      )
-      for old, new in ((self.k, k), (self.v, v))
+  def write(self, k: Float[Array, 'B T G K'], v: Float[Array, 'B T G K']) -> 'LayerCache':
+    """With those of the new tokens."""
+
+    def slots(new):
+      new = jnp.where(self.real[:, :, None, None], new, 0).astype(self.v.dtype)
+      return new.reshape(len(self.v), -1, *new.shape[2:]).swapaxes(1, 2)
+
+    return self._replace(
+      k=jax.lax.dynamic_update_slice(self.k, slots(k).mT, (0, 0, 0, self.start)),
+      v=jax.lax.dynamic_update_slice(self.v, slots(v), (0, 0, self.start, 0)),
     )
-    layer = functools.partial(jax.lax.dynamic_index_in_dim, index=self.layer, keepdims=False)
-    k, v = (layer(x).swapaxes(1, 2) for x in (all_k, all_v))
-    return self._replace(k=all_k, v=all_v), k, v

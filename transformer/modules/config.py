@@ -49,7 +49,7 @@ class ModelConfig:
     remat: what the backward pass computes again instead of finding it stored: none, of a block all
       but the products, or the whole block.
     unroll: layers per iteration of the scan; 0 means all of them (fastest on a CPU), 1 keeps the
-      compile time independent of depth.
+      compile time independent of depth. Decoding with a cache unrolls them all.
   """
 
   vocab: int

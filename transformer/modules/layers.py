@@ -248,7 +248,8 @@ class Block(nnx.Module):
       nonlocal cache
       q, k, v = self.attention.queries_keys_values(h, view.positions)
       if cache is not None:
-        cache, k, v = cache.write(k, v)
+        cache = cache.write(k, v)
+        k, v = cache.k.transpose(0, 3, 1, 2), cache.v.swapaxes(1, 2)
       # a cache holds 0 where there is no token; of more new tokens each must not see the next
       one_by_one = cache is not None and x.shape[1] == 1
       how: dict[str, Any] = dict(finite=one_by_one, key=keys[0], weights=weights)
@@ -258,7 +259,10 @@ class Block(nnx.Module):
     def cross_attention(h):
       states, memory_view = memory
       prepared = isinstance(states, tuple)
-      k, v = (x.swapaxes(1, 2) for x in states) if prepared else self.cross.keys_values(states)
+      if prepared:
+        k, v = states[0].transpose(0, 3, 1, 2), states[1].swapaxes(1, 2)
+      else:
+        k, v = self.cross.keys_values(states)
       q = self.cross.queries(h, view.positions)
       how: dict[str, Any] = dict(finite=prepared, key=keys[1], weights=weights)
       y, maps['cross'] = self.cross(q, k, v, memory_view, **how)

@@ -105,7 +105,7 @@ class Stack(nnx.Module):
     else:
       positions, start = cache.next_positions(segments), cache.length
       cache = cache.extend(segments, positions)
-      view = self._view(segments, positions, cache.segments, cache.positions)
+      view = self._view(segments, positions, cache.segments, cache.positions, cache.beams)
 
     cross = None
     if memory is not None:
@@ -113,13 +113,17 @@ class Stack(nnx.Module):
       cross = View(positions, _made_once(mask))
 
     def layer(carry, xs):
-      x, kv = carry
-      block, keys_values, index, key = xs
+      x, (kv, *others) = carry
+      block, keys_values, key = xs
+      if kv is not None:
+        # else XLA cuts the layers out of the stack at every step of a search, and not once before
+        block, keys_values = jax.tree.map(jax.lax.optimization_barrier, (block, keys_values))
       seen = None if memory is None else (keys_values or memory.states, cross)
-      of_layer = None if kv is None else LayerCache(*kv, index, start, segments != 0)
+      of_layer = None if kv is None else LayerCache(*kv, start, segments != 0)
       x, of_layer, maps = block(x, view, seen, of_layer, key=key, weights=capture)
       kv = None if kv is None else (of_layer.k, of_layer.v)
-      return (x, kv), dict(maps, states=x) if capture else None
+      # each layer takes the first cache and puts it last, so that in the end they stand as before
+      return (x, (*others, kv)), dict(maps, states=x) if capture else None
 
     embedding_key, *_ = keys = split_key(key, 1 + self.depth)
     x = self.positions(x, positions)
@@ -130,15 +134,15 @@ class Stack(nnx.Module):
     layer_keys = None if key is None else keys[1:]
     (x, kv), layers = jax.lax.scan(
       _rematerialized(layer, self.config),
-      (x, None if cache is None else (cache.k, cache.v)),
-      (self.blocks, keys_values, jnp.arange(self.depth), layer_keys),
-      unroll=self.config.unroll or self.depth,
+      (x, (None,) if cache is None else tuple(zip(cache.k, cache.v, strict=True))),
+      (self.blocks, keys_values, layer_keys),
+      unroll=self.depth if cache is not None else self.config.unroll or self.depth,
     )
     if self.norm is not None:
       x = self.norm(x)
     if cache is not None:
-      assert kv is not None  # it was put in as the cache's
-      cache = cache._replace(k=kv[0], v=kv[1])
+      k, v = zip(*kv, strict=True)
+      cache = cache._replace(k=k, v=v)
       x = jnp.where(cache.overflows, jnp.nan, x)
     return Output(x, cache, layers)
 
@@ -147,9 +151,9 @@ class Stack(nnx.Module):
     keys_values = jax.vmap(lambda block: block.cross.keys_values(memory.states))(self.blocks)
     real = (memory.segments != 0)[:, None, :, None]
     k, v = (jnp.where(real, x.swapaxes(2, 3), 0).astype(dtype_of(self.config)) for x in keys_values)
-    return memory._replace(keys_values=(k, v))
+    return memory._replace(keys_values=(k.mT, v))
 
-  def _view(self, q_segments, q_positions, k_segments, k_positions) -> View:
+  def _view(self, q_segments, q_positions, k_segments, k_positions, beams=1) -> View:
     """Who sees whom in self-attention, by segment and position, never by column."""
     mask = masks.segments(q_segments, k_segments)
     if self.causal:
@@ -168,6 +172,9 @@ class Stack(nnx.Module):
       bias = self.relative[...][buckets].transpose(0, 3, 1, 2)
     if self.config.position == 'alibi':
       bias = alibi_bias(q_positions, k_positions, self.config.heads)
+    if beams > 1:  # the queries of all beams of a sentence stand side by side
+      mask = _side_by_side(mask, beams)
+      bias = None if bias is None else _side_by_side(bias, beams)
     return View(q_positions, _made_once(mask), bias)
 
 
@@ -294,9 +301,9 @@ class Decoder(nnx.Module):
     """The table that logits are read with."""
     return self.output or self.embed
 
-  def init_cache(self, rows: int, capacity: int) -> Cache:
-    """An empty cache for `rows` sequences of at most `capacity` tokens."""
-    return Cache.empty(self.config, self.config.depth, rows, capacity)
+  def init_cache(self, rows: int, capacity: int, *, beams: int = 1) -> Cache:
+    """An empty cache for `rows` texts of at most `capacity` tokens, `beams` rows a prompt."""
+    return Cache.empty(self.config, self.config.depth, rows, capacity, beams)
 
 
 class EncoderDecoder(nnx.Module):
@@ -386,9 +393,9 @@ class EncoderDecoder(nnx.Module):
     logits = self.readout.attend(out.x)
     return logits if cache is None else (logits, out.cache)
 
-  def init_cache(self, rows: int, capacity: int) -> Cache:
-    """An empty cache for `rows` targets of at most `capacity` tokens."""
-    return Cache.empty(self.config, self.decoder.depth, rows, capacity)
+  def init_cache(self, rows: int, capacity: int, *, beams: int = 1) -> Cache:
+    """An empty cache for `rows` targets of at most `capacity` tokens, `beams` rows a sentence."""
+    return Cache.empty(self.config, self.decoder.depth, rows, capacity, beams)
 
   def capture(
     self,
@@ -421,6 +428,12 @@ def functional(model: nnx.Module) -> tuple[Callable, Any]:
     return nnx.merge(graph, nnx.State(params))(*args, **kwargs)
 
   return apply, nnx.to_pure_dict(state)
+
+
+def _side_by_side(x, beams):
+  """[B, H, T, S] as [B/W, H, W T, S]."""
+  B, H, T, S = x.shape
+  return x.reshape(B // beams, beams, H, T, S).swapaxes(1, 2).reshape(-1, H, beams * T, S)
 
 
 def _made_once(mask):

@@ -213,7 +213,7 @@ _capture = jax.jit(EncoderDecoder.capture)
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _search(model: EncoderDecoder, inputs, decoding: Decoding, bos: int, eos: int):
   memory = model.decoder.prepare(model.encode(inputs))
-  cache = model.init_cache(len(inputs) * decoding.beams, decoding.length)
+  cache = model.init_cache(len(inputs) * decoding.beams, decoding.length, beams=decoding.beams)
 
   def step(tokens, cache):
     ones = jnp.ones((len(tokens), 1), jnp.int32)
