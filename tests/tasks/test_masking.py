@@ -184,6 +184,8 @@ def test_spans_are_restored(denoising):
 
 
 def test_what_belongs_at_each_blank_is_told(denoising, monkeypatch):
+  config = ModelConfig(vocab=denoising.tokenizer.size, **SIZES)
+  model = denoising.init(config, jax.random.key(0))
   first, second, *_ = denoising.tokenizer.sentinels
   lu, g = (denoising.tokenizer.encode(text) for text in ('lu', 'g'))
   asked = []
@@ -193,7 +195,7 @@ def test_what_belongs_at_each_blank_is_told(denoising, monkeypatch):
     return [np.array([first, *lu, second, *g, 2])]
 
   monkeypatch.setattr('transformer.tasks.sequence.SequenceToSequence.best', best)
-  assert denoising.predict(None, ['b___e bi___']) == ['lu ___ g']
+  assert denoising.predict(model, ['b___e bi___']) == ['lu ___ g']
   b, e, bi = (denoising.tokenizer.encode(text) for text in ('b', 'e bi', ''))
   assert asked == [[*b, first, *e, second, *bi, 2]]
 

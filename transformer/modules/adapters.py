@@ -49,7 +49,7 @@ def adapt(model: nnx.Module, paths: str, rank: int, key: Key[Array, '']):
   rngs = nnx.Rngs(key)
   for path in chosen:
     layer = linear[path]
-    layer.adapter = LowRank(layer.kernel.shape, rank, rngs)
+    layer.adapter = nnx.data(LowRank(layer.kernel.shape, rank, rngs))
 
 
 def merge(model: nnx.Module):
@@ -57,7 +57,7 @@ def merge(model: nnx.Module):
   for layer in _linears(model).values():
     if layer.adapter is not None:
       layer.kernel[...] = layer.weight
-      layer.adapter = None
+      layer.adapter = nnx.data(None)
 
 
 def _linears(model: nnx.Module) -> dict[str, Linear]:

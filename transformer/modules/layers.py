@@ -53,14 +53,14 @@ class Linear(nnx.Module):
     self.kernel = nnx.Param(initial)
     has_bias = config.bias if bias is None else bias
     self.bias = nnx.Param(jnp.zeros(outputs)) if has_bias else None
-    self.adapter: Any = None  # see modules.adapters
+    self.adapter: Any = nnx.data(None)  # see modules.adapters
 
   def __call__(self, x: Float[Array, '*B I']) -> Float[Array, '*B O']:
     y = product(x, self.weight, self.dtype).astype(jnp.float32)
     return y if self.bias is None else y + self.bias[...]
 
   @property
-  def weight(self) -> Float[Array, 'I O']:
+  def weight(self) -> Float[Array, '*L I O']:
     """W, and what an adapter adds to it."""
     kernel = self.kernel[...]
     return kernel if self.adapter is None else kernel + self.adapter()

@@ -200,7 +200,8 @@ class Masking:
 
   def _words(self, tokens: Int[Array, 'B T']) -> Int[Array, 'B T']:
     begins = jnp.asarray(self.tokenizer.begins_word)[tokens]
-    return jnp.maximum(jnp.cumsum(begins, axis=1) - 1, 0)
+    # the first word of a text may lack its mark, and is number 0 then
+    return jnp.minimum(jnp.cumsum(begins, axis=1), tokens.shape[1] - 1)
 
   def _most(self, T: int) -> int:
     """How many tokens of a row may be hidden."""

@@ -1,0 +1,145 @@
+"""Fine-tuning: what a model starts from, which parameters move and how far, adapters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from transformer.modules.adapters import adapt, merge
+from transformer.modules.config import ModelConfig
+from transformer.modules.heads import Classifier, MaskedTokens
+from transformer.modules.model import Decoder, Encoder
+from transformer.training import optimizers
+from transformer.training.initial import transplanted
+from transformer.training.optimizers import parameter_path
+
+TINY = ModelConfig(vocab=11, width=16, depth=2, heads=2, feedforward=24, length=8, unroll=1)
+TOKENS = jnp.array([[1, 2, 3], [4, 5, 0]])
+
+
+def by_path(model):
+  return {parameter_path(path): x for path, x in jax.tree_util.tree_leaves_with_path(model)}
+
+
+def random(model, seed=0):
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(lambda x: jnp.asarray(0.4 * rng.normal(size=x.shape), x.dtype), model)
+
+
+def test_a_head_starts_from_another_heads_encoder():
+  given = random(MaskedTokens(TINY, nnx.Rngs(0)))
+  fresh = Classifier(TINY, 3, nnx.Rngs(1))
+  found, before = by_path(transplanted(fresh, given)), by_path(fresh)
+  for path, x in by_path(given.encoder).items():
+    assert (found[f'encoder/{path}'] == x).all()
+  assert (found['out/kernel'] == before['out/kernel']).all()
+
+
+def test_a_bare_encoder_is_taken_for_the_one_below_a_head():
+  given = random(Encoder(TINY, nnx.Rngs(0)))
+  found = transplanted(Classifier(TINY, 3, nnx.Rngs(1)), given)
+  assert (found.encoder(TOKENS) == given(TOKENS)).all()
+
+
+def test_another_shape_or_kind_is_refused():
+  with pytest.raises(ValueError, match=r'encoder/embed/table is \[12, 16\] .*\[11, 16\] here'):
+    other = ModelConfig(**dict(vars(TINY), vocab=12))
+    transplanted(Classifier(TINY, 3, nnx.Rngs(1)), Classifier(other, 3, nnx.Rngs(0)))
+  with pytest.raises(ValueError, match='none of these parameters'):
+    transplanted(Encoder(TINY, nnx.Rngs(1)), {'foreign': jnp.zeros(3)})
+
+
+SETTINGS = dict(
+  name='adamw',
+  learning_rate=0.1,
+  schedule='constant',
+  warmup_steps=0,
+  steps=9,
+  width=16,
+  b1=0.9,
+  b2=0.99,
+  epsilon=1e-8,
+  weight_decay=0.1,
+  clip=0.0,
+)
+
+
+def moved(model, rates, steps=2):
+  """How far each parameter goes, by path, and the optimiser's state."""
+  optimizer, _ = optimizers.build(**SETTINGS, rates=rates)
+  state, start = optimizer.init(model), model
+
+  def loss(model):
+    return jnp.sum(optimizers.frozen(model, rates)(TOKENS) ** 2)
+
+  for _ in range(steps):
+    updates, state = optimizer.update(jax.grad(loss)(model), state, model)
+    model = optax.apply_updates(model, updates)
+  return {
+    path: float(jnp.abs(x - by_path(start)[path]).max()) for path, x in by_path(model).items()
+  }, state
+
+
+def test_rates_freeze_and_slow_by_path():
+  model = random(Encoder(TINY, nnx.Rngs(0)))
+  everything, whole = moved(model, '')
+  found, state = moved(model, 'embed/=0, feedforward=0.5')
+  for path, distance in found.items():
+    if path.startswith('embed/'):
+      assert distance == 0
+    elif 'feedforward' in path:
+      # the first step of Adam is its rate whatever the gradient; the second nearly so
+      assert 0.3 * everything[path] < distance < 0.7 * everything[path]
+    else:
+      assert distance > 0.1
+  sizes = [sum(x.size for x in jax.tree.leaves(s)) for s in (state, whole)]
+  assert sizes[0] == sizes[1] - 2 * model.embed.table[...].size  # no statistics of what is frozen
+
+
+@pytest.mark.parametrize(
+  'rates, message',
+  [
+    ('embde=0', "'embde' fits no parameter; there are .*embed/table"),
+    ('embed', 'is no pattern=factor'),
+    ('(=1', 'is no pattern=factor'),
+  ],
+)
+def test_rates_that_say_nothing_are_refused(rates, message):
+  with pytest.raises(ValueError, match=message):
+    optimizers.factors(Encoder(TINY, nnx.Rngs(0)), rates)
+
+
+def test_an_adapter_begins_as_nothing_and_merges_into_the_same_model(close):
+  model = random(Decoder(TINY, nnx.Rngs(0)))
+  before = model(TOKENS)
+  adapt(model, 'query|hidden', 3, jax.random.key(0))
+  added = [path for path in by_path(model) if 'adapter' in path]
+  assert len(added) == 4 and all('query' in p or 'hidden' in p for p in added)
+  close(model(TOKENS), before)
+  for layer in (model.stack.blocks.attention.query, model.stack.blocks.feedforward.hidden):
+    assert layer.adapter.down.shape == (2, 16, 3)
+    layer.adapter.up[...] = 0.3 * jax.random.normal(jax.random.key(1), layer.adapter.up.shape)
+  after = model(TOKENS)
+  assert not np.allclose(after, before, atol=1e-2)
+  merge(model)
+  assert not [path for path in by_path(model) if 'adapter' in path]
+  close(model(TOKENS), after)
+
+
+def test_only_adapters_move():
+  model = random(Encoder(TINY, nnx.Rngs(0)))
+  adapt(model, 'query|value', 2, jax.random.key(0))
+  found, state = moved(model, '/adapter/=1,=0')
+  assert all((distance > 0) == ('adapter' in path) for path, distance in found.items())
+  adapters = sum(x.size for path, x in by_path(model).items() if 'adapter' in path)
+  assert sum(x.size for x in jax.tree.leaves(state)) < 3 * adapters
+
+
+def test_adapters_that_fit_nothing_are_refused():
+  model = Encoder(TINY, nnx.Rngs(0))
+  with pytest.raises(ValueError, match='no layer fits the pattern .*attention/query'):
+    adapt(model, 'nothing', 2, jax.random.key(0))
+  with pytest.raises(ValueError, match='rank 0'):
+    adapt(model, 'query', 0, jax.random.key(0))
