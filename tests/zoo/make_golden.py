@@ -1,0 +1,327 @@
+"""Writes golden/<family>/: tiny random models of `transformers`, and what they answer.
+
+  python tests/zoo/make_golden.py [FAMILY ...]
+
+Needs torch and transformers (the extra `parity`). Every size differs from every other, so that no
+transposed or swapped weight fits; norms, biases and epsilons are not at their defaults; there is
+padding; some hypotheses end early, and none of the decisions of the searches is close: float64
+takes the same.
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import torch
+import transformers as hf
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden'
+VOCAB, STEPS, BEAMS = 99, 12, 4
+ENCODER = dict(
+  vocab_size=VOCAB,
+  hidden_size=24,
+  num_hidden_layers=3,
+  num_attention_heads=3,
+  intermediate_size=40,
+  max_position_embeddings=21,
+  type_vocab_size=2,
+  layer_norm_eps=3e-2,
+)
+BOTH = dict(
+  vocab_size=VOCAB,
+  d_model=24,
+  encoder_layers=3,
+  decoder_layers=2,
+  encoder_attention_heads=3,
+  decoder_attention_heads=3,
+  encoder_ffn_dim=40,
+  decoder_ffn_dim=40,
+  pad_token_id=1,
+  bos_token_id=2,
+  decoder_start_token_id=2,
+  forced_eos_token_id=None,
+)
+LLAMA = dict(
+  vocab_size=VOCAB,
+  hidden_size=24,
+  num_hidden_layers=3,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  intermediate_size=40,
+  max_position_embeddings=64,
+  rms_norm_eps=3e-2,
+  pad_token_id=1,
+  bos_token_id=2,
+)
+T5 = dict(
+  vocab_size=VOCAB,
+  d_model=24,
+  d_kv=10,
+  d_ff=40,
+  num_layers=3,
+  num_decoder_layers=2,
+  num_heads=3,
+  layer_norm_epsilon=3e-2,
+  decoder_start_token_id=0,
+)
+GPT2 = dict(
+  vocab_size=VOCAB,
+  n_embd=24,
+  n_layer=3,
+  n_head=3,
+  n_inner=40,
+  n_positions=32,
+  layer_norm_epsilon=3e-2,
+  pad_token_id=1,
+)
+FAMILIES = {
+  'bert': (hf.BertForPreTraining, hf.BertConfig(**ENCODER)),
+  'bert_body': (hf.BertModel, hf.BertConfig(**ENCODER)),
+  'bert_labels': (hf.BertForSequenceClassification, hf.BertConfig(**ENCODER, num_labels=5)),
+  'bert_spans': (hf.BertForQuestionAnswering, hf.BertConfig(**ENCODER)),
+  'roberta': (hf.RobertaForMaskedLM, hf.RobertaConfig(**ENCODER | {'type_vocab_size': 1})),
+  'roberta_labels': (
+    hf.RobertaForSequenceClassification,
+    hf.RobertaConfig(**ENCODER | {'type_vocab_size': 1}, num_labels=5),
+  ),
+  'gpt2': (hf.GPT2LMHeadModel, hf.GPT2Config(**GPT2)),
+  't5': (hf.T5ForConditionalGeneration, hf.T5Config(**T5)),
+  't5_v1_1': (
+    hf.T5ForConditionalGeneration,
+    hf.T5Config(**T5, feed_forward_proj='gated-gelu', tie_word_embeddings=False),
+  ),
+  'bart': (
+    hf.BartForConditionalGeneration,
+    hf.BartConfig(**BOTH, max_position_embeddings=21, scale_embedding=True),
+  ),
+  'marian': (
+    hf.MarianMTModel,
+    hf.MarianConfig(
+      **BOTH,
+      decoder_vocab_size=VOCAB,
+      max_position_embeddings=21,
+      scale_embedding=True,
+      activation_function='swish',
+    ),
+  ),
+  'vit': (
+    hf.ViTForImageClassification,
+    hf.ViTConfig(
+      hidden_size=24,
+      num_hidden_layers=3,
+      num_attention_heads=3,
+      intermediate_size=40,
+      image_size=12,
+      patch_size=4,
+      num_labels=5,
+      layer_norm_eps=3e-2,
+    ),
+  ),
+  'whisper': (
+    hf.WhisperForConditionalGeneration,
+    hf.WhisperConfig(
+      **BOTH,
+      num_mel_bins=6,
+      max_source_positions=10,
+      max_target_positions=22,
+      begin_suppress_tokens=None,
+      suppress_tokens=None,
+    ),
+  ),
+  'llama': (hf.LlamaForCausalLM, hf.LlamaConfig(**LLAMA, head_dim=10, rope_theta=500.0)),
+  'qwen2': (
+    hf.Qwen2ForCausalLM,
+    hf.Qwen2Config(**LLAMA, rope_theta=500.0, tie_word_embeddings=True),
+  ),
+}
+
+
+def randomize(model, seed):
+  """Every parameter at random, large enough for the answers to differ."""
+  rng = np.random.default_rng(seed)
+  tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+  if hasattr(model, 'lm_head') and model.config.model_type == 't5':
+    if model.config.feed_forward_proj != 'relu':  # v1.1 reads its logits by a table of its own
+      model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
+  values = dict(model.named_parameters())
+  if 'final_logits_bias' in dict(model.named_buffers()):
+    values['final_logits_bias'] = model.final_logits_bias
+  for name, value in values.items():
+    if not value.requires_grad and name != 'final_logits_bias':
+      continue  # sinusoids
+    noise = rng.normal(size=value.shape)
+    if value.ndim == 1 and name.endswith('weight'):
+      noise = 1 + 0.3 * noise
+    elif value.ndim == 1 or name == 'final_logits_bias':
+      noise = 0.3 * noise
+    elif id(value) not in tables and value.ndim == 2:
+      # T5 does not divide its scores
+      scale = 0.4 if name.endswith(('SelfAttention.q.weight', 'EncDecAttention.q.weight')) else 1.5
+      noise = noise * scale / value.shape[1] ** 0.5
+    else:
+      noise = 0.7 * noise
+    value.data = torch.tensor(noise, dtype=torch.float32)
+
+
+def padded(rows, width, pad, left=False):
+  """(tokens, mask) of random rows of these lengths."""
+  rng = np.random.default_rng(len(rows))
+  tokens = np.full((len(rows), width), pad)
+  mask = np.zeros_like(tokens)
+  for i, n in enumerate(rows):
+    at = slice(width - n, width) if left else slice(0, n)
+    tokens[i, at] = rng.integers(3, VOCAB, n)
+    mask[i, at] = 1
+  return tokens, mask
+
+
+def inputs_of(name, model):
+  """What the model is asked, as arrays by the names `transformers` gives them."""
+  rng = np.random.default_rng(7)
+  config = model.config
+  pad = getattr(config, 'pad_token_id', None)
+  targets, target_mask = padded([5, 8, 7], 8, 0 if pad is None else pad)
+  if name == 'vit':
+    return {'pixel_values': rng.normal(size=(3, 3, 12, 12)).astype(np.float32)}
+  if name == 'whisper':
+    features = rng.normal(size=(3, 6, 20)).astype(np.float32)
+    return dict(
+      input_features=features, decoder_input_ids=targets, decoder_attention_mask=target_mask
+    )
+  if config.is_encoder_decoder:
+    tokens, mask = padded([9, 4, 6], 9, pad)
+    targets[:, 0] = config.decoder_start_token_id
+    return dict(
+      input_ids=tokens,
+      attention_mask=mask,
+      decoder_input_ids=targets,
+      decoder_attention_mask=target_mask,
+    )
+  if name.startswith(('bert', 'roberta')):
+    tokens, mask = padded([9, 4, 6], 9, pad)
+    types = (np.arange(9) >= 3).astype(int) * (config.type_vocab_size > 1) * np.ones_like(tokens)
+    return dict(input_ids=tokens, attention_mask=mask, token_type_ids=types)
+  tokens, mask = padded([9, 4, 6], 9, pad, left=True)
+  positions = np.maximum(mask.cumsum(1) - 1, 0)
+  return dict(input_ids=tokens, attention_mask=mask, position_ids=positions)
+
+
+def tensors(inputs, dtype=torch.float32):
+  """NumPy to PyTorch."""
+  found = {name: torch.tensor(x) for name, x in inputs.items()}
+  return {k: v.to(dtype) if v.is_floating_point() else v for k, v in found.items()}
+
+
+def answers(model, inputs):
+  """Every array the model answers to the inputs."""
+  with torch.no_grad():
+    out = model(**tensors(inputs, model.dtype))
+    found = {k: v for k, v in out.items() if isinstance(v, torch.Tensor)}
+    if type(model).__name__ in ('BertForPreTraining', 'RobertaForMaskedLM'):
+      body = getattr(model, model.base_model_prefix)(**tensors(inputs))
+      found['last_hidden_state'] = body.last_hidden_state
+  return {name: x.float().numpy() for name, x in found.items()}
+
+
+def generated(model, inputs, eos, beams, double=False):
+  """(new tokens [B, beams, STEPS], scores) of greedy or beam search; -1 after the end."""
+  model = model.double() if double else model.float()
+  names = ('input_ids', 'attention_mask', 'input_features')
+  given = tensors({k: v for k, v in inputs.items() if k in names}, model.dtype)
+  how = dict(num_beams=beams, num_return_sequences=beams, length_penalty=0.0) if beams > 1 else {}
+  # Whisper's own generate transcribes; what is compared is the model
+  with torch.no_grad():
+    out = hf.GenerationMixin.generate(
+      model,
+      **given,
+      generation_config=hf.GenerationConfig(
+        max_new_tokens=STEPS,
+        do_sample=False,
+        early_stopping=False if beams > 1 else None,
+        eos_token_id=eos,
+        pad_token_id=model.config.pad_token_id,
+        decoder_start_token_id=getattr(model.config, 'decoder_start_token_id', None),
+        return_dict_in_generate=True,
+        output_scores=True,
+        **how,
+      ),
+    )
+  model.float()
+  prompt = 1 if model.config.is_encoder_decoder else inputs['input_ids'].shape[1]
+  found = out.sequences[:, prompt:].numpy()
+  tokens = np.full((len(found), STEPS), -1)
+  tokens[:, : found.shape[1]] = found
+  if eos is not None:
+    ended = np.cumsum(tokens == eos, axis=1) - (tokens == eos)
+    tokens[ended > 0] = -1
+  scores = out.sequences_scores.numpy() if beams > 1 else np.zeros(len(found))
+  return tokens.reshape(-1, beams, STEPS), scores.reshape(-1, beams).astype(np.float32)
+
+
+def end_token(model, inputs):
+  """The token that greedy search says in most rows a while after the start."""
+  tokens, _ = generated(model, inputs, None, 1)
+  times = lambda t: sum(t in row[0, 2:8] and t not in row[0, :2] for row in tokens)  # noqa: E731
+  return int(max(np.unique(tokens[:, 0, 2:8]), key=times))
+
+
+def make(name, folder, seed=0):
+  """Saves the model of a family and its answers."""
+  cls, config = FAMILIES[name]
+  model = cls(config).eval()
+  randomize(model, seed)
+  model.generation_config = hf.GenerationConfig() if model.can_generate() else None
+  inputs = inputs_of(name, model)
+  if model.can_generate():
+    model.config.eos_token_id = end_token(model, inputs)
+  model.save_pretrained(folder)
+  (folder / 'generation_config.json').unlink(missing_ok=True)
+  if name == 't5_v1_1':  # as the published ones say it
+    file = folder / 'config.json'
+    values = json.loads(file.read_text()) | {'tie_word_embeddings': False}
+    del values['scale_decoder_outputs']
+    file.write_text(json.dumps(values, indent=2) + '\n')
+  loaded = cls.from_pretrained(folder).eval()
+  expected = answers(loaded, inputs)
+  for key, value in answers(model, inputs).items():
+    np.testing.assert_allclose(value, expected[key], atol=1e-5, err_msg=f'{name} {key}')
+  if loaded.can_generate():
+    eos = loaded.config.eos_token_id
+    expected['greedy'], _ = generated(loaded, inputs, eos, 1)
+    expected['beam'], expected['beam_scores'] = generated(loaded, inputs, eos, BEAMS)
+    greedy, _ = generated(loaded, inputs, eos, 1, double=True)
+    beam, scores = generated(loaded, inputs, eos, BEAMS, double=True)
+    assert (greedy == expected['greedy']).all() and (beam == expected['beam']).all(), name
+    ends = (beam == eos).any(-1)
+    gaps = -np.diff(scores, axis=1)
+    assert 0 < ends.sum() < ends.size and (gaps > 1e-3).all(), (name, ends, gaps)
+    assert (beam[:, 0] != greedy[:, 0]).any(), f'{name}: beam search finds what greedy finds'
+  np.savez_compressed(
+    folder / 'expected.npz',
+    **{f'in_{k}': v.astype(np.int16 if v.dtype.kind == 'i' else v.dtype) for k, v in inputs.items()},
+    **{f'out_{k}': v.astype(np.int16) if v.dtype.kind == 'i' else v for k, v in expected.items()},
+  )
+
+
+def main(names):
+  """Makes the named families, or all; of several seeds the first whose searches are not close."""
+  hf.logging.set_verbosity_error()
+  hf.logging.disable_progress_bar()
+  for name in names or FAMILIES:
+    folder = GOLDEN / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in range(40):
+      try:
+        make(name, folder, seed)
+        break
+      except AssertionError as error:
+        print(f'{name}, seed {seed}: {str(error)[:150]}', file=sys.stderr)
+    else:
+      raise SystemExit(f'{name}: no seed will do')
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    print(f'{name}: seed {seed}, {size / 1e3:.0f} kB')
+
+
+if __name__ == '__main__':
+  main(sys.argv[1:])
