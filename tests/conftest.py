@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+collect_ignore = ['zoo/make_golden.py']  # needs torch
+
 # Relative to the largest magnitude expected. No test loosens its own.
 TOLERANCE = {'float32': 2e-5, 'bfloat16': 2e-2, 'float16': 4e-3}
 

@@ -19,7 +19,7 @@ MAY_IMPORT = {
   'functional': set(),
   'modules': {'functional'},
   'data': set(),
-  'zoo': {'functional', 'modules'},
+  'zoo': {'functional', 'modules', 'data'},
   'tasks': {'functional', 'modules', 'data'},
   'inspection': {'functional', 'modules', 'data'},
   'training': {'functional', 'modules', 'data', 'zoo', 'tasks', 'inspection'},
@@ -77,6 +77,8 @@ def test_importing_the_package_costs_little():
     'matplotlib',
     'babel',
     'sacrebleu',
+    'safetensors',
+    'tokenizers',
   ):
     assert heavy not in loaded
 

@@ -122,11 +122,7 @@ def shifted(ours: str, theirs: str) -> list[Row]:
 
 def wrapped(ours: str, theirs: str, axes: int = 1) -> list[Row]:
   """A tensor with leading axes of size 1."""
-  return [
-    Row(
-      (ours,), theirs, lambda x: (x.reshape(x.shape[axes:]),), lambda x: x[(None,) * axes]
-    )
-  ]
+  return [Row((ours,), theirs, lambda x: (x.reshape(x.shape[axes:]),), lambda x: x[(None,) * axes])]
 
 
 def id_(x):
@@ -368,7 +364,9 @@ VIT = Family(
 
 def _gpt2_derive(theirs, names, kind):
   inner = theirs.get('n_inner') or 4 * theirs.get('n_embd', 768)
-  return dict(feedforward=inner, tie='output' if theirs.get('tie_word_embeddings', True) else 'none')
+  return dict(
+    feedforward=inner, tie='output' if theirs.get('tie_word_embeddings', True) else 'none'
+  )
 
 
 def _gpt2_rows(config, kind):
@@ -512,7 +510,8 @@ LLAMA = Family(
 # Yang et al. 2024, https://arxiv.org/abs/2407.10671
 QWEN2 = LLAMA._replace(
   architectures={'Qwen2ForCausalLM': Decoder},
-  fields=LLAMA.fields | {'vocab': ('vocab_size', 151936), 'feedforward': ('intermediate_size', 22016)},
+  fields=LLAMA.fields
+  | {'vocab': ('vocab_size', 151936), 'feedforward': ('intermediate_size', 22016)},
   fixed=LLAMA.fixed | dict(bias_qkv=True),
   only=dict(use_sliding_window=False),
 )
@@ -553,7 +552,10 @@ def _t5_rows(config, kind):
     attention = {'query': 'q', 'key': 'k', 'value': 'v', 'out': 'o'}
     inner = {'hidden': 'wi_0', 'gate': 'wi_1', 'out': 'wo'}
     inner = inner if config.gated else {'hidden': 'wi', 'out': 'wo'}
-    sublayers = [('attention', 'SelfAttention', attention), ('feedforward', 'DenseReluDense', inner)]
+    sublayers = [
+      ('attention', 'SelfAttention', attention),
+      ('feedforward', 'DenseReluDense', inner),
+    ]
     if cross:
       sublayers.insert(1, ('cross', 'EncDecAttention', attention))
     for i, (ours, theirs, names) in enumerate(sublayers):
@@ -788,9 +790,7 @@ FAMILIES = {
 }
 
 
-def read_config(
-  theirs: Mapping[str, Any], names: Collection[str], kind: type
-) -> dict[str, Any]:
+def read_config(theirs: Mapping[str, Any], names: Collection[str], kind: type) -> dict[str, Any]:
   """The fields of our `ModelConfig` that their config.json says.
 
   Args:

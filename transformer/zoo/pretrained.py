@@ -49,7 +49,7 @@ def load_pretrained(folder: str | os.PathLike, **settings: Any) -> tuple[nnx.Mod
   folder = pathlib.Path(folder)
   theirs = _json(folder / 'config.json')
   if wrong := settings.keys() - set(OURS):
-    raise ValueError(f'{", ".join(sorted(wrong))} is the file\'s to say: give only {OURS}')
+    raise ValueError(f"{', '.join(sorted(wrong))} is the file's to say: give only {OURS}")
   model_type = theirs.get('model_type')
   if model_type not in FAMILIES:
     raise ValueError(
@@ -81,7 +81,7 @@ def load_pretrained(folder: str | os.PathLike, **settings: Any) -> tuple[nnx.Mod
   _check(folder, family, rows, leaves, tensors)
 
   tokenizer = _tokenizer(folder, config)
-  loaded = {}
+  loaded: dict[str, jax.Array] = {}
   # the largest first: what is needed beside them is needed while there is little else
   for row in sorted(rows, key=lambda row: -sum(leaves[path].size for path in row.ours)):
     loaded |= _read(row, leaves, tensors)
@@ -108,7 +108,7 @@ def save_pretrained(
   family, kind = FAMILIES[model_type], type(model)
   written = _architecture(family, model) | write_config(model_type, _config(model))
   if kind is Classifier:
-    labels = {i: f'LABEL_{i}' for i in range(len(model.out.bias))}
+    labels = {i: f'LABEL_{i}' for i in range(leaves['out/bias'].size)}
     written['id2label'] = labels
     written['label2id'] = {label: i for i, label in labels.items()}
   for name in ('pad', 'bos', 'eos'):
@@ -137,7 +137,12 @@ def save_pretrained(
       folder / 'modules.json',
       [
         {'idx': 0, 'name': '0', 'path': '', 'type': 'sentence_transformers.models.Transformer'},
-        {'idx': 1, 'name': '1', 'path': '1_Pooling', 'type': 'sentence_transformers.models.Pooling'},
+        {
+          'idx': 1,
+          'name': '1',
+          'path': '1_Pooling',
+          'type': 'sentence_transformers.models.Pooling',
+        },
       ],
     )
     (folder / '1_Pooling').mkdir(exist_ok=True)
@@ -176,7 +181,7 @@ def _tensors(folder: pathlib.Path, family: Family) -> dict[str, Stored]:
   from safetensors import SafetensorError, safe_open
 
   if (folder / WEIGHTS).is_file():
-    files = {WEIGHTS: None}
+    files: dict[str, set[str]] = {WEIGHTS: set()}
   elif (folder / INDEX).is_file():
     placed = _json(folder / INDEX).get('weight_map')
     if not isinstance(placed, dict):
@@ -186,7 +191,7 @@ def _tensors(folder: pathlib.Path, family: Family) -> dict[str, Stored]:
     pickles = sorted(f.name for f in folder.glob('*') if f.suffix in PICKLES)
     advice = (
       f'; {", ".join(pickles)} can run code when opened, so they never are. Where you trust them, '
-      "convert: python -c \"from transformers import AutoModel as M; m = M.from_pretrained('"
+      'convert: python -c "from transformers import AutoModel as M; m = M.from_pretrained(\''
       f"{folder}'); m.save_pretrained('converted')\", with the class that config.json names "
       'instead of AutoModel'
     )
@@ -204,10 +209,14 @@ def _tensors(folder: pathlib.Path, family: Family) -> dict[str, Stored]:
           if family.ignored.fullmatch(short):
             continue
           if short in found:
-            raise ValueError(f'{folder}: {name} and {found[short].name} are one tensor, given twice')
+            raise ValueError(
+              f'{folder}: {name} and {found[short].name} are one tensor, given twice'
+            )
           found[short] = stored
     except SafetensorError as error:
-      raise ValueError(f'{folder / file} is damaged or cut short ({error}): fetch it anew') from error
+      raise ValueError(
+        f'{folder / file} is damaged or cut short ({error}): fetch it anew'
+      ) from error
     if promised and (lost := promised - {stored.name for stored in found.values()}):
       lost = {name for name in lost if not family.ignored.fullmatch(_short(name, family))}
       if lost:
@@ -329,7 +338,9 @@ def _family(model: nnx.Module, leaves) -> tuple[str, list[Row]]:
       other['summary'] = 'mean'  # which stands in a file of its own
     if one == other:
       return model_type, rows
-    differences[model_type] = [f'{k}={other[k]!r}, not {one[k]!r}' for k in one if one[k] != other[k]]
+    differences[model_type] = [
+      f'{k}={other[k]!r}, not {one[k]!r}' for k in one if one[k] != other[k]
+    ]
   if not differences:
     raise ValueError(f'no published family has the shape of a {kind.__name__}')
   nearest = min(differences, key=lambda name: len(differences[name]))
@@ -372,8 +383,8 @@ def _architecture(family: Family, model: nnx.Module) -> dict[str, Any]:
   return {'architectures': names[:1]}
 
 
-def _config(model: nnx.Module) -> ModelConfig:
-  return getattr(model, 'encoder', model).config if not hasattr(model, 'config') else model.config
+def _config(model: Any) -> ModelConfig:
+  return model.config if hasattr(model, 'config') else model.encoder.config
 
 
 def _mean_of_tokens(folder: pathlib.Path) -> bool:
@@ -402,8 +413,8 @@ def _tokenizer(folder: pathlib.Path, config: ModelConfig):
   tokenizer = Tokenizer.load(folder / 'tokenizer.json')
   if tokenizer.size > config.vocab:
     raise ValueError(
-      f'{folder}: tokenizer.json has {tokenizer.size} ids, but the model knows {config.vocab}: they '
-      'do not belong together'
+      f'{folder}: tokenizer.json has {tokenizer.size} ids, but the model knows {config.vocab}: '
+      'they do not belong together'
     )
   return tokenizer
 

@@ -1,0 +1,112 @@
+"""The tiny models of golden/, and our answers under the names that `transformers` gives them."""
+
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transformer.functional import search
+from transformer.modules.cache import Cache
+from transformer.modules.heads import Classifier, MaskedTokens, Spans
+from transformer.modules.model import Decoder, Encoder, EncoderDecoder
+from transformer.zoo.pretrained import load_pretrained
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden'
+NAMES = sorted(folder.name for folder in GOLDEN.iterdir())
+GENERATE = [name for name in NAMES if not name.startswith(('bert', 'roberta', 'vit'))]
+STEPS, BEAMS = 12, 4
+
+
+@functools.cache
+def golden(name):
+  """(model, inputs, answers, config.json)."""
+  model, _ = load_pretrained(GOLDEN / name, unroll=1)
+  with np.load(GOLDEN / name / 'expected.npz') as file:
+    arrays = {k: v.astype(np.int32) if v.dtype.kind == 'i' else v for k, v in file.items()}
+  inputs = {k.removeprefix('in_'): v for k, v in arrays.items() if k.startswith('in_')}
+  answers = {k.removeprefix('out_'): v for k, v in arrays.items() if k.startswith('out_')}
+  return model, inputs, answers, json.loads((GOLDEN / name / 'config.json').read_text())
+
+
+def source(inputs, patch=4):
+  """(what an encoder reads, its segments)."""
+  if 'pixel_values' in inputs:
+    B, C, rows, columns = inputs['pixel_values'].shape
+    squares = inputs['pixel_values'].reshape(B, C, rows // patch, patch, columns // patch, patch)
+    return jnp.asarray(squares.transpose(0, 2, 4, 3, 5, 1).reshape(B, -1, patch * patch * C)), None
+  if 'input_features' in inputs:
+    return jnp.asarray(inputs['input_features'].swapaxes(1, 2)), None
+  return jnp.asarray(inputs['input_ids']), jnp.asarray(inputs['attention_mask'])
+
+
+@jax.jit
+def answered(model, inputs, segments, types, targets, target_segments):
+  """What the model says, by the names `transformers` gives it."""
+  if isinstance(model, EncoderDecoder):
+    memory = model.encode(inputs, segments=segments)
+    logits = model.decode(targets, memory, segments=target_segments)
+    return {'logits': logits, 'encoder_last_hidden_state': memory.states}
+  if isinstance(model, Decoder):
+    return {'logits': model(inputs, segments=segments)}
+  given = dict(segments=segments) if types is None else dict(segments=segments, types=types)
+  if isinstance(model, Classifier):
+    return {'logits': model(inputs, **given)}
+  if isinstance(model, Spans):
+    starts, ends = jnp.moveaxis(model(inputs, **given), -1, 0)
+    return {'start_logits': starts, 'end_logits': ends}
+  encoder = model if isinstance(model, Encoder) else model.encoder
+  states = encoder(inputs, **given)
+  found = {'last_hidden_state': states}
+  if encoder.pooler is not None:
+    found['pooler_output'] = encoder.summary(states, segments)
+  if isinstance(model, MaskedTokens):
+    found |= {'logits': model(inputs, **given), 'prediction_logits': model(inputs, **given)}
+    if model.next_sentence is not None:
+      found['seq_relationship_logits'] = model.next_sentence(found['pooler_output'])
+  return found
+
+
+def answers_of(model, inputs):
+  x, segments = source(inputs)
+  given = (inputs.get(k) for k in ('token_type_ids', 'decoder_input_ids', 'decoder_attention_mask'))
+  return answered(model, x, segments, *given)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def generated(model, inputs, segments, first, beams, eos):
+  """The best continuations [B, beams, STEPS] and their scores, -1 after the end."""
+  rows = len(inputs) * beams
+  if isinstance(model, EncoderDecoder):
+    memory = model.decoder.prepare(model.encode(inputs, segments=segments))
+    cache = model.init_cache(rows, STEPS)
+  else:
+    cache = model.init_cache(rows, inputs.shape[1] + STEPS)
+    before, marks = (jnp.repeat(x[:, :-1], beams, axis=0) for x in (inputs, segments))
+    _, cache = model(before, segments=marks, cache=cache)
+
+  def step(tokens, cache):
+    ones = jnp.ones((rows, 1), jnp.int32)
+    if isinstance(model, EncoderDecoder):
+      logits, cache = model.decode(tokens[:, None], memory, segments=ones, cache=cache)
+    else:
+      logits, cache = model(tokens[:, None], segments=ones, cache=cache)
+    return logits[:, 0], cache
+
+  how = dict(steps=STEPS, eos=eos, pad=-1)
+  if beams == 1:
+    tokens, scores = search.greedy(step, cache, first, **how)
+    return tokens[:, None], scores[:, None]
+  return search.beam_search(step, cache, first, beams=beams, reorder=Cache.take, **how)
+
+
+def real(name, values, inputs):
+  """The values at positions that are no padding."""
+  if values.ndim == 3 or name in ('start_logits', 'end_logits'):
+    key = 'decoder_attention_mask' if name == 'logits' else 'attention_mask'
+    mask = inputs.get(key, inputs.get('attention_mask'))
+    if mask is not None and mask.shape == values.shape[:2]:
+      return np.asarray(values)[mask != 0]
+  return np.asarray(values)
