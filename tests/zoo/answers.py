@@ -22,13 +22,18 @@ STEPS, BEAMS = 12, 4
 
 @functools.cache
 def golden(name):
-  """(model, inputs, answers, config.json)."""
-  model, _ = load_pretrained(GOLDEN / name, unroll=1)
-  with np.load(GOLDEN / name / 'expected.npz') as file:
+  """`read` of a tiny model in golden/."""
+  return read(GOLDEN / name)
+
+
+def read(folder):
+  """(model, inputs, answers, config.json) of a folder that make_golden wrote."""
+  model, _ = load_pretrained(folder, unroll=1)
+  with np.load(folder / 'expected.npz') as file:
     arrays = {k: v.astype(np.int32) if v.dtype.kind == 'i' else v for k, v in file.items()}
   inputs = {k.removeprefix('in_'): v for k, v in arrays.items() if k.startswith('in_')}
   answers = {k.removeprefix('out_'): v for k, v in arrays.items() if k.startswith('out_')}
-  return model, inputs, answers, json.loads((GOLDEN / name / 'config.json').read_text())
+  return model, inputs, answers, json.loads((folder / 'config.json').read_text())
 
 
 def source(inputs, patch=4):
@@ -102,6 +107,14 @@ def generated(model, inputs, segments, first, beams, eos):
   return search.beam_search(step, cache, first, beams=beams, reorder=Cache.take, **how)
 
 
+def continued(model, inputs, config, beams):
+  """`generated` as config.json says."""
+  x, segments = source(inputs)
+  start = config.get('decoder_start_token_id')
+  first = x[:, -1] if start is None else jnp.full(len(x), start)
+  return generated(model, x, segments, first, beams, config['eos_token_id'])
+
+
 def real(name, values, inputs):
   """The values at positions that are no padding."""
   if values.ndim == 3 or name in ('start_logits', 'end_logits'):
@@ -110,3 +123,11 @@ def real(name, values, inputs):
     if mask is not None and mask.shape == values.shape[:2]:
       return np.asarray(values)[mask != 0]
   return np.asarray(values)
+
+
+def assert_same(found, expected, inputs, close):
+  """All that was expected was found, and is equal where there is no padding."""
+  keys = set(expected) - {'greedy', 'beam', 'beam_scores'}
+  assert keys and keys <= set(found)
+  for key in keys:
+    close(real(key, found[key], inputs), real(key, expected[key], inputs))

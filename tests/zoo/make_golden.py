@@ -314,22 +314,25 @@ def make(name, folder, seed=0):
   )
 
 
+def make_first(name, folder, seeds):
+  """Of these seeds the first whose searches are not close: makes its model, and returns it."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for seed in seeds:
+    try:
+      make(name, folder, seed)
+      return seed
+    except AssertionError as error:
+      print(f'{name}, seed {seed}: {str(error)[:100]}', file=sys.stderr)
+  raise ValueError(f'{name}: none of these seeds will do')
+
+
 def main(names):
-  """Makes the named families, or all; of several seeds the first whose searches are not close."""
+  """Makes the named families, or all."""
   hf.logging.set_verbosity_error()
   hf.logging.disable_progress_bar()
   for name in names or FAMILIES:
-    folder = GOLDEN / name
-    folder.mkdir(parents=True, exist_ok=True)
-    for seed in range(40):
-      try:
-        make(name, folder, seed)
-        break
-      except AssertionError as error:
-        print(f'{name}, seed {seed}: {str(error)[:150]}', file=sys.stderr)
-    else:
-      raise SystemExit(f'{name}: no seed will do')
-    size = sum(file.stat().st_size for file in folder.iterdir())
+    seed = make_first(name, GOLDEN / name, range(40))
+    size = sum(file.stat().st_size for file in (GOLDEN / name).iterdir())
     print(f'{name}: seed {seed}, {size / 1e3:.0f} kB')
 
 

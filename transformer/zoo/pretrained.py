@@ -98,13 +98,14 @@ def save_pretrained(
     folder: made if there is none.
     model: shaped like one of the families that can be read.
     tokenizer: a `data.tokenizers.Tokenizer`, if there is one.
-    config: further keys of config.json, such as decoder_start_token_id.
+    config: further keys of config.json, such as decoder_start_token_id; model_type where several
+      families have the same shape (a RoBERTa is written as a bert unless it says roberta).
 
   Raises:
     ValueError: no family has this shape; with what the nearest would need.
   """
   leaves = {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
-  model_type, rows = _family(model, leaves)
+  model_type, rows = _family(model, leaves, config.get('model_type'))
   family, kind = FAMILIES[model_type], type(model)
   written = _architecture(family, model) | write_config(model_type, _config(model))
   if kind is Classifier:
@@ -319,12 +320,12 @@ def _aligned(shape, dtype) -> np.ndarray:
   return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def _family(model: nnx.Module, leaves) -> tuple[str, list[Row]]:
+def _family(model: nnx.Module, leaves, wanted: str | None) -> tuple[str, list[Row]]:
   """The family that can say all of the model's config, and its rows."""
   kind, config = type(model), _config(model)
   differences = {}
   for model_type, family in FAMILIES.items():
-    if kind not in family.architectures.values():
+    if kind not in family.architectures.values() or wanted not in (None, model_type):
       continue
     try:
       rows = _rows(family, config, kind, leaves)
@@ -342,7 +343,11 @@ def _family(model: nnx.Module, leaves) -> tuple[str, list[Row]]:
       f'{k}={other[k]!r}, not {one[k]!r}' for k in one if one[k] != other[k]
     ]
   if not differences:
-    raise ValueError(f'no published family has the shape of a {kind.__name__}')
+    raise ValueError(
+      f'no published family has the shape of a {kind.__name__}'
+      if wanted is None
+      else f'model_type={wanted!r} has no {kind.__name__}; there are {", ".join(FAMILIES)}'
+    )
   nearest = min(differences, key=lambda name: len(differences[name]))
   raise ValueError(
     f'no published family has the shape of this {kind.__name__}; the nearest, {nearest}, needs '

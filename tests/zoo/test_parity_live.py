@@ -1,0 +1,57 @@
+"""There and back with `transformers` itself, where it is installed (the extra `parity`)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from answers import BEAMS, GENERATE, NAMES, answers_of, assert_same, continued, golden, read
+
+from transformer.zoo.pretrained import load_pretrained, save_pretrained
+
+pytest.importorskip('torch')
+hf = pytest.importorskip('transformers')
+import make_golden  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope='module')
+def quiet():
+  hf.logging.set_verbosity_error()
+  hf.logging.disable_progress_bar()
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_written_there_read_here(name, tmp_path, close):
+  make_golden.make_first(name, tmp_path, range(100, 140))
+  model, inputs, expected, config = read(tmp_path)
+  assert_same(answers_of(model, inputs), expected, inputs, close)
+  if name in GENERATE:
+    for beams, key in ((1, 'greedy'), (BEAMS, 'beam')):
+      tokens, _ = continued(model, inputs, config, beams)
+      np.testing.assert_array_equal(tokens, expected[key])
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_written_here_read_there(name, tmp_path, close):
+  model, inputs, expected, config = golden(name)
+  rng = np.random.default_rng(5)
+  model = jax.tree_util.tree_map_with_path(
+    lambda path, x: x * jnp.asarray(1 + 0.05 * rng.normal(size=x.shape), x.dtype), model
+  )
+  more = {k: v for k, v in config.items() if k.endswith('token_id')}
+  if config['model_type'] == 'roberta':  # whose shape is also BERT's
+    more['model_type'] = 'roberta'
+  save_pretrained(tmp_path, model, **more)
+  cls = getattr(hf, config['architectures'][0])
+  theirs, about = cls.from_pretrained(tmp_path, output_loading_info=True)
+  assert not any(about.values()), about
+  theirs.eval()
+  there = make_golden.answers(theirs, inputs)
+  assert_same(answers_of(model, inputs), there, inputs, close)
+  for key in set(expected) & set(there):  # or nothing was written
+    assert np.abs(expected[key] - there[key]).max() > 1e-3
+  if name in GENERATE:
+    for beams in (1, BEAMS):
+      tokens, _ = make_golden.generated(theirs, inputs, config['eos_token_id'], beams)
+      np.testing.assert_array_equal(continued(model, inputs, config, beams)[0], tokens)
+  again, _ = load_pretrained(tmp_path, unroll=1)
+  assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), model, again)))
