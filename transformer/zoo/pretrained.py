@@ -115,13 +115,12 @@ def save_pretrained(
   for name in ('pad', 'bos', 'eos'):
     if getattr(tokenizer, name, None) is not None:
       written[f'{name}_token_id'] = getattr(tokenizer, name)
-  body = written['architectures'][0].endswith('Model')
 
   tensors = {}
   for row in rows:
     arrays = [np.asarray(leaves[path], np.float32) for path in row.ours]
     for name, layer in _names(row, leaves):
-      prefix = '' if body or name.startswith(family.outside) else family.prefix
+      prefix = '' if kind is Encoder or name.startswith(family.outside) else family.prefix
       value = row.write(*(x if layer is None else x[layer] for x in arrays))
       tensors[prefix + name] = np.ascontiguousarray(value)
 
@@ -322,8 +321,10 @@ def _aligned(shape, dtype) -> np.ndarray:
 
 def _family(model: nnx.Module, leaves, wanted: str | None) -> tuple[str, list[Row]]:
   """The family that can say all of the model's config, and its rows."""
-  kind, config = type(model), _config(model)
-  differences = {}
+  kind = type(model)
+  if kind not in {kind for family in FAMILIES.values() for kind in family.architectures.values()}:
+    raise ValueError(f'no published family has the shape of a {kind.__name__}')
+  config, differences = _config(model), {}
   for model_type, family in FAMILIES.items():
     if kind not in family.architectures.values() or wanted not in (None, model_type):
       continue
@@ -344,9 +345,7 @@ def _family(model: nnx.Module, leaves, wanted: str | None) -> tuple[str, list[Ro
     ]
   if not differences:
     raise ValueError(
-      f'no published family has the shape of a {kind.__name__}'
-      if wanted is None
-      else f'model_type={wanted!r} has no {kind.__name__}; there are {", ".join(FAMILIES)}'
+      f'model_type={wanted!r} has no {kind.__name__}; there are {", ".join(FAMILIES)}'
     )
   nearest = min(differences, key=lambda name: len(differences[name]))
   raise ValueError(
