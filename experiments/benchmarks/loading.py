@@ -1,0 +1,120 @@
+"""Reading published weights: GPT-2 (124 M, float32) from a folder, ours against transformers'.
+
+  python -m experiments.benchmarks.loading [--peer_python=PATH] [--rounds=5] [--save]
+
+Each turn is a process of its own, so that its peak is that of one load; the file is in the page
+cache. The time is that of the call, imports apart; 'first call' is the whole process.
+The peer needs `pip install torch transformers`.
+"""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl import app, flags
+
+from experiments.benchmarks import harness
+
+_FOLDER = flags.DEFINE_string('folder', '', 'for the driver itself: where the weights are')
+PARAMETERS = 124_439_808
+
+
+def write(folder: str):
+  """A GPT-2 with random weights, as published."""
+  import jax
+  from flax import nnx
+
+  from transformer import Decoder, ModelConfig, save_pretrained
+  from transformer.zoo import presets
+
+  config = ModelConfig(vocab=presets.VOCABULARIES['GPT2'], **presets.GPT2)
+  save_pretrained(folder, jax.jit(lambda: Decoder(config, nnx.Rngs(0)))())
+
+
+def ours(folder: str):
+  """(load, how many parameters came)."""
+  import jax
+
+  from transformer import load_pretrained
+
+  jax.devices()
+  load = lambda: jax.block_until_ready(load_pretrained(folder)[0])
+  return load, lambda model: sum(leaf.size for leaf in jax.tree.leaves(model))
+
+
+def hugging_face(folder: str):
+  """(load, how many parameters came)."""
+  import torch
+  from transformers import GPT2LMHeadModel
+
+  from experiments.benchmarks import peers
+
+  torch.set_num_threads(peers.THREADS)
+  load = lambda: GPT2LMHeadModel.from_pretrained(folder)
+  return load, lambda model: model.num_parameters()
+
+
+def work(name: str, folder: str):
+  """One load, timed."""
+  load, count = (ours if name == 'ours' else hugging_face)(folder)
+  # in kB on Linux
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+  started = time.perf_counter()
+  model = load()
+  took = time.perf_counter() - started
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+  assert count(model) == PARAMETERS, count(model)
+  print(harness.MARK + json.dumps(dict(seconds=took, peak_mb=peak, before_mb=before)))
+
+
+def main(argv):
+  del argv
+  if harness.WORKER.value:
+    work(harness.WORKER.value, _FOLDER.value)
+    return
+  turns: dict[str, list[dict]] = {'ours': [], 'transformers': []}
+  with tempfile.TemporaryDirectory() as folder:
+    command = f'from experiments.benchmarks import loading; loading.write({folder!r})'
+    subprocess.run([sys.executable, '-c', command], check=True)
+    for _ in range(harness.ROUNDS.value):
+      for name, found in turns.items():
+        python = sys.executable if name == 'ours' else harness.PEER_PYTHON.value
+        module = ['-m', 'experiments.benchmarks.loading']
+        started = time.perf_counter()
+        out = subprocess.run(
+          [python, *module, f'--worker={name}', f'--folder={folder}'],
+          stdout=subprocess.PIPE,
+          text=True,
+          check=True,
+        ).stdout
+        whole = time.perf_counter() - started
+        said = next(line for line in out.splitlines() if line.startswith(harness.MARK))
+        found.append(json.loads(said[len(harness.MARK) :]) | {'first_call_s': whole})
+  size = PARAMETERS * 4 / 2**20
+  variants = {}
+  for name, found in turns.items():
+    middle = {key: statistics.median(turn[key] for turn in found) for key in found[0]}
+    seconds = [turn['seconds'] for turn in found]
+    variants[name] = dict(
+      median_s=middle.pop('seconds'),
+      min_s=min(seconds),
+      max_s=max(seconds),
+      peak_by_size=middle['peak_mb'] / size,
+      **middle,
+    )
+  harness.report(
+    'loading',
+    variants,
+    work=size,
+    unit='MB/s',
+    module='loading',
+    save=harness.SAVE.value,
+  )
+
+
+if __name__ == '__main__':
+  app.run(main)
