@@ -80,20 +80,21 @@ def answers_of(model, inputs):
   return answered(model, x, segments, *given)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
-def generated(model, inputs, segments, first, beams, eos):
-  """The best continuations [B, beams, STEPS] and their scores, -1 after the end."""
-  rows = len(inputs) * beams
+@functools.partial(jax.jit, static_argnums=4)
+def generated(model, inputs, segments, first, eos):
+  """What greedy search and beam search say [B, STEPS], [B, BEAMS, STEPS], and the latter's scores.
+
+  -1 after the end.
+  """
   if isinstance(model, EncoderDecoder):
     memory = model.decoder.prepare(model.encode(inputs, segments=segments))
-    cache = model.init_cache(rows, STEPS)
+    cache = model.init_cache(len(first), STEPS)
   else:
-    cache = model.init_cache(rows, inputs.shape[1] + STEPS)
-    before, marks = (jnp.repeat(x[:, :-1], beams, axis=0) for x in (inputs, segments))
-    _, cache = model(before, segments=marks, cache=cache)
+    cache = model.init_cache(len(first), inputs.shape[1] + STEPS)
+    _, cache = model(inputs[:, :-1], segments=segments[:, :-1], cache=cache)
 
   def step(tokens, cache):
-    ones = jnp.ones((rows, 1), jnp.int32)
+    ones = jnp.ones((len(tokens), 1), jnp.int32)
     if isinstance(model, EncoderDecoder):
       logits, cache = model.decode(tokens[:, None], memory, segments=ones, cache=cache)
     else:
@@ -101,18 +102,17 @@ def generated(model, inputs, segments, first, beams, eos):
     return logits[:, 0], cache
 
   how = dict(steps=STEPS, eos=eos, pad=-1)
-  if beams == 1:
-    tokens, scores = search.greedy(step, cache, first, **how)
-    return tokens[:, None], scores[:, None]
-  return search.beam_search(step, cache, first, beams=beams, reorder=Cache.take, **how)
+  greedy, _ = search.greedy(step, cache, first, **how)
+  wide = cache.take(jnp.repeat(jnp.arange(len(first)), BEAMS))
+  return greedy, *search.beam_search(step, wide, first, beams=BEAMS, reorder=Cache.take, **how)
 
 
-def continued(model, inputs, config, beams):
+def continued(model, inputs, config):
   """`generated` as config.json says."""
   x, segments = source(inputs)
   start = config.get('decoder_start_token_id')
   first = x[:, -1] if start is None else jnp.full(len(x), start)
-  return generated(model, x, segments, first, beams, config['eos_token_id'])
+  return generated(model, x, segments, first, config['eos_token_id'])
 
 
 def real(name, values, inputs):

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from answers import BEAMS, GENERATE, NAMES, answers_of, assert_same, continued, golden, read
+from answers import BEAMS, GENERATE, GOLDEN, NAMES, answers_of, assert_same, continued, golden, read
 
+from transformer.data import tokenizers
 from transformer.zoo.pretrained import load_pretrained, save_pretrained
 
 pytest.importorskip('torch')
@@ -25,9 +26,9 @@ def test_written_there_read_here(name, tmp_path, close):
   model, inputs, expected, config = read(tmp_path)
   assert_same(answers_of(model, inputs), expected, inputs, close)
   if name in GENERATE:
-    for beams, key in ((1, 'greedy'), (BEAMS, 'beam')):
-      tokens, _ = continued(model, inputs, config, beams)
-      np.testing.assert_array_equal(tokens, expected[key])
+    greedy, beam, _ = continued(model, inputs, config)
+    np.testing.assert_array_equal(greedy, expected['greedy'][:, 0])
+    np.testing.assert_array_equal(beam, expected['beam'])
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -50,8 +51,20 @@ def test_written_here_read_there(name, tmp_path, close):
   for key in set(expected) & set(there):  # or nothing was written
     assert np.abs(expected[key] - there[key]).max() > 1e-3
   if name in GENERATE:
-    for beams in (1, BEAMS):
+    greedy, beam, _ = continued(model, inputs, config)
+    for beams, found in ((1, greedy[:, None]), (BEAMS, beam)):
       tokens, _ = make_golden.generated(theirs, inputs, config['eos_token_id'], beams)
-      np.testing.assert_array_equal(continued(model, inputs, config, beams)[0], tokens)
+      np.testing.assert_array_equal(found, tokens)
   again, _ = load_pretrained(tmp_path, unroll=1)
   assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), model, again)))
+
+
+def test_their_tokenizer_is_ours(tmp_path):
+  model, _ = load_pretrained(GOLDEN / 'llama')
+  ours = tokenizers.train(['a cab', 'cab a'], kind='characters')
+  save_pretrained(tmp_path, model, ours)
+  theirs = hf.AutoTokenizer.from_pretrained(tmp_path)
+  assert theirs('a cab', add_special_tokens=False)['input_ids'] == ours.encode('a cab')
+  names = ('pad', 'bos', 'eos', 'unk')
+  assert [getattr(theirs, f'{name}_token_id') for name in names] == [0, 1, 2, 3]
+  assert theirs.decode(ours.encode('a cab')) == 'a cab'

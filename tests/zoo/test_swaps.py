@@ -17,16 +17,11 @@ from transformer.zoo.pretrained import load_pretrained
 SWAPS = [
   ('bert', dict(activation='gelu_tanh')),
   ('bert', dict(norm_epsilon=2e-2)),
-  ('roberta', dict(activation='gelu_tanh')),
   ('gpt2', dict(activation='gelu_erf')),
-  ('gpt2', dict(scale_attention=False)),
   ('t5', dict(scale_attention=True)),
   ('t5', dict(scale_logits=False)),
   ('t5', dict(norm_epsilon=2e-2)),
-  ('t5', dict(norm='layer')),
   ('t5_v1_1', dict(activation='gelu_erf')),
-  ('t5_v1_1', dict(scale_logits=True)),
-  ('bart', dict(activation='gelu_tanh')),
   ('bart', dict(scale_embedding=False)),
   ('bart', dict(norm_epsilon=1e-6)),
   ('marian', dict(position='sinusoidal')),
@@ -34,7 +29,6 @@ SWAPS = [
   ('whisper', dict(activation='gelu_tanh')),
   ('whisper', dict(norm_epsilon=1e-6)),
   ('llama', dict(rotary_base=10_000.0)),
-  ('llama', dict(activation='gelu_erf')),
 ]
 
 
