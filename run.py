@@ -6,6 +6,7 @@
   evaluate  report on val and test, of a workdir
   predict   one output line for each line of --input or stdin
   attend    draw how the output attends to each line of --input or stdin: HTML and PNG
+  export    write the model as the `transformers` library reads it: WORKDIR/export
   sweep     train the variants that the experiment's sweep(add) lists, each in a workdir of its own
   doctor    versions, devices, and a self-test of every attention path on this machine
 

@@ -33,7 +33,7 @@ def get_config(task: str = 'reverse') -> ConfigDict:
   c.model = dict(
     presets.TRANSFORMER_TINY, depth=2, width=64, prenorm=True, position='rotary', dropout=0.0
   )
-  c.loss = dict(label_smoothing=0.0, z_loss=0.0)
+  c.loss = dict(label_smoothing=0.0, z_loss=0.0, start='bos')
   c.optimizer = dict(
     presets.ADAM, learning_rate=3e-3, schedule='cosine', warmup_steps=100, clip=1.0
   )

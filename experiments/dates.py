@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
     length=64,
     dropout=0.0,
   )
-  c.loss = dict(label_smoothing=0.0, z_loss=0.0)
+  c.loss = dict(label_smoothing=0.0, z_loss=0.0, start='bos')
   c.optimizer = dict(
     presets.ADAM, learning_rate=4e-3, schedule='cosine', warmup_steps=100, clip=1.0
   )

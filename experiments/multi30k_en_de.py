@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
   c.model = dict(
     presets.TRANSFORMER_TINY, prenorm=True, position='rotary', dropout=0.25, dtype='bfloat16'
   )
-  c.loss = dict(label_smoothing=0.1, z_loss=0.0)
+  c.loss = dict(label_smoothing=0.1, z_loss=0.0, start='bos')
   c.optimizer = dict(
     presets.ADAM, learning_rate=3e-3, schedule='cosine', warmup_steps=1000, clip=1.0
   )

@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
   )
   c.tokenizer = dict(kind='bpe', vocab=8000, lowercase=False, split_digits=True, sentinels=0)
   c.model = dict(presets.TRANSFORMER_TINY, width=256, feedforward=1024, prenorm=True)
-  c.loss = dict(label_smoothing=0.1, z_loss=0.0)
+  c.loss = dict(label_smoothing=0.1, z_loss=0.0, start='bos')
   c.optimizer = dict(
     presets.ADAM, learning_rate=2e-3, schedule='cosine', warmup_steps=500, clip=1.0
   )

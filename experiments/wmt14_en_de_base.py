@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
   )
   c.tokenizer = dict(kind='bpe', vocab=37_000, lowercase=False, split_digits=False, sentinels=0)
   c.model = dict(presets.TRANSFORMER_BASE, dtype='bfloat16', unroll=1)
-  c.loss = dict(label_smoothing=0.1, z_loss=0.0)
+  c.loss = dict(label_smoothing=0.1, z_loss=0.0, start='bos')
   c.optimizer = dict(presets.ADAM, learning_rate=1.0, schedule='noam', warmup_steps=4000, clip=0.0)
   c.train = dict(
     steps=100_000,

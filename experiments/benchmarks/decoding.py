@@ -51,6 +51,7 @@ def ours(shape: dict, rows: int, beams: int, outputs: int, dtype: str):
     length=INPUTS,
     label_smoothing=0.0,
     z_loss=0.0,
+    start='bos',
   )
   inputs = jnp.asarray(inputs_of(rows, config.vocab), jnp.int32)
   return lambda: jax.block_until_ready(task.search(model, inputs))

@@ -60,6 +60,7 @@ def encoder_decoder(shape: dict, *, rows: int, dtype: str, steps: int = 1):
     length=config.length,
     label_smoothing=0.1,
     z_loss=0.0,
+    start='bos',
   )
   return prepared(functools.partial(task.init, config), task.loss, config.width, batch, steps)
 

@@ -45,6 +45,7 @@ def denoising(tokenizer):
     mean_span=2.0,
     label_smoothing=0.0,
     z_loss=0.0,
+    start='bos',
   )
 
 

@@ -35,7 +35,12 @@ def tokenizer():
 @pytest.fixture(scope='module')
 def greedy(tokenizer):
   return SequenceToSequence(
-    tokenizer=tokenizer, decoding=GREEDY, length=LONGEST, label_smoothing=0.1, z_loss=0.0
+    tokenizer=tokenizer,
+    decoding=GREEDY,
+    length=LONGEST,
+    label_smoothing=0.1,
+    z_loss=0.0,
+    start='bos',
   )
 
 

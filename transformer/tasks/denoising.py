@@ -38,7 +38,7 @@ class Denoising:
       shows the beginning of a text, cut anywhere, and asks for the rest.
     rate: share of tokens that are left out in spans; 0.15 in the paper.
     mean_span: how long spans are in the mean; 3 in the paper.
-    label_smoothing, z_loss: of the training loss; see losses.cross_entropy.
+    label_smoothing, z_loss, start: as of SequenceToSequence.
   """
 
   tokenizer: Tokenizer
@@ -49,6 +49,7 @@ class Denoising:
   mean_span: float
   label_smoothing: float
   z_loss: float
+  start: Literal['bos', 'eos', 'pad']
 
   reads = ('targets',)  # of an example
   figures = TEACHER_FORCED
@@ -76,6 +77,7 @@ class Denoising:
       length=self.length + 1,
       label_smoothing=self.label_smoothing,
       z_loss=self.z_loss,
+      start=self.start,
     )
 
   @property

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,8 @@ class SequenceToSequence:
     decoding: for `predict`.
     length: longest input in tokens, end token included.
     label_smoothing, z_loss: of the training loss; see losses.cross_entropy.
+    start: which token the decoder starts from; published models also take the end token (BART) or
+      that of padding (T5, Marian).
   """
 
   tokenizer: Tokenizer
@@ -38,13 +41,22 @@ class SequenceToSequence:
   length: int
   label_smoothing: float
   z_loss: float
+  start: Literal['bos', 'eos', 'pad']
 
   reads = ('inputs', 'targets')  # of an example
   figures = TEACHER_FORCED
 
   def __post_init__(self):
-    if None in (self.tokenizer.bos, self.tokenizer.eos):
-      raise ValueError('the tokenizer has no start or end token, which sequence to sequence needs')
+    if None in (self.first, self.tokenizer.eos):
+      raise ValueError(
+        f'the tokenizer has no {self.start} or no end token, which sequence to sequence needs: set '
+        'loss.start to one that it has'
+      )
+
+  @property
+  def first(self) -> int:
+    """The id of the token that the decoder starts from."""
+    return getattr(self.tokenizer, self.start)
 
   def greedy(self) -> 'SequenceToSequence':
     """The same task without beams."""
@@ -89,7 +101,7 @@ class SequenceToSequence:
     targets, segments = batch['targets'], batch['targets_segments']
     states = model.states(
       batch['inputs'],
-      shift_right(targets, segments, self.tokenizer.bos),
+      shift_right(targets, segments, self.first),
       input_segments=batch['inputs_segments'],
       target_segments=segments,
       key=key,
@@ -144,14 +156,14 @@ class SequenceToSequence:
     self, model: EncoderDecoder, inputs: Int[Array, 'B S']
   ) -> tuple[Int[Array, 'B W T'], Float[Array, 'B W']]:
     """The best outputs of each input and their scores, best first."""
-    return _search(model, inputs, self.decoding, self.tokenizer.bos, self.tokenizer.eos)
+    return _search(model, inputs, self.decoding, self.first, self.tokenizer.eos)
 
   def capture(
     self, model: EncoderDecoder, batch: dict[str, Int[Array, 'B _']]
   ) -> dict[str, dict[str, Array]]:
     """What happens inside the model as it learns from a batch: every layer of each stack."""
     targets, segments = batch['targets'], batch['targets_segments']
-    shifted = shift_right(targets, segments, self.tokenizer.bos)
+    shifted = shift_right(targets, segments, self.first)
     sides = dict(input_segments=batch['inputs_segments'], target_segments=segments)
     inside = _capture(model, batch['inputs'], shifted, **sides)
     return {stack: inside[stack] for stack in ('encoder', 'decoder')}  # in this order
@@ -165,7 +177,7 @@ class SequenceToSequence:
   ) -> tuple[np.ndarray, list[str], list[str]]:
     """The same of tokens."""
     (outputs,) = self.best(model, [inputs])
-    read = [self.tokenizer.bos, *outputs[:-1].tolist()]
+    read = [self.first, *outputs[:-1].tolist()]
     # padded, or each line would be compiled for anew
     maps = _capture(
       model,

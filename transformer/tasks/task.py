@@ -8,6 +8,7 @@ from jaxtyping import Array, Key
 
 from transformer.data.corpora import Source
 from transformer.data.pipeline import Fields
+from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean
 from transformer.modules.config import ModelConfig
 
@@ -19,11 +20,13 @@ class Task(Protocol):
   """One objective: what it makes of examples, what it minimises, and what it is used for.
 
   Attributes:
+    tokenizer: text to tokens and back.
     decoding: how outputs are made; at least `rows`, how many at once.
     reads: the texts of an example that it reads, so that a tokenizer can learn them.
     figures: names of what `report` gives.
   """
 
+  tokenizer: Tokenizer
   decoding: Any
   reads: tuple[str, ...]
   figures: tuple[str, ...]

@@ -234,6 +234,19 @@ def _sweep(config, workdir, flags) -> int:
   return 0
 
 
+def _export(config, workdir, flags) -> int:
+  from transformer.modules import adapters
+  from transformer.zoo.pretrained import save_pretrained
+
+  began = time.perf_counter()
+  experiment = reopen(config, workdir)
+  model, step = restore_best(experiment, workdir)
+  adapters.merge(model)
+  folder = workdir.path / 'export'
+  save_pretrained(folder, model, experiment.task.tokenizer)
+  return _answer(config, workdir, 'export', began, {'step': step, 'folder': str(folder)})
+
+
 def _doctor(config, workdir, flags) -> int:
   from transformer.inspection import doctor
 
@@ -247,6 +260,7 @@ MODES = {
   'evaluate': _evaluate,
   'predict': _predict,
   'attend': _attend,
+  'export': _export,
   'sweep': _sweep,
   'doctor': _doctor,
 }

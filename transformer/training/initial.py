@@ -28,6 +28,7 @@ def with_given(model: Model, experiment: Experiment) -> Model:
     FileNotFoundError, ValueError: there is no model in the folder, or one of another architecture.
   """
   folder = pathlib.Path(experiment.settings.init).expanduser()
+  given: Any
   if (folder / 'checkpoints').is_dir():
     workdir = Workdir(folder)
     source = reopen(workdir.read_config(), workdir)
@@ -35,7 +36,7 @@ def with_given(model: Model, experiment: Experiment) -> Model:
   else:
     from transformer.zoo.pretrained import load_pretrained
 
-    given, _ = load_pretrained(folder)
+    given = load_pretrained(folder)[0]
     config = given.config
   _same_equations(experiment.model, config, folder)
   return transplanted(model, given)

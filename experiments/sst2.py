@@ -1,0 +1,82 @@
+r"""Sentiment of film reviews, SST-2: masked language modelling on the phrases, then fine-tuning.
+
+  python run.py --config=experiments/sst2.py:pretrain --config.data.dir=../shared/data/sst2
+  python run.py --config=experiments/sst2.py:finetune --config.data.dir=../shared/data/sst2
+  echo 'a gripping , funny film' | python run.py --workdir=runs/sst2_finetune --mode=predict
+
+The folder holds `train_phrases.tsv` and `dev.tsv` (or .gz) with the columns label and sentence; it is
+GLUE's SST-2 (Socher et al. 2013). The second command begins with the encoder of the first.
+"""
+
+from ml_collections import ConfigDict
+
+from transformer.zoo import presets
+
+
+def get_config(stage: str = 'finetune') -> ConfigDict:
+  if stage not in ('pretrain', 'finetune'):
+    raise ValueError(f'sst2.py:{stage} is unknown: give pretrain or finetune')
+  pretrain = stage == 'pretrain'
+  c = ConfigDict()
+  c.experiment, c.seed = f'sst2_{stage}', 0
+  c.task, c.init = ('masking', '') if pretrain else ('labels', 'runs/sst2_pretrain')
+  c.data = dict(
+    name='pairs',
+    dir='../shared/data/sst2',
+    inputs='label' if pretrain else 'sentence',
+    targets='sentence' if pretrain else 'label',
+    train='train_phrases',
+    val='dev',
+    test='',
+    limit=0,
+    length=64,
+    tokens=4096 if pretrain else 2048,
+    buckets=4,
+    packing=pretrain,
+  )
+  c.tokenizer = dict(kind='bpe', vocab=8000, lowercase=True, split_digits=False, sentinels=1)
+  c.model = dict(
+    presets.TRANSFORMER_TINY,
+    feedforward=512,
+    length=64,
+    prenorm=True,
+    position='rotary',
+    activation='gelu_tanh',
+    summary='mean',
+    dropout=0.1 if pretrain else 0.3,
+    dtype='bfloat16',
+  )
+  if pretrain:
+    c.loss = dict(rate=0.2, whole_words=False, next_sentence=False)
+  else:
+    c.loss = dict(classes='0, 1', label_smoothing=0.1)
+  c.optimizer = dict(
+    presets.ADAM,
+    learning_rate=3e-3 if pretrain else 5e-4,
+    schedule='cosine',
+    warmup_steps=200,
+    clip=1.0,
+  )
+  c.optimizer.weight_decay = 0.1
+  c.train = dict(
+    steps=6000 if pretrain else 3000,
+    steps_per_call=1,
+    microbatches=1,
+    ema=0.0,
+    average=1,
+    log_every_steps=100,
+    save_every_steps=500,
+    keep=2,
+    adapters='',
+  )
+  c.eval = dict(
+    every_steps=500,
+    limit=0,
+    samples=4,
+    metrics='' if pretrain else 'exact_match',
+    best='nll_per_token' if pretrain else 'accuracy',
+    by='',
+  )
+  c.decode = dict(rows=32)
+  c.mesh = dict(presets.DATA_PARALLEL)
+  return c
