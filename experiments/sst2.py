@@ -4,7 +4,7 @@ r"""Sentiment of film reviews, SST-2: masked language modelling on the phrases, 
   python run.py --config=experiments/sst2.py:finetune --config.data.dir=../shared/data/sst2
   echo 'a gripping , funny film' | python run.py --workdir=runs/sst2_finetune --mode=predict
 
-The folder holds `train_phrases.tsv` and `dev.tsv` (or .gz) with the columns label and sentence; it is
+The folder holds `train_phrases.tsv` and `dev.tsv` (or .gz), columns label and sentence; it is
 GLUE's SST-2 (Socher et al. 2013). The second command begins with the encoder of the first.
 """
 

@@ -165,7 +165,12 @@ def test_objective_and_plain_likelihood_are_apart(greedy, model, batch, forward,
   settings = [(0.0, 0.0), (0.1, 0.0), (0.3, 0.01)]
   tasks = [
     SequenceToSequence(
-      tokenizer=greedy.tokenizer, decoding=GREEDY, length=16, label_smoothing=a, z_loss=z
+      tokenizer=greedy.tokenizer,
+      decoding=GREEDY,
+      length=16,
+      label_smoothing=a,
+      z_loss=z,
+      start='bos',
     )
     for a, z in settings
   ]
