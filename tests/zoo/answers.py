@@ -89,9 +89,11 @@ def generated(model, inputs, segments, first, eos):
   if isinstance(model, EncoderDecoder):
     memory = model.decoder.prepare(model.encode(inputs, segments=segments))
     cache = model.init_cache(len(first), STEPS)
+    wide = model.init_cache(len(first) * BEAMS, STEPS, beams=BEAMS)
   else:
     cache = model.init_cache(len(first), inputs.shape[1] + STEPS)
     _, cache = model(inputs[:, :-1], segments=segments[:, :-1], cache=cache)
+    wide = cache.take(jnp.repeat(jnp.arange(len(first)), BEAMS))
 
   def step(tokens, cache):
     ones = jnp.ones((len(tokens), 1), jnp.int32)
@@ -103,7 +105,6 @@ def generated(model, inputs, segments, first, eos):
 
   how = dict(steps=STEPS, eos=eos, pad=-1)
   greedy, _ = search.greedy(step, cache, first, **how)
-  wide = cache.take(jnp.repeat(jnp.arange(len(first)), BEAMS))
   return greedy, *search.beam_search(step, wide, first, beams=BEAMS, reorder=Cache.take, **how)
 
 

@@ -151,7 +151,7 @@ def save_pretrained(
     _dump(folder / '1_Pooling' / 'config.json', pooling)
   if tokenizer is not None:
     tokenizer.save(folder / 'tokenizer.json')
-    ids = {name: getattr(tokenizer, name) for name in ('pad', 'bos', 'eos', 'unk')}
+    ids = {name: getattr(tokenizer, name) for name in ('pad', 'bos', 'eos', 'unk', 'mask')}
     specials = {
       f'{name}_token': tokenizer.pieces([i])[0] for name, i in ids.items() if i is not None
     }
@@ -388,7 +388,7 @@ def _architecture(family: Family, model: nnx.Module) -> dict[str, Any]:
 
 
 def _config(model: Any) -> ModelConfig:
-  return model.config if hasattr(model, 'config') else model.encoder.config
+  return model.config
 
 
 def _mean_of_tokens(folder: pathlib.Path) -> bool:
