@@ -68,3 +68,12 @@ def test_their_tokenizer_is_ours(tmp_path):
   names = ('pad', 'bos', 'eos', 'unk')
   assert [getattr(theirs, f'{name}_token_id') for name in names] == [0, 1, 2, 3]
   assert theirs.decode(ours.encode('a cab')) == 'a cab'
+
+
+def test_their_shards_are_read(tmp_path):
+  theirs = hf.LlamaForCausalLM.from_pretrained(GOLDEN / 'llama')
+  theirs.save_pretrained(tmp_path, max_shard_size='30KB')
+  assert len(list(tmp_path.glob('*.safetensors'))) > 2
+  model, _ = load_pretrained(tmp_path)
+  whole, _ = load_pretrained(GOLDEN / 'llama')
+  assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), model, whole)))
