@@ -420,3 +420,21 @@ def test_misspelt_and_impossible_names(tmp_path):
   for name in ('', '/etc', '../up', 'huggingface:sst', 'a b'):
     with pytest.raises(ValueError, match='dates, copy, reverse, sort, parallel, pairs'):
       corpora.load(name, 'train', dir=tmp_path)
+
+
+def test_text_is_whole(tmp_path):
+  """Of one file the last tenth of the characters is for val; of a folder each file is one text."""
+  whole = ''.join(f'line {i} ä\n' for i in range(50)) + '\nend'
+  (tmp_path / 'all.txt').write_text(whole)
+  parts = [corpora.load('text', split, dir=tmp_path / 'all.txt') for split in ('train', 'val')]
+  texts = [part[0]['targets'] for part in parts]
+  assert ''.join(texts) == whole + '\n' and all(len(part) == 1 for part in parts)
+  assert len(texts[0]) == int(0.9 * (len(whole) + 1))
+  with gzip.open(tmp_path / 'valid.txt.gz', 'wt') as file:
+    file.write('a\nb\n')
+  assert corpora.load('text', 'valid', dir=tmp_path)[0] == {'targets': 'a\nb\n'}
+  with pytest.raises(ValueError, match="split 'test'"):
+    corpora.load('text', 'test', dir=tmp_path / 'all.txt')
+  (tmp_path / 'none.txt').write_text('\n')
+  with pytest.raises(ValueError, match='is empty'):
+    corpora.load('text', 'none', dir=tmp_path)

@@ -329,3 +329,19 @@ def test_rows_can_be_written_by_hand():
   assert batches[0]['inputs'].tolist() == [[3, 0], [0, 0], [0, 0]]
   assert batches[1]['inputs'].tolist() == [[4, 5, 6, 1, 2, 0]]
   assert batches[1]['inputs_segments'].tolist() == [[1, 1, 1, 2, 2, 0]]
+
+
+def test_what_an_example_has_one_of_stays_with_it():
+  """Whatever the order, and 0 where a row is empty."""
+  texts = Ragged.of([[10 + i] * (i % 5 + 1) for i in range(11)])
+  fields = {'inputs': texts, 'label': np.arange(11, dtype=np.float32)[:, None] * [1, 2]}
+  rows = bucketed(texts.lengths[:, None], buckets=2, multiple=2)
+  batches = Batches(fields, rows, tokens=12, multiple=2, seed=0)
+  seen = []
+  for step in range(len(batches)):
+    batch = batches[step]
+    for tokens, (one, two) in zip(batch['inputs'], batch['label'], strict=True):
+      assert two == 2 * one
+      assert one == (tokens[0] - 10 if tokens[0] else 0)
+      seen += [one] * bool(tokens[0])
+  assert sorted(seen) == list(range(11))

@@ -259,3 +259,20 @@ def test_the_file_is_plain_json(tmp_path):
   train(CORPUS, vocab=300).save(tmp_path / 'tokenizer.json')
   content = json.loads((tmp_path / 'tokenizer.json').read_text(encoding='utf-8'))
   assert content['model']['type'] == 'BPE' and len(content['model']['vocab']) == 300
+
+
+@pytest.mark.parametrize('kind', tokenizers.KINDS)
+def test_sentinels_come_last_and_are_not_text(kind):
+  tokenizer = train(CORPUS, kind=kind, vocab=400, sentinels=3)
+  size = tokenizer.size
+  assert tokenizer.sentinels == [size - 3, size - 2, size - 1] and tokenizer.mask == size - 3
+  assert not set(tokenizer.encode('a <extra_id_0> b')) & set(tokenizer.sentinels)
+  assert train(CORPUS, kind='bytes').sentinels == [] and train(CORPUS, kind='bytes').mask is None
+
+
+@pytest.mark.parametrize('kind', ['bpe', 'wordpiece', 'unigram'])
+def test_words_begin_where_space_was(kind):
+  text = 'the theatre then there'
+  tokenizer = train([text] * 5, kind=kind, vocab=300)
+  begins = [tokenizer.begins_word[i] for i in tokenizer.encode(' ' + text)]
+  assert sum(begins) == 4 and begins[0]

@@ -187,6 +187,8 @@ def test_batches_are_in_parts():
   np.testing.assert_array_equal(placed, np.arange(32).reshape(4, 8))
   stacked = sharding.shard_batch({'x': np.arange(32).reshape(1, 4, 8)}, mesh, stacked=True)['x']
   assert {s.data.shape for s in stacked.addressable_shards} == {(1, 2, 4)}
+  labels = sharding.shard_batch({'label': np.arange(4)}, mesh)['label']  # without positions
+  assert {s.data.shape for s in labels.addressable_shards} == {(2,)}
   assert sharding.batch_parts(mesh) == 2
   assert sharding.batch_parts(mesh_of((2, 2, 2, 1))) == 4
 
