@@ -10,7 +10,9 @@ from flax import nnx
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import Classifier
 from transformer.modules.model import Decoder, Encoder, EncoderDecoder
-from transformer.zoo import presets, pretrained
+from transformer.zoo import presets
+from transformer.zoo.families.rows import leaves
+from transformer.zoo.pretrained.writing import family_of
 
 MODELS = {
   name: value
@@ -106,11 +108,8 @@ def test_parameters_are_as_many_as_in_the_paper_and_in_the_published_files(name)
   # every size, and every key of a config file
   assert MODELS[name].keys() == {f.name for f in dataclasses.fields(ModelConfig)} - {'vocab'}
   if not name.startswith('TRANSFORMER_'):  # it is one of those that can be read and written
-    leaves = {
-      pretrained._path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model)
-    }
     family = name.split('_')[0]
-    assert pretrained._family(model, leaves, None)[0] == FAMILIES.get(family, family.lower())
+    assert family_of(model, leaves(model), None)[0] == FAMILIES.get(family, family.lower())
 
 
 def test_a_vit_with_its_classes():

@@ -11,8 +11,8 @@ from conftest import TOLERANCE
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from transformer.zoo import pretrained
-from transformer.zoo.pretrained import load_pretrained
+from transformer.zoo.families.rows import leaves
+from transformer.zoo.pretrained import load_pretrained, reading
 
 SWAPS = [
   ('bert', dict(activation='gelu_tanh')),
@@ -43,8 +43,8 @@ def furthest(found, expected, inputs):
 
 @pytest.mark.parametrize('name, swap', SWAPS, ids=str)
 def test_a_swap_is_noticed(name, swap, monkeypatch):
-  read = pretrained.read_config
-  monkeypatch.setattr(pretrained, 'read_config', lambda *given: read(*given) | swap)
+  read = reading.read_config
+  monkeypatch.setattr(reading, 'read_config', lambda *given: read(*given) | swap)
   _, inputs, expected, _ = golden(name)
   model, _ = load_pretrained(GOLDEN / name, unroll=1)
   assert furthest(answers_of(model, inputs), expected, inputs) > 2 * TOLERANCE['float32']
@@ -54,17 +54,15 @@ def test_a_swap_is_noticed(name, swap, monkeypatch):
 def test_every_number_counts(name, rng):
   """In every layer of every parameter; only the biases of keys say nothing."""
   model, inputs, expected, _ = golden(name)
-  leaves, structure = jax.tree.flatten_with_path(model)
-  for i, (path, leaf) in enumerate(leaves):
-    path = pretrained._path(path)
+  parameters = leaves(model)
+  for path, leaf in parameters.items():
     if path.endswith('key/bias'):
       continue
     for layer in range(len(leaf)) if 'blocks' in path else [...]:
       changed = np.array(leaf)
       changed[layer] += 0.1 * rng.normal(size=changed[layer].shape)
-      values = [value for _, value in leaves]
-      values[i] = jax.numpy.asarray(changed)
-      found = answers_of(jax.tree.unflatten(structure, values), inputs)
+      values = (parameters | {path: jax.numpy.asarray(changed)}).values()
+      found = answers_of(jax.tree.unflatten(jax.tree.structure(model), values), inputs)
       assert furthest(found, expected, inputs) > 2 * TOLERANCE['float32'], (path, layer)
 
 
@@ -81,8 +79,8 @@ def test_every_tensor_has_one_place(name, tmp_path):
   (tmp_path / 'config.json').write_text((GOLDEN / name / 'config.json').read_text())
   model, _ = load_pretrained(tmp_path)
   used = []
-  for path, leaf in jax.tree_util.tree_leaves_with_path(model):
-    path, leaf = pretrained._path(path), np.asarray(leaf)
+  for path, leaf in leaves(model).items():
+    leaf = np.asarray(leaf)
     layers = leaf if 'blocks' in path else leaf[None]
     constants = [set(layer.ravel().tolist()) for layer in layers]
     if name == 'whisper' and path.endswith('key/bias'):

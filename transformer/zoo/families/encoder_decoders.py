@@ -1,0 +1,223 @@
+"""Encoders with decoders: T5, BART, Marian and Whisper."""
+
+import re
+
+from transformer.modules.model import EncoderDecoder
+from transformer.zoo.families.family import Family
+from transformer.zoo.families.rows import layers, plain, shifted, wrapped
+
+_TABLES = {
+  'lm_head.weight': 'shared.weight',
+  'encoder.embed_tokens.weight': 'shared.weight',
+  'decoder.embed_tokens.weight': 'shared.weight',
+}
+
+
+def _t5_derive(theirs, names, kind):
+  shape = theirs.get('feed_forward_proj', 'relu')
+  activation = shape.removeprefix('gated-')
+  if shape == 'gated-gelu':  # means the approximate one, by an accident of history
+    activation = 'gelu_new'
+  tied = theirs.get('tie_word_embeddings', True)
+  scaled = theirs.get('scale_decoder_outputs', tied)
+  if 'scale_decoder_outputs' in theirs:  # transformers 5 says "tied" of all
+    tied = 'lm_head.weight' not in names
+  return dict(
+    gated=shape.startswith('gated-'),
+    activation=activation,
+    tie='all' if tied else 'inputs',
+    scale_logits=scaled,
+  )
+
+
+def _t5_express(config):
+  gelus = {'gelu_tanh': 'gelu' if config.gated else 'gelu_new', 'gelu_erf': 'gelu'}
+  name = gelus.get(config.activation, config.activation)
+  return dict(
+    feed_forward_proj=f'gated-{name}' if config.gated else name,
+    tie_word_embeddings=config.tie == 'all',
+  )
+
+
+def _t5_rows(config, kind):
+  attention = {'query': 'q', 'key': 'k', 'value': 'v', 'out': 'o'}
+  inner = {'hidden': 'wi_0', 'gate': 'wi_1'} if config.gated else {'hidden': 'wi'}
+  own = ('attention', 'SelfAttention', attention)
+  cross = ('cross', 'EncDecAttention', attention)
+  feedforward = ('feedforward', 'DenseReluDense', inner | {'out': 'wo'})
+  rows = layers({'embed': 'shared', 'output': 'lm_head'})
+  for side, sublayers in ('encoder', (own, feedforward)), ('decoder', (own, cross, feedforward)):
+    for i, (ours, theirs, names) in enumerate(sublayers):
+      layer = f'{side}.block.{{}}.layer.{i}.'
+      rows += layers(names, f'{side}/blocks/{ours}/', f'{layer}{theirs}.')
+      rows += layers({f'{ours}_norm': 'layer_norm'}, f'{side}/blocks/', layer)
+    relative = f'{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight'
+    rows += plain({f'{side}/relative': relative})
+    rows += layers({f'{side}/norm': f'{side}.final_layer_norm'})
+  return rows
+
+
+# Raffel et al. 2020, https://arxiv.org/abs/1910.10683; 1.1: Shazeer 2020, 2002.05202
+T5 = Family(
+  architectures={'T5ForConditionalGeneration': EncoderDecoder},
+  fields={
+    'vocab': ('vocab_size', 32128),
+    'width': ('d_model', 512),
+    'depth': ('num_layers', 6),
+    'decoder_depth': ('num_decoder_layers', 0),
+    'heads': ('num_heads', 8),
+    'head_size': ('d_kv', 64),
+    'feedforward': ('d_ff', 2048),
+    'length': ('n_positions', 512),
+    'norm_epsilon': ('layer_norm_epsilon', 1e-6),
+    'dropout': ('dropout_rate', 0.1),
+  },
+  fixed=dict(
+    norm='rms',
+    prenorm=True,
+    position='relative',
+    bias=False,
+    scale_embedding=False,
+    scale_attention=False,
+  ),
+  only=dict(relative_attention_num_buckets=32, relative_attention_max_distance=128),
+  rows=_t5_rows,
+  derive=_t5_derive,
+  express=_t5_express,
+  aliases=_TABLES,
+  # positions of cross-attention, which the first published files hold and nobody reads
+  ignored=re.compile(r'decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias.*'),
+)
+
+
+def _fairseq(side):
+  """The layers of all that descend from fairseq."""
+  blocks = {
+    'attention/query': 'self_attn.q_proj',
+    'attention/key': 'self_attn.k_proj',
+    'attention/value': 'self_attn.v_proj',
+    'attention/out': 'self_attn.out_proj',
+    'attention_norm': 'self_attn_layer_norm',
+    'cross/query': 'encoder_attn.q_proj',
+    'cross/key': 'encoder_attn.k_proj',
+    'cross/value': 'encoder_attn.v_proj',
+    'cross/out': 'encoder_attn.out_proj',
+    'cross_norm': 'encoder_attn_layer_norm',
+    'feedforward/hidden': 'fc1',
+    'feedforward/out': 'fc2',
+    'feedforward_norm': 'final_layer_norm',
+  }
+  ends = {'embedding_norm': 'layernorm_embedding', 'norm': 'layer_norm'}
+  return [
+    *layers(blocks, f'{side}/blocks/', f'{side}.layers.{{}}.'),
+    *layers(ends, f'{side}/', f'{side}.'),
+  ]
+
+
+# Lewis et al. 2020, https://arxiv.org/abs/1910.13461
+BART = Family(
+  architectures={'BartForConditionalGeneration': EncoderDecoder, 'BartModel': EncoderDecoder},
+  fields={
+    'vocab': ('vocab_size', 50265),
+    'width': ('d_model', 1024),
+    'depth': ('encoder_layers', 12),
+    'decoder_depth': ('decoder_layers', 12),
+    'heads': ('encoder_attention_heads decoder_attention_heads', 16),
+    'feedforward': ('encoder_ffn_dim decoder_ffn_dim', 4096),
+    'length': ('max_position_embeddings', 1024),
+    'activation': ('activation_function', 'gelu'),
+    'scale_embedding': ('scale_embedding', False),
+    'dropout': ('dropout', 0.1),
+    'attention_dropout': ('attention_dropout', 0.0),
+  },
+  fixed=dict(
+    norm='layer',
+    norm_epsilon=1e-5,
+    norm_embedding=True,
+    prenorm=False,
+    position='learned',
+    tie='all',
+  ),
+  only=dict(
+    normalize_before=False,
+    normalize_embedding=True,
+    add_final_layer_norm=False,
+    static_position_embeddings=False,
+    tie_word_embeddings=True,
+  ),
+  rows=lambda config, kind: [
+    *layers({'embed': 'shared'}),
+    wrapped('embed/bias', 'final_logits_bias'),
+    shifted('encoder/positions/table', 'encoder.embed_positions.weight'),
+    shifted('decoder/positions/table', 'decoder.embed_positions.weight'),
+    *_fairseq('encoder'),
+    *_fairseq('decoder'),
+  ],
+  derive=lambda theirs, names, kind: dict(bias_output='final_logits_bias' in names),
+  prefix='model.',
+  aliases=_TABLES,
+)
+
+# Junczys-Dowmunt et al. 2018, https://arxiv.org/abs/1804.00344; the Opus-MT models
+MARIAN = BART._replace(
+  architectures={'MarianMTModel': EncoderDecoder},
+  fields=BART.fields | {'vocab': ('vocab_size decoder_vocab_size', 58101)},
+  fixed=BART.fixed | dict(norm_embedding=False, position='sinusoidal_halves'),
+  only=BART.only
+  | dict(
+    normalize_embedding=False,
+    static_position_embeddings=True,
+    share_encoder_decoder_embeddings=True,
+  ),
+  # sinusoids, which need no file
+  ignored=re.compile(r'(en|de)coder\.embed_positions\.weight'),
+)
+
+# Radford et al. 2022, https://arxiv.org/abs/2212.04356
+WHISPER = Family(
+  architectures={
+    'WhisperForConditionalGeneration': EncoderDecoder,
+    'WhisperModel': EncoderDecoder,
+  },
+  fields=BART.fields
+  | {
+    'vocab': ('vocab_size', 51865),
+    'features': ('num_mel_bins', 80),
+    'length': ('max_target_positions', 448),
+    'source_length': ('max_source_positions', 1500),
+    'dropout': ('dropout', 0.0),
+  },
+  fixed=dict(
+    inputs='frames',
+    norm='layer',
+    norm_epsilon=1e-5,
+    prenorm=True,
+    position='learned',
+    tie='output',
+  ),
+  # its convolutions have this activation whatever the layers'; what is read is not scaled, ours is
+  only=dict(activation_function='gelu', scale_embedding=False, tie_word_embeddings=True),
+  rows=lambda config, kind: [
+    *layers(
+      {
+        'input_embed/conv1': 'encoder.conv1',
+        'input_embed/conv2': 'encoder.conv2',
+        'encoder/positions': 'encoder.embed_positions',
+        'embed': 'decoder.embed_tokens',
+        'decoder/positions': 'decoder.embed_positions',
+      }
+    ),
+    *_fairseq('encoder'),
+    *_fairseq('decoder'),
+    # a number added to all keys changes no softmax: theirs have none, ours is 0
+    *plain(
+      {
+        'encoder/blocks/attention/key/bias': None,
+        'decoder/blocks/attention/key/bias': None,
+        'decoder/blocks/cross/key/bias': None,
+      }
+    ),
+  ],
+  prefix='model.',
+  aliases={'proj_out.weight': 'decoder.embed_tokens.weight'},
+)
