@@ -8,7 +8,7 @@ import difflib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -74,8 +74,12 @@ def load_pretrained(folder: str | os.PathLike, **settings: Any) -> tuple[nnx.Mod
     config = ModelConfig(**fields | settings)
   except ValueError as error:
     raise ValueError(f'{folder}: {error}') from error
-  build = _builder(kind, config, tensors, theirs)
-  shapes = jax.eval_shape(build)
+  about: dict[str, Any] = {}
+  if kind is MaskedTokens:
+    about['next_sentence'] = 'cls.seq_relationship.weight' in tensors
+  if kind is Classifier:
+    about['classes'] = len(theirs.get('id2label') or ()) or theirs.get('num_labels', 2)
+  shapes = jax.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0), **about))
   parameters = leaves(shapes)
   rows = rows_of(family, config, kind, parameters)
   _check(folder, family, rows, parameters, tensors)
@@ -159,16 +163,6 @@ def _short(name: str, family: Family) -> str:
     if name.endswith(old):
       name = name.removesuffix(old) + new
   return name
-
-
-def _builder(kind: type, config: ModelConfig, tensors, theirs) -> Callable[[], nnx.Module]:
-  """What makes the model with fresh parameters."""
-  about: dict[str, Any] = {}
-  if kind is MaskedTokens:
-    about['next_sentence'] = 'cls.seq_relationship.weight' in tensors
-  if kind is Classifier:
-    about['classes'] = len(theirs.get('id2label') or ()) or theirs.get('num_labels', 2)
-  return lambda: kind(config, rngs=nnx.Rngs(0), **about)
 
 
 def _check(folder, family: Family, rows, parameters, tensors: dict[str, Stored]) -> None:
