@@ -4,8 +4,8 @@ r"""Dates as people write them, in 40 locales, to ISO 8601: the default experime
   echo 'de-DE: 3. März 2021' | python run.py --mode=predict
 
 A bundled corpus, made by Babel from CLDR; test days never occur in training. Seed 0, one epoch of
-60,000 lines, 2.5 minutes on 2 CPU cores: 99.68 % of 4,000 unseen dates exact, 93.0 % in locales
-never trained on.
+60,000 lines, 2 minutes on 2 CPU cores: 99.65 % of 4,000 unseen dates exact, 97.8 % in locales never
+trained on.
 """
 
 from ml_collections import ConfigDict
