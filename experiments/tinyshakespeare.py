@@ -4,7 +4,9 @@ r"""A character language model of Shakespeare, in nanoGPT's CPU setting: 2,000 s
   echo 'ROMEO:' | python run.py --config=experiments/tinyshakespeare.py --mode=predict
 
 FILE is `input.txt` or `input.txt.gz` of https://github.com/karpathy/char-rnn. nanoGPT's loss on the
-last tenth is 1.88 nats per character with these 1.5 M characters of training.
+last tenth is 1.88 nats per character after 1.5 M characters of training. Ours, seed 0: 1.635 in
+2 minutes on 2 CPU cores, compilation included. What differs: RMSNorm, rotary positions, SwiGLU, no
+biases, 3 times the learning rate, and each window starts where the last one ended.
 """
 
 from ml_collections import ConfigDict
