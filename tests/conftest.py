@@ -24,6 +24,13 @@ DATA = pathlib.Path(
 )
 
 
+@pytest.fixture(scope='module', autouse=True)
+def forget():
+  """What a file has compiled is of no use to the next, and takes gigabytes in the end."""
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture
 def key():
   return jax.random.key(0)

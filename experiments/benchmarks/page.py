@@ -47,6 +47,24 @@ def curves(result: dict) -> str:
   return svg(figure)
 
 
+def losses(result: dict) -> str:
+  """Loss by step."""
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(7, 3), layout='constrained')
+  axes = figure.subplots()
+  for name, values in result['curves'].items():
+    steps = [(i + 0.5) * result['window'] for i in range(len(values))]
+    axes.semilogy(steps, values, 'o-', label=name)
+  axes.set_xlabel('step')
+  axes.set_ylabel(result['unit'])
+  axes.legend(frameon=False)
+  return svg(figure)
+
+
+PICTURES = {'variants': bars, 'by': curves, 'curves': losses}  # by what a result holds
+
+
 def svg(figure) -> str:
   """The figure as text for a page."""
   text = io.StringIO()
@@ -62,7 +80,7 @@ def section(result: dict) -> str:
   ]
   if 'ratio' in result:
     said.insert(0, f'<b>{result["ratio"]:.2f}</b> times the best peer, {result["peer"]}')
-  picture = bars(result) if 'variants' in result else curves(result) if 'by' in result else ''
+  picture = ''.join(draw(result) for key, draw in PICTURES.items() if key in result)
   numbers = {k: v for k, v in result.items() if isinstance(v, float) and 'ratio' not in k}
   said += [f'{name}: {value:,.4g}' for name, value in numbers.items()]
   return f'<h2>{result["case"]}</h2>{picture}<p>{"<br>".join(said)}</p>'

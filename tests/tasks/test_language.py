@@ -102,6 +102,11 @@ def test_the_loss_is_the_logits_cross_entropy(task, model, close):
   assert set(measured) == set(task.figures)
 
 
+@jax.jit
+def logits_of(model, tokens, segments):
+  return model(tokens, segments=segments)
+
+
 def longhand(task, model, prompt):
   """Greedy, one full pass over the window for every token."""
   text = task.tokenizer.encode(prompt)
@@ -110,8 +115,9 @@ def longhand(task, model, prompt):
     steps = min(task.length // 2, task.decoding.length - produced)
     context = text[-(task.length - steps) :]
     for _ in range(steps):
-      tokens = jnp.asarray([context])
-      logits = model(tokens, segments=jnp.ones_like(tokens))[0, -1]
+      row = jnp.asarray([context + [0] * (task.length - len(context))])
+      segments = (jnp.arange(task.length) < len(context)).astype(int)[None]
+      logits = logits_of(model, row, segments)[0, len(context) - 1]
       context.append(int(jnp.argmax(logits)))
       text.append(context[-1])
     produced += steps

@@ -48,8 +48,14 @@ def folder(tmp_path_factory):
   return folder
 
 
+@pytest.fixture(scope='module')
+def works(tmp_path_factory):
+  """Where all runs are."""
+  return tmp_path_factory.mktemp('works')
+
+
 @pytest.fixture
-def run(folder, tmp_path, monkeypatch, capsys):
+def run(folder, works, monkeypatch, capsys):
   """run(config, name, mode, **changed): the lines that a command prints, all in one process."""
   monkeypatch.setenv('TRANSFORMER_TUNE', '0')
 
@@ -58,7 +64,7 @@ def run(folder, tmp_path, monkeypatch, capsys):
     lines = folder / 'lines.txt'
     lines.write_text(input)
     flags = types.SimpleNamespace(
-      config=config, mode=mode, workdir=str(tmp_path / name), input=str(lines)
+      config=config, mode=mode, workdir=str(works / name), input=str(lines)
     )
     assert commands.main(flags) == 0
     return capsys.readouterr().out.splitlines()
@@ -66,36 +72,36 @@ def run(folder, tmp_path, monkeypatch, capsys):
   return command
 
 
-def best(tmp_path, name):
-  workdir = Workdir(tmp_path / name)
+def best(works, name):
+  workdir = Workdir(works / name)
   return restore_best(reopen(workdir.read_config(), workdir), workdir)[0]
 
 
-def test_masked_tokens_then_labels_by_adapters(run, folder, tmp_path):
+def test_masked_tokens_then_labels_by_adapters(run, folder, works):
   """Only adapters and the new head move; the encoder is the pretrained one to the last bit."""
   run(sst2.get_config('pretrain'), 'before', **{'data.dir': str(folder)})
   tuned = {
     'data.dir': str(folder),
-    'init': str(tmp_path / 'before'),
+    'init': str(works / 'before'),
     'train.adapters': 'query|value=2',
     'optimizer.rates': '^out/=0.5',
     'optimizer.learning_rate': 0.1,
     'optimizer.warmup_steps': 0,
   }
   run(sst2.get_config('finetune'), 'after', **tuned)
-  before, after = best(tmp_path, 'before'), best(tmp_path, 'after')
+  before, after = best(works, 'before'), best(works, 'after')
   attention = after.encoder.stack.blocks.attention
   old = before.encoder.stack.blocks.attention
   assert (attention.query.kernel[...] == old.query.kernel[...]).all()
   assert np.abs(attention.query.adapter.up[...]).max() > 0.01
   assert attention.out.adapter is None
-  with Checkpoints(tmp_path / 'after') as checkpoints:
+  with Checkpoints(works / 'after') as checkpoints:
     assert checkpoints.last_step == 2
   lines = run(sst2.get_config('finetune'), 'after', 'predict', 'good film\nbad plot\n', **tuned)
   assert len(lines) == 2 and set(lines) <= {'0', '1'}
 
 
-def test_a_language_model_is_exported_and_gone_on_with(run, folder, tmp_path, close, capsys):
+def test_a_language_model_is_exported_and_gone_on_with(run, folder, works, close, capsys):
   gpt2 = {f'model.{key}': value for key, value in presets.GPT2.items()} | {
     key: value for key, value in SMALL.items() if key.startswith('model.')
   }
@@ -105,27 +111,27 @@ def test_a_language_model_is_exported_and_gone_on_with(run, folder, tmp_path, cl
   (line,) = run(tinyshakespeare.get_config(), 'gpt', 'export', **changed)
   model, tokenizer = load_pretrained(json.loads(line)['folder'])
   tokens = jax.numpy.asarray([tokenizer.encode('very dull')])
-  close(model(tokens), best(tmp_path, 'gpt')(tokens))
+  close(model(tokens), best(works, 'gpt')(tokens))
   run(
     tinyshakespeare.get_config(),
     'again',
     **dict(changed, init=json.loads(line)['folder']),
     **{'optimizer.learning_rate': 0.0},
   )
-  close(best(tmp_path, 'again')(tokens), model(tokens))
+  close(best(works, 'again')(tokens), model(tokens))
   prompts = 'very\ndull plot\n'
   found = run(tinyshakespeare.get_config(), 'gpt', 'predict', prompts, **changed)
   assert len(found) == 2 and all(found)
-  workdir = Workdir(tmp_path / 'gpt')
+  workdir = Workdir(works / 'gpt')
   task = reopen(workdir.read_config(), workdir).task
   flags = types.SimpleNamespace(input=str(folder / 'lines.txt'))
-  assert commands._stream(task, best(tmp_path, 'gpt'), flags) == 0  # as a terminal shows it
+  assert commands._stream(task, best(works, 'gpt'), flags) == 0  # as a terminal shows it
   assert capsys.readouterr().out.replace('\n', ' ').split() == ' '.join(found).split()
 
 
-def test_other_equations_are_refused_by_key(run, folder, tmp_path, capsys):
-  run(sst2.get_config('pretrain'), 'before', **{'data.dir': str(folder)})
-  changed = {'data.dir': str(folder), 'init': str(tmp_path / 'before'), 'model.activation': 'relu'}
+def test_other_equations_are_refused_by_key(run, folder, works, capsys):
+  run(sst2.get_config('pretrain'), 'before', **{'data.dir': str(folder)})  # if it was not yet
+  changed = {'data.dir': str(folder), 'init': str(works / 'before'), 'model.activation': 'relu'}
   with pytest.raises(SystemExit):
-    run(sst2.get_config('finetune'), 'after', **changed)
+    run(sst2.get_config('finetune'), 'refused', **changed)
   assert '--config.model.activation=gelu_tanh' in capsys.readouterr().err

@@ -28,8 +28,8 @@ class Decoding:
       output independent of its neighbours to the last bit.
   """
 
-  beams: int
-  alpha: float
+  beams: int = 1
+  alpha: float = 0.0
   temperature: float = 0.0
   top_k: int = 0
   top_p: float = 1.0

@@ -47,9 +47,9 @@ class Denoising:
   objective: Literal['spans', 'prefix']
   rate: float
   mean_span: float
-  label_smoothing: float
-  z_loss: float
-  start: Literal['bos', 'eos', 'pad']
+  label_smoothing: float = 0.0
+  z_loss: float = 0.0
+  start: Literal['bos', 'eos', 'pad'] = 'bos'
 
   reads = ('targets',)  # of an example
   figures = TEACHER_FORCED

@@ -40,9 +40,9 @@ class LanguageModel:
   tokenizer: Tokenizer
   decoding: Decoding
   length: int
-  documents: bool
-  label_smoothing: float
-  z_loss: float
+  documents: bool = False
+  label_smoothing: float = 0.0
+  z_loss: float = 0.0
 
   reads = ('targets',)  # of an example
   figures = (*TEACHER_FORCED, 'perplexity_per_word', 'bits_per_byte')

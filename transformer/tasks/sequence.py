@@ -39,9 +39,9 @@ class SequenceToSequence:
   tokenizer: Tokenizer
   decoding: Decoding
   length: int
-  label_smoothing: float
-  z_loss: float
-  start: Literal['bos', 'eos', 'pad']
+  label_smoothing: float = 0.0
+  z_loss: float = 0.0
+  start: Literal['bos', 'eos', 'pad'] = 'bos'
 
   reads = ('inputs', 'targets')  # of an example
   figures = TEACHER_FORCED
