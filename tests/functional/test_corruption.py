@@ -8,6 +8,7 @@ import pytest
 from transformer.functional.corruption import (
   choose,
   compact,
+  noise_counts,
   noise_spans,
   replace_chosen,
   with_sentinels,
@@ -67,6 +68,15 @@ def test_spans_are_as_many_and_as_long_as_asked(rate, mean_span):
     assert not of_row[:, 0].any() and not of_row[:, n:].any()
   assert not found[:, 3:].any()
   assert len({tuple(row) for row in found[:, 0]}) > 20
+
+
+@pytest.mark.parametrize('rate, mean_span', [(0.15, 3.0), (0.3, 1.0), (0.5, 2.5)])
+def test_counts_are_the_same_on_the_host(rate, mean_span):
+  lengths, how = np.arange(1, 1025, dtype=np.int32), dict(rate=rate, mean_span=mean_span)
+  host = noise_counts(lengths, **how, np=np)
+  device = jax.jit(lambda lengths: noise_counts(lengths, **how))(lengths)
+  for one, other in zip(host, device, strict=True):
+    np.testing.assert_array_equal(one, other)
 
 
 def test_inputs_and_targets_together_are_the_text(rng):

@@ -164,7 +164,7 @@ def test_beams_find_no_worse_and_need_room(task, model):
   with pytest.raises(ValueError, match='beams cannot move'):
     dataclasses.replace(task, decoding=dataclasses.replace(GREEDY, beams=4))
   wide = dataclasses.replace(task, decoding=dataclasses.replace(GREEDY, beams=4, length=4))
-  assert wide.greedy().decoding.beams == 1
+  assert wide.quick().decoding.beams == 1
   prompts = ['the', 'fox']
 
   def log_p(prompt, continuation):
@@ -174,7 +174,7 @@ def test_beams_find_no_worse_and_need_room(task, model):
     return float(jax.nn.log_softmax(logits)[np.arange(n - 1, len(tokens) - 1), tokens[n:]].sum())
 
   for prompt, found, plain in zip(
-    prompts, wide.predict(model, prompts), wide.greedy().predict(model, prompts), strict=True
+    prompts, wide.predict(model, prompts), wide.quick().predict(model, prompts), strict=True
   ):
     if len(found) == len(plain) == 4:  # no special token in it
       assert log_p(prompt, found) >= log_p(prompt, plain) - 1e-4
@@ -192,3 +192,4 @@ def test_an_empty_prompt_needs_a_start_token(task, model):
     task.predict(model, [''])
   with pytest.raises(ValueError, match='pass a list'):
     task.predict(model, 'the')
+  assert task.predict(model, ['', 'the'], cut=True) == ['', task.predict(model, ['the'])[0]]

@@ -17,6 +17,7 @@ from transformer.tasks.decoding import Decoding
 from transformer.tasks.denoising import Denoising
 from transformer.tasks.labels import Labels
 from transformer.tasks.masking import Masking
+from transformer.tasks.texts import with_blanks
 
 TEXTS = ['red ant\n', 'big red ant\n', 'big blue bee\n', 'blue bee\n']
 SIZES = dict(width=16, depth=1, heads=2, feedforward=32, length=16, dropout=0.0, prenorm=True)
@@ -129,7 +130,7 @@ def test_whole_words_are_hidden_whole():
   words = np.asarray(task._words(batch['inputs']))[0]
   for seed in range(5):
     chosen = np.asarray(task._hide(batch, jax.random.key(seed)).chosen)[0]
-    hidden_words = set(words[chosen])
+    hidden_words = set(words[chosen] - 1)  # the start token is before the first
     pieces = tokenizer.encode(line)
     text = ' '.join(w for i, w in enumerate(line.split()) if i not in hidden_words)
     kept = [t for t, c in zip(pieces, chosen[1:], strict=False) if not c]
@@ -241,11 +242,21 @@ def test_labels_are_learnt(labels):
     labels.predict(model, [''])
 
 
+def test_a_blank_takes_the_space_before_it():
+  """As in training, where a word's token begins with its space."""
+  tokenizer = tokenizers.train(TEXTS * 9, kind='bpe', vocab=300, sentinels=1)
+  whole = tokenizer.encode('big blue bee')
+  mask = [tokenizer.mask]
+  assert with_blanks(tokenizer, 'big ___ bee', mask) == [whole[0], *mask, whole[-1]]
+
+
 def test_what_cannot_be_learnt_is_refused(labels, masking, denoising):
   with pytest.raises(ValueError, match="label 'wasp' of 'big' is none of"):
     labels.features([{'inputs': 'big', 'targets': 'wasp'}])
   with pytest.raises(ValueError, match='two or more labels'):
     dataclasses.replace(labels, classes='ant, ant')
+  with pytest.raises(ValueError, match='show where a word begins'):
+    dataclasses.replace(masking, whole_words=True)
   plain = tokenizers.train(TEXTS, kind='characters', vocab=40)
   with pytest.raises(ValueError, match='tokenizer.sentinels=1'):
     dataclasses.replace(masking, tokenizer=plain)

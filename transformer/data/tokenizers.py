@@ -76,6 +76,15 @@ class Tokenizer:
     encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     return [encoding.ids for encoding in encodings]
 
+  @property
+  def specials(self) -> list[int]:
+    """Ids that spell nothing."""
+    return [
+      i
+      for i in (self.pad, self.bos, self.eos, self.unk, self.mask, *self.sentinels)
+      if i is not None
+    ]
+
   @functools.cached_property
   def begins_word(self) -> list[bool]:
     """For each id, whether a word begins with it, by the marks of WordPiece, byte BPE, unigram."""
@@ -153,7 +162,6 @@ def train(
     lowercase: lower-cases, character by character (Python's str.lower also knows the final sigma).
     split_digits: each digit is its own token, so that numbers are spelt alike everywhere; always
       the case for 'bytes' and 'characters'.
-
     sentinels: so many tokens <extra_id_0>, ... come last, beyond vocab: the first is also the mask.
 
   Raises:

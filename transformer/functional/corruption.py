@@ -14,12 +14,12 @@ def choose(
   rate: float,
   words: Int[Array, 'B T'] | None = None,
 ) -> Bool[Array, 'B T']:
-  """Which tokens to hide: of each row the share `rate` of those eligible, at least one.
+  """Which tokens to hide: of each row the share `rate` of those eligible.
 
   Args:
     key: of the choice.
     eligible: which tokens may be hidden.
-    rate: of them in each row, rounded.
+    rate: of them in each row, rounded; at least one.
     words: the word that each token belongs to: words are hidden whole, and no more tokens than the
       rate allows; none if the first word drawn is longer.
 
@@ -81,9 +81,7 @@ def noise_spans(
   >>> noise_spans(jax.random.key(0), jnp.array([8]), 8, rate=0.25, mean_span=2.0)[0].sum().tolist()
   2
   """
-  hidden = jnp.clip(jnp.round(lengths * rate), 1, jnp.maximum(lengths - 1, 1)).astype(jnp.int32)
-  spans = jnp.clip(jnp.round(hidden / mean_span), 1, jnp.minimum(hidden, lengths - hidden))
-  spans = jnp.maximum(spans, 1).astype(jnp.int32)
+  hidden, spans = noise_counts(lengths, rate=rate, mean_span=mean_span)
   kept_key, hidden_key = jax.random.split(key)
   kept_parts = _random_parts(kept_key, lengths - hidden, spans, T)
   hidden_parts = _random_parts(hidden_key, hidden, spans, T)
@@ -91,6 +89,21 @@ def noise_spans(
   at = jnp.arange(T)
   span = jax.vmap(lambda ends: jnp.searchsorted(ends, at, side='right'))(ends)
   return (span % 2 == 1) & (at < lengths[:, None]) & (lengths[:, None] > 1)
+
+
+def noise_counts(lengths, *, rate: float, mean_span: float, np=jnp):
+  """(tokens, spans) that `noise_spans` hides of rows of these lengths.
+
+  With np=numpy the same numbers where shapes depend on them: both round float32 to even.
+
+  >>> [int(n) for n in noise_counts(jnp.int32(190), rate=0.15, mean_span=3.0)]
+  [29, 10]
+  """
+  share, mean = np.float32(rate), np.float32(mean_span)
+  hidden = np.round(np.asarray(lengths, np.float32) * share).astype(np.int32)
+  hidden = np.clip(hidden, 1, np.maximum(lengths - 1, 1))
+  spans = np.round(hidden.astype(np.float32) / mean).astype(np.int32)
+  return hidden, np.maximum(np.minimum(np.minimum(spans, hidden), lengths - hidden), 1)
 
 
 def _random_parts(key, totals, parts, T):

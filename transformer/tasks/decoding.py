@@ -78,7 +78,8 @@ def generate(
     prompts: what a row's random numbers depend on.
     decoding: which search.
   """
-  how: dict[str, Any] = dict(steps=decoding.length, eos=eos)
+  pad = 0 if eos else -1  # some published models end with token 0
+  how: dict[str, Any] = dict(steps=decoding.length, eos=eos, pad=pad)
   if decoding.beams > 1:
     how |= dict(beams=decoding.beams, alpha=decoding.alpha, reorder=reorder)
     return search.beam_search(step, cache, first, **how)

@@ -53,6 +53,7 @@ class Denoising:
 
   reads = ('targets',)  # of an example
   figures = TEACHER_FORCED
+  packs = False  # spans would reach from one text into the next
 
   def __post_init__(self):
     if not 0 < self.rate < 1 or self.mean_span < 1:
@@ -81,16 +82,21 @@ class Denoising:
     )
 
   @property
+  def _counts(self):
+    how = dict(rate=self.rate, mean_span=self.mean_span)
+    return corruption.noise_counts(np.int32(self.length), **how, np=np)
+
+  @property
   def _hidden(self) -> int:
     """How many tokens of a whole window are left out."""
-    return min(max(round(self.length * self.rate), 1), max(self.length - 1, 1))
+    return int(self._counts[0])
 
   @property
   def _spans(self) -> int:
     """In how many spans."""
-    return max(min(round(self._hidden / self.mean_span), self.length - self._hidden), 1)
+    return int(self._counts[1])
 
-  def greedy(self) -> 'Denoising':
+  def quick(self) -> 'Denoising':
     """The same task without beams."""
     return dataclasses.replace(self, decoding=dataclasses.replace(self.decoding, beams=1))
 

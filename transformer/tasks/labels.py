@@ -40,6 +40,7 @@ class Labels:
 
   reads = ('inputs',)  # of an example
   figures = ('nll', 'accuracy')
+  packs = False
 
   def __post_init__(self):
     if len(set(self.names)) < max(len(self.names), 2):
@@ -54,7 +55,7 @@ class Labels:
     """The labels, in the order of their numbers."""
     return [name.strip() for name in self.classes.split(',')]
 
-  def greedy(self) -> 'Labels':
+  def quick(self) -> 'Labels':
     """The same task: there is nothing to search."""
     return self
 
@@ -63,7 +64,7 @@ class Labels:
     return Classifier(config, len(self.names), nnx.Rngs(key))
 
   def features(self, source: Source) -> Fields:
-    """The texts as tokens, and the numbers of their labels.
+    """The texts as tokens, cut to `length`, and the numbers of their labels.
 
     Raises:
       ValueError: a label is none of `classes`.
@@ -71,7 +72,8 @@ class Labels:
     number = {name: i for i, name in enumerate(self.names)}
     texts, labels = [], []
     for examples in chunks(source):
-      texts.append(Ragged.of(self.encode([example['inputs'] for example in examples])))
+      rows = self.encode([example['inputs'] for example in examples])
+      texts.append(Ragged.of([self._cut(row) for row in rows]))
       for example in examples:
         if example['targets'] not in number:
           raise ValueError(
@@ -137,7 +139,7 @@ class Labels:
     """
     (tokens,) = self.encode([line])
     if cut:
-      return [*tokens[: self.length - 1], tokens[-1]] if len(tokens) > self.length else tokens
+      return self._cut(tokens)
     if len(tokens) == 2:
       raise ValueError('the line is empty: give it some text')
     if len(tokens) > self.length:
@@ -146,6 +148,9 @@ class Labels:
         'for: shorten it'
       )
     return tokens
+
+  def _cut(self, tokens: list[int]) -> list[int]:
+    return [*tokens[: self.length - 1], tokens[-1]] if len(tokens) > self.length else tokens
 
   def attend(self, model: Classifier, line: str) -> tuple[np.ndarray, list[str], list[str]]:
     """How the tokens of a line attend to each other: (weights [L, H, T, T], pieces, pieces)."""

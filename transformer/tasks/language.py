@@ -45,6 +45,7 @@ class LanguageModel:
   z_loss: float = 0.0
 
   reads = ('targets',)  # of an example
+  packs = True
   figures = (*TEACHER_FORCED, 'perplexity_per_word', 'bits_per_byte')
 
   def __post_init__(self):
@@ -61,7 +62,7 @@ class LanguageModel:
         'loss.documents=True needs a tokenizer with start and end tokens: set it to False'
       )
 
-  def greedy(self) -> 'LanguageModel':
+  def quick(self) -> 'LanguageModel':
     """The same task without beams."""
     return dataclasses.replace(self, decoding=dataclasses.replace(self.decoding, beams=1))
 
@@ -135,7 +136,7 @@ class LanguageModel:
     Args:
       model: what decodes.
       lines: the prompts.
-      cut: there for the other tasks; a prompt may be of any length.
+      cut: answer nothing to an empty line instead of raising.
 
     Raises:
       ValueError: a line is empty, and texts have no start token.
@@ -143,6 +144,10 @@ class LanguageModel:
     """
     if isinstance(lines, str):
       raise ValueError('predict takes many lines: pass a list, [line] for a single one')
+    lines = list(lines)
+    if cut and not self.documents:
+      some = iter(self.predict(model, [line for line in lines if line]))
+      return [next(some) if line else '' for line in lines]
     prompts = [self.input(line) for line in lines]
     written = [list(prompt) for prompt in prompts]
     for steps, seen in self._rounds():

@@ -38,8 +38,8 @@ class Masking:
     length: of a window.
     rate: share of tokens that are hidden; 0.15 in the paper.
     whole_words: hide all tokens of a word or none.
-    next_sentence: cut each window in two, exchange half of the second parts between rows, and learn
-      to tell where that was done.
+    next_sentence: cut each window in two, and learn to tell whether the second part belongs to the
+      first: half of them are taken from the row before, where that has the same lengths.
   """
 
   tokenizer: Tokenizer
@@ -55,6 +55,13 @@ class Masking:
   def __post_init__(self):
     if not 0 < self.rate < 1:
       raise ValueError(f'loss.rate={self.rate} is a share of tokens: give 0 < rate < 1, as 0.15')
+    if self.length < 3 + 2 * self.next_sentence:
+      raise ValueError(f'data.length={self.length} leaves no room for text: make windows longer')
+    if self.whole_words and not any(self.tokenizer.begins_word):
+      raise ValueError(
+        'loss.whole_words=True needs a tokenizer whose pieces show where a word begins, such as '
+        'bpe, wordpiece or unigram: set it to False'
+      )
     missing = [name for name in ('bos', 'eos', 'mask') if getattr(self.tokenizer, name) is None]
     if missing:
       raise ValueError(
@@ -62,7 +69,12 @@ class Masking:
         '--config.tokenizer.sentinels=1'
       )
 
-  def greedy(self) -> 'Masking':
+  @property
+  def packs(self) -> bool:
+    """Whether several texts may share a row."""
+    return not self.next_sentence
+
+  def quick(self) -> 'Masking':
     """The same task: there is nothing to search."""
     return self
 
@@ -139,7 +151,7 @@ class Masking:
       ValueError: a line has no ___ or is too long.
     """
     rows = [self.input(line, cut=cut) for line in lines]
-    find = functools.partial(_likeliest, model)
+    find = functools.partial(_likeliest, model, tuple(self.tokenizer.specials))
     found = in_batches(find, rows, rows=self.decoding.rows, longest=self.length)
     texts = []
     for row, likeliest in zip(rows, found, strict=True):
@@ -187,7 +199,7 @@ class Masking:
       types = jnp.where(segments != 0, jnp.minimum(before, 1), 0)
       shape = 2 * segments + types
       alike = jnp.all(shape == jnp.roll(shape, 1, axis=0), axis=1) & jnp.any(segments, axis=1)
-      swapped = jax.random.bernoulli(keys[0], 0.5, (len(tokens),)) & alike
+      swapped = jax.random.bernoulli(keys[0], 0.5, (len(tokens),)) & alike & (len(tokens) > 1)
       other = swapped[:, None] & (types == 1)
       tokens = jnp.where(other, jnp.roll(tokens, 1, axis=0), tokens)
     eligible = (segments != 0) & (tokens != bos) & (tokens != eos)
@@ -199,8 +211,9 @@ class Masking:
     return Hidden(shown, tokens, chosen, types, swapped)
 
   def _words(self, tokens: Int[Array, 'B T']) -> Int[Array, 'B T']:
-    begins = jnp.asarray(self.tokenizer.begins_word)[tokens]
-    # the first word of a text may lack its mark, and is number 0 then
+    special = (tokens == self.tokenizer.bos) | (tokens == self.tokenizer.eos)
+    after = jnp.pad(special[:, :-1], ((0, 0), (1, 0)))
+    begins = jnp.asarray(self.tokenizer.begins_word)[tokens] | after
     return jnp.minimum(jnp.cumsum(begins, axis=1), tokens.shape[1] - 1)
 
   def _most(self, T: int) -> int:
@@ -236,10 +249,10 @@ def _places(chosen, most: int):
   return at, weights
 
 
-@jax.jit
-def _likeliest(model: MaskedTokens, rows):
+@functools.partial(jax.jit, static_argnums=1)
+def _likeliest(model: MaskedTokens, specials: tuple[int, ...], rows):
   logits = model(jnp.maximum(rows, 0), segments=(rows != PAD).astype(jnp.int32))
-  return jnp.argmax(logits, axis=-1)
+  return jnp.argmax(logits.at[..., jnp.asarray(specials)].set(-jnp.inf), axis=-1)
 
 
 _capture = jax.jit(Encoder.capture)

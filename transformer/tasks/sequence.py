@@ -18,7 +18,7 @@ from transformer.functional.losses import Mean
 from transformer.modules.cache import Cache
 from transformer.modules.config import ModelConfig
 from transformer.modules.model import EncoderDecoder
-from transformer.tasks.batching import bucket, padded
+from transformer.tasks.batching import PAD, bucket, padded
 from transformer.tasks.decoding import Decoding, best, generate
 from transformer.tasks.metrics import TEACHER_FORCED, of_logits, with_perplexity
 
@@ -45,6 +45,7 @@ class SequenceToSequence:
 
   reads = ('inputs', 'targets')  # of an example
   figures = TEACHER_FORCED
+  packs = True
 
   def __post_init__(self):
     if None in (self.first, self.tokenizer.eos):
@@ -58,7 +59,7 @@ class SequenceToSequence:
     """The id of the token that the decoder starts from."""
     return getattr(self.tokenizer, self.start)
 
-  def greedy(self) -> 'SequenceToSequence':
+  def quick(self) -> 'SequenceToSequence':
     """The same task without beams."""
     return dataclasses.replace(self, decoding=dataclasses.replace(self.decoding, beams=1))
 
@@ -149,14 +150,19 @@ class SequenceToSequence:
       eos=self.tokenizer.eos,
       rows=self.decoding.rows,
       longest=self.length,
-      pad=0,
     )
 
   def search(
     self, model: EncoderDecoder, inputs: Int[Array, 'B S']
   ) -> tuple[Int[Array, 'B W T'], Float[Array, 'B W']]:
-    """The best outputs of each input and their scores, best first."""
-    return _search(model, inputs, self.decoding, self.first, self.tokenizer.eos)
+    """The best outputs of each input and their scores, best first.
+
+    Args:
+      model: what decodes.
+      inputs: tokens; negative or the tokenizer's pad where there is none.
+    """
+    real = (inputs >= 0) & (inputs != (PAD if self.tokenizer.pad is None else self.tokenizer.pad))
+    return _search(model, inputs, real, self.decoding, self.first, self.tokenizer.eos)
 
   def capture(
     self, model: EncoderDecoder, batch: dict[str, Int[Array, 'B _']]
@@ -222,9 +228,10 @@ def shift_right(
 _capture = jax.jit(EncoderDecoder.capture)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _search(model: EncoderDecoder, inputs, decoding: Decoding, bos: int, eos: int):
-  memory = model.decoder.prepare(model.encode(inputs))
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+def _search(model: EncoderDecoder, inputs, real, decoding: Decoding, bos: int, eos: int):
+  segments = real.astype(jnp.int32)
+  memory = model.decoder.prepare(model.encode(jnp.maximum(inputs, 0), segments=segments))
   cache = model.init_cache(len(inputs) * decoding.beams, decoding.length, beams=decoding.beams)
 
   def step(tokens, cache):

@@ -24,12 +24,14 @@ class Task(Protocol):
     decoding: how outputs are made; at least `rows`, how many at once.
     reads: the texts of an example that it reads, so that a tokenizer can learn them.
     figures: names of what `report` gives.
+    packs: whether several examples may share a row.
   """
 
   tokenizer: Tokenizer
   decoding: Any
   reads: tuple[str, ...]
   figures: tuple[str, ...]
+  packs: Any
 
   def init(self, config: ModelConfig, key: Key[Array, '']) -> Model:
     """A fresh model."""
@@ -37,7 +39,7 @@ class Task(Protocol):
   def features(self, source: Source) -> Fields:
     """All examples as numbers, for the pipeline: the fields of a batch."""
 
-  def greedy(self) -> 'Task':
+  def quick(self) -> 'Task':
     """The same task, answering as fast as it can."""
 
   def loss(

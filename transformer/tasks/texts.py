@@ -31,5 +31,8 @@ def windows(tokenizer: Tokenizer, source: Source, length: int) -> Iterator[list[
 
 def with_blanks(tokenizer: Tokenizer, line: str, fillers: Sequence[int]) -> list[int]:
   """The tokens of a line, with the fillers in turn for every ___."""
-  first, *rest = tokenizer.encode_batch(line.split(BLANK))
+  *before, last = line.split(BLANK)
+  if any(tokenizer.begins_word):  # the space before a word is part of it, and so of what is missing
+    before = [part.removesuffix(' ') for part in before]
+  first, *rest = tokenizer.encode_batch([*before, last])
   return [*first, *(t for filler, part in zip(fillers, rest, strict=True) for t in (filler, *part))]

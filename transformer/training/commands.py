@@ -195,7 +195,7 @@ def _attend(config, workdir, flags) -> int:
       except ValueError as error:
         raise ValueError(f'line {number}: {error}') from error
       file = workdir.path / 'attention' / f'{number}.html'
-      output = experiment.task.predict(model, [line])[0]
+      output = experiment.task.predict(model, [line], cut=True)[0]
       write(file, heatmap.html(weights, rows, columns, title=line, subtitle=output))
       heatmap.png(weights, rows, columns, file.with_suffix('.png'), title=line)
       pictures.append(

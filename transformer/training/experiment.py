@@ -51,8 +51,11 @@ class Experiment(NamedTuple):
       )
     if not len(short):
       raise ValueError(f'every example of {split} is longer than data.length={data.length} tokens')
-    if data.packing and len(ragged) < len(fields):
-      raise ValueError(f'data.packing=True, but {self.settings.task} needs a row for each example')
+    if data.packing and not self.task.packs:
+      raise ValueError(
+        f'data.packing=True, but {self.settings.task} needs a row for each example here: set it to '
+        'False'
+      )
     if data.packing:
       rows = pipeline.packed(lengths[short], length=data.length, seed=self.settings.seed)
     else:
@@ -109,21 +112,29 @@ def prepare(config: dict[str, Any], workdir: Workdir) -> Experiment:
   source = load(data.train, limit=data.limit)
   if jax.process_index() == 0:
     workdir.lock()
-  workdir.claim(config)
+  workdir.compare(config)
   tokenizer = workdir.tokenizer()
   if tokenizer is None and checked.init:
     tokenizer = Workdir(checked.init).tokenizer()  # published models call it the same
+    if tokenizer is None:
+      raise FileNotFoundError(
+        f'config.init={checked.init} has no tokenizer.json, without which its embeddings mean '
+        'nothing: give the folder of a run, or of a published model with that file'
+      )
   if tokenizer is None:
     reads = settings.TASKS[checked.task].reads
     examples = (source[i] for i in range(len(source)))
     texts = (example[side] for example in examples for side in reads)
     tokenizer = tokenizers.train(texts, **checked.tokenizer)
+  # first, for a task may refuse its config, and the folder is then still free for another
+  experiment = _experiment(checked, tokenizer, mesh)
+  workdir.claim(config)
   workdir.save_tokenizer(tokenizer)
-  return _experiment(checked, tokenizer, mesh)
+  return experiment
 
 
-def reopen(config: dict[str, Any], workdir: Workdir) -> Experiment:
-  """A run that was prepared before.
+def reopen(config: dict[str, Any], workdir: Workdir, mesh: Mesh | None = None) -> Experiment:
+  """A run that was prepared before, on its own mesh if no other is given.
 
   Raises:
     FileNotFoundError: there is none in the workdir.
@@ -132,7 +143,7 @@ def reopen(config: dict[str, Any], workdir: Workdir) -> Experiment:
   tokenizer = workdir.tokenizer()
   if tokenizer is None:
     raise FileNotFoundError(f'there is no trained model in {workdir}: train one first')
-  return _experiment(checked, tokenizer, sharding.make_mesh(**checked.mesh))
+  return _experiment(checked, tokenizer, mesh or sharding.make_mesh(**checked.mesh))
 
 
 def restore_best(experiment: Experiment, workdir: Workdir) -> tuple[Model, int]:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from absl import logging
 
+from transformer.modules.adapters import merge
 from transformer.modules.config import ModelConfig
 from transformer.training.experiment import Experiment, reopen, restore_best
 from transformer.training.optimizers import parameter_path
@@ -17,8 +18,10 @@ from transformer.training.workdir import Workdir
 # parameters, or is seen in their shapes.
 FREE = (
   *('vocab', 'length', 'source_length', 'dropout', 'attention_dropout', 'dtype', 'remat', 'unroll'),
-  *('summary', 'bias_output', 'tie'),
+  *('summary', 'bias_output'),
 )
+
+READOUT = ('embed/table', 'output/table', 'embed/bias', 'output/bias')  # one row for each token
 
 
 def with_given(model: Model, experiment: Experiment) -> Model:
@@ -31,8 +34,9 @@ def with_given(model: Model, experiment: Experiment) -> Model:
   given: Any
   if (folder / 'checkpoints').is_dir():
     workdir = Workdir(folder)
-    source = reopen(workdir.read_config(), workdir)
+    source = reopen(workdir.read_config(), workdir, experiment.mesh)
     given, config = restore_best(source, workdir)[0], source.model
+    merge(given)
   else:
     from transformer.zoo.pretrained import load_pretrained
 
@@ -45,20 +49,24 @@ def with_given(model: Model, experiment: Experiment) -> Model:
 def transplanted(model: Model, given: Model) -> Model:
   """The model with the parameters of `given` that have the same path; says which have none.
 
-  A bare encoder's stand for those of the encoder below a head.
+  A bare encoder's stand for those of the encoder below a head. Of a longer table the first rows
+  count: published ones have more than their tokenizer has tokens.
 
   Raises:
-    ValueError: a parameter has another shape there, or none has the same path.
+    ValueError: a parameter has another shape there, or not every block is found.
   """
   ours, theirs = _by_path(model), _by_path(given)
   if not ours.keys() & theirs.keys():
     theirs = {f'encoder/{path}': x for path, x in theirs.items()}
-  if not ours.keys() & theirs.keys():
+  blocks = {path for path in ours if 'blocks/' in path and '/adapter/' not in path}
+  if lost := sorted(blocks - theirs.keys()):
     raise ValueError(
-      f'the model to start from has none of these parameters: it has {", ".join(theirs)}, and this '
-      f'one {", ".join(ours)}. Take a model of the same kind'
+      f'the model to start from has none of {", ".join(lost)}: it has {", ".join(theirs)}. Take a '
+      'model of the same kind'
     )
   for path in ours.keys() & theirs.keys():
+    if path.endswith(READOUT):
+      theirs[path] = theirs[path][: len(ours[path])]
     if ours[path].shape != theirs[path].shape:
       raise ValueError(
         f'{path} is {list(theirs[path].shape)} in the model to start from and '

@@ -184,7 +184,7 @@ class _Signals:
 
 def _validation(experiment: Experiment):
   """A function of a model: its teacher-forced and greedy metrics on the validation split."""
-  config, task = experiment.settings, experiment.task.greedy()
+  config, task = experiment.settings, experiment.task.quick()
   batches, source = experiment.batches(config.data.val), experiment.source(config.data.val)
   measured = jax.jit(task.measure)
 

@@ -59,6 +59,7 @@ def build(
   for key, value in dict(b1=b1, b2=b2).items():
     if not 0 <= value < 1:
       raise ValueError(f'optimizer.{key}={value} is a decay: give 0 <= {key} < 1, such as 0.9')
+  _parsed(rates)  # raises what is wrong with it, before there are parameters
   peak = learning_rate
   if schedule == 'noam':
     peak, schedule = learning_rate * (width * max(warmup_steps, 1)) ** -0.5, 'rsqrt'
@@ -108,15 +109,7 @@ def factors(params: Any, rates: str) -> Any:
   Raises:
     ValueError: an entry is no pattern=factor, or fits no parameter.
   """
-  table = []
-  for entry in filter(None, (entry.strip() for entry in rates.split(','))):
-    pattern, _, factor = entry.rpartition('=')
-    try:
-      table.append((re.compile(pattern), float(factor)))
-    except (re.error, ValueError) as error:
-      raise ValueError(
-        f'optimizer.rates={rates!r}: {entry!r} is no pattern=factor ({error}); write embed=0.1'
-      ) from error
+  table = _parsed(rates)
 
   def factor_of(path, _):
     name = parameter_path(path)
@@ -129,6 +122,19 @@ def factors(params: Any, rates: str) -> Any:
       f'{", ".join(names)}'
     )
   return jax.tree.map_with_path(factor_of, params)
+
+
+def _parsed(rates: str) -> list[tuple[re.Pattern, float]]:
+  table = []
+  for entry in filter(None, (entry.strip() for entry in rates.split(','))):
+    pattern, _, factor = entry.rpartition('=')
+    try:
+      table.append((re.compile(pattern), float(factor)))
+    except (re.error, ValueError) as error:
+      raise ValueError(
+        f'optimizer.rates={rates!r}: {entry!r} is no pattern=factor ({error}); write embed=0.1'
+      ) from error
+  return table
 
 
 def frozen(params: Any, rates: str) -> Any:

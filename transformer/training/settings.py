@@ -93,7 +93,12 @@ class Train:
   adapters: str
 
   def __post_init__(self):
-    if self.adapters and not re.fullmatch(r'.*=[1-9]\d*', self.adapters):
+    try:
+      pattern, _, rank = self.adapters.rpartition('=')
+      good = not self.adapters or bool(re.compile(pattern) and pattern and int(rank) > 0)
+    except (re.error, ValueError):
+      good = False
+    if not good:
       raise ValueError(
         f'train.adapters={self.adapters!r} is no pattern=rank: write query|value=8, or nothing'
       )
@@ -227,8 +232,8 @@ def check(config: Mapping[str, Any]) -> Settings:
         'the model is not seen between the steps of a call'
       )
   longest = settings.data.length
-  if settings.task == 'sequence':  # others never look further than they learnt to
-    longest = max(longest, settings.decode.length)
+  if settings.task in ('sequence', 'denoising'):  # others never look further than they learnt to
+    longest = max(longest + (settings.task == 'denoising'), settings.decode.length)
   if settings.model['position'] == 'learned' and longest > settings.model['length']:
     raise ValueError(
       f'model.length={settings.model["length"]} learned positions are fewer than '

@@ -48,8 +48,9 @@ def train_step(
   """The state after one update, and what to log.
 
   The gradient is that of the batch's summed loss, divided once by its weight, so it is the same for
-  every split into microbatches and devices. A loss or gradient that is not finite changes nothing
-  but the step, and is reported.
+  every split into microbatches and devices, but for what the loss draws by its key: dropout, and
+  what is hidden of a text. A loss or gradient that is not finite changes nothing but the step, and
+  is reported.
 
   Args:
     state: before the update; may be donated.

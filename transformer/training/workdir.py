@@ -81,14 +81,12 @@ class Workdir:
     os.truncate(file, 0)
     os.write(file, f'{os.getpid()} on {platform.node()}\n'.encode())
 
-  def claim(self, config: Mapping[str, Any]):
-    """Makes the folder the run of this config.
+  def compare(self, config: Mapping[str, Any]):
+    """Does nothing where the folder is free or holds a run of this config.
 
     Raises:
       ValueError: it is the run of another experiment already; names the keys that differ.
     """
-    self.path.mkdir(parents=True, exist_ok=True)
-    file = self.path / 'config.json'
     if self.has_config():
       old, new = _flatten(self.read_config()), _flatten(config)
       differ = [
@@ -101,7 +99,11 @@ class Workdir:
           f'{self.path} holds a run of another experiment: {"; ".join(differ[:5])}. Use another '
           '--workdir, or delete that folder to start anew'
         )
-    write(file, json.dumps(config, indent=2, ensure_ascii=False) + '\n')
+
+  def claim(self, config: Mapping[str, Any]):
+    """Makes the folder the run of this config; raises as `compare` does."""
+    self.compare(config)
+    write(self.path / 'config.json', json.dumps(config, indent=2, ensure_ascii=False) + '\n')
 
   def tokenizer(self) -> Tokenizer | None:
     """The run's tokenizer; None if it has none yet."""
