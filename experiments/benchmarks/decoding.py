@@ -46,7 +46,7 @@ def ours(shape: dict, rows: int, beams: int, outputs: int, dtype: str):
   config = ModelConfig(**dict(shape, length=128), prenorm=True, dtype=dtype)
   model = EncoderDecoder(config, nnx.Rngs(0))
   task = SequenceToSequence(
-    tokenizer=type('Tokenizer', (), dict(bos=1, eos=-1)),  # never ends
+    tokenizer=type('Tokenizer', (), dict(bos=1, eos=-1, pad=0)),  # never ends
     decoding=Decoding(beams=beams, alpha=0.0, length=outputs, rows=rows),
     length=INPUTS,
     label_smoothing=0.0,
