@@ -165,7 +165,7 @@ def test_beams_find_no_worse_and_need_room(task, model):
     dataclasses.replace(task, decoding=dataclasses.replace(GREEDY, beams=4))
   wide = dataclasses.replace(task, decoding=dataclasses.replace(GREEDY, beams=4, length=4))
   assert wide.quick().decoding.beams == 1
-  prompts = ['the', 'fox']
+  prompts, compared = ['the', 'fox', 'over', 'dog', 'lazy', 'quick b'], 0
 
   def log_p(prompt, continuation):
     tokens = task.tokenizer.encode(prompt + continuation)
@@ -177,7 +177,9 @@ def test_beams_find_no_worse_and_need_room(task, model):
     prompts, wide.predict(model, prompts), wide.quick().predict(model, prompts), strict=True
   ):
     if len(found) == len(plain) == 4:  # no special token in it
+      compared += 1
       assert log_p(prompt, found) >= log_p(prompt, plain) - 1e-4
+  assert compared
 
 
 def test_attention_of_a_line_looks_back_alone(task, model, close):

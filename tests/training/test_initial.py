@@ -14,6 +14,7 @@ from transformer.modules.model import Decoder, Encoder
 from transformer.training import optimizers
 from transformer.training.initial import transplanted
 from transformer.training.optimizers import parameter_path
+from transformer.zoo import presets
 
 TINY = ModelConfig(vocab=11, width=16, depth=2, heads=2, feedforward=24, length=8, unroll=1)
 TOKENS = jnp.array([[1, 2, 3], [4, 5, 0]])
@@ -59,15 +60,12 @@ def test_another_shape_or_kind_is_refused():
 
 
 SETTINGS = dict(
-  name='adamw',
+  presets.ADAM,
   learning_rate=0.1,
   schedule='constant',
   warmup_steps=0,
   steps=9,
   width=16,
-  b1=0.9,
-  b2=0.99,
-  epsilon=1e-8,
   weight_decay=0.1,
   clip=0.0,
 )
@@ -75,7 +73,7 @@ SETTINGS = dict(
 
 def moved(model, rates, steps=2):
   """How far each parameter goes, by path, and the optimiser's state."""
-  optimizer, _ = optimizers.build(**SETTINGS, rates=rates)
+  optimizer, _ = optimizers.build(**dict(SETTINGS, rates=rates))
   state, start = optimizer.init(model), model
 
   def loss(model):

@@ -98,14 +98,8 @@ class Masking:
     """Negative log-likelihood of the hidden tokens, and of the order of halves if it is asked."""
     hide_key, model_key = (None, None) if key is None else jax.random.split(key)
     hidden = self._hide(batch, hide_key)
-    states = model.encoder(
-      hidden.tokens, segments=batch['inputs_segments'], types=hidden.types, key=model_key
-    )
-    # only what is hidden is read: the output layer is the largest
-    at, weights = _places(hidden.chosen, self._most(hidden.tokens.shape[1]))
-    x = model.transform(jnp.take_along_axis(states, at[..., None], axis=1))
-    targets = jnp.take_along_axis(hidden.targets, at, axis=1)
-    loss, nll = model.readout.cross_entropy(x, targets, weights)
+    states, *asked = self._ask(model, batch, hidden, model_key)
+    loss, nll = model.readout.cross_entropy(*asked)
     metrics = {'nll_per_token': nll}
     if self.next_sentence:
       order = self._order(model, states, hidden, batch)
@@ -118,11 +112,8 @@ class Masking:
   def measure(self, model: MaskedTokens, batch: dict[str, Int[Array, 'B _']]) -> dict[str, Mean]:
     """How well hidden tokens are found, always the same ones."""
     hidden = self._hide(batch, None)
-    states = model.encoder(hidden.tokens, segments=batch['inputs_segments'], types=hidden.types)
-    at, weights = _places(hidden.chosen, self._most(hidden.tokens.shape[1]))
-    x = model.transform(jnp.take_along_axis(states, at[..., None], axis=1))
-    targets = jnp.take_along_axis(hidden.targets, at, axis=1)
-    found = of_logits(model.readout.attend(x), targets, weights)
+    states, x, *true = self._ask(model, batch, hidden, None)
+    found = of_logits(model.readout.attend(x), *true)
     return found | (self._order(model, states, hidden, batch) if self.next_sentence else {})
 
   def report(self, totals: dict[str, Mean], source: Source) -> dict[str, float]:
@@ -209,6 +200,15 @@ class Masking:
       keys[2], tokens, chosen, mask=self.tokenizer.mask, vocab=self.tokenizer.size
     )
     return Hidden(shown, tokens, chosen, types, swapped)
+
+  def _ask(self, model, batch, hidden, key):
+    """(all states, what the logits of hidden tokens are read from, these tokens, weights)."""
+    segments = batch['inputs_segments']
+    states = model.encoder(hidden.tokens, segments=segments, types=hidden.types, key=key)
+    # nothing else is read: the output layer is the largest
+    at, weights = _places(hidden.chosen, self._most(hidden.tokens.shape[1]))
+    x = model.transform(jnp.take_along_axis(states, at[..., None], axis=1))
+    return states, x, jnp.take_along_axis(hidden.targets, at, axis=1), weights
 
   def _words(self, tokens: Int[Array, 'B T']) -> Int[Array, 'B T']:
     special = (tokens == self.tokenizer.bos) | (tokens == self.tokenizer.eos)

@@ -113,7 +113,7 @@ def prepare(config: dict[str, Any], workdir: Workdir) -> Experiment:
   if jax.process_index() == 0:
     workdir.lock()
   workdir.compare(config)
-  tokenizer = workdir.tokenizer()
+  tokenizer = known = workdir.tokenizer()
   if tokenizer is None and checked.init:
     tokenizer = Workdir(checked.init).tokenizer()  # published models call it the same
     if tokenizer is None:
@@ -129,7 +129,8 @@ def prepare(config: dict[str, Any], workdir: Workdir) -> Experiment:
   # first, for a task may refuse its config, and the folder is then still free for another
   experiment = _experiment(checked, tokenizer, mesh)
   workdir.claim(config)
-  workdir.save_tokenizer(tokenizer)
+  if known is None:
+    workdir.save_tokenizer(tokenizer)
   return experiment
 
 
