@@ -29,6 +29,7 @@ def get_config(task: str = 'reverse') -> ConfigDict:
     buckets=1,
     packing=False,
   )
+  c.inputs = {}
   c.tokenizer = dict(kind='characters', vocab=64, lowercase=False, split_digits=True, sentinels=0)
   c.model = dict(
     presets.TRANSFORMER_TINY, depth=2, width=64, prenorm=True, position='rotary', dropout=0.0

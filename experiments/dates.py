@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     buckets=2,
     packing=False,
   )
+  c.inputs = {}
   c.tokenizer = dict(kind='bpe', vocab=2000, lowercase=False, split_digits=True, sentinels=0)
   c.model = dict(
     presets.TRANSFORMER_TINY,

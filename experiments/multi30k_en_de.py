@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     buckets=4,
     packing=True,
   )
+  c.inputs = {}
   c.tokenizer = dict(kind='bpe', vocab=6000, lowercase=False, split_digits=False, sentinels=0)
   c.model = dict(
     presets.TRANSFORMER_TINY, prenorm=True, position='rotary', dropout=0.25, dtype='bfloat16'

@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     buckets=4,
     packing=False,
   )
+  c.inputs = {}
   c.tokenizer = dict(kind='bpe', vocab=8000, lowercase=False, split_digits=True, sentinels=0)
   c.model = dict(presets.TRANSFORMER_TINY, width=256, feedforward=1024, prenorm=True)
   c.loss = dict(label_smoothing=0.1, z_loss=0.0, start='bos')

@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     buckets=1,
     packing=False,
   )
+  c.inputs = {}
   c.tokenizer = dict(kind='characters', vocab=80, lowercase=False, split_digits=False, sentinels=0)
   c.model = dict(
     presets.TRANSFORMER_TINY,

@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
     buckets=8,
     packing=False,
   )
+  c.inputs = {}
   c.tokenizer = dict(kind='bpe', vocab=37_000, lowercase=False, split_digits=False, sentinels=0)
   c.model = dict(presets.TRANSFORMER_BASE, dtype='bfloat16', unroll=1)
   c.loss = dict(label_smoothing=0.1, z_loss=0.0, start='bos')

@@ -46,7 +46,9 @@ def test_every_experiment_is_right(file):
   config = module_of(file).get_config().to_dict()
   checked = check(config)
   for section in SECTIONS:
-    assert sorted(config[section]) == sorted(keys(section, config['task'])), section
+    assert sorted(config[section]) == sorted(
+      keys(section, config['task'], config['model']['inputs'])
+    ), section
     given = getattr(checked, section)
     assert (dataclasses.asdict(given) if not isinstance(given, dict) else given) == config[section]
 

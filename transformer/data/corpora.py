@@ -1,4 +1,7 @@
-"""Text corpora: `load(name, split)` gives examples {'inputs': str, 'targets': str} by their index.
+"""Corpora: `load(name, split)` gives examples {'inputs': ..., 'targets': str} by their index.
+
+Inputs are texts, or images and sounds: a path, the bytes of a file, or an array. An example may
+have a 'name' to show for them.
 
 name                  what is read
 dates                 dates in 40 locales -> ISO 8601, made on the spot
@@ -30,7 +33,7 @@ class Source(Protocol):
   """Random access to examples; what Grain and `list` need."""
 
   def __len__(self) -> int: ...
-  def __getitem__(self, i: SupportsIndex) -> dict[str, str]: ...
+  def __getitem__(self, i: SupportsIndex) -> dict[str, Any]: ...
 
 
 def load(
@@ -82,7 +85,7 @@ def load(
   return First(source, min(limit, len(source))) if limit else source
 
 
-def chunks(source: Source, size: int = 1024) -> Iterator[list[dict[str, str]]]:
+def chunks(source: Source, size: int = 1024) -> Iterator[list[dict[str, Any]]]:
   """The examples in order, about a thousand at a time."""
   for start in range(0, len(source), size):
     yield [source[i] for i in range(start, min(start + size, len(source)))]

@@ -15,16 +15,19 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ragged:
-  """Many token sequences in one array: the i-th is tokens[offsets[i]:offsets[i + 1]]."""
+  """Many sequences in one array, of tokens or frames: tokens[offsets[i]:offsets[i + 1]] is one."""
 
   tokens: np.ndarray
   offsets: np.ndarray
 
   @classmethod
-  def of(cls, sequences: Sequence[Sequence[int]]) -> 'Ragged':
-    """The sequences joined; they may be empty."""
+  def of(cls, sequences: Sequence[Sequence[int] | np.ndarray]) -> 'Ragged':
+    """The sequences joined; they may be empty. Frames are arrays [n, X]."""
     lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
-    tokens = np.fromiter((t for s in sequences for t in s), np.int32, int(lengths.sum()))
+    if sequences and isinstance(sequences[0], np.ndarray):
+      tokens = np.concatenate(sequences)
+    else:
+      tokens = np.fromiter((t for s in sequences for t in s), np.int32, int(lengths.sum()))
     return cls(tokens, np.concatenate([[0], np.cumsum(lengths)]))
 
   @classmethod
@@ -47,7 +50,18 @@ class Ragged:
     return self.tokens[self.offsets[i] : self.offsets[i + 1]]
 
 
-Fields = dict[str, Ragged | np.ndarray]
+Field = Ragged | np.ndarray  # an array has one entry for each example
+Fields = dict[str, Field]
+
+
+def joined(parts: Sequence[Fields]) -> Fields:
+  """All examples of all parts, in order."""
+  return {
+    name: Ragged.join([part[name] for part in parts])  # type: ignore[misc]
+    if isinstance(field, Ragged)
+    else np.concatenate([part[name] for part in parts])  # type: ignore[misc]
+    for name, field in parts[0].items()
+  }
 
 
 class Rows(NamedTuple):
@@ -118,6 +132,11 @@ def packed(lengths: np.ndarray, *, length: int, seed: int = 0) -> Rows:
   return Rows([np.array(m) for m in members], shapes)
 
 
+def alone(examples: int) -> Rows:
+  """One example a row, of those that have no length: each counts as one token."""
+  return Rows(list(np.arange(examples)[:, None]), np.ones((examples, 1), np.int64))
+
+
 class Batches:
   """Batches by number: `batches[step]` is a pure function of (data, seed, step, process).
 
@@ -127,8 +146,8 @@ class Batches:
 
   Args:
     fields: the sequences of each field, such as {'inputs': Ragged, 'targets': Ragged}; what an
-      example has one of, such as its class, is an array, and never packed.
-    rows: from `bucketed` or `packed`.
+      example has one of, such as its class or its image, is an array, and never packed.
+    rows: from `bucketed`, `packed` or `alone`.
     tokens: budget of a batch, in positions of its longest field, padding included.
     multiple: the number of rows is a multiple of this (devices x microbatches), even where that
       exceeds the budget.
@@ -201,9 +220,10 @@ class Batches:
       if isinstance(field, np.ndarray):
         batch[name] = np.zeros((size, *field.shape[1:]), field.dtype)
         batch[name][: len(members)] = field[[examples[0] for examples in members]]
+        batch[f'{name}_segments'] = (np.arange(size) < len(members)).astype(np.int32)
         continue
       length = next(lengths)
-      tokens = np.zeros((size, length), np.int32)
+      tokens = np.zeros((size, length, *field.tokens.shape[1:]), field.tokens.dtype)
       segments = np.zeros((size, length), np.int32)
       for row, examples in enumerate(members):
         end = 0

@@ -5,12 +5,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Int, Shaped
 
-from transformer.data.tokenizers import Tokenizer
-
-PAD = -1  # where any id may be a token
+PAD = -1  # where any id may be a token; where any number may be a feature, NaN
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,8 +29,8 @@ class Batching:
 
 
 def in_batches(
-  find: Callable[[Int[np.ndarray, 'B S']], Any],
-  lines: Sequence[Sequence[int]],
+  find: Callable[[Shaped[np.ndarray, 'B S ...']], Any],
+  lines: Sequence[Sequence[int] | np.ndarray],
   *,
   rows: int,
   longest: int,
@@ -42,7 +41,7 @@ def in_batches(
 
   Args:
     find: padded lines to a tree of arrays, one row for each.
-    lines: tokens, of any lengths; each is padded by its own length alone.
+    lines: tokens or frames, of any lengths; each is padded by its own length alone.
     rows: of every batch.
     longest: no line is padded beyond it.
     left: pad on the left.
@@ -64,13 +63,30 @@ def in_batches(
 
 
 def padded(
-  lines: Sequence[Sequence[int]], length: int, *, left: bool = False, pad: int = PAD
-) -> Int[np.ndarray, 'B length']:
-  """The lines below each other, filled up on one side."""
-  array = np.full((len(lines), length), pad, np.int32)
+  lines: Sequence[Sequence[int] | np.ndarray], length: int, *, left: bool = False, pad: int = PAD
+) -> Shaped[np.ndarray, 'B length ...']:
+  """The lines below each other, filled up on one side: tokens with `pad`, frames with NaN."""
+  first = np.asarray(lines[0])
+  if first.ndim == 1:
+    array = np.full((len(lines), length), pad, np.int32)
+  else:
+    fill = np.nan if first.dtype.kind == 'f' else 0
+    array = np.full((len(lines), length, *first.shape[1:]), fill, first.dtype)
   for row, tokens in zip(array, lines, strict=True):
     row[slice(length - len(tokens), None) if left else slice(len(tokens))] = tokens
   return array
+
+
+def separated(
+  rows: Shaped[Array, 'B S ...'],
+) -> tuple[Shaped[Array, 'B S ...'], Int[Array, 'B ...']]:
+  """What `padded` made, with 0 for padding, and as in training what is real: 1, or else 0."""
+  if rows.dtype == jnp.uint8:  # images are never padded
+    return rows, jnp.ones(len(rows), jnp.int32)
+  tokens = jnp.issubdtype(rows.dtype, jnp.integer)
+  real = rows != PAD if tokens else ~jnp.isnan(rows[..., 0])
+  rows = jnp.where(real, rows, 0) if tokens else jnp.where(real[..., None], rows, 0)
+  return rows, real.astype(jnp.int32)
 
 
 def bucket(length: int, longest: int) -> int:
@@ -79,20 +95,19 @@ def bucket(length: int, longest: int) -> int:
 
 
 def self_attention(
-  capture: Callable[[Int[np.ndarray, 'B T']], dict[str, Any]],
-  tokens: Sequence[int],
-  tokenizer: Tokenizer,
+  capture: Callable[[Shaped[np.ndarray, 'B T ...']], dict[str, Any]],
+  tokens: Sequence[int] | np.ndarray,
+  pieces: list[str],
   longest: int,
 ) -> tuple[np.ndarray, list[str], list[str]]:
-  """How tokens attend to each other: (weights [L, H, T, T], their pieces, the same again).
+  """How positions attend to each other: (weights [L, H, T, T], their pieces, the same again).
 
   Args:
     capture: padded tokens to `Output.layers`.
-    tokens: of one line.
-    tokenizer: says what they spell.
+    tokens: of one line, or patches or frames.
+    pieces: what each position stands for.
     longest: no line is padded beyond it.
   """
-  n = len(tokens)
-  weights = capture(padded([tokens], bucket(n, longest)))['self']
-  pieces = tokenizer.pieces(tokens)
+  n = len(pieces)
+  weights = capture(padded([tokens], bucket(len(tokens), longest)))['self']
   return np.asarray(weights)[:, 0, :, :n, :n], pieces, pieces

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from transformer.functional import search
 from transformer.tasks.batching import in_batches
@@ -65,7 +65,7 @@ def generate(
   step: search.Step,
   cache: PyTree,
   first: Int[Array, ' B'],
-  prompts: Int[Array, 'B S'],
+  prompts: Shaped[Array, 'B S ...'],
   decoding: Decoding,
   *,
   eos: int,
@@ -91,8 +91,11 @@ def generate(
   return tokens[:, None], scores[:, None]
 
 
-def row_keys(seed: int, prompts: Int[Array, 'B S']) -> Key[Array, ' B']:
+def row_keys(seed: int, prompts: Shaped[Array, 'B S ...']) -> Key[Array, ' B']:
   """A key for each row, made of its own tokens; padding on either side changes nothing."""
+  if jnp.issubdtype(prompts.dtype, jnp.floating):  # padded with NaN
+    prompts = jax.lax.bitcast_convert_type(jnp.nan_to_num(prompts), jnp.int32)
+  prompts = prompts.reshape(len(prompts), -1)
   real = prompts > 0
   # a polynomial of the tokens, in a base whose powers modulo 2^32 are all odd
   index = jnp.cumsum(real, axis=1, dtype=jnp.uint32)
@@ -102,8 +105,8 @@ def row_keys(seed: int, prompts: Int[Array, 'B S']) -> Key[Array, ' B']:
 
 
 def best(
-  find: Callable[[Int[np.ndarray, 'B S']], tuple[Array, Array]],
-  prompts: Sequence[Sequence[int]],
+  find: Callable[[Shaped[np.ndarray, 'B S ...']], tuple[Array, Array]],
+  prompts: Sequence[Sequence[int] | np.ndarray],
   *,
   eos: int,
   **how: Any,

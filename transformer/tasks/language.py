@@ -191,7 +191,7 @@ class LanguageModel:
     return self_attention(
       lambda rows: _capture(model, rows.clip(0), (rows != PAD).astype(np.int32)),
       tokens,
-      self.tokenizer,
+      self.tokenizer.pieces(tokens),
       self.length,
     )
 

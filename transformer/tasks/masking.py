@@ -175,7 +175,7 @@ class Masking:
     return self_attention(
       lambda rows: _capture(model.encoder, rows.clip(0), (rows != PAD).astype(np.int32)),
       tokens,
-      self.tokenizer,
+      self.tokenizer.pieces(tokens),
       self.length,
     )
 

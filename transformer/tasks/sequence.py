@@ -9,28 +9,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from transformer.data.corpora import Source, chunks
-from transformer.data.pipeline import Ragged
+from transformer.data.pipeline import Fields, Ragged, joined
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean
 from transformer.modules.cache import Cache
 from transformer.modules.config import ModelConfig
+from transformer.modules.layers import split_key
 from transformer.modules.model import EncoderDecoder
-from transformer.tasks.batching import PAD, bucket, padded
+from transformer.tasks.batching import bucket, padded, separated
 from transformer.tasks.decoding import Decoding, best, generate
+from transformer.tasks.inputs import Line, Reader, Row, Texts, read
 from transformer.tasks.metrics import TEACHER_FORCED, of_logits, with_perplexity
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SequenceToSequence:
-  """The objective, with a tokenizer shared by both sides.
+  """The objective: translation, speech recognition, captioning, by what it reads.
 
   Attributes:
-    tokenizer: text to tokens and back.
+    tokenizer: text to tokens and back, of both sides.
     decoding: for `predict`.
     length: longest input in tokens, end token included.
+    inputs: how images or sounds are read; None for texts.
     label_smoothing, z_loss: of the training loss; see losses.cross_entropy.
     start: which token the decoder starts from; published models also take the end token (BART) or
       that of padding (T5, Marian).
@@ -39,13 +42,13 @@ class SequenceToSequence:
   tokenizer: Tokenizer
   decoding: Decoding
   length: int
+  inputs: Reader | None = None
   label_smoothing: float = 0.0
   z_loss: float = 0.0
   start: Literal['bos', 'eos', 'pad'] = 'bos'
 
   reads = ('inputs', 'targets')  # of an example
   figures = TEACHER_FORCED
-  packs = True
 
   def __post_init__(self):
     if None in (self.first, self.tokenizer.eos):
@@ -59,6 +62,16 @@ class SequenceToSequence:
     """The id of the token that the decoder starts from."""
     return getattr(self.tokenizer, self.start)
 
+  @property
+  def packs(self) -> bool:
+    """Whether several examples may share a row: not where the model makes fewer states of them."""
+    return self.inputs is None
+
+  @property
+  def reader(self) -> Reader:
+    """How an input is read."""
+    return self.inputs or Texts(self.tokenizer, self.length)
+
   def quick(self) -> 'SequenceToSequence':
     """The same task without beams."""
     return dataclasses.replace(self, decoding=dataclasses.replace(self.decoding, beams=1))
@@ -71,17 +84,23 @@ class SequenceToSequence:
     """Tokens of each line, end token included."""
     return [[*tokens, self.tokenizer.eos] for tokens in self.tokenizer.encode_batch(lines)]
 
-  def features(self, source: Source) -> dict[str, Ragged]:
-    """The examples as tokens, for the pipeline; only so many texts are held at a time."""
-    parts = [
-      [Ragged.of(self.encode([example[side] for example in examples])) for side in self.reads]
-      for examples in chunks(source)
-    ]
-    joined = (Ragged.join(of_side) for of_side in zip(*parts, strict=True))
-    return dict(zip(self.reads, joined, strict=True))
+  def features(self, source: Source) -> Fields:
+    """The examples as numbers, for the pipeline; only so many are held otherwise at a time."""
+    return joined(
+      [
+        {
+          'inputs': self.reader.field([example['inputs'] for example in examples]),
+          'targets': Ragged.of(self.encode([example['targets'] for example in examples])),
+        }
+        for examples in chunks(source)
+      ]
+    )
 
   def loss(
-    self, model: EncoderDecoder, batch: dict[str, Int[Array, 'B _']], key: Key[Array, ''] | None
+    self,
+    model: EncoderDecoder,
+    batch: dict[str, Shaped[Array, 'B ...']],
+    key: Key[Array, ''] | None,
   ) -> tuple[Mean, dict[str, Mean]]:
     """The smoothed objective, and apart from it the plain negative log-likelihood, in nats."""
     states, targets, weights = self._teach(model, batch, key)
@@ -89,7 +108,9 @@ class SequenceToSequence:
     loss, nll = model.readout.cross_entropy(states, targets, weights, **smoothing)
     return loss, {'nll_per_token': nll}
 
-  def measure(self, model: EncoderDecoder, batch: dict[str, Int[Array, 'B _']]) -> dict[str, Mean]:
+  def measure(
+    self, model: EncoderDecoder, batch: dict[str, Shaped[Array, 'B ...']]
+  ) -> dict[str, Mean]:
     """What teacher forcing says of a batch that is not learnt from."""
     states, *true = self._teach(model, batch, None)
     return of_logits(model.readout.attend(states), *true)
@@ -99,13 +120,15 @@ class SequenceToSequence:
     return with_perplexity(totals)
 
   def _teach(self, model, batch, key):
+    reader_key, model_key = split_key(key, 2) if self.inputs else (None, key)
+    inputs, of_inputs = self.reader.encode(batch['inputs'], batch['inputs_segments'], reader_key)
     targets, segments = batch['targets'], batch['targets_segments']
     states = model.states(
-      batch['inputs'],
+      inputs,
       shift_right(targets, segments, self.first),
-      input_segments=batch['inputs_segments'],
+      input_segments=of_inputs,
       target_segments=segments,
-      key=key,
+      key=model_key,
     )
     return states, targets, (segments != 0).astype(jnp.float32)
 
@@ -113,12 +136,14 @@ class SequenceToSequence:
     """The line to predict from, and what should come of it."""
     return example['inputs'], example['targets']
 
-  def predict(self, model: EncoderDecoder, lines: Iterable[str], *, cut: bool = False) -> list[str]:
+  def predict(
+    self, model: EncoderDecoder, lines: Iterable[Line], *, cut: bool = False
+  ) -> list[str]:
     """The output for each line, in order; the same for a line whatever lines come with it.
 
     Args:
       model: what decodes.
-      lines: the inputs.
+      lines: the inputs; of images and sounds, their paths.
       cut: shorten lines that are too long and take empty ones as they are instead of raising, so
         that a whole split can be scored.
 
@@ -126,90 +151,73 @@ class SequenceToSequence:
       ValueError: a line is empty or longer than `length` tokens.
       FloatingPointError: the model is not finite.
     """
-    if isinstance(lines, str):
-      raise ValueError('predict takes many lines: pass a list, [line] for a single one')
-    if cut:
-      tokens = [
-        t[: self.length - 1] + t[-1:] if len(t) > self.length else t
-        for t in self.encode(list(lines))
-      ]
-    else:
-      tokens = []
-      for number, line in enumerate(lines, start=1):
-        try:
-          tokens.append(self.input(line))
-        except ValueError as error:
-          raise ValueError(f'line {number}: {error}') from error
-    return [self.tokenizer.decode(output) for output in self.best(model, tokens)]
+    rows = read(self.reader, lines, cut=cut)
+    return [self.tokenizer.decode(output) for output in self.best(model, rows)]
 
-  def best(self, model: EncoderDecoder, inputs: Sequence[Sequence[int]]) -> list[np.ndarray]:
+  def best(self, model: EncoderDecoder, inputs: Sequence[Row]) -> list[np.ndarray]:
     """The best output of each input, up to its end token."""
     return best(
       lambda rows: self.search(model, jnp.asarray(rows)),
       inputs,
       eos=self.tokenizer.eos,
       rows=self.decoding.rows,
-      longest=self.length,
+      longest=self.reader.longest,
     )
 
   def search(
-    self, model: EncoderDecoder, inputs: Int[Array, 'B S']
+    self, model: EncoderDecoder, inputs: Shaped[Array, 'B S ...']
   ) -> tuple[Int[Array, 'B W T'], Float[Array, 'B W']]:
     """The best outputs of each input and their scores, best first.
 
     Args:
       model: what decodes.
-      inputs: tokens; negative or the tokenizer's pad where there is none.
+      inputs: from batching.padded; of tokens also the tokenizer's pad is padding.
     """
-    real = (inputs >= 0) & (inputs != (PAD if self.tokenizer.pad is None else self.tokenizer.pad))
-    return _search(model, inputs, real, self.decoding, self.first, self.tokenizer.eos)
+    encoded = self.reader.encode(*separated(inputs), None)
+    return _search(model, inputs, encoded, self.decoding, self.first, self.tokenizer.eos)
 
   def capture(
-    self, model: EncoderDecoder, batch: dict[str, Int[Array, 'B _']]
+    self, model: EncoderDecoder, batch: dict[str, Shaped[Array, 'B ...']]
   ) -> dict[str, dict[str, Array]]:
     """What happens inside the model as it learns from a batch: every layer of each stack."""
+    inputs, of_inputs = self.reader.encode(batch['inputs'], batch['inputs_segments'], None)
     targets, segments = batch['targets'], batch['targets_segments']
     shifted = shift_right(targets, segments, self.first)
-    sides = dict(input_segments=batch['inputs_segments'], target_segments=segments)
-    inside = _capture(model, batch['inputs'], shifted, **sides)
+    sides = dict(input_segments=of_inputs, target_segments=segments)
+    inside = _capture(model, inputs, shifted, **sides)
     return {stack: inside[stack] for stack in ('encoder', 'decoder')}  # in this order
 
-  def attend(self, model: EncoderDecoder, line: str) -> tuple[np.ndarray, list[str], list[str]]:
+  def attend(self, model: EncoderDecoder, line: Line) -> tuple[np.ndarray, list[str], list[str]]:
     """How the output of a line attends to it: (weights [L, H, T, S], output and input pieces)."""
     return self.attend_tokens(model, self.input(line))
 
   def attend_tokens(
-    self, model: EncoderDecoder, inputs: Sequence[int]
+    self, model: EncoderDecoder, inputs: Row
   ) -> tuple[np.ndarray, list[str], list[str]]:
-    """The same of tokens."""
+    """The same of what was read."""
     (outputs,) = self.best(model, [inputs])
-    read = [self.first, *outputs[:-1].tolist()]
+    before = [self.first, *outputs[:-1].tolist()]
     # padded, or each line would be compiled for anew
+    rows = padded([inputs], bucket(len(inputs), self.reader.longest))
+    encoded, segments = self.reader.encode(*separated(jnp.asarray(rows)), None)
     maps = _capture(
       model,
-      jnp.asarray(padded([inputs], bucket(len(inputs), self.length), pad=0)),
-      jnp.asarray(padded([read], self.decoding.length, pad=0)),
-      target_segments=jnp.asarray(padded([[1] * len(read)], self.decoding.length, pad=0)),
+      encoded,
+      jnp.asarray(padded([before], self.decoding.length, pad=0)),
+      input_segments=segments,
+      target_segments=jnp.asarray(padded([[1] * len(before)], self.decoding.length, pad=0)),
     )
-    pieces = self.tokenizer.pieces
-    weights = np.asarray(maps['decoder']['cross'])[:, 0, :, : len(outputs), : len(inputs)]
-    return weights, pieces(outputs), pieces(inputs)
+    pieces = self.reader.pieces(inputs)
+    weights = np.asarray(maps['decoder']['cross'])[:, 0, :, : len(outputs), : len(pieces)]
+    return weights, self.tokenizer.pieces(outputs), pieces
 
-  def input(self, line: str) -> list[int]:
-    """The tokens of one input line.
+  def input(self, line: Line) -> Row:
+    """What is read of one input line.
 
     Raises:
-      ValueError: it is empty or too long.
+      ValueError: it is empty, too long, or no such file.
     """
-    (tokens,) = self.encode([line])
-    if len(tokens) == 1 or not line.strip():
-      raise ValueError('the line is empty: give it some text')
-    if len(tokens) > self.length:
-      raise ValueError(
-        f'the line has {len(tokens)} tokens, more than the {self.length} the model was trained '
-        'for: split it'
-      )
-    return tokens
+    return self.reader.input(line)
 
 
 def shift_right(
@@ -229,9 +237,9 @@ _capture = jax.jit(EncoderDecoder.capture)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))
-def _search(model: EncoderDecoder, inputs, real, decoding: Decoding, bos: int, eos: int):
-  segments = real.astype(jnp.int32)
-  memory = model.decoder.prepare(model.encode(jnp.maximum(inputs, 0), segments=segments))
+def _search(model: EncoderDecoder, prompts, encoded, decoding: Decoding, bos: int, eos: int):
+  inputs, segments = encoded
+  memory = model.decoder.prepare(model.encode(inputs, segments=segments))
   cache = model.init_cache(len(inputs) * decoding.beams, decoding.length, beams=decoding.beams)
 
   def step(tokens, cache):
@@ -240,4 +248,4 @@ def _search(model: EncoderDecoder, inputs, real, decoding: Decoding, bos: int, e
     return logits[:, 0], cache
 
   first = jnp.full(len(inputs), bos, jnp.int32)
-  return generate(step, cache, first, inputs, decoding, eos=eos, reorder=Cache.take)
+  return generate(step, cache, first, prompts, decoding, eos=eos, reorder=Cache.take)

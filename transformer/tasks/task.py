@@ -22,7 +22,7 @@ class Task(Protocol):
   Attributes:
     tokenizer: text to tokens and back.
     decoding: how outputs are made; at least `rows`, how many at once.
-    reads: the texts of an example that it reads, so that a tokenizer can learn them.
+    reads: the sides of an example that it reads, so that a tokenizer can learn those that are text.
     figures: names of what `report` gives.
     packs: whether several examples may share a row.
   """
@@ -56,14 +56,14 @@ class Task(Protocol):
   def capture(self, model: Model, batch: dict[str, Array]) -> dict[str, dict[str, Array]]:
     """Every layer's 'states' [L, B, T, D] of each stack, and its attention weights."""
 
-  def example(self, example: dict[str, str]) -> tuple[str, str]:
+  def example(self, example: dict[str, Any]) -> tuple[Any, str]:
     """An example as the line that `predict` is given and what it should answer."""
 
-  def input(self, line: str) -> Any:
+  def input(self, line: Any) -> Any:
     """What the model reads of a line; ValueError says what is wrong with it."""
 
-  def predict(self, model: Model, lines: Iterable[str], *, cut: bool = False) -> list[str]:
+  def predict(self, model: Model, lines: Iterable[Any], *, cut: bool = False) -> list[str]:
     """The answer to each line; with `cut`, to what can be read of one that `input` refuses."""
 
-  def attend(self, model: Model, line: str) -> tuple[np.ndarray, list[str], list[str]]:
+  def attend(self, model: Model, line: Any) -> tuple[np.ndarray, list[str], list[str]]:
     """Attention weights [L, H, T, S] of a line, and the pieces of text that T and S stand for."""

@@ -91,8 +91,10 @@ def judge(
       groups[example[by]].append(100.0 * (prediction == reference))
     found |= {f'exact_match/{k}': sum(v) / len(v) for k, v in sorted(groups.items())}
   shown = [
-    {'inputs': line, 'targets': reference, 'prediction': prediction}
-    for line, reference, prediction in zip(inputs, references, predictions, strict=True)
+    {'inputs': example.get('name', line), 'targets': reference, 'prediction': prediction}
+    for example, line, reference, prediction in zip(
+      examples, inputs, references, predictions, strict=True
+    )
   ]
   return Judgement(found, signatures, shown[:samples], list(references), predictions)
 

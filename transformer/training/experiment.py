@@ -38,8 +38,9 @@ class Experiment(NamedTuple):
     """The batches of a split: shuffled and with seed for training, in order for the rest."""
     data, train = self.settings.data, split == self.settings.data.train
     fields = self.task.features(self.source(split))
-    ragged = [field for field in fields.values() if isinstance(field, pipeline.Ragged)]
-    lengths = np.stack([field.lengths for field in ragged], axis=1)
+    ragged = [f.lengths for f in fields.values() if isinstance(f, pipeline.Ragged)]
+    count = len(next(iter(fields.values())))
+    lengths = np.stack(ragged or [np.ones(count, np.int64)], axis=1)
     short = np.flatnonzero(lengths.max(axis=1) <= data.length)
     if len(short) < len(lengths):
       logging.info(
@@ -56,11 +57,13 @@ class Experiment(NamedTuple):
         f'data.packing=True, but {self.settings.task} needs a row for each example here: set it to '
         'False'
       )
-    if data.packing:
+    if not ragged:
+      rows = pipeline.alone(len(short))
+    elif data.packing:
       rows = pipeline.packed(lengths[short], length=data.length, seed=self.settings.seed)
     else:
       rows = pipeline.bucketed(lengths[short], buckets=data.buckets)
-    if (rows.shapes % self.mesh.shape['sequence']).any():
+    if ragged and (rows.shapes % self.mesh.shape['sequence']).any():
       raise ValueError(
         f'mesh.sequence={self.mesh.shape["sequence"]} does not divide the lengths of the batches, '
         f'{np.unique(rows.shapes)}: choose a divisor, or another data.length'
@@ -123,6 +126,8 @@ def prepare(config: dict[str, Any], workdir: Workdir) -> Experiment:
       )
   if tokenizer is None:
     reads = settings.TASKS[checked.task].reads
+    if checked.model['inputs'] != 'tokens':
+      reads = tuple(side for side in reads if side != 'inputs')
     examples = (source[i] for i in range(len(source)))
     texts = (example[side] for example in examples for side in reads)
     tokenizer = tokenizers.train(texts, **checked.tokenizer)
@@ -164,7 +169,8 @@ def with_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def _experiment(checked: settings.Settings, tokenizer: Any, mesh: Mesh) -> Experiment:
-  task = settings.TASKS[checked.task](
-    tokenizer=tokenizer, decoding=checked.decode, length=checked.data.length, **checked.loss
-  )
+  given = dict(tokenizer=tokenizer, decoding=checked.decode, length=checked.data.length)
+  if reader := settings.reader_of(checked):
+    given['inputs'] = reader
+  task = settings.TASKS[checked.task](**given, **checked.loss)
   return Experiment(checked, task, ModelConfig(vocab=tokenizer.size, **checked.model), mesh)

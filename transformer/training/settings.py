@@ -14,6 +14,7 @@ from typing import Any, get_args, get_type_hints
 from transformer.data import tokenizers
 from transformer.modules.config import ModelConfig
 from transformer.tasks.denoising import Denoising
+from transformer.tasks.inputs import READERS
 from transformer.tasks.labels import Labels
 from transformer.tasks.language import LanguageModel
 from transformer.tasks.masking import Masking
@@ -42,7 +43,8 @@ class Data:
     test: splits to report after training, separated by commas.
     limit: use only so many training examples; 0 means all.
     length: longest example in tokens, end token included; longer ones are left out and counted.
-    tokens: budget of a batch in positions of its longer side, padding included.
+    tokens: budget of a batch in positions of its longer side, padding included; in examples where
+      nothing has a length, as images and their labels.
     buckets: at most so many shapes of batches.
     packing: put several examples in a row of `length` instead of padding each.
   """
@@ -151,6 +153,7 @@ class Settings:
   seed: int
   init: str
   data: Data
+  inputs: dict[str, Any]
   tokenizer: dict[str, Any]
   model: dict[str, Any]
   loss: dict[str, Any]
@@ -171,19 +174,29 @@ COMMON: dict[str, tuple[Callable, tuple[str, ...]]] = {
   'eval': (Evaluation, ()),
   'mesh': (sharding.make_mesh, ()),
 }
-SECTIONS = (*COMMON, 'loss', 'decode')
+SECTIONS = (*COMMON, 'inputs', 'loss', 'decode')
 
 
-def readers(task: str) -> dict[str, tuple[Callable, tuple[str, ...]]]:
-  """Who reads each section, and the arguments that do not come from the config."""
-  given = ('tokenizer', 'decoding', 'length')
+def readers(task: str, inputs: str = 'tokens') -> dict[str, tuple[Callable, tuple[str, ...]]]:
+  """Who reads each section, and the arguments that do not come from the config.
+
+  Args:
+    task: of TASKS.
+    inputs: what the model reads, of inputs.READERS.
+  """
+  given = ('tokenizer', 'decoding', 'length', 'inputs')
   decoding = get_type_hints(TASKS[task])['decoding']
-  return dict(COMMON, loss=(TASKS[task], given), decode=(decoding, ()))
+  return dict(
+    COMMON,
+    inputs=(READERS[inputs], ('tokenizer', 'longest', 'start', 'cuts')),
+    loss=(TASKS[task], given),
+    decode=(decoding, ()),
+  )
 
 
-def keys(section: str, task: str) -> list[str]:
+def keys(section: str, task: str, inputs: str = 'tokens') -> list[str]:
   """The keys of a section, from the signature of who reads it."""
-  reader, given = readers(task)[section]
+  reader, given = readers(task, inputs)[section]
   return [name for name in inspect.signature(reader).parameters if name not in given]
 
 
@@ -199,11 +212,14 @@ def check(config: Mapping[str, Any]) -> Settings:
     raise ValueError(f'config.seed={config["seed"]!r} must be a whole number, at least 0')
   if not isinstance(config['init'], str):
     raise ValueError(f'config.init={config["init"]!r} must be a folder, or nothing')
-  sections = {}
-  for section, (reader, _) in readers(config['task']).items():
+  for section in SECTIONS:
     if not isinstance(config[section], Mapping):
       raise ValueError(f'config.{section}={config[section]!r} must be a section of keys')
-    _same_keys(f'config.{section}', config[section], keys(section, config['task']))
+  sections: dict[str, Any] = {}
+  inputs = config['model'].get('inputs', 'tokens')
+  _one_of('model.inputs', inputs, READERS)
+  for section, (reader, _) in readers(config['task'], inputs).items():
+    _same_keys(f'config.{section}', config[section], keys(section, config['task'], inputs))
     sections[section] = _typed(section, config[section], reader)
   ModelConfig(vocab=1, **sections['model'])  # raises what is wrong with it
   optimizers.build(**sections['optimizer'], steps=1, width=1)  # the same
@@ -231,7 +247,16 @@ def check(config: Mapping[str, Any]) -> Settings:
         f'{name}={every} is no multiple of train.steps_per_call={settings.train.steps_per_call}: '
         'the model is not seen between the steps of a call'
       )
+  if inputs != 'tokens' and 'inputs' not in inspect.signature(TASKS[settings.task]).parameters:
+    raise ValueError(f'model.inputs={inputs}, but config.task={settings.task} reads tokens alone')
   longest = settings.data.length
+  if reader := reader_of(settings):
+    if settings.model['features'] != reader.features:
+      raise ValueError(
+        f'model.features={settings.model["features"]}, but what inputs={settings.inputs} describes '
+        f'has {reader.features} numbers in each of its {inputs}: set it to that'
+      )
+    longest = reader.positions
   if settings.task in ('sequence', 'denoising'):  # others never look further than they learnt to
     longest = max(longest + (settings.task == 'denoising'), settings.decode.length)
   if settings.model['position'] == 'learned' and longest > settings.model['length']:
@@ -240,6 +265,21 @@ def check(config: Mapping[str, Any]) -> Settings:
       f'data.length={settings.data.length} or decode.length: set it to at least {longest}'
     )
   return settings
+
+
+def reader_of(settings: Settings) -> Any:
+  """What reads images or sounds; None where texts are read.
+
+  Raises:
+    ValueError: what is wrong with the section 'inputs'.
+  """
+  if settings.model['inputs'] == 'tokens':
+    return None
+  made, _ = readers(settings.task, settings.model['inputs'])['inputs']
+  longest = (
+    {'longest': settings.data.length} if 'longest' in inspect.signature(made).parameters else {}
+  )
+  return made(**settings.inputs, **longest)
 
 
 def names(text: str) -> list[str]:

@@ -1,0 +1,185 @@
+"""Laws of transformer/tasks/inputs.py: tasks over images and frames, padded or not."""
+
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from transformer.data import tokenizers
+from transformer.data.pipeline import Batches, alone, bucketed
+from transformer.modules.config import ModelConfig
+from transformer.tasks.batching import Batching, padded, separated
+from transformer.tasks.decoding import Decoding
+from transformer.tasks.inputs import Images, Sounds, Texts, patches
+from transformer.tasks.labels import Labels
+from transformer.tasks.sequence import SequenceToSequence
+
+SMALL = dict(width=16, depth=2, heads=2, feedforward=32, length=32, dropout=0.0, tie='output')
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+  return tokenizers.train(['abcdefgh '], kind='characters', vocab=40)
+
+
+@pytest.fixture(scope='module')
+def pictures():
+  """Bright left or bright right halves."""
+  random = np.random.default_rng(0)
+  examples = []
+  for i in range(11):
+    pixels = random.integers(0, 90, (6, 9, 1), np.uint8)
+    side = slice(None, 5) if i % 2 else slice(5, None)
+    pixels[:, side] += 120
+    examples.append({'inputs': pixels, 'targets': 'left' if i % 2 else 'right'})
+  return examples
+
+
+@pytest.fixture(scope='module')
+def labels(tokenizer):
+  return Labels(
+    tokenizer=tokenizer,
+    decoding=Batching(rows=4),
+    length=1,
+    inputs=Images(height=6, width=9, channels=1, patch=3),
+    classes='left, right',
+    label_smoothing=0.0,
+  )
+
+
+@pytest.fixture(scope='module')
+def sounds(tokenizer):
+  return SequenceToSequence(
+    tokenizer=tokenizer,
+    decoding=Decoding(length=6, rows=4),
+    length=20,
+    inputs=Sounds(features=5, longest=20),
+  )
+
+
+def frames(*lengths):
+  random = np.random.default_rng(1)
+  return [random.standard_normal((n, 5)).astype(np.float32) for n in lengths]
+
+
+def measured(task, model, batch):
+  return task.measure(model, jax.tree.map(jnp.asarray, batch))
+
+
+def test_patches_are_squares_row_by_row():
+  image = np.random.default_rng(0).standard_normal((2, 6, 4, 3)).astype(np.float32)
+  found = np.asarray(patches(jnp.asarray(image), 2))
+  expected = [image[:, i : i + 2, j : j + 2].reshape(2, -1) for i in (0, 2, 4) for j in (0, 2)]
+  np.testing.assert_array_equal(found, np.stack(expected, axis=1))
+
+
+def test_images_are_learnt_and_their_labels_found(labels, pictures):
+  config = ModelConfig(vocab=40, inputs='patches', features=9, position='learned', **SMALL)
+  model = labels.init(config, jax.random.key(0))
+  batches = Batches(labels.features(pictures), alone(11), tokens=4, seed=0)
+  assert len(batches) == 3
+
+  @jax.jit
+  def step(model, batch):
+    total, grads = jax.value_and_grad(lambda m: labels.loss(m, batch, None)[0].value)(model)
+    return jax.tree.map(lambda p, g: p - 0.1 * g, model, grads), total
+
+  losses = []
+  for i in range(30):
+    model, loss = step(model, jax.tree.map(jnp.asarray, batches[i]))
+    losses.append(float(loss))
+  assert np.mean(losses[-3:]) < 0.1 < np.mean(losses[:3])
+  lines = [example['inputs'] for example in pictures]
+  assert labels.predict(model, lines) == [example['targets'] for example in pictures]
+  weights, rows, columns = labels.attend(model, lines[0])
+  assert weights.shape == (2, 2, 7, 7) and rows == columns and rows[:3] == ['all', '0,0', '0,1']
+
+
+def test_rows_that_fill_a_batch_weigh_nothing(labels, pictures):
+  batches = Batches(labels.features(pictures), alone(11), tokens=8, seed=None)
+  assert batches[1]['label_segments'].tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
+  config = ModelConfig(vocab=40, inputs='patches', features=9, position='learned', **SMALL)
+  model = labels.init(config, jax.random.key(0))
+  total = sum(float(measured(labels, model, batches[i])['nll'].weight) for i in range(2))
+  assert total == 11
+
+
+def test_files_arrays_and_other_sizes_are_read_alike(tmp_path):
+  reader = Images(height=8, width=8, channels=3, patch=4)
+  pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+  Image.fromarray(pixels).save(tmp_path / 'a.png')
+  content = (tmp_path / 'a.png').read_bytes()
+  for line in (str(tmp_path / 'a.png'), content, pixels):
+    np.testing.assert_array_equal(reader.input(line), pixels)
+  wide = np.concatenate([np.zeros_like(pixels), pixels, np.zeros_like(pixels)], axis=1)
+  np.testing.assert_array_equal(reader.input(wide), pixels)  # its middle
+  grey = io.BytesIO()
+  Image.fromarray(pixels[..., 0]).save(grey, 'png')
+  assert reader.input(grey.getvalue()).shape == (8, 8, 3)
+  with pytest.raises(ValueError, match='give a PNG or JPEG'):
+    reader.input(b'nothing of the kind')
+  with pytest.raises(ValueError, match='nowhere.png'):
+    reader.input('nowhere.png')
+
+
+def test_a_sound_is_answered_alike_alone_and_beside_longer_ones(sounds, tokenizer):
+  config = ModelConfig(vocab=tokenizer.size, inputs='frames', features=5, **SMALL)
+  model = sounds.init(config, jax.random.key(1))
+  lines = frames(3, 20, 7, 12, 9)
+  together = sounds.best(model, lines)
+  for line, found in zip(lines, together, strict=True):
+    np.testing.assert_array_equal(sounds.best(model, [line])[0], found)
+  weights, outputs, inputs = sounds.attend(model, lines[2])
+  assert weights.shape == (2, 2, len(outputs), 4) and len(inputs) == 4
+
+
+def test_padded_frames_change_no_loss(sounds, tokenizer):
+  config = ModelConfig(vocab=tokenizer.size, inputs='frames', features=5, **SMALL)
+  model = sounds.init(config, jax.random.key(1))
+  texts = 'a b', 'c', 'hg'
+  source = [{'inputs': f, 'targets': t} for f, t in zip(frames(3, 20, 8), texts, strict=True)]
+  found = []
+  for buckets in (1, 3):
+    fields = sounds.features(source)
+    lengths = np.stack([field.lengths for field in fields.values()], axis=1)
+    batches = Batches(fields, bucketed(lengths, buckets=buckets), tokens=64, seed=None)
+    parts = [measured(sounds, model, batches[i])['nll_per_token'] for i in range(len(batches))]
+    found.append(sum(float(p.sum) for p in parts) / sum(float(p.weight) for p in parts))
+  assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_padding_comes_off_again():
+  rows, segments = separated(jnp.asarray(padded(frames(2, 3), 4)))
+  assert segments.tolist() == [[1, 1, 0, 0], [1, 1, 1, 0]] and not jnp.isnan(rows).any()
+  rows, segments = separated(jnp.asarray(padded([[5, 0], [7]], 3)))
+  assert rows.tolist() == [[5, 0, 0], [7, 0, 0]] and segments.tolist() == [[1, 1, 0], [1, 0, 0]]
+
+
+@pytest.mark.parametrize(
+  'reader, line, words',
+  [
+    (Sounds(features=5, longest=4), np.zeros((9, 5)), 'has 9 frames, more than the 4'),
+    (Sounds(features=5, longest=4), np.zeros((3, 6)), 'inputs.features=5'),
+  ],
+)
+def test_what_cannot_be_read_is_refused(reader, line, words):
+  with pytest.raises(ValueError, match=words):
+    reader.input(line)
+
+
+def test_texts_are_cut_where_it_is_asked(tokenizer):
+  for start in (False, True):
+    reader = Texts(tokenizer, 5, start=start, cuts=True)
+    assert [len(reader.input(line, cut=True)) for line in ('a', 'abcdefgh')] == [2 + start, 5]
+    assert reader.input('abcdefgh', cut=True)[-1] == tokenizer.eos
+    assert reader.field(['a', 'abcdefgh']).lengths.tolist() == [2 + start, 5]
+    with pytest.raises(ValueError, match='9 tokens|10 tokens'):
+      reader.input('abcdefgh')
+
+
+def test_patches_must_fit():
+  with pytest.raises(ValueError, match='inputs.patch=4 does not divide'):
+    Images(height=6, width=8, channels=1, patch=4)

@@ -1,0 +1,255 @@
+"""What a model reads of an example: a text as tokens, an image as patches, a sound as frames."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from transformer.data import images
+from transformer.data.pipeline import Ragged
+from transformer.data.tokenizers import Tokenizer
+
+Row = Sequence[int] | np.ndarray  # what is read of one line, before it is padded
+Line = str | bytes | np.ndarray  # a text, a path, the content of a file, or the thing itself
+
+
+@runtime_checkable
+class Reader(Protocol):
+  """One kind of inputs."""
+
+  @property
+  def features(self) -> int:
+    """Numbers in a patch or frame, 0 for tokens."""
+
+  @property
+  def longest(self) -> int:
+    """No row is longer."""
+
+  @property
+  def positions(self) -> int:
+    """Most vectors that the encoder makes of a row."""
+
+  def field(self, lines: Iterable[Any]) -> Ragged | np.ndarray:
+    """What the pipeline holds of all lines."""
+
+  def input(self, line: Any, *, cut: bool = False) -> Row:
+    """What is read of one line; `cut` takes what can be read of one that is refused otherwise.
+
+    Raises:
+      ValueError: what is wrong with it, and the cure.
+    """
+
+  def encode(self, rows: Array, segments: Array, key: Key[Array, ''] | None) -> tuple[Array, Array]:
+    """What the encoder takes of a batch, and the segments of it; with a key, varied at random."""
+
+  def pieces(self, row: Any) -> list[str]:
+    """For pictures, what the encoder's states of a row stand for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+  """Lines of text.
+
+  Attributes:
+    tokenizer: text to tokens.
+    longest: in tokens, with those that are added.
+    start: begin with the start token; all end with the end token.
+    cuts: too long a text of a corpus is cut; if not, it stays as it is, and can be left out.
+  """
+
+  tokenizer: Tokenizer
+  longest: int
+  start: bool = False
+  cuts: bool = False
+
+  features = 0
+
+  @property
+  def positions(self) -> int:
+    """One for each token."""
+    return self.longest
+
+  def field(self, lines: Iterable[str]) -> Ragged:
+    """The tokens of each line."""
+    rows = self._encode(list(lines))
+    return Ragged.of([self._cut(row) for row in rows] if self.cuts else rows)
+
+  def input(self, line: str, *, cut: bool = False) -> list[int]:
+    """The tokens of one line."""
+    (tokens,) = self._encode([line])
+    if cut:
+      return self._cut(tokens)
+    if len(tokens) == 1 + self.start or not line.strip():
+      raise ValueError('the line is empty: give it some text')
+    if len(tokens) > self.longest:
+      raise ValueError(
+        f'the line has {len(tokens)} tokens, more than the {self.longest} the model was trained '
+        'for: split it'
+      )
+    return tokens
+
+  def encode(
+    self, rows: Int[Array, 'B S'], segments: Int[Array, 'B S'], key: Key[Array, ''] | None
+  ) -> tuple[Int[Array, 'B S'], Int[Array, 'B S']]:
+    """The tokens as they are."""
+    if self.tokenizer.pad is not None:  # which published models find in their inputs
+      segments = jnp.where(rows == self.tokenizer.pad, 0, segments)
+    return rows, segments
+
+  def pieces(self, row: Sequence[int]) -> list[str]:
+    """What the tokens spell."""
+    return self.tokenizer.pieces(row)
+
+  def _encode(self, lines: list[str]) -> list[list[int]]:
+    first = [self.tokenizer.bos] if self.start else []
+    return [[*first, *tokens, self.tokenizer.eos] for tokens in self.tokenizer.encode_batch(lines)]
+
+  def _cut(self, tokens: list[int]) -> list[int]:
+    return [*tokens[: self.longest - 1], tokens[-1]] if len(tokens) > self.longest else tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Images:
+  """Images in squares, row by row, each number between -1 and 1.
+
+  Attributes:
+    height, width: in pixels; what has another size is scaled to cover this one, and its middle is
+      kept.
+    channels: 1 is grey, 3 red, green and blue.
+    patch: pixels on a side of a square.
+  """
+
+  height: int
+  width: int
+  channels: int
+  patch: int
+
+  def __post_init__(self):
+    for name in ('height', 'width', 'channels', 'patch'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'inputs.{name}={getattr(self, name)} must be at least 1')
+    if self.height % self.patch or self.width % self.patch:
+      raise ValueError(
+        f'inputs.patch={self.patch} does not divide inputs.height={self.height} and '
+        f'inputs.width={self.width}: choose a divisor of both'
+      )
+
+  @property
+  def features(self) -> int:
+    """Numbers in a patch."""
+    return self.patch**2 * self.channels
+
+  @property
+  def longest(self) -> int:
+    """Rows of pixels, which all images have."""
+    return self.height
+
+  @property
+  def positions(self) -> int:
+    """One for each patch, and the first."""
+    return 1 + (self.height // self.patch) * (self.width // self.patch)
+
+  def field(self, lines: Iterable[Line]) -> UInt8[np.ndarray, 'n H W C']:
+    """The pixels of all images."""
+    return np.stack([self.input(line) for line in lines])
+
+  def input(self, line: Line, *, cut: bool = False) -> UInt8[np.ndarray, 'H W C']:
+    """The pixels of one image."""
+    return images.read(line, self.height, self.width, self.channels)
+
+  def encode(
+    self, rows: UInt8[Array, 'B H W C'], segments: Int[Array, ' B'], key: Key[Array, ''] | None
+  ) -> tuple[Float[Array, 'B S X'], Int[Array, 'B S']]:
+    """The patches."""
+    x = patches(rows.astype(jnp.float32) / 127.5 - 1, self.patch)
+    return x, jnp.broadcast_to(segments[:, None], x.shape[:2])
+
+  def pieces(self, row: np.ndarray) -> list[str]:
+    """Row and column of each patch."""
+    rows, columns = self.height // self.patch, self.width // self.patch
+    return ['all', *(f'{i},{j}' for i in range(rows) for j in range(columns))]
+
+
+def patches(images: Float[Array, 'B H W C'], size: int) -> Float[Array, 'B S X']:
+  """The squares of each image, row by row: x_p of Dosovitskiy et al. 2021, section 3.1.
+
+  >>> patches(jnp.arange(8.0).reshape(1, 2, 4, 1), 2)
+  Array([[[0., 1., 4., 5.],
+          [2., 3., 6., 7.]]], dtype=float32)
+  """
+  B, H, W, C = images.shape
+  x = images.reshape(B, H // size, size, W // size, size, C)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, -1, size * size * C)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sounds:
+  """Sounds as frames.
+
+  Attributes:
+    features: numbers in a frame.
+    longest: in frames.
+  """
+
+  features: int
+  longest: int
+
+  @property
+  def positions(self) -> int:
+    """One for every two frames."""
+    return -(-self.longest // 2)
+
+  def field(self, lines: Iterable[Line]) -> Ragged:
+    """The frames of each sound."""
+    return Ragged.of([self._read(line) for line in lines])
+
+  def input(self, line: Line, *, cut: bool = False) -> Float[np.ndarray, 'S X']:
+    """The frames of one sound."""
+    frames = self._read(line)
+    if len(frames) > self.longest and not cut:
+      raise ValueError(
+        f'the sound has {len(frames)} frames, more than the {self.longest} the model was trained '
+        'for: split it'
+      )
+    return frames[: self.longest]
+
+  def encode(
+    self, rows: Float[Array, 'B S X'], segments: Int[Array, 'B S'], key: Key[Array, ''] | None
+  ) -> tuple[Float[Array, 'B S X'], Int[Array, 'B S']]:
+    """The frames as they are."""
+    return rows, segments
+
+  def pieces(self, row: np.ndarray) -> list[str]:
+    """The number of the first of every two frames."""
+    return [str(i) for i in range(0, len(row), 2)]
+
+  def _read(self, line: Line) -> np.ndarray:
+    frames = np.asarray(line, np.float32)
+    if frames.ndim != 2 or frames.shape[1] != self.features:
+      raise ValueError(
+        f'a sound has the shape {frames.shape}: give frames of inputs.features={self.features}'
+      )
+    return frames
+
+
+READERS: dict[str, Callable[..., Reader]] = {'tokens': Texts, 'patches': Images, 'frames': Sounds}
+
+
+def read(reader: Reader, lines: Iterable[Line], *, cut: bool = False) -> list[Row]:
+  """What is read of each line.
+
+  Raises:
+    ValueError: the number of the first line that is refused, what is wrong with it, and the cure.
+  """
+  if isinstance(lines, str):
+    raise ValueError('predict takes many lines: pass a list, [line] for a single one')
+  rows = []
+  for number, line in enumerate(lines, start=1):
+    try:
+      rows.append(reader.input(line, cut=cut))
+    except ValueError as error:
+      raise ValueError(f'line {number}: {error}') from error
+  return rows
