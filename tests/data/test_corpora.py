@@ -1,5 +1,6 @@
 """Laws of transformer/data/corpora.py and the sources it opens."""
 
+import functools
 import gzip
 import json
 import os
@@ -420,6 +421,28 @@ def test_misspelt_and_impossible_names(tmp_path):
   for name in ('', '/etc', '../up', 'huggingface:sst', 'a b'):
     with pytest.raises(ValueError, match='dates, copy, reverse, sort, parallel, pairs'):
       corpora.load(name, 'train', dir=tmp_path)
+
+
+def test_labelled_lines(tmp_path):
+  lines = [f'{"AB"[i % 2]}:{"xyz"[i % 3]} what is {i} ?' for i in range(60)]
+  (tmp_path / 'all.txt').write_text('\n'.join(lines) + '\n')
+  load = functools.partial(corpora.load, 'labelled')
+  parts = [
+    load(split, dir=tmp_path / 'all.txt', targets='coarse') for split in ('train', 'val', 'test')
+  ]
+  assert sum(map(len, parts)) == 60 and all(map(len, parts))
+  assert all(e['targets'] == 'AB'[int(e['inputs'].split()[2]) % 2] for p in parts for e in p)
+  (tmp_path / 'val.txt').write_text('GOOD fine words\n')
+  assert load('val', dir=tmp_path, targets='label')[0] == {
+    'inputs': 'fine words',
+    'targets': 'GOOD',
+  }
+  assert load('train', dir=tmp_path / 'all.txt', targets='fine')[0]['targets'] in 'xyz'
+  with pytest.raises(ValueError, match="data.targets='kind' is none of label, coarse, fine"):
+    load('val', dir=tmp_path, targets='kind')
+  (tmp_path / 'val.txt').write_text('GOOD words\nBAD\n')
+  with pytest.raises(ValueError, match='val.txt:2: inputs is'):
+    load('val', dir=tmp_path, targets='label')
 
 
 def test_text_is_whole(tmp_path):

@@ -206,8 +206,27 @@ def test_adam_is_adam(rng):
     np.testing.assert_allclose(updates['kernel'], expected, rtol=1e-4, atol=1e-7)
 
 
+def test_muon_moves_by_the_orthogonal_part(rng):
+  """The first update of a hidden matrix has all its singular values near one another."""
+  model = Decoder(ModelConfig(vocab=9, width=16, depth=2, heads=2, feedforward=32), nnx.Rngs(0))
+  grads = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), jnp.float32), model)
+  optimizer, _ = given(name='muon', warmup_steps=0)
+  updates, _ = optimizer.update(grads, optimizer.init(model), model)
+  for layer in range(2):
+    kernel = updates.stack.blocks.feedforward.hidden.kernel[...][layer]
+    gradient = grads.stack.blocks.feedforward.hidden.kernel[...][layer]
+    u, s, v = jnp.linalg.svd(kernel, full_matrices=False)
+    assert s.max() < 2 * s.min() and 0.5 < s.mean() / (0.5 * 0.2 * math.sqrt(32)) < 1.3
+    U, _, V = jnp.linalg.svd(gradient, full_matrices=False)
+    np.testing.assert_allclose(u @ v, -U @ V, atol=1e-3)
+  adam, _ = given(name='adamw', warmup_steps=0)
+  others, _ = adam.update(grads, adam.init(model), model)
+  table = lambda tree: np.sign(tree.embed.table[...])
+  np.testing.assert_array_equal(table(updates), table(others))
+
+
 def test_unknown_names_list_the_choices():
-  with pytest.raises(ValueError, match="'adam' is none of adamw, adafactor, lion, sgd"):
+  with pytest.raises(ValueError, match="'adam' is none of adamw, muon, adafactor, lion, sgd"):
     given(name='adam')
   with pytest.raises(ValueError, match="'cosin' is none of constant, cosine, linear, rsqrt, noam"):
     given(schedule='cosin')

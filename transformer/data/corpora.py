@@ -8,6 +8,7 @@ dates                 dates in 40 locales -> ISO 8601, made on the spot
 copy, reverse, sort   digits -> digits, made on the spot
 parallel              line-aligned <dir>/<split>.<inputs> and <dir>/<split>.<targets>, maybe .gz
 pairs                 TSV or JSONL: <dir>/<split>.tsv, or one file <dir>, divided by hash
+labelled              `LABEL text` lines: <dir>/<split>.txt, or one file <dir>, divided by hash
 text                  whole texts: <dir>/<split>.txt, or one file <dir>, whose last tenth is 'val'
 any other             the TFDS data set of this name, prepared in <dir>; without TensorFlow
 """
@@ -25,7 +26,7 @@ import numpy as np
 from transformer.data import algorithmic, textfiles
 
 GENERATED = ('dates', 'copy', 'reverse', 'sort')
-NAMES = (*GENERATED, 'parallel', 'pairs', 'text')
+NAMES = (*GENERATED, 'parallel', 'pairs', 'labelled', 'text')
 
 
 @runtime_checkable
@@ -48,8 +49,8 @@ def load(
   """Opens one split of a corpus; nothing is ever downloaded.
 
   Args:
-    name: 'dates', 'copy', 'reverse', 'sort', 'parallel', 'pairs', 'text' or a TFDS name such as
-      'my_set' or 'wmt14_translate/de-en' (or, to fix the version, 'my_set:1.0.0').
+    name: 'dates', 'copy', 'reverse', 'sort', 'parallel', 'pairs', 'labelled', 'text' or a TFDS name
+      such as 'my_set' or 'wmt14_translate/de-en' (or, to fix the version, 'my_set:1.0.0').
     split: 'train', 'val', 'test', or what the files or the TFDS data set call it ('train[:10%]').
     dir: where the files are, '' for here; for TFDS '' is $TFDS_DATA_DIR, ~/tensorflow_datasets.
     inputs: language ('parallel'), column or key ('pairs') or feature (TFDS) that becomes 'inputs'.
@@ -78,6 +79,8 @@ def load(
     source = textfiles.parallel(pathlib.Path(dir).expanduser(), split, inputs, targets)
   elif name == 'pairs':
     source = textfiles.pairs(pathlib.Path(dir).expanduser(), split, inputs, targets)
+  elif name == 'labelled':
+    source = textfiles.labelled(pathlib.Path(dir).expanduser(), split, targets)
   elif name == 'text':
     source = textfiles.text(pathlib.Path(dir).expanduser(), split)
   else:

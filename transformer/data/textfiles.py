@@ -71,6 +71,32 @@ def pairs(path: pathlib.Path, split: str, inputs: str, targets: str) -> Pairs:
   return Pairs(*zip(*found, strict=True))
 
 
+def labelled(path: pathlib.Path, split: str, targets: str) -> Pairs:
+  """Lines `LABEL text` or `COARSE:FINE text` (TREC) of `<split>.txt`, or of one file.
+
+  Args:
+    path: a folder, or a file that is divided by `split_of`.
+    split: which part.
+    targets: what is to be found: label (the whole first word), coarse or fine.
+  """
+  parts = {'label': slice(None), 'coarse': slice(0, 1), 'fine': slice(1, None)}
+  if targets not in parts:
+    raise ValueError(f'data.targets={targets!r} is none of {", ".join(parts)}')
+  one_file = path.is_file()
+  names = [path.name] if one_file else [f'{split}.txt', f'{split}.txt.gz']
+  file = _find(path.parent if one_file else path, names)
+  found = []
+  for number, line in _lines(file):
+    first, _, text = line.partition(' ')
+    label = ':'.join(first.split(':')[parts[targets]])
+    text, label = _filled(f'{file}:{number}', text, label)
+    if not one_file or split_of(text) == split:
+      found.append((text, label))
+  if not found:
+    raise ValueError(f'{file}: no example for {split!r}; one file is divided into train, val, test')
+  return Pairs(*zip(*found, strict=True))
+
+
 def text(path: pathlib.Path, split: str) -> list[dict[str, str]]:
   """`<split>.txt` of a folder as one example; of one single file 'train' is the first 90 %.
 

@@ -35,7 +35,9 @@ def build(
   """The optimiser, and its learning rate by step (for the log).
 
   Args:
-    name: adamw (Adam where weight_decay is 0), adafactor, lion or sgd.
+    name: adamw (Adam where weight_decay is 0), muon (Jordan et al. 2024: the blocks' matrices move
+      by the orthogonal part of their momentum, as far as Adam's would, https://arxiv.org/abs/2502.16982
+      equation 4; the rest by Adam), adafactor, lion or sgd.
     learning_rate: the peak; for noam a factor, 1 in the paper.
     schedule: after a linear warm-up from 0: constant, cosine or linear to 0, rsqrt (peak times
       sqrt(warmup / step)), or noam: width^-0.5 min(step^-0.5, step warmup^-1.5), which is rsqrt
@@ -43,7 +45,7 @@ def build(
     warmup_steps: steps until the peak.
     steps: when cosine and linear arrive at 0.
     width: D, for noam.
-    b1, b2, epsilon: Adam's; b1 is also Lion's and SGD's momentum.
+    b1, b2, epsilon: Adam's; b1 is also the momentum of the others.
     weight_decay: decoupled (Loshchilov & Hutter 2019), on the parameters that DECAY names.
     clip: global norm above which gradients are scaled down; 0 means never.
     rates: factors of the learning rate by parameter path, such as 'embed=0, blocks=0.1': the first
@@ -78,6 +80,15 @@ def build(
 
   transforms = {
     'adamw': lambda: optax.scale_by_adam(b1, b2, epsilon),
+    'muon': lambda: optax.contrib.muon(
+      -1.0,  # the rate comes last, here as for the others
+      beta=b1,
+      adam_b1=b1,
+      adam_b2=b2,
+      eps=epsilon,
+      consistent_rms=0.2,
+      muon_weight_dimension_numbers=_matrices,
+    ),
     'adafactor': lambda: optax.scale_by_factored_rms(),
     'lion': lambda: optax.scale_by_lion(b1, b2),
     'sgd': lambda: optax.trace(b1),
@@ -143,6 +154,14 @@ def frozen(params: Any, rates: str) -> Any:
     return params
   return jax.tree.map(
     lambda x, factor: x if factor else jax.lax.stop_gradient(x), params, factors(params, rates)
+  )
+
+
+def _matrices(params: Any) -> Any:
+  """For each parameter the axes of its matrices if it is of hidden layers, [L, in, out]."""
+  axes = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+  return jax.tree.map_with_path(
+    lambda path, _: axes if re.search(r'blocks/.*/kernel$', parameter_path(path)) else None, params
   )
 
 

@@ -1,0 +1,65 @@
+r"""What a question asks for, TREC: one of six kinds of answer.
+
+  python run.py --config=experiments/trec.py --config.data.dir=../shared/data/trec/train.txt.gz
+  echo 'Who wrote The Waste Land ?' | python run.py --workdir=runs/trec --mode=predict
+
+Lines of `COARSE:fine question` (Li & Roth 2002; TFDS: `trec`), divided by hash: 90 % to learn from,
+5 % to choose by, 5 % to report.
+"""
+
+from ml_collections import ConfigDict
+
+from transformer.zoo import presets
+
+
+def get_config() -> ConfigDict:
+  c = ConfigDict()
+  c.experiment, c.task, c.seed, c.init = 'trec', 'labels', 0, ''
+  c.data = dict(
+    name='labelled',
+    dir='../shared/data/trec/train.txt.gz',
+    inputs='inputs',
+    targets='coarse',
+    train='train',
+    val='val',
+    test='test',
+    limit=0,
+    length=48,
+    tokens=1024,
+    buckets=2,
+    packing=False,
+  )
+  c.inputs = {}
+  c.tokenizer = dict(kind='bpe', vocab=4000, lowercase=True, split_digits=True, sentinels=1)
+  c.model = dict(
+    presets.TRANSFORMER_TINY,
+    depth=2,
+    feedforward=512,
+    length=64,
+    prenorm=True,
+    position='rotary',
+    activation='gelu_tanh',
+    summary='mean',
+    dropout=0.3,
+    dtype='bfloat16',
+  )
+  c.loss = dict(classes='ABBR, DESC, ENTY, HUM, LOC, NUM', label_smoothing=0.1)
+  c.optimizer = dict(
+    presets.ADAM, learning_rate=1e-3, schedule='cosine', warmup_steps=100, clip=1.0
+  )
+  c.optimizer.weight_decay = 0.1
+  c.train = dict(
+    steps=1500,
+    steps_per_call=1,
+    microbatches=1,
+    ema=0.0,
+    average=1,
+    log_every_steps=100,
+    save_every_steps=250,
+    keep=2,
+    adapters='',
+  )
+  c.eval = dict(every_steps=250, limit=0, samples=4, metrics='exact_match', best='accuracy', by='')
+  c.decode = dict(rows=32)
+  c.mesh = dict(presets.DATA_PARALLEL)
+  return c
