@@ -68,6 +68,45 @@ def test_patches_come_after_one_learned_vector(rng, close):
   assert segments.shape == (2, 5) and segments.all()
 
 
+@pytest.mark.parametrize('size', [6, 7])
+@pytest.mark.parametrize('stride', [1, 2])
+def test_convolution_over_rows_and_columns_is_laxs(rng, close, stride, size):
+  layer = filled(Convolution(ModelConfig(**FRAMES), 5, nnx.Rngs(0), stride=stride, axes=2), rng)
+  x = jnp.asarray(rng.normal(size=(2, size, size + 1, 5)), jnp.float32)
+  expected = jax.lax.conv_general_dilated(
+    x,
+    layer.kernel[...],
+    (stride, stride),
+    [(1, 1), (1, 1)],
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
+  close(layer(x), expected + layer.bias[...])
+
+
+@pytest.mark.parametrize('side, left', [(8, 2), (7, 2), (5, 2)])
+def test_a_stem_halves_height_and_width_each_time(side, left):
+  config = ModelConfig(**dict(PATCHES, features=3), stem=2)
+  embed = Patches(config, nnx.Rngs(0))
+  images = jnp.zeros((3, side * side, 3))
+  segments = jnp.array([1, 0, 1])[:, None] * jnp.ones((1, side * side), int)
+  x, segments = embed(images, segments)
+  assert x.shape == (3, left * left + 1, 16)
+  assert segments.tolist() == [[i] * (left * left + 1) for i in (1, 0, 1)]
+  widths = [conv.kernel.shape for conv, _ in embed.stem]
+  assert widths == [(3, 3, 3, 8), (3, 3, 8, 16)]
+
+
+def test_a_stem_sees_rows_and_columns(rng):
+  """What a pixel changes stands where the pixel stands."""
+  config = ModelConfig(**dict(PATCHES, features=1), stem=1)
+  embed = filled(Patches(config, nnx.Rngs(0)), rng)
+  image = jnp.asarray(rng.normal(size=(1, 8, 8, 1)), jnp.float32)
+  before, _ = embed(image.reshape(1, 64, 1), jnp.ones((1, 64), int))
+  after, _ = embed(image.at[0, 4, 2].add(1.0).reshape(1, 64, 1), jnp.ones((1, 64), int))
+  changed = np.abs(after - before)[0].max(axis=-1) > 1e-6
+  assert np.flatnonzero(changed).tolist() == [1 + 4 * 2 + 1]
+
+
 def test_types_are_added_and_default_to_0(rng, close):
   model = filled(Encoder(ModelConfig(**TINY, types=2, norm_embedding=True), nnx.Rngs(0)), rng)
   tokens = jnp.array([[1, 2, 3]])
@@ -130,3 +169,9 @@ def test_what_contradicts_itself_is_refused():
     ModelConfig(**TINY, inputs='frames', tie='output')
   with pytest.raises(ValueError, match='tie=all needs tokens'):
     ModelConfig(**TINY, inputs='patches', features=12)
+  with pytest.raises(ValueError, match=r'model.stem=5 .* 2\^5 divides, not patches and 16'):
+    ModelConfig(**PATCHES, stem=5)
+  with pytest.raises(ValueError, match='8 patches .* square .* model.stem=0'):
+    Patches(ModelConfig(**PATCHES, stem=1), nnx.Rngs(0))(
+      jnp.zeros((1, 8, 12)), jnp.ones((1, 8), int)
+    )

@@ -12,6 +12,7 @@ class ModelConfig:
     vocab: N, number of token types.
     inputs: what the encoder reads: tokens, patches of an image or frames of a sound.
     features: numbers in a patch (rows x columns x channels) or a frame.
+    stem: convolutions of 3 x 3 patches, each halving height and width, before a model sees them.
     types: kinds of tokens, each with a vector added to the embedding (BERT's sentences A and B).
     width: D, size of the residual stream.
     depth: L, layers of the encoder, and of the decoder unless decoder_depth says otherwise.
@@ -55,6 +56,7 @@ class ModelConfig:
   vocab: int
   inputs: Literal['tokens', 'patches', 'frames'] = 'tokens'
   features: int = 0
+  stem: int = 0
   types: int = 0
   width: int = 512
   depth: int = 6
@@ -100,13 +102,19 @@ class ModelConfig:
       if getattr(self, name) < 1:
         raise ValueError(f'model.{name}={getattr(self, name)} must be at least 1')
     optional = ('features', 'types', 'source_length', 'decoder_depth', 'kv_heads', 'head_size')
-    for name in (*optional, 'window', 'unroll'):
+    for name in (*optional, 'stem', 'window', 'unroll'):
       if getattr(self, name) < 0:
         raise ValueError(f'model.{name}={getattr(self, name)} must be at least 0')
     if (self.inputs == 'tokens') != (self.features == 0):
       raise ValueError(
         f'model.features={self.features} with model.inputs={self.inputs}: give the numbers in a '
         'patch or frame, and 0 for tokens'
+      )
+    if self.stem and (self.inputs != 'patches' or self.width % 2**self.stem):
+      raise ValueError(
+        f'model.stem={self.stem} convolves patches, each time to twice the width: it needs '
+        f'model.inputs=patches and a model.width that 2^{self.stem} divides, not {self.inputs} and '
+        f'{self.width}'
       )
     if self.inputs != 'tokens' and self.tie in ('inputs', 'all'):
       raise ValueError(

@@ -84,11 +84,11 @@ class Norm(nnx.Module):
   Ba et al. 2016; Zhang & Sennrich 2019. In float32.
   """
 
-  def __init__(self, config: ModelConfig):
+  def __init__(self, config: ModelConfig, width: int = 0):
     self.kind, self.epsilon = config.norm, config.norm_epsilon
-    self.scale = nnx.Param(jnp.ones(config.width))
+    self.scale = nnx.Param(jnp.ones(width or config.width))
     has_bias = config.bias and config.norm == 'layer'
-    self.bias = nnx.Param(jnp.zeros(config.width)) if has_bias else None
+    self.bias = nnx.Param(jnp.zeros(width or config.width)) if has_bias else None
 
   def __call__(self, x: Float[Array, '*B D']) -> Float[Array, '*B D']:
     y = normalize(x, self.epsilon, centred=self.kind == 'layer') * self.scale[...]

@@ -4,6 +4,7 @@
 TRANSFORMER_BASE = dict(
   inputs='tokens',
   features=0,
+  stem=0,
   types=0,
   width=512,
   depth=6,
