@@ -1,0 +1,101 @@
+"""Images as they might as well have been: each function draws anew for every image of a batch.
+
+Values are floats on any scale; shapes stay. All are identities where their strength is 0.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+
+def flip(key: Key[Array, ''], images: Float[Array, 'B H W C']) -> Float[Array, 'B H W C']:
+  """Left and right exchanged in half of the images."""
+  chosen = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
+  return jnp.where(chosen, images[:, :, ::-1], images)
+
+
+def shift(
+  key: Key[Array, ''], images: Float[Array, 'B H W C'], most: int
+) -> Float[Array, 'B H W C']:
+  """Each image moved by up to `most` pixels along each side; edges are repeated to fill.
+
+  It is the random crop of a padded image (He et al. 2016, https://arxiv.org/abs/1512.03385, 4.2).
+  """
+  if not most:
+    return images
+  padded = jnp.pad(images, ((0, 0), (most, most), (most, most), (0, 0)), mode='edge')
+  corners = jax.random.randint(key, (len(images), 2), 0, 2 * most + 1)
+
+  def crop(image, corner):
+    return jax.lax.dynamic_slice(image, (*corner, 0), images.shape[1:])
+
+  return jax.vmap(crop)(padded, corners)
+
+
+def turn(
+  key: Key[Array, ''], images: Float[Array, 'B H W C'], degrees: float, zoom: float
+) -> Float[Array, 'B H W C']:
+  """Each image turned by up to `degrees` and scaled by 1 - zoom to 1 + zoom about its centre.
+
+  Height and width are scaled apart. Between pixels values are interpolated linearly; beyond the
+  edge the nearest pixel counts.
+  """
+  if not (degrees or zoom):
+    return images
+  B, H, W, _ = images.shape
+  turned, scaled = jax.random.split(key)
+  angle = math.radians(degrees) * jax.random.uniform(turned, (B, 1, 1), minval=-1, maxval=1)
+  scale = 1 + zoom * jax.random.uniform(scaled, (2, B, 1, 1), minval=-1, maxval=1)
+  y, x = jnp.arange(H)[:, None] - (H - 1) / 2, jnp.arange(W)[None, :] - (W - 1) / 2
+  # where each pixel of the result comes from
+  rows = (jnp.cos(angle) * y - jnp.sin(angle) * x) / scale[0] + (H - 1) / 2
+  columns = (jnp.sin(angle) * y + jnp.cos(angle) * x) / scale[1] + (W - 1) / 2
+
+  def sample(image, rows, columns):
+    def values(channel):
+      return jax.scipy.ndimage.map_coordinates(channel, [rows, columns], order=1, mode='nearest')
+
+    return jax.vmap(values, in_axes=-1, out_axes=-1)(image)
+
+  return jax.vmap(sample)(images, rows, columns)
+
+
+def erase(
+  key: Key[Array, ''], images: Float[Array, 'B H W C'], size: int
+) -> Float[Array, 'B H W C']:
+  """A square of `size` pixels, at any place and maybe partly outside, becomes the image's mean.
+
+  Cutout, DeVries & Taylor 2017, https://arxiv.org/abs/1708.04552.
+  """
+  B, H, W, _ = images.shape
+  of_row, of_column = jax.random.split(key)
+
+  def near(key, length):
+    centre = jax.random.randint(key, (B, 1), 0, length)
+    start = centre - size // 2
+    place = jnp.arange(length)
+    return (place >= start) & (place < start + size)
+
+  hidden = near(of_row, H)[:, :, None, None] & near(of_column, W)[:, None, :, None]
+  return jnp.where(hidden, images.mean(axis=(1, 2), keepdims=True), images)
+
+
+def recolor(
+  key: Key[Array, ''], images: Float[Array, 'B H W C'], strength: float
+) -> Float[Array, 'B H W C']:
+  """Brightness, contrast and saturation, each times 1 - strength to 1 + strength.
+
+  A value v becomes b v; then its distance to the image's mean, and that to the pixel's grey, are
+  scaled. Of Krizhevsky's colour distortions the common ones (Howard 2013,
+  https://arxiv.org/abs/1312.5402, section 2).
+  """
+  if not strength:
+    return images
+  factors = 1 + strength * jax.random.uniform(key, (3, len(images), 1, 1, 1), minval=-1, maxval=1)
+  images = images * factors[0]
+  mean = images.mean(axis=(1, 2, 3), keepdims=True)
+  images = mean + (images - mean) * factors[1]
+  grey = images.mean(axis=3, keepdims=True)
+  return grey + (images - grey) * factors[2]
