@@ -2,6 +2,7 @@
 
 import functools
 import gzip
+import io
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import subprocess
 import sys
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from transformer.data import corpora
@@ -320,6 +322,8 @@ def prepared(tmp_path_factory):
         'kind': tfds.features.ClassLabel(names=['noun', 'verb']),
         'many': tfds.features.Sequence(tfds.features.Text()),
         'count': tfds.features.Scalar(np.int64),
+        'picture': tfds.features.Image(shape=(4, 5, 3)),
+        'captions': tfds.features.Sequence({'text': tfds.features.Text(), 'id': np.int64}),
       }
       return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
@@ -329,7 +333,11 @@ def prepared(tmp_path_factory):
     def _generate_examples(self, count):
       for i in range(count):
         kind = -1 if i == 4 else i % 2
-        yield i, {'en': f'word {i}', 'de': f'Wörter {i}', 'kind': kind, 'many': ['a'], 'count': i}
+        captions = [{'text': f'caption {i}.{j}', 'id': j} for j in range(3)]
+        texts = {'en': f'word {i}', 'de': f'Wörter {i}', 'many': ['a'], 'captions': captions}
+        picture = io.BytesIO()  # encoded: TFDS would need TensorFlow for that
+        PIL.Image.new('RGB', (5, 4), (i, i, i)).save(picture, 'png')
+        yield i, {**texts, 'kind': kind, 'count': i, 'picture': picture.getvalue()}
 
   folder = tmp_path_factory.mktemp('tfds')
   try:
@@ -370,6 +378,18 @@ def test_tfds_class_names(prepared):
   }
 
 
+def test_tfds_images_with_one_of_their_captions(prepared):
+  names = dict(dir=prepared, inputs='picture', targets='captions/text')
+  source = corpora.load('corpora_test_pairs', 'train', **names)
+  for i, example in enumerate(source):
+    image, references = example['inputs'], example['references']
+    assert image.dtype == np.uint8 and image.shape == (4, 5, 3) and np.ptp(image) == 0
+    assert references == tuple(f'caption {image[0, 0, 0]}.{j}' for j in range(3))
+    assert example['targets'] == references[i % 3]
+  labels = corpora.load('corpora_test_pairs', 'train', **dict(names, targets='kind'))
+  assert {e['targets'] for e in labels} == {'noun', 'verb', ''} and 'references' not in labels[0]
+
+
 def test_tfds_default_folder_and_versions(prepared, tmp_path, monkeypatch):
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
   old = tmp_path / 'corpora_test_pairs' / '1.9.0'
@@ -386,9 +406,9 @@ def test_tfds_unknown_split_and_feature_name_what_there_is(prepared):
   names = dict(dir=prepared, inputs='en', targets='de')
   with pytest.raises(ValueError, match="'test'.*train.*validation"):
     corpora.load('corpora_test_pairs', 'test', **names)
-  for wrong in ('fr', 'many', 'count'):
+  for wrong in ('fr', 'many', 'count', 'picture', 'captions', 'captions/id', 'en/text'):
     with pytest.raises(
-      ValueError, match=f"feature '{wrong}'.*count, de, en, kind, many.*as targets"
+      ValueError, match=f"feature '{wrong}'.*captions, count, de, en, kind, many.*as targets"
     ):
       corpora.load('corpora_test_pairs', 'train', **{**names, 'targets': wrong})
 
@@ -419,7 +439,7 @@ def test_misspelt_and_impossible_names(tmp_path):
   with pytest.raises(FileNotFoundError, match="Did you mean 'parallel'"):
     corpora.load('paralel', 'train', dir=tmp_path)
   for name in ('', '/etc', '../up', 'huggingface:sst', 'a b'):
-    with pytest.raises(ValueError, match='dates, copy, reverse, sort, parallel, pairs'):
+    with pytest.raises(ValueError, match='dates, copy, reverse, sort, shapes, parallel, pairs'):
       corpora.load(name, 'train', dir=tmp_path)
 
 

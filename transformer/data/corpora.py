@@ -10,7 +10,13 @@ parallel              line-aligned <dir>/<split>.<inputs> and <dir>/<split>.<tar
 pairs                 TSV or JSONL: <dir>/<split>.tsv, or one file <dir>, divided by hash
 labelled              `LABEL text` lines: <dir>/<split>.txt, or one file <dir>, divided by hash
 text                  whole texts: <dir>/<split>.txt, or one file <dir>, whose last tenth is 'val'
+shapes                drawn pictures -> their names, or captions, made on the spot
+idx                   MNIST's files: <dir>/<split>-images-idx3-ubyte and labels, maybe .gz or .xz
+images                <dir>/<split>/<class>/<file>, or <split>.tar (.gz, .xz) of <class>/<file>
+captions              images in <dir>/<split> or <split>.tar, and <dir>/<split>_captions.tsv
 any other             the TFDS data set of this name, prepared in <dir>; without TensorFlow
+
+Of idx, images, captions and TFDS a split may be a slice, such as train[:90%] or train[90%:].
 """
 
 import dataclasses
@@ -23,10 +29,11 @@ from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 
-from transformer.data import algorithmic, textfiles
+from transformer.data import algorithmic, images, textfiles
 
-GENERATED = ('dates', 'copy', 'reverse', 'sort')
-NAMES = (*GENERATED, 'parallel', 'pairs', 'labelled', 'text')
+GENERATED = ('dates', 'copy', 'reverse', 'sort', 'shapes')
+FILES = {'idx': images.idx, 'images': images.labelled, 'captions': images.captioned}
+NAMES = (*GENERATED, 'parallel', 'pairs', 'labelled', 'text', *FILES)
 
 
 @runtime_checkable
@@ -49,17 +56,18 @@ def load(
   """Opens one split of a corpus; nothing is ever downloaded.
 
   Args:
-    name: 'dates', 'copy', 'reverse', 'sort', 'parallel', 'pairs', 'labelled', 'text' or a TFDS name
-      such as 'my_set' or 'wmt14_translate/de-en' (or, to fix the version, 'my_set:1.0.0').
+    name: one of NAMES, or a TFDS name such as 'my_set' or 'wmt14_translate/de-en' (or, to fix the
+      version, 'my_set:1.0.0').
     split: 'train', 'val', 'test', or what the files or the TFDS data set call it ('train[:10%]').
     dir: where the files are, '' for here; for TFDS '' is $TFDS_DATA_DIR, ~/tensorflow_datasets.
     inputs: language ('parallel'), column or key ('pairs') or feature (TFDS) that becomes 'inputs'.
-    targets: the same for 'targets'.
+    targets: the same for 'targets'; of 'shapes' label or caption.
     limit: keep the first so many examples; 0 keeps all.
 
   Returns:
     A source: `len(source)`, `source[i] -> {'inputs': ..., 'targets': ...}`; 'dates' adds 'locale',
-    'text' has one example per file, without 'inputs'.
+    'text' has one example per file, without 'inputs'. Images also have a 'name', and captioned ones
+    'references', all captions of theirs.
 
   Raises:
     FileNotFoundError: a file or data set is not there; says where it was sought, what is there,
@@ -73,6 +81,10 @@ def load(
     from transformer.data import dates
 
     source: Source = dates.Dates(split)
+  elif name == 'shapes':
+    source = images.Drawn(split, targets)
+  elif name in FILES:
+    source = FILES[name](pathlib.Path(dir).expanduser(), split)
   elif name in GENERATED:
     source = algorithmic.Algorithmic(name, split)
   elif name == 'parallel':
@@ -104,13 +116,17 @@ class First:
   def __len__(self) -> int:
     return self.size
 
-  def __getitem__(self, i: SupportsIndex) -> dict[str, str]:
+  def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
     return self.source[range(self.size)[i]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-  """A TFDS data source; `columns` are (key, feature, {class: its name} or nothing)."""
+  """A TFDS data source; `columns` are (key, feature, {class: its name} or nothing).
+
+  A feature 'captions/text' is a list of texts: one of them, by the example's number, is what is
+  read, and all are its 'references'.
+  """
 
   source: Any
   columns: tuple[tuple[str, str, Mapping[int, str]], ...]
@@ -118,13 +134,22 @@ class Prepared:
   def __len__(self) -> int:
     return len(self.source)
 
-  def __getitem__(self, i: SupportsIndex) -> dict[str, str]:
+  def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
     # array_record raises a ValueError past its end, where `for` and list() need an IndexError
-    example = self.source[range(len(self))[i]]
-    return {key: _text(example[feature], names) for key, feature, names in self.columns}
+    i = range(len(self))[i]
+    example, found = self.source[i], {}
+    for key, feature, names in self.columns:
+      value = example
+      for part in feature.split('/'):
+        value = value[part]
+      if '/' in feature:
+        found['references'] = tuple(_value(text, names) for text in value)
+        value = value[i % len(value)]
+      found[key] = _value(value, names)
+    return found
 
 
-def _text(value: bytes | str | int, names: Mapping[int, str]) -> str:
+def _value(value: Any, names: Mapping[int, str]) -> Any:
   if isinstance(value, int):  # a class label
     return names[value]
   return value.decode('utf-8') if isinstance(value, bytes) else value  # mocked TFDS gives str
@@ -148,16 +173,28 @@ def _tfds(name: str, split: str, dir: str | os.PathLike, inputs: str, targets: s
   features = dict(builder.info.features.items())
   columns = []
   for key, column in (('inputs', inputs), ('targets', targets)):
-    feature, names = features.get(column), {}
+    feature, names = _feature(features, column), {}
     if isinstance(feature, tfds.features.ClassLabel):
       names = {-1: '', **dict(enumerate(feature.names))}  # -1: TFDS for an unlabelled example
-    elif feature is None or feature.shape or np.dtype(feature.np_dtype).kind != 'O':
+    elif not isinstance(feature, tfds.features.Image if key == 'inputs' else ()) and (
+      feature is None or feature.shape or np.dtype(feature.np_dtype).kind != 'O'
+    ):
       raise ValueError(
-        f'{name} has no feature {column!r} that is text or a class; name one of its features '
-        f'({", ".join(sorted(features))}) as {key} (data.{key}).'
+        f'{name} has no feature {column!r} that is text or a class (or, of inputs, an image); name '
+        f'one of its features ({", ".join(sorted(features))}) as {key} (data.{key}).'
       )
     columns.append((key, column, names))
   return Prepared(builder.as_data_source(split), tuple(columns))
+
+
+def _feature(features: Mapping[str, Any], column: str) -> Any:
+  """A feature by its name, or that of each item of a list, such as captions/text."""
+  name, _, inner = column.partition('/')
+  feature = features.get(name)
+  if not inner:
+    return feature
+  item: Any = getattr(feature, 'feature', None)  # of a Sequence
+  return dict(item.items()).get(inner) if hasattr(item, 'items') else None
 
 
 def _how_to_prepare(name: str, root: pathlib.Path) -> str:

@@ -35,7 +35,7 @@ def split_of(text: str) -> str:
 
 def parallel(folder: pathlib.Path, split: str, inputs: str, targets: str) -> Pairs:
   """Line i of `<split>.<inputs>` with line i of `<split>.<targets>`; blank lines are kept."""
-  paths = [_find(folder, [f'{split}.{lang}', f'{split}.{lang}.gz']) for lang in (inputs, targets)]
+  paths = [find(folder, [f'{split}.{lang}', f'{split}.{lang}.gz']) for lang in (inputs, targets)]
   sides = [[text for _, text in _lines(path)] for path in paths]
   if len(sides[0]) != len(sides[1]):
     raise ValueError(
@@ -52,12 +52,12 @@ def pairs(path: pathlib.Path, split: str, inputs: str, targets: str) -> Pairs:
 
   TSV has no quoting: two columns, or more below a header that holds the names inputs and targets.
   """
-  readers = {'.tsv': _tsv, '.jsonl': _jsonl, '.tsv.gz': _tsv, '.jsonl.gz': _jsonl}
+  readers = {'.tsv': tsv, '.jsonl': _jsonl, '.tsv.gz': tsv, '.jsonl.gz': _jsonl}
   one_file = bool(path.suffix) and not path.is_dir()
   if one_file and split not in ('train', 'val', 'test'):
     raise ValueError(f'split {split!r}: one file is divided into train, val and test; take one.')
   names = [path.name] if one_file else [split + end for end in readers]
-  file = _find(path.parent if one_file else path, names)
+  file = find(path.parent if one_file else path, names)
   reader = next((readers[end] for end in readers if file.name.endswith(end)), None)
   if not reader:
     raise ValueError(f'{file}: rename it to *.tsv or *.jsonl (or .gz of these), as its content is.')
@@ -84,7 +84,7 @@ def labelled(path: pathlib.Path, split: str, targets: str) -> Pairs:
     raise ValueError(f'data.targets={targets!r} is none of {", ".join(parts)}')
   one_file = path.is_file()
   names = [path.name] if one_file else [f'{split}.txt', f'{split}.txt.gz']
-  file = _find(path.parent if one_file else path, names)
+  file = find(path.parent if one_file else path, names)
   found = []
   for number, line in _lines(file):
     first, _, text = line.partition(' ')
@@ -106,7 +106,7 @@ def text(path: pathlib.Path, split: str) -> list[dict[str, str]]:
   if one_file and split not in ('train', 'val'):
     raise ValueError(f'split {split!r}: one file is divided into train and val; take one.')
   names = [path.name] if one_file else [f'{split}.txt', f'{split}.txt.gz']
-  file = _find(path.parent if one_file else path, names)
+  file = find(path.parent if one_file else path, names)
   whole = ''.join(f'{line}\n' for _, line in _lines(file))
   if not whole.strip():
     raise ValueError(f'{file} is empty; give it some text.')
@@ -116,7 +116,7 @@ def text(path: pathlib.Path, split: str) -> list[dict[str, str]]:
   return [{'targets': whole}]
 
 
-def _tsv(file: pathlib.Path, inputs: str, targets: str) -> Iterator[tuple[str, str]]:
+def tsv(file: pathlib.Path, inputs: str, targets: str) -> Iterator[tuple[str, str]]:
   """(inputs, targets) of each line; the first one is a header where it holds both names."""
   columns, width = [0, 1], 2
   for number, line in _lines(file):
@@ -178,7 +178,7 @@ def _lines(file: pathlib.Path) -> Iterator[tuple[int, str]]:
       raise ValueError(f'{file}:{number + 1}: broken gzip ({error}); copy it anew.') from error
 
 
-def _find(folder: pathlib.Path, names: Sequence[str]) -> pathlib.Path:
+def find(folder: pathlib.Path, names: Sequence[str]) -> pathlib.Path:
   """The first of `names` in `folder`."""
   for path in (folder / name for name in names):
     if path.is_file():
