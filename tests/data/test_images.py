@@ -62,7 +62,7 @@ def test_a_photo_is_turned_as_the_camera_was_held(picture):
   'image, error, message',
   [
     (b'no image', ValueError, '8 bytes cannot be read.*Pillow'),
-    ('/no/where.jpg', FileNotFoundError, '/no/where.jpg'),
+    ('/no/where.jpg', ValueError, '/no/where.jpg'),
     (np.zeros((4, 4)), ValueError, r'float64 \[4, 4\]: scale'),
     (np.zeros((4, 4, 2), np.uint8), ValueError, r'uint8 \[4, 4, 2\]'),
     (encoded(np.zeros((64, 64, 3), np.uint8), 'bmp')[:-99], ValueError, 'whole file'),

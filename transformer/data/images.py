@@ -37,8 +37,7 @@ def read(image: Image, height: int, width: int, channels: int) -> UInt8[np.ndarr
     channels: 1 for grey, 3 for red, green and blue.
 
   Raises:
-    ValueError: it is no image, or an array of another kind.
-    FileNotFoundError: there is no such file.
+    ValueError: there is no such file, it is no image, or an array of another kind.
   """
   import PIL.Image
   import PIL.ImageOps
@@ -63,7 +62,7 @@ def read(image: Image, height: int, width: int, channels: int) -> UInt8[np.ndarr
       opened = PIL.Image.open(file)
       opened = PIL.ImageOps.exif_transpose(opened)  # as the camera was held
     except FileNotFoundError as error:
-      raise FileNotFoundError(f'there is no file {name}: give the path of an image') from error
+      raise ValueError(f'there is no file {name}: give the path of an image') from error
     except (OSError, SyntaxError) as error:  # the latter of a broken PNG
       raise ValueError(
         f'{name} cannot be read as an image ({error}): give a whole file that Pillow knows, '
