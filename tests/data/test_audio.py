@@ -1,0 +1,141 @@
+"""Laws of transformer/data/audio.py."""
+
+import numpy as np
+import pytest
+
+from transformer.data import audio
+from transformer.data.audio import LogMel
+
+
+def tone(frequency, seconds, rate, loudness=0.5):
+  return loudness * np.sin(2 * np.pi * frequency * np.arange(int(seconds * rate)) / rate)
+
+
+def loudest(sound, rate):
+  """The frequency of the highest peak of the whole sound's spectrum."""
+  spectrum = np.abs(np.fft.rfft(sound * np.hanning(len(sound)), 8 * len(sound)))
+  return np.argmax(spectrum) * rate / (8 * len(sound))
+
+
+def slaney(hertz):
+  """Linear below 1000 Hz, logarithmic above: 27 steps for a factor of 6.4."""
+  above = 15 + 27 * np.log(np.maximum(hertz, 1e-9) / 1000) / np.log(6.4)
+  return np.where(hertz < 1000, hertz * 3 / 200, above)
+
+
+def log_mel(sound, rate, window, hop, mels, floor):
+  """From the definitions, one frame and one band at a time."""
+  W, H = round(rate * window), round(rate * hop)
+  fft = 2 ** int(np.ceil(np.log2(W)))
+  frequencies = np.arange(fft // 2 + 1) * rate / fft
+  grid = (
+    np.linspace(0, 100 * rate, 1_000_001) / 200
+  )  # Hz, fine enough to invert the scale by look-up
+  edges = np.interp(np.linspace(0, slaney(rate / 2), mels + 2), slaney(grid), grid)
+  padded = np.concatenate([np.zeros(fft // 2), sound, np.zeros(fft)])
+  hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(W) / W)
+  hann = np.pad(hann, ((fft - W) // 2, fft - W - (fft - W) // 2))
+  frames = []
+  for start in range(0, len(sound) + 1, H):
+    magnitudes = np.abs(np.fft.rfft(padded[start : start + fft] * hann))
+    bands = []
+    for low, middle, high in zip(edges[:-2], edges[1:-1], edges[2:], strict=True):
+      up, down = (frequencies - low) / (middle - low), (high - frequencies) / (high - middle)
+      triangle = np.maximum(0, np.minimum(up, down)) * 2 / (high - low)
+      bands.append(np.log(max(triangle @ magnitudes, floor)))
+    frames.append(bands)
+  return np.array(frames)
+
+
+@pytest.mark.parametrize(
+  'rate, window, hop, mels', [(8000, 0.025, 0.01, 23), (16000, 0.05, 0.0125, 80)]
+)
+def test_log_mel_is_its_definition(rate, window, hop, mels, rng):
+  sound = (rng.normal(size=1 + int(0.3 * rate)) * 0.1).astype(np.float32)
+  features = LogMel(rate=rate, window=window, hop=hop, mels=mels)
+  expected = log_mel(sound, rate, window, hop, mels, features.floor)
+  found = features(sound)
+  assert found.dtype == np.float32 and found.shape == expected.shape
+  np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_sounds_of_any_length_have_frames():
+  features = LogMel(rate=8000, mels=20)
+  for n in (1, 2, 79, 80, 81, 200):
+    assert features(np.zeros(n, np.float32)).shape == (1 + n // 80, 20)
+  np.testing.assert_allclose(features(np.zeros(9, np.float32)), np.log(features.floor), rtol=1e-6)
+
+
+@pytest.mark.parametrize('frequency', [440.0, 1500.0])
+def test_griffin_lim_restores_a_tone(frequency):
+  rate = 8000
+  features = LogMel(rate=rate, window=0.05, hop=0.0125, mels=80)
+  frames = features(tone(frequency, 0.5, rate).astype(np.float32))
+  sound = features.inverse(frames)
+  assert len(sound) == len(frames) * rate * 0.0125
+  assert loudest(sound, rate) == pytest.approx(frequency, abs=12)
+  again = features(sound)
+  n = min(len(frames), len(again))
+  near = np.abs(again[:n] - frames[:n])[frames[:n] > frames.max() - 3]
+  assert near.mean() < 0.2
+  np.testing.assert_array_equal(sound, features.inverse(frames))
+  assert np.isfinite(features.inverse(frames[:1])).all()  # one frame makes one hop of sound
+  assert len(features.inverse(frames[:1])) == rate * 0.0125
+
+
+def test_wav_there_and_back(tmp_path, rng):
+  sound = (rng.uniform(-1, 1, 500)).astype(np.float32)
+  audio.write(tmp_path / 'a.wav', sound, 8000)
+  for given in (tmp_path / 'a.wav', str(tmp_path / 'a.wav'), audio.encode(sound, 8000)):
+    np.testing.assert_allclose(audio.read(given, 8000), sound, atol=2**-15)
+  np.testing.assert_array_equal(audio.read(sound, 8000), sound)
+  louder = audio.read(audio.encode(4 * sound, 8000), 8000)  # turned down: nothing is cut off
+  np.testing.assert_allclose(louder * np.abs(sound).max(), sound, atol=2**-14)
+
+
+def test_flac_stereo_and_other_rates_are_read(tmp_path):
+  import soundfile
+
+  left, right = tone(440, 0.4, 44_100), tone(440, 0.4, 44_100, 0.1)
+  soundfile.write(tmp_path / 'a.flac', np.stack([left, right], 1), 44_100)
+  sound = audio.read(tmp_path / 'a.flac', 16_000)
+  assert sound.dtype == np.float32 and abs(len(sound) - 6400) <= 1
+  middle = slice(1000, 5000)
+  np.testing.assert_allclose(sound[:6400][middle], tone(440, 0.4, 16_000, 0.3)[middle], atol=3e-3)
+
+
+def test_what_is_no_sound_is_named(tmp_path):
+  (tmp_path / 'text.wav').write_text('no sound')
+  with pytest.raises(ValueError, match=r'text\.wav is no sound.*wav, flac'):
+    audio.read(tmp_path / 'text.wav', 8000)
+  with pytest.raises(ValueError, match='the sound is no sound'):
+    audio.read(b'', 8000)
+  with pytest.raises(FileNotFoundError, match=r'none\.wav'):
+    audio.read(tmp_path / 'none.wav', 8000)
+  for wrong in (
+    np.zeros(0, np.float32),
+    np.full(9, np.nan, np.float32),
+    np.zeros((9, 2), np.float32),
+  ):
+    with pytest.raises(ValueError, match='holds no samples'):
+      audio.read(wrong, 8000)
+  audio.write(tmp_path / 'empty.wav', np.zeros(0, np.float32), 8000)
+  with pytest.raises(ValueError, match=r'empty\.wav holds no samples'):
+    audio.read(tmp_path / 'empty.wav', 8000)
+  with pytest.raises(ValueError, match='not finite and cannot be written'):
+    audio.encode(np.array([np.inf]), 8000)
+
+
+@pytest.mark.parametrize(
+  'wrong, message',
+  [
+    (dict(hop=0.05), 'hop=0.05 and window=0.025 are in seconds'),
+    (dict(hop=0.0), 'hop=0.0'),
+    (dict(hop=1e-6), 'at least one sample'),
+    (dict(mels=0), 'mels=0'),
+    (dict(floor=0.0), 'floor=0.0'),
+  ],
+)
+def test_impossible_features_are_named(wrong, message):
+  with pytest.raises(ValueError, match=message):
+    LogMel(**dict(dict(rate=8000), **wrong))

@@ -1,0 +1,150 @@
+"""Sounds: files to samples and back, samples to log-mel frames and back; by soundfile and librosa.
+
+Needs the extra `audio`: pip install 'functional-transformer[audio]'.
+"""
+
+import dataclasses
+import functools
+import io
+import os
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+Sound = str | os.PathLike | bytes | np.ndarray  # a path, an encoded file, or its samples
+
+
+def read(sound: Sound, rate: int) -> Float[np.ndarray, ' n']:
+  """The samples of a sound, mono, between -1 and 1, resampled to `rate` Hz.
+
+  Args:
+    sound: path of a file (wav, flac, ogg, mp3: what libsndfile reads), the bytes of one, or samples
+      that have this rate already.
+    rate: in Hz.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it is no sound, has no samples, or some that are not finite.
+  """
+  import soundfile
+
+  if isinstance(sound, np.ndarray):
+    name, samples, own_rate = f'the array {sound.dtype}{list(sound.shape)}', sound, rate
+  else:
+    name = 'the sound' if isinstance(sound, bytes) else str(sound)
+    with io.BytesIO(sound) if isinstance(sound, bytes) else open(sound, 'rb') as file:
+      try:
+        samples, own_rate = soundfile.read(file, dtype='float32', always_2d=True)
+      except soundfile.LibsndfileError as error:
+        raise ValueError(
+          f'{name} is no sound that can be read ({error}): give wav, flac, ogg or mp3'
+        ) from error
+    samples = samples.mean(axis=1)
+  if samples.ndim != 1 or not samples.size or not np.isfinite(samples).all():
+    raise ValueError(f'{name} holds no samples, or some that are not finite: give it anew')
+  if own_rate != rate:
+    import librosa
+
+    samples = librosa.resample(samples, orig_sr=own_rate, target_sr=rate)
+  return samples.astype(np.float32)
+
+
+def write(path: str | os.PathLike, sound: Float[np.ndarray, ' n'], rate: int):
+  """Writes samples as a 16-bit wav file; see `encode`."""
+  with open(path, 'wb') as file:
+    file.write(encode(sound, rate))
+
+
+def encode(sound: Float[np.ndarray, ' n'], rate: int) -> bytes:
+  """The bytes of a 16-bit wav file. What is louder than 1 is turned down, and not clipped.
+
+  Args:
+    sound: samples, between -1 and 1.
+    rate: in Hz.
+
+  Raises:
+    ValueError: a sample is not finite.
+  """
+  import soundfile
+
+  if not np.isfinite(sound).all():
+    raise ValueError('some samples are not finite and cannot be written: what made them diverged')
+  file = io.BytesIO()
+  sound = sound / max(1.0, np.abs(sound).max(initial=0))
+  soundfile.write(file, sound, rate, format='WAV', subtype='PCM_16')
+  return file.getvalue()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogMel:
+  """log max(mel |STFT(x)|, floor), one frame for every hop; and a sound that looks like it.
+
+  The Hann window, Slaney's mel bands and the magnitudes (not powers) under a natural logarithm are
+  those of Tacotron 2 (Shen et al. 2018, https://arxiv.org/abs/1712.05884, section 2.2).
+
+  Attributes:
+    rate: samples a second, Hz.
+    window: seconds that a frame sees.
+    hop: seconds from frame to frame.
+    mels: M, bands between 0 Hz and half the rate.
+    floor: the least magnitude.
+  """
+
+  rate: int = 16_000
+  window: float = 0.025
+  hop: float = 0.010
+  mels: int = 80
+  floor: float = 1e-5
+
+  def __post_init__(self):
+    if not 0 < self.hop <= self.window or self.rate * self.hop < 1:
+      raise ValueError(
+        f'hop={self.hop} and window={self.window} are in seconds: give 0 < hop <= window, and a '
+        f'hop of at least one sample, 1 / {self.rate}'
+      )
+    if self.mels < 1 or not self.floor > 0:
+      raise ValueError(f'mels={self.mels} and floor={self.floor} must be positive')
+
+  def __call__(self, sound: Float[np.ndarray, ' n']) -> Float[np.ndarray, 'S M']:
+    """The frames of a sound: 1 + n // hop of them, the first centred on the first sample."""
+    import librosa
+
+    # silence, where librosa would warn of sounds shorter than a window
+    padded = np.pad(sound, self._stft['n_fft'] // 2)
+    mel = self._bands @ np.abs(librosa.stft(padded, center=False, **self._stft))
+    return np.log(np.maximum(mel, self.floor)).T.astype(np.float32)
+
+  def inverse(
+    self, frames: Float[np.ndarray, 'S M'], *, iterations: int = 60
+  ) -> Float[np.ndarray, ' n']:
+    """A sound of S hops with about these frames, by Griffin and Lim's algorithm: always the same.
+
+    Griffin and Lim 1984, https://doi.org/10.1109/TASSP.1984.1164317, with the momentum of Perraudin
+    et al. 2013; the magnitudes of frequencies are the non-negative ones that fit the bands best.
+
+    Args:
+      frames: natural logarithms of band magnitudes, as this makes them.
+      iterations: of the algorithm; more sound cleaner.
+    """
+    import librosa
+
+    fft, hop = self._stft['n_fft'], self._stft['hop_length']
+    magnitudes = np.exp(frames.T.astype(np.float64))
+    spectrum = librosa.util.nnls(self._bands.astype(np.float64), magnitudes)
+    spectrum = np.pad(spectrum, ((0, 0), (0, -(-fft // hop))))  # for sounds shorter than a window
+    how = dict(self._stft, n_iter=iterations, pad_mode='constant', random_state=0)
+    return librosa.griffinlim(spectrum, **how)[: len(frames) * hop].astype(np.float32)
+
+  @property
+  def _stft(self) -> dict[str, Any]:
+    window = round(self.rate * self.window)
+    fft = 1 << (window - 1).bit_length()
+    return dict(n_fft=fft, win_length=window, hop_length=round(self.rate * self.hop))
+
+  @functools.cached_property
+  def _bands(self) -> Float[np.ndarray, 'M F']:
+    """How much of each frequency is in each band."""
+    import librosa
+
+    return librosa.filters.mel(sr=self.rate, n_fft=self._stft['n_fft'], n_mels=self.mels)
