@@ -14,9 +14,15 @@ shapes                drawn pictures -> their names, or captions, made on the sp
 idx                   MNIST's files: <dir>/<split>-images-idx3-ubyte and labels, maybe .gz or .xz
 images                <dir>/<split>/<class>/<file>, or <split>.tar (.gz, .xz) of <class>/<file>
 captions              images in <dir>/<split> or <split>.tar, and <dir>/<split>_captions.tsv
+recordings            <dir>/<split>/ or .tar[.xz|.gz] of sounds; <split>.tsv: their names and texts
+frames                ready-made frames: <dir>/<split>.npz (feats, lengths) in order of <split>.tsv
+fsdd                  spoken digits <digit>_<speaker>_<index>.wav, in the order of their indices
+fsdd_strings          3 to 7 of them, of one speaker, joined on the spot
+yesno                 0_0_1_1_0_1_1_1.wav -> 'no no yes ...'; split 'joined': train's words, anew
+keypad_strings        3 to 7 digits as a telephone dials them, made on the spot
 any other             the TFDS data set of this name, prepared in <dir>; without TensorFlow
 
-Of idx, images, captions and TFDS a split may be a slice, such as train[:90%] or train[90%:].
+Of files and TFDS a split may be a slice, such as train[:90%], train[90%:] or train[2400:].
 """
 
 import dataclasses
@@ -29,11 +35,11 @@ from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 
-from transformer.data import algorithmic, images, textfiles
+from transformer.data import algorithmic, images, recordings, textfiles
 
 GENERATED = ('dates', 'copy', 'reverse', 'sort', 'shapes')
 FILES = {'idx': images.idx, 'images': images.labelled, 'captions': images.captioned}
-NAMES = (*GENERATED, 'parallel', 'pairs', 'labelled', 'text', *FILES)
+NAMES = (*GENERATED, 'parallel', 'pairs', 'labelled', 'text', *FILES, *recordings.NAMES)
 
 
 @runtime_checkable
@@ -95,6 +101,8 @@ def load(
     source = textfiles.labelled(pathlib.Path(dir).expanduser(), split, targets)
   elif name == 'text':
     source = textfiles.text(pathlib.Path(dir).expanduser(), split)
+  elif name in recordings.NAMES:
+    source = recordings.load(name, pathlib.Path(dir).expanduser(), split, inputs, targets)
   else:
     source = _tfds(name, split, dir, inputs, targets)
   return First(source, min(limit, len(source))) if limit else source

@@ -1,0 +1,171 @@
+"""Laws of transformer/data/recordings.py, on sounds made here."""
+
+import io
+import itertools
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+
+from transformer.data import audio, corpora, recordings
+from transformer.data.recordings import DIGITS, RATE, Joined
+
+KEYS = {(697, 1209): 1, (697, 1336): 2, (697, 1477): 3, (770, 1209): 4, (770, 1336): 5}
+KEYS |= {(770, 1477): 6, (852, 1209): 7, (852, 1336): 8, (852, 1477): 9, (941, 1336): 0}
+
+
+def tone(seconds, hertz=440.0, loudness=0.5):
+  return loudness * np.sin(2 * np.pi * hertz * np.arange(int(RATE * seconds)) / RATE)
+
+
+def archive(path, sounds):
+  """A tar file of wav files in a folder."""
+  with tarfile.open(path, 'w:xz' if path.suffix == '.xz' else 'w') as opened:
+    for name, sound in sounds.items():
+      content = audio.encode(sound, RATE)
+      info = tarfile.TarInfo(f'folder/{name}')
+      info.size = len(content)
+      opened.addfile(info, io.BytesIO(content))
+
+
+@pytest.mark.parametrize('kind', ['folder', '.tar', '.tar.xz'])
+def test_recordings_and_their_table(kind, tmp_path):
+  sounds = {f'u{i}.wav': tone(0.1 + 0.01 * i) for i in range(3)}
+  if kind == 'folder':
+    (tmp_path / 'train').mkdir()
+    for name, sound in sounds.items():
+      audio.write(tmp_path / 'train' / name, sound, RATE)
+  else:
+    archive(tmp_path / f'train{kind}', sounds)
+  (tmp_path / 'train.tsv').write_text('id\tsec\ttext\nu2\t1\tb a\nu0.wav\t1\ta\nu1\t1\tc\n')
+  load = lambda split: corpora.load('recordings', split, dir=tmp_path, inputs='id', targets='text')
+  source = load('train')
+  assert [example['targets'] for example in source] == ['b a', 'a', 'c']
+  assert [example['name'] for example in source] == ['u2.wav', 'u0.wav', 'u1.wav']
+  assert [len(audio.read(e['inputs'], RATE)) for e in source] == [960, 800, 880]
+  assert [e['targets'] for e in load('train[1:]')] == ['a', 'c']
+  assert [e['targets'] for e in load('train[-3:-1]')] == ['b a', 'a']
+  with pytest.raises(ValueError, match=r"'train\[5:\]' of recordings.*another part"):
+    load('train[5:]')
+  with pytest.raises(ValueError, match=r'train\[1\].*write train, or a part'):
+    load('train[1]')
+  with pytest.raises(FileNotFoundError, match=r'val\.tar.*There now: train'):
+    load('val')
+  with (tmp_path / 'train.tsv').open('a') as table:
+    table.write('u9\t1\td\n')
+  with pytest.raises(ValueError, match=r"no sound 'u9'.*u0\.wav, u1\.wav"):
+    load('train')
+
+
+def test_frames_are_cut_as_their_lengths_say(tmp_path, rng):
+  lengths = np.array([3, 1, 5], np.int32)
+  feats = rng.normal(size=(9, 13)).astype(np.float32)
+  np.savez(tmp_path / 'train.npz', feats=feats, lengths=lengths)
+  (tmp_path / 'train.tsv').write_text('a\tone\nb\ttwo\nc\tthree\n')
+  source = corpora.load('frames', 'train', dir=tmp_path)
+  assert [e['targets'] for e in source] == ['one', 'two', 'three']
+  assert [e['name'] for e in source] == ['a', 'b', 'c']
+  for example, part in zip(source, np.split(feats, [3, 4]), strict=True):
+    np.testing.assert_array_equal(example['inputs'], part)
+  np.savez(tmp_path / 'train.npz', feats=feats[:8], lengths=lengths)
+  with pytest.raises(ValueError, match='3 lengths, 9 in all, for 3 transcripts and 8 frames'):
+    corpora.load('frames', 'train', dir=tmp_path)
+
+
+def test_fsdd_is_in_the_order_of_indices(tmp_path):
+  names = [f'{d}_{s}_{i}.wav' for d, s, i in itertools.product((7, 0), 'ba', (10, 9))]
+  archive(tmp_path / 'train.tar', {name: tone(0.1) for name in names})
+  source = corpora.load('fsdd', 'train', dir=tmp_path)
+  assert [e['name'] for e in source] == [
+    *('0_a_9.wav', '0_b_9.wav', '7_a_9.wav', '7_b_9.wav'),
+    *('0_a_10.wav', '0_b_10.wav', '7_a_10.wav', '7_b_10.wav'),
+  ]
+  assert [e['targets'] for e in source] == ['zero', 'zero', 'seven', 'seven'] * 2
+  assert [e['speaker'] for e in source] == ['a', 'b'] * 4
+  strings = corpora.load('fsdd_strings', 'train[:4]', dir=tmp_path)
+  parts = [part for e in strings for part in e['name'].split('+')]
+  assert set(parts) == {'0_a_9.wav', '0_b_9.wav', '7_a_9.wav', '7_b_9.wav'}  # and no other's
+
+
+def test_joined_is_its_recordings_with_pauses():
+  words = [
+    {'inputs': np.float32(tone(0.05 + 0.01 * i, 300 + 40 * i)), 'targets': f'w{i}', 'name': str(i)}
+    for i in range(6)
+  ]
+  for i, word in enumerate(words):
+    word['speaker'] = 'ab'[i % 2]
+  source = Joined(words, words=(2, 4), pause=0.1, size=300)
+  counts = set()
+  for example in source:
+    said = [words[int(i)] for i in example['name'].split('+')]
+    assert example['targets'] == ' '.join(word['targets'] for word in said)
+    assert len({word['speaker'] for word in said}) == 1
+    counts.add(len(said))
+    sound = audio.read(example['inputs'], RATE)
+    pauses = len(sound) - sum(len(word['inputs']) for word in said)
+    assert 0 <= pauses <= 0.1 * RATE * (len(said) + 1)
+  assert counts == {2, 3, 4}
+  # found again in order, each where it fits best, after the one before
+  sound, start = audio.read(source[0]['inputs'], RATE), 0
+  for i in source[0]['name'].split('+'):
+    word = words[int(i)]['inputs']
+    fit = np.correlate(sound[start:], word) / (word @ word)
+    assert fit.max() == pytest.approx(1, abs=0.05)
+    start += np.argmax(fit) + len(word)
+  assert pickle.loads(pickle.dumps(source))[np.int64(7)] == source[7]
+  with pytest.raises(IndexError):
+    source[300]
+
+
+def test_yesno_and_its_words_joined_anew(tmp_path, rng):
+  def spoken(name):  # no is low, yes is high; between them faint noise
+    parts = [rng.normal(size=RATE // 2) * 1e-3]
+    for word in name[:-4].split('_'):
+      parts += [tone(0.3, (300, 900)[int(word)]), rng.normal(size=RATE // 3) * 1e-3]
+    return np.concatenate(parts)
+
+  names = ['0_1_1_0.wav', '0_0_1_0.wav', '0_0_0_1.wav']
+  archive(tmp_path / 'train.tar', {name: spoken(name) for name in names})
+  source = corpora.load('yesno', 'train', dir=tmp_path)
+  assert [e['name'] for e in source] == sorted(names)
+  assert [e['targets'] for e in source] == ['no no no yes', 'no no yes no', 'no yes yes no']
+  for example in source:
+    words = recordings.cut(example)
+    assert ' '.join(word['targets'] for word in words) == example['targets']
+    whole = np.concatenate([word['inputs'] for word in words])
+    np.testing.assert_array_equal(whole, audio.read(example['inputs'], RATE))
+    for word in words:
+      peak = np.argmax(np.abs(np.fft.rfft(word['inputs']))) * RATE / len(word['inputs'])
+      assert abs(peak - {'no': 300, 'yes': 900}[word['targets']]) < 20
+  assert recordings.cut(dict(source[0], targets='no no no no yes')) == []  # fewer pieces
+  joined = corpora.load('yesno', 'joined[:1]', dir=tmp_path)
+  assert len(joined) == 8 * 4
+  assert any(e['targets'].startswith('yes') for e in joined)
+
+
+def test_keypad_dials_what_it_says():
+  for split in ('train', 'val', 'test'):
+    for example in recordings.keypad(split)[:40]:
+      sound = example['inputs']
+      spectrum = np.abs(np.fft.rfft(sound * np.hanning(len(sound)), RATE))  # 1 Hz a bin
+      low = min((697, 770, 852, 941), key=lambda f: abs(f - 600 - np.argmax(spectrum[600:1075])))
+      high = min((1209, 1336, 1477), key=lambda f: abs(f - 1075 - np.argmax(spectrum[1075:1700])))
+      assert DIGITS[KEYS[low, high]] == example['targets']
+  sounds = [recordings.keypad(split)[3]['inputs'] for split in ('train', 'val')]
+  assert len(sounds[0]) != len(sounds[1])
+  source = corpora.load('keypad_strings', 'val')
+  assert len(source) == 800 and 3 <= len(source[0]['targets'].split()) <= 7
+  with pytest.raises(ValueError, match="unknown split 'dev' of keypad_strings: take train, val"):
+    corpora.load('keypad_strings', 'dev')
+
+
+def test_real_recordings(real_data):
+  train = corpora.load('fsdd', 'train', dir=real_data('fsdd'))
+  assert (
+    len(train) == 2700 and len(corpora.load('fsdd', 'test_visible', dir=real_data('fsdd'))) == 250
+  )
+  indices = [int(e['name'][:-4].split('_')[2]) for e in train]
+  assert indices == sorted(indices) and indices[2399] < 45 <= indices[2400]
+  source = corpora.load('yesno', 'joined', dir=real_data('yesno'))
+  assert len(source.recordings) == 8 * 30  # of one recording the silences are as loud as words

@@ -1,0 +1,240 @@
+"""Recordings and what is said in them: `source[i] -> {'inputs': sound, 'targets': text, 'name'}`.
+
+A sound is the path or the bytes of a file (see data.audio), or frames [S, X] that are ready-made.
+"""
+
+import dataclasses
+import functools
+import operator
+import pathlib
+import re
+import tarfile
+from collections.abc import Mapping, Sequence
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+from transformer.data import audio
+from transformer.data.textfiles import find, pairs
+
+DIGITS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
+RATE = 8000  # of telephones, and of all that is joined here, Hz
+
+NAMES = ('recordings', 'frames', 'fsdd', 'fsdd_strings', 'yesno', 'keypad_strings')
+
+Example = dict[str, Any]
+
+
+def load(
+  name: str, folder: pathlib.Path, split: str, inputs: str, targets: str
+) -> 'Sequence[Example] | Joined':
+  """A split of one of `NAMES`; 'train[:2400]' and 'train[-300:]' are parts of one.
+
+  Raises:
+    ValueError: the part has no recording, or the split is none of the corpus.
+  """
+  match = re.fullmatch(r'([^\[\]]+)(?:\[(-?\d*):(-?\d*)\])?', split)
+  if not match:
+    raise ValueError(f'split {split!r}: write train, or a part of it as train[100:200]')
+  whole, start, stop = match.groups(default='')
+  part = slice(*(int(end) if end else None for end in (start, stop)))
+  if name == 'recordings':
+    found = recordings(folder, whole, inputs, targets)[part]
+  elif name == 'frames':
+    found = frames(folder, whole, inputs, targets)[part]
+  elif name == 'yesno':
+    found = yesno(folder, 'train' if whole == 'joined' else whole)[part]
+  else:
+    found = (keypad(whole) if name == 'keypad_strings' else fsdd(folder, whole))[part]
+  if not found:
+    raise ValueError(f'split {split!r} of {name} in {folder} has no recording: take another part')
+  if name.endswith('strings'):
+    return Joined(found, words=(3, 7), pause=0.4, size=4 * len(found))
+  if whole == 'joined':
+    words = [word for recording in found for word in cut(recording)]
+    return Joined(words, words=(2, 10), pause=0.3, size=8 * len(words))
+  return found
+
+
+def recordings(folder: pathlib.Path, split: str, inputs: str, targets: str) -> list[Example]:
+  """The sounds of `<split>/` or `<split>.tar`, and their transcripts from `<split>.tsv` or .jsonl.
+
+  Args:
+    folder: of both.
+    split: what the files are called.
+    inputs, targets: columns of a sound's name, with or without its ending, and of its transcript.
+
+  Raises:
+    ValueError: a sound is not there.
+  """
+  found = _sounds(folder, split)
+  known = {**{name.rpartition('.')[0]: name for name in found}, **{name: name for name in found}}
+  examples = []
+  table = pairs(folder, split, inputs, targets)
+  for wanted, text in zip(table.inputs, table.targets, strict=True):
+    if wanted not in known:
+      raise ValueError(
+        f'{folder / split}: no sound {wanted!r}, which the table of {split} has: put its '
+        f'file there (there now: {", ".join(sorted(found)[:5])}, ...) or take the line out'
+      )
+    name = known[wanted]
+    examples.append({'inputs': found[name], 'targets': text, 'name': name})
+  return examples
+
+
+def frames(folder: pathlib.Path, split: str, inputs: str, targets: str) -> list[Example]:
+  """Ready-made frames, of all sounds after each other, and their transcripts as in `recordings`.
+
+  `<split>.npz` or `<split>_mfcc.npz` has 'feats' [all S, X], and 'lengths' in the table's order.
+  """
+  file = find(folder, [f'{split}.npz', f'{split}_mfcc.npz'])
+  with np.load(file, allow_pickle=False) as arrays:
+    feats, lengths = arrays['feats'], arrays['lengths']
+  table = pairs(folder, split, inputs, targets)
+  if len(table) != len(lengths) or lengths.sum() != len(feats):
+    raise ValueError(
+      f'{file} has {len(lengths)} lengths, {lengths.sum()} in all, for {len(table)} transcripts '
+      f'and {len(feats)} frames: give a length for each transcript, which add up to all frames'
+    )
+  ends = np.cumsum(lengths)
+  return [
+    {'inputs': feats[end - length : end], 'targets': text, 'name': name}
+    for name, text, end, length in zip(table.inputs, table.targets, ends, lengths, strict=True)
+  ]
+
+
+def fsdd(folder: pathlib.Path, split: str) -> list[Example]:
+  """Spoken digits, <digit>_<speaker>_<index>.wav, in the order of their indices; adds 'speaker'.
+
+  Jackson et al., https://github.com/Jakobovski/free-spoken-digit-dataset; spoken_digit of TFDS.
+  """
+  examples = []
+  for name, sound in _sounds(folder, split).items():
+    digit, speaker, index = name.removesuffix('.wav').split('_')
+    example = {'inputs': sound, 'targets': DIGITS[int(digit)], 'name': name, 'speaker': speaker}
+    examples.append((int(index), name, example))
+  return [example for *_, example in sorted(examples, key=operator.itemgetter(0, 1))]
+
+
+def yesno(folder: pathlib.Path, split: str) -> list[Example]:
+  """Eight words in a recording, whose name says which: 0_0_1_1_0_1_1_1.wav, 1 is yes and 0 is no.
+
+  https://www.openslr.org/1; yes_no of TFDS.
+  """
+  return [
+    {
+      'inputs': sound,
+      'targets': ' '.join({'0': 'no', '1': 'yes'}[word] for word in name[:-4].split('_')),
+      'name': name,
+    }
+    for name, sound in sorted(_sounds(folder, split).items())
+  ]
+
+
+def keypad(split: str) -> list[Example]:
+  """Twenty recordings of each digit as a telephone's keypad dials it: two tones at a time, DTMF.
+
+  ITU-T recommendation Q.23. Lengths, pitches and loudness vary within what Q.24 lets pass.
+  """
+  splits = ('train', 'val', 'test')
+  if split not in splits:
+    raise ValueError(f'unknown split {split!r} of keypad_strings: take {", ".join(splits)}')
+  random = np.random.default_rng(splits.index(split))
+  examples = []
+  for i in range(20 * len(DIGITS)):
+    digit = i % 10
+    row, column = (3, 1) if digit == 0 else divmod(digit - 1, 3)
+    time = np.arange(random.integers(RATE // 20, RATE // 8)) / RATE
+    low, high = (
+      10 ** random.uniform(-1.2, -0.4) * np.sin(2 * np.pi * hertz * random.normal(1, 0.005) * time)
+      for hertz in ((697, 770, 852, 941)[row], (1209, 1336, 1477)[column])
+    )
+    sound = np.float32(low + high)
+    examples.append({'inputs': sound, 'targets': DIGITS[digit], 'name': str(digit)})
+  return examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Joined:
+  """Recordings of one speaker, one after the other, with pauses: wav files that are never stored.
+
+  A pure function of i: who speaks, how many words, which recordings of them, the pauses and the
+  noise of the line, white and so faint at times that nothing of it is left in 16 bits.
+
+  Args:
+    recordings: whose 'inputs' are sounds, and samples have RATE; without 'speaker' all are one's.
+    words: smallest and largest number of recordings, both included; uniform.
+    pause: longest pause between two of them and at both ends, in seconds; uniform.
+    size: how many strings there are.
+  """
+
+  recordings: Sequence[Example]
+  _: dataclasses.KW_ONLY
+  words: tuple[int, int]
+  pause: float
+  size: int
+
+  def __len__(self) -> int:
+    return self.size
+
+  def __getitem__(self, i: SupportsIndex) -> Example:
+    i = range(self.size)[i]
+    random = np.random.default_rng(i)
+    spoken = self._by_speaker[random.integers(len(self._by_speaker))]
+    count = random.integers(*self.words, endpoint=True)
+    chosen = [spoken[k] for k in random.integers(len(spoken), size=count)]
+    pauses = [np.zeros(int(RATE * s)) for s in random.uniform(0, self.pause, count + 1)]
+    parts = [pauses[0]]
+    for example, pause in zip(chosen, pauses[1:], strict=True):
+      parts += [example['inputs'], pause]
+    sound = np.concatenate(parts)
+    sound += random.normal(size=len(sound)) * 10 ** random.uniform(-5, -2)
+    return {
+      'inputs': audio.encode(sound, RATE),
+      'targets': ' '.join(example['targets'] for example in chosen),
+      'name': '+'.join(example['name'] for example in chosen),
+    }
+
+  @functools.cached_property
+  def _by_speaker(self) -> list[list[Example]]:
+    """The recordings of each speaker, as samples."""
+    spoken: dict[str, list[Example]] = {}
+    for example in self.recordings:
+      sound = audio.read(example['inputs'], RATE)
+      spoken.setdefault(example.get('speaker', ''), []).append(dict(example, inputs=sound))
+    return [spoken[speaker] for speaker in sorted(spoken)]
+
+
+def cut(example: Example) -> list[Example]:
+  """The words of a recording, each a recording of its own, cut in the middle of the silences.
+
+  None where no loudness divides it into as many pieces as it has words.
+  """
+  import librosa
+
+  sound = audio.read(example['inputs'], RATE)
+  words = example['targets'].split()
+  for decibels in range(60, 5, -1):  # below the loudest: the less, the shorter what is no silence
+    spoken = librosa.effects.split(sound, top_db=decibels, frame_length=2048, hop_length=80)
+    if len(spoken) == len(words):
+      middles = (spoken[:-1, 1] + spoken[1:, 0]) // 2
+      pieces = np.split(sound, middles)
+      return [
+        {'inputs': piece, 'targets': word, 'name': word}
+        for piece, word in zip(pieces, words, strict=True)
+      ]
+  return []
+
+
+def _sounds(folder: pathlib.Path, split: str) -> Mapping[str, bytes | str]:
+  """What is in `<split>/` (paths) or `<split>.tar`, .tar.xz, .tar.gz (bytes), by file name."""
+  if (folder / split).is_dir():
+    files = (path for path in (folder / split).iterdir() if path.is_file())
+    return {path.name: str(path) for path in files}
+  archive = find(folder, [f'{split}.tar', f'{split}.tar.xz', f'{split}.tar.gz'])
+  with tarfile.open(archive) as members:
+    return {
+      pathlib.PurePath(member.name).name: members.extractfile(member).read()  # type: ignore
+      for member in members
+      if member.isfile()
+    }
