@@ -1,0 +1,97 @@
+"""Sounds varied at random: bands of time and of frequency left out, and the tempo changed.
+
+Park et al. 2019, https://arxiv.org/abs/1904.08779 (SpecAugment). Pure functions of a key.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+
+def masks(
+  key: Key[Array, ''], lengths: Int[Array, ' B'], size: int, *, count: int, width: Int[Array, ' B']
+) -> Bool[Array, 'B size']:
+  """What to keep of each row: all but `count` stretches of 0 to `width` places, which may overlap.
+
+  Park et al. 2019, section 2: a stretch's size and then its start are uniform.
+
+  Args:
+    key: of the choice.
+    lengths: of the rows; a stretch begins and ends within.
+    size: of the result.
+    count: of stretches in each row.
+    width: longest stretch of each row, at most its length.
+
+  >>> masks(jax.random.key(0), jnp.array([6]), 6, count=1, width=jnp.array([6])).astype(int)
+  Array([[1, 1, 0, 1, 1, 1]], dtype=int32)
+  """
+  size_key, start_key = jax.random.split(key)
+  shape, width, lengths = (len(lengths), count), width[:, None], lengths[:, None]
+  sizes = jax.random.randint(size_key, shape, 0, width + 1)
+  starts = jax.random.randint(start_key, shape, 0, lengths - sizes + 1)
+  at = jnp.arange(size)
+  hidden = (at >= starts[..., None]) & (at < (starts + sizes)[..., None])
+  return ~jnp.any(hidden, axis=1)
+
+
+def mask_frames(
+  key: Key[Array, ''],
+  frames: Float[Array, 'B S X'],
+  segments: Int[Array, 'B S'],
+  *,
+  time_masks: int,
+  time_width: int,
+  time_share: float,
+  frequency_masks: int,
+  frequency_width: int,
+  bands: int,
+) -> Float[Array, 'B S X']:
+  """The frames with some stretches of time and of neighbouring bands set to 0, their mean.
+
+  Args:
+    key: of the choice.
+    frames: normalised; the first of S are real.
+    segments: 0 is padding.
+    time_masks, time_width: m_T stretches of 0 to T frames,
+    time_share: each at most p of the sound.
+    frequency_masks, frequency_width: m_F stretches of 0 to F bands.
+    bands: X is a multiple of it: a band's slopes are left out with it.
+  """
+  time_key, frequency_key = jax.random.split(key)
+  (B, S, X), lengths = frames.shape, jnp.sum(segments != 0, axis=1)
+  width = jnp.minimum(time_width, (time_share * lengths).astype(int))
+  times = masks(time_key, lengths, S, count=time_masks, width=width)
+  all_bands, width = jnp.full(B, bands), jnp.full(B, min(frequency_width, bands))
+  heard = masks(frequency_key, all_bands, bands, count=frequency_masks, width=width)
+  return frames * times[..., None] * jnp.tile(heard, X // bands)[:, None]
+
+
+def change_tempo(
+  key: Key[Array, ''], frames: Float[Array, 'B S X'], segments: Int[Array, 'B S'], *, most: float
+) -> tuple[Float[Array, 'B S X'], Int[Array, 'B S']]:
+  """Each row faster or slower, by a factor between 1 - most and 1 + most; and its new segments.
+
+  y_t = x_{t / factor}, between two frames in proportion. Rows are never longer than S: the factor
+  is smaller where they would be. After the speed perturbation of Ko et al. 2015
+  (https://www.isca-archive.org/interspeech_2015/ko15_interspeech.html), which also changes pitch.
+
+  Args:
+    key: of the choice.
+    frames: the first of S are real.
+    segments: 0 is padding, of 0 and 1.
+    most: 0 changes nothing.
+  """
+  B, S, _ = frames.shape
+  lengths = jnp.sum(segments != 0, axis=1)
+  factor = jax.random.uniform(key, (B,), minval=1 - most, maxval=1 + most)
+  new = jnp.minimum(jnp.round(lengths * factor), S)
+  # the last frame stays the last one
+  step = jnp.maximum(lengths - 1, 0) / jnp.maximum(new - 1, 1)
+  place = jnp.minimum(jnp.arange(S) * step[:, None], jnp.maximum(lengths - 1, 0)[:, None])
+  before = jnp.floor(place).astype(int)
+  after = jnp.minimum(before + 1, S - 1)
+  part = (place - before)[..., None]
+  take = jax.vmap(lambda x, at: x[at])
+  real = jnp.arange(S) < new[:, None]
+  changed = (1 - part) * take(frames, before) + part * take(frames, after)
+  return jnp.where(real[..., None], changed, 0), real.astype(segments.dtype)
