@@ -1,12 +1,14 @@
 """Laws of losses: float64 sums that add over any split, and positions that do not count."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from transformer.functional import losses
-from transformer.functional.losses import Mean, accuracy, linear_cross_entropy
+from transformer.functional.losses import Mean, accuracy, ctc, linear_cross_entropy
 
 cross_entropy = jax.jit(losses.cross_entropy, static_argnames=('label_smoothing', 'z_loss'))
 
@@ -161,3 +163,49 @@ def test_linear_cross_entropy_ignores_what_has_no_weight(bad, rng):
   assert found == want
   np.testing.assert_array_equal(spoilt_gradient, gradient)
   np.testing.assert_array_equal(gradient[1], 0)
+
+
+def brute_ctc(logits, targets, blank):
+  """-log of the sum over every alignment there is, in float64."""
+  log_p = np.asarray(logits, np.float64)
+  log_p -= np.log(np.exp(log_p).sum(axis=-1, keepdims=True))
+  total = 0.0
+  for alignment in itertools.product(range(log_p.shape[1]), repeat=len(log_p)):
+    read = [token for token, _ in itertools.groupby(alignment) if token != blank]
+    if read == list(targets):
+      total += np.exp(sum(log_p[s, a] for s, a in enumerate(alignment)))
+  return -np.log(total) if total else None
+
+
+@pytest.mark.parametrize('blank', [0, 2])
+def test_ctc_is_the_sum_over_all_alignments(blank, rng):
+  N, S, T = 4, 5, 3
+  tokens = [n for n in range(N) if n != blank]
+  rows = [([], 4), ([1], 1), ([1, 3], 5), ([1, 1], 5), ([1, 1], 3), ([1, 1], 2), ([3, 1, 3], 5)]
+  rows += [
+    (rng.choice(tokens, rng.integers(0, T + 1)).tolist(), rng.integers(1, S + 1)) for _ in range(6)
+  ]
+  logits = rng.normal(size=(len(rows), S, N)).astype(np.float32) * 3
+  real, targets = np.zeros((len(rows), S), bool), np.zeros((len(rows), T), np.int32)
+  weights = np.zeros((len(rows), T), np.float32)
+  expected, count, impossible = 0.0, 0, []
+  for i, (said, length) in enumerate(rows):
+    real[i, :length], targets[i, : len(said)], weights[i, : len(said)] = True, said, 1
+    loss = brute_ctc(logits[i, :length], said, blank)
+    if loss is None:
+      impossible.append(i)
+    expected, count = (expected, count) if loss is None else (expected + loss, count + len(said))
+  logits[~real] = np.nan  # padding may hold anything
+
+  def summed(logits):
+    return ctc(logits, jnp.asarray(real), jnp.asarray(targets), jnp.asarray(weights), blank=blank)
+
+  mean = jax.jit(summed)(jnp.asarray(logits))
+  np.testing.assert_allclose(mean.sum, expected, rtol=1e-5)
+  assert mean.weight == count
+  gradient = np.asarray(jax.jit(jax.grad(lambda x: summed(x).sum))(jnp.asarray(logits)))
+  assert np.isfinite(gradient).all() and not gradient[~real].any()
+  assert 5 in impossible and not gradient[impossible].any()  # [1, 1] at two positions
+  # of logits that are real and aligned the gradient is softmax minus expected counts: its sum is 0
+  np.testing.assert_allclose(gradient[real].sum(axis=-1), 0, atol=1e-5)
+  assert np.abs(gradient[2]).max() > 0.01

@@ -1,13 +1,25 @@
 """Laws of transformer/tasks/metrics.py."""
 
 import gzip
+from importlib.metadata import version
 
 import pytest
 import sacrebleu
 import sacremoses
 from sacrebleu.metrics import BLEU
 
-from transformer.tasks.metrics import METRICS, bleu, bleu_lowercase_moses, chrf, exact_match
+from transformer.tasks.metrics import (
+  METRICS,
+  bleu,
+  bleu_lowercase_moses,
+  cer,
+  chrf,
+  exact_match,
+  wer,
+)
+from transformer.training.evaluation import LOWER_IS_BETTER
+
+GAINS = [name for name in METRICS if not name.startswith(LOWER_IS_BETTER)]
 
 WORDS = 'Der Hund läuft schnell über die grüne Wiese , und "alle" sehen zu ( 3,5 km ) . z.B. Ende!'
 
@@ -45,15 +57,19 @@ def test_bleu_and_chrf_are_sacrebleu(texts):
 
 
 def test_signatures_say_what_makes_scores_comparable(texts):
-  version = f'version:{sacrebleu.__version__}'
+  sacre = f'version:{sacrebleu.__version__}'
   expected = {
-    'bleu': {'nrefs:1', 'case:mixed', 'eff:no', 'tok:13a', 'smooth:exp', version},
-    'chrf': {'nrefs:1', 'case:mixed', 'eff:yes', 'nc:6', 'nw:0', 'space:no', version},
+    'bleu': {'nrefs:1', 'case:mixed', 'eff:no', 'tok:13a', 'smooth:exp', sacre},
+    'chrf': {'nrefs:1', 'case:mixed', 'eff:yes', 'nc:6', 'nw:0', 'space:no', sacre},
     'bleu_lowercase_moses': {
-      *('nrefs:1', 'case:mixed', 'eff:no', 'tok:none', 'smooth:exp', version),
+      *('nrefs:1', 'case:mixed', 'eff:no', 'tok:none', 'smooth:exp', sacre),
       'after:lowercase+sacremoses',
     },
     'exact_match': {'exact match', 'n:40'},
+    **{
+      name: {name, 'nrefs:1', 'case:mixed', 'punct:kept', 'space:one', f'jiwer:{version("jiwer")}'}
+      for name in ('wer', 'cer')
+    },
   }
   assert METRICS.keys() == expected.keys()
   for name, metric in METRICS.items():
@@ -86,7 +102,7 @@ def test_multi30k_has_as_many_moses_tokens_as_the_literature_counts(real_data):
   assert bleu_lowercase_moses(changed, references).value == expected < 20
 
 
-@pytest.mark.parametrize('name', METRICS)
+@pytest.mark.parametrize('name', GAINS)
 def test_a_perfect_prediction_scores_100_and_an_unrelated_one_about_0(name, texts):
   _, references = texts
   assert METRICS[name](references, references).value == pytest.approx(100)
@@ -100,3 +116,29 @@ def test_every_reference_needs_its_prediction(name):
     message = f'{len(predictions)} predictions for {len(references)} references'
     with pytest.raises(ValueError, match=message):
       METRICS[name](predictions, references)
+
+
+def distance(a, b):
+  """Levenshtein's, by its definition."""
+  row = list(range(len(b) + 1))
+  for i, x in enumerate(a, 1):
+    row, before = [i], row
+    for j, y in enumerate(b, 1):
+      row.append(min(before[j] + 1, row[-1] + 1, before[j - 1] + (x != y)))
+  return row[-1]
+
+
+def test_error_rates_are_edits_of_the_whole_split(texts, rng):
+  predictions, references = texts
+  predictions = [' '.join(w for w in line.split() if rng.random() < 0.8) for line in predictions]
+  predictions[3] = ''
+  for metric, units in ((wer, str.split), (cer, list)):
+    edits = sum(distance(units(p), units(r)) for p, r in zip(predictions, references, strict=True))
+    assert metric(predictions, references).value == pytest.approx(
+      100 * edits / sum(len(units(r)) for r in references)
+    )
+    assert metric(references, references).value == 0
+    assert metric([''] * len(references), references).value == 100
+    assert metric(['b a  c '], [' b a c']).value == 0  # white space is one space
+  assert wer(['a b c d'], ['x']).value == 400
+  assert wer(['A'], ['a']).value == 100

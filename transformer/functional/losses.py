@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from transformer.functional.products import product, product_nt, product_tn
 
@@ -170,6 +170,50 @@ def _round(x, dtype):
 
 
 _linear_cross_entropy.defvjp(_loss_and_gradient, _backward)
+
+
+def ctc(
+  logits: Float[Array, 'B S N'],
+  real: Bool[Array, 'B S'],
+  targets: Int[Array, 'B T'],
+  weights: Float[Array, 'B T'],
+  *,
+  blank: int,
+) -> Mean:
+  """-log sum_a prod_s softmax(logits_s)(a_s), over all a that read as the targets.
+
+  An alignment a has a token or the blank at every real position; it is read by leaving out tokens
+  that repeat the one just before them, and then the blanks.
+
+  Args:
+    logits: of any dtype; computed in float32.
+    real: which positions are no padding.
+    targets: without the blank; what they have at weight 0 stands behind the rest.
+    weights: 1, or 0 for padding.
+    blank: the token that says nothing.
+
+  Returns:
+    The sum over rows, and how many tokens they have. A row that has no alignment, for its positions
+    are fewer than its tokens and the blanks between equal ones, counts nothing.
+
+  Graves et al. 2006, https://doi.org/10.1145/1143844.1143891, equations 2-8; optax sums.
+
+  >>> targets, ones = jnp.array([[1]]), jnp.ones((1, 1))
+  >>> ctc(jnp.zeros((1, 2, 2)), jnp.ones((1, 2), bool), targets, ones, blank=0).value  # 3 of 4
+  Array(0.2876821, dtype=float32)
+  """
+  padding = weights == 0
+  repeats = (targets[:, 1:] == targets[:, :-1]) & ~padding[:, 1:]
+  tokens = jnp.sum(~padding, axis=1)
+  aligned = tokens + jnp.sum(repeats, axis=1) <= jnp.sum(real, axis=1)
+  # optax's -1e5 for log 0 would make a gradient of rows without alignment, and padding any of NaN
+  real, logits = real & aligned[:, None], logits.astype(jnp.float32)
+  logits = jnp.where(real[..., None], logits, 0)
+  padding |= ~aligned[:, None]
+  loss = optax.ctc_loss(
+    logits, (~real).astype(jnp.float32), targets, padding.astype(jnp.float32), blank_id=blank
+  )
+  return Mean(jnp.sum(loss), jnp.sum(jnp.where(aligned, tokens, 0)).astype(jnp.float32))
 
 
 def accuracy(

@@ -1,4 +1,4 @@
-"""What is read off an encoder besides its states: masked tokens, a class, the ends of a span."""
+"""What is read off an encoder besides its states: masked tokens, a class, a span, what is said."""
 
 from typing import Any
 
@@ -83,3 +83,22 @@ class Spans(nnx.Module):
   def __call__(self, tokens: Int[Array, 'B T'], **how: Any) -> Float[Array, 'B T 2']:
     """The logits of starts [..., 0] and ends [..., 1]; arguments as of the encoder."""
     return self.out(self.encoder(tokens, **how))
+
+
+class Transcriber(nnx.Module):
+  """Logits of the token that each position says, or that it says none: the blank is a token, too.
+
+  Graves et al. 2006, https://doi.org/10.1145/1143844.1143891, section 3.1.
+  """
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    self.config = config
+    self.encoder = Encoder(config, rngs)
+    self.out = Linear(config, config.width, config.vocab, rngs)
+
+  def __call__(
+    self, inputs: Int[Array, 'B S'] | Float[Array, 'B S X'], **how: Any
+  ) -> tuple[Float[Array, 'B T N'], Int[Array, 'B T']]:
+    """The logits, and the segments of their positions; arguments as of the encoder."""
+    states, segments = self.encoder.encode(inputs, **how)
+    return self.out(states), segments

@@ -205,7 +205,7 @@ class Encoder(nnx.Module):
       types: of tokens; 0 if not given.
       key: turns dropout on.
     """
-    return self._run(inputs, segments, types, key)[0]
+    return self.encode(inputs, segments, types, key)[0]
 
   def summarize(
     self,
@@ -216,7 +216,7 @@ class Encoder(nnx.Module):
     key: Key[Array, ''] | None = None,
   ) -> Float[Array, 'B D']:
     """One vector for each row, as `config.summary` says; arguments as in a call."""
-    return self.summary(*self._run(inputs, segments, types, key))
+    return self.summary(*self.encode(inputs, segments, types, key))
 
   def summary(
     self, states: Float[Array, 'B T D'], segments: Int[Array, 'B T']
@@ -237,8 +237,14 @@ class Encoder(nnx.Module):
     """What happens inside, with tokens of type 0: `Output.layers`."""
     return self.stack(*self._embedded(inputs, segments, None), capture=True).layers
 
-  def _run(self, inputs, segments, types, key):
-    """The states, and the segments of their positions."""
+  def encode(
+    self,
+    inputs: Int[Array, 'B S'] | Float[Array, 'B S X'],
+    segments: Int[Array, 'B S'] | None = None,
+    types: Int[Array, 'B S'] | None = None,
+    key: Key[Array, ''] | None = None,
+  ) -> tuple[Float[Array, 'B T D'], Int[Array, 'B T']]:
+    """The states, and the segments of their positions; arguments as in a call."""
     x, segments = self._embedded(inputs, segments, types)
     return self.stack(x, segments, key=key).x, segments
 

@@ -3,6 +3,7 @@
 All under names that cannot be misread.
 """
 
+import importlib.metadata
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -100,6 +101,27 @@ def bleu_lowercase_moses(predictions: Sequence[str], references: Sequence[str]) 
   return Score(value, f'{signature}|after:lowercase+sacremoses')
 
 
+def wer(predictions: Sequence[str], references: Sequence[str]) -> Score:
+  """Word error rate: words to change, leave out or put in, in percent of the references' words."""
+  return _jiwer('wer', predictions, references)
+
+
+def cer(predictions: Sequence[str], references: Sequence[str]) -> Score:
+  """Character error rate, spaces between words counted as characters."""
+  return _jiwer('cer', predictions, references)
+
+
+def _jiwer(name: str, predictions: Sequence[str], references: Sequence[str]) -> Score:
+  """Of texts as they are, but for white space at the ends and more than one between words."""
+  import jiwer
+
+  _check(predictions, references)
+  hypotheses, truths = ([' '.join(t.split()) for t in texts] for texts in (predictions, references))
+  value = 100 * getattr(jiwer, name)(truths, hypotheses)
+  version = importlib.metadata.version('jiwer')
+  return Score(value, f'{name}|nrefs:1|case:mixed|punct:kept|space:one|jiwer:{version}')
+
+
 def _sacrebleu(metric: Any, predictions: Sequence[str], references: Sequence[str]) -> Score:
   _check(predictions, references)
   value = metric.corpus_score(list(predictions), [list(references)]).score
@@ -120,4 +142,6 @@ METRICS: dict[str, Callable[[Sequence[str], Sequence[str]], Score]] = {
   'bleu': bleu,
   'chrf': chrf,
   'bleu_lowercase_moses': bleu_lowercase_moses,
+  'wer': wer,
+  'cer': cer,
 }

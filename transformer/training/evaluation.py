@@ -16,7 +16,7 @@ from transformer.training.settings import names
 from transformer.training.sharding import shard_batch
 from transformer.training.step import Model
 
-LOWER_IS_BETTER = ('nll', 'perplexity', 'bits')  # and whatever begins so
+LOWER_IS_BETTER = ('nll', 'perplexity', 'bits', 'wer', 'cer')  # and whatever begins so
 
 
 class Judgement(NamedTuple):

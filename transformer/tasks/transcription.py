@@ -1,0 +1,159 @@
+"""Transcription: what a sound says, read off an encoder: the sum over all alignments (CTC).
+
+Beside it, `sequence` with frames as inputs does the same with a decoder that attends.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Key, Shaped
+
+from transformer.data.corpora import Source, chunks
+from transformer.data.pipeline import Fields, Ragged, joined
+from transformer.data.tokenizers import Tokenizer
+from transformer.functional.losses import Mean, ctc
+from transformer.modules.config import ModelConfig
+from transformer.modules.heads import Transcriber
+from transformer.modules.model import Encoder
+from transformer.tasks.batching import Batching, in_batches, self_attention, separated
+from transformer.tasks.inputs import Line, Reader, Row, Texts, read
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transcription:
+  """The objective. The tokenizer's token of padding is the blank.
+
+  Attributes:
+    tokenizer: text to tokens and back.
+    decoding: for `predict`, which takes the best token of each position.
+    length: longest input.
+    inputs: how images or sounds are read; None for texts.
+  """
+
+  tokenizer: Tokenizer
+  decoding: Batching
+  length: int
+  inputs: Reader | None = None
+
+  reads = ('inputs', 'targets')  # of an example
+  figures = ('nll_per_token',)
+  packs = False
+
+  def __post_init__(self):
+    if self.tokenizer.pad is None:
+      raise ValueError('the tokenizer has no token of padding, which transcription takes as blank')
+
+  @property
+  def reader(self) -> Reader:
+    """How an input is read."""
+    return self.inputs or Texts(self.tokenizer, self.length)
+
+  def quick(self) -> 'Transcription':
+    """The same task: there is nothing to search."""
+    return self
+
+  def init(self, config: ModelConfig, key: Key[Array, '']) -> Transcriber:
+    """A fresh model."""
+    return Transcriber(config, nnx.Rngs(key))
+
+  def features(self, source: Source) -> Fields:
+    """The examples as numbers, for the pipeline."""
+    return joined(
+      [
+        {
+          'inputs': self.reader.field([example['inputs'] for example in examples]),
+          'targets': Ragged.of(self.tokenizer.encode_batch([e['targets'] for e in examples])),
+        }
+        for examples in chunks(source)
+      ]
+    )
+
+  def loss(
+    self,
+    model: Transcriber,
+    batch: dict[str, Shaped[Array, 'B ...']],
+    key: Key[Array, ''] | None,
+  ) -> tuple[Mean, dict[str, Mean]]:
+    """-log P of the targets, in nats; per token. What is too short to say them counts nothing."""
+    augment, dropout = (None, None) if key is None else jax.random.split(key)
+    inputs, segments = self.reader.encode(batch['inputs'], batch['inputs_segments'], augment)
+    logits, segments = model(inputs, segments=segments, key=dropout)
+    targets, weights = batch['targets'], (batch['targets_segments'] != 0).astype(jnp.float32)
+    mean = ctc(logits, segments != 0, targets, weights, blank=self.tokenizer.pad)
+    return mean, {'nll_per_token': mean}
+
+  def measure(
+    self, model: Transcriber, batch: dict[str, Shaped[Array, 'B ...']]
+  ) -> dict[str, Mean]:
+    """The same of a batch that is not learnt from."""
+    return self.loss(model, batch, None)[1]
+
+  def report(self, totals: dict[str, Mean], source: Source) -> dict[str, float]:
+    """The figures of a whole split."""
+    return {name: float(mean.value) for name, mean in totals.items()}
+
+  def capture(
+    self, model: Transcriber, batch: dict[str, Shaped[Array, 'B ...']]
+  ) -> dict[str, dict[str, Array]]:
+    """What happens inside the model as it learns from a batch."""
+    encoded = self.reader.encode(batch['inputs'], batch['inputs_segments'], None)
+    return {'encoder': _capture(model.encoder, *encoded)}
+
+  def example(self, example: dict[str, Any]) -> tuple[Line, str]:
+    """The sound, and what it says."""
+    return example['inputs'], example['targets']
+
+  def input(self, line: Line) -> Row:
+    """What is read of one line.
+
+    Raises:
+      ValueError: it is too long, or no such sound.
+    """
+    return self.reader.input(line)
+
+  def predict(self, model: Transcriber, lines: Iterable[Line], *, cut: bool = False) -> list[str]:
+    """What each sound says.
+
+    Raises:
+      ValueError: a sound is too long, or none.
+      FloatingPointError: the model is not finite.
+    """
+    rows = read(self.reader, lines, cut=cut)
+    find = functools.partial(_best, self.reader, self.tokenizer.pad, model)
+    found = in_batches(find, rows, rows=self.decoding.rows, longest=self.reader.longest)
+    if not all(finite for _, finite in found):
+      raise FloatingPointError('the model computes NaN for these lines: its training diverged')
+    return [self.tokenizer.decode(self.said(path)) for path, _ in found]
+
+  def said(self, path: Iterable[int]) -> list[int]:
+    """The tokens of an alignment: neither what is said again at once, nor blanks."""
+    return [int(token) for token, _ in itertools.groupby(path) if token != self.tokenizer.pad]
+
+  def attend(self, model: Transcriber, line: Line) -> tuple[np.ndarray, list[str], list[str]]:
+    """How the positions of a sound attend to each other: (weights [L, H, T, T], names, names)."""
+    row = self.input(line)
+
+    def capture(rows):
+      return _capture(model.encoder, *self.reader.encode(*separated(jnp.asarray(rows)), None))
+
+    return self_attention(capture, row, self.reader.pieces(row), self.reader.longest)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _best(reader: Reader, blank: int, model: Transcriber, rows):
+  """The best token of each position, the blank at padding; and whether all logits are finite."""
+  inputs, segments = reader.encode(*separated(rows), None)
+  logits, segments = model(inputs, segments=segments)
+  real = segments != 0
+  path = jnp.where(real, jnp.argmax(logits, axis=-1), blank)
+  return path, jnp.all(jnp.isfinite(logits) | ~real[..., None], axis=(1, 2))
+
+
+_capture = jax.jit(Encoder.capture)
