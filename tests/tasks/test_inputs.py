@@ -56,7 +56,7 @@ def sounds(tokenizer):
     tokenizer=tokenizer,
     decoding=Decoding(length=6, rows=4),
     length=20,
-    inputs=Sounds(features=5, longest=20),
+    inputs=Sounds(bands=5, longest=20),
   )
 
 
@@ -161,8 +161,8 @@ def test_padding_comes_off_again():
 @pytest.mark.parametrize(
   'reader, line, words',
   [
-    (Sounds(features=5, longest=4), np.zeros((9, 5)), 'has 9 frames, more than the 4'),
-    (Sounds(features=5, longest=4), np.zeros((3, 6)), 'inputs.features=5'),
+    (Sounds(bands=5, longest=4), np.zeros((9, 5)), 'has 9 frames, more than the 4'),
+    (Sounds(bands=5, longest=4), np.zeros((3, 6)), 'inputs.bands=5 to that'),
   ],
 )
 def test_what_cannot_be_read_is_refused(reader, line, words):

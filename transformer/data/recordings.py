@@ -27,7 +27,7 @@ Example = dict[str, Any]
 
 def load(
   name: str, folder: pathlib.Path, split: str, inputs: str, targets: str
-) -> 'Sequence[Example] | Joined':
+) -> 'list[Example] | Joined':
   """A split of one of `NAMES`; 'train[:2400]' and 'train[-300:]' are parts of one.
 
   Raises:

@@ -50,7 +50,8 @@ class Tokenizer:
     sentinels: ids of <extra_id_0>, <extra_id_1>, ..., which stand for what is left out (T5).
   """
 
-  bos: Any  # int or None: who needs one checks once, and not at every use
+  pad: Any  # int or None: who needs one checks once, and not at every use
+  bos: Any
   eos: Any
   mask: Any
 

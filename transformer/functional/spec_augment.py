@@ -44,7 +44,6 @@ def mask_frames(
   time_share: float,
   frequency_masks: int,
   frequency_width: int,
-  bands: int,
 ) -> Float[Array, 'B S X']:
   """The frames with some stretches of time and of neighbouring bands set to 0, their mean.
 
@@ -55,15 +54,14 @@ def mask_frames(
     time_masks, time_width: m_T stretches of 0 to T frames,
     time_share: each at most p of the sound.
     frequency_masks, frequency_width: m_F stretches of 0 to F bands.
-    bands: X is a multiple of it: a band's slopes are left out with it.
   """
   time_key, frequency_key = jax.random.split(key)
   (B, S, X), lengths = frames.shape, jnp.sum(segments != 0, axis=1)
   width = jnp.minimum(time_width, (time_share * lengths).astype(int))
   times = masks(time_key, lengths, S, count=time_masks, width=width)
-  all_bands, width = jnp.full(B, bands), jnp.full(B, min(frequency_width, bands))
-  heard = masks(frequency_key, all_bands, bands, count=frequency_masks, width=width)
-  return frames * times[..., None] * jnp.tile(heard, X // bands)[:, None]
+  width = jnp.full(B, min(frequency_width, X))
+  bands = masks(frequency_key, jnp.full(B, X), X, count=frequency_masks, width=width)
+  return frames * times[..., None] * bands[:, None]
 
 
 def change_tempo(

@@ -1,16 +1,20 @@
 """What a model reads of an example: a text as tokens, an image as patches, a sound as frames."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from transformer.data import images
+from transformer.data import audio, images
+from transformer.data.audio import LogMel
 from transformer.data.pipeline import Ragged
 from transformer.data.tokenizers import Tokenizer
+from transformer.functional.spec_augment import change_tempo, mask_frames
 
 Row = Sequence[int] | np.ndarray  # what is read of one line, before it is padded
 Line = str | bytes | np.ndarray  # a text, a path, the content of a file, or the thing itself
@@ -187,15 +191,56 @@ def patches(images: Float[Array, 'B H W C'], size: int) -> Float[Array, 'B S X']
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sounds:
-  """Sounds as frames.
+  """Sounds as log-mel frames, or frames that are ready-made; of each sound mean 0 and variance 1.
+
+  With a key they are varied as functional.spec_augment says.
 
   Attributes:
-    features: numbers in a frame.
     longest: in frames.
+    rate: samples a second, Hz; files of another rate are resampled.
+    window: seconds that a frame sees.
+    hop: seconds from frame to frame.
+    bands: mel bands; of ready-made frames, the numbers in each.
+    tempo: most that a sound becomes faster or slower, as a share of its speed.
+    time_masks, time_width: so many stretches of up to so many frames are left out,
+    time_share: each at most this share of the sound.
+    frequency_masks, frequency_width: so many stretches of up to so many bands are left out.
   """
 
-  features: int
   longest: int
+  rate: int = 16_000
+  window: float = 0.025
+  hop: float = 0.010
+  bands: int = 80
+  tempo: float = 0.0
+  time_masks: int = 0
+  time_width: int = 0
+  time_share: float = 1.0
+  frequency_masks: int = 0
+  frequency_width: int = 0
+
+  def __post_init__(self):
+    for name in ('time_masks', 'time_width', 'frequency_masks', 'frequency_width'):
+      if getattr(self, name) < 0:
+        raise ValueError(f'inputs.{name}={getattr(self, name)} must be at least 0')
+    if not 0 <= self.tempo < 1 or not 0 <= self.time_share <= 1:
+      raise ValueError(
+        f'inputs.tempo={self.tempo} and inputs.time_share={self.time_share} are shares: give 0 <= '
+        'tempo < 1 and 0 <= time_share <= 1'
+      )
+    try:
+      self._log_mel  # noqa: B018
+    except ValueError as error:
+      raise ValueError(f'inputs: {error}') from error
+
+  @functools.cached_property
+  def _log_mel(self) -> LogMel:
+    return LogMel(rate=self.rate, window=self.window, hop=self.hop, mels=self.bands)
+
+  @property
+  def features(self) -> int:
+    """Numbers in a frame."""
+    return self.bands
 
   @property
   def positions(self) -> int:
@@ -219,20 +264,39 @@ class Sounds:
   def encode(
     self, rows: Float[Array, 'B S X'], segments: Int[Array, 'B S'], key: Key[Array, ''] | None
   ) -> tuple[Float[Array, 'B S X'], Int[Array, 'B S']]:
-    """The frames as they are."""
-    return rows, segments
+    """The frames; with a key, faster or slower and with gaps."""
+    if key is None:
+      return rows, segments
+    tempo_key, masks_key = jax.random.split(key)
+    if self.tempo:
+      rows, segments = change_tempo(tempo_key, rows, segments, most=self.tempo)
+    masked = mask_frames(
+      masks_key,
+      rows,
+      segments,
+      time_masks=self.time_masks,
+      time_width=self.time_width,
+      time_share=self.time_share,
+      frequency_masks=self.frequency_masks,
+      frequency_width=self.frequency_width,
+    )
+    return masked, segments
 
   def pieces(self, row: np.ndarray) -> list[str]:
-    """The number of the first of every two frames."""
-    return [str(i) for i in range(0, len(row), 2)]
+    """The second at which every other frame is."""
+    return [f'{i * self.hop:.2f}' for i in range(0, len(row), 2)]
 
   def _read(self, line: Line) -> np.ndarray:
-    frames = np.asarray(line, np.float32)
-    if frames.ndim != 2 or frames.shape[1] != self.features:
-      raise ValueError(
-        f'a sound has the shape {frames.shape}: give frames of inputs.features={self.features}'
-      )
-    return frames
+    if isinstance(line, np.ndarray) and line.ndim == 2:
+      frames = line.astype(np.float32)
+      if frames.shape[1] != self.bands:
+        raise ValueError(
+          f'the frames have {frames.shape[1]} numbers each: set inputs.bands={self.bands} to that'
+        )
+    else:
+      frames = self._log_mel(audio.read(line, self.rate))
+    # a band in which nothing ever happens stays 0
+    return (frames - frames.mean(axis=0)) / np.maximum(frames.std(axis=0), 1e-3)
 
 
 READERS: dict[str, Callable[..., Reader]] = {'tokens': Texts, 'patches': Images, 'frames': Sounds}

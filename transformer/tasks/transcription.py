@@ -21,6 +21,7 @@ from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean, ctc
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import Transcriber
+from transformer.modules.layers import split_key
 from transformer.modules.model import Encoder
 from transformer.tasks.batching import Batching, in_batches, self_attention, separated
 from transformer.tasks.inputs import Line, Reader, Row, Texts, read
@@ -82,9 +83,9 @@ class Transcription:
     key: Key[Array, ''] | None,
   ) -> tuple[Mean, dict[str, Mean]]:
     """-log P of the targets, in nats; per token. What is too short to say them counts nothing."""
-    augment, dropout = (None, None) if key is None else jax.random.split(key)
-    inputs, segments = self.reader.encode(batch['inputs'], batch['inputs_segments'], augment)
-    logits, segments = model(inputs, segments=segments, key=dropout)
+    reader_key, model_key = split_key(key, 2)
+    inputs, segments = self.reader.encode(batch['inputs'], batch['inputs_segments'], reader_key)
+    logits, segments = model(inputs, segments=segments, key=model_key)
     targets, weights = batch['targets'], (batch['targets_segments'] != 0).astype(jnp.float32)
     mean = ctc(logits, segments != 0, targets, weights, blank=self.tokenizer.pad)
     return mean, {'nll_per_token': mean}

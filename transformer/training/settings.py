@@ -20,6 +20,7 @@ from transformer.tasks.language import LanguageModel
 from transformer.tasks.masking import Masking
 from transformer.tasks.metrics import METRICS
 from transformer.tasks.sequence import SequenceToSequence
+from transformer.tasks.transcription import Transcription
 from transformer.training import optimizers, sharding
 
 TASKS: dict[str, Any] = {
@@ -28,6 +29,7 @@ TASKS: dict[str, Any] = {
   'masking': Masking,
   'denoising': Denoising,
   'labels': Labels,
+  'transcription': Transcription,
 }
 
 
