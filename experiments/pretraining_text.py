@@ -2,7 +2,7 @@
 
   python -m experiments.pretraining_text ../shared/data runs/text
 
-writes train.txt (WikiText-2, the phrases of SST-2, paragraphs and questions of SQuAD's kind; none of
+writes train.txt (WikiText-2, phrases of SST-2, paragraphs and questions of SQuAD's kind; none of
 them from a split that anything is judged by) and val.txt (valid of WikiText-2).
 """
 
