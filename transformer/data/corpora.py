@@ -20,6 +20,10 @@ fsdd                  spoken digits <digit>_<speaker>_<index>.wav, in the order 
 fsdd_strings          3 to 7 of them, of one speaker, joined on the spot
 yesno                 0_0_1_1_0_1_1_1.wav -> 'no no yes ...'; split 'joined': train's words, anew
 keypad_strings        3 to 7 digits as a telephone dials them, made on the spot
+squad                 question -> paragraph, and the answers in it: <dir>/<split>.json
+squad/v1.1            the same, prepared by TFDS
+facts                 the same, made on the spot
+cranfield             title -> abstract, or query -> relevant abstracts: <dir>/docs.jsonl.gz, ...
 any other             the TFDS data set of this name, prepared in <dir>; without TensorFlow
 
 Of files and TFDS a split may be a slice, such as train[:90%], train[90%:] or train[2400:].
@@ -35,10 +39,24 @@ from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 
-from transformer.data import algorithmic, images, recordings, textfiles
+from transformer.data import (
+  algorithmic,
+  documents,
+  facts,
+  images,
+  questions,
+  recordings,
+  textfiles,
+)
 
-GENERATED = ('dates', 'copy', 'reverse', 'sort', 'shapes')
-FILES = {'idx': images.idx, 'images': images.labelled, 'captions': images.captioned}
+GENERATED = ('dates', 'copy', 'reverse', 'sort', 'shapes', 'facts')
+FILES = {
+  'idx': images.idx,
+  'images': images.labelled,
+  'captions': images.captioned,
+  'squad': questions.squad,
+  'cranfield': documents.cranfield,
+}
 NAMES = (*GENERATED, 'parallel', 'pairs', 'labelled', 'text', *FILES, *recordings.NAMES)
 
 
@@ -91,6 +109,8 @@ def load(
     source = images.Drawn(split, targets)
   elif name in FILES:
     source = FILES[name](pathlib.Path(dir).expanduser(), split)
+  elif name == 'facts':
+    source = facts.facts(split)
   elif name in GENERATED:
     source = algorithmic.Algorithmic(name, split)
   elif name == 'parallel':
@@ -103,6 +123,8 @@ def load(
     source = textfiles.text(pathlib.Path(dir).expanduser(), split)
   elif name in recordings.NAMES:
     source = recordings.load(name, pathlib.Path(dir).expanduser(), split, inputs, targets)
+  elif name.startswith('squad/'):
+    source = questions.Prepared(_builder(name, dir).as_data_source(split))
   else:
     source = _tfds(name, split, dir, inputs, targets)
   return First(source, min(limit, len(source))) if limit else source
@@ -163,7 +185,8 @@ def _value(value: Any, names: Mapping[int, str]) -> Any:
   return value.decode('utf-8') if isinstance(value, bytes) else value  # mocked TFDS gives str
 
 
-def _tfds(name: str, split: str, dir: str | os.PathLike, inputs: str, targets: str) -> Prepared:
+def _builder(name: str, dir: str | os.PathLike) -> Any:
+  """A TFDS data set that is prepared in the folder."""
   if not re.fullmatch(r'\w+(/[\w.+-]+)?(:[\d.]+)?', name):
     raise ValueError(f'corpus {name!r}: take one of {", ".join(NAMES)}, or a TFDS name[/config].')
   path, _, version = name.partition(':')
@@ -177,7 +200,14 @@ def _tfds(name: str, split: str, dir: str | os.PathLike, inputs: str, targets: s
 
   # tfds.data_source would start a download where something is missing, and import all builders
   newest = max(folders, key=lambda folder: [int(n) for n in re.findall(r'\d+', folder.name)])
-  builder = tfds.builder_from_directory(newest)
+  return tfds.builder_from_directory(newest)
+
+
+def _tfds(name: str, split: str, dir: str | os.PathLike, inputs: str, targets: str) -> Prepared:
+  builder = _builder(name, dir)
+
+  import tensorflow_datasets as tfds
+
   features = dict(builder.info.features.items())
   columns = []
   for key, column in (('inputs', inputs), ('targets', targets)):

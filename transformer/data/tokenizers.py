@@ -77,6 +77,11 @@ class Tokenizer:
     encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     return [encoding.ids for encoding in encodings]
 
+  def encode_spans(self, texts: Iterable[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+    """Of each text the ids, and the characters text[start:end] that each of them stands for."""
+    encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    return [(encoding.ids, encoding.offsets) for encoding in encodings]
+
   @property
   def specials(self) -> list[int]:
     """Ids that spell nothing."""

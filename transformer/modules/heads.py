@@ -1,7 +1,9 @@
-"""What is read off an encoder besides its states: masked tokens, a class, a span, what is said."""
+"""What an encoder says besides its states: tokens, a class, a span, a transcript, one vector."""
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
@@ -102,3 +104,18 @@ class Transcriber(nnx.Module):
     """The logits, and the segments of their positions; arguments as of the encoder."""
     states, segments = self.encoder.encode(inputs, **how)
     return self.out(states), segments
+
+
+class Embedding(nnx.Module):
+  """A text, image or sound as one vector of length 1, so that products are cosines."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    self.config = config
+    self.encoder = Encoder(config, rngs)
+
+  def __call__(
+    self, inputs: Int[Array, 'B S'] | Float[Array, 'B S X'], **how: Any
+  ) -> Float[Array, 'B D']:
+    """The encoder's summaries, divided by their length; arguments as of the encoder."""
+    summary = self.encoder.summarize(inputs, **how).astype(jnp.float32)
+    return summary * jax.lax.rsqrt(jnp.maximum(jnp.sum(summary**2, axis=-1, keepdims=True), 1e-12))

@@ -233,9 +233,10 @@ class Encoder(nnx.Module):
     self,
     inputs: Int[Array, 'B S'] | Float[Array, 'B S X'],
     segments: Int[Array, 'B S'] | None = None,
+    types: Int[Array, 'B S'] | None = None,
   ) -> dict[str, Array] | None:
-    """What happens inside, with tokens of type 0: `Output.layers`."""
-    return self.stack(*self._embedded(inputs, segments, None), capture=True).layers
+    """What happens inside: `Output.layers`; arguments as in a call."""
+    return self.stack(*self._embedded(inputs, segments, types), capture=True).layers
 
   def encode(
     self,

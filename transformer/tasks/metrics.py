@@ -5,6 +5,9 @@ All under names that cannot be misread.
 
 import importlib.metadata
 import math
+import re
+import string
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -50,6 +53,16 @@ def per_text(nll: Mean, texts: Iterable[str]) -> dict[str, float]:
 
 def _exp(nats: float) -> float:
   return math.exp(min(nats, 700))  # beyond it is no float
+
+
+RANKED = {  # figures of ranked names, as trec_eval calls them
+  'recall_at_1': 'recall_1',
+  'recall_at_5': 'recall_5',
+  'recall_at_100': 'recall_100',
+  'reciprocal_rank': 'recip_rank',
+  'mean_average_precision': 'map',
+  'ndcg_at_10': 'ndcg_cut_10',
+}
 
 
 class Score(NamedTuple):
@@ -122,6 +135,73 @@ def _jiwer(name: str, predictions: Sequence[str], references: Sequence[str]) -> 
   return Score(value, f'{name}|nrefs:1|case:mixed|punct:kept|space:one|jiwer:{version}')
 
 
+def squad_exact_match(predictions: Sequence[str], references: Sequence[str]) -> Score:
+  """How many answers are one of the references after SQuAD's normalisation, in percent.
+
+  Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250, section 6.1, and its published script:
+  lower case, no punctuation and no articles, the maximum over the references.
+
+  Args:
+    predictions: an answer each.
+    references: answers with tabs between them, one of which would do.
+  """
+  return _squad('exact match', lambda p, r: float(p == r), predictions, references)
+
+
+def squad_f1(predictions: Sequence[str], references: Sequence[str]) -> Score:
+  """The mean F1 of the words of answers, normalised as for `squad_exact_match`, in percent."""
+  return _squad('token F1', _overlap, predictions, references)
+
+
+def _squad(name, score, predictions, references) -> Score:
+  _check(predictions, references)
+  total = sum(
+    max(score(_squad_words(p), _squad_words(r)) for r in line.split('\t'))
+    for p, line in zip(predictions, references, strict=True)
+  )
+  return Score(
+    100 * total / len(references), f'SQuAD 1.1 {name}|max over references|n:{len(references)}'
+  )
+
+
+def _squad_words(text: str) -> list[str]:
+  text = ''.join(c for c in text.lower() if c not in string.punctuation)
+  return re.sub(r'\b(a|an|the)\b', ' ', text).split()
+
+
+def _overlap(prediction: list[str], reference: list[str]) -> float:
+  same = (Counter(prediction) & Counter(reference)).total()
+  return 2 * same / (len(prediction) + len(reference)) if same else 0.0
+
+
+def _of_ranks(name: str, measure: str) -> Callable[[Sequence[str], Sequence[str]], Score]:
+  """A figure of ranked names by trec_eval, the mean over queries, in percent.
+
+  Its predictions are names of documents, best first; its references are names and gains, as in
+  '12:4 184:1', where what is not named is not relevant.
+  """
+
+  def score(predictions: Sequence[str], references: Sequence[str]) -> Score:
+    import pytrec_eval
+
+    _check(predictions, references)
+    relevant = {
+      str(i): {name: int(gain) for name, _, gain in (r.rpartition(':') for r in line.split())}
+      for i, line in enumerate(references)
+    }
+    ranked = {
+      str(i): {name: -float(rank) for rank, name in enumerate(line.split())}
+      for i, line in enumerate(predictions)
+    }
+    found = pytrec_eval.RelevanceEvaluator(relevant, {measure}).evaluate(ranked)
+    values = [next(iter(figures.values())) for figures in found.values()]
+    # it leaves out queries without any answer
+    value = 100 * sum(values) / len(references)
+    return Score(value, f'{name}|trec_eval {measure}|n:{len(references)}')
+
+  return score
+
+
 def _sacrebleu(metric: Any, predictions: Sequence[str], references: Sequence[str]) -> Score:
   _check(predictions, references)
   value = metric.corpus_score(list(predictions), [list(references)]).score
@@ -144,4 +224,7 @@ METRICS: dict[str, Callable[[Sequence[str], Sequence[str]], Score]] = {
   'bleu_lowercase_moses': bleu_lowercase_moses,
   'wer': wer,
   'cer': cer,
+  'squad_exact_match': squad_exact_match,
+  'squad_f1': squad_f1,
+  **{name: _of_ranks(name, measure) for name, measure in RANKED.items()},
 }

@@ -19,7 +19,9 @@ from transformer.tasks.labels import Labels
 from transformer.tasks.language import LanguageModel
 from transformer.tasks.masking import Masking
 from transformer.tasks.metrics import METRICS
+from transformer.tasks.retrieval import Retrieval
 from transformer.tasks.sequence import SequenceToSequence
+from transformer.tasks.spans import QuestionAnswering
 from transformer.tasks.transcription import Transcription
 from transformer.training import optimizers, sharding
 
@@ -30,6 +32,8 @@ TASKS: dict[str, Any] = {
   'denoising': Denoising,
   'labels': Labels,
   'transcription': Transcription,
+  'spans': QuestionAnswering,
+  'retrieval': Retrieval,
 }
 
 
@@ -38,7 +42,7 @@ class Data:
   """Where examples come from and how they become batches.
 
   Attributes:
-    name: dates, copy, reverse, sort, parallel, pairs, text, or a TFDS name; see data.corpora.
+    name: dates, copy, reverse, sort, one of data.corpora.NAMES, or a TFDS name.
     dir: folder or file of it, where it is not generated.
     inputs, targets: names of the two sides: languages, columns, features.
     train, val: splits to learn from and to choose by.

@@ -1,0 +1,78 @@
+r"""Answers to questions as pieces of a paragraph: SQuAD, learnt from 27,626 questions.
+
+python run.py --config=experiments/squad.py:pretrain
+python run.py --config=experiments/squad.py --config.init=runs/squad_pretrain
+python run.py --workdir=runs/squad --mode=predict --input=FILE   # lines QUESTION<TAB>PARAGRAPH
+"""
+
+from ml_collections import ConfigDict
+
+from transformer.zoo import presets
+
+TRAIN = 'train_shifts_new_wiki+train_shifts_amazon+train_shifts_reddit'
+
+
+def get_config(stage: str = 'finetune') -> ConfigDict:
+  if stage not in ('pretrain', 'finetune', 'tiny'):
+    raise ValueError(f'squad.py:{stage} is unknown: give pretrain, finetune or tiny')
+  pretrain, tiny = stage == 'pretrain', stage == 'tiny'
+  c = ConfigDict()
+  c.experiment, c.seed = {'finetune': 'squad'}.get(stage, f'squad_{stage}'), 0
+  c.task, c.init = 'masking' if pretrain else 'spans', ''
+  c.data = dict(
+    name='facts' if tiny else 'text' if pretrain else 'squad',
+    dir='../shared/data/wikitext2' if pretrain else '../shared/data/squad',
+    inputs='inputs',
+    targets='targets',
+    train='train' if pretrain or tiny else TRAIN,
+    val='val' if tiny else 'valid' if pretrain else 'dev_visible[:12]',
+    test='test' if tiny else '' if pretrain else 'dev_visible[12:]',
+    limit=0,
+    length=128 if pretrain else 384,
+    tokens=8192,
+    buckets=1 if pretrain else 6,
+    packing=pretrain,
+  )
+  c.tokenizer = dict(kind='wordpiece', vocab=8000, lowercase=True, split_digits=False, sentinels=1)
+  c.model = dict(
+    presets.TRANSFORMER_TINY,
+    types=3,
+    width=192,
+    depth=4,
+    heads=6,
+    feedforward=768,
+    length=384,
+    prenorm=True,
+    norm='rms',
+    position='rotary',
+    activation='gelu_tanh',
+    dropout=0.1 if pretrain else 0.2,
+    dtype='bfloat16',
+  )
+  c.loss = dict(rate=0.2, whole_words=False, next_sentence=False) if pretrain else dict(stride=128)
+  c.optimizer = dict(
+    presets.ADAM, learning_rate=1e-3, schedule='cosine', warmup_steps=200, clip=1.0
+  )
+  c.optimizer.weight_decay = 0.1
+  c.train = dict(
+    steps=100 if tiny else 6000,
+    steps_per_call=1,
+    microbatches=1,
+    ema=0.0,
+    average=1,
+    log_every_steps=50,
+    save_every_steps=250,
+    keep=2,
+    adapters='',
+  )
+  c.eval = dict(
+    every_steps=500,
+    limit=0 if tiny else 1000,
+    samples=4,
+    metrics='' if pretrain else 'squad_exact_match,squad_f1',
+    best='nll_per_token' if pretrain else 'squad_f1',
+    by='',
+  )
+  c.decode = dict(rows=32) if pretrain else dict(rows=32, longest=24)
+  c.mesh = dict(presets.DATA_PARALLEL)
+  return c

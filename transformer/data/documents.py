@@ -1,0 +1,116 @@
+"""Collections of documents to search, and queries with what is relevant to them.
+
+An example of a query is {'inputs': query, 'targets': text of the best document, 'relevant': names
+and gains, as in '12:4 184:1'}.
+"""
+
+import functools
+import gzip
+import json
+import pathlib
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from transformer.data import questions, textfiles
+from transformer.data.facts import facts
+
+SLICE = re.compile(r'queries(?:\[(\d*):(\d*)(?::(\d*))?\])?')
+
+
+@functools.lru_cache(maxsize=2)
+def collection(where: str) -> dict[str, str]:
+  """The documents of a file, by their names.
+
+  Args:
+    where: a file of lines NAME<TAB>TEXT (.tsv), of objects with id and text (.jsonl, Cranfield's
+      too) or of SQuAD's paragraphs (.json), each maybe .gz; or facts:SPLIT.
+
+  Raises:
+    FileNotFoundError, ValueError: the file is not there, or is not one of these.
+  """
+  if where.startswith('facts:'):
+    return {row[4]: row[1] for row in facts(where.removeprefix('facts:')).rows}
+  file = pathlib.Path(where).expanduser()
+  name = file.name.removesuffix('.gz')
+  if not file.is_file() or not name.endswith(('.tsv', '.jsonl', '.json')):
+    raise FileNotFoundError(
+      f'{where!r} is no collection of documents: give a file *.tsv of lines NAME<TAB>TEXT, *.jsonl '
+      'of objects with id and text, or *.json as SQuAD is (decode.collection)'
+    )
+  if name.endswith('.json'):
+    return questions.paragraphs(file)
+  if name.endswith('.jsonl'):
+    return {str(row['id']): row['text'] for row in _objects(file) if row['text'].strip()}
+  rows = textfiles.pairs(file.parent, name.removesuffix('.tsv'), 'inputs', 'targets')
+  return dict(zip(rows.inputs, rows.targets, strict=True))
+
+
+def cranfield(folder: pathlib.Path, split: str) -> list[dict[str, str]]:
+  """Abstracts on aerodynamics (Cleverdon 1967), of docs.jsonl.gz, queries.tsv and qrels.tsv.
+
+  Relevance is graded 1, a complete answer, to 4; the gain is 5 - grade, and -1 counts as nothing.
+
+  Args:
+    folder: with the three files.
+    split: 'documents', pairs of a title and what follows it; or 'queries', maybe some of them only:
+      'queries[:75]', 'queries[1::2]'.
+
+  Raises:
+    FileNotFoundError, ValueError: a file is not there, or the split is none of these.
+  """
+  match = SLICE.fullmatch(split)
+  if split != 'documents' and not match:
+    raise ValueError(f"split {split!r} of cranfield: take 'documents', 'queries' or 'queries[::2]'")
+  missing = [n for n in ('docs.jsonl.gz', 'queries.tsv', 'qrels.tsv') if not (folder / n).is_file()]
+  if missing:
+    raise FileNotFoundError(
+      f'{folder} lacks {", ".join(missing)} of Cranfield: give the folder that has them (data.dir)'
+    )
+  texts = {row['id']: row for row in _objects(folder / 'docs.jsonl.gz') if row['text'].strip()}
+  if not match:
+    found = []
+    for row in texts.values():
+      title, text = (_one_line(row[name]) for name in ('title', 'text'))
+      rest = text.removeprefix(title).strip()  # which begins with the title
+      found += [{'inputs': title, 'targets': rest}] if title and rest else []
+    return found
+  gains: dict[str, dict[int, int]] = defaultdict(dict)
+  for row in _table(folder / 'qrels.tsv'):
+    if int(row['grade']) > 0:
+      gains[row['qid']][int(row['docid'])] = 5 - int(row['grade'])
+  examples = []
+  for row in _table(folder / 'queries.tsv'):
+    relevant = gains[row['qid']]
+    best = max((name for name in relevant if name in texts), key=relevant.__getitem__)
+    examples.append(
+      {
+        'inputs': _one_line(row['text']),
+        'targets': _one_line(texts[best]['text']),
+        'relevant': ' '.join(f'{name}:{gain}' for name, gain in relevant.items()),
+      }
+    )
+  return examples[slice(*(int(end) if end else None for end in match.groups()))]
+
+
+def _objects(file: pathlib.Path) -> Iterator[dict[str, Any]]:
+  with (gzip.open if file.suffix == '.gz' else open)(file, 'rt', encoding='utf-8') as opened:
+    for number, line in enumerate(opened, 1):
+      try:
+        row = json.loads(line)
+        yield row | {'text': _one_line(row['text']), 'id': row['id']}
+      except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+          f'{file}:{number}: no object with the keys id and text ({error!r}); write one a line'
+        ) from error
+
+
+def _table(file: pathlib.Path) -> Iterator[dict[str, str]]:
+  header, *lines = file.read_text(encoding='utf-8').splitlines()
+  for line in lines:
+    yield dict(zip(header.split('\t'), line.split('\t'), strict=True))
+
+
+def _one_line(text: str) -> str:
+  return ' '.join(text.split())

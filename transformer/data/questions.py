@@ -1,0 +1,116 @@
+"""Questions about paragraphs, their answers being pieces of these: SQuAD's files and TFDS's sets.
+
+An example is {'inputs': question, 'targets': paragraph, 'answers': texts, 'starts': where each
+begins in the paragraph, in characters, 'relevant': the paragraph's name}.
+"""
+
+import dataclasses
+import gzip
+import json
+import operator
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, SupportsIndex
+
+# a name, and maybe a slice of its articles: dev, dev[:12]
+PART = re.compile(r'(?P<name>[^\[\]]+)(\[(?P<start>\d*):(?P<stop>\d*)\])?')
+
+
+@dataclasses.dataclass(frozen=True)
+class Questions:
+  """Questions in memory: (question, paragraph, answers, starts, name of the paragraph)."""
+
+  rows: Sequence[tuple[str, str, list[str], list[int], str]]
+
+  def __len__(self) -> int:
+    return len(self.rows)
+
+  def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
+    question, paragraph, answers, starts, name = self.rows[operator.index(i)]
+    return _example(question, paragraph, answers, starts) | {'relevant': f'{name}:1'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+  """A TFDS data source with the features question, context and answers, such as squad/v1.1."""
+
+  source: Any
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
+    row = self.source[range(len(self))[i]]
+    answers = [bytes(text).decode() for text in row['answers']['text']]
+    starts = [int(start) for start in row['answers']['answer_start']]
+    return _example(row['question'].decode(), row['context'].decode(), answers, starts)
+
+
+def squad(folder: pathlib.Path, split: str) -> Questions:
+  """The questions of `<split>.json`, or .json.gz, in the format of SQuAD 1.1.
+
+  Args:
+    folder: where the files are.
+    split: names of files joined by +, each maybe with a slice of its articles, as in 'dev[12:]'.
+
+  Raises:
+    FileNotFoundError, ValueError: a file is not there, or not what it should be.
+  """
+  rows = []
+  for part in split.split('+'):
+    for name, paragraph in _paragraphs(folder, part.strip()):
+      context = _line(paragraph['context'])
+      for asked in paragraph['qas']:
+        answers = [_line(answer['text']) for answer in asked['answers']]
+        starts = [answer['answer_start'] for answer in asked['answers']]
+        for answer, start in zip(answers, starts, strict=True):
+          if context[start : start + len(answer)] != answer:
+            raise ValueError(
+              f'{split} in {folder}: {answer!r}, the answer to {asked["question"]!r}, is not at '
+              f'character {start} of its paragraph: count Unicode characters'
+            )
+        rows.append((_line(asked['question']), context, answers, starts, name))
+  return Questions(rows)
+
+
+def paragraphs(file: pathlib.Path) -> dict[str, str]:
+  """The paragraphs of a file by their names, 'Title/0', 'Title/1', ..."""
+  name = file.name.removesuffix('.gz').removesuffix('.json')
+  found = _paragraphs(file.parent, name)
+  return {name: _line(paragraph['context']) for name, paragraph in found}
+
+
+def _paragraphs(folder: pathlib.Path, part: str) -> Iterator[tuple[str, dict[str, Any]]]:
+  """(name, paragraph) of a file, or of a slice of its articles."""
+  match = PART.fullmatch(part)
+  if not match:
+    raise ValueError(f'split {part!r}: give the name of a file, or some articles of it: dev[:12]')
+  files = [folder / (match['name'] + end) for end in ('.json', '.json.gz')]
+  file = next((file for file in files if file.is_file()), None)
+  if file is None:
+    raise FileNotFoundError(
+      f'none of {", ".join(map(str, files))}: put SQuAD there (train-v1.1.json, dev-v1.1.json), or '
+      'give the folder that has it as dir (data.dir) and the name of the file as a split'
+    )
+  try:
+    with (gzip.open if file.suffix == '.gz' else open)(file, 'rt', encoding='utf-8') as opened:
+      articles = json.load(opened)['data']
+  except (ValueError, KeyError, TypeError, EOFError, gzip.BadGzipFile) as error:
+    raise ValueError(
+      f'{file}: not in the format of SQuAD, {{"data": [{{"paragraphs": ...}}]}} ({error!r})'
+    ) from error
+  start, stop = (int(match[end]) if match[end] else None for end in ('start', 'stop'))
+  for article in articles[start:stop]:
+    title = re.sub(r'\s+', '_', str(article.get('title', '')))
+    for number, paragraph in enumerate(article['paragraphs']):
+      yield f'{title}/{number}', paragraph
+
+
+def _example(question, paragraph, answers, starts) -> dict[str, Any]:
+  return {'inputs': question, 'targets': paragraph, 'answers': answers, 'starts': starts}
+
+
+def _line(text: str) -> str:
+  """The text without tabs and line ends, character for character, as `predict` reads it."""
+  return re.sub(r'\s', ' ', text)
