@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from transformer.zoo import presets
 
-TRAIN = 'train_shifts_new_wiki+train_shifts_amazon+train_shifts_reddit'
+TRAIN = 'squad/train_shifts_new_wiki+squad/train_shifts_amazon+squad/train_shifts_reddit'
+MADE = 'cloze:wikitext2/train+cloze:' + TRAIN.replace('+', '+cloze:')
 
 
 def get_config(stage: str = 'finetune') -> ConfigDict:
@@ -18,40 +19,41 @@ def get_config(stage: str = 'finetune') -> ConfigDict:
   pretrain, tiny = stage == 'pretrain', stage == 'tiny'
   c = ConfigDict()
   c.experiment, c.seed = {'finetune': 'squad'}.get(stage, f'squad_{stage}'), 0
-  c.task, c.init = 'masking' if pretrain else 'spans', ''
+  c.task, c.init = 'spans', ''
   c.data = dict(
-    name='facts' if tiny else 'text' if pretrain else 'squad',
-    dir='../shared/data/wikitext2' if pretrain else '../shared/data/squad',
+    name='facts' if tiny else 'squad',
+    dir='../shared/data',
     inputs='inputs',
     targets='targets',
-    train='train' if pretrain or tiny else TRAIN,
-    val='val' if tiny else 'valid' if pretrain else 'dev_visible[:12]',
-    test='test' if tiny else '' if pretrain else 'dev_visible[12:]',
+    train='train' if tiny else f'{TRAIN}+{MADE}' if pretrain else TRAIN,
+    val='val' if tiny else 'squad/dev_visible[:12]',
+    test='test' if tiny else '' if pretrain else 'squad/dev_visible[12:]',
     limit=0,
-    length=128 if pretrain else 384,
+    length=320,
     tokens=8192,
-    buckets=1 if pretrain else 6,
-    packing=pretrain,
+    buckets=3,
+    packing=False,
   )
   c.tokenizer = dict(kind='wordpiece', vocab=8000, lowercase=True, split_digits=False, sentinels=1)
   c.model = dict(
     presets.TRANSFORMER_TINY,
     types=3,
-    width=192,
-    depth=4,
-    heads=6,
-    feedforward=768,
-    length=384,
+    feedforward=512,
+    length=320,
     prenorm=True,
     norm='rms',
     position='rotary',
     activation='gelu_tanh',
-    dropout=0.1 if pretrain else 0.2,
+    dropout=0.1,
     dtype='bfloat16',
   )
-  c.loss = dict(rate=0.2, whole_words=False, next_sentence=False) if pretrain else dict(stride=128)
+  c.loss = dict(stride=128)
   c.optimizer = dict(
-    presets.ADAM, learning_rate=1e-3, schedule='cosine', warmup_steps=200, clip=1.0
+    presets.ADAM,
+    learning_rate=2e-3 if pretrain else 1e-3,
+    schedule='cosine',
+    warmup_steps=200,
+    clip=1.0,
   )
   c.optimizer.weight_decay = 0.1
   c.train = dict(
@@ -67,12 +69,12 @@ def get_config(stage: str = 'finetune') -> ConfigDict:
   )
   c.eval = dict(
     every_steps=500,
-    limit=0 if tiny else 1000,
+    limit=0 if tiny else 500,
     samples=4,
-    metrics='' if pretrain else 'squad_exact_match,squad_f1',
-    best='nll_per_token' if pretrain else 'squad_f1',
+    metrics='squad_exact_match,squad_f1',
+    best='squad_f1',
     by='',
   )
-  c.decode = dict(rows=32) if pretrain else dict(rows=32, longest=24)
+  c.decode = dict(rows=32, longest=24)
   c.mesh = dict(presets.DATA_PARALLEL)
   return c

@@ -13,15 +13,25 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, SupportsIndex
 
+import numpy as np
+
+from transformer.data import cloze
+
 # a name, and maybe a slice of its articles: dev, dev[:12]
+PER_PARAGRAPH = 5  # questions made of one
+SHORTEST = 200  # characters of a line that is a paragraph and no heading
+WIKITEXT = re.compile(r' @(.)@ | (?=[.,;:!?)])|(?<=\() ')  # its spaces around marks
 PART = re.compile(r'(?P<name>[^\[\]]+)(\[(?P<start>\d*):(?P<stop>\d*)\])?')
+
+
+Row = tuple[str, str, list[str], list[int], str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Questions:
   """Questions in memory: (question, paragraph, answers, starts, name of the paragraph)."""
 
-  rows: Sequence[tuple[str, str, list[str], list[int], str]]
+  rows: Sequence[Row]
 
   def __len__(self) -> int:
     return len(self.rows)
@@ -53,13 +63,18 @@ def squad(folder: pathlib.Path, split: str) -> Questions:
   Args:
     folder: where the files are.
     split: names of files joined by +, each maybe with a slice of its articles, as in 'dev[12:]'.
+      'cloze:NAME' are questions made of the file's paragraphs (see data.cloze), which may also
+      be the long lines of a text, <NAME>.txt or .txt.gz.
 
   Raises:
     FileNotFoundError, ValueError: a file is not there, or not what it should be.
   """
-  rows = []
+  rows: list[Row] = []
   for part in split.split('+'):
-    for name, paragraph in _paragraphs(folder, part.strip()):
+    if part.startswith('cloze:'):
+      rows += _cloze(folder, part.removeprefix('cloze:'))
+      continue
+    for name, paragraph in _paragraphs(folder, part):
       context = _line(paragraph['context'])
       for asked in paragraph['qas']:
         answers = [_line(answer['text']) for answer in asked['answers']]
@@ -86,7 +101,7 @@ def _paragraphs(folder: pathlib.Path, part: str) -> Iterator[tuple[str, dict[str
   match = PART.fullmatch(part)
   if not match:
     raise ValueError(f'split {part!r}: give the name of a file, or some articles of it: dev[:12]')
-  files = [folder / (match['name'] + end) for end in ('.json', '.json.gz')]
+  files = [folder / (match['name'] + end) for end in ('.json', '.json.gz', '.txt', '.txt.gz')]
   file = next((file for file in files if file.is_file()), None)
   if file is None:
     raise FileNotFoundError(
@@ -95,7 +110,11 @@ def _paragraphs(folder: pathlib.Path, part: str) -> Iterator[tuple[str, dict[str
     )
   try:
     with (gzip.open if file.suffix == '.gz' else open)(file, 'rt', encoding='utf-8') as opened:
-      articles = json.load(opened)['data']
+      if '.txt' in file.suffixes:
+        lines = [{'context': WIKITEXT.sub(r'\1', line.strip())} for line in opened]
+        articles = [{'paragraphs': [p for p in lines if len(p['context']) >= SHORTEST]}]
+      else:
+        articles = json.load(opened)['data']
   except (ValueError, KeyError, TypeError, EOFError, gzip.BadGzipFile) as error:
     raise ValueError(
       f'{file}: not in the format of SQuAD, {{"data": [{{"paragraphs": ...}}]}} ({error!r})'
@@ -105,6 +124,14 @@ def _paragraphs(folder: pathlib.Path, part: str) -> Iterator[tuple[str, dict[str
     title = re.sub(r'\s+', '_', str(article.get('title', '')))
     for number, paragraph in enumerate(article['paragraphs']):
       yield f'{title}/{number}', paragraph
+
+
+def _cloze(folder: pathlib.Path, part: str) -> Iterator[Row]:
+  rng = np.random.default_rng(0)
+  for name, paragraph in _paragraphs(folder, part):
+    context = _line(paragraph['context'])
+    for question, answer, start in cloze.questions(context, PER_PARAGRAPH, rng):
+      yield question, context, [answer], [start], name
 
 
 def _example(question, paragraph, answers, starts) -> dict[str, Any]:

@@ -280,8 +280,11 @@ class QuestionAnswering:
     found = in_batches(find, rows, rows=self.decoding.rows, longest=self.length)
     best: dict[int, tuple[float, str]] = {}
     for (i, window), (score, start, end) in zip(windows, found, strict=True):
+      if np.isnan(score):
+        raise FloatingPointError('the model computes NaN for these lines: its training diverged')
       if i not in best or score > best[i][0]:
-        best[i] = float(score), asked[i].answer(start - window.shift, end - window.shift)
+        place = int(start) - window.shift, int(end) - window.shift
+        best[i] = float(score), asked[i].answer(*place)
     return [best[i][1] for i in range(len(asked))]
 
   def input(self, line: str, *, cut: bool = False) -> Asked:
@@ -300,6 +303,8 @@ class QuestionAnswering:
         row = json.loads(line)
         question, text = row['question'], row['context']
       except (ValueError, KeyError, TypeError) as error:
+        if cut:
+          return Asked([], [], [], '')
         raise ValueError(
           f'no JSON object with question and context ({error!r}): give both, or QUESTION<TAB>TEXT'
         ) from error

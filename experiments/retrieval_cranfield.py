@@ -1,0 +1,77 @@
+r"""Which abstracts answer a query: Cranfield, by words and vectors together.
+
+  python run.py --config=experiments/retrieval_cranfield.py --config.init=runs/retrieval_squad
+  python run.py --mode=evaluate --workdir=runs/retrieval_cranfield --config.decode.bm25=1   # BM25
+
+There is no query to learn from: pairs are the title and the rest of an abstract, or a piece of an
+abstract and what it was cut out of (Lee et al. 2019).
+"""
+
+from ml_collections import ConfigDict
+
+from transformer.zoo import presets
+
+
+def get_config() -> ConfigDict:
+  c = ConfigDict()
+  c.experiment, c.task, c.seed, c.init = 'retrieval_cranfield', 'retrieval', 0, ''
+  c.data = dict(
+    name='cranfield',
+    dir='../shared/data/cranfield',
+    inputs='inputs',
+    targets='targets',
+    train='documents',
+    val='queries[::2]',
+    test='queries[1::2]',
+    limit=0,
+    length=256,
+    tokens=64 * 256,
+    buckets=1,
+    packing=False,
+  )
+  c.tokenizer = dict(kind='wordpiece', vocab=4000, lowercase=True, split_digits=False, sentinels=1)
+  c.model = dict(
+    presets.TRANSFORMER_TINY,
+    types=2,
+    depth=2,
+    feedforward=512,
+    length=256,
+    prenorm=True,
+    norm='rms',
+    position='rotary',
+    activation='gelu_tanh',
+    summary='mean',
+    dropout=0.2,
+    dtype='bfloat16',
+  )
+  c.loss = dict(temperature=0.05, symmetric=True, cloze=0.7, piece=24)
+  c.optimizer = dict(presets.ADAM, learning_rate=1e-3, schedule='cosine', warmup_steps=50, clip=1.0)
+  c.optimizer.weight_decay = 0.1
+  c.train = dict(
+    steps=600,
+    steps_per_call=1,
+    microbatches=1,
+    ema=0.0,
+    average=1,
+    log_every_steps=20,
+    save_every_steps=100,
+    keep=2,
+    adapters='',
+  )
+  c.eval = dict(
+    every_steps=100,
+    limit=0,
+    samples=2,
+    metrics='mean_average_precision,ndcg_at_10,recall_at_100,reciprocal_rank',
+    best='mean_average_precision',
+    by='',
+  )
+  c.decode = dict(
+    rows=64,
+    collection='../shared/data/cranfield/docs.jsonl.gz',
+    first=1000,
+    bm25=0.5,
+    fusion='ranks',
+  )
+  c.mesh = dict(presets.DATA_PARALLEL)
+  return c

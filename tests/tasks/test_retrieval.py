@@ -1,0 +1,203 @@
+"""Laws of tasks/retrieval.py: what is told apart, what is cut out, how rankings are joined."""
+
+import dataclasses
+import math
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from transformer.data import tokenizers
+from transformer.data.pipeline import Batches, bucketed
+from transformer.modules.config import ModelConfig
+from transformer.tasks.retrieval import Ranking, Retrieval, bm25
+
+WORDS = 'ant bee cat dog elk fox gnu hen ibex jay koi lynx mole newt owl pig quail ram'.split()
+SIZES = dict(width=32, depth=1, heads=2, feedforward=32, length=32, dropout=0.0, prenorm=True)
+SIZES |= dict(position='rotary', types=2, summary='mean', unroll=1)
+
+
+@pytest.fixture(scope='module')
+def texts():
+  rng = np.random.default_rng(0)
+  return [' '.join(rng.choice(WORDS, rng.integers(8, 20))) for _ in range(12)]
+
+
+@pytest.fixture(scope='module')
+def file(texts, tmp_path_factory):
+  path = tmp_path_factory.mktemp('collection') / 'documents.tsv'
+  path.write_text(''.join(f'd{i}\t{text}\n' for i, text in enumerate(texts)))
+  return str(path)
+
+
+@pytest.fixture(scope='module')
+def task(texts, file):
+  return Retrieval(
+    tokenizer=tokenizers.train(texts, kind='wordpiece', vocab=80),
+    decoding=Ranking(rows=4, collection=file, first=12, bm25=0.0, fusion='scores'),
+    length=32,
+    temperature=0.1,
+  )
+
+
+def batch_of(task, pairs):
+  fields = task.features([{'inputs': q, 'targets': d} for q, d in pairs])
+  lengths = np.stack([field.lengths for field in fields.values()], axis=1)
+  rows = len(pairs) + 1  # one of them empty
+  batch = Batches(fields, bucketed(lengths, buckets=1), tokens=1, multiple=rows, seed=None)[0]
+  return jax.tree.map(jnp.asarray, batch)
+
+
+def model_of(task):
+  return task.init(ModelConfig(vocab=task.tokenizer.size, **SIZES), jax.random.key(0))
+
+
+@pytest.mark.parametrize('symmetric', [False, True])
+def test_queries_are_told_apart_by_the_documents_of_others(task, texts, symmetric, close):
+  """The loss is the cross-entropy among different documents, of queries and of documents."""
+  task = dataclasses.replace(task, symmetric=symmetric)
+  pairs = [('ant bee', texts[0]), ('cat', texts[1]), ('dog', texts[0]), ('elk fox', texts[2])]
+  model = model_of(task)
+  loss, _ = task.loss(model, batch_of(task, pairs), None)
+  q = task.embed(model, task.encode([q for q, _ in pairs]), 0)
+  d = task.embed(model, task.encode([d for _, d in pairs]), 1)
+  scores = q @ d.T / 0.1
+  scores[0, 2] = scores[2, 0] = -np.inf  # the same document
+
+  def nll(scores):
+    return -np.log(np.diag(np.exp(scores)) / np.exp(scores).sum(axis=1)).sum()
+
+  expected = (nll(scores) + nll(scores.T)) / 2 if symmetric else nll(scores)
+  close(loss.sum, expected)
+  close(loss.weight, 4)
+
+
+def test_vectors_have_length_one_and_know_what_they_are(task, texts):
+  model, rows = model_of(task), task.encode(texts)
+  queries, documents = task.embed(model, rows, 0), task.embed(model, rows, 1)
+  np.testing.assert_allclose(np.linalg.norm(queries, axis=1), 1, rtol=1e-5)
+  assert np.abs(queries - documents).max() > 1e-3
+
+
+def test_pieces_are_cut_out_of_their_documents(task, texts):
+  task = dataclasses.replace(task, cloze=0.5, piece=6)
+  batch = batch_of(task, [('ant', text) for text in texts])
+  cut, replaced, sizes = [], [], set()
+  for seed in range(20):
+    made = jax.tree.map(np.asarray, task._cloze(batch, jax.random.key(seed)))
+    for row in range(len(texts)):
+      query = made['inputs'][row][made['inputs_segments'][row] != 0].tolist()
+      whole = np.asarray(batch['targets'])[row]
+      whole = whole[np.asarray(batch['targets_segments'])[row] != 0].tolist()
+      rest = made['targets'][row][made['targets_segments'][row] != 0].tolist()
+      replaced.append(query != task.encode(['ant'])[0])
+      if not replaced[-1]:
+        assert rest == whole
+        continue
+      piece = query[1:-1]
+      sizes.add(len(piece))
+      assert query[0] == whole[0] and query[-1] == whole[-1]
+      at = [i for i in range(len(whole)) if whole[i : i + len(piece)] == piece]
+      assert at
+      cut.append(rest != whole)
+      assert rest in ([whole[:i] + whole[i + len(piece) :] for i in at] if cut[-1] else [whole])
+    assert not made['inputs_segments'][len(texts)].any()  # the empty row
+  assert sizes == {3, 4, 5, 6}
+  assert 0.4 < np.mean(replaced) < 0.6
+  assert 0.8 < np.mean(cut) < 1
+  model = model_of(task)
+  assert np.isfinite(task.loss(model, batch, jax.random.key(0))[0].value)
+
+
+def test_bm25_is_the_published_formula(file, texts):
+  queries = ['ant owl', 'pig pig zebra']
+  documents = [Counter(text.split()) for text in texts]
+  mean = np.mean([d.total() for d in documents])
+
+  def score(query, document):
+    total = 0
+    for word in query.split():
+      n = sum(word in d for d in documents)
+      idf = math.log(1 + (len(documents) - n + 0.5) / (n + 0.5))
+      tf, length = document[word], document.total() / mean
+      total += idf * tf / (tf + 1.2 * (1 - 0.75 + 0.75 * length)) if n else 0
+    return total
+
+  expected = [[score(q, d) for d in documents] for q in queries]
+  np.testing.assert_allclose(bm25(file, queries), expected, rtol=1e-4)
+
+
+def order(scores):
+  return [f'd{i}' for i in np.argsort(-np.asarray(scores), kind='stable')]
+
+
+def test_rankings_are_joined(task, file, texts):
+  model, lines = model_of(task), ['ant owl bee', 'pig']
+  by_words = bm25(file, lines)
+  queries = task.embed(model, task.encode(lines), 0)
+  by_vectors = queries @ task.embed(model, task.encode(texts), 1).T
+
+  def predicted(**how):
+    decoding = dataclasses.replace(task.decoding, **how)
+    found = dataclasses.replace(task, decoding=decoding).predict(model, lines)
+    return [line.split() for line in found]
+
+  assert predicted() == [order(row) for row in by_vectors]
+  assert predicted(bm25=1.0) == [order(row) for row in by_words]
+  assert predicted(first=3) == [order(row)[:3] for row in by_vectors]
+
+  def scaled(row):
+    return (row - row.min()) / (row.max() - row.min())
+
+  mixed = [0.3 * scaled(w) + 0.7 * scaled(v) for w, v in zip(by_words, by_vectors, strict=True)]
+  assert predicted(bm25=0.3) == [order(row) for row in mixed]
+  ranks = [
+    [1 / (61 + order(w).index(f'd{i}')) + 1 / (61 + order(v).index(f'd{i}')) for i in range(12)]
+    for w, v in zip(by_words, by_vectors, strict=True)
+  ]
+  assert predicted(bm25=0.5, fusion='ranks') == [order(row) for row in ranks]
+
+
+def test_documents_are_found(task, texts):
+  """A model that has learnt the pairs ranks the right document first."""
+  pairs = [(' '.join(text.split()[2:5]), text) for text in texts]
+  batch, model, optimizer = batch_of(task, pairs), model_of(task), optax.adam(1e-2)
+
+  @jax.jit
+  def run(model):
+    def step(carry, _):
+      model, state = carry
+      gradient = jax.grad(lambda model: task.loss(model, batch, None)[0].value)(model)
+      updates, state = optimizer.update(gradient, state)
+      return (optax.apply_updates(model, updates), state), None
+
+    return jax.lax.scan(step, (model, optimizer.init(model)), None, length=60)[0][0]
+
+  model = run(model)
+  lines = [query for query, _ in pairs]
+  assert [line.split()[0] for line in task.predict(model, lines)] == [f'd{i}' for i in range(12)]
+  totals = task.measure(model, batch)
+  assert task.report(totals, [])['accuracy_in_batch'] == 1
+  weights, pieces, _ = task.attend(model, lines[0])
+  assert weights.shape == (1, 2, len(pieces), len(pieces))
+  assert {*task.capture(model, batch)} == {'inputs', 'targets'}
+
+
+def test_what_is_wrong_is_named(task):
+  model = model_of(task)
+  with pytest.raises(ValueError, match='empty'):
+    task.predict(model, [''])
+  with pytest.raises(ValueError, match='shorten'):
+    task.predict(model, ['ant ' * 40])
+  assert len(task.predict(model, ['ant ' * 40, ''], cut=True)) == 2
+  decoding = dataclasses.replace(task.decoding, collection='')
+  with pytest.raises(FileNotFoundError, match='decode.collection'):
+    dataclasses.replace(task, decoding=decoding).predict(model, ['ant'])
+  for wrong in ({'temperature': 0.0}, {'cloze': 1.5}, {'piece': 1}):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+      dataclasses.replace(task, **wrong)
+  with pytest.raises(ValueError, match='bm25=2'):
+    dataclasses.replace(task.decoding, bm25=2.0)

@@ -1,0 +1,216 @@
+"""Laws of tasks/spans.py: what is asked, which span is best, answers as they are written."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from transformer.data import tokenizers
+from transformer.data.facts import facts
+from transformer.data.pipeline import Batches, bucketed
+from transformer.modules.config import ModelConfig
+from transformer.tasks.spans import MATCH, Extraction, QuestionAnswering, best_spans
+
+TEXT = 'Émile   owns 3 goats, (says “Zoë”) and  lives in Nîmes\u00a0today.'
+SIZES = dict(width=32, depth=2, heads=2, feedforward=64, length=64, dropout=0.0, prenorm=True)
+SIZES |= dict(position='rotary', types=3, unroll=1)
+
+
+def asked_of(text, *answers):
+  starts = [text.index(answer) for answer in answers]
+  return {
+    'inputs': 'what does he own ?',
+    'targets': text,
+    'answers': [*answers],
+    'starts': starts,
+  }
+
+
+@pytest.fixture(scope='module', params=['wordpiece', 'bpe', 'bytes'])
+def task(request):
+  examples = facts('train')
+  texts = [TEXT, *(examples[i][side] for i in range(50) for side in ('inputs', 'targets'))]
+  tokenizer = tokenizers.train(texts, kind=request.param, vocab=400, lowercase=True)
+  return of(tokenizer, length=160 if request.param == 'bytes' else 64)
+
+
+def of(tokenizer, length=64, **how):
+  decoding = Extraction(rows=3, longest=12)
+  how = dict(stride=8) | how
+  return QuestionAnswering(tokenizer=tokenizer, decoding=decoding, length=length, **how)
+
+
+def batch_of(task, source):
+  fields = task.features(source)
+  rows = len(fields['starts']) + 1  # one of them empty
+  lengths = fields['inputs'].lengths[:, None]
+  batch = Batches(fields, bucketed(lengths, buckets=1), tokens=1, multiple=rows, seed=None)[0]
+  return jax.tree.map(jnp.asarray, batch)
+
+
+def test_best_spans_are_the_best_of_all(rng):
+  logits = rng.normal(size=(20, 9, 2)).astype(np.float32)
+  inside = rng.random((20, 9)) < 0.6
+  inside[0] = False
+  found = best_spans(jnp.asarray(logits), jnp.asarray(inside), 3)
+  log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+  for row in range(20):
+    scores = {
+      (s, e): log_p[row, s, 0] + log_p[row, e, 1]
+      for s in range(9)
+      for e in range(s, min(s + 3, 9))
+      if inside[row, s] and inside[row, e]
+    }
+    if not scores:
+      assert found[0][row] == -np.inf
+      continue
+    best = max(scores, key=scores.__getitem__)
+    assert (int(found[1][row]), int(found[2][row])) == best
+    np.testing.assert_allclose(found[0][row], scores[best], rtol=1e-5)
+
+
+@pytest.mark.parametrize('answer', ['Émile', '3 goats', 'Zoë', 'Nîmes', 'lives in', 'today', TEXT])
+def test_places_are_the_characters_of_the_text(task, answer):
+  """Answers as places in windows, and back to characters, are the answers."""
+  (asked,) = task.encode([('what does he own ?', TEXT)])
+  fields = task.features([asked_of(TEXT, answer)])
+  places = [*zip(fields['starts'][:, 0].tolist(), fields['ends'][:, 0].tolist(), strict=True)]
+  windows = task.windows(asked)
+  found = {
+    asked.answer(start - window.shift, end - window.shift)
+    for (start, end), window in zip(places, windows, strict=True)
+    if (start, end) != (0, 0)
+  }
+  assert found == ({answer} if len(windows) == 1 or found else set())
+  assert found or len(windows) > 1
+
+
+def test_windows_overlap_and_leave_nothing_out(task):
+  text = ' '.join(f'goat {i}' for i in range(100))
+  (asked,) = task.encode([('how many goats are there ?', text)])
+  windows = task.windows(asked)
+  assert len(windows) > 2
+  read = set()
+  for before, window in zip([None, *windows], windows, strict=False):
+    assert len(window.tokens) <= task.length
+    part = range(window.start, window.start + len(window.tokens) - 1 - window.first)
+    assert window.tokens[window.first : -1] == asked.paragraph[part.start : part.stop]
+    assert before is None or part.start < max(read)
+    read |= {*part}
+  assert read == {*range(len(asked.paragraph))}
+  assert not {*range(len(asked.paragraph) - 1)} <= read - {*part}  # the last was needed
+
+
+def test_an_answer_is_where_its_window_has_it(task):
+  text = ' '.join(f'goat {i}' for i in range(100))
+  fields = task.features([asked_of(text, 'goat 57')])
+  (asked,) = task.encode([('what does he own ?', text)])
+  windows, seen = task.windows(asked), 0
+  for window, start, end in zip(windows, fields['starts'], fields['ends'], strict=True):
+    if start[0]:
+      seen += 1
+      assert asked.answer(int(start[0]) - window.shift, int(end[0]) - window.shift) == 'goat 57'
+  assert 1 <= seen < len(windows)
+
+
+def test_the_loss_is_the_mean_over_answers(task, close):
+  source = [asked_of(TEXT, '3 goats', 'goats', '3 goats'), asked_of(TEXT, 'Zoë')]
+  batch = batch_of(task, source)
+  model = task.init(ModelConfig(vocab=task.tokenizer.size, **SIZES), jax.random.key(0))
+  loss, _ = task.loss(model, batch, None)
+  logits = task.logits(model, batch['inputs'], batch['inputs_segments'] != 0)
+  log_p = np.asarray(jax.nn.log_softmax(logits, axis=1))
+  expected = [
+    [
+      -(log_p[row, s, 0] + log_p[row, e, 1]) / 2
+      for s, e in zip(batch['starts'][row], batch['ends'][row], strict=True)
+      if s >= 0
+    ]
+    for row in range(len(batch['starts']) - 1)
+  ]
+  close(loss.sum, sum(np.mean(row) for row in expected))
+  close(loss.weight, len(expected))
+
+
+def test_only_the_paragraph_and_its_start_are_possible(task):
+  batch = batch_of(task, [asked_of(TEXT, 'Zoë')])
+  model = task.init(ModelConfig(vocab=task.tokenizer.size, **SIZES), jax.random.key(0))
+  logits = task.logits(model, batch['inputs'], batch['inputs_segments'] != 0)
+  window = task.windows(task.encode([('what does he own ?', TEXT)])[0])[0]
+  possible = {0, *range(window.first, len(window.tokens) - 1)}
+  assert set(np.flatnonzero(np.asarray(logits[0, :, 0]) > -1e29)) == possible
+
+
+def test_words_of_the_question_are_marked():
+  tokenizer = tokenizers.train(['red ants eat big bees ?'] * 9, kind='wordpiece', vocab=99)
+  task = of(tokenizer)
+  (asked,) = task.encode([('bees eat ?', 'big ants eat red bees')])
+  (window,) = task.windows(asked)
+  tokens = jnp.asarray([[*window.tokens, 0, 0]])
+  real = jnp.arange(tokens.shape[1])[None] < len(window.tokens)
+  types, inside = task.types(tokens, real, 3)
+  marked = tokenizer.decode([t for t, k in zip(tokens[0], types[0], strict=True) if k == MATCH])
+  assert marked == 'eat bees'
+  assert int(inside.sum()) == len(asked.paragraph)
+  assert int(task.types(tokens, real, 2)[0].max()) == 1
+
+
+@pytest.fixture(scope='module')
+def learnt():
+  """A model that knows a few questions by heart, and its task."""
+  source = [facts('train')[i] for i in range(8)]
+  texts = [example[side] for example in source for side in ('inputs', 'targets')]
+  task = of(tokenizers.train(texts, kind='wordpiece', vocab=300))
+  model = task.init(ModelConfig(vocab=task.tokenizer.size, **SIZES), jax.random.key(0))
+  batch, optimizer = batch_of(task, source), optax.adam(5e-3)
+
+  @jax.jit
+  def run(model):
+    def step(carry, _):
+      model, state = carry
+      gradient = jax.grad(lambda model: task.loss(model, batch, None)[0].value)(model)
+      updates, state = optimizer.update(gradient, state)
+      return (optax.apply_updates(model, updates), state), None
+
+    return jax.lax.scan(step, (model, optimizer.init(model)), None, length=200)[0][0]
+
+  return task, run(model), source
+
+
+def test_answers_are_found(learnt):
+  task, model, source = learnt
+  lines, answers = zip(*map(task.example, source), strict=True)
+  assert task.predict(model, lines) == [*answers]
+  totals = task.measure(model, batch_of(task, source))
+  assert task.report(totals, source)['end_accuracy'] == 1
+  rows = [json.dumps({'question': e['inputs'], 'context': e['targets']}) for e in source]
+  assert task.predict(model, rows[:3]) == [*answers[:3]]
+  weights, pieces, _ = task.attend(model, lines[0])
+  assert weights.shape == (2, 2, len(pieces), len(pieces)) and pieces[0] == '<s>'
+
+
+@pytest.mark.parametrize(
+  'line, words',
+  [
+    ('only a question?', 'question<TAB>paragraph'),
+    ('\tno question', 'question<TAB>paragraph'),
+    ('{"question": "who?"}', 'context'),
+    ('who ' * 99 + '?\tAnna', 'shorten'),
+  ],
+)
+def test_bad_lines_say_what_is_wrong(learnt, line, words):
+  task, model, _ = learnt
+  with pytest.raises(ValueError, match=words):
+    task.input(line)
+  assert len(task.predict(model, [line], cut=True)) == 1
+
+
+def test_contradictions_are_named(learnt):
+  task, *_ = learnt
+  with pytest.raises(ValueError, match='stride'):
+    of(task.tokenizer, stride=64)
+  with pytest.raises(ValueError, match='model.types=1'):
+    task.init(ModelConfig(vocab=9, **SIZES | dict(types=1)), jax.random.key(0))

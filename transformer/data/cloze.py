@@ -1,0 +1,81 @@
+"""Questions made of statements: a piece of a sentence is asked for, with words of the rest of it.
+
+After Lewis et al. 2019, https://arxiv.org/abs/1906.04980, sections 2.1 to 2.3.2, with plain rules
+for what may be an answer, and word dropout and cut endings for noise.
+"""
+
+import re
+
+import numpy as np
+
+FUNCTION_WORDS = frozenset(
+  'a about after all also although an and any are as at be became been before being between both '
+  'but by can could did do does during each for from had has have he her his how i if in into is '
+  'it its may more most no nor not of on one only or other our out over she should since so some '
+  'such than that the their them then there these they this those through to under until up was '
+  'we were what when where which while who whom whose will with would you your'.split()
+)
+SENTENCE = re.compile(r'[^.!?]+(?:[.!?](?!\s|$)[^.!?]*)*[.!?]?')
+WORD = re.compile(r"[\w'’$£€%-]+(?:[.,]\d+)*")
+ENDINGS = re.compile(r'(?<=\w{4})(?:ed|ing|s)$')
+ASKED = {
+  'year': ('when', 'in what year', 'what year'),
+  'number': ('how many', 'how much', 'what'),
+  'name': ('who', 'what', 'which', 'where', 'what is the name of'),
+  'thing': ('what', 'what', 'which', 'what kind of'),
+}
+LONGEST = 6  # words of an answer
+
+
+def questions(text: str, count: int, rng: np.random.Generator) -> list[tuple[str, str, int]]:
+  """At most so many (question, answer, where the answer starts) about different sentences."""
+  sentences = [m for m in SENTENCE.finditer(text) if 5 <= len(WORD.findall(m[0])) <= 60]
+  made = []
+  for i in rng.permutation(len(sentences))[:count]:
+    words = [*WORD.finditer(text, *sentences[i].span())]
+    answers = candidates(words)
+    if answers:
+      kind, first, last = answers[rng.choice(len(answers))]
+      start, end = words[first].start(), words[last].end()
+      before, after = words[max(first - 8, 0) : first], words[last + 1 : last + 9]
+      question = _ask(kind, [w[0] for w in before], [w[0] for w in after], rng)
+      made.append((question, text[start:end], start))
+  return made
+
+
+def candidates(words: list[re.Match[str]]) -> list[tuple[str, int, int]]:
+  """(kind, first, last) of what may be asked for: numbers, names, and things after a small word."""
+  kinds = ['' if w[0].lower() in FUNCTION_WORDS else _kind(w[0]) for w in words]
+  found, first = [], 0
+  while first < len(words):
+    last, kind = first, kinds[first]
+    while kind in kinds[last + 1 : last + 2] and last + 1 < first + LONGEST:
+      if words[last + 1].start() > words[last].end() + 1:  # something stands between them
+        break
+      last += 1
+    # the first word of a sentence is always written as a name
+    if kind and (kind != 'thing' or (first and not kinds[first - 1])) and (first or last):
+      found.append((kind, first, last))
+    first = last + 1
+  return found
+
+
+def _kind(word: str) -> str:
+  if re.fullmatch(r'1\d\d\d|20\d\d', word):
+    return 'year'
+  if re.search(r'\d', word):
+    return 'number'
+  return 'name' if word[0].isupper() else 'thing'
+
+
+def _ask(kind: str, before: list[str], after: list[str], rng: np.random.Generator) -> str:
+  asked = str(rng.choice(ASKED[kind]))
+  before, after = (_noisy(words, rng) for words in (before, after))
+  order = [[asked, *before, *after], [asked, *after, *before], [*before, asked, *after]]
+  return ' '.join(order[rng.choice(3)]) + '?'
+
+
+def _noisy(words: list[str], rng: np.random.Generator) -> list[str]:
+  """Some of the words, some of which lose their ending."""
+  kept = [w for w in words if rng.random() > (0.5 if w.lower() in FUNCTION_WORDS else 0.2)]
+  return [ENDINGS.sub('', w) if rng.random() < 0.3 else w for w in kept]
