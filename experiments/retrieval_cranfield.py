@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
     buckets=1,
     packing=False,
   )
+  c.inputs = {}
   c.tokenizer = dict(kind='wordpiece', vocab=4000, lowercase=True, split_digits=False, sentinels=1)
   c.model = dict(
     presets.TRANSFORMER_TINY,

@@ -33,6 +33,7 @@ def get_config(size: str = 'full') -> ConfigDict:
     buckets=1,
     packing=False,
   )
+  c.inputs = {}
   c.tokenizer = dict(kind='wordpiece', vocab=8000, lowercase=True, split_digits=False, sentinels=1)
   c.model = dict(
     presets.TRANSFORMER_TINY,

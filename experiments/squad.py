@@ -34,6 +34,7 @@ def get_config(stage: str = 'finetune') -> ConfigDict:
     buckets=3,
     packing=False,
   )
+  c.inputs = {}
   c.tokenizer = dict(kind='wordpiece', vocab=8000, lowercase=True, split_digits=False, sentinels=1)
   c.model = dict(
     presets.TRANSFORMER_TINY,

@@ -34,7 +34,7 @@ import difflib
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
@@ -50,7 +50,7 @@ from transformer.data import (
 )
 
 GENERATED = ('dates', 'copy', 'reverse', 'sort', 'shapes', 'facts')
-FILES = {
+FILES: dict[str, Callable[[pathlib.Path, str], Any]] = {
   'idx': images.idx,
   'images': images.labelled,
   'captions': images.captioned,
@@ -91,7 +91,7 @@ def load(
   Returns:
     A source: `len(source)`, `source[i] -> {'inputs': ..., 'targets': ...}`; 'dates' adds 'locale',
     'text' has one example per file, without 'inputs'. Images also have a 'name', and captioned ones
-    'references', all captions of theirs.
+    'references', all captions of theirs. Of 'squad' and 'cranfield' see their modules.
 
   Raises:
     FileNotFoundError: a file or data set is not there; says where it was sought, what is there,

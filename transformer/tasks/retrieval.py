@@ -270,10 +270,11 @@ class Retrieval:
 
   def attend(self, model: Embedding, line: str) -> tuple[np.ndarray, list[str], list[str]]:
     """How the tokens of a query attend to each other: (weights [L, H, T, T], pieces, pieces)."""
+    tokens = self.input(line)
     return self_attention(
       lambda rows: _capture(model.encoder, rows.clip(0), (rows != PAD).astype(np.int32)),
-      self.input(line),
-      self.tokenizer,
+      tokens,
+      self.tokenizer.pieces(tokens),
       self.length,
     )
 

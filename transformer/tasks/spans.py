@@ -326,7 +326,7 @@ class QuestionAnswering:
     return self_attention(
       lambda rows: self._capture(model, jnp.asarray(rows.clip(0)), jnp.asarray(rows != PAD)),
       tokens,
-      self.tokenizer,
+      self.tokenizer.pieces(tokens),
       self.length,
     )
 

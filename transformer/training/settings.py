@@ -42,7 +42,7 @@ class Data:
   """Where examples come from and how they become batches.
 
   Attributes:
-    name: dates, copy, reverse, sort, one of data.corpora.NAMES, or a TFDS name.
+    name: one of data.corpora.NAMES, or a TFDS name.
     dir: folder or file of it, where it is not generated.
     inputs, targets: names of the two sides: languages, columns, features.
     train, val: splits to learn from and to choose by.
