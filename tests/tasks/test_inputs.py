@@ -125,6 +125,44 @@ def test_files_arrays_and_other_sizes_are_read_alike(tmp_path):
     reader.input('nowhere.png')
 
 
+def test_images_vary_with_the_key_alone(pictures):
+  varied = dict(shift=1, flip=True, turn=10.0, zoom=0.1, erase=3, recolor=0.3)
+  size = dict(height=6, width=9, channels=1, patch=3)
+  plain, reader = Images(**size), Images(**size, **varied)
+  rows = jnp.asarray(reader.field([example['inputs'] for example in pictures]))
+  segments = jnp.ones(len(rows), int)
+  x, of_x = plain.encode(rows, segments, None)
+  np.testing.assert_array_equal(x, patches(rows / 127.5 - 1, 3))
+  np.testing.assert_array_equal(x, reader.encode(rows, segments, None)[0])
+  np.testing.assert_array_equal(x, plain.encode(rows, segments, jax.random.key(0))[0])
+  for name, value in varied.items():
+    one = Images(**size, **{name: value})
+    found, again = (one.encode(rows, segments, jax.random.key(2))[0] for _ in range(2))
+    assert found.shape == x.shape and not np.array_equal(found, x), name
+    np.testing.assert_array_equal(found, again)
+  assert of_x.shape == (11, 6) and of_x.all()
+
+
+def test_a_stem_leaves_fewer_pieces():
+  reader = Images(height=8, width=8, channels=3, patch=1, stem=2)
+  assert reader.pieces(np.zeros((8, 8, 3), np.uint8)) == ['all', '0,0', '0,1', '1,0', '1,1']
+  assert reader.positions == 5
+  assert Images(height=7, width=7, channels=3, patch=1, stem=2).positions == 5
+  with pytest.raises(ValueError, match='inputs.height=8 .* inputs.width=6.*model.stem=0'):
+    Images(height=8, width=6, channels=3, patch=1, stem=2)
+
+
+def test_an_image_with_many_captions_is_decoded_once(monkeypatch, pictures):
+  from transformer.data import images
+
+  read, seen = images.read, []
+  monkeypatch.setattr(images, 'read', lambda *given: seen.append(given[0]) or read(*given))
+  first, second = (example['inputs'] for example in pictures[:2])
+  field = Images(height=6, width=9, channels=1, patch=3).field([first, first, second, second])
+  assert len(seen) == 2
+  np.testing.assert_array_equal(field, [first, first, second, second])
+
+
 def test_a_sound_is_answered_alike_alone_and_beside_longer_ones(sounds, tokenizer):
   config = ModelConfig(vocab=tokenizer.size, inputs='frames', features=5, **SMALL)
   model = sounds.init(config, jax.random.key(1))
@@ -183,3 +221,6 @@ def test_texts_are_cut_where_it_is_asked(tokenizer):
 def test_patches_must_fit():
   with pytest.raises(ValueError, match='inputs.patch=4 does not divide'):
     Images(height=6, width=8, channels=1, patch=4)
+  for wrong in (dict(shift=-1), dict(erase=-1), dict(turn=-1.0), dict(zoom=1.0), dict(recolor=1.5)):
+    with pytest.raises(ValueError, match=f'inputs.{next(iter(wrong))}'):
+      Images(height=8, width=8, channels=1, patch=4, **wrong)

@@ -69,6 +69,8 @@ def erase(
 
   Cutout, DeVries & Taylor 2017, https://arxiv.org/abs/1708.04552.
   """
+  if not size:
+    return images
   B, H, W, _ = images.shape
   of_row, of_column = jax.random.split(key)
 

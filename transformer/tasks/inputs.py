@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,6 +15,7 @@ from transformer.data import audio, images
 from transformer.data.audio import LogMel
 from transformer.data.pipeline import Ragged
 from transformer.data.tokenizers import Tokenizer
+from transformer.functional import augmentation
 from transformer.functional.spec_augment import change_tempo, mask_frames
 
 Row = Sequence[int] | np.ndarray  # what is read of one line, before it is padded
@@ -124,14 +126,31 @@ class Images:
       kept.
     channels: 1 is grey, 3 red, green and blue.
     patch: pixels on a side of a square.
+    stem: convolutions that the model begins with; see ModelConfig.
+    flip, shift, turn, zoom, erase, recolor: how training varies them: whether some are mirrored, by
+      how many pixels they are moved, degrees they are turned, shares of 1 they are scaled, pixels
+      on a side of a square that is hidden, and shares of 1 by which colours differ; see
+      functional.augmentation.
   """
 
   height: int
   width: int
   channels: int
   patch: int
+  stem: int = 0
+  flip: bool = False
+  shift: int = 0
+  turn: float = 0.0
+  zoom: float = 0.0
+  erase: int = 0
+  recolor: float = 0.0
 
   def __post_init__(self):
+    for name, below in dict(shift=0, turn=0, erase=0, zoom=1, recolor=1).items():
+      value = getattr(self, name)
+      if value < 0 or (below and value >= below):
+        limit = ' and below 1' if below else ''
+        raise ValueError(f'inputs.{name}={value} must be at least 0{limit}')
     for name in ('height', 'width', 'channels', 'patch'):
       if getattr(self, name) < 1:
         raise ValueError(f'inputs.{name}={getattr(self, name)} must be at least 1')
@@ -139,6 +158,11 @@ class Images:
       raise ValueError(
         f'inputs.patch={self.patch} does not divide inputs.height={self.height} and '
         f'inputs.width={self.width}: choose a divisor of both'
+      )
+    if self.stem and self.height != self.width:
+      raise ValueError(
+        f'inputs.height={self.height} is not inputs.width={self.width}, as model.stem={self.stem} '
+        'wants it: make them equal, or set model.stem=0'
       )
 
   @property
@@ -153,12 +177,23 @@ class Images:
 
   @property
   def positions(self) -> int:
-    """One for each patch, and the first."""
-    return 1 + (self.height // self.patch) * (self.width // self.patch)
+    """One for each patch that the stem leaves, and the first."""
+    return 1 + math.prod(self._grid)
+
+  @property
+  def _grid(self) -> tuple[int, int]:
+    """Rows and columns of patches that the encoder sees."""
+    size = self.patch * 2**self.stem
+    return -(-self.height // size), -(-self.width // size)
 
   def field(self, lines: Iterable[Line]) -> UInt8[np.ndarray, 'n H W C']:
     """The pixels of all images."""
-    return np.stack([self.input(line) for line in lines])
+    found, last = [], None
+    for line in lines:
+      if line is not last:  # the captions of an image are neighbours
+        pixels, last = self.input(line), line
+      found.append(pixels)
+    return np.stack(found)
 
   def input(self, line: Line, *, cut: bool = False) -> UInt8[np.ndarray, 'H W C']:
     """The pixels of one image."""
@@ -167,13 +202,24 @@ class Images:
   def encode(
     self, rows: UInt8[Array, 'B H W C'], segments: Int[Array, ' B'], key: Key[Array, ''] | None
   ) -> tuple[Float[Array, 'B S X'], Int[Array, 'B S']]:
-    """The patches."""
-    x = patches(rows.astype(jnp.float32) / 127.5 - 1, self.patch)
+    """The patches, with a key of images that are varied."""
+    x = rows.astype(jnp.float32) / 255
+    if key is not None:
+      x = self._varied(x, key)
+    x = patches(2 * x - 1, self.patch)
     return x, jnp.broadcast_to(segments[:, None], x.shape[:2])
+
+  def _varied(self, x, key):
+    keys = jax.random.split(key, 5)
+    x = augmentation.recolor(keys[0], x, self.recolor)
+    x = augmentation.turn(keys[1], x, self.turn, self.zoom)
+    x = augmentation.shift(keys[2], x, self.shift)
+    x = augmentation.flip(keys[3], x) if self.flip else x
+    return augmentation.erase(keys[4], x, self.erase)
 
   def pieces(self, row: np.ndarray) -> list[str]:
     """Row and column of each patch."""
-    rows, columns = self.height // self.patch, self.width // self.patch
+    rows, columns = self._grid
     return ['all', *(f'{i},{j}' for i in range(rows) for j in range(columns))]
 
 

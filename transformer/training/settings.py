@@ -194,7 +194,7 @@ def readers(task: str, inputs: str = 'tokens') -> dict[str, tuple[Callable, tupl
   decoding = get_type_hints(TASKS[task])['decoding']
   return dict(
     COMMON,
-    inputs=(READERS[inputs], ('tokenizer', 'longest', 'start', 'cuts')),
+    inputs=(READERS[inputs], ('tokenizer', 'longest', 'start', 'cuts', 'stem')),
     loss=(TASKS[task], given),
     decode=(decoding, ()),
   )
@@ -282,10 +282,10 @@ def reader_of(settings: Settings) -> Any:
   if settings.model['inputs'] == 'tokens':
     return None
   made, _ = readers(settings.task, settings.model['inputs'])['inputs']
-  longest = (
-    {'longest': settings.data.length} if 'longest' in inspect.signature(made).parameters else {}
-  )
-  return made(**settings.inputs, **longest)
+  known = {'longest': settings.data.length, 'stem': settings.model['stem']}
+  wanted = inspect.signature(made).parameters
+  given = {name: value for name, value in known.items() if name in wanted}
+  return made(**settings.inputs, **given)
 
 
 def names(text: str) -> list[str]:
