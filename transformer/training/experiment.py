@@ -127,7 +127,7 @@ def prepare(config: dict[str, Any], workdir: Workdir) -> Experiment:
   if tokenizer is None:
     reads = settings.TASKS[checked.task].reads
     if checked.model['inputs'] != 'tokens':
-      reads = tuple(side for side in reads if side != 'inputs')
+      reads = ('targets',)  # labels are texts, too
     examples = (source[i] for i in range(len(source)))
     texts = (example[side] for example in examples for side in reads)
     tokenizer = tokenizers.train(texts, **checked.tokenizer)

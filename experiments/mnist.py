@@ -1,0 +1,75 @@
+r"""MNIST: which digit a picture of 28 x 28 pixels shows.
+
+python run.py --config=experiments/mnist.py --config.data.dir=../shared/data/mnist
+echo digit.png | python run.py --config=experiments/mnist.py --mode=predict
+"""
+
+from ml_collections import ConfigDict
+
+from transformer.zoo import presets
+
+
+def get_config() -> ConfigDict:
+  c = ConfigDict()
+  c.experiment, c.task, c.seed, c.init = 'mnist', 'labels', 0, ''
+  c.data = dict(
+    name='idx',
+    dir='../shared/data/mnist',
+    inputs='image',
+    targets='label',
+    train='train[:90%]',
+    val='train[90%:]',
+    test='t10k_even',
+    limit=0,
+    length=1,
+    tokens=128,
+    buckets=1,
+    packing=False,
+  )
+  c.inputs = dict(
+    height=28,
+    width=28,
+    channels=1,
+    patch=1,
+    flip=False,
+    shift=2,
+    turn=10.0,
+    zoom=0.1,
+    erase=0,
+    recolor=0.0,
+  )
+  c.tokenizer = dict(kind='characters', vocab=16, lowercase=False, split_digits=False, sentinels=0)
+  c.model = dict(
+    presets.VIT_S16,
+    features=1,
+    stem=2,
+    width=64,
+    depth=4,
+    heads=2,
+    feedforward=128,
+    length=50,
+    activation='gelu_tanh',
+    summary='mean',
+    dropout=0.0,
+    dtype='bfloat16',
+  )
+  c.loss = dict(classes='0, 1, 2, 3, 4, 5, 6, 7, 8, 9', label_smoothing=0.1)
+  c.optimizer = dict(
+    presets.ADAM, learning_rate=3e-3, schedule='cosine', warmup_steps=200, clip=1.0
+  )
+  c.optimizer.weight_decay = 0.05
+  c.train = dict(
+    steps=3376,
+    steps_per_call=1,
+    microbatches=1,
+    ema=0.0,
+    average=1,
+    log_every_steps=100,
+    save_every_steps=422,
+    keep=2,
+    adapters='',
+  )
+  c.eval = dict(every_steps=844, limit=0, samples=4, metrics='', best='accuracy', by='')
+  c.decode = dict(rows=64)
+  c.mesh = dict(presets.DATA_PARALLEL)
+  return c
