@@ -1,0 +1,78 @@
+r"""CIFAR-10: which of ten things a picture of 32 x 32 pixels shows.
+
+python run.py --config=experiments/cifar10.py --config.data.dir=../shared/data/cifar10_jpeg
+echo picture.jpg | python run.py --config=experiments/cifar10.py --mode=predict
+"""
+
+from ml_collections import ConfigDict
+
+from transformer.zoo import presets
+
+
+def get_config() -> ConfigDict:
+  c = ConfigDict()
+  c.experiment, c.task, c.seed, c.init = 'cifar10', 'labels', 0, ''
+  c.data = dict(
+    name='images',
+    dir='../shared/data/cifar10_jpeg',
+    inputs='image',
+    targets='label',
+    train='train[:95%]',
+    val='train[95%:]',
+    test='test_visible',
+    limit=0,
+    length=1,
+    tokens=128,
+    buckets=1,
+    packing=False,
+  )
+  c.inputs = dict(
+    height=32,
+    width=32,
+    channels=3,
+    patch=1,
+    flip=True,
+    shift=4,
+    turn=0.0,
+    zoom=0.0,
+    erase=8,
+    recolor=0.2,
+  )
+  c.tokenizer = dict(kind='characters', vocab=32, lowercase=False, split_digits=False, sentinels=0)
+  c.model = dict(
+    presets.VIT_S16,
+    features=3,
+    stem=2,
+    width=128,
+    depth=6,
+    heads=4,
+    feedforward=256,
+    length=65,
+    activation='gelu_tanh',
+    summary='mean',
+    dropout=0.0,
+    dtype='bfloat16',
+  )
+  c.loss = dict(
+    classes='airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck',
+    label_smoothing=0.1,
+  )
+  c.optimizer = dict(
+    presets.ADAM, learning_rate=2e-3, schedule='cosine', warmup_steps=1000, clip=1.0
+  )
+  c.optimizer.weight_decay = 0.05
+  c.train = dict(
+    steps=14_000,
+    steps_per_call=1,
+    microbatches=1,
+    ema=0.0,
+    average=1,
+    log_every_steps=100,
+    save_every_steps=500,
+    keep=2,
+    adapters='',
+  )
+  c.eval = dict(every_steps=1000, limit=0, samples=4, metrics='', best='accuracy', by='')
+  c.decode = dict(rows=64)
+  c.mesh = dict(presets.DATA_PARALLEL)
+  return c
