@@ -131,7 +131,7 @@ class Transcription:
     found = in_batches(find, rows, rows=self.decoding.rows, longest=self.reader.longest)
     if not all(finite for _, finite in found):
       raise FloatingPointError('the model computes NaN for these lines: its training diverged')
-    return [self.tokenizer.decode(self.said(path)) for path, _ in found]
+    return [self.tokenizer.decode(self.said(path.tolist())) for path, _ in found]
 
   def said(self, path: Iterable[int]) -> list[int]:
     """The tokens of an alignment: neither what is said again at once, nor blanks."""

@@ -1,0 +1,190 @@
+"""Laws of transformer/tasks/transcription.py."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from transformer.data import audio, tokenizers
+from transformer.data.pipeline import Batches, bucketed
+from transformer.functional.losses import ctc
+from transformer.modules.config import ModelConfig
+from transformer.tasks.batching import Batching
+from transformer.tasks.inputs import Sounds
+from transformer.tasks.transcription import Transcription
+
+CONFIG = ModelConfig(
+  vocab=9,
+  inputs='frames',
+  features=5,
+  width=16,
+  depth=1,
+  heads=2,
+  feedforward=32,
+  length=64,
+  position='rotary',
+  prenorm=True,
+  tie='output',
+  dropout=0.0,
+)
+
+
+@pytest.fixture(scope='module')
+def task():
+  tokenizer = tokenizers.train(['abcde'], kind='characters', vocab=9)
+  inputs = Sounds(longest=64, bands=5)
+  return Transcription(tokenizer=tokenizer, decoding=Batching(rows=4), length=64, inputs=inputs)
+
+
+@pytest.fixture(scope='module')
+def examples():
+  """Each letter is a few frames in which one band is loud."""
+  random = np.random.default_rng(0)
+  found = []
+  for _ in range(40):
+    letters = random.integers(5, size=random.integers(1, 5))
+    frames = [np.eye(5)[[letter] * random.integers(5, 9)] for letter in letters]
+    silence = [np.zeros((random.integers(2, 5), 5)) for _ in letters]
+    parts = [part for pair in zip(frames, silence, strict=True) for part in pair]
+    sound = np.concatenate(parts) * 3 + 0.1 * random.normal(size=(sum(map(len, parts)), 5))
+    found.append({'inputs': sound, 'targets': ''.join('abcde'[letter] for letter in letters)})
+  return found
+
+
+@pytest.fixture(scope='module')
+def model(task):
+  return jax.jit(lambda key: task.init(CONFIG, key))(jax.random.key(0))
+
+
+def batches(task, examples, tokens=256):
+  fields = task.features(examples)
+  lengths = np.stack([field.lengths for field in fields.values()], axis=1)
+  return Batches(fields, bucketed(lengths, buckets=1), tokens=tokens, seed=None)
+
+
+def test_it_learns_to_read(task, model, examples):
+  batch = jax.tree.map(jnp.asarray, batches(task, examples, tokens=64 * 40)[0])
+  optimizer = optax.adam(2e-2)
+
+  @jax.jit
+  def learn(model):
+    def step(carry, _):
+      model, state = carry
+      loss, gradient = jax.value_and_grad(lambda m: task.loss(m, batch, None)[0].value)(model)
+      updates, state = optimizer.update(gradient, state)
+      return (optax.apply_updates(model, updates), state), loss
+
+    return jax.lax.scan(step, (model, optimizer.init(model)), None, length=150)
+
+  (learnt, _), losses = learn(model)
+  assert losses[-1] < 0.05 * losses[0]
+  inputs, targets = zip(*map(task.example, examples), strict=True)
+  found = task.predict(learnt, inputs)
+  assert np.mean([f == t for f, t in zip(found, targets, strict=True)]) > 0.9
+  assert task.predict(learnt, inputs[5:6]) == found[5:6]  # whatever lines come with it
+
+
+def test_the_loss_is_that_of_each_sound_alone(task, model, examples):
+  batch = batches(task, examples[:6], tokens=64 * 9)[0]
+  assert len(batch['inputs']) > 6  # with empty rows
+  loss = jax.jit(lambda batch: task.loss(model, batch, None))
+  mean, logged = loss(jax.tree.map(jnp.asarray, batch))
+  total = 0.0
+  for row in range(6):  # and with nothing in the padding of either side that counts
+    alone = {name: jnp.asarray(np.roll(array, -row, axis=0)) for name, array in batch.items()}
+    for name in ('inputs', 'targets'):
+      segments = alone[f'{name}_segments'].at[1:].set(0)
+      noise = (segments == 0).reshape(segments.shape + (1,) * (alone[name].ndim - 2))
+      alone |= {f'{name}_segments': segments, name: jnp.where(noise, 7, alone[name])}
+    total += loss(alone)[0].sum
+  np.testing.assert_allclose(mean.sum, total, rtol=1e-4)
+  assert mean.weight == sum(len(e['targets']) for e in examples[:6])
+  assert logged['nll_per_token'].value == mean.value
+  logits, segments = jax.jit(lambda x, s: model(x, segments=s))(
+    *(jnp.asarray(batch[name]) for name in ('inputs', 'inputs_segments'))
+  )
+  true = [jnp.asarray(batch[name]) for name in ('targets', 'targets_segments')]
+  expected = ctc(logits, segments != 0, true[0], true[1].astype(jnp.float32), blank=0)
+  np.testing.assert_allclose(mean.sum, expected.sum, rtol=1e-5)
+
+
+def test_augmentation_is_for_learning_alone(task, model, examples):
+  varied = dataclasses.replace(
+    task, inputs=dataclasses.replace(task.inputs, tempo=0.2, time_masks=1, time_width=4)
+  )
+  batch = jax.tree.map(jnp.asarray, batches(task, examples[:4])[0])
+  loss = jax.jit(lambda task, key: task.loss(model, batch, key)[0].sum, static_argnums=0)
+  plain = loss(task, None)
+  assert loss(varied, None) == plain
+  drawn = [float(loss(varied, jax.random.key(seed))) for seed in (0, 0, 1)]
+  assert drawn[0] == drawn[1] != drawn[2] and drawn[0] != plain
+  measured = jax.jit(varied.measure)(model, batch)
+  np.testing.assert_allclose(measured['nll_per_token'].sum, plain, rtol=1e-6)
+
+
+def test_an_alignment_is_read_by_leaving_out_repeats_and_then_blanks(task):
+  assert task.said([0, 5, 5, 0, 5, 6, 6, 0]) == [5, 5, 6]
+  assert task.said([0, 0]) == []
+  assert task.said([4, 4, 4]) == [4]
+
+
+def test_wav_files_of_any_rate_are_read(tmp_path, task, rng):
+  inputs = Sounds(longest=64, rate=8000, bands=5)
+  task = dataclasses.replace(task, inputs=inputs)
+  model = jax.jit(lambda key: task.init(CONFIG, key))(jax.random.key(1))
+  sound = rng.normal(size=4000) * 0.1
+  for rate in (8000, 16000):
+    audio.write(tmp_path / f'{rate}.wav', sound, rate)
+  path = tmp_path / '8000.wav'
+  paths = [str(path), str(tmp_path / '16000.wav')]
+  assert len(task.input(paths[0])) == 51 and len(task.input(paths[1])) == 26
+  found = task.predict(model, [*paths, path.read_bytes()])
+  assert found[0] == found[2]
+  weights, names, _ = task.attend(model, paths[0])
+  assert weights.shape == (1, 2, 26, 26) and names[:3] == ['0.00', '0.02', '0.04']
+  np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
+  audio.write(path, np.tile(sound, 2), 8000)
+  with pytest.raises(ValueError, match='line 2: the sound has 101 frames, more than the 64'):
+    task.predict(model, [paths[1], paths[0]])
+  assert len(task.predict(model, [paths[0]], cut=True)) == 1
+  with pytest.raises(FileNotFoundError, match=r'none\.wav'):
+    task.predict(model, ['none.wav'])
+
+
+def test_a_model_that_is_not_finite_says_so(task, model, examples):
+  broken = jax.tree.map(lambda x: x * jnp.nan, model)
+  with pytest.raises(FloatingPointError, match='computes NaN'):
+    task.predict(broken, [examples[0]['inputs']])
+
+
+def test_a_tokenizer_without_padding_has_no_blank(task):
+  import tokenizers as library
+
+  without = tokenizers.Tokenizer(library.Tokenizer(library.models.BPE({'a': 0}, [])))
+  with pytest.raises(ValueError, match='no token of padding'):
+    dataclasses.replace(task, tokenizer=without)
+
+
+@pytest.mark.parametrize(
+  'wrong, message',
+  [
+    (dict(tempo=1.0), r'inputs\.tempo=1\.0'),
+    (dict(time_share=1.5), r'inputs\.time_share=1\.5'),
+    (dict(time_masks=-1), r'inputs\.time_masks=-1'),
+    (dict(hop=0.5), r'inputs: hop=0\.5'),
+  ],
+)
+def test_impossible_inputs_are_named(wrong, message):
+  with pytest.raises(ValueError, match=message):
+    Sounds(longest=64, **wrong)
+
+
+def test_sounds_are_normalised(rng):
+  frames = rng.normal(size=(50, 5)) * [1, 2, 3, 4, 0] + [5, 6, 7, 8, 9]
+  read = Sounds(longest=64, bands=5).input(frames)
+  assert read.dtype == np.float32
+  np.testing.assert_allclose(read.mean(axis=0), 0, atol=1e-4)
+  np.testing.assert_allclose(read.std(axis=0), [1, 1, 1, 1, 0], atol=1e-4)
