@@ -22,12 +22,12 @@ def get_config(task: str = 'reverse') -> ConfigDict:
     targets='targets',
     train='train',
     val='val',
-    test='test',
+    test='test, longer',
     limit=0,
-    length=48,
-    tokens=4096,
+    length=80,
+    tokens=2048,
     buckets=1,
-    packing=False,
+    packing=True,
   )
   c.inputs = {}
   c.tokenizer = dict(kind='characters', vocab=64, lowercase=False, split_digits=True, sentinels=0)
@@ -39,20 +39,20 @@ def get_config(task: str = 'reverse') -> ConfigDict:
     presets.ADAM, learning_rate=3e-3, schedule='cosine', warmup_steps=100, clip=1.0
   )
   c.train = dict(
-    steps=800,
+    steps=1200,
     steps_per_call=1,
     microbatches=1,
     ema=0.0,
     average=1,
     log_every_steps=50,
-    save_every_steps=200,
+    save_every_steps=400,
     keep=2,
     adapters='',
   )
   c.eval = dict(
-    every_steps=200, limit=200, samples=6, metrics='exact_match', best='exact_match', by=''
+    every_steps=400, limit=200, samples=6, metrics='exact_match', best='exact_match', by=''
   )
-  c.decode = dict(presets.SEARCH, beams=1, alpha=0.0, length=48, rows=64)
+  c.decode = dict(presets.SEARCH, beams=1, alpha=0.0, length=80, rows=256)
   c.mesh = dict(presets.DATA_PARALLEL)
   return c
 

@@ -78,6 +78,12 @@ def test_algorithmic_splits_share_no_sequence():
   assert {'0', '1', '2', '0 0', '2 1'} <= seen['train']
 
 
+def test_algorithmic_longer_ones_are_longer_than_all_others():
+  for lengths in ((1, 20), (2, 5)):
+    sizes = [len(s.split()) for s, _ in examples(Algorithmic('sort', 'longer', lengths=lengths))]
+    assert (min(sizes), max(sizes)) == (lengths[1] + 1, 2 * lengths[1])
+
+
 @pytest.mark.parametrize(
   'arguments, message',
   [

@@ -19,7 +19,7 @@ TASKS: dict[str, Callable[[list[str]], list[str]]] = {
   'sort': sorted,
 }
 SYMBOLS = string.digits + string.ascii_lowercase  # in sorting order
-SIZES = {'train': 100_000, 'val': 1_000, 'test': 1_000}
+SIZES = {'train': 100_000, 'val': 1_000, 'test': 1_000, 'longer': 1_000}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +28,14 @@ class Algorithmic:
 
   A pure function of (split, i): nothing is stored, workers may read in any order. Splits share no
   sequence: `split_of` its text (90/5/5 %) decides where it may occur. Those of one or two symbols
-  are so few that they are all for train, whose share of them would else be learnt by heart.
+  are so few that they are all for train, whose share of them would else be learnt by heart. Those
+  of 'longer' have up to twice as many symbols as any other: was a rule learnt?
 
   Args:
     task: 'copy', 'reverse' or 'sort'.
-    split: 'train', 'val' or 'test'.
-    lengths: smallest and largest number of symbols of a sequence, both included; uniform.
+    split: 'train', 'val', 'test' or 'longer'.
+    lengths: smallest and largest number of symbols of a sequence, both included; uniform. Those of
+      'longer' are from one more than the largest to twice the largest.
     symbols: number of different symbols, 2 to 36: digits, then letters.
     size: number of examples, 0 for `SIZES[split]`; a smaller size is a prefix of a larger one.
 
@@ -68,11 +70,12 @@ class Algorithmic:
     if not 0 <= i < len(self):
       raise IndexError(f'example {i} of {len(self)}: the index runs from 0 to {len(self) - 1}')
     rng = np.random.default_rng(i)
+    most, longer = self.lengths[1], self.split == 'longer'
     for _ in range(1000):  # 20 draws do on average for val and test
-      length = rng.integers(*self.lengths, endpoint=True)
+      length = rng.integers(*((most + 1, 2 * most) if longer else self.lengths), endpoint=True)
       symbols = [SYMBOLS[s] for s in rng.integers(self.symbols, size=length)]
       text = ' '.join(symbols)
-      if self.split == (split_of(text) if length > 2 else 'train'):
+      if longer or self.split == (split_of(text) if length > 2 else 'train'):
         return {'inputs': text, 'targets': ' '.join(TASKS[self.task](symbols))}
     raise ValueError(
       f'lengths={self.lengths} and symbols={self.symbols} leave no sequence for {self.split!r}; '

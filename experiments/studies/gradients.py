@@ -1,0 +1,168 @@
+"""Why scores are divided by sqrt(d_k): gradients of attention with and without it.
+
+  python -m experiments.studies.gradients
+
+Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.2.1: "for large values of d_k, the
+dot products grow large in magnitude, pushing the softmax function into regions where it has
+extremely small gradients".
+
+The equation: p = softmax(s), s = scale q k over 64 keys, q and k of independent standard normal
+numbers. Its Jacobian diag(p) - p pT is what a gradient has to pass.
+
+The model: one encoder and one decoder layer of width 256 = heads x d_k, so that every model has as
+many parameters and products as any other, prenorm (the inputs of attention have unit scale), Adam,
+learning to reverse digits. What differs within a pair is `ModelConfig.scale_attention` alone.
+"""
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.studies.study import RESULTS, curves, keep
+from transformer import ModelConfig, attention_weights
+from transformer.data import algorithmic, pipeline, tokenizers
+from transformer.tasks.decoding import Decoding
+from transformer.tasks.sequence import SequenceToSequence
+from transformer.training import optimizers
+from transformer.training.step import init, train_step
+
+SIZES = (4, 8, 16, 32, 64, 128, 256)  # d_k
+WIDTH, LENGTH = 256, 10
+SCALES = {'1 / sqrt(d_k)': True, 'no scale': False}
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def of_softmax(key: jax.Array, size: int, scaled: bool, keys: int = 64) -> dict[str, jax.Array]:
+  """What softmax(scale q kT) of 256 queries is like."""
+  q, k = jax.random.normal(key, (2, 256, size))
+  p = attention_weights(q, k[:keys], scale=None if scaled else 1.0)
+  # the Frobenius norm of diag(p) - p pT, squared: sum p^2 - 2 sum p^3 + (sum p^2)^2
+  square = jnp.sum(p**2, axis=1)
+  jacobian = jnp.sqrt(jnp.maximum(square - 2 * jnp.sum(p**3, axis=1) + square**2, 0))
+  entropy = -jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1)), 0), axis=1)
+  return {
+    'entropy': jnp.mean(entropy),
+    'jacobian_mean': jnp.mean(jacobian),
+    'jacobian_median': jnp.median(jacobian),
+    'vanished': jnp.mean(jacobian < 0.01),
+  }
+
+
+def of_model(size: int, scaled: bool, *, steps: int, rows: int = 64) -> dict[str, list | float]:
+  """The gradient at the start, and the loss of every step."""
+  tokenizer = tokenizers.train(algorithmic.SYMBOLS[:10] + ' ', kind='characters')
+  task = SequenceToSequence(
+    tokenizer=tokenizer, decoding=Decoding(length=2 * LENGTH, rows=1), length=2 * LENGTH
+  )
+  config = ModelConfig(
+    vocab=tokenizer.size,
+    width=WIDTH,
+    depth=1,
+    heads=WIDTH // size,
+    feedforward=WIDTH,
+    length=2 * LENGTH,
+    prenorm=True,
+    tie='none',
+    dropout=0.0,
+    scale_attention=scaled,
+  )
+  source = algorithmic.Algorithmic('reverse', 'train', lengths=(1, LENGTH), size=10_000)
+  fields = task.features(source)
+  lengths = np.stack([field.lengths for field in fields.values()], axis=1)
+  batches = pipeline.Batches(
+    fields, pipeline.bucketed(lengths, buckets=1), tokens=rows * 2 * LENGTH + 4 * rows
+  )
+  optimizer, _ = optimizers.build(
+    name='adamw',
+    learning_rate=1e-3,
+    schedule='constant',
+    warmup_steps=20,
+    steps=steps,
+    width=WIDTH,
+    b1=0.9,
+    b2=0.98,
+    epsilon=1e-9,
+    weight_decay=0.0,
+    clip=0.0,
+  )
+  key = jax.random.key(0)
+  state = jax.jit(lambda key: init(task.init(config, key), optimizer, ema=0.0))(key)
+
+  def mean(model, batch):
+    return task.loss(model, batch, None)[0].value
+
+  gradient = jax.jit(jax.grad(mean))(state.model, batches[0])
+  squares = {'query_key': 0.0, 'all': 0.0}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+    square, name = float(jnp.sum(leaf**2)), optimizers.parameter_path(path)
+    squares['all'] += square
+    if name.endswith(('query/kernel', 'key/kernel')):
+      squares['query_key'] += square
+  update = jax.jit(functools.partial(train_step, loss=task.loss, optimizer=optimizer))
+  losses = []
+  for step in range(steps):
+    state, metrics = update(state, batches[step], key)
+    losses.append(metrics['loss'].value)
+  return {
+    **{f'gradient_norm_{name}': value**0.5 for name, value in squares.items()},
+    'losses': np.asarray(losses).round(4).tolist(),
+  }
+
+
+def main(sizes=SIZES, steps: int = 300, learnt=(4, 16, 64, 256), folder=RESULTS):
+  from matplotlib.figure import Figure
+
+  began = time.perf_counter()
+  softmax: dict[str, list] = {}
+  model: dict[str, list] = {}
+  for name, scaled in SCALES.items():
+    for size in sizes:
+      found = of_softmax(jax.random.key(1), size, scaled)
+      softmax.setdefault(name, []).append({'d_k': size, **{k: float(v) for k, v in found.items()}})
+      found = of_model(size, scaled, steps=steps if size in learnt else 0)
+      model.setdefault(name, []).append({'d_k': size, **found})
+
+  figure = Figure(figsize=(11, 6.5), layout='constrained')
+  axes = figure.subplots(2, 3)
+
+  def over_sizes(points, figure_of):
+    return {n: ([p['d_k'] for p in ps], [figure_of(p) for p in ps]) for n, ps in points.items()}
+
+  plots = (
+    (axes[0, 0], softmax, 'entropy', 'entropy of softmax(s), nats', 'x'),
+    (axes[0, 1], softmax, 'jacobian_median', "median norm of softmax's Jacobian", 'xy'),
+    (axes[0, 2], softmax, 'vanished', 'share of queries whose norm is < 0.01', 'x'),
+    (axes[1, 0], model, 'gradient_norm_query_key', 'gradient norm of W_q, W_k at step 0', 'x'),
+  )
+  for at, points, name, label, log in plots:
+    curves(at, over_sizes(points, lambda p, n=name: p[n]), x='d_k', y=label, log=log)
+  last = {n: [p for p in ps if p['losses']] for n, ps in model.items()}
+  tail = max(steps // 10, 1)
+  curves(
+    axes[1, 1],
+    over_sizes(last, lambda p: float(np.mean(p['losses'][-tail:]))),
+    x='d_k',
+    y=f'loss after {steps} steps, nats per token',
+    log='x',
+  )
+  for (name, ps), style in zip(last.items(), ('-', '--'), strict=False):
+    for p, colour in zip(ps, ('C0', 'C1', 'C2', 'C3'), strict=False):
+      smooth = np.convolve(p['losses'], np.ones(tail) / tail, 'valid')
+      axes[1, 2].plot(smooth, style, color=colour, label=f'd_k {p["d_k"]}, {name}')
+  axes[1, 2].set(xlabel='step', ylabel='loss')
+  axes[1, 2].spines[['top', 'right']].set_visible(False)
+  axes[1, 2].legend(frameon=False, fontsize=7)
+  keep(
+    'gradients',
+    began,
+    {'keys': 64, 'steps': steps, 'softmax': softmax, 'model': model},
+    figure,
+    folder,
+  )
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,109 @@
+"""Studies measure what they say, on tiny sizes."""
+
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiments.studies import gradients, positions, recurrence
+from transformer import ModelConfig
+from transformer.functional.losses import cross_entropy
+
+CONFIG = ModelConfig(vocab=19, width=8, depth=2, tie='none', length=16)
+
+
+def kept(folder, name):
+  assert (folder / f'{name}.png').read_bytes().startswith(b'\x89PNG')
+  return json.loads((folder / f'{name}.json').read_text())
+
+
+def test_the_norm_of_the_jacobian_is_that_of_jax(key, close):
+  q, k = jax.random.normal(key, (2, 256, 8))
+  jacobian = jax.vmap(jax.jacobian(jax.nn.softmax))(q @ k[:5].T)
+  norms = jnp.sqrt(jnp.sum(jacobian**2, axis=(1, 2)))
+  found = gradients.of_softmax(key, 8, False, 5)
+  close(found['jacobian_mean'], jnp.mean(norms))
+  close(found['jacobian_median'], jnp.median(norms))
+  p = jax.nn.softmax(q @ k[:5].T)
+  close(found['entropy'], jnp.mean(jnp.sum(-p * jnp.log(p), axis=1)))
+
+
+def test_gradients_are_drawn(tmp_path, monkeypatch):
+  monkeypatch.setattr(gradients, 'WIDTH', 16)
+  monkeypatch.setattr(gradients, 'SCALES', {'scaled': True})
+  gradients.main(sizes=(8, 16), steps=2, learnt=(16,), folder=tmp_path)
+  found = kept(tmp_path, 'gradients')
+  for name in gradients.SCALES:
+    assert [p['d_k'] for p in found['model'][name]] == [8, 16]
+    assert [len(p['losses']) for p in found['model'][name]] == [0, 2]
+    assert all(p['gradient_norm_query_key'] > 0 for p in found['model'][name])
+
+
+@pytest.fixture(scope='module')
+def lstm():
+  return recurrence.LSTM(CONFIG, nnx.Rngs(0))
+
+
+def test_an_lstm_does_not_see_padding(lstm, close):
+  tokens = jnp.array([[4, 5, 6, recurrence.EOS]])
+  padded = jnp.pad(tokens, ((0, 0), (0, 3)))
+  close(lstm.states(padded, tokens), lstm.states(tokens, tokens))
+  assert not np.allclose(lstm.states(tokens[:, ::-1], tokens), lstm.states(tokens, tokens))
+
+
+def test_an_lstm_steps_as_it_was_taught(lstm, close):
+  inputs, targets = jnp.array([[4, 5, 2, 0], [7, 8, 9, 2]]), jnp.array([[1, 4, 5], [1, 7, 8]])
+  logits = lstm.readout.attend(lstm.states(inputs, targets))
+  carries = lstm.encode(inputs)
+  for t in range(3):
+    one, carries = lstm.step(targets[:, t], carries)
+    close(one, logits[:, t])
+
+
+def test_both_learn_the_copy_from_the_tokens_before(lstm):
+  tokens = recurrence.batch_of(np.random.default_rng(0), 4, 6)['tokens']
+  ends = np.argmax(tokens == recurrence.EOS, axis=1)
+  assert np.all((tokens != recurrence.PAD).sum(axis=1) == ends + 1) and ends.min() >= 1
+  read = np.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=recurrence.BOS)
+  read = np.where(tokens == recurrence.PAD, recurrence.PAD, read)
+  logits = lstm.readout.attend(lstm.states(jnp.asarray(tokens), jnp.asarray(read)))
+  tokens = jnp.asarray(tokens)
+  expected = cross_entropy(logits, tokens, (tokens != 0).astype(jnp.float32))
+  found, _ = recurrence.loss(lstm, {'tokens': tokens})
+  np.testing.assert_allclose(found.value, expected.value, rtol=1e-5)
+
+
+def test_recurrence_is_drawn(tmp_path, monkeypatch):
+  tiny = dict(vocab=19, width=8, depth=1, heads=2, feedforward=8, length=16, tie='none')
+  models = {n: (build, ModelConfig(**tiny)) for n, (build, _) in recurrence.MODELS.items()}
+  monkeypatch.setattr(recurrence, 'MODELS', models)
+  sizes = dict(steps=2, rows=2, longest=4, lengths=(2,), timed=(3,), positions=8, turns=1)
+  recurrence.main(**sizes, folder=tmp_path)
+  for found in kept(tmp_path, 'recurrence')['models'].values():
+    assert found['exact_match'] == [0.0] and len(found['loss_by_tenth']) == 2
+    assert min(found['training_tokens_per_s'] + found['decoding_tokens_per_s']) > 0
+
+
+def test_positions_are_drawn(tmp_path, monkeypatch):
+  def run(command, **how):
+    metrics = {f'{split}/exact_match': 50.0 for split in positions.SPLITS}
+    runs = [{'changed': {'model.position': p}, 'metrics': metrics} for p in ('rotary', 'relative')]
+    return types.SimpleNamespace(stdout=json.dumps({'runs': runs}) + '\n')
+
+  monkeypatch.setattr(positions.subprocess, 'run', run)
+  monkeypatch.setattr('experiments.studies.study.subprocess.check_output', lambda *_, **__: 'c\n')
+  positions.main(str(tmp_path / 'runs'), folder=tmp_path)
+  found = kept(tmp_path, 'positions')['exact_match']
+  assert found['sort']['relative'] == {'test': 50.0, 'longer': 50.0}
+
+
+def test_the_two_sides_are_of_one_size():
+  sizes = [
+    sum(x.size for x in jax.tree.leaves(jax.eval_shape(lambda b=b, c=c: b(c, nnx.Rngs(0)))))
+    for b, c in recurrence.MODELS.values()
+  ]
+  assert max(sizes) / min(sizes) < 1.01
