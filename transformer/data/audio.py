@@ -50,6 +50,14 @@ def read(sound: Sound, rate: int) -> Float[np.ndarray, ' n']:
   return samples.astype(np.float32)
 
 
+def rate_of(sound: str | os.PathLike | bytes) -> int:
+  """How many samples a second a file has, in Hz."""
+  import soundfile
+
+  with io.BytesIO(sound) if isinstance(sound, bytes) else open(sound, 'rb') as file:
+    return soundfile.info(file).samplerate
+
+
 def write(path: str | os.PathLike, sound: Float[np.ndarray, ' n'], rate: int):
   """Writes samples as a 16-bit wav file; see `encode`."""
   with open(path, 'wb') as file:

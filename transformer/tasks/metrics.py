@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float, Int
 
+from transformer.data import audio
 from transformer.functional.losses import Mean, accuracy, cross_entropy
 
 TEACHER_FORCED = ('nll_per_token', 'perplexity_per_token', 'token_accuracy')
@@ -200,6 +201,31 @@ def _of_ranks(name: str, measure: str) -> Callable[[Sequence[str], Sequence[str]
     return Score(value, f'{name}|trec_eval {measure}|n:{len(references)}')
 
   return score
+def mel_cepstral_distortion(
+  predictions: Sequence[bytes], references: Sequence[audio.Sound]
+) -> Score:
+  """In dB, the mean over sounds: see distortion.mel_cepstral_distortion. Less is better."""
+  from transformer.tasks import distortion
+
+  _check(predictions, references)
+  rates = [audio.rate_of(sound) for sound in predictions]
+  found = [
+    distortion.mel_cepstral_distortion(*pair)
+    for pair in zip(predictions, references, rates, strict=True)
+  ]
+  how = f'mels:{distortion.BANDS}|cepstra:1-{distortion.CEPSTRA}|rate:{rates[0]}|aligned:dtw'
+  return Score(sum(found) / len(found), f'mel cepstral distortion|dB|n:{len(found)}|{how}')
+
+
+def length_ratio(predictions: Sequence[bytes], references: Sequence[audio.Sound]) -> Score:
+  """How long the sounds are, all in all, in percent of the references: do they end in time?"""
+  _check(predictions, references)
+  made = true = 0.0
+  for sound, reference in zip(predictions, references, strict=True):
+    rate = audio.rate_of(sound)
+    made += len(audio.read(sound, rate)) / rate
+    true += len(audio.read(reference, rate)) / rate
+  return Score(100 * made / true, f'length ratio|n:{len(references)}')
 
 
 def _sacrebleu(metric: Any, predictions: Sequence[str], references: Sequence[str]) -> Score:
@@ -208,7 +234,7 @@ def _sacrebleu(metric: Any, predictions: Sequence[str], references: Sequence[str
   return Score(value, str(metric.get_signature()))
 
 
-def _check(predictions: Sequence[str], references: Sequence[str]):
+def _check(predictions: Sequence[Any], references: Sequence[Any]):
   # sacrebleu would score the first ones and leave out the rest without a word
   if len(predictions) != len(references) or not references:
     raise ValueError(
@@ -217,7 +243,7 @@ def _check(predictions: Sequence[str], references: Sequence[str]):
     )
 
 
-METRICS: dict[str, Callable[[Sequence[str], Sequence[str]], Score]] = {
+METRICS: dict[str, Callable[[Any, Any], Score]] = {
   'exact_match': exact_match,
   'bleu': bleu,
   'chrf': chrf,
@@ -227,4 +253,6 @@ METRICS: dict[str, Callable[[Sequence[str], Sequence[str]], Score]] = {
   'squad_exact_match': squad_exact_match,
   'squad_f1': squad_f1,
   **{name: _of_ranks(name, measure) for name, measure in RANKED.items()},
+  'mel_cepstral_distortion': mel_cepstral_distortion,
+  'length_ratio': length_ratio,
 }

@@ -56,14 +56,17 @@ class Task(Protocol):
   def capture(self, model: Model, batch: dict[str, Array]) -> dict[str, dict[str, Array]]:
     """Every layer's 'states' [L, B, T, D] of each stack, and its attention weights."""
 
-  def example(self, example: dict[str, Any]) -> tuple[Any, str]:
+  def example(self, example: dict[str, Any]) -> tuple[Any, Any]:
     """An example as the line that `predict` is given and what it should answer."""
 
   def input(self, line: Any) -> Any:
     """What the model reads of a line; ValueError says what is wrong with it."""
 
-  def predict(self, model: Model, lines: Iterable[Any], *, cut: bool = False) -> list[str]:
-    """The answer to each line; with `cut`, to what can be read of one that `input` refuses."""
+  def predict(self, model: Model, lines: Iterable[Any], *, cut: bool = False) -> list[Any]:
+    """The answer to each line, a text or a wav file's bytes.
+
+    With `cut`, to what can be read of a line that `input` refuses.
+    """
 
   def attend(self, model: Model, line: Any) -> tuple[np.ndarray, list[str], list[str]]:
     """Attention weights [L, H, T, S] of a line, and the pieces of text that T and S stand for."""

@@ -25,7 +25,7 @@ from transformer.training.experiment import prepare, reopen, restore_best
 from transformer.training.process import tune
 from transformer.training.reporting import log_ours as log_ours
 from transformer.training.settings import SECTIONS, check
-from transformer.training.workdir import Workdir, write
+from transformer.training.workdir import Workdir, line_of, write
 
 USAGE, FAILURE = 2, 1
 
@@ -162,7 +162,8 @@ def _predict(config, workdir, flags) -> int:
           status = USAGE
       outputs = dict(zip(good, task.predict(model, good.values()), strict=True))
       for number, _ in chunk:
-        print(outputs.get(number, '').replace('\n', ' '), flush=True)
+        file = workdir.path / 'wav' / f'{number}.wav'
+        print(line_of(outputs.get(number, ''), file).replace('\n', ' '), flush=True)
   return status
 
 
@@ -195,7 +196,8 @@ def _attend(config, workdir, flags) -> int:
       except ValueError as error:
         raise ValueError(f'line {number}: {error}') from error
       file = workdir.path / 'attention' / f'{number}.html'
-      output = experiment.task.predict(model, [line], cut=True)[0]
+      (answer,) = experiment.task.predict(model, [line], cut=True)
+      output = line_of(answer, file.with_suffix('.wav'))
       write(file, heatmap.html(weights, rows, columns, title=line, subtitle=output))
       heatmap.png(weights, rows, columns, file.with_suffix('.png'), title=line)
       pictures.append(

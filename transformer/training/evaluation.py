@@ -16,7 +16,7 @@ from transformer.training.settings import names
 from transformer.training.sharding import shard_batch
 from transformer.training.step import Model
 
-LOWER_IS_BETTER = ('nll', 'perplexity', 'bits', 'wer', 'cer')  # and whatever begins so
+LOWER_IS_BETTER = ('nll', 'perplexity', 'bits', 'wer', 'cer', 'mel', 'stop_nll')  # begins so
 
 
 class Judgement(NamedTuple):
@@ -32,8 +32,8 @@ class Judgement(NamedTuple):
   metrics: dict[str, float]
   signatures: dict[str, str]
   samples: list[dict[str, Any]]
-  references: list[str]
-  predictions: list[str]
+  references: list[Any]
+  predictions: list[Any]
 
 
 def measure(

@@ -19,7 +19,7 @@ from transformer.training.experiment import Experiment, with_shardings
 from transformer.training.initial import with_given
 from transformer.training.settings import names
 from transformer.training.step import Model, State, init, train_steps
-from transformer.training.workdir import Workdir, write
+from transformer.training.workdir import Workdir, line_of, write
 
 
 class Stopped(Exception):
@@ -157,8 +157,9 @@ def report_result(experiment: Experiment, model: Model, workdir: Workdir) -> dic
     metrics |= {f'{split}/{name}': value for name, value in figures.items()}
     signatures |= {f'{split}/{name}': text for name, text in found.signatures.items()}
     folder = workdir.path / 'predictions'
-    write(folder / f'{split}.txt', ''.join(f'{line}\n' for line in found.predictions))
-    write(folder / f'{split}.reference.txt', ''.join(f'{line}\n' for line in found.references))
+    for name, answers in ((split, found.predictions), (f'{split}.reference', found.references)):
+      lines = (line_of(x, folder / name / f'{i}.wav') for i, x in enumerate(answers, start=1))
+      write(folder / f'{name}.txt', ''.join(f'{line}\n' for line in lines))
     logging.info('samples of %s:\n%s', split, reporting.table(found.samples))
   return {'metrics': metrics, 'signatures': signatures}
 

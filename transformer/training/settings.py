@@ -22,6 +22,7 @@ from transformer.tasks.metrics import METRICS
 from transformer.tasks.retrieval import Retrieval
 from transformer.tasks.sequence import SequenceToSequence
 from transformer.tasks.spans import QuestionAnswering
+from transformer.tasks.spectrogram import Spectrogram
 from transformer.tasks.transcription import Transcription
 from transformer.training import optimizers, sharding
 
@@ -34,6 +35,7 @@ TASKS: dict[str, Any] = {
   'transcription': Transcription,
   'spans': QuestionAnswering,
   'retrieval': Retrieval,
+  'spectrogram': Spectrogram,
 }
 
 

@@ -122,12 +122,20 @@ def get_config(path: str) -> ConfigDict:
   return ConfigDict(Workdir(path).read_config())
 
 
-def write(file: pathlib.Path, text: str):
+def write(file: pathlib.Path, content: str | bytes):
   """Writes a file whole or not at all."""
   file.parent.mkdir(parents=True, exist_ok=True)
   temporary = file.with_name(file.name + '.tmp')
-  temporary.write_text(text, encoding='utf-8')
+  temporary.write_bytes(content.encode() if isinstance(content, str) else content)
   temporary.replace(file)
+
+
+def line_of(answer: str | bytes, file: pathlib.Path) -> str:
+  """An answer as a line: a text as it is; a sound is kept in `file`, and the line is its path."""
+  if isinstance(answer, str):
+    return answer
+  write(file, answer)
+  return str(file)
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

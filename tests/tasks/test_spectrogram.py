@@ -1,0 +1,305 @@
+"""Laws of transformer/tasks/spectrogram.py, modules/speech.py and tasks/distortion.py."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transformer import ModelConfig
+from transformer.data import audio, tokenizers
+from transformer.data.pipeline import Batches, bucketed
+from transformer.modules.speech import Synthesizer
+from transformer.tasks import distortion, metrics
+from transformer.tasks.spectrogram import (
+  Spectrogram,
+  Synthesis,
+  _synthesize,
+  off_diagonal,
+  one_step_late,
+)
+from transformer.tasks.task import Task
+
+RATE = 4000
+CONFIG = dict(
+  width=16, depth=1, heads=2, feedforward=16, length=32, prenorm=True, tie='none', dropout=0.0
+)
+
+
+def tone(hertz, seconds=0.1, loudness=0.3):
+  time = np.arange(round(seconds * RATE)) / RATE
+  return (loudness * np.sin(2 * np.pi * hertz * time)).astype(np.float32)
+
+
+SOURCE = [
+  {'inputs': tone(hertz, seconds), 'targets': text}
+  for text, hertz, seconds in (('low', 200, 0.1), ('middle', 500, 0.17), ('high', 1500, 0.05))
+]
+
+
+@pytest.fixture(scope='module')
+def task():
+  return Spectrogram(
+    tokenizer=tokenizers.train([e['targets'] for e in SOURCE], kind='characters'),
+    decoding=Synthesis(rows=2, length=12, stop=0.5, iterations=4),
+    length=24,
+    rate=RATE,
+    window=0.03,
+    hop=0.01,
+    mels=6,
+    floor=1e-4,
+    together=2,
+    prenet_dropout=0.5,
+    stop_weight=3.0,
+    diagonal=1.0,
+  )
+
+
+@pytest.fixture(scope='module')
+def model(task):
+  return task.init(ModelConfig(vocab=task.tokenizer.size, **CONFIG), jax.random.key(0))
+
+
+@pytest.fixture(scope='module')
+def batch(task):
+  fields = task.features(SOURCE)
+  lengths = np.stack([field.lengths for field in fields.values()], axis=1)
+  made = Batches(fields, bucketed(lengths, buckets=1), tokens=48, seed=None)[0]
+  return {name: jnp.asarray(rows) for name, rows in made.items()}
+
+
+forward = jax.jit(Synthesizer.__call__)
+captured = jax.jit(functools.partial(Synthesizer.__call__, capture=True))
+
+
+@pytest.fixture(scope='module')
+def loss(task):
+  return jax.jit(task.loss)
+
+
+@pytest.fixture(scope='module')
+def measure(task):
+  return jax.jit(task.measure)
+
+
+def test_it_is_a_task(task):
+  assert isinstance(task, Task)
+  text, sound = task.example(SOURCE[0])
+  assert text == 'low' and audio.rate_of(sound) == RATE
+
+
+def test_frames_are_scaled_between_silence_and_one(task):
+  steps = task.steps(SOURCE[1]['inputs'])
+  frames = task.log_mel(SOURCE[1]['inputs'])
+  assert steps.shape == (-(-len(frames) // 2), 12)
+  flat = steps.reshape(-1, 6)[: len(frames)]
+  np.testing.assert_allclose(flat, 1 - 2 * frames / np.log(1e-4), rtol=1e-5)
+  assert np.all(task.steps(np.zeros(400, np.float32)) == -1)
+
+
+def test_a_sound_comes_back_with_its_frames_and_its_length(task):
+  better = dataclasses.replace(
+    task, decoding=dataclasses.replace(task.decoding, iterations=60), mels=24, hop=0.0075
+  )
+  sound = better.sound(better.steps(SOURCE[1]['inputs']))
+  samples = audio.read(sound, RATE)
+  assert abs(len(samples) / len(SOURCE[1]['inputs']) - 1) < 0.15
+  spectrum = np.abs(np.fft.rfft(samples))
+  assert abs(np.argmax(spectrum) / len(samples) * RATE - 500) < 40
+
+
+def test_one_loss_says_what_its_parts_say(task, model, batch, loss, measure):
+  whole, parts = loss(model, batch, None)
+  measured = measure(model, batch)
+  assert set(parts) == set(measured) == set(task.figures)
+  made, ends, inside = captured(
+    model,
+    batch['inputs'],
+    one_step_late(batch['targets']),
+    input_segments=batch['inputs_segments'],
+    target_segments=batch['targets_segments'],
+  )
+  total, weight = np.zeros(4), 0
+  for row in range(3):  # one after the other, without what is padded
+    T = int((batch['targets_segments'][row] != 0).sum())
+    S = int((batch['inputs_segments'][row] != 0).sum())
+    error = np.abs(np.asarray(made - batch['targets'])[row, :T]).mean(axis=1).sum()
+    p = 1 / (1 + np.exp(-np.asarray(ends, np.float64)[row, :T]))
+    stop = -np.log(np.append(1 - p[:-1], p[-1]))
+    seen = np.asarray(inside['decoder']['cross'])[:, row, :, :T, :S].mean(axis=(0, 1))
+    t, s = np.mgrid[:T, :S]
+    off = (seen * (1 - np.exp(-((s / S - t / T) ** 2) / 0.08))).sum()
+    total += [error * -np.log(1e-4) / 2, stop.sum(), off, error + stop.sum() + 2 * stop[-1] + off]
+    weight += T
+  for part, value in zip((*(measured[n] for n in task.figures), whole), total, strict=True):
+    assert part.weight == weight
+    np.testing.assert_allclose(part.sum, value, rtol=1e-4)
+
+
+def test_a_step_depends_on_the_steps_before_and_all_of_the_text(task, model, batch):
+  def one(before, tokens_of_text):
+    return forward(
+      model,
+      tokens_of_text,
+      before,
+      input_segments=batch['inputs_segments'],
+      target_segments=batch['targets_segments'],
+    )[0][1, 3].sum()
+
+  before = one_step_late(batch['targets'])
+  gradient = np.asarray(jax.grad(one)(before, batch['inputs']))[1]
+  # the first is 0, where a relu has no slope
+  assert np.abs(gradient[1:4]).max(axis=1).min() > 0 and not gradient[4:].any()
+  last = int((batch['inputs_segments'][1] != 0).sum()) - 2
+  other = batch['inputs'].at[1, last].set(batch['inputs'][0, 0])
+  assert one(before, other) != one(before, batch['inputs'])
+
+
+def test_dropout_of_the_prenet_is_on_where_there_is_a_key(model, batch, loss, key):
+  plain, again = (loss(model, batch, None)[0].sum for _ in range(2))
+  assert plain == again
+  assert loss(model, batch, key)[0].sum != plain
+
+
+def test_what_is_made_step_by_step_is_what_was_taught(task, model, close):
+  rows = jnp.array([task.input('middle'), task.input('hidden')])
+  steps, counts = _synthesize(model, rows, decoding=dataclasses.replace(task.decoding, stop=0.999))
+  assert counts.tolist() == [12, 12]
+  ones = jnp.ones((2, 12), jnp.int32)
+  taught, ends, _ = forward(
+    model, rows, one_step_late(steps), input_segments=rows * 0 + 1, target_segments=ones
+  )
+  close(steps, taught)
+  # and it ends with the first step whose end is likely enough
+  stop = float(np.sort(np.asarray(jax.nn.sigmoid(ends)).max(axis=1))[0]) - 1e-6
+  _, counts = _synthesize(model, rows, decoding=dataclasses.replace(task.decoding, stop=stop))
+  expected = np.argmax(np.asarray(jax.nn.sigmoid(ends)) > stop, axis=1) + 1
+  assert counts.tolist() == expected.tolist()
+
+
+def test_a_line_sounds_the_same_whatever_lines_come_with_it(task, model):
+  alone = task.predict(model, ['high'])
+  beside = task.predict(model, ['low', 'middle low high', 'high'])
+  assert beside[2] == alone[0] and audio.rate_of(alone[0]) == RATE
+
+
+def test_bad_lines_are_named(task, model):
+  with pytest.raises(ValueError, match='line 2: the line is empty'):
+    task.predict(model, ['low', ' '])
+  with pytest.raises(ValueError, match='split it'):
+    task.input('low ' * 9)
+
+
+def test_attend_shows_a_row_for_each_step(task, model):
+  weights, seconds, pieces = task.attend(model, 'low')
+  (steps,) = task.made(model, ['low'])
+  assert weights.shape == (1, 2, len(steps), 4) and len(seconds) == len(steps)
+  assert pieces[:3] == ['l', 'o', 'w']
+  np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-5)
+
+
+def test_the_diagonal_is_that_of_what_is_real():
+  inputs = jnp.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]], bool)
+  off = off_diagonal(inputs, inputs)
+  np.testing.assert_allclose(np.diagonal(off[1]), 0)
+  np.testing.assert_allclose(off[0, :4, :4], off_diagonal(inputs[:1, :4], inputs[:1, :4])[0])
+  assert off[1, 0, 5] > off[1, 0, 3] > off[1, 0, 1] > 0
+
+
+def test_it_learns_three_tones(task, batch):
+  import optax
+
+  model = task.init(ModelConfig(vocab=task.tokenizer.size, **CONFIG), jax.random.key(1))
+  optimizer = optax.adam(1e-2)
+  state = optimizer.init(model)
+
+  @jax.jit
+  def update(model, state, key):
+    loss, gradient = jax.value_and_grad(lambda m: task.loss(m, batch, key)[0].value)(model)
+    updates, state = optimizer.update(gradient, state, model)
+    return optax.apply_updates(model, updates), state, loss
+
+  for step in range(150):
+    model, state, _ = update(model, state, jax.random.key(step))
+  made = task.made(model, [e['targets'] for e in SOURCE])
+  for example, steps in zip(SOURCE, made, strict=True):
+    expected = task.steps(example['inputs'])
+    assert len(steps) == len(expected)  # the stop token works
+    loudest = steps[1:-1].mean(axis=0).argmax() % 6, expected[1:-1].mean(axis=0).argmax() % 6
+    assert loudest[0] == loudest[1]
+
+
+@pytest.mark.parametrize(
+  'changed, message',
+  [
+    ({'together': 0}, 'together'),
+    ({'prenet_dropout': 1.0}, 'prenet_dropout'),
+    ({'stop_weight': 0.0}, 'stop_weight'),
+    ({'hop': 0.05}, 'hop'),
+  ],
+)
+def test_what_makes_no_sense_is_refused(task, changed, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(task, **changed)
+  with pytest.raises(ValueError, match=r'decode\.stop'):
+    Synthesis(rows=1, length=1, stop=1.0, iterations=1)
+
+
+def noise(seed, seconds=0.3):
+  return np.random.default_rng(seed).normal(size=round(16_000 * seconds)).astype(np.float32) / 9
+
+
+def test_distortion_is_that_of_spectra_and_not_of_loudness_or_speed():
+  measure = distortion.mel_cepstral_distortion
+  sound = noise(0)
+  assert measure(sound, sound, 16_000) == 0
+  assert measure(sound, 2 * sound, 16_000) < 1e-3
+  low = np.convolve(sound, np.ones(8) / 8, 'same').astype(np.float32)
+  assert measure(sound, low, 16_000) > 2 * measure(sound, noise(1), 16_000) > 0
+  # what stands still twice as long is aligned
+  parts = np.concatenate([sound, low]), np.concatenate([sound, sound, low])
+  assert measure(*parts, 16_000) < measure(sound, low, 16_000) / 4
+
+
+def test_distortion_is_the_root_mean_square_of_smooth_spectra_in_decibels(monkeypatch):
+  monkeypatch.setattr(distortion, 'CEPSTRA', distortion.BANDS - 1)  # nothing is smoothed
+  sounds = noise(0, 0.02), noise(1, 0.02)
+  bands = [audio.LogMel(rate=16_000, mels=distortion.BANDS)(x).astype(np.float64) for x in sounds]
+  bands = [20 / np.log(10) * (b - b.mean(axis=1, keepdims=True)) for b in bands]
+  cost = np.sqrt(((bands[0][:, None] - bands[1][None]) ** 2).mean(axis=-1))
+  assert cost.shape == (3, 3)
+  paths = [[(0, 0)]]
+  totals = []
+  while paths:  # all of them
+    path = paths.pop()
+    i, j = path[-1]
+    if (i, j) == (2, 2):
+      totals.append((sum(cost[at] for at in path), len(path)))
+    for at in ((i + 1, j), (i, j + 1), (i + 1, j + 1)):
+      if max(at) <= 2:
+        paths.append([*path, at])
+  total, steps = min(totals)
+  assert distortion.mel_cepstral_distortion(*sounds, 16_000) == pytest.approx(total / steps)
+
+
+def test_metrics_of_sounds_are_in_decibels_and_percent():
+  made = [audio.encode(noise(0, 0.2), 16_000), audio.encode(noise(1, 0.1), 16_000)]
+  true = [audio.encode(noise(0, 0.1), 8_000), audio.encode(noise(1, 0.1), 16_000)]
+  # noise() has 1,600 samples in a tenth of a second, which are two at 8 kHz
+  value, signature = metrics.length_ratio(made, true)
+  assert value == pytest.approx(100) and 'n:2' in signature
+  value, signature = metrics.mel_cepstral_distortion(made[1:], true[1:])
+  assert value == 0 and 'dB' in signature and 'rate:16000' in signature
+
+
+def test_padding_changes_nothing(model, batch, measure, close):
+  whole = measure(model, batch)
+  text = {n: jnp.pad(batch[n], ((0, 0), (0, 3))) for n in ('inputs', 'inputs_segments')}
+  sound = {
+    n: jnp.pad(batch[n], [(0, 0), (0, 2)] + [(0, 0)] * (batch[n].ndim - 2))
+    for n in ('targets', 'targets_segments')
+  }
+  for name, mean in measure(model, text | sound).items():
+    close(mean.sum, whole[name].sum)

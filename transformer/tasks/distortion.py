@@ -1,0 +1,41 @@
+"""How far a sound is from another that says the same, by their cepstra along the best alignment."""
+
+import numpy as np
+from jaxtyping import Float
+
+from transformer.data import audio
+
+BANDS, CEPSTRA = 40, 13
+
+
+def cepstra(sound: Float[np.ndarray, ' n'], rate: int) -> Float[np.ndarray, 'S C']:
+  """The first cepstra of each frame without that of its loudness: log |mel_k| = sum_m c_m cos.
+
+  Args:
+    sound: samples.
+    rate: in Hz.
+  """
+  frames = audio.LogMel(rate=rate, mels=BANDS)(sound)
+  angle = np.pi * np.outer(np.arange(BANDS) + 0.5, np.arange(1, CEPSTRA + 1)) / BANDS
+  return frames @ (2 / BANDS * np.cos(angle)).astype(np.float32)
+
+
+def mel_cepstral_distortion(sound: audio.Sound, reference: audio.Sound, rate: int) -> float:
+  """10 / ln 10 sqrt(2 sum_m (c_m - c'_m)^2), in dB: the mean over the frames of the best alignment.
+
+  That is the root mean square, over the bands, of the difference of two smoothed spectra, which may
+  differ in loudness. Dynamic time warping finds the alignment of least sum.
+
+  Args:
+    sound, reference: what are compared.
+    rate: in Hz, at which both are.
+
+  Kubichek 1993, https://doi.org/10.1109/PACRIM.1993.407206, with cepstra of mel bands.
+  """
+  import librosa
+
+  one, other = (cepstra(audio.read(x, rate), rate) for x in (sound, reference))
+  difference = one[:, None].astype(np.float64) - other[None]
+  cost = 10 / np.log(10) * np.sqrt(2 * np.sum(difference**2, axis=-1))
+  path = librosa.sequence.dtw(C=cost)[1]
+  return float(cost[path[:, 0], path[:, 1]].mean())
