@@ -24,6 +24,7 @@ squad                 question -> paragraph, and the answers in it: <dir>/<split
 squad/v1.1            the same, prepared by TFDS
 facts                 the same, made on the spot
 cranfield             title -> abstract, or query -> relevant abstracts: <dir>/docs.jsonl.gz, ...
+keypad, ..._strings   a digit, or 3 to 7, as a telephone dials them, made on the spot
 any other             the TFDS data set of this name, prepared in <dir>; without TensorFlow
 
 Of files and TFDS a split may be a slice, such as train[:90%], train[90%:] or train[2400:].

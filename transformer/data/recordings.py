@@ -20,7 +20,7 @@ from transformer.data.textfiles import find, pairs
 DIGITS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
 RATE = 8000  # of telephones, and of all that is joined here, Hz
 
-NAMES = ('recordings', 'frames', 'fsdd', 'fsdd_strings', 'yesno', 'keypad_strings')
+NAMES = ('recordings', 'frames', 'fsdd', 'fsdd_strings', 'yesno', 'keypad', 'keypad_strings')
 
 Example = dict[str, Any]
 
@@ -45,7 +45,8 @@ def load(
   elif name == 'yesno':
     found = yesno(folder, 'train' if whole == 'joined' else whole)[part]
   else:
-    found = (keypad(whole) if name == 'keypad_strings' else fsdd(folder, whole))[part]
+    of_keypad = name.startswith('keypad')
+    found = (keypad(whole) if of_keypad else fsdd(folder, whole, targets))[part]
   if not found:
     raise ValueError(f'split {split!r} of {name} in {folder} has no recording: take another part')
   if name.endswith('strings'):
@@ -103,15 +104,22 @@ def frames(folder: pathlib.Path, split: str, inputs: str, targets: str) -> list[
   ]
 
 
-def fsdd(folder: pathlib.Path, split: str) -> list[Example]:
+def fsdd(folder: pathlib.Path, split: str, targets: str = 'digit') -> list[Example]:
   """Spoken digits, <digit>_<speaker>_<index>.wav, in the order of their indices; adds 'speaker'.
 
   Jackson et al., https://github.com/Jakobovski/free-spoken-digit-dataset; spoken_digit of TFDS.
+
+  Args:
+    folder: of the archives or folders.
+    split: train or test_visible.
+    targets: 'speaker: digit' for 'george: seven', anything else for 'seven'.
   """
   examples = []
   for name, sound in _sounds(folder, split).items():
     digit, speaker, index = name.removesuffix('.wav').split('_')
-    example = {'inputs': sound, 'targets': DIGITS[int(digit)], 'name': name, 'speaker': speaker}
+    said = DIGITS[int(digit)]
+    text = f'{speaker}: {said}' if targets == 'speaker: digit' else said
+    example = {'inputs': sound, 'targets': text, 'name': name, 'speaker': speaker}
     examples.append((int(index), name, example))
   return [example for *_, example in sorted(examples, key=operator.itemgetter(0, 1))]
 

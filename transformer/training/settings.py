@@ -265,7 +265,7 @@ def check(config: Mapping[str, Any]) -> Settings:
         f'has {reader.features} numbers in each of its {inputs}: set it to that'
       )
     longest = reader.positions
-  if settings.task in ('sequence', 'denoising'):  # others never look further than they learnt to
+  if settings.task in ('sequence', 'denoising', 'spectrogram'):  # others never go beyond it
     longest = max(longest + (settings.task == 'denoising'), settings.decode.length)
   if settings.model['position'] == 'learned' and longest > settings.model['length']:
     raise ValueError(
