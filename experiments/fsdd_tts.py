@@ -1,7 +1,7 @@
 r"""Speech synthesis: a digit by a named speaker, text to sound.
 
   python run.py --config=experiments/fsdd_tts.py --config.data.dir=../shared/data/fsdd
-  echo 'george: seven' | python run.py --workdir=runs/fsdd_tts --mode=predict     # writes a wav file
+  echo 'george: seven' | python run.py --workdir=runs/fsdd_tts --mode=predict    # a wav file
   python run.py --config=experiments/fsdd_tts.py:keypad      # a telephone's tones: needs no file
 
 The folder holds `train.tar.xz` and `test_visible.tar.xz` of the Free Spoken Digit Dataset (TFDS:

@@ -131,12 +131,12 @@ def test_sweep_runs_every_variant(run, tmp_path):
     'import importlib.util\n'
     f'spec = importlib.util.spec_from_file_location("base", {str(base)!r})\n'
     'base = importlib.util.module_from_spec(spec); spec.loader.exec_module(base)\n'
-    'get_config = lambda: base.get_config("copy")\n'
+    'get_config = base.get_config\n'
     'def sweep(add):\n'
     '  for rate in (1e-3, 1e-2):\n'
     '    add({"optimizer.learning_rate": rate})\n'
   )
-  flags = [f'--config={experiment}', *TINY[1:], '--config.data.test=']
+  flags = [f'--config={experiment}:copy', *TINY[1:], '--config.data.test=']
   done = run('--mode=sweep', *flags, f'--workdir={tmp_path}/sweep')
   assert done.returncode == 0, done.stderr.decode()
   runs = json.loads(done.stdout.splitlines()[-1])['runs']

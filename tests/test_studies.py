@@ -35,6 +35,7 @@ def test_the_norm_of_the_jacobian_is_that_of_jax(key, close):
 def test_gradients_are_drawn(tmp_path, monkeypatch):
   monkeypatch.setattr(gradients, 'WIDTH', 16)
   monkeypatch.setattr(gradients, 'SCALES', {'scaled': True})
+  monkeypatch.setattr(gradients, 'PART', 1)
   gradients.main(sizes=(8, 16), steps=2, learnt=(16,), folder=tmp_path)
   found = kept(tmp_path, 'gradients')
   for name in gradients.SCALES:

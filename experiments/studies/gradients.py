@@ -16,6 +16,7 @@ learning to reverse digits. What differs within a pair is `ModelConfig.scale_att
 
 import functools
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ from transformer.training.step import init, train_step
 
 SIZES = (4, 8, 16, 32, 64, 128, 256)  # d_k
 WIDTH, LENGTH = 256, 10
+PART = 10  # steps that a loss is averaged over
 SCALES = {'1 / sqrt(d_k)': True, 'no scale': False}
 
 
@@ -52,7 +54,7 @@ def of_softmax(key: jax.Array, size: int, scaled: bool, keys: int = 64) -> dict[
 
 
 def of_model(size: int, scaled: bool, *, steps: int, rows: int = 64) -> dict[str, list | float]:
-  """The gradient at the start, and the loss of every step."""
+  """The gradient at the start, and the mean loss of every PART steps."""
   tokenizer = tokenizers.train(algorithmic.SYMBOLS[:10] + ' ', kind='characters')
   task = SequenceToSequence(
     tokenizer=tokenizer, decoding=Decoding(length=2 * LENGTH, rows=1), length=2 * LENGTH
@@ -108,13 +110,11 @@ def of_model(size: int, scaled: bool, *, steps: int, rows: int = 64) -> dict[str
     losses.append(metrics['loss'].value)
   return {
     **{f'gradient_norm_{name}': value**0.5 for name, value in squares.items()},
-    'losses': np.asarray(losses).round(4).tolist(),
+    'losses': np.asarray(losses).reshape(-1, PART).mean(axis=1).tolist(),
   }
 
 
 def main(sizes=SIZES, steps: int = 300, learnt=(4, 16, 64, 256), folder=RESULTS):
-  from matplotlib.figure import Figure
-
   began = time.perf_counter()
   softmax: dict[str, list] = {}
   model: dict[str, list] = {}
@@ -125,7 +125,16 @@ def main(sizes=SIZES, steps: int = 300, learnt=(4, 16, 64, 256), folder=RESULTS)
       found = of_model(size, scaled, steps=steps if size in learnt else 0)
       model.setdefault(name, []).append({'d_k': size, **found})
 
-  figure = Figure(figsize=(11, 6.5), layout='constrained')
+  numbers = {'keys': 64, 'steps': steps, 'softmax': softmax, 'model': model}
+  keep('gradients', began, numbers, drawn(numbers), folder)
+
+
+def drawn(numbers: dict[str, Any]) -> Any:
+  """The plots of what was found."""
+  from matplotlib.figure import Figure
+
+  softmax, model = numbers['softmax'], numbers['model']
+  figure = Figure(figsize=(12, 6.5), layout='constrained')
   axes = figure.subplots(2, 3)
 
   def over_sizes(points, figure_of):
@@ -139,29 +148,17 @@ def main(sizes=SIZES, steps: int = 300, learnt=(4, 16, 64, 256), folder=RESULTS)
   )
   for at, points, name, label, log in plots:
     curves(at, over_sizes(points, lambda p, n=name: p[n]), x='d_k', y=label, log=log)
-  last = {n: [p for p in ps if p['losses']] for n, ps in model.items()}
-  tail = max(steps // 10, 1)
-  curves(
-    axes[1, 1],
-    over_sizes(last, lambda p: float(np.mean(p['losses'][-tail:]))),
-    x='d_k',
-    y=f'loss after {steps} steps, nats per token',
-    log='x',
-  )
-  for (name, ps), style in zip(last.items(), ('-', '--'), strict=False):
-    for p, colour in zip(ps, ('C0', 'C1', 'C2', 'C3'), strict=False):
-      smooth = np.convolve(p['losses'], np.ones(tail) / tail, 'valid')
-      axes[1, 2].plot(smooth, style, color=colour, label=f'd_k {p["d_k"]}, {name}')
-  axes[1, 2].set(xlabel='step', ylabel='loss')
+  learnt = {n: [p for p in ps if p['losses']] for n, ps in model.items()}
+  after = f'loss after {numbers["steps"]} steps, nats per token'
+  curves(axes[1, 1], over_sizes(learnt, lambda p: p['losses'][-1]), x='d_k', y=after, log='x')
+  for (name, ps), style in zip(learnt.items(), ('-', '--'), strict=False):
+    for i, p in enumerate(ps):
+      steps = [PART * (k + 0.5) for k in range(len(p['losses']))]
+      axes[1, 2].plot(steps, p['losses'], style, color=f'C{i}', label=f'd_k {p["d_k"]}, {name}')
+  axes[1, 2].set(xlabel='step', ylabel='loss, nats per token')
   axes[1, 2].spines[['top', 'right']].set_visible(False)
-  axes[1, 2].legend(frameon=False, fontsize=7)
-  keep(
-    'gradients',
-    began,
-    {'keys': 64, 'steps': steps, 'softmax': softmax, 'model': model},
-    figure,
-    folder,
-  )
+  axes[1, 2].legend(frameon=False, fontsize=7, loc='center left', bbox_to_anchor=(1, 0.5))
+  return figure
 
 
 if __name__ == '__main__':

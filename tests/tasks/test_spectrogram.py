@@ -12,7 +12,7 @@ from transformer import ModelConfig
 from transformer.data import audio, tokenizers
 from transformer.data.pipeline import Batches, bucketed
 from transformer.modules.speech import Synthesizer
-from transformer.tasks import distortion, metrics
+from transformer.tasks import distortion
 from transformer.tasks.spectrogram import (
   Spectrogram,
   Synthesis,
@@ -252,7 +252,7 @@ def noise(seed, seconds=0.3):
 
 
 def test_distortion_is_that_of_spectra_and_not_of_loudness_or_speed():
-  measure = distortion.mel_cepstral_distortion
+  measure = distortion.distortion
   sound = noise(0)
   assert measure(sound, sound, 16_000) == 0
   assert measure(sound, 2 * sound, 16_000) < 1e-3
@@ -281,16 +281,22 @@ def test_distortion_is_the_root_mean_square_of_smooth_spectra_in_decibels(monkey
       if max(at) <= 2:
         paths.append([*path, at])
   total, steps = min(totals)
-  assert distortion.mel_cepstral_distortion(*sounds, 16_000) == pytest.approx(total / steps)
+  assert distortion.distortion(*sounds, 16_000) == pytest.approx(total / steps)
+
+
+def test_every_reference_needs_its_sound():
+  for metric in distortion.METRICS.values():
+    with pytest.raises(ValueError, match='1 predictions for 2 references'):
+      metric([b'x'], [b'x', b'y'])
 
 
 def test_metrics_of_sounds_are_in_decibels_and_percent():
   made = [audio.encode(noise(0, 0.2), 16_000), audio.encode(noise(1, 0.1), 16_000)]
   true = [audio.encode(noise(0, 0.1), 8_000), audio.encode(noise(1, 0.1), 16_000)]
   # noise() has 1,600 samples in a tenth of a second, which are two at 8 kHz
-  value, signature = metrics.length_ratio(made, true)
+  value, signature = distortion.length_ratio(made, true)
   assert value == pytest.approx(100) and 'n:2' in signature
-  value, signature = metrics.mel_cepstral_distortion(made[1:], true[1:])
+  value, signature = distortion.mel_cepstral_distortion(made[1:], true[1:])
   assert value == 0 and 'dB' in signature and 'rate:16000' in signature
 
 

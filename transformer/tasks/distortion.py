@@ -1,9 +1,12 @@
-"""How far a sound is from another that says the same, by their cepstra along the best alignment."""
+"""How good synthesised sounds are, beside recordings that say the same."""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from transformer.data import audio
+from transformer.tasks.metrics import Score, check_pairs
 
 BANDS, CEPSTRA = 40, 13
 
@@ -20,7 +23,7 @@ def cepstra(sound: Float[np.ndarray, ' n'], rate: int) -> Float[np.ndarray, 'S C
   return frames @ (2 / BANDS * np.cos(angle)).astype(np.float32)
 
 
-def mel_cepstral_distortion(sound: audio.Sound, reference: audio.Sound, rate: int) -> float:
+def distortion(sound: audio.Sound, reference: audio.Sound, rate: int) -> float:
   """10 / ln 10 sqrt(2 sum_m (c_m - c'_m)^2), in dB: the mean over the frames of the best alignment.
 
   That is the root mean square, over the bands, of the difference of two smoothed spectra, which may
@@ -39,3 +42,31 @@ def mel_cepstral_distortion(sound: audio.Sound, reference: audio.Sound, rate: in
   cost = 10 / np.log(10) * np.sqrt(2 * np.sum(difference**2, axis=-1))
   path = librosa.sequence.dtw(C=cost)[1]
   return float(cost[path[:, 0], path[:, 1]].mean())
+
+
+def mel_cepstral_distortion(
+  predictions: Sequence[bytes], references: Sequence[audio.Sound]
+) -> Score:
+  """The mean `distortion` of wav files, in dB. Less is better."""
+  check_pairs(predictions, references)
+  rates = [audio.rate_of(sound) for sound in predictions]
+  found = [distortion(*pair) for pair in zip(predictions, references, rates, strict=True)]
+  how = f'mels:{BANDS}|cepstra:1-{CEPSTRA}|rate:{rates[0]}|aligned:dtw'
+  return Score(sum(found) / len(found), f'mel cepstral distortion|dB|n:{len(found)}|{how}')
+
+
+def length_ratio(predictions: Sequence[bytes], references: Sequence[audio.Sound]) -> Score:
+  """How long wav files are, all in all, in percent of the references: do they end in time?"""
+  check_pairs(predictions, references)
+  made = true = 0.0
+  for sound, reference in zip(predictions, references, strict=True):
+    rate = audio.rate_of(sound)
+    made += len(audio.read(sound, rate)) / rate
+    true += len(audio.read(reference, rate)) / rate
+  return Score(100 * made / true, f'length ratio|n:{len(references)}')
+
+
+METRICS: dict[str, Callable[[Sequence[bytes], Sequence[audio.Sound]], Score]] = {
+  'mel_cepstral_distortion': mel_cepstral_distortion,
+  'length_ratio': length_ratio,
+}

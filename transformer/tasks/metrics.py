@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float, Int
 
-from transformer.data import audio
 from transformer.functional.losses import Mean, accuracy, cross_entropy
 
 TEACHER_FORCED = ('nll_per_token', 'perplexity_per_token', 'token_accuracy')
@@ -75,7 +74,7 @@ class Score(NamedTuple):
 
 def exact_match(predictions: Sequence[str], references: Sequence[str]) -> Score:
   """How many predictions are the reference, character for character, in percent."""
-  _check(predictions, references)
+  check_pairs(predictions, references)
   same = sum(p == r for p, r in zip(predictions, references, strict=True))
   return Score(100 * same / len(references), f'exact match|n:{len(references)}')
 
@@ -129,7 +128,7 @@ def _jiwer(name: str, predictions: Sequence[str], references: Sequence[str]) -> 
   """Of texts as they are, but for white space at the ends and more than one between words."""
   import jiwer
 
-  _check(predictions, references)
+  check_pairs(predictions, references)
   hypotheses, truths = ([' '.join(t.split()) for t in texts] for texts in (predictions, references))
   value = 100 * getattr(jiwer, name)(truths, hypotheses)
   version = importlib.metadata.version('jiwer')
@@ -229,12 +228,13 @@ def length_ratio(predictions: Sequence[bytes], references: Sequence[audio.Sound]
 
 
 def _sacrebleu(metric: Any, predictions: Sequence[str], references: Sequence[str]) -> Score:
-  _check(predictions, references)
+  check_pairs(predictions, references)
   value = metric.corpus_score(list(predictions), [list(references)]).score
   return Score(value, str(metric.get_signature()))
 
 
-def _check(predictions: Sequence[Any], references: Sequence[Any]):
+def check_pairs(predictions: Sequence[Any], references: Sequence[Any]):
+  """Raises ValueError where there is not a prediction for each reference, or none at all."""
   # sacrebleu would score the first ones and leave out the rest without a word
   if len(predictions) != len(references) or not references:
     raise ValueError(
@@ -243,7 +243,7 @@ def _check(predictions: Sequence[Any], references: Sequence[Any]):
     )
 
 
-METRICS: dict[str, Callable[[Any, Any], Score]] = {
+METRICS: dict[str, Callable[[Sequence[str], Sequence[str]], Score]] = {
   'exact_match': exact_match,
   'bleu': bleu,
   'chrf': chrf,

@@ -209,7 +209,7 @@ def _attend(config, workdir, flags) -> int:
 
 
 def _sweep(config, workdir, flags) -> int:
-  file = config_flags.get_config_filename(flags['config'])
+  file = config_flags.get_config_filename(flags['config']).partition(':')[0]
   experiment = runpy.run_path(file)
   if 'sweep' not in experiment:
     raise ValueError(f'{file} has no function sweep(add): write one, or use --mode=train')

@@ -10,9 +10,8 @@ from jax.sharding import Mesh
 from transformer.data.corpora import Source
 from transformer.data.pipeline import Batches
 from transformer.functional.losses import Mean
-from transformer.tasks.metrics import METRICS
 from transformer.tasks.task import Task
-from transformer.training.settings import names
+from transformer.training.settings import METRICS, names
 from transformer.training.sharding import shard_batch
 from transformer.training.step import Model
 
@@ -73,7 +72,7 @@ def judge(
     task: how to decode.
     model: what decodes.
     source: examples.
-    metrics: names of tasks.metrics, separated by commas; without any, only samples are decoded.
+    metrics: names of settings.METRICS, separated by commas; without any, only samples are decoded.
     limit: decode only the first so many; 0 means all.
     samples: keep so many examples to show.
     by: also report exact match for each value of this field of the examples.

@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 from transformer.data import tokenizers
 from transformer.modules.config import ModelConfig
+from transformer.tasks import distortion, metrics
 from transformer.tasks.denoising import Denoising
 from transformer.tasks.inputs import READERS
 from transformer.tasks.labels import Labels
@@ -26,6 +27,7 @@ from transformer.tasks.spectrogram import Spectrogram
 from transformer.tasks.transcription import Transcription
 from transformer.training import optimizers, sharding
 
+METRICS: dict[str, Callable] = {**metrics.METRICS, **distortion.METRICS}  # of texts, of sounds
 TASKS: dict[str, Any] = {
   'sequence': SequenceToSequence,
   'language': LanguageModel,
@@ -134,7 +136,7 @@ class Evaluation:
     every_steps: how often on the validation split while training.
     limit: lines decoded then; 0 means all. The test splits are always decoded whole.
     samples: lines shown.
-    metrics: text metrics, separated by commas; see tasks.metrics.
+    metrics: text metrics, separated by commas; see METRICS.
     best: the validation metric by which the best checkpoint is chosen.
     by: an extra field of the examples to report exact match by, such as locale; '' for none.
   """

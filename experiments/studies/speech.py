@@ -1,0 +1,82 @@
+"""Does a recogniser of real recordings understand what was synthesised?
+
+  python -m experiments.studies.speech runs/fsdd_tts runs/fsdd_digits
+
+The first run speaks each text that it was trained on once, in 'george: seven' the last word of
+which the second one, a classifier, is to hear. It has only ever heard recordings.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from experiments.studies.study import RESULTS, keep
+from transformer.data import audio, corpora
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def predicted(workdir: str, lines: list[str]) -> list[str]:
+  """What a run answers to each line."""
+  command = [sys.executable, 'run.py', '--mode=predict', f'--workdir={workdir}']
+  text = ''.join(f'{line}\n' for line in lines)
+  done = subprocess.run(
+    command, cwd=ROOT, input=text, check=True, stdout=subprocess.PIPE, text=True
+  )
+  return done.stdout.splitlines()
+
+
+def main(speaks: str, hears: str, folder=RESULTS):
+  from matplotlib.figure import Figure
+
+  began = time.perf_counter()
+  speaks, hears = (str(pathlib.Path(workdir).absolute()) for workdir in (speaks, hears))
+  config = json.loads((pathlib.Path(speaks) / 'config.json').read_text())
+  data, loss = config['data'], config['loss']
+  names = {name: data[name] for name in ('dir', 'inputs', 'targets')}
+  source = corpora.load(data['name'], data['train'], **names)
+  real = {source[i]['targets']: source[i]['inputs'] for i in range(len(source))}
+  texts = sorted(real)
+  sounds = predicted(speaks, texts)
+  heard = predicted(hears, sounds)
+  right = {text: text.split()[-1] == word for text, word in zip(texts, heard, strict=True)}
+  by: dict[str, list[bool]] = {}
+  for text, good in right.items():
+    by.setdefault(text.rpartition(':')[0] or 'all', []).append(good)
+
+  log_mel = audio.LogMel(**{n: loss[n] for n in ('rate', 'window', 'hop', 'mels', 'floor')})
+  shown = texts[:: max(len(texts) // 6, 1)][:6]
+  figure = Figure(figsize=(2.2 * len(shown), 4.4), layout='constrained')
+  axes = figure.subplots(2, len(shown), squeeze=False)
+  for column, text in enumerate(shown):
+    for row, sound in enumerate((real[text], sounds[texts.index(text)])):
+      frames = log_mel(audio.read(sound, loss['rate']))
+      seconds = len(frames) * loss['hop']
+      axes[row, column].imshow(
+        frames.T, origin='lower', aspect='auto', extent=(0, seconds, 0, loss['mels'])
+      )
+    axes[0, column].set_title(text, fontsize=9)
+    axes[1, column].set_xlabel('seconds')
+  axes[0, 0].set_ylabel('recorded, mel band')
+  axes[1, 0].set_ylabel('synthesised, mel band')
+
+  metrics = {
+    name: json.loads((pathlib.Path(run) / 'train.json').read_text())['metrics']
+    for name, run in (('speaks', speaks), ('hears', hears))
+  }
+  numbers = {
+    'texts': len(texts),
+    'recognised_percent': 100 * float(np.mean(list(right.values()))),
+    'by_speaker_percent': {name: 100 * float(np.mean(good)) for name, good in by.items()},
+    'misheard': {t: word for t, word in zip(texts, heard, strict=True) if not right[t]},
+    'metrics': metrics,
+  }
+  keep('speech', began, numbers, figure, folder)
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])
