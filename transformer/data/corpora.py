@@ -19,7 +19,6 @@ frames                ready-made frames: <dir>/<split>.npz (feats, lengths) in o
 fsdd                  spoken digits <digit>_<speaker>_<index>.wav, in the order of their indices
 fsdd_strings          3 to 7 of them, of one speaker, joined on the spot
 yesno                 0_0_1_1_0_1_1_1.wav -> 'no no yes ...'; split 'joined': train's words, anew
-keypad_strings        3 to 7 digits as a telephone dials them, made on the spot
 squad                 question -> paragraph, and the answers in it: <dir>/<split>.json
 squad/v1.1            the same, prepared by TFDS
 facts                 the same, made on the spot

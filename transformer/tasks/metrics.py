@@ -154,7 +154,7 @@ def squad_f1(predictions: Sequence[str], references: Sequence[str]) -> Score:
 
 
 def _squad(name, score, predictions, references) -> Score:
-  _check(predictions, references)
+  check_pairs(predictions, references)
   total = sum(
     max(score(_squad_words(p), _squad_words(r)) for r in line.split('\t'))
     for p, line in zip(predictions, references, strict=True)
@@ -184,7 +184,7 @@ def _of_ranks(name: str, measure: str) -> Callable[[Sequence[str], Sequence[str]
   def score(predictions: Sequence[str], references: Sequence[str]) -> Score:
     import pytrec_eval
 
-    _check(predictions, references)
+    check_pairs(predictions, references)
     relevant = {
       str(i): {name: int(gain) for name, _, gain in (r.rpartition(':') for r in line.split())}
       for i, line in enumerate(references)
@@ -200,31 +200,6 @@ def _of_ranks(name: str, measure: str) -> Callable[[Sequence[str], Sequence[str]
     return Score(value, f'{name}|trec_eval {measure}|n:{len(references)}')
 
   return score
-def mel_cepstral_distortion(
-  predictions: Sequence[bytes], references: Sequence[audio.Sound]
-) -> Score:
-  """In dB, the mean over sounds: see distortion.mel_cepstral_distortion. Less is better."""
-  from transformer.tasks import distortion
-
-  _check(predictions, references)
-  rates = [audio.rate_of(sound) for sound in predictions]
-  found = [
-    distortion.mel_cepstral_distortion(*pair)
-    for pair in zip(predictions, references, rates, strict=True)
-  ]
-  how = f'mels:{distortion.BANDS}|cepstra:1-{distortion.CEPSTRA}|rate:{rates[0]}|aligned:dtw'
-  return Score(sum(found) / len(found), f'mel cepstral distortion|dB|n:{len(found)}|{how}')
-
-
-def length_ratio(predictions: Sequence[bytes], references: Sequence[audio.Sound]) -> Score:
-  """How long the sounds are, all in all, in percent of the references: do they end in time?"""
-  _check(predictions, references)
-  made = true = 0.0
-  for sound, reference in zip(predictions, references, strict=True):
-    rate = audio.rate_of(sound)
-    made += len(audio.read(sound, rate)) / rate
-    true += len(audio.read(reference, rate)) / rate
-  return Score(100 * made / true, f'length ratio|n:{len(references)}')
 
 
 def _sacrebleu(metric: Any, predictions: Sequence[str], references: Sequence[str]) -> Score:
@@ -253,6 +228,4 @@ METRICS: dict[str, Callable[[Sequence[str], Sequence[str]], Score]] = {
   'squad_exact_match': squad_exact_match,
   'squad_f1': squad_f1,
   **{name: _of_ranks(name, measure) for name, measure in RANKED.items()},
-  'mel_cepstral_distortion': mel_cepstral_distortion,
-  'length_ratio': length_ratio,
 }

@@ -19,7 +19,6 @@ from transformer.tasks.inputs import READERS
 from transformer.tasks.labels import Labels
 from transformer.tasks.language import LanguageModel
 from transformer.tasks.masking import Masking
-from transformer.tasks.metrics import METRICS
 from transformer.tasks.retrieval import Retrieval
 from transformer.tasks.sequence import SequenceToSequence
 from transformer.tasks.spans import QuestionAnswering
