@@ -67,6 +67,13 @@ def test_signatures_say_what_makes_scores_comparable(texts):
     },
     'exact_match': {'exact match', 'n:40'},
     **{
+      f'bleu{n}_lowercase_words': {
+        *('nrefs:1', 'case:mixed', 'eff:no', 'tok:none', 'smooth:exp', sacre),
+        *(f'order:{n}', 'after:lowercase+no punctuation'),
+      }
+      for n in (1, 4)
+    },
+    **{
       name: {name, 'nrefs:1', 'case:mixed', 'punct:kept', 'space:one', f'jiwer:{version("jiwer")}'}
       for name in ('wer', 'cer')
     },
@@ -142,3 +149,29 @@ def test_error_rates_are_edits_of_the_whole_split(texts, rng):
     assert metric(['b a  c '], [' b a c']).value == 0  # white space is one space
   assert wer(['a b c d'], ['x']).value == 400
   assert wer(['A'], ['a']).value == 100
+
+
+def test_captions_are_scored_by_words_against_all_of_their_references():
+  """By Papineni's definition, on a pair small enough to count by hand."""
+  predictions = ['A dog runs, runs !', 'a cat']
+  references = ['the dog runs .\tA Dog is running and runs', 'a cat sits\tthe cat']
+  # of 6 words 'a', 'dog' and 'runs' once (no reference has it twice), 'a', 'cat': 5
+  one = METRICS['bleu1_lowercase_words'](predictions, references)
+  assert one.value == pytest.approx(100 * 5 / 6)  # 6 words, and the nearest lengths are 3 + 2
+  for line in ('The dog, it RUNS', 'so and so and SO on.'):  # as many references as there are
+    lines = ['the dog it runs\tanother', 'so and so and so on']
+    same = METRICS['bleu4_lowercase_words']([line, lines[1]], [f'x\t{line}', lines[1]])
+    assert same.value == pytest.approx(100)
+  assert 'order:4' in same.signature and 'order:1' in one.signature
+
+
+def test_a_constant_caption_scores_what_the_data_says(real_data):
+  """36.1 and 6.8 were measured by others on the same captions."""
+  from transformer.data import corpora
+
+  source = corpora.load('captions', 'val', dir=real_data('flickr8k_1000'))
+  references = ['\t'.join(example['references']) for example in source][::5]
+  constant = 'a man in a blue shirt is standing in front of a man in a red shirt'
+  found = {n: METRICS[f'bleu{n}_lowercase_words']([constant] * 113, references) for n in (1, 4)}
+  assert found[1].value == pytest.approx(36.1, abs=0.1)
+  assert found[4].value == pytest.approx(6.8, abs=0.1)

@@ -6,6 +6,7 @@ Files stand in an order that depends on their names alone and is as good as rand
 """
 
 import dataclasses
+import functools
 import gzip
 import hashlib
 import io
@@ -15,7 +16,7 @@ import pathlib
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -212,20 +213,23 @@ def _files(folder: pathlib.Path, split: str) -> list[tuple[str, Image]]:
     where = folder / name
   else:
     where = find(folder, [f'{name}{end}' for end in ARCHIVES])
-    found = dict(_members(where))
+    found = _members(where, where.stat().st_mtime_ns)
   if not found:
     raise ValueError(f'{where} holds no image; give files that end in {", ".join(ENDINGS)}')
   order = sorted(found, key=lambda name: hashlib.blake2b(name.encode(), digest_size=8).digest())
   return [(name, found[name]) for name in order[part(len(order))]]
 
 
-def _members(archive: pathlib.Path) -> Iterator[tuple[str, bytes]]:
+@functools.lru_cache(maxsize=2)
+def _members(archive: pathlib.Path, changed: int) -> dict[str, Image]:
+  """The images of an archive, remembered: a run takes several slices, and unpacking is slow."""
   try:
     with tarfile.open(archive) as opened:
-      for member in opened:
-        name = member.name.removeprefix('./')
-        if member.isfile() and name.lower().endswith(ENDINGS):
-          yield name, opened.extractfile(member).read()  # type: ignore[union-attr]
+      return {
+        member.name.removeprefix('./'): opened.extractfile(member).read()  # type: ignore[union-attr]
+        for member in opened
+        if member.isfile() and member.name.lower().endswith(ENDINGS)
+      }
   except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
     raise ValueError(f'{archive}: broken archive ({error}); copy it anew') from error
 

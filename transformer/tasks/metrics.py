@@ -4,6 +4,7 @@ All under names that cannot be misread.
 """
 
 import importlib.metadata
+import itertools
 import math
 import re
 import string
@@ -135,6 +136,38 @@ def _jiwer(name: str, predictions: Sequence[str], references: Sequence[str]) -> 
   return Score(value, f'{name}|nrefs:1|case:mixed|punct:kept|space:one|jiwer:{version}')
 
 
+def bleu1_lowercase_words(predictions: Sequence[str], references: Sequence[str]) -> Score:
+  """BLEU-1 of lower-cased words without punctuation, as captions are scored.
+
+  Hodosh et al. 2013, https://doi.org/10.1613/jair.3994; corpus BLEU of Papineni et al. 2002.
+
+  Args:
+    predictions: a text each.
+    references: texts with tabs between them, all of which count.
+  """
+  return _bleu_of_words(1, predictions, references)
+
+
+def bleu4_lowercase_words(predictions: Sequence[str], references: Sequence[str]) -> Score:
+  """BLEU-4, of one to four words in a row; otherwise as `bleu1_lowercase_words`."""
+  return _bleu_of_words(4, predictions, references)
+
+
+def _bleu_of_words(order: int, predictions: Sequence[str], references: Sequence[str]) -> Score:
+  from sacrebleu.metrics import BLEU
+
+  def words(line: str) -> str:
+    return ' '.join(re.sub(r'[^\w\s]', ' ', line.lower()).split())
+
+  check_pairs(predictions, references)
+  # the first references of all, the second ones of all, ..., and None where there is none
+  columns = itertools.zip_longest(*([words(r) for r in line.split('\t')] for line in references))
+  metric = BLEU(max_ngram_order=order, tokenize='none', force=True)
+  found = metric.corpus_score([words(p) for p in predictions], [list(c) for c in columns])
+  signature = f'{metric.get_signature()}|order:{order}|after:lowercase+no punctuation'
+  return Score(found.score, signature)
+
+
 def squad_exact_match(predictions: Sequence[str], references: Sequence[str]) -> Score:
   """How many answers are one of the references after SQuAD's normalisation, in percent.
 
@@ -223,6 +256,8 @@ METRICS: dict[str, Callable[[Sequence[str], Sequence[str]], Score]] = {
   'bleu': bleu,
   'chrf': chrf,
   'bleu_lowercase_moses': bleu_lowercase_moses,
+  'bleu1_lowercase_words': bleu1_lowercase_words,
+  'bleu4_lowercase_words': bleu4_lowercase_words,
   'wer': wer,
   'cer': cer,
   'squad_exact_match': squad_exact_match,

@@ -1,7 +1,8 @@
 """How good a model is on a split: teacher-forced measures, and the text it writes."""
 
+import itertools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -73,12 +74,13 @@ def judge(
     model: what decodes.
     source: examples.
     metrics: names of settings.METRICS, separated by commas; without any, only samples are decoded.
-    limit: decode only the first so many; 0 means all.
+    limit: decode only the first so many; 0 means all. What has several 'references' is decoded
+      once for all of them.
     samples: keep so many examples to show.
     by: also report exact match for each value of this field of the examples.
   """
   wanted = (limit or len(source)) if metrics or by else samples
-  examples = [source[i] for i in range(min(wanted, len(source)))]
+  examples = list(itertools.islice(_to_answer(source), wanted))
   inputs, references = zip(*map(task.example, examples), strict=True) if examples else ((), ())
   predictions = task.predict(model, inputs, cut=True)
   found, signatures = {}, {}
@@ -96,6 +98,16 @@ def judge(
     )
   ]
   return Judgement(found, signatures, shown[:samples], list(references), predictions)
+
+
+def _to_answer(source: Source) -> Iterator[dict[str, Any]]:
+  """The examples; of neighbours with the same references, such as captions of an image, one."""
+  last = None
+  for i in range(len(source)):
+    example = source[i]
+    if (references := example.get('references')) is None or references is not last:
+      yield example
+    last = references
 
 
 def better(name: str, score: float, than: float) -> bool:

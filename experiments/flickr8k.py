@@ -1,0 +1,82 @@
+r"""Captions for photographs: 762 images of Flickr8k with five captions each.
+
+python run.py --config=experiments/flickr8k.py --config.data.dir=../shared/data/flickr8k_1000
+echo photo.jpg | python run.py --config=experiments/flickr8k.py --mode=predict
+"""
+
+from ml_collections import ConfigDict
+
+from transformer.zoo import presets
+
+
+def get_config() -> ConfigDict:
+  c = ConfigDict()
+  c.experiment, c.task, c.seed, c.init = 'flickr8k', 'sequence', 0, ''
+  c.data = dict(
+    name='captions',
+    dir='../shared/data/flickr8k_1000',
+    inputs='image',
+    targets='captions/text',
+    train='train[:90%]',
+    val='train[90%:]',
+    test='val',
+    limit=0,
+    length=48,
+    tokens=2048,
+    buckets=1,
+    packing=False,
+  )
+  c.inputs = dict(
+    height=64,
+    width=64,
+    channels=3,
+    patch=2,
+    flip=True,
+    shift=6,
+    turn=10.0,
+    zoom=0.15,
+    erase=0,
+    recolor=0.2,
+  )
+  c.tokenizer = dict(kind='bpe', vocab=1500, lowercase=True, split_digits=False, sentinels=0)
+  c.model = dict(
+    presets.TRANSFORMER_TINY,
+    inputs='patches',
+    features=2 * 2 * 3,
+    stem=2,
+    depth=2,
+    decoder_depth=2,
+    prenorm=True,
+    position='learned',
+    activation='gelu_tanh',
+    tie='output',
+    dropout=0.3,
+    dtype='bfloat16',
+  )
+  c.loss = dict(label_smoothing=0.1, z_loss=0.0, start='bos')
+  c.optimizer = dict(
+    presets.ADAM, learning_rate=1e-3, schedule='cosine', warmup_steps=200, clip=1.0
+  )
+  c.optimizer.weight_decay = 0.05
+  c.train = dict(
+    steps=3000,
+    steps_per_call=1,
+    microbatches=1,
+    ema=0.99,
+    average=1,
+    log_every_steps=100,
+    save_every_steps=250,
+    keep=2,
+    adapters='',
+  )
+  c.eval = dict(
+    every_steps=250,
+    limit=0,
+    samples=6,
+    metrics='bleu1_lowercase_words, bleu4_lowercase_words',
+    best='bleu4_lowercase_words',
+    by='',
+  )
+  c.decode = dict(presets.SEARCH, beams=4, alpha=1.0, length=32, rows=32)
+  c.mesh = dict(presets.DATA_PARALLEL)
+  return c
