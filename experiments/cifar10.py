@@ -9,7 +9,9 @@ from ml_collections import ConfigDict
 from transformer.zoo import presets
 
 
-def get_config() -> ConfigDict:
+def get_config(corpus: str = '') -> ConfigDict:
+  if corpus not in ('', 'shapes'):
+    raise ValueError(f'cifar10.py:{corpus} is unknown: give shapes, or nothing')
   c = ConfigDict()
   c.experiment, c.task, c.seed, c.init = 'cifar10', 'labels', 0, ''
   c.data = dict(
@@ -75,4 +77,8 @@ def get_config() -> ConfigDict:
   c.eval = dict(every_steps=1000, limit=0, samples=4, metrics='', best='accuracy', by='')
   c.decode = dict(rows=64)
   c.mesh = dict(presets.DATA_PARALLEL)
+  if corpus:
+    c.experiment = 'cifar10_shapes'
+    c.data.update(name='shapes', dir='', targets='label', train='train', val='val', test='test')
+    c.loss.classes = 'circle, square, triangle, cross'
   return c

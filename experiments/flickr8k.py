@@ -9,7 +9,9 @@ from ml_collections import ConfigDict
 from transformer.zoo import presets
 
 
-def get_config() -> ConfigDict:
+def get_config(corpus: str = '') -> ConfigDict:
+  if corpus not in ('', 'shapes'):
+    raise ValueError(f'flickr8k.py:{corpus} is unknown: give shapes, or nothing')
   c = ConfigDict()
   c.experiment, c.task, c.seed, c.init = 'flickr8k', 'sequence', 0, ''
   c.data = dict(
@@ -79,4 +81,7 @@ def get_config() -> ConfigDict:
   )
   c.decode = dict(presets.SEARCH, beams=4, alpha=1.0, length=32, rows=32)
   c.mesh = dict(presets.DATA_PARALLEL)
+  if corpus:
+    c.experiment = 'flickr8k_shapes'
+    c.data.update(name='shapes', dir='', targets='caption', train='train', val='val', test='test')
   return c

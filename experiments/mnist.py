@@ -9,7 +9,9 @@ from ml_collections import ConfigDict
 from transformer.zoo import presets
 
 
-def get_config() -> ConfigDict:
+def get_config(corpus: str = '') -> ConfigDict:
+  if corpus not in ('', 'shapes'):
+    raise ValueError(f'mnist.py:{corpus} is unknown: give shapes, or nothing')
   c = ConfigDict()
   c.experiment, c.task, c.seed, c.init = 'mnist', 'labels', 0, ''
   c.data = dict(
@@ -38,7 +40,7 @@ def get_config() -> ConfigDict:
     erase=0,
     recolor=0.0,
   )
-  c.tokenizer = dict(kind='characters', vocab=16, lowercase=False, split_digits=False, sentinels=0)
+  c.tokenizer = dict(kind='characters', vocab=32, lowercase=False, split_digits=False, sentinels=0)
   c.model = dict(
     presets.VIT_S16,
     features=1,
@@ -72,4 +74,8 @@ def get_config() -> ConfigDict:
   c.eval = dict(every_steps=844, limit=0, samples=4, metrics='', best='accuracy', by='')
   c.decode = dict(rows=64)
   c.mesh = dict(presets.DATA_PARALLEL)
+  if corpus:
+    c.experiment = 'mnist_shapes'
+    c.data.update(name='shapes', dir='', targets='label', train='train', val='val', test='test')
+    c.loss.classes = 'circle, square, triangle, cross'
   return c

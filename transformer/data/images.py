@@ -146,7 +146,7 @@ class Drawn:
 
   split: str
   targets: str = 'label'
-  size: int = 2000
+  size: int = 500
 
   def __post_init__(self):
     if self.split not in ('train', 'val', 'test'):

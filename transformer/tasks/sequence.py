@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -132,7 +132,7 @@ class SequenceToSequence:
     )
     return states, targets, (segments != 0).astype(jnp.float32)
 
-  def example(self, example: dict[str, str]) -> tuple[str, str]:
+  def example(self, example: dict[str, Any]) -> tuple[Line, str]:
     """The line to predict from, and what should come of it."""
     return example['inputs'], example['targets']
 
