@@ -3,8 +3,8 @@
 import pytest
 
 from transformer.data import tokenizers
-from transformer.tasks.batching import Batching
-from transformer.tasks.labels import Labels
+from transformer.tasks.decoding import Decoding
+from transformer.tasks.sequence import SequenceToSequence
 from transformer.training.evaluation import judge
 
 
@@ -17,11 +17,10 @@ def parrot(monkeypatch):
     asked.extend(lines)
     return list(lines)
 
-  monkeypatch.setattr(Labels, 'predict', predict)
+  monkeypatch.setattr(SequenceToSequence, 'predict', predict)
   tokenizer = tokenizers.train(['ab'], kind='characters', vocab=16)
-  decoding = Batching(rows=1)
-  return Labels(
-    tokenizer=tokenizer, decoding=decoding, length=8, classes='a, b', label_smoothing=0.0
+  return SequenceToSequence(
+    tokenizer=tokenizer, decoding=Decoding(length=8, rows=1), length=8
   ), asked
 
 
@@ -37,10 +36,10 @@ def captions(images=4, each=3):
 
 def test_an_image_is_answered_once_and_compared_with_all_of_its_captions(parrot):
   task, asked = parrot
-  metrics = 'exact_match, bleu4_lowercase_words'
+  metrics = 'bleu1_lowercase_words, bleu4_lowercase_words'
   found = judge(task, None, captions(), metrics=metrics, samples=2)
   assert asked == [f'caption {i} 1 of all' for i in range(4)] == found.predictions
-  assert found.metrics == {'exact_match': 100.0, 'bleu4_lowercase_words': pytest.approx(100)}
+  assert found.metrics == dict.fromkeys(metrics.split(', '), pytest.approx(100))
   assert found.references[2] == 'caption 2 0 of all\tcaption 2 1 of all\tcaption 2 2 of all'
   assert [sample['inputs'] for sample in found.samples] == ['0.jpg', '1.jpg']
   assert len(judge(task, None, captions(), metrics=metrics, limit=3).predictions) == 3

@@ -133,8 +133,8 @@ class SequenceToSequence:
     return states, targets, (segments != 0).astype(jnp.float32)
 
   def example(self, example: dict[str, Any]) -> tuple[Line, str]:
-    """The line to predict from, and what should come of it."""
-    return example['inputs'], example['targets']
+    """The line to predict from, and what should come of it; tabs stand between several texts."""
+    return example['inputs'], '\t'.join(example.get('references', [example['targets']]))
 
   def predict(
     self, model: EncoderDecoder, lines: Iterable[Line], *, cut: bool = False
