@@ -31,7 +31,7 @@ def get_config(variant: str = 'ctc') -> ConfigDict:
     test='test' if keypad else 'test_visible',
     limit=0,
     length=1000,
-    tokens=8000,
+    tokens=5000,
     buckets=4,
     packing=False,
   )
@@ -42,9 +42,9 @@ def get_config(variant: str = 'ctc') -> ConfigDict:
     bands=40,
     tempo=0.15,
     time_masks=2,
-    time_width=25,
+    time_width=20,
     time_share=0.1,
-    frequency_masks=2,
+    frequency_masks=1,
     frequency_width=8,
   )
   c.tokenizer = dict(kind='characters', vocab=64, lowercase=False, split_digits=True, sentinels=0)

@@ -50,7 +50,7 @@ def load(
   if not found:
     raise ValueError(f'split {split!r} of {name} in {folder} has no recording: take another part')
   if name.endswith('strings'):
-    return Joined(found, words=(3, 7), pause=0.4, size=4 * len(found))
+    return Joined(found, words=(3, 7), pause=0.4, size=2 * len(found))
   if whole == 'joined':
     words = [word for recording in found for word in cut(recording)]
     return Joined(words, words=(2, 10), pause=0.3, size=8 * len(words))
