@@ -200,3 +200,36 @@ def test_help_names_the_modes(run):
   text = run('--help').stdout.decode()
   for mode in ('train', 'evaluate', 'predict', 'attend', 'sweep', 'doctor'):
     assert mode in text
+
+
+def test_speech_is_learnt_and_read_from_wav_files(run, tmp_path):
+  from transformer.data import audio, recordings
+
+  workdir = tmp_path / 'keypad'
+  tiny = ('width=16', 'feedforward=16', 'depth=1', 'heads=2')
+  done = run(
+    f'--config={ROOT}/experiments/fsdd.py:keypad',
+    f'--workdir={workdir}',
+    *(f'--config.model.{setting}' for setting in tiny),
+    '--config.data.limit=20',
+    '--config.data.buckets=1',
+    '--config.train.steps=2',
+    '--config.train.save_every_steps=2',
+    '--config.eval.every_steps=2',
+    '--config.eval.limit=8',
+    '--config.decode.rows=8',
+  )
+  assert done.returncode == 0, done.stderr.decode()
+  result = json.loads(done.stdout.splitlines()[-1])
+  assert {'test/wer', 'test/cer', 'test/nll_per_token'} <= result['metrics'].keys()
+  assert result['signatures']['test/wer'].startswith('wer|')
+  sound = recordings.keypad('test')[0]['inputs']
+  audio.write(tmp_path / 'key.wav', sound, recordings.RATE)
+  lines = f'{tmp_path}/key.wav\nnone.wav\n{ROOT}/setup.cfg\n{tmp_path}/key.wav\n'
+  done = run('--mode=predict', f'--workdir={workdir}', input=lines.encode())
+  outputs = done.stdout.decode().split('\n')[:-1]
+  assert done.returncode == 2 and len(outputs) == 4
+  assert outputs[0] == outputs[3] and outputs[1] == outputs[2] == ''
+  errors = done.stderr.decode()
+  assert re.search(r'error: line 2: .*none\.wav', errors), errors
+  assert re.search(r'error: line 3: .*setup\.cfg is no sound', errors), errors

@@ -156,7 +156,7 @@ def _predict(config, workdir, flags) -> int:
         try:
           good[number] = _text(line)
           task.input(good[number])
-        except ValueError as error:
+        except (ValueError, OSError) as error:
           good.pop(number, None)
           print(f'error: line {number}: {error}. Its output line is empty', file=sys.stderr)
           status = USAGE
