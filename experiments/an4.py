@@ -19,7 +19,7 @@ def get_config(variant: str = 'ctc') -> ConfigDict:
   attention, choose = variant == 'attention', variant == 'choose'
   c = ConfigDict()
   c.experiment, c.seed, c.init = f'an4_{variant}', 0, ''
-  c.task = 'sequence' if attention else 'transcription'
+  c.task = 'joint' if attention else 'transcription'
   c.data = dict(
     name='frames',
     dir='../shared/data/an4',
@@ -62,7 +62,7 @@ def get_config(variant: str = 'ctc') -> ConfigDict:
     dropout=0.2,
     dtype='bfloat16',
   )
-  c.loss = dict(label_smoothing=0.1, z_loss=0.0, start='bos') if attention else {}
+  c.loss = dict(label_smoothing=0.1, z_loss=0.0, start='bos', ctc=0.3) if attention else {}
   c.optimizer = dict(
     presets.ADAM, learning_rate=1.5e-3, schedule='cosine', warmup_steps=300, clip=1.0
   )

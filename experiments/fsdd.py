@@ -20,7 +20,7 @@ def get_config(variant: str = 'ctc') -> ConfigDict:
   attention, keypad = variant == 'attention', variant == 'keypad'
   c = ConfigDict()
   c.experiment, c.seed, c.init = f'fsdd_{variant}', 0, ''
-  c.task = 'sequence' if attention else 'transcription'
+  c.task = 'joint' if attention else 'transcription'
   c.data = dict(
     name='keypad_strings' if keypad else 'fsdd_strings',
     dir='' if keypad else '../shared/data/fsdd',
@@ -61,7 +61,7 @@ def get_config(variant: str = 'ctc') -> ConfigDict:
     dropout=0.1,
     dtype='bfloat16',
   )
-  c.loss = dict(label_smoothing=0.1, z_loss=0.0, start='bos') if attention else {}
+  c.loss = dict(label_smoothing=0.1, z_loss=0.0, start='bos', ctc=0.3) if attention else {}
   c.optimizer = dict(
     presets.ADAM, learning_rate=2e-3, schedule='cosine', warmup_steps=200, clip=1.0
   )

@@ -13,8 +13,10 @@ from transformer.data.pipeline import Batches, bucketed
 from transformer.functional.losses import ctc
 from transformer.modules.config import ModelConfig
 from transformer.tasks.batching import Batching
+from transformer.tasks.decoding import Decoding
 from transformer.tasks.inputs import Sounds
-from transformer.tasks.transcription import Transcription
+from transformer.tasks.sequence import SequenceToSequence
+from transformer.tasks.transcription import Joint, Transcription
 
 CONFIG = ModelConfig(
   vocab=9,
@@ -188,3 +190,43 @@ def test_sounds_are_normalised(rng):
   assert read.dtype == np.float32
   np.testing.assert_allclose(read.mean(axis=0), 0, atol=1e-4)
   np.testing.assert_allclose(read.std(axis=0), [1, 1, 1, 1, 0], atol=1e-4)
+
+
+@pytest.fixture(scope='module')
+def joint(task):
+  how = dict(tokenizer=task.tokenizer, length=64, inputs=task.inputs)
+  return Joint(decoding=Decoding(length=8, rows=4), label_smoothing=0.1, **how)
+
+
+def test_joint_is_attention_and_ctc_in_shares(task, joint, examples):
+  model = jax.jit(lambda key: joint.init(CONFIG, key))(jax.random.key(2))
+  batch = jax.tree.map(jnp.asarray, batches(joint, examples[:5])[0])
+  losses = {}
+  for share in (0.0, 0.25, 1.0):
+    of_share = dataclasses.replace(joint, ctc=share)
+    loss, logged = jax.jit(lambda m, b, t=of_share: t.loss(m, b, None))(model, batch)
+    losses[share] = float(loss.sum)
+    assert loss.weight == sum(len(e['targets']) + 1 for e in examples[:5])
+  assert losses[0.25] == pytest.approx(0.75 * losses[0.0] + 0.25 * losses[1.0], rel=1e-5)
+
+  how = dict(tokenizer=task.tokenizer, length=64, inputs=task.inputs, label_smoothing=0.1)
+  plain = SequenceToSequence(decoding=joint.decoding, **how)
+  attended, nll = jax.jit(lambda m, b: plain.loss(m, b, None))(model, batch)
+  assert losses[0.0] == pytest.approx(float(attended.sum), rel=1e-5)
+  np.testing.assert_allclose(logged['nll_per_token'].value, nll['nll_per_token'].value, rtol=1e-5)
+
+  alone = jax.tree.map(jnp.asarray, batches(task, examples[:5])[0])  # without end tokens
+  memory = jax.jit(lambda m, b: m.encode(b['inputs'], segments=b['inputs_segments']))(model, alone)
+  weights = (alone['targets_segments'] != 0).astype(jnp.float32)
+  aligned = ctc(
+    model.align(memory.states), memory.segments != 0, alone['targets'], weights, blank=0
+  )
+  assert losses[1.0] == pytest.approx(float(aligned.sum), rel=1e-5)
+  assert float(logged['ctc_per_token'].value) == pytest.approx(float(aligned.value), rel=1e-5)
+  assert len(joint.predict(model, [examples[0]['inputs']])) == 1
+
+
+@pytest.mark.parametrize('share', [-0.1, 1.5])
+def test_a_share_of_ctc_is_a_share(joint, share):
+  with pytest.raises(ValueError, match=rf'loss\.ctc={share} is a share'):
+    dataclasses.replace(joint, ctc=share)

@@ -11,7 +11,7 @@ from transformer.functional.dropout import dropout
 from transformer.modules.config import ModelConfig
 from transformer.modules.embeddings import Tokens
 from transformer.modules.layers import ACTIVATIONS, Linear, Norm, split_key
-from transformer.modules.model import Encoder
+from transformer.modules.model import Encoder, EncoderDecoder
 
 
 class MaskedTokens(nnx.Module):
@@ -119,3 +119,14 @@ class Embedding(nnx.Module):
     """The encoder's summaries, divided by their length; arguments as of the encoder."""
     summary = self.encoder.summarize(inputs, **how).astype(jnp.float32)
     return summary * jax.lax.rsqrt(jnp.maximum(jnp.sum(summary**2, axis=-1, keepdims=True), 1e-12))
+
+
+class AlignedEncoderDecoder(EncoderDecoder):
+  """An encoder and decoder of which the encoder says, too, what is said: `align(states)` [B, T, N].
+
+  Watanabe et al. 2017, https://doi.org/10.1109/JSTSP.2017.2763455, figure 1.
+  """
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    super().__init__(config, rngs)
+    self.align = Linear(config, config.width, config.vocab, rngs)

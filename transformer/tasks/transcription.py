@@ -1,6 +1,7 @@
 """Transcription: what a sound says, read off an encoder: the sum over all alignments (CTC).
 
-Beside it, `sequence` with frames as inputs does the same with a decoder that attends.
+Beside it, `sequence` with frames as inputs does the same with a decoder that attends, and Joint is
+that with the sum over alignments as a second loss, for few data teach attention little.
 """
 
 import dataclasses
@@ -20,11 +21,12 @@ from transformer.data.pipeline import Fields, Ragged, joined
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean, ctc
 from transformer.modules.config import ModelConfig
-from transformer.modules.heads import Transcriber
+from transformer.modules.heads import AlignedEncoderDecoder, Transcriber
 from transformer.modules.layers import split_key
 from transformer.modules.model import Encoder
 from transformer.tasks.batching import Batching, in_batches, self_attention, separated
 from transformer.tasks.inputs import Line, Reader, Row, Texts, read
+from transformer.tasks.sequence import SequenceToSequence, shift_right
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,6 +147,63 @@ class Transcription:
       return _capture(model.encoder, *self.reader.encode(*separated(jnp.asarray(rows)), None))
 
     return self_attention(capture, row, self.reader.pieces(row), self.reader.longest)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Joint(SequenceToSequence):
+  """Sequence to sequence, with CTC to show the encoder in what order things are said.
+
+  (1 - w) -log P(targets | inputs) - w log P_CTC(targets | inputs): Watanabe et al. 2017,
+  https://doi.org/10.1109/JSTSP.2017.2763455, equation 17. Only the decoder is used to predict.
+
+  Attributes:
+    ctc: w, between 0 and 1.
+  """
+
+  ctc: float = 0.3
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not 0 <= self.ctc <= 1:
+      raise ValueError(f'loss.ctc={self.ctc} is a share: give 0 <= ctc <= 1, such as 0.3')
+    if self.tokenizer.pad is None:
+      raise ValueError('the tokenizer has no token of padding, which CTC takes as blank')
+
+  @property
+  def packs(self) -> bool:
+    """Whether several examples may share a row: an alignment has all of it."""
+    return False
+
+  def init(self, config: ModelConfig, key: Key[Array, '']) -> AlignedEncoderDecoder:
+    """A fresh model."""
+    return AlignedEncoderDecoder(config, nnx.Rngs(key))
+
+  def loss(  # type: ignore[override]
+    self,
+    model: AlignedEncoderDecoder,
+    batch: dict[str, Shaped[Array, 'B ...']],
+    key: Key[Array, ''] | None,
+  ) -> tuple[Mean, dict[str, Mean]]:
+    """Both objectives, and apart from their sum the plain negative log-likelihoods, in nats."""
+    reader_key, encoder_key, decoder_key = split_key(key, 3)
+    inputs, heard = self.reader.encode(batch['inputs'], batch['inputs_segments'], reader_key)
+    memory = model.encode(inputs, segments=heard, key=encoder_key)
+    targets, segments = batch['targets'], batch['targets_segments']
+    before = model.embed(shift_right(targets, segments, self.first))
+    states = model.decoder(before, segments, memory=memory, key=decoder_key).x
+
+    weights = (segments != 0).astype(jnp.float32)
+    smoothing = dict(label_smoothing=self.label_smoothing, z_loss=self.z_loss)
+    attended, nll = model.readout.cross_entropy(states, targets, weights, **smoothing)
+    aligned = ctc(
+      model.align(memory.states),
+      memory.segments != 0,
+      targets,
+      weights * (targets != self.tokenizer.eos),
+      blank=self.tokenizer.pad,
+    )
+    loss = Mean((1 - self.ctc) * attended.sum + self.ctc * aligned.sum, attended.weight)
+    return loss, {'nll_per_token': nll, 'ctc_per_token': aligned}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

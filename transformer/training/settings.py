@@ -23,7 +23,7 @@ from transformer.tasks.retrieval import Retrieval
 from transformer.tasks.sequence import SequenceToSequence
 from transformer.tasks.spans import QuestionAnswering
 from transformer.tasks.spectrogram import Spectrogram
-from transformer.tasks.transcription import Transcription
+from transformer.tasks.transcription import Joint, Transcription
 from transformer.training import optimizers, sharding
 
 METRICS: dict[str, Callable] = {**metrics.METRICS, **distortion.METRICS}  # of texts, of sounds
@@ -34,6 +34,7 @@ TASKS: dict[str, Any] = {
   'denoising': Denoising,
   'labels': Labels,
   'transcription': Transcription,
+  'joint': Joint,
   'spans': QuestionAnswering,
   'retrieval': Retrieval,
   'spectrogram': Spectrogram,
@@ -266,7 +267,12 @@ def check(config: Mapping[str, Any]) -> Settings:
         f'has {reader.features} numbers in each of its {inputs}: set it to that'
       )
     longest = reader.positions
-  if settings.task in ('sequence', 'denoising', 'spectrogram'):  # others never go beyond it
+  if settings.task in (
+    'sequence',
+    'joint',
+    'denoising',
+    'spectrogram',
+  ):  # others never go beyond it
     longest = max(longest + (settings.task == 'denoising'), settings.decode.length)
   if settings.model['position'] == 'learned' and longest > settings.model['length']:
     raise ValueError(
