@@ -1,0 +1,83 @@
+"""Speech on the command line: a text becomes a wav file, and another run hears what it says."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from experiments.studies import speech
+from transformer.data import audio
+
+ROOT = pathlib.Path(__file__).parents[1]
+TINY = [
+  '--config.data.limit=20',
+  '--config.data.tokens=256',
+  '--config.data.test=',
+  '--config.model.width=16',
+  '--config.model.feedforward=16',
+  '--config.model.depth=1',
+  '--config.train.steps=2',
+  '--config.train.save_every_steps=2',
+  '--config.eval.every_steps=2',
+  '--config.eval.limit=2',
+  '--config.decode.rows=4',
+]
+
+
+def run(*flags, input=''):
+  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | {'JAX_PLATFORMS': 'cpu'}
+  command = [sys.executable, str(ROOT / 'run.py'), *map(str, flags)]
+  done = subprocess.run(command, capture_output=True, env=environment, input=input, text=True)
+  assert done.returncode == 0, done.stderr
+  return done.stdout.splitlines()
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """A run that speaks and one that hears."""
+  folder = tmp_path_factory.mktemp('speech')
+  flags = ['--config.decode.iterations=2', '--config.decode.length=8']
+  experiments = ROOT / 'experiments'
+  told = run(f'--config={experiments}/fsdd_tts.py:keypad', f'--workdir={folder}/tts', *TINY, *flags)
+  run(f'--config={experiments}/fsdd_digits.py:keypad', f'--workdir={folder}/digits', *TINY)
+  return folder, json.loads(told[-1])
+
+
+def test_a_run_is_judged_by_its_sounds(trained):
+  folder, result = trained
+  assert {'val/mel_cepstral_distortion', 'val/length_ratio', 'val/mel_error'} <= result[
+    'metrics'
+  ].keys()
+  assert 'aligned:dtw' in result['signatures']['val/mel_cepstral_distortion']
+  files = (folder / 'tts' / 'predictions' / 'val.txt').read_text().splitlines()
+  assert len(files) == 200 and all(audio.rate_of(file) == 8000 for file in files[:3])
+  assert (folder / 'tts' / 'predictions' / 'val.reference' / '200.wav').exists()
+
+
+def test_predict_writes_a_wav_file_for_each_line(trained):
+  folder, _ = trained
+  first, second = run('--mode=predict', f'--workdir={folder}/tts', input='seven\none\n')
+  assert first == str(folder / 'tts' / 'wav' / '1.wav') and second.endswith('2.wav')
+  assert 0 < len(audio.read(first, 8000)) <= 8 * 3 * 100
+
+
+def test_attend_draws_and_sounds(trained):
+  folder, _ = trained
+  (picture,) = json.loads(run('--mode=attend', f'--workdir={folder}/tts', input='six\n')[-1])[
+    'pictures'
+  ]
+  assert audio.rate_of(picture['output']) == 8000
+  assert pathlib.Path(picture['png']).read_bytes().startswith(b'\x89PNG')
+
+
+def test_a_study_counts_what_is_understood(trained, tmp_path, monkeypatch):
+  folder, _ = trained
+  monkeypatch.setattr('experiments.studies.study.subprocess.check_output', lambda *_, **__: 'c\n')
+  speech.main(str(folder / 'tts'), str(folder / 'digits'), folder=tmp_path)
+  found = json.loads((tmp_path / 'speech.json').read_text())
+  assert found['texts'] == 10
+  assert found['recognised_percent'] == 100 - 10 * len(found['misheard'])
+  assert (tmp_path / 'speech.png').exists()
