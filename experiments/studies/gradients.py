@@ -12,6 +12,13 @@ numbers. Its Jacobian diag(p) - p pT is what a gradient has to pass.
 The model: one encoder and one decoder layer of width 256 = heads x d_k, so that every model has as
 many parameters and products as any other, prenorm (the inputs of attention have unit scale), Adam,
 learning to reverse digits. What differs within a pair is `ModelConfig.scale_attention` alone.
+
+Found (results/gradients.png): with the scale nothing depends on d_k. Without it the softmax falls
+to 0.3 of 4.2 nats of entropy at d_k = 256, and 42 % of the queries have a Jacobian below 0.01. The
+gradient of W_q and W_k does not vanish at the start, it is three times as large: the same scale,
+missing from the scores, is missing from their derivative too. But the model learns ever slower: the
+loss after 300 steps is 0.06 nats with the scale for d_k = 4 and 256 alike, and 0.06, 0.29, 0.72 and
+1.06 without it for d_k = 4, 16, 64 and 256.
 """
 
 import functools
