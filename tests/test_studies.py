@@ -1,7 +1,7 @@
 """Studies measure what they say, on tiny sizes."""
 
 import json
-import types
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -91,15 +91,19 @@ def test_recurrence_is_drawn(tmp_path, monkeypatch):
 
 def test_positions_are_drawn(tmp_path, monkeypatch):
   def run(command, **how):
-    metrics = {f'{split}/exact_match': 50.0 for split in positions.SPLITS}
-    runs = [{'changed': {'model.position': p}, 'metrics': metrics} for p in ('rotary', 'relative')]
-    return types.SimpleNamespace(stdout=json.dumps({'runs': runs}) + '\n')
+    (workdir,) = [pathlib.Path(word[10:]) for word in command if word.startswith('--workdir=')]
+    for i in range(6):
+      metrics = {f'{split}/exact_match': 10.0 * i for split in positions.SPLITS}
+      (workdir / f'sweep-{i}').mkdir(parents=True)
+      result = json.dumps({'metrics': metrics, 'seconds': 1.0})
+      (workdir / f'sweep-{i}' / 'train.json').write_text(result)
 
   monkeypatch.setattr(positions.subprocess, 'run', run)
   monkeypatch.setattr('experiments.studies.study.subprocess.check_output', lambda *_, **__: 'c\n')
   positions.main(str(tmp_path / 'runs'), folder=tmp_path)
   found = kept(tmp_path, 'positions')['exact_match']
-  assert found['sort']['relative'] == {'test': 50.0, 'longer': 50.0}
+  assert found['sort']['relative'] == {'test': 30.0, 'longer': 30.0, 'seconds': 1.0}
+  positions.main(str(tmp_path / 'runs'), folder=tmp_path)  # nothing is run again
 
 
 def test_the_two_sides_are_of_one_size():

@@ -17,8 +17,8 @@ Found (results/gradients.png): with the scale nothing depends on d_k. Without it
 to 0.3 of 4.2 nats of entropy at d_k = 256, and 42 % of the queries have a Jacobian below 0.01. The
 gradient of W_q and W_k does not vanish at the start, it is three times as large: the same scale,
 missing from the scores, is missing from their derivative too. But the model learns ever slower: the
-loss after 300 steps is 0.06 nats with the scale for d_k = 4 and 256 alike, and 0.06, 0.29, 0.72 and
-1.06 without it for d_k = 4, 16, 64 and 256.
+loss after 300 steps is at most 0.06 nats with the scale, and without it 0.06, 0.29, 0.72 and 1.06
+for d_k = 4, 16, 64 and 256.
 """
 
 import functools

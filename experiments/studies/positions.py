@@ -15,6 +15,7 @@ import time
 
 import numpy as np
 
+from experiments import algorithmic
 from experiments.studies.study import RESULTS, keep
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -25,19 +26,23 @@ SPLITS = {'test': '1-20 symbols, as in training', 'longer': '21-40 symbols'}
 def main(runs: str = 'runs/positions', *flags: str, folder=RESULTS):
   from matplotlib.figure import Figure
 
-  began, found = time.perf_counter(), {}
+  began, variants, found = time.perf_counter(), [], {}
+  algorithmic.sweep(variants.append)
+  schemes = [variant['model.position'] for variant in variants]
   for task in TASKS:
-    command = [sys.executable, 'run.py', f'--config=experiments/algorithmic.py:{task}']
-    command += ['--mode=sweep', f'--workdir={pathlib.Path(runs).absolute() / task}', *flags]
-    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    workdir = pathlib.Path(runs).absolute() / task
+    files = [workdir / f'sweep-{i}' / 'train.json' for i in range(len(schemes))]
+    if not all(file.exists() for file in files):
+      command = [sys.executable, 'run.py', f'--config=experiments/algorithmic.py:{task}']
+      command += ['--mode=sweep', f'--workdir={workdir}', *flags]
+      subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    results = [json.loads(file.read_text()) for file in files]
     found[task] = {
-      run['changed']['model.position']: {
-        split: run['metrics'][f'{split}/exact_match'] for split in SPLITS
-      }
-      for run in json.loads(done.stdout.splitlines()[-1])['runs']
+      scheme: {'seconds': result['seconds']}
+      | {split: result['metrics'][f'{split}/exact_match'] for split in SPLITS}
+      for scheme, result in zip(schemes, results, strict=True)
     }
 
-  schemes = list(found[TASKS[0]])
   figure = Figure(figsize=(8, 3.4), layout='constrained')
   for axes, (split, title) in zip(figure.subplots(1, 2), SPLITS.items(), strict=True):
     scores = np.array([[found[task][s][split] for task in TASKS] for s in schemes])
