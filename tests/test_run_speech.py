@@ -53,8 +53,8 @@ def test_a_run_is_judged_by_its_sounds(trained):
   ].keys()
   assert 'aligned:dtw' in result['signatures']['val/mel_cepstral_distortion']
   files = (folder / 'tts' / 'predictions' / 'val.txt').read_text().splitlines()
-  assert len(files) == 200 and all(audio.rate_of(file) == 8000 for file in files[:3])
-  assert (folder / 'tts' / 'predictions' / 'val.reference' / '200.wav').exists()
+  assert len(files) == 30 and all(audio.rate_of(file) == 8000 for file in files[:3])
+  assert (folder / 'tts' / 'predictions' / 'val.reference' / '30.wav').exists()
 
 
 def test_predict_writes_a_wav_file_for_each_line(trained):

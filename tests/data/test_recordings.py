@@ -83,6 +83,8 @@ def test_fsdd_is_in_the_order_of_indices(tmp_path):
   ]
   assert [e['targets'] for e in source] == ['zero', 'zero', 'seven', 'seven'] * 2
   assert [e['speaker'] for e in source] == ['a', 'b'] * 4
+  spoken = corpora.load('fsdd', 'train[1:3]', dir=tmp_path, targets='speaker: digit')
+  assert [e['targets'] for e in spoken] == ['b: zero', 'a: seven']
   strings = corpora.load('fsdd_strings', 'train[:4]', dir=tmp_path)
   parts = [part for e in strings for part in e['name'].split('+')]
   assert set(parts) == {'0_a_9.wav', '0_b_9.wav', '7_a_9.wav', '7_b_9.wav'}  # and no other's
@@ -156,6 +158,7 @@ def test_keypad_dials_what_it_says():
   assert len(sounds[0]) != len(sounds[1])
   source = corpora.load('keypad_strings', 'val')
   assert len(source) == 60 and 3 <= len(source[0]['targets'].split()) <= 7
+  assert corpora.load('keypad', 'val')[7]['targets'] == 'seven'
   with pytest.raises(ValueError, match="unknown split 'dev' of keypad_strings: take train, val"):
     corpora.load('keypad_strings', 'dev')
 
