@@ -28,7 +28,7 @@ from transformer.training.step import init, train_step
 
 PAD, BOS, EOS, FIRST, SYMBOLS = 0, 1, 2, 3, 16
 LONGEST = 60
-SIZES = dict(vocab=FIRST + SYMBOLS, depth=2, dropout=0.0, tie='none', length=512)
+SIZES = dict(vocab=FIRST + SYMBOLS, depth=2, dropout=0.0, tie='none', length=512, dtype='bfloat16')
 
 
 class Recurrent(nnx.Module):
@@ -198,7 +198,7 @@ def speeds(length: int, *, positions: int, turns: int) -> dict[str, dict[str, fl
 
 def main(
   steps: int = 1500,
-  rows: int = 64,
+  rows: int = 32,
   longest: int = LONGEST,
   lengths=(5, 10, 20, 30, 40, 50, 60),
   timed=(8, 16, 32, 64, 128, 256),
