@@ -99,7 +99,7 @@ class Spectrogram:
       )
     self.log_mel  # noqa: B018  raises what is wrong with the rest
 
-  @property
+  @functools.cached_property
   def log_mel(self) -> audio.LogMel:
     """How a sound becomes frames."""
     names = ('rate', 'window', 'hop', 'mels', 'floor')
