@@ -8,15 +8,13 @@ import functools
 import gzip
 import json
 import pathlib
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 from transformer.data import questions, textfiles
 from transformer.data.facts import facts
-
-SLICE = re.compile(r'queries(?:\[(\d*):(\d*)(?::(\d*))?\])?')
+from transformer.data.images import sliced
 
 
 @functools.lru_cache(maxsize=2)
@@ -54,44 +52,44 @@ def cranfield(folder: pathlib.Path, split: str) -> list[dict[str, str]]:
 
   Args:
     folder: with the three files.
-    split: 'documents', pairs of a title and what follows it; or 'queries', maybe some of them only:
-      'queries[:75]', 'queries[1::2]'.
+    split: 'documents', pairs of a title and what follows it; or 'queries', maybe some of them only,
+      such as 'queries[:75]'.
 
   Raises:
     FileNotFoundError, ValueError: a file is not there, or the split is none of these.
   """
-  match = SLICE.fullmatch(split)
-  if split != 'documents' and not match:
-    raise ValueError(f"split {split!r} of cranfield: take 'documents', 'queries' or 'queries[::2]'")
+  name, part = sliced(split)
+  if name not in ('documents', 'queries'):
+    raise ValueError(f'split {split!r} of cranfield: take documents, queries, or queries[:75]')
   missing = [n for n in ('docs.jsonl.gz', 'queries.tsv', 'qrels.tsv') if not (folder / n).is_file()]
   if missing:
     raise FileNotFoundError(
       f'{folder} lacks {", ".join(missing)} of Cranfield: give the folder that has them (data.dir)'
     )
   texts = {row['id']: row for row in _objects(folder / 'docs.jsonl.gz') if row['text'].strip()}
-  if not match:
-    found = []
+  examples = []
+  if name == 'documents':
     for row in texts.values():
-      title, text = (_one_line(row[name]) for name in ('title', 'text'))
-      rest = text.removeprefix(title).strip()  # which begins with the title
-      found += [{'inputs': title, 'targets': rest}] if title and rest else []
-    return found
+      title, text = (_one_line(row[key]) for key in ('title', 'text'))
+      rest = text.removeprefix(title).strip()  # it begins with the title
+      if title and rest:
+        examples.append({'inputs': title, 'targets': rest, 'relevant': f'{row["id"]}:1'})
+    return examples[part(len(examples))]
   gains: dict[str, dict[int, int]] = defaultdict(dict)
   for row in _table(folder / 'qrels.tsv'):
     if int(row['grade']) > 0:
       gains[row['qid']][int(row['docid'])] = 5 - int(row['grade'])
-  examples = []
   for row in _table(folder / 'queries.tsv'):
     relevant = gains[row['qid']]
-    best = max((name for name in relevant if name in texts), key=relevant.__getitem__)
+    best = max((document for document in relevant if document in texts), key=relevant.__getitem__)
     examples.append(
       {
         'inputs': _one_line(row['text']),
         'targets': _one_line(texts[best]['text']),
-        'relevant': ' '.join(f'{name}:{gain}' for name, gain in relevant.items()),
+        'relevant': ' '.join(f'{document}:{gain}' for document, gain in relevant.items()),
       }
     )
-  return examples[slice(*(int(end) if end else None for end in match.groups()))]
+  return examples[part(len(examples))]
 
 
 def _objects(file: pathlib.Path) -> Iterator[dict[str, Any]]:

@@ -16,12 +16,11 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from transformer.data import cloze
+from transformer.data.images import sliced
 
-# a name, and maybe a slice of its articles: dev, dev[:12]
 PER_PARAGRAPH = 5  # questions made of one
 SHORTEST = 200  # characters of a line that is a paragraph and no heading
 WIKITEXT = re.compile(r' @(.)@ | (?=[.,;:!?)])|(?<=\() ')  # its spaces around marks
-PART = re.compile(r'(?P<name>[^\[\]]+)(\[(?P<start>\d*):(?P<stop>\d*)\])?')
 
 
 Row = tuple[str, str, list[str], list[int], str]
@@ -98,10 +97,8 @@ def paragraphs(file: pathlib.Path) -> dict[str, str]:
 
 def _paragraphs(folder: pathlib.Path, part: str) -> Iterator[tuple[str, dict[str, Any]]]:
   """(name, paragraph) of a file, or of a slice of its articles."""
-  match = PART.fullmatch(part)
-  if not match:
-    raise ValueError(f'split {part!r}: give the name of a file, or some articles of it: dev[:12]')
-  files = [folder / (match['name'] + end) for end in ('.json', '.json.gz', '.txt', '.txt.gz')]
+  name, of = sliced(part)
+  files = [folder / (name + end) for end in ('.json', '.json.gz', '.txt', '.txt.gz')]
   file = next((file for file in files if file.is_file()), None)
   if file is None:
     raise FileNotFoundError(
@@ -119,8 +116,7 @@ def _paragraphs(folder: pathlib.Path, part: str) -> Iterator[tuple[str, dict[str
     raise ValueError(
       f'{file}: not in the format of SQuAD, {{"data": [{{"paragraphs": ...}}]}} ({error!r})'
     ) from error
-  start, stop = (int(match[end]) if match[end] else None for end in ('start', 'stop'))
-  for article in articles[start:stop]:
+  for article in articles[of(len(articles))]:
     title = re.sub(r'\s+', '_', str(article.get('title', '')))
     for number, paragraph in enumerate(article['paragraphs']):
       yield f'{title}/{number}', paragraph
