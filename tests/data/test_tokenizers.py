@@ -276,3 +276,15 @@ def test_words_begin_where_space_was(kind):
   tokenizer = train([text] * 5, kind=kind, vocab=300)
   begins = [tokenizer.begins_word[i] for i in tokenizer.encode(' ' + text)]
   assert sum(begins) == 4 and begins[0]
+
+
+def test_spans_are_the_characters_of_the_ids(tokenizer):
+  """Ids are those of encode, spans stand in order, and what is between two of them is space."""
+  for text in [*CORPUS[:4], 'Un  homme, à vélo.']:
+    ((ids, spans),) = tokenizer.encode_spans([text])
+    assert ids == tokenizer.encode(text) and len(spans) == len(ids)
+    covered = {i for start, end in spans for i in range(start, end)}
+    assert all(text[i].isspace() for i in {*range(len(text))} - covered)
+    assert [start for start, _ in spans] == sorted(start for start, _ in spans)
+    whole = {text[start:end].strip() for start, end in spans}
+    assert all(piece in text for piece in whole)

@@ -1,6 +1,7 @@
 """Laws of transformer/tasks/metrics.py."""
 
 import gzip
+import math
 from importlib.metadata import version
 
 import pytest
@@ -10,6 +11,7 @@ from sacrebleu.metrics import BLEU
 
 from transformer.tasks.metrics import (
   METRICS,
+  RANKED,
   bleu,
   bleu_lowercase_moses,
   cer,
@@ -19,7 +21,7 @@ from transformer.tasks.metrics import (
 )
 from transformer.training.evaluation import LOWER_IS_BETTER
 
-GAINS = [name for name in METRICS if not name.startswith(LOWER_IS_BETTER)]
+GAINS = [n for n in METRICS if not n.startswith(LOWER_IS_BETTER) and n not in RANKED]
 
 WORDS = 'Der Hund läuft schnell über die grüne Wiese , und "alle" sehen zu ( 3,5 km ) . z.B. Ende!'
 
@@ -77,10 +79,14 @@ def test_signatures_say_what_makes_scores_comparable(texts):
       name: {name, 'nrefs:1', 'case:mixed', 'punct:kept', 'space:one', f'jiwer:{version("jiwer")}'}
       for name in ('wer', 'cer')
     },
+    'squad_exact_match': {'SQuAD 1.1 exact match', 'max over references', 'n:40'},
+    'squad_f1': {'SQuAD 1.1 token F1', 'max over references', 'n:40'},
+    **{name: {name, f'trec_eval {measure}', 'n:40'} for name, measure in RANKED.items()},
   }
   assert METRICS.keys() == expected.keys()
   for name, metric in METRICS.items():
-    assert set(metric(*texts).signature.split('|')) == expected[name]
+    given = (['a b'] * 40, ['b:1'] * 40) if name in RANKED else texts
+    assert set(metric(*given).signature.split('|')) == expected[name]
 
 
 def test_lowercase_moses_is_bleu_of_moses_tokens_in_any_case(texts):
@@ -174,3 +180,30 @@ def test_a_constant_caption_scores_what_the_data_says(real_data):
   found = {n: METRICS[f'bleu{n}_lowercase_words']([constant] * 113, references) for n in (1, 4)}
   assert found[1].value == pytest.approx(36.1, abs=0.1)
   assert found[4].value == pytest.approx(6.8, abs=0.1)
+
+
+def test_squad_takes_the_best_reference_without_articles_and_marks():
+  predictions = ['The U.S. Army!', 'in 1996', 'no idea', 'a']
+  references = ['us army', 'the year 1996\t1996', 'blue\tred', 'the']
+  assert METRICS['squad_exact_match'](predictions, references).value == 50  # 1 and 4: both nothing
+  f1 = METRICS['squad_f1'](predictions, references)
+  assert f1.value == pytest.approx(100 * (1 + 2 / 3 + 0 + 0) / 4)  # the published script's too
+  assert 'n:4' in f1.signature
+
+
+def test_repeated_words_count_as_often_as_they_are_in_both():
+  assert METRICS['squad_f1'](['b b c'], ['b b b d']).value == pytest.approx(100 * 4 / 7)
+
+
+def test_ranks_are_judged_as_by_hand():
+  pytest.importorskip('pytrec_eval')
+  predictions = ['a b c d', 'x y z']
+  references = ['b:2 d:1 e:1', 'q:1']
+  values = {name: METRICS[name](predictions, references).value for name in RANKED}
+  assert values['recall_at_1'] == 0
+  assert values['recall_at_5'] == pytest.approx(100 * (2 / 3) / 2)
+  assert values['reciprocal_rank'] == pytest.approx(100 * (1 / 2) / 2)
+  assert values['mean_average_precision'] == pytest.approx(100 * ((1 / 2 + 2 / 4) / 3) / 2)
+  gain = 2 / math.log2(3) + 1 / math.log2(5)
+  ideal = 2 + 1 / math.log2(3) + 1 / math.log2(4)
+  assert values['ndcg_at_10'] == pytest.approx(100 * gain / ideal / 2)
