@@ -1,4 +1,7 @@
-"""Retrieval: which documents of a collection answer a query; by vectors, by words, or by both."""
+"""Retrieval: which documents of a collection answer a query; by vectors, by words, or by both.
+
+Words need the extra `retrieval`: pip install 'functional-transformer[retrieval]'.
+"""
 
 import dataclasses
 import functools
@@ -284,9 +287,6 @@ def bm25(where: str, queries: Sequence[str]) -> Float[np.ndarray, 'Q N']:
 
   Robertson et al. 1994 (Okapi at TREC-3), as Lucene computes it, with k1 = 1.2, b = 0.75, English
   stop words and Porter's stems (Snowball).
-
-  Raises:
-    ImportError: bm25s or PyStemmer is not installed.
   """
   import bm25s
 
@@ -311,7 +311,7 @@ def _index(where: str):
 
 
 def _types(model, tokens, kind):
-  return jnp.full_like(tokens, kind) if model.config.types else None
+  return jnp.full_like(tokens, min(kind, max(model.config.types - 1, 0)))
 
 
 def _embed(model, tokens, segments, kind, key):

@@ -95,8 +95,9 @@ class QuestionAnswering:
   Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 4.2, and its published code: a long
   paragraph is read in windows that overlap, and one that lacks the answer points to <s>. Where the
   answers of several people are known each counts alike, and windows are compared by probability.
-  With model.types=3 a token of the paragraph that is also in the question has a type of its own
-  (Chen et al. 2017, https://arxiv.org/abs/1704.00051, section 3.2, exact match).
+  With model.types=2 question and paragraph have types of their own, with 3 so has a token of the
+  paragraph that is also in the question (Chen et al. 2017, https://arxiv.org/abs/1704.00051,
+  section 3.2, exact match).
 
   Attributes:
     tokenizer: text to tokens.
@@ -132,11 +133,6 @@ class QuestionAnswering:
 
   def init(self, config: ModelConfig, key: Key[Array, '']) -> Spans:
     """A fresh model."""
-    if config.types < 2:
-      raise ValueError(
-        f'model.types={config.types} cannot tell a question from its paragraph: set it to 2, or to '
-        '3 to mark the words of the paragraph that are in the question'
-      )
     return Spans(config, nnx.Rngs(key))
 
   def features(self, source: Source) -> Fields:
@@ -241,7 +237,7 @@ class QuestionAnswering:
     Args:
       tokens: windows.
       real: False for padding.
-      types: with 3 there is a type for what is in the question, too.
+      types: how many there are; fewer than 3 do not tell all kinds apart.
     """
     special = (tokens == self.tokenizer.bos) | (tokens == self.tokenizer.eos)
     ends = (tokens == self.tokenizer.eos) & real
@@ -249,8 +245,8 @@ class QuestionAnswering:
     asked = ~after & real & ~special
     found = jnp.any((tokens[:, :, None] == tokens[:, None, :]) & asked[:, None, :], axis=2)
     inside = after & ~special
-    kinds = jnp.where(after, PARAGRAPH, QUESTION)
-    return (jnp.where(inside & found, MATCH, kinds) if types > MATCH else kinds), inside
+    kinds = jnp.where(inside & found, MATCH, jnp.where(after, PARAGRAPH, QUESTION))
+    return jnp.minimum(kinds, max(types - 1, 0)), inside
 
   def capture(
     self, model: Spans, batch: dict[str, Int[Array, 'B ...']]
