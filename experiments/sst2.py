@@ -1,6 +1,7 @@
 r"""Sentiment of film reviews, SST-2: masked language modelling on the phrases, then fine-tuning.
 
-  python run.py --config=experiments/sst2.py:pretrain --config.data.dir=../shared/data/sst2
+  python -m experiments.preparation.text ../shared/data runs/text
+  python run.py --config=experiments/sst2.py:pretrain --config.data.dir=runs/text
   python run.py --config=experiments/sst2.py:finetune --config.data.dir=../shared/data/sst2
   echo 'a gripping , funny film' | python run.py --workdir=runs/sst2_finetune --mode=predict
 
@@ -54,7 +55,8 @@ def get_config(stage: str = 'finetune') -> ConfigDict:
   c.optimizer = dict(
     presets.ADAM,
     name='muon' if pretrain else 'adamw',
-    learning_rate=4e-3 if pretrain else 5e-4,
+    b1=0.95 if pretrain else 0.9,
+    learning_rate=1e-2 if pretrain else 5e-4,
     schedule='cosine',
     warmup_steps=200,
     clip=1.0,

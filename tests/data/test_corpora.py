@@ -445,7 +445,7 @@ def test_misspelt_and_impossible_names(tmp_path):
   with pytest.raises(FileNotFoundError, match="Did you mean 'parallel'"):
     corpora.load('paralel', 'train', dir=tmp_path)
   for name in ('', '/etc', '../up', 'huggingface:sst', 'a b'):
-    with pytest.raises(ValueError, match='dates, copy, reverse, sort, shapes, parallel, pairs'):
+    with pytest.raises(ValueError, match='dates, copy, reverse, sort, shapes, facts, parallel, pairs'):
       corpora.load(name, 'train', dir=tmp_path)
 
 

@@ -1,6 +1,6 @@
 """One folder of plain text to pretrain on, from the real data sets that are at hand.
 
-  python -m experiments.pretraining_text ../shared/data runs/text
+  python -m experiments.preparation.text ../shared/data runs/text
 
 writes train.txt (WikiText-2, phrases of SST-2, paragraphs and questions of SQuAD's kind; none of
 them from a split that anything is judged by) and val.txt (valid of WikiText-2).

@@ -1,0 +1,1 @@
+"""Data sets made of others, by hand and before a run."""
