@@ -17,7 +17,7 @@ import pytest
 
 from transformer.data import corpora
 from transformer.data.algorithmic import Algorithmic
-from transformer.data.textfiles import split_of
+from transformer.data.splits import split_of
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 SHARED = pathlib.Path(os.environ.get('TRANSFORMER_DATA', REPOSITORY.parent / 'shared' / 'data'))
@@ -445,7 +445,9 @@ def test_misspelt_and_impossible_names(tmp_path):
   with pytest.raises(FileNotFoundError, match="Did you mean 'parallel'"):
     corpora.load('paralel', 'train', dir=tmp_path)
   for name in ('', '/etc', '../up', 'huggingface:sst', 'a b'):
-    with pytest.raises(ValueError, match='dates, copy, reverse, sort, shapes, facts, parallel, pairs'):
+    with pytest.raises(
+      ValueError, match='dates, copy, reverse, sort, shapes, facts, parallel, pairs'
+    ):
       corpora.load(name, 'train', dir=tmp_path)
 
 

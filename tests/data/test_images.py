@@ -187,7 +187,7 @@ def test_files_that_are_missing_or_wrong_are_named(tmp_path):
   (tmp_path / 'val.tar.xz').write_bytes(b'broken')
   with pytest.raises(ValueError, match=r'val.tar.xz: broken archive'):
     corpora.load('images', 'val', dir=tmp_path)
-  for split in ('train[90%', 'train[-5:]', 'train[5]', ''):
+  for split in ('train[90%', 'train[5]', 'train[a:]', ''):
     with pytest.raises(ValueError, match='write train'):
       corpora.load('images', split, dir=tmp_path)
 

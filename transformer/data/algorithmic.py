@@ -11,7 +11,7 @@ from typing import SupportsIndex
 
 import numpy as np
 
-from transformer.data.textfiles import split_of
+from transformer.data.splits import split_of
 
 TASKS: dict[str, Callable[[list[str]], list[str]]] = {
   'copy': list,

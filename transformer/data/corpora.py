@@ -31,6 +31,7 @@ Of files and TFDS a split may be a slice, such as train[:90%], train[90%:] or tr
 
 import dataclasses
 import difflib
+import functools
 import os
 import pathlib
 import re
@@ -49,15 +50,30 @@ from transformer.data import (
   textfiles,
 )
 
-GENERATED = ('dates', 'copy', 'reverse', 'sort', 'shapes', 'facts')
-FILES: dict[str, Callable[[pathlib.Path, str], Any]] = {
-  'idx': images.idx,
-  'images': images.labelled,
-  'captions': images.captioned,
-  'squad': questions.squad,
-  'cranfield': documents.cranfield,
+# Each opens (split, inputs, targets).
+GENERATED: dict[str, Callable[..., Any]] = {
+  'dates': lambda split, *_: _dates(split),
+  **{
+    name: lambda split, *_, name=name: algorithmic.Algorithmic(name, split)
+    for name in algorithmic.TASKS
+  },
+  'shapes': lambda split, _, targets: images.Drawn(split, targets),
+  'facts': lambda split, *_: facts.facts(split),
 }
-NAMES = (*GENERATED, 'parallel', 'pairs', 'labelled', 'text', *FILES, *recordings.NAMES)
+# Each opens (dir, split, inputs, targets).
+FILES: dict[str, Callable[..., Any]] = {
+  'parallel': textfiles.parallel,
+  'pairs': textfiles.pairs,
+  'labelled': lambda dir, split, _, targets: textfiles.labelled(dir, split, targets),
+  'text': lambda dir, split, *_: textfiles.text(dir, split),
+  'idx': lambda dir, split, *_: images.idx(dir, split),
+  'images': lambda dir, split, *_: images.labelled(dir, split),
+  'captions': lambda dir, split, *_: images.captioned(dir, split),
+  'squad': lambda dir, split, *_: questions.squad(dir, split),
+  'cranfield': lambda dir, split, *_: documents.cranfield(dir, split),
+  **{name: functools.partial(recordings.load, name) for name in recordings.NAMES},
+}
+NAMES = (*GENERATED, *FILES)
 
 
 @runtime_checkable
@@ -101,33 +117,21 @@ def load(
   """
   if limit < 0:
     raise ValueError(f'limit={limit} examples: give a positive number, or 0 for all')
-  if name == 'dates':
-    from transformer.data import dates
-
-    source: Source = dates.Dates(split)
-  elif name == 'shapes':
-    source = images.Drawn(split, targets)
+  if name in GENERATED:
+    source: Source = GENERATED[name](split, inputs, targets)
   elif name in FILES:
-    source = FILES[name](pathlib.Path(dir).expanduser(), split)
-  elif name == 'facts':
-    source = facts.facts(split)
-  elif name in GENERATED:
-    source = algorithmic.Algorithmic(name, split)
-  elif name == 'parallel':
-    source = textfiles.parallel(pathlib.Path(dir).expanduser(), split, inputs, targets)
-  elif name == 'pairs':
-    source = textfiles.pairs(pathlib.Path(dir).expanduser(), split, inputs, targets)
-  elif name == 'labelled':
-    source = textfiles.labelled(pathlib.Path(dir).expanduser(), split, targets)
-  elif name == 'text':
-    source = textfiles.text(pathlib.Path(dir).expanduser(), split)
-  elif name in recordings.NAMES:
-    source = recordings.load(name, pathlib.Path(dir).expanduser(), split, inputs, targets)
+    source = FILES[name](pathlib.Path(dir).expanduser(), split, inputs, targets)
   elif name.startswith('squad/'):
     source = questions.Prepared(_builder(name, dir).as_data_source(split))
   else:
     source = _tfds(name, split, dir, inputs, targets)
   return First(source, min(limit, len(source))) if limit else source
+
+
+def _dates(split: str) -> Source:
+  from transformer.data import dates  # which imports a library of calendars
+
+  return dates.Dates(split)
 
 
 def chunks(source: Source, size: int = 1024) -> Iterator[list[dict[str, Any]]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformer.data import questions, textfiles
 from transformer.data.facts import facts
-from transformer.data.images import sliced
+from transformer.data.splits import sliced
 
 
 @functools.lru_cache(maxsize=2)

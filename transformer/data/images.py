@@ -13,7 +13,6 @@ import io
 import lzma
 import math
 import pathlib
-import re
 import tarfile
 import zlib
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 from jaxtyping import UInt8
 
+from transformer.data.splits import sliced
 from transformer.data.textfiles import find, tsv
 
 Image = str | bytes | np.ndarray
@@ -178,26 +178,6 @@ class Drawn:
       'targets': targets,
       'name': f'{self.split}/{i}',
     }
-
-
-def sliced(split: str) -> tuple[str, Any]:
-  """The name of a split, and of a size the slice that is meant: 'train[:90%]', 'train[100:]'.
-
-  Raises:
-    ValueError: the slice is written in another way.
-  """
-  found = re.fullmatch(r'([^\[\]]+)(?:\[(\d+%?)?:(\d+%?)?\])?', split)
-  if not found:
-    raise ValueError(f'split {split!r}: write train, train[:90%], train[90%:] or train[100:200]')
-  name, *bounds = found.groups()
-
-  def part(size: int) -> slice:
-    def place(bound):
-      return bound and (size * int(bound[:-1]) // 100 if bound.endswith('%') else int(bound))
-
-    return slice(*map(place, bounds))
-
-  return name, part
 
 
 def _files(folder: pathlib.Path, split: str) -> list[tuple[str, Image]]:

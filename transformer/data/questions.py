@@ -16,7 +16,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from transformer.data import cloze
-from transformer.data.images import sliced
+from transformer.data.splits import sliced
 
 PER_PARAGRAPH = 5  # questions made of one
 SHORTEST = 200  # characters of a line that is a paragraph and no heading

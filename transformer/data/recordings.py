@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import operator
 import pathlib
-import re
 import tarfile
 from collections.abc import Mapping, Sequence
 from typing import Any, SupportsIndex
@@ -15,6 +14,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from transformer.data import audio
+from transformer.data.splits import sliced
 from transformer.data.textfiles import find, pairs
 
 DIGITS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
@@ -33,20 +33,18 @@ def load(
   Raises:
     ValueError: the part has no recording, or the split is none of the corpus.
   """
-  match = re.fullmatch(r'([^\[\]]+)(?:\[(-?\d*):(-?\d*)\])?', split)
-  if not match:
-    raise ValueError(f'split {split!r}: write train, or a part of it as train[100:200]')
-  whole, start, stop = match.groups(default='')
-  part = slice(*(int(end) if end else None for end in (start, stop)))
+  whole, part = sliced(split)
   if name == 'recordings':
-    found = recordings(folder, whole, inputs, targets)[part]
+    found = recordings(folder, whole, inputs, targets)
   elif name == 'frames':
-    found = frames(folder, whole, inputs, targets)[part]
+    found = frames(folder, whole, inputs, targets)
   elif name == 'yesno':
-    found = yesno(folder, 'train' if whole == 'joined' else whole)[part]
+    found = yesno(folder, 'train' if whole == 'joined' else whole)
+  elif name.startswith('keypad'):
+    found = keypad(whole)
   else:
-    of_keypad = name.startswith('keypad')
-    found = (keypad(whole) if of_keypad else fsdd(folder, whole, targets))[part]
+    found = fsdd(folder, whole, targets)
+  found = found[part(len(found))]
   if not found:
     raise ValueError(f'split {split!r} of {name} in {folder} has no recording: take another part')
   if name.endswith('strings'):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import gzip
-import hashlib
 import json
 import operator
 import pathlib
@@ -10,6 +9,8 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, SupportsIndex
+
+from transformer.data.splits import split_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +26,6 @@ class Pairs:
   def __getitem__(self, i: SupportsIndex) -> dict[str, str]:
     i = operator.index(i)
     return {'inputs': self.inputs[i], 'targets': self.targets[i]}
-
-
-def split_of(text: str) -> str:
-  """'train' (90 %), 'val' (5 %) or 'test' (5 %), by a hash: equal texts are in one split."""
-  digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-  return {0: 'val', 1: 'test'}.get(int.from_bytes(digest) % 20, 'train')
 
 
 def parallel(folder: pathlib.Path, split: str, inputs: str, targets: str) -> Pairs:
