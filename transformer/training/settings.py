@@ -41,6 +41,9 @@ TASKS: dict[str, Any] = {
 }
 
 
+WITH_DECODER = ('sequence', 'joint', 'denoising', 'spectrogram')
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
   """Where examples come from and how they become batches.
@@ -267,12 +270,7 @@ def check(config: Mapping[str, Any]) -> Settings:
         f'has {reader.features} numbers in each of its {inputs}: set it to that'
       )
     longest = reader.positions
-  if settings.task in (
-    'sequence',
-    'joint',
-    'denoising',
-    'spectrogram',
-  ):  # others never go beyond it
+  if settings.task in WITH_DECODER:  # others never look further than they learnt to
     longest = max(longest + (settings.task == 'denoising'), settings.decode.length)
   if settings.model['position'] == 'learned' and longest > settings.model['length']:
     raise ValueError(
