@@ -1,7 +1,15 @@
-r"""Captions for photographs: 762 images of Flickr8k with five captions each.
+r"""Captions for photographs: Flickr8k (Hodosh et al. 2013), or 762 images of it with 5 captions each.
 
-python run.py --config=experiments/flickr8k.py --config.data.dir=../shared/data/flickr8k_1000
-echo photo.jpg | python run.py --config=experiments/flickr8k.py --mode=predict
+  python run.py --config=experiments/flickr8k.py --config.data.dir=FOLDER
+  echo photo.jpg | python run.py --config=experiments/flickr8k.py --mode=predict
+
+FOLDER holds train.tar.xz and val.tar.xz of images, or folders of the same names, and
+train_captions.tsv and val_captions.tsv with columns image and caption. A like TFDS data set is
+`coco_captions`: --config.data.name=coco_captions --config.data.dir= --config.data.train=train
+--config.data.val='val[:10%]' --config.data.test='val[10%:]'. Without any file:
+--config=experiments/flickr8k.py:shapes, drawn ones. A tenth of the training images is for choosing.
+
+Convolutions leave 8 x 8 patches; two layers read them, two write. Every caption is an example.
 """
 
 from ml_collections import ConfigDict
