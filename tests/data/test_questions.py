@@ -84,14 +84,14 @@ def test_questions_made_of_statements(folder, split):
 
 def test_what_may_be_asked_for():
   words = [
-    *cloze.WORD.finditer('The Red Cross built 20 large ships in 1901, near the old harbour.')
+    *cloze.WORD.finditer('The Red Cross built 20 large ships in 1901 near the old, rotten harbour.')
   ]
   found = {(k, ' '.join(w[0] for w in words[a : b + 1])) for k, a, b in cloze.candidates(words)}
   assert found == {
     ('name', 'Red Cross'),
     ('number', '20'),
     ('year', '1901'),
-    ('thing', 'old harbour'),
+    ('thing', 'old'),
   }
   assert cloze.questions('Too short.', 5, np.random.default_rng(0)) == []
 

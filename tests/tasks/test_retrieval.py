@@ -159,6 +159,10 @@ def test_rankings_are_joined(task, file, texts):
     for w, v in zip(by_words, by_vectors, strict=True)
   ]
   assert predicted(bm25=0.5, fusion='ranks') == [order(row) for row in ranks]
+  by_ranks = dataclasses.replace(task, decoding=dataclasses.replace(task.decoding, fusion='ranks'))
+  np.testing.assert_allclose(
+    by_ranks._comparable(np.array([[3, 9, 5]])), [[1 / 63, 1 / 61, 1 / 62]]
+  )
 
 
 def test_documents_are_found(task, texts):

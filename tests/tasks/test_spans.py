@@ -112,6 +112,7 @@ def test_an_answer_is_where_its_window_has_it(task):
   for window, start, end in zip(windows, fields['starts'], fields['ends'], strict=True):
     if start[0]:
       seen += 1
+      assert window.first <= start[0] <= end[0] < len(window.tokens) - 1
       assert asked.answer(int(start[0]) - window.shift, int(end[0]) - window.shift) == 'goat 57'
   assert 1 <= seen < len(windows)
 
