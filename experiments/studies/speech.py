@@ -2,9 +2,9 @@
 
   python -m experiments.studies.speech runs/fsdd_tts runs/fsdd_digits
 
-The first run speaks each text that it was trained on once, such as 'george: seven', of which the
+The first run speaks each text of its validation split once, such as 'george: seven', of which the
 second one, a classifier that has only ever heard recordings, is to hear the last word. It is also
-given a recording of each text, and what Griffin and Lim's algorithm makes of the recording's
+given a recording of each text there, and what Griffin and Lim's algorithm makes of the recording's
 frames: nothing synthesised can be expected to be understood better.
 """
 
@@ -41,7 +41,7 @@ def main(speaks: str, hears: str, folder=RESULTS):
   config = json.loads((pathlib.Path(speaks) / 'config.json').read_text())
   data, loss = config['data'], config['loss']
   names = {name: data[name] for name in ('dir', 'inputs', 'targets')}
-  source = corpora.load(data['name'], data['train'], **names)
+  source = corpora.load(data['name'], data['val'], **names)
   real = {source[i]['targets']: source[i]['inputs'] for i in range(len(source))}
   texts = sorted(real)
   sounds = predicted(speaks, texts)
