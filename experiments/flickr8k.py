@@ -1,4 +1,4 @@
-r"""Captions for photographs: Flickr8k (Hodosh et al. 2013), or 762 images of it with 5 captions each.
+r"""Captions for photographs: Flickr8k (Hodosh et al. 2013), or 762 images of it, 5 captions each.
 
   python run.py --config=experiments/flickr8k.py --config.data.dir=FOLDER
   echo photo.jpg | python run.py --config=experiments/flickr8k.py --mode=predict
