@@ -67,7 +67,7 @@ def get_config(variant: str = 'ctc') -> ConfigDict:
   )
   c.optimizer.weight_decay = 0.1
   c.train = dict(
-    steps=2000,
+    steps=3000,
     steps_per_call=1,
     microbatches=1,
     ema=0.0,

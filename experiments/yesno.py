@@ -25,30 +25,31 @@ def get_config() -> ConfigDict:
     val='train[26:]',
     test='test_visible',
     limit=0,
-    length=800,
+    length=400,
     tokens=4000,
-    buckets=2,
+    buckets=1,
     packing=False,
   )
   c.inputs = dict(
     rate=8000,
     window=0.032,
-    hop=0.016,
+    hop=0.020,
     bands=24,
     tempo=0.15,
     time_masks=2,
-    time_width=8,
+    time_width=6,
     time_share=0.1,
     frequency_masks=1,
     frequency_width=5,
   )
-  c.tokenizer = dict(kind='characters', vocab=64, lowercase=False, split_digits=True, sentinels=0)
+  c.tokenizer = dict(kind='bpe', vocab=280, lowercase=False, split_digits=True, sentinels=0)
   c.model = dict(
     presets.TRANSFORMER_TINY,
     inputs='frames',
     features=24,
     width=64,
     depth=2,
+    heads=2,
     feedforward=256,
     prenorm=True,
     position='rotary',
@@ -58,20 +59,20 @@ def get_config() -> ConfigDict:
     dtype='bfloat16',
   )
   c.loss = {}
-  c.optimizer = dict(presets.ADAM, learning_rate=3e-3, schedule='cosine', warmup_steps=50, clip=1.0)
+  c.optimizer = dict(presets.ADAM, learning_rate=2e-3, schedule='cosine', warmup_steps=100, clip=1.0)
   c.optimizer.weight_decay = 0.1
   c.train = dict(
-    steps=600,
+    steps=500,
     steps_per_call=1,
     microbatches=1,
     ema=0.0,
     average=1,
     log_every_steps=50,
-    save_every_steps=200,
+    save_every_steps=250,
     keep=2,
     adapters='',
   )
-  c.eval = dict(every_steps=200, limit=0, samples=4, metrics='wer,cer', best='nll_per_token', by='')
+  c.eval = dict(every_steps=250, limit=0, samples=4, metrics='wer,cer', best='nll_per_token', by='')
   c.decode = dict(rows=8)
   c.mesh = dict(presets.DATA_PARALLEL)
   return c
