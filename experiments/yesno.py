@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     test='test_visible',
     limit=0,
     length=400,
-    tokens=4000,
+    tokens=2000,
     buckets=1,
     packing=False,
   )
@@ -62,17 +62,17 @@ def get_config() -> ConfigDict:
   c.optimizer = dict(presets.ADAM, learning_rate=2e-3, schedule='cosine', warmup_steps=100, clip=1.0)
   c.optimizer.weight_decay = 0.1
   c.train = dict(
-    steps=500,
+    steps=1200,
     steps_per_call=1,
     microbatches=1,
     ema=0.0,
     average=1,
-    log_every_steps=50,
-    save_every_steps=250,
+    log_every_steps=100,
+    save_every_steps=400,
     keep=2,
     adapters='',
   )
-  c.eval = dict(every_steps=250, limit=0, samples=4, metrics='wer,cer', best='nll_per_token', by='')
+  c.eval = dict(every_steps=400, limit=0, samples=4, metrics='wer,cer', best='nll_per_token', by='')
   c.decode = dict(rows=8)
   c.mesh = dict(presets.DATA_PARALLEL)
   return c
