@@ -30,24 +30,24 @@ def get_config(variant: str = 'ctc') -> ConfigDict:
     val='val' if keypad else 'train[2400:]',
     test='test' if keypad else 'test_visible',
     limit=0,
-    length=1000,
-    tokens=5000,
+    length=640,
+    tokens=4000,
     buckets=4,
     packing=False,
   )
   c.inputs = dict(
     rate=8000,
-    window=0.025,
-    hop=0.010,
+    window=0.032,
+    hop=0.016,
     bands=40,
     tempo=0.15,
     time_masks=2,
-    time_width=20,
+    time_width=12,
     time_share=0.1,
     frequency_masks=1,
     frequency_width=8,
   )
-  c.tokenizer = dict(kind='characters', vocab=64, lowercase=False, split_digits=True, sentinels=0)
+  c.tokenizer = dict(kind='bpe', vocab=400, lowercase=False, split_digits=True, sentinels=0)
   c.model = dict(
     presets.TRANSFORMER_TINY,
     inputs='frames',
@@ -67,7 +67,7 @@ def get_config(variant: str = 'ctc') -> ConfigDict:
   )
   c.optimizer.weight_decay = 0.1
   c.train = dict(
-    steps=3000,
+    steps=2000,
     steps_per_call=1,
     microbatches=1,
     ema=0.0,
@@ -80,6 +80,6 @@ def get_config(variant: str = 'ctc') -> ConfigDict:
   c.eval = dict(every_steps=500, limit=200, samples=4, metrics='wer,cer', best='wer', by='')
   c.decode = dict(rows=32)
   if attention:
-    c.decode = dict(presets.SEARCH, beams=4, alpha=0.6, length=48, rows=32)
+    c.decode = dict(presets.SEARCH, beams=4, alpha=0.6, length=16, rows=32)
   c.mesh = dict(presets.DATA_PARALLEL)
   return c

@@ -59,7 +59,9 @@ def get_config() -> ConfigDict:
     dtype='bfloat16',
   )
   c.loss = {}
-  c.optimizer = dict(presets.ADAM, learning_rate=2e-3, schedule='cosine', warmup_steps=100, clip=1.0)
+  c.optimizer = dict(
+    presets.ADAM, learning_rate=2e-3, schedule='cosine', warmup_steps=100, clip=1.0
+  )
   c.optimizer.weight_decay = 0.1
   c.train = dict(
     steps=1200,
