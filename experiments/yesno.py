@@ -6,6 +6,10 @@ The folder holds `train.tar.xz` and `test_visible.tar.xz`, Kaldi's split of Open
 `yes_no`): one speaker, 8 kHz, and a name that is the transcript: `1_0_0_1_0_1_1_1.wav`. All
 recordings of train begin with no and all of test with yes, so that the words are cut out at the
 silences and joined in any number and order; 5 whole recordings are left to choose by.
+
+Seed 0: no word of 112 wrong, as Kaldi's monophone model; 2 minutes on 2 CPU cores that others used,
+too. Words cut in the middle of the silences gave 8.0: the first one of a recording, always no, had
+the longest silence before it. Characters instead of words had learnt nothing after 300 steps.
 """
 
 from ml_collections import ConfigDict
