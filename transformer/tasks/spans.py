@@ -1,5 +1,6 @@
 """Extractive question answering: which piece of a paragraph answers a question."""
 
+import bisect
 import dataclasses
 import functools
 import json
@@ -352,8 +353,9 @@ def _real(batch) -> Bool[Array, ' B']:
 
 def _tokens_of(places: list[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
   """The first and the last token that have one of the characters start, ..., end - 1."""
-  touched = [i for i, (a, b) in enumerate(places) if a < end and b > start]
-  return (touched[0], touched[-1]) if touched else (len(places), len(places))  # nowhere
+  first = bisect.bisect_right(places, start, key=lambda place: place[1])
+  last = bisect.bisect_left(places, end, key=lambda place: place[0]) - 1
+  return (first, last) if first <= last else (len(places), len(places))  # nowhere
 
 
 @functools.partial(jax.jit, static_argnums=1)
