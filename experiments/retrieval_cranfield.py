@@ -1,10 +1,18 @@
 r"""Which abstracts answer a query: Cranfield, by words and vectors together.
 
-  python run.py --config=experiments/retrieval_cranfield.py --config.init=runs/retrieval_squad
+  python run.py --config=experiments/retrieval_cranfield.py --config.data.dir=FOLDER
   python run.py --mode=evaluate --workdir=runs/retrieval_cranfield --config.decode.bm25=1   # BM25
 
-There is no query to learn from: pairs are the title and the rest of an abstract, or a piece of an
-abstract and what it was cut out of (Lee et al. 2019).
+FOLDER holds docs.jsonl.gz, queries.tsv and qrels.tsv (Cleverdon 1967; 1,400 abstracts, 150 of the
+queries) and is also in --config.decode.collection. There is no query to learn from: pairs are the
+title and the rest of an abstract, or a piece of an abstract and what it was cut out of (Lee et al.
+2019). Checkpoints are chosen by titles, and the fusion is that of ranks with its published
+constant 60, so nothing depends on the queries.
+
+Mean average precision, grade -1 ignored, after 200 of 400 steps (4 minutes on 2 shared cores):
+vectors 24.5, BM25 28.8 (elsewhere 28.5), fusion of ranks 30.0, nDCG@10 29.3, 34.5, 35.4. The sum
+of scores has 31.2 with equal weights, and 30.9 with a weight chosen on one half of the queries and
+judged on the other (0.5 and 0.6). No run has ended yet.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,18 @@
 r"""From a question to its paragraph: a dual encoder on SQuAD, and BM25 beside it.
 
-python run.py --config=experiments/retrieval_squad.py
-python run.py --mode=evaluate --workdir=runs/retrieval_squad --config.decode.bm25=0.5   # both
-echo 'who discovered oxygen?' | python run.py --mode=predict --workdir=runs/retrieval_squad
+  python run.py --config=experiments/retrieval_squad.py --config.data.dir=../shared/data
+  python run.py --mode=evaluate --workdir=runs/retrieval_squad --config.decode.bm25=0.75   # both
+  echo 'who discovered oxygen?' | python run.py --mode=predict --workdir=runs/retrieval_squad
+
+Among the 1,017 visible paragraphs of SQuAD 1.1's dev set, learnt from the questions of SQuADShifts,
+those made of statements (data/cloze.py), and pieces of paragraphs (Lee et al. 2019). Chosen on 12
+articles, reported on the other 12, whose R@5 by BM25 alone is 93.1 (all: 92.0).
+
+After 350 of 700 steps with width 256, feedforward 512, learning rate 2e-3: R@5 44.9 on the first
+12 articles, 51.5 on the others; with BM25 at 0.75, as chosen on the first, 93.5. It learnt slowly:
+at the first step R@5 was 30, and that of a random projection of the counted words, each weighed by
+its rarity, is 62 with 256 numbers and 72 with 512 (without the weights 41 and 45). Hence twice the
+width, smaller heads, and embeddings that move less, so that rare words stay apart; not run yet.
 """
 
 from ml_collections import ConfigDict
@@ -38,9 +48,10 @@ def get_config(size: str = 'full') -> ConfigDict:
   c.model = dict(
     presets.TRANSFORMER_TINY,
     types=2,
-    width=256,
+    width=512,
     depth=1,
-    feedforward=512,
+    head_size=32,
+    feedforward=256,
     length=192,
     prenorm=True,
     norm='rms',
@@ -52,8 +63,9 @@ def get_config(size: str = 'full') -> ConfigDict:
   )
   c.loss = dict(temperature=0.05, symmetric=True, cloze=0.25, piece=16)
   c.optimizer = dict(
-    presets.ADAM, learning_rate=2e-3, schedule='cosine', warmup_steps=200, clip=1.0
+    presets.ADAM, learning_rate=1e-3, schedule='cosine', warmup_steps=200, clip=1.0
   )
+  c.optimizer.rates = 'embed=0.3'
   c.optimizer.weight_decay = 0.1
   c.train = dict(
     steps=100 if tiny else 2000,

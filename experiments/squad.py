@@ -1,8 +1,20 @@
 r"""Answers to questions as pieces of a paragraph: SQuAD, learnt from 27,626 questions.
 
-python run.py --config=experiments/squad.py:pretrain
-python run.py --config=experiments/squad.py --config.init=runs/squad_pretrain
-python run.py --workdir=runs/squad --mode=predict --input=FILE   # lines QUESTION<TAB>PARAGRAPH
+  python run.py --config=experiments/squad.py:pretrain --config.data.dir=../shared/data
+  python run.py --config=experiments/squad.py --config.init=runs/squad_pretrain
+  python run.py --workdir=runs/squad --mode=predict --input=FILE   # lines QUESTION<TAB>PARAGRAPH
+
+The folder holds squad/train_shifts_*.json.gz (SQuADShifts, Miller et al. 2020),
+squad/dev_visible.json.gz (half of SQuAD 1.1's dev, Rajpurkar et al. 2016) and
+wikitext2/train.txt.gz. With a network: --config.data.name=squad/v1.1 (TFDS), splits train and
+validation. `:tiny` learns from sentences made on the spot.
+
+The first run mixes the questions with 84,000 made of statements (data/cloze.py): these teach what
+27,626 are too few for, to find the words of a question in a paragraph and to point at what is
+missing. Chosen on 12 of the 24 visible articles, reported on the other 12. In between, on the
+first 300 to 400 questions of the former, batches of 8,192 tokens, width 128, 4 layers: 200 steps
+on the real questions alone gave F1 10.3, 300 steps of the mixture F1 18.5 (exact match 12.0); the
+best-overlapping sentence has 20.3. No run has ended yet.
 """
 
 from ml_collections import ConfigDict
