@@ -37,12 +37,11 @@ def run(*flags, input=''):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-  """A run that speaks and one that hears."""
+  """The folder of a run that speaks, and what it said of itself."""
   folder = tmp_path_factory.mktemp('speech')
   flags = ['--config.decode.iterations=2', '--config.decode.length=8']
   experiments = ROOT / 'experiments'
   told = run(f'--config={experiments}/fsdd_tts.py:keypad', f'--workdir={folder}/tts', *TINY, *flags)
-  run(f'--config={experiments}/fsdd_digits.py:keypad', f'--workdir={folder}/digits', *TINY)
   return folder, json.loads(told[-1])
 
 
@@ -75,9 +74,17 @@ def test_attend_draws_and_sounds(trained):
 
 def test_a_study_counts_what_is_understood(trained, tmp_path, monkeypatch):
   folder, _ = trained
+  heard = {'tts': speech.predicted, 'hears': lambda _, files: ['two'] * len(files)}
+  monkeypatch.setattr(
+    speech, 'predicted', lambda run, lines: heard[pathlib.Path(run).name](run, lines)
+  )
+  (tmp_path / 'hears').mkdir()
+  (tmp_path / 'hears' / 'train.json').write_text('{"metrics": {}}')
   monkeypatch.setattr('experiments.studies.study.subprocess.check_output', lambda *_, **__: 'c\n')
-  speech.main(str(folder / 'tts'), str(folder / 'digits'), folder=tmp_path)
+  speech.main(str(folder / 'tts'), str(tmp_path / 'hears'), folder=tmp_path)
   found = json.loads((tmp_path / 'speech.json').read_text())
   assert found['texts'] == 10
-  assert found['recognised_percent'] == 100 - 10 * len(found['misheard'])
+  for what in ('', '_recorded', '_vocoded'):
+    assert found[f'recognised{what}_percent'] == pytest.approx(10)
+  assert 'two' not in found['misheard'] and len(found['misheard']) == 9
   assert (tmp_path / 'speech.png').exists()
