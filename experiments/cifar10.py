@@ -83,8 +83,10 @@ def get_config(corpus: str = '') -> ConfigDict:
     keep=2,
     adapters='',
   )
-  c.eval = dict(every_steps=1000, limit=0, samples=4, metrics='', best='accuracy', by='')
-  c.decode = dict(rows=64)
+  c.eval = dict(
+    every_steps=1000, limit=500, samples=4, metrics='exact_match', best='accuracy', by=''
+  )
+  c.decode = dict(rows=128)
   c.mesh = dict(presets.DATA_PARALLEL)
   if corpus:
     c.experiment = 'cifar10_shapes'

@@ -9,6 +9,10 @@ FOLDER holds MNIST's four idx files, maybe .gz or .xz (LeCun et al. 1998). The T
 
 A ViT (Dosovitskiy et al. 2021) of 4 layers of width 64 behind two convolutions that leave 7 x 7
 patches (Xiao et al. 2021); pictures are moved, turned and scaled a little.
+
+Tried (val / t10k_even, on two cores that others worked on, too): 8 epochs without dropout, moved by
+2 pixels, turned by 10 degrees, scaled by 0.1: 99.27 / 99.28 in 18 minutes, the training loss at its
+floor; hence more variation, dropout 0.1 and 15 epochs.
 """
 
 from ml_collections import ConfigDict
@@ -41,9 +45,9 @@ def get_config(corpus: str = '') -> ConfigDict:
     channels=1,
     patch=1,
     flip=False,
-    shift=2,
-    turn=10.0,
-    zoom=0.1,
+    shift=3,
+    turn=15.0,
+    zoom=0.15,
     erase=0,
     recolor=0.0,
   )
@@ -59,7 +63,7 @@ def get_config(corpus: str = '') -> ConfigDict:
     length=50,
     activation='gelu_tanh',
     summary='mean',
-    dropout=0.0,
+    dropout=0.1,
     dtype='bfloat16',
   )
   c.loss = dict(classes='0, 1, 2, 3, 4, 5, 6, 7, 8, 9', label_smoothing=0.1)
@@ -68,7 +72,7 @@ def get_config(corpus: str = '') -> ConfigDict:
   )
   c.optimizer.weight_decay = 0.05
   c.train = dict(
-    steps=3376,
+    steps=6330,
     steps_per_call=1,
     microbatches=1,
     ema=0.0,
@@ -78,8 +82,10 @@ def get_config(corpus: str = '') -> ConfigDict:
     keep=2,
     adapters='',
   )
-  c.eval = dict(every_steps=844, limit=0, samples=4, metrics='', best='accuracy', by='')
-  c.decode = dict(rows=64)
+  c.eval = dict(
+    every_steps=1266, limit=500, samples=4, metrics='exact_match', best='accuracy', by=''
+  )
+  c.decode = dict(rows=128)
   c.mesh = dict(presets.DATA_PARALLEL)
   if corpus:
     c.experiment = 'mnist_shapes'
