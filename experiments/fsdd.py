@@ -7,6 +7,9 @@ r"""Speech recognition, strings of 3 to 7 spoken digits: CTC, or a decoder that 
 The folder holds `train.tar.xz` and `test_visible.tar.xz` of the Free Spoken Digit Dataset (TFDS:
 `spoken_digit`): 8 kHz, six speakers. Recordings 5-44 are to learn from, 45-49 to choose by and 0-4
 to report; of each set strings of one speaker are joined, with pauses and a noisy line.
+
+Tried: characters instead of words, every 20 ms, 600 steps of 8,000 frames: WER 8.5 on val and test
+alike, most of it misspelt (sigxt).
 """
 
 from ml_collections import ConfigDict
@@ -63,7 +66,7 @@ def get_config(variant: str = 'ctc') -> ConfigDict:
   )
   c.loss = dict(label_smoothing=0.1, z_loss=0.0, start='bos', ctc=0.3) if attention else {}
   c.optimizer = dict(
-    presets.ADAM, learning_rate=2e-3, schedule='cosine', warmup_steps=200, clip=1.0
+    presets.ADAM, learning_rate=2e-3, schedule='cosine', warmup_steps=100, clip=1.0
   )
   c.optimizer.weight_decay = 0.1
   c.train = dict(
