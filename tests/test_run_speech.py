@@ -74,9 +74,10 @@ def test_attend_draws_and_sounds(trained):
 
 def test_a_study_counts_what_is_understood(trained, tmp_path, monkeypatch):
   folder, _ = trained
-  heard = {'tts': speech.predicted, 'hears': lambda _, files: ['two'] * len(files)}
+  made = str(folder / 'tts' / 'predictions' / 'val' / '1.wav')
+  answers = {'tts': made, 'hears': 'two'}
   monkeypatch.setattr(
-    speech, 'predicted', lambda run, lines: heard[pathlib.Path(run).name](run, lines)
+    speech, 'predicted', lambda run, lines: [answers[pathlib.Path(run).name]] * len(lines)
   )
   (tmp_path / 'hears').mkdir()
   (tmp_path / 'hears' / 'train.json').write_text('{"metrics": {}}')
