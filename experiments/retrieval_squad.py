@@ -9,7 +9,7 @@ those made of statements (data/cloze.py), and pieces of paragraphs (Lee et al. 2
 articles, reported on the other 12, whose R@5 by BM25 alone is 93.1 (all: 92.0).
 
 After 350 of 700 steps with width 256, feedforward 512, learning rate 2e-3: R@5 44.9 on the first
-12 articles, 51.5 on the others; with BM25 at 0.75, as chosen on the first, 93.5. It learnt slowly:
+12 articles, 51.5 on the others; with BM25 at 0.75, set by hand beforehand, 93.5. It learnt slowly:
 at the first step R@5 was 30, and that of a random projection of the counted words, each weighed by
 its rarity, is 62 with 256 numbers and 72 with 512 (without the weights 41 and 45). Hence twice the
 width, smaller heads, and embeddings that move less, so that rare words stay apart; not run yet.
