@@ -10,6 +10,9 @@ train_captions.tsv and val_captions.tsv with columns image and caption. A like T
 --config=experiments/flickr8k.py:shapes, drawn ones. A tenth of the training images is for choosing.
 
 Convolutions leave 8 x 8 patches; two layers read them, two write. Every caption is an example.
+
+Greedy search, on the tenth for choosing, after 1,250 of 3,000 steps (15 minutes of two cores that
+others worked on, too): BLEU-1 49.8, BLEU-4 11.7. A constant caption has 36.1 and 6.8 on `val`.
 """
 
 from ml_collections import ConfigDict
