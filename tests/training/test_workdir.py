@@ -172,3 +172,9 @@ def test_one_process_at_a_time(workdir):
   workdir.lock()
   workdir.lock()  # a process does not shut itself out
   assert json.loads((workdir.path / 'config.json').read_text()) == CONFIG
+
+
+def test_what_a_run_takes_is_added_up(tmp_path):
+  workdir = Workdir(tmp_path / 'run')
+  assert [workdir.spend(seconds) for seconds in (2.0, 0.5)] == [2.0, 2.5]
+  assert Workdir(tmp_path / 'run').spend(1.0) == 3.5

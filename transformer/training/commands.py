@@ -110,12 +110,14 @@ def _train(config, workdir, flags) -> int:
   try:
     state = loop.fit(experiment, workdir)
   except loop.Stopped as stopped:
+    workdir.spend(time.perf_counter() - began)
     print(stopped, file=sys.stderr)
     return 128 + stopped.number
   model, step = restore_best(experiment, workdir)
   result = loop.report_result(experiment, model, workdir)
   facts = {'step': int(state.step), 'best_step': step, 'state_sha256': digest(state)}
-  return _answer(config, workdir, 'train', began, facts | result)
+  seconds = workdir.spend(time.perf_counter() - began)  # with what it took before a signal
+  return _answer(config, workdir, 'train', seconds, facts | result)
 
 
 def _evaluate(config, workdir, flags) -> int:
@@ -124,16 +126,16 @@ def _evaluate(config, workdir, flags) -> int:
   model, step = restore_best(experiment, workdir)
   result = loop.report_result(experiment, model, workdir)
   facts = {'step': step, 'state_sha256': digest(model)}
-  return _answer(config, workdir, 'evaluate', began, facts | result)
+  return _answer(config, workdir, 'evaluate', time.perf_counter() - began, facts | result)
 
 
-def _answer(config, workdir, mode, began, result) -> int:
+def _answer(config, workdir, mode, seconds, result) -> int:
   """The result as JSON: on the last line of stdout and in the workdir."""
   answer = {
     'experiment': config['experiment'],
     'mode': mode,
     **result,
-    'seconds': round(time.perf_counter() - began, 1),
+    'seconds': round(seconds, 1),
     'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
     'workdir': str(workdir),
   }
@@ -246,7 +248,8 @@ def _export(config, workdir, flags) -> int:
   adapters.merge(model)
   folder = workdir.path / 'export'
   save_pretrained(folder, model, experiment.task.tokenizer)
-  return _answer(config, workdir, 'export', began, {'step': step, 'folder': str(folder)})
+  facts = {'step': step, 'folder': str(folder)}
+  return _answer(config, workdir, 'export', time.perf_counter() - began, facts)
 
 
 def _doctor(config, workdir, flags) -> int:

@@ -116,6 +116,13 @@ class Workdir:
     tokenizer.save(temporary)
     temporary.replace(self.path / 'tokenizer.json')
 
+  def spend(self, seconds: float) -> float:
+    """Adds what a process took to what the run has taken so far; all of it, in seconds."""
+    file = self.path / 'seconds'
+    total = seconds + (float(file.read_text()) if file.exists() else 0.0)
+    write(file, f'{total:.1f}\n')
+    return total
+
 
 def get_config(path: str) -> ConfigDict:
   """The config of a workdir, as an experiment file gives it: `--config=workdir.py:PATH`."""
