@@ -6,7 +6,11 @@ r"""Sentiment of film reviews, SST-2: masked language modelling on the phrases, 
   echo 'a gripping , funny film' | python run.py --workdir=runs/sst2_finetune --mode=predict
 
 The folder holds `train_phrases.tsv` and `dev.tsv` (or .gz), columns label and sentence; it is
-GLUE's SST-2 (Socher et al. 2013). The second command begins with the encoder of the first.
+GLUE's SST-2 (Socher et al. 2013; TFDS: `glue/sst2`). The last run begins with the
+encoder of the one before.
+
+So far: 2,500 steps of the first (43 minutes beside other work; nll 3.64 on val), 2,000 of the
+second (11 minutes): 80.6 on dev, which also chose the checkpoint; a bag of words has 82.5.
 """
 
 from ml_collections import ConfigDict

@@ -5,6 +5,10 @@ r"""What a question asks for, TREC: one of six kinds of answer.
 
 Lines of `COARSE:fine question` (Li & Roth 2002; TFDS: `trec`), divided by hash: 90 % to learn from,
 5 % to choose by, 5 % to report.
+
+So far, 288 and 275 questions: 78.8 and 81.5 from nothing, 83.3 and 79.6 begun with the encoder of
+sst2.py:pretrain (depth 4, vocab 8000, learning rate 5e-4, 1,000 steps). A bag of words has
+85.2 on 500.
 """
 
 from ml_collections import ConfigDict
