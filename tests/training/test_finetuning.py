@@ -44,7 +44,9 @@ def folder(tmp_path_factory):
     lines = [' '.join(rng.choice(WORDS, 5)) for _ in range(24)]
     rows = [f'{int("good" in line)}\t{line}\n' for line in lines]
     (folder / f'{split}.tsv').write_text('label\tsentence\n' + ''.join(rows))
-  (folder / 'text.txt').write_text('\n'.join(' '.join(rng.choice(WORDS, 9)) for _ in range(40)))
+  for name in ('text', 'train', 'val'):
+    lines = [' '.join(rng.choice(WORDS, 9)) for _ in range(40)]
+    (folder / f'{name}.txt').write_text('\n'.join(lines))
   return folder
 
 
