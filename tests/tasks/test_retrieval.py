@@ -62,8 +62,8 @@ def test_queries_are_told_apart_by_the_documents_of_others(task, texts, symmetri
   pairs = [('ant bee', texts[0]), ('cat', texts[1]), ('dog', texts[0]), ('elk fox', texts[2])]
   model = model_of(task)
   loss, _ = task.loss(model, batch_of(task, pairs), None)
-  q = task.embed(model, task.encode([q for q, _ in pairs]), 0)
-  d = task.embed(model, task.encode([d for _, d in pairs]), 1)
+  q = task.embed(model, task.reader.field([q for q, _ in pairs]), 0)
+  d = task.embed(model, task.reader.field([d for _, d in pairs]), 1)
   scores = q @ d.T / 0.1
   scores[0, 2] = scores[2, 0] = -np.inf  # the same document
 
@@ -76,7 +76,7 @@ def test_queries_are_told_apart_by_the_documents_of_others(task, texts, symmetri
 
 
 def test_vectors_have_length_one_and_know_what_they_are(task, texts):
-  model, rows = model_of(task), task.encode(texts)
+  model, rows = model_of(task), task.reader.field(texts)
   queries, documents = task.embed(model, rows, 0), task.embed(model, rows, 1)
   np.testing.assert_allclose(np.linalg.norm(queries, axis=1), 1, rtol=1e-5)
   assert np.abs(queries - documents).max() > 1e-3
@@ -93,7 +93,7 @@ def test_pieces_are_cut_out_of_their_documents(task, texts):
       whole = np.asarray(batch['targets'])[row]
       whole = whole[np.asarray(batch['targets_segments'])[row] != 0].tolist()
       rest = made['targets'][row][made['targets_segments'][row] != 0].tolist()
-      replaced.append(query != task.encode(['ant'])[0])
+      replaced.append(query != task.reader.input('ant'))
       if not replaced[-1]:
         assert rest == whole
         continue
@@ -137,8 +137,8 @@ def order(scores):
 def test_rankings_are_joined(task, file, texts):
   model, lines = model_of(task), ['ant owl bee', 'pig']
   by_words = bm25(file, lines)
-  queries = task.embed(model, task.encode(lines), 0)
-  by_vectors = queries @ task.embed(model, task.encode(texts), 1).T
+  queries = task.embed(model, task.reader.field(lines), 0)
+  by_vectors = queries @ task.embed(model, task.reader.field(texts), 1).T
 
   def predicted(**how):
     decoding = dataclasses.replace(task.decoding, **how)

@@ -229,6 +229,7 @@ class Encoder(nnx.Module):
     first = states[jnp.arange(len(states)), jnp.argmax(real, axis=1)]
     return first if self.pooler is None else jnp.tanh(self.pooler(first))
 
+  @jax.jit
   def capture(
     self,
     inputs: Int[Array, 'B S'] | Float[Array, 'B S X'],
@@ -297,6 +298,7 @@ class Decoder(nnx.Module):
     """What the logits are read from; arguments as in a call."""
     return self.stack(self.embed(tokens), _segments(tokens, segments), key=key).x
 
+  @jax.jit
   def capture(
     self, tokens: Int[Array, 'B T'], segments: Int[Array, 'B T'] | None = None
   ) -> dict[str, Array] | None:
@@ -404,6 +406,7 @@ class EncoderDecoder(nnx.Module):
     """An empty cache for `rows` targets of at most `capacity` tokens, `beams` rows a sentence."""
     return Cache.empty(self.config, self.decoder.depth, rows, capacity, beams)
 
+  @jax.jit
   def capture(
     self,
     inputs: Int[Array, 'B S'] | Float[Array, 'B S X'],

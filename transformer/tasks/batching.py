@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Shaped
 
+from transformer.data.pipeline import Ragged
+
 PAD = -1  # where any id may be a token; where any number may be a feature, NaN
 
 
@@ -30,7 +32,7 @@ class Batching:
 
 def in_batches(
   find: Callable[[Shaped[np.ndarray, 'B S ...']], Any],
-  lines: Sequence[Sequence[int] | np.ndarray],
+  lines: Ragged | Sequence[Sequence[int] | np.ndarray],
   *,
   rows: int,
   longest: int,
@@ -48,7 +50,7 @@ def in_batches(
     pad: with what.
   """
   found: list[Any] = [None] * len(lines)
-  shapes = np.array([bucket(len(line), longest) for line in lines])
+  shapes = np.array([bucket(len(lines[i]), longest) for i in range(len(lines))])
   for shape in np.unique(shapes).tolist():
     of_shape = np.flatnonzero(shapes == shape)
     for start in range(0, len(of_shape), rows):

@@ -93,7 +93,7 @@ class Texts:
     if len(tokens) > self.longest:
       raise ValueError(
         f'the line has {len(tokens)} tokens, more than the {self.longest} the model was trained '
-        'for: split it'
+        'for: shorten or split it'
       )
     return tokens
 

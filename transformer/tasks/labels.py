@@ -18,7 +18,6 @@ from transformer.functional.losses import Mean, accuracy, cross_entropy
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import Classifier
 from transformer.modules.layers import split_key
-from transformer.modules.model import Encoder
 from transformer.tasks.batching import Batching, in_batches, self_attention, separated
 from transformer.tasks.inputs import Line, Reader, Row, Texts, read
 
@@ -115,7 +114,7 @@ class Labels:
   ) -> dict[str, dict[str, Array]]:
     """What happens inside the model as it learns from a batch."""
     rows, segments = batch['inputs'], batch['inputs_segments']
-    return {'encoder': _capture(model.encoder, *self.reader.encode(rows, segments, None))}
+    return {'encoder': model.encoder.capture(*self.reader.encode(rows, segments, None))}
 
   def _logits(self, model, batch, key):
     reader_key, key = split_key(key, 2) if self.inputs else (None, key)
@@ -150,9 +149,7 @@ class Labels:
     """How the positions of a line attend to each other: (weights [L, H, T, T], pieces, pieces)."""
     row = self.input(line)
     return self_attention(
-      lambda rows: _capture(
-        model.encoder, *self.reader.encode(*separated(jnp.asarray(rows)), None)
-      ),
+      lambda rows: model.encoder.capture(*self.reader.encode(*separated(jnp.asarray(rows)), None)),
       row,
       self.reader.pieces(row),
       self.reader.longest,
@@ -163,6 +160,3 @@ class Labels:
 def _best(reader: Reader, model: Classifier, rows):
   x, segments = reader.encode(*separated(rows), None)
   return jnp.argmax(model(x, segments=segments), axis=-1)
-
-
-_capture = jax.jit(Encoder.capture)

@@ -117,7 +117,7 @@ class LanguageModel:
     self, model: Decoder, batch: dict[str, Int[Array, 'B _']]
   ) -> dict[str, dict[str, Array]]:
     """What happens inside the model as it learns from a batch: every layer."""
-    return {'decoder': _capture(model, batch['inputs'], batch['inputs_segments'])}
+    return {'decoder': model.capture(batch['inputs'], batch['inputs_segments'])}
 
   def _teach(self, model, batch, key):
     segments = batch['inputs_segments']
@@ -189,7 +189,7 @@ class LanguageModel:
     """How each token of a line attends to those before: (weights [L, H, T, T], pieces, pieces)."""
     tokens = self.input(line)[-self.length :]
     return self_attention(
-      lambda rows: _capture(model, rows.clip(0), (rows != PAD).astype(np.int32)),
+      lambda rows: model.capture(rows.clip(0), (rows != PAD).astype(np.int32)),
       tokens,
       self.tokenizer.pieces(tokens),
       self.length,
@@ -265,6 +265,3 @@ def _next(model: Decoder, last, cache: Cache, keys, position, decoding: Decoding
   if decoding.temperature:
     return search.draw(keys, logits, position, **decoding.filters), cache
   return search.argmax(logits), cache
-
-
-_capture = jax.jit(Decoder.capture)

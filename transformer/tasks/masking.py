@@ -17,7 +17,6 @@ from transformer.functional import corruption
 from transformer.functional.losses import Mean, accuracy, cross_entropy
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import MaskedTokens
-from transformer.modules.model import Encoder
 from transformer.tasks.batching import PAD, Batching, in_batches, self_attention
 from transformer.tasks.metrics import TEACHER_FORCED, of_logits, with_perplexity
 from transformer.tasks.texts import BLANK, windows, with_blanks
@@ -124,7 +123,7 @@ class Masking:
     self, model: MaskedTokens, batch: dict[str, Int[Array, 'B _']]
   ) -> dict[str, dict[str, Array]]:
     """What happens inside the model on a batch with nothing hidden."""
-    return {'encoder': _capture(model.encoder, batch['inputs'], batch['inputs_segments'])}
+    return {'encoder': model.encoder.capture(batch['inputs'], batch['inputs_segments'])}
 
   def example(self, example: dict[str, str]) -> tuple[str, str]:
     """A line of a text with its middle word left out, and the line."""
@@ -173,7 +172,7 @@ class Masking:
     """How the tokens of a line attend to each other: (weights [L, H, T, T], pieces, pieces)."""
     tokens = self.input(line, cut=True)
     return self_attention(
-      lambda rows: _capture(model.encoder, rows.clip(0), (rows != PAD).astype(np.int32)),
+      lambda rows: model.encoder.capture(rows.clip(0), (rows != PAD).astype(np.int32)),
       tokens,
       self.tokenizer.pieces(tokens),
       self.length,
@@ -253,6 +252,3 @@ def _places(chosen, most: int):
 def _likeliest(model: MaskedTokens, specials: tuple[int, ...], rows):
   logits = model(jnp.maximum(rows, 0), segments=(rows != PAD).astype(jnp.int32))
   return jnp.argmax(logits.at[..., jnp.asarray(specials)].set(-jnp.inf), axis=-1)
-
-
-_capture = jax.jit(Encoder.capture)

@@ -16,13 +16,13 @@ from jaxtyping import Array, Float, Int, Key
 
 from transformer.data.corpora import Source, chunks
 from transformer.data.documents import collection
-from transformer.data.pipeline import Ragged
+from transformer.data.pipeline import Fields, Ragged, joined
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean, accuracy, cross_entropy
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import Embedding
-from transformer.modules.model import Encoder
 from transformer.tasks.batching import PAD, Batching, in_batches, self_attention
+from transformer.tasks.inputs import Row, Texts, read
 
 QUERY, DOCUMENT = 0, 1  # types of tokens
 RANK_CONSTANT = 60  # of reciprocal rank fusion, as published
@@ -97,6 +97,11 @@ class Retrieval:
         'tokens, at least 2'
       )
 
+  @property
+  def reader(self) -> Texts:
+    """How queries and documents are read."""
+    return Texts(self.tokenizer, self.length, start=True, cuts=True)
+
   def quick(self) -> 'Retrieval':
     """The same task, by vectors alone."""
     return dataclasses.replace(self, decoding=dataclasses.replace(self.decoding, bm25=0.0))
@@ -105,20 +110,14 @@ class Retrieval:
     """A fresh model."""
     return Embedding(config, nnx.Rngs(key))
 
-  def features(self, source: Source) -> dict[str, Ragged]:
+  def features(self, source: Source) -> Fields:
     """Queries and their documents as tokens, both cut to `length`."""
-    parts = [
-      [Ragged.of(self.encode([example[side] for example in examples])) for side in self.reads]
-      for examples in chunks(source)
-    ]
-    joined = (Ragged.join(of_side) for of_side in zip(*parts, strict=True))
-    return dict(zip(self.reads, joined, strict=True))
-
-  def encode(self, lines: Sequence[str]) -> list[list[int]]:
-    """Tokens of each line, start and end included, cut to `length`."""
-    bos, eos = self.tokenizer.bos, self.tokenizer.eos
-    encoded = self.tokenizer.encode_batch(lines)
-    return [[bos, *tokens[: self.length - 2], eos] for tokens in encoded]
+    return joined(
+      [
+        {side: self.reader.field([example[side] for example in examples]) for side in self.reads}
+        for examples in chunks(source)
+      ]
+    )
 
   def loss(
     self, model: Embedding, batch: dict[str, Int[Array, 'B _']], key: Key[Array, ''] | None
@@ -203,8 +202,7 @@ class Retrieval:
   ) -> dict[str, dict[str, Array]]:
     """What happens inside the model on the queries and the documents of a batch."""
     return {
-      side: _capture(
-        model.encoder,
+      side: model.encoder.capture(
         batch[side],
         batch[f'{side}_segments'],
         _types(model, batch[side], kind),
@@ -223,14 +221,14 @@ class Retrieval:
       ValueError: a line is empty or too long, or there is no collection.
     """
     lines = list(lines)
-    queries = [self.input(line, cut=cut) for line in lines]
+    queries = read(self.reader, lines, cut=cut)
     if not lines:
       return []
     found = collection(self.decoding.collection)
     names, weight = np.array(list(found)), self.decoding.bm25
     scores = np.zeros((len(lines), len(names)), np.float32)
     if weight < 1:
-      documents = self.embed(model, self.encode(list(found.values())), DOCUMENT)
+      documents = self.embed(model, self.reader.field(found.values()), DOCUMENT)
       by_vectors = self.embed(model, queries, QUERY) @ documents.T
       scores += (1 - weight) * self._comparable(by_vectors)
     if weight:
@@ -239,7 +237,7 @@ class Retrieval:
     return [' '.join(names[row]) for row in order]
 
   def embed(
-    self, model: Embedding, rows: Sequence[Sequence[int]], kind: int
+    self, model: Embedding, rows: Sequence[Row] | Ragged, kind: int
   ) -> Float[np.ndarray, 'N D']:
     """The vectors of rows of tokens, which are queries (0) or documents (1)."""
     find = functools.partial(_vectors, model, kind)
@@ -253,29 +251,19 @@ class Retrieval:
     low, high = scores.min(axis=1, keepdims=True), scores.max(axis=1, keepdims=True)
     return (scores - low) / np.maximum(high - low, 1e-12)
 
-  def input(self, line: str, *, cut: bool = False) -> list[int]:
+  def input(self, line: str) -> list[int]:
     """The tokens of a query.
 
     Raises:
       ValueError: it is empty or too long.
     """
-    tokens = self.tokenizer.encode(line)
-    if cut:
-      tokens = tokens[: self.length - 2]
-    elif not tokens:
-      raise ValueError('the line is empty: give it some text')
-    elif len(tokens) > self.length - 2:
-      raise ValueError(
-        f'the line has {len(tokens)} tokens, more than the {self.length - 2} the model was trained '
-        'for: shorten it'
-      )
-    return [self.tokenizer.bos, *tokens, self.tokenizer.eos]
+    return self.reader.input(line)
 
   def attend(self, model: Embedding, line: str) -> tuple[np.ndarray, list[str], list[str]]:
     """How the tokens of a query attend to each other: (weights [L, H, T, T], pieces, pieces)."""
     tokens = self.input(line)
     return self_attention(
-      lambda rows: _capture(model.encoder, rows.clip(0), (rows != PAD).astype(np.int32)),
+      lambda rows: model.encoder.capture(rows.clip(0), (rows != PAD).astype(np.int32)),
       tokens,
       self.tokenizer.pieces(tokens),
       self.length,
@@ -321,6 +309,3 @@ def _embed(model, tokens, segments, kind, key):
 @functools.partial(jax.jit, static_argnums=1)
 def _vectors(model: Embedding, kind: int, rows):
   return _embed(model, jnp.maximum(rows, 0), (rows != PAD).astype(jnp.int32), kind, None)
-
-
-_capture = jax.jit(Encoder.capture)

@@ -184,7 +184,7 @@ class SequenceToSequence:
     targets, segments = batch['targets'], batch['targets_segments']
     shifted = shift_right(targets, segments, self.first)
     sides = dict(input_segments=of_inputs, target_segments=segments)
-    inside = _capture(model, inputs, shifted, **sides)
+    inside = model.capture(inputs, shifted, **sides)
     return {stack: inside[stack] for stack in ('encoder', 'decoder')}  # in this order
 
   def attend(self, model: EncoderDecoder, line: Line) -> tuple[np.ndarray, list[str], list[str]]:
@@ -200,8 +200,7 @@ class SequenceToSequence:
     # padded, or each line would be compiled for anew
     rows = padded([inputs], bucket(len(inputs), self.reader.longest))
     encoded, segments = self.reader.encode(*separated(jnp.asarray(rows)), None)
-    maps = _capture(
-      model,
+    maps = model.capture(
       encoded,
       jnp.asarray(padded([before], self.decoding.length, pad=0)),
       input_segments=segments,
@@ -231,9 +230,6 @@ def shift_right(
   first = segments != jnp.pad(segments[:, :-1], ((0, 0), (1, 0)))
   previous = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
   return jnp.where(first, bos, previous)
-
-
-_capture = jax.jit(EncoderDecoder.capture)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))

@@ -19,7 +19,6 @@ from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean, accuracy, cross_entropy
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import Spans
-from transformer.modules.model import Encoder
 from transformer.tasks.batching import PAD, Batching, in_batches, self_attention
 
 QUESTION, PARAGRAPH, MATCH = 0, 1, 2  # types of tokens
@@ -257,7 +256,7 @@ class QuestionAnswering:
 
   def _capture(self, model, tokens, real):
     types, _ = self.types(tokens, real, model.config.types)
-    return _capture(model.encoder, tokens, real.astype(jnp.int32), types)
+    return model.encoder.capture(tokens, real.astype(jnp.int32), types)
 
   def example(self, example: dict[str, Any]) -> tuple[str, str]:
     """The line question<TAB>paragraph, and its different answers with a tab between them."""
@@ -363,6 +362,3 @@ def _best(model: Spans, task: QuestionAnswering, rows):
   tokens, real = jnp.maximum(rows, 0), rows != PAD
   _, inside = task.types(tokens, real, model.config.types)
   return best_spans(task.logits(model, tokens, real), inside, task.decoding.longest)
-
-
-_capture = jax.jit(Encoder.capture)

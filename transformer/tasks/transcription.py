@@ -23,7 +23,6 @@ from transformer.functional.losses import Mean, ctc
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import AlignedEncoderDecoder, Transcriber
 from transformer.modules.layers import split_key
-from transformer.modules.model import Encoder
 from transformer.tasks.batching import Batching, in_batches, self_attention, separated
 from transformer.tasks.inputs import Line, Reader, Row, Texts, read
 from transformer.tasks.sequence import SequenceToSequence, shift_right
@@ -107,7 +106,7 @@ class Transcription:
   ) -> dict[str, dict[str, Array]]:
     """What happens inside the model as it learns from a batch."""
     encoded = self.reader.encode(batch['inputs'], batch['inputs_segments'], None)
-    return {'encoder': _capture(model.encoder, *encoded)}
+    return {'encoder': model.encoder.capture(*encoded)}
 
   def example(self, example: dict[str, Any]) -> tuple[Line, str]:
     """The sound, and what it says."""
@@ -144,7 +143,7 @@ class Transcription:
     row = self.input(line)
 
     def capture(rows):
-      return _capture(model.encoder, *self.reader.encode(*separated(jnp.asarray(rows)), None))
+      return model.encoder.capture(*self.reader.encode(*separated(jnp.asarray(rows)), None))
 
     return self_attention(capture, row, self.reader.pieces(row), self.reader.longest)
 
@@ -214,6 +213,3 @@ def _best(reader: Reader, blank: int, model: Transcriber, rows):
   real = segments != 0
   path = jnp.where(real, jnp.argmax(logits, axis=-1), blank)
   return path, jnp.all(jnp.isfinite(logits) | ~real[..., None], axis=(1, 2))
-
-
-_capture = jax.jit(Encoder.capture)
