@@ -66,21 +66,21 @@ def get_config(variant: str = 'ctc') -> ConfigDict:
   )
   c.loss = dict(label_smoothing=0.1, z_loss=0.0, start='bos', ctc=0.3) if attention else {}
   c.optimizer = dict(
-    presets.ADAM, learning_rate=2e-3, schedule='cosine', warmup_steps=100, clip=1.0
+    presets.MUON, learning_rate=1e-2, schedule='cosine', warmup_steps=100, clip=1.0
   )
   c.optimizer.weight_decay = 0.1
   c.train = dict(
-    steps=2000,
+    steps=4000,
     steps_per_call=1,
     microbatches=1,
     ema=0.0,
     average=1,
     log_every_steps=50,
-    save_every_steps=500,
+    save_every_steps=1000,
     keep=2,
     adapters='',
   )
-  c.eval = dict(every_steps=500, limit=200, samples=4, metrics='wer,cer', best='wer', by='')
+  c.eval = dict(every_steps=1000, limit=200, samples=4, metrics='wer,cer', best='wer', by='')
   c.decode = dict(rows=32)
   if attention:
     c.decode = dict(presets.SEARCH, beams=4, alpha=0.6, length=16, rows=32)

@@ -68,7 +68,7 @@ def get_config(corpus: str = '') -> ConfigDict:
   )
   c.loss = dict(classes='0, 1, 2, 3, 4, 5, 6, 7, 8, 9', label_smoothing=0.1)
   c.optimizer = dict(
-    presets.ADAM, learning_rate=3e-3, schedule='cosine', warmup_steps=200, clip=1.0
+    presets.MUON, learning_rate=1e-2, schedule='cosine', warmup_steps=200, clip=1.0
   )
   c.optimizer.weight_decay = 0.05
   c.train = dict(

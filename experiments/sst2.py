@@ -57,9 +57,7 @@ def get_config(stage: str = 'finetune') -> ConfigDict:
   else:
     c.loss = dict(classes='0, 1', label_smoothing=0.1)
   c.optimizer = dict(
-    presets.ADAM,
-    name='muon' if pretrain else 'adamw',
-    b1=0.95 if pretrain else 0.9,
+    presets.MUON if pretrain else presets.ADAM,
     learning_rate=1e-2 if pretrain else 5e-4,
     schedule='cosine',
     warmup_steps=200,
