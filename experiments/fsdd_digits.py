@@ -65,7 +65,7 @@ def get_config(variant: str = 'speakers') -> ConfigDict:
     classes='zero, one, two, three, four, five, six, seven, eight, nine', label_smoothing=0.1
   )
   c.optimizer = dict(
-    presets.ADAM, learning_rate=1e-3, schedule='cosine', warmup_steps=100, clip=1.0
+    presets.MUON, learning_rate=1e-2, schedule='cosine', warmup_steps=100, clip=1.0
   )
   c.optimizer.weight_decay = 0.1
   c.train = dict(

@@ -49,7 +49,7 @@ def get_config(stage: str = 'finetune') -> ConfigDict:
     position='rotary',
     activation='gelu_tanh',
     summary='mean',
-    dropout=0.1 if pretrain else 0.3,
+    dropout=0.0 if pretrain else 0.3,
     dtype='bfloat16',
   )
   if pretrain:
@@ -65,7 +65,7 @@ def get_config(stage: str = 'finetune') -> ConfigDict:
   )
   c.optimizer.weight_decay = 0.1
   c.train = dict(
-    steps=3000,
+    steps=8000 if pretrain else 3000,
     steps_per_call=1,
     microbatches=1,
     ema=0.0,
@@ -76,7 +76,7 @@ def get_config(stage: str = 'finetune') -> ConfigDict:
     adapters='',
   )
   c.eval = dict(
-    every_steps=500,
+    every_steps=1000 if pretrain else 500,
     limit=0,
     samples=4,
     metrics='' if pretrain else 'exact_match',
