@@ -264,3 +264,6 @@ METRICS: dict[str, Callable[[Sequence[str], Sequence[str]], Score]] = {
   'squad_f1': squad_f1,
   **{name: _of_ranks(name, measure) for name, measure in RANKED.items()},
 }
+
+# what a metric needs of an extra of setup.cfg: missed before the training, not after it
+LIBRARIES = {'wer': 'jiwer', 'cer': 'jiwer', **dict.fromkeys(RANKED, 'pytrec_eval')}

@@ -28,6 +28,10 @@ from transformer.training.settings import SECTIONS, check
 from transformer.training.workdir import Workdir, line_of, write
 
 USAGE, FAILURE = 2, 1
+EXTRAS = {  # of setup.cfg, by the modules that they bring
+  **dict.fromkeys(('soundfile', 'librosa', 'jiwer'), 'audio'),
+  **dict.fromkeys(('bm25s', 'Stemmer', 'pytrec_eval'), 'retrieval'),
+}
 
 
 def main(flags: Any) -> int:
@@ -51,6 +55,13 @@ def main(flags: Any) -> int:
         OSError(
           f'the disk of {workdir} is full. What was saved before is safe: make room, and the same '
           'command goes on from the last checkpoint'
+        )
+      )
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+      usage_error(
+        ValueError(
+          f'{error.name} is not installed, which this experiment needs: '
+          f"pip install -e '.[{EXTRAS[error.name]}]'"
         )
       )
     if isinstance(error, (ValueError, OSError)):  # what a user can mend

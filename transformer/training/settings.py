@@ -6,6 +6,7 @@ cannot be written and a key that is read cannot be left out.
 
 import dataclasses
 import difflib
+import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -156,6 +157,8 @@ class Evaluation:
     _at_least(1, 'eval', self, 'every_steps')
     for name in names(self.metrics):
       _one_of('eval.metrics', name, METRICS)
+      if name in metrics.LIBRARIES:
+        importlib.import_module(metrics.LIBRARIES[name])
 
 
 @dataclasses.dataclass(frozen=True)
