@@ -42,6 +42,12 @@ def record(workdir: str, metric: str, published: str):
   (HERE / f'{result["experiment"]}.json').write_text(text, encoding='utf-8')
 
 
+def _hardware(result) -> str:
+  """Its cores where a run had no accelerator."""
+  device, cores = result['device'], result['cores']
+  return device.replace('1 x cpu', f'{cores} CPU core' + ('s' if cores > 1 else ''))
+
+
 def table() -> str:
   """The recorded results as a Markdown table."""
   lines = [
@@ -52,7 +58,7 @@ def table() -> str:
     r = json.loads(file.read_text(encoding='utf-8'))
     score = f'{r["metrics"][r["metric"]]:.2f}'
     lines.append(
-      f'| {r["experiment"]} | {r["device"]} | {r["seconds"] / 60:.0f} | {r["metric"]} '
+      f'| {r["experiment"]} | {_hardware(r)} | {r["seconds"] / 60:.0f} | {r["metric"]} '
       f'| {score} | {r["published"]} |'
     )
   return '\n'.join(lines) + '\n'

@@ -48,6 +48,9 @@ def test_grades_are_gains_and_minus_one_is_nothing(folder):
   assert [*corpora.load('cranfield', 'queries[50%:]', dir=folder)] == queries[1:]
   with pytest.raises(ValueError, match='documents, queries'):
     corpora.load('cranfield', 'train', dir=folder)
+  (folder / 'qrels.tsv').write_text('qid\tdocid\tgrade\n')
+  with pytest.raises(ValueError, match='qrels.tsv.* is relevant to the query'):
+    corpora.load('cranfield', 'queries', dir=folder)
   (folder / 'qrels.tsv').unlink()
   with pytest.raises(FileNotFoundError, match='qrels.tsv'):
     corpora.load('cranfield', 'queries', dir=folder)

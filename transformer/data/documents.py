@@ -81,7 +81,13 @@ def cranfield(folder: pathlib.Path, split: str) -> list[dict[str, str]]:
       gains[row['qid']][int(row['docid'])] = 5 - int(row['grade'])
   for row in _table(folder / 'queries.tsv'):
     relevant = gains[row['qid']]
-    best = max((document for document in relevant if document in texts), key=relevant.__getitem__)
+    known = [document for document in relevant if document in texts]
+    if not known:
+      raise ValueError(
+        f'{folder}: no document of qrels.tsv with a grade above 0 is relevant to the query '
+        f'{row["qid"]!r} of queries.tsv: judge one for it, or leave the query out'
+      )
+    best = max(known, key=relevant.__getitem__)
     examples.append(
       {
         'inputs': _one_line(row['text']),

@@ -144,7 +144,7 @@ def keypad(split: str) -> list[Example]:
   """
   splits = ('train', 'val', 'test')
   if split not in splits:
-    raise ValueError(f'unknown split {split!r} of keypad_strings: take {", ".join(splits)}')
+    raise ValueError(f'unknown split {split!r} of keypad: take {", ".join(splits)}')
   random = np.random.default_rng(splits.index(split))
   examples = []
   for i in range(200 if split == 'train' else 30):

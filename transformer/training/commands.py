@@ -22,7 +22,7 @@ from transformer.training import loop
 from transformer.training import workdir as workdir_module
 from transformer.training.checkpoints import digest
 from transformer.training.experiment import prepare, reopen, restore_best
-from transformer.training.process import tune
+from transformer.training.process import cores, tune
 from transformer.training.reporting import log_ours as log_ours
 from transformer.training.settings import SECTIONS, check
 from transformer.training.workdir import Workdir, line_of, write
@@ -148,6 +148,7 @@ def _answer(config, workdir, mode, seconds, result) -> int:
     **result,
     'seconds': round(seconds, 1),
     'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    'cores': cores(),
     'workdir': str(workdir),
   }
   line = json.dumps(answer, ensure_ascii=False)

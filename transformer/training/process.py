@@ -39,7 +39,7 @@ def keep_freed_memory():
   accelerated = importlib.metadata.entry_points(group='jax_plugins') or importlib.util.find_spec(
     'libtpu'
   )
-  mallopt(M_ARENA_MAX, 2 * (os.cpu_count() or 1) if accelerated else 1)
+  mallopt(M_ARENA_MAX, 2 * cores() if accelerated else 1)
 
 
 def keep_compiled():
@@ -52,3 +52,9 @@ def keep_compiled():
   cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
   jax.config.update('jax_compilation_cache_dir', str(pathlib.Path(cache) / 'transformer'))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+
+
+def cores() -> int:
+  """How many processor cores this process may use."""
+  known = hasattr(os, 'sched_getaffinity')  # Linux
+  return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
