@@ -68,7 +68,7 @@ def get_config(corpus: str = '') -> ConfigDict:
   )
   c.loss = dict(label_smoothing=0.1, z_loss=0.0, start='bos')
   c.optimizer = dict(
-    presets.ADAM, learning_rate=1e-3, schedule='cosine', warmup_steps=200, clip=1.0
+    presets.MUON, learning_rate=5e-3, schedule='cosine', warmup_steps=200, clip=1.0
   )
   c.optimizer.weight_decay = 0.05
   c.train = dict(

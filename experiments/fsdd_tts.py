@@ -60,7 +60,7 @@ def get_config(variant: str = 'speakers') -> ConfigDict:
     diagonal=0.0,
   )
   c.optimizer = dict(
-    presets.ADAM, learning_rate=1e-3, schedule='cosine', warmup_steps=200, clip=1.0
+    presets.MUON, learning_rate=5e-3, schedule='cosine', warmup_steps=200, clip=1.0
   )
   c.train = dict(
     steps=3000,

@@ -55,7 +55,7 @@ def get_config() -> ConfigDict:
     dtype='bfloat16',
   )
   c.loss = dict(temperature=0.05, symmetric=True, cloze=0.7, piece=24)
-  c.optimizer = dict(presets.ADAM, learning_rate=1e-3, schedule='cosine', warmup_steps=50, clip=1.0)
+  c.optimizer = dict(presets.MUON, learning_rate=5e-3, schedule='cosine', warmup_steps=50, clip=1.0)
   c.optimizer.weight_decay = 0.1
   c.train = dict(
     steps=400,

@@ -63,7 +63,7 @@ def get_config(size: str = 'full') -> ConfigDict:
   )
   c.loss = dict(temperature=0.05, symmetric=True, cloze=0.25, piece=16)
   c.optimizer = dict(
-    presets.ADAM, learning_rate=1e-3, schedule='cosine', warmup_steps=200, clip=1.0
+    presets.MUON, learning_rate=5e-3, schedule='cosine', warmup_steps=200, clip=1.0
   )
   c.optimizer.rates = 'embed=0.3'
   c.optimizer.weight_decay = 0.1
