@@ -69,17 +69,17 @@ def get_config(variant: str = 'speakers') -> ConfigDict:
   )
   c.optimizer.weight_decay = 0.1
   c.train = dict(
-    steps=1200,
+    steps=3600,
     steps_per_call=1,
     microbatches=1,
     ema=0.0,
     average=1,
     log_every_steps=100,
-    save_every_steps=300,
+    save_every_steps=600,
     keep=2,
     adapters='',
   )
-  c.eval = dict(every_steps=300, limit=0, samples=0, metrics='', best='accuracy', by='')
+  c.eval = dict(every_steps=600, limit=0, samples=0, metrics='', best='accuracy', by='')
   c.decode = dict(rows=32)
   c.mesh = dict(presets.DATA_PARALLEL)
   return c
