@@ -43,7 +43,7 @@ def get_config(task: str = 'reverse') -> ConfigDict:
     presets.MUON, learning_rate=1e-2, schedule='cosine', warmup_steps=50, clip=1.0
   )
   c.train = dict(
-    steps=600,
+    steps=800,
     steps_per_call=1,
     microbatches=1,
     ema=0.0,
