@@ -39,22 +39,20 @@ def get_config(task: str = 'reverse') -> ConfigDict:
     presets.TRANSFORMER_TINY, depth=2, width=64, prenorm=True, position='rotary', dropout=0.0
   )
   c.loss = dict(label_smoothing=0.0, z_loss=0.0, start='bos')
-  c.optimizer = dict(
-    presets.MUON, learning_rate=1e-2, schedule='cosine', warmup_steps=50, clip=1.0
-  )
+  c.optimizer = dict(presets.MUON, learning_rate=4e-3, schedule='cosine', warmup_steps=50, clip=1.0)
   c.train = dict(
-    steps=800,
+    steps=700,
     steps_per_call=1,
     microbatches=1,
     ema=0.0,
     average=1,
     log_every_steps=50,
-    save_every_steps=200,
+    save_every_steps=350,
     keep=2,
     adapters='',
   )
   c.eval = dict(
-    every_steps=200, limit=200, samples=6, metrics='exact_match', best='exact_match', by=''
+    every_steps=350, limit=200, samples=6, metrics='exact_match', best='exact_match', by=''
   )
   c.decode = dict(presets.SEARCH, beams=1, alpha=0.0, length=80, rows=256)
   c.mesh = dict(presets.DATA_PARALLEL)

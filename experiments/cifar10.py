@@ -67,6 +67,7 @@ def get_config(corpus: str = '') -> ConfigDict:
   c.loss = dict(
     classes='airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck',
     label_smoothing=0.1,
+    coarse_until='',
   )
   c.optimizer = dict(
     presets.ADAM, learning_rate=2e-3, schedule='cosine', warmup_steps=1000, clip=1.0

@@ -62,7 +62,9 @@ def get_config(variant: str = 'speakers') -> ConfigDict:
     dtype='bfloat16',
   )
   c.loss = dict(
-    classes='zero, one, two, three, four, five, six, seven, eight, nine', label_smoothing=0.1
+    classes='zero, one, two, three, four, five, six, seven, eight, nine',
+    label_smoothing=0.1,
+    coarse_until='',
   )
   c.optimizer = dict(
     presets.MUON, learning_rate=1e-2, schedule='cosine', warmup_steps=100, clip=1.0

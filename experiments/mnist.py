@@ -66,7 +66,7 @@ def get_config(corpus: str = '') -> ConfigDict:
     dropout=0.1,
     dtype='bfloat16',
   )
-  c.loss = dict(classes='0, 1, 2, 3, 4, 5, 6, 7, 8, 9', label_smoothing=0.1)
+  c.loss = dict(classes='0, 1, 2, 3, 4, 5, 6, 7, 8, 9', label_smoothing=0.1, coarse_until='')
   c.optimizer = dict(
     presets.MUON, learning_rate=1e-2, schedule='cosine', warmup_steps=200, clip=1.0
   )

@@ -15,6 +15,17 @@ from ml_collections import ConfigDict
 
 from transformer.zoo import presets
 
+FINE = {
+  'ABBR': 'abb exp',
+  'DESC': 'def desc manner reason',
+  'ENTY': 'animal body color cremat currency dismed event food instru lang letter other plant '
+  'product religion sport substance symbol techmeth termeq veh word',
+  'HUM': 'desc gr ind title',
+  'LOC': 'city country mount other state',
+  'NUM': 'code count date dist money ord other perc period speed temp volsize weight',
+}
+CLASSES = ', '.join(f'{coarse}:{fine}' for coarse in FINE for fine in FINE[coarse].split())
+
 
 def get_config() -> ConfigDict:
   c = ConfigDict()
@@ -23,7 +34,7 @@ def get_config() -> ConfigDict:
     name='labelled',
     dir='../shared/data/trec/train.txt.gz',
     inputs='inputs',
-    targets='coarse',
+    targets='label',
     train='train',
     val='val',
     test='test',
@@ -47,13 +58,13 @@ def get_config() -> ConfigDict:
     dropout=0.3,
     dtype='bfloat16',
   )
-  c.loss = dict(classes='ABBR, DESC, ENTY, HUM, LOC, NUM', label_smoothing=0.1)
+  c.loss = dict(classes=CLASSES, label_smoothing=0.1, coarse_until=':')
   c.optimizer = dict(
-    presets.ADAM, learning_rate=1e-3, schedule='cosine', warmup_steps=100, clip=1.0
+    presets.MUON, learning_rate=5e-3, schedule='cosine', warmup_steps=100, clip=1.0
   )
   c.optimizer.weight_decay = 0.1
   c.train = dict(
-    steps=1500,
+    steps=1000,
     steps_per_call=1,
     microbatches=1,
     ema=0.0,

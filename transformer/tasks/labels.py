@@ -33,6 +33,8 @@ class Labels:
     inputs: how images or sounds are read; None for texts.
     classes: the labels, separated by commas.
     label_smoothing: of the training loss; see losses.cross_entropy.
+    coarse_until: a mark, such as the colon of NUM:date: training tells all classes apart; judged
+      and predicted is what stands before the mark, by the sum of the probabilities. '' for none.
   """
 
   tokenizer: Tokenizer
@@ -41,6 +43,7 @@ class Labels:
   inputs: Reader | None = None
   classes: str
   label_smoothing: float
+  coarse_until: str = ''
 
   reads = ('inputs',)  # of an example
   figures = ('nll', 'accuracy')
@@ -58,6 +61,20 @@ class Labels:
   def names(self) -> list[str]:
     """The labels, in the order of their numbers."""
     return [name.strip() for name in self.classes.split(',')]
+
+  @property
+  def coarse(self) -> list[str]:
+    """The labels that are judged and predicted, in the order of their numbers."""
+    return list(dict.fromkeys(map(self._of, self.names)))
+
+  def _of(self, name: str) -> str:
+    """The coarse label of a class."""
+    return name.partition(self.coarse_until)[0] if self.coarse_until else name
+
+  @property
+  def _parents(self) -> np.ndarray:
+    """The number of each class's coarse label: [C]."""
+    return np.asarray([self.coarse.index(self._of(name)) for name in self.names])
 
   @property
   def reader(self) -> Reader:
@@ -98,12 +115,14 @@ class Labels:
     """The smoothed objective, and apart from it the plain negative log-likelihood, in nats."""
     logits, labels, weights = self._logits(model, batch, key)
     smoothed = cross_entropy(logits, labels, weights, label_smoothing=self.label_smoothing)
-    return smoothed, {'nll': cross_entropy(logits, labels, weights)}
+    judged = self._judged(logits), jnp.asarray(self._parents)[labels], weights
+    return smoothed, {'nll': cross_entropy(*judged)}
 
   def measure(self, model: Classifier, batch: dict[str, Shaped[Array, 'B ...']]) -> dict[str, Mean]:
     """How often the likeliest label is right."""
-    found = self._logits(model, batch, None)
-    return {'nll': cross_entropy(*found), 'accuracy': accuracy(*found)}
+    logits, labels, weights = self._logits(model, batch, None)
+    judged = self._judged(logits), jnp.asarray(self._parents)[labels], weights
+    return {'nll': cross_entropy(*judged), 'accuracy': accuracy(*judged)}
 
   def report(self, totals: dict[str, Mean], source: Source) -> dict[str, float]:
     """The figures of a whole split."""
@@ -122,9 +141,14 @@ class Labels:
     logits = model(x, segments=segments, key=key)
     return logits, batch['label'], batch['label_segments'].astype(jnp.float32)
 
+  def _judged(self, logits):
+    """log sum of exp of the logits [..., C] of each coarse label's classes: [..., coarse C]."""
+    belongs = self._parents == np.arange(len(self.coarse))[:, None]
+    return jax.nn.logsumexp(jnp.where(belongs, logits[..., None, :], -jnp.inf), axis=-1)
+
   def example(self, example: dict[str, Any]) -> tuple[Line, str]:
     """The text, image or sound, and its label."""
-    return example['inputs'], example['targets']
+    return example['inputs'], self._of(example['targets'])
 
   def predict(self, model: Classifier, lines: Iterable[Line], *, cut: bool = False) -> list[str]:
     """The label of each line; of images and sounds, lines are their paths.
@@ -133,9 +157,9 @@ class Labels:
       ValueError: a line is empty, too long, or no such file.
     """
     rows = read(self.reader, lines, cut=cut)
-    find = functools.partial(_best, self.reader, model)
+    find = functools.partial(_best, self, model)
     found = in_batches(find, rows, rows=self.decoding.rows, longest=self.reader.longest)
-    return [self.names[i] for i in found]
+    return [self.coarse[i] for i in found]
 
   def input(self, line: Line) -> Row:
     """What is read of a line.
@@ -157,6 +181,6 @@ class Labels:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _best(reader: Reader, model: Classifier, rows):
-  x, segments = reader.encode(*separated(rows), None)
-  return jnp.argmax(model(x, segments=segments), axis=-1)
+def _best(task: Labels, model: Classifier, rows):
+  x, segments = task.reader.encode(*separated(rows), None)
+  return jnp.argmax(task._judged(model(x, segments=segments)), axis=-1)

@@ -1,0 +1,58 @@
+"""Classes that are told apart while training, and judged by what they have in common."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transformer.data import tokenizers
+from transformer.modules.config import ModelConfig
+from transformer.tasks.batching import Batching
+from transformer.tasks.labels import Labels
+
+CLASSES = ['NUM:date', 'LOC:city', 'NUM:money', 'LOC:state', 'NUM:other']
+
+
+@pytest.fixture
+def task():
+  return Labels(
+    tokenizer=tokenizers.train(['abc'], kind='bytes', vocab=260),
+    decoding=Batching(rows=2),
+    length=8,
+    classes=', '.join(CLASSES),
+    label_smoothing=0.0,
+    coarse_until=':',
+  )
+
+
+@pytest.fixture
+def model(task):
+  config = ModelConfig(
+    vocab=260, width=16, depth=1, heads=2, feedforward=32, length=8, dropout=0.0, summary='mean'
+  )
+  return task.init(config, jax.random.key(0))
+
+
+def test_a_coarse_label_has_the_probability_of_its_classes_together(task, model, close):
+  fields = task.features([{'inputs': 'abc', 'targets': name} for name in CLASSES])
+  rows = jnp.asarray(np.stack([fields['inputs'][i] for i in range(len(CLASSES))]))
+  batch = {
+    'inputs': rows,
+    'inputs_segments': jnp.ones_like(rows),
+    'label': jnp.asarray(fields['label']),
+    'label_segments': jnp.ones(len(CLASSES), jnp.int32),
+  }
+  p = jax.nn.softmax(model(rows, segments=batch['inputs_segments'])[0])
+  number, place = p[0] + p[2] + p[4], p[1] + p[3]
+  found = task.measure(model, batch)
+  close(found['nll'].sum, -(3 * jnp.log(number) + 2 * jnp.log(place)))
+  close(found['accuracy'].sum, 3 if number > place else 2)
+  loss, apart = task.loss(model, batch, None)
+  close(loss.sum, -jnp.log(p).sum())  # one of each class
+  close(apart['nll'].sum, found['nll'].sum)
+  assert task.predict(model, ['abc']) == ['NUM' if number > place else 'LOC']
+
+
+def test_an_example_shows_the_coarse_label(task):
+  assert task.coarse == ['NUM', 'LOC']
+  assert task.example({'inputs': 'abc', 'targets': 'LOC:city'}) == ('abc', 'LOC')
