@@ -62,15 +62,15 @@ def get_config(stage: str = 'finetune') -> ConfigDict:
   )
   c.loss = dict(stride=128)
   c.optimizer = dict(
-    presets.ADAM,
-    learning_rate=2e-3 if pretrain else 1e-3,
+    presets.MUON,
+    learning_rate=8e-3 if pretrain else 2e-3,
     schedule='cosine',
-    warmup_steps=200,
+    warmup_steps=100,
     clip=1.0,
   )
   c.optimizer.weight_decay = 0.1
   c.train = dict(
-    steps=100 if tiny else 6000,
+    steps=100 if tiny else 2000 if pretrain else 600,
     steps_per_call=1,
     microbatches=1,
     ema=0.0,
