@@ -63,7 +63,7 @@ def main(speaks: str, hears: str, folder=RESULTS):
   for text, good in right.items():
     by.setdefault(text.rpartition(':')[0] or 'all', []).append(good)
 
-  shown = texts[:: max(len(texts) // 6, 1)][:6]
+  shown = texts[:: len(texts) // 6 + 1]
   figure = Figure(figsize=(2.2 * len(shown), 4.4), layout='constrained')
   axes = figure.subplots(2, len(shown), squeeze=False)
   for column, text in enumerate(shown):
