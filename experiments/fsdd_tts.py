@@ -8,8 +8,8 @@ The folder holds `train.tar.xz` and `test_visible.tar.xz` of the Free Spoken Dig
 `spoken_digit`): 8 kHz, six speakers. Recordings 5-44 are to learn from, 45-49 to choose by and 0-4
 to report. Whether a recogniser of real recordings understands it is told by
 `python -m experiments.studies.speech`: seed 0, 90.0 % of 60 texts, and of recordings 98.3 %. Mel
-cepstral distortion 4.58 dB on val and 4.44 on test_visible; 6 minutes of one CPU core. The attention
-is not diagonal: a speaker and a digit need no order.
+cepstral distortion 4.58 dB on val and 4.44 on test_visible; 6 minutes of one CPU core. The
+attention is not diagonal: a speaker and a digit need no order.
 """
 
 from ml_collections import ConfigDict
