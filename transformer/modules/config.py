@@ -42,8 +42,9 @@ class ModelConfig:
     scale_embedding: multiply embeddings by sqrt D, as the paper does.
     scale_attention: multiply scores by 1 / sqrt K; T5 does not.
     scale_logits: multiply logits by 1 / sqrt D, as T5 does where the output is tied.
-    summary: what one vector an encoder makes of a sequence: the first state, the mean of all, or
-      pooler, tanh(W first + b) (BERT).
+    summary: what one vector an encoder makes of a sequence: the first state, the mean of all, their
+      mean by weights softmax(w^T state) (attention; Yang et al. 2016, equations 5 to 7, without the
+      layer in between), or pooler, tanh(W first + b) (BERT).
     dropout: rate on embeddings and on the output of every sublayer and hidden feed-forward unit.
     attention_dropout: rate on attention weights.
     dtype: operands of matrix products; parameters, sums, norms and the residual are float32.
@@ -85,7 +86,7 @@ class ModelConfig:
   scale_embedding: bool = True
   scale_attention: bool = True
   scale_logits: bool = False
-  summary: Literal['first', 'mean', 'pooler'] = 'first'
+  summary: Literal['first', 'mean', 'attention', 'pooler'] = 'first'
   dropout: float = 0.1
   attention_dropout: float = 0.0
   dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'

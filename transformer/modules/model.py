@@ -186,8 +186,8 @@ class Encoder(nnx.Module):
     self.embed = _embedding(config, rngs, reads=True)
     self.types = Types(config, rngs) if config.types else None
     self.stack = Stack(config, rngs, depth=config.depth, causal=False, cross=False)
-    pooler = config.summary == 'pooler'
-    self.pooler = Linear(config, config.width, config.width, rngs) if pooler else None
+    pooled = {'pooler': config.width, 'attention': 1}.get(config.summary)
+    self.pooler = Linear(config, config.width, pooled, rngs) if pooled else None
 
   def __call__(
     self,
@@ -226,6 +226,10 @@ class Encoder(nnx.Module):
     if self.config.summary == 'mean':
       total = jnp.sum(jnp.where(real[..., None], states, 0), axis=1)
       return total / jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1)
+    if self.config.summary == 'attention':
+      scores = self.pooler(states)[..., 0].astype(jnp.float32)
+      weights = jax.nn.softmax(jnp.where(real, scores, jnp.finfo(jnp.float32).min), axis=1)
+      return jnp.einsum('bt,btd->bd', weights, states)
     first = states[jnp.arange(len(states)), jnp.argmax(real, axis=1)]
     return first if self.pooler is None else jnp.tanh(self.pooler(first))
 
