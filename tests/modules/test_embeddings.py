@@ -115,20 +115,18 @@ def test_types_are_added_and_default_to_0(rng, close):
   assert not np.allclose(model(tokens, types=jnp.array([[0, 1, 1]])), states, atol=1e-3)
 
 
-@pytest.mark.parametrize('summary', ['first', 'mean', 'pooler'])
+@pytest.mark.parametrize('summary', ['first', 'mean', 'attention', 'pooler'])
 @pytest.mark.parametrize('side', [0, 1])
 def test_a_summary_does_not_see_padding(rng, close, summary, side):
   model = filled(Encoder(ModelConfig(**TINY, summary=summary), nnx.Rngs(0)), rng)
   tokens = jnp.asarray(rng.integers(1, 11, (1, 5)))
   pad = ((0, 0), (3, 0) if side == 0 else (0, 3))
   states = model(tokens)
-  expected = {
-    'first': states[:, 0],
-    'mean': states.mean(axis=1),
-    'pooler': jnp.tanh(
-      states[:, 0] @ model.pooler.kernel[...] + model.pooler.bias[...] if model.pooler else 0
-    ),
-  }
+  expected = {'first': states[:, 0], 'mean': states.mean(axis=1)}
+  if model.pooler:
+    pooled = states @ model.pooler.kernel[...] + model.pooler.bias[...]
+    expected['attention'] = (jax.nn.softmax(pooled[..., :1], axis=1) * states).sum(axis=1)
+    expected['pooler'] = jnp.tanh(pooled[:, 0])
   close(model.summarize(jnp.pad(tokens, pad)), expected[summary])
 
 

@@ -226,12 +226,14 @@ class Encoder(nnx.Module):
     if self.config.summary == 'mean':
       total = jnp.sum(jnp.where(real[..., None], states, 0), axis=1)
       return total / jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1)
+    first = states[jnp.arange(len(states)), jnp.argmax(real, axis=1)]
+    if self.pooler is None:
+      return first
     if self.config.summary == 'attention':
       scores = self.pooler(states)[..., 0].astype(jnp.float32)
       weights = jax.nn.softmax(jnp.where(real, scores, jnp.finfo(jnp.float32).min), axis=1)
       return jnp.einsum('bt,btd->bd', weights, states)
-    first = states[jnp.arange(len(states)), jnp.argmax(real, axis=1)]
-    return first if self.pooler is None else jnp.tanh(self.pooler(first))
+    return jnp.tanh(self.pooler(first))
 
   @jax.jit
   def capture(
