@@ -57,7 +57,7 @@ def get_config(size: str = 'full') -> ConfigDict:
     norm='rms',
     position='rotary',
     activation='gelu_tanh',
-    summary='mean',
+    summary='attention',
     dropout=0.1,
     dtype='bfloat16',
   )

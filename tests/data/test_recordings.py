@@ -159,7 +159,7 @@ def test_keypad_dials_what_it_says():
   source = corpora.load('keypad_strings', 'val')
   assert len(source) == 60 and 3 <= len(source[0]['targets'].split()) <= 7
   assert corpora.load('keypad', 'val')[7]['targets'] == 'seven'
-  with pytest.raises(ValueError, match="unknown split 'dev' of keypad_strings: take train, val"):
+  with pytest.raises(ValueError, match="unknown split 'dev' of keypad: take train, val"):
     corpora.load('keypad_strings', 'dev')
 
 
