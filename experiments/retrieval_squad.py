@@ -8,11 +8,11 @@ Among the 1,017 visible paragraphs of SQuAD 1.1's dev set, learnt from the quest
 those made of statements (data/cloze.py), and pieces of paragraphs (Lee et al. 2019). Chosen on 12
 articles, reported on the other 12, whose R@5 by BM25 alone is 93.1 (all: 92.0).
 
-After 350 of 700 steps with width 256, feedforward 512, learning rate 2e-3: R@5 44.9 on the first
-12 articles, 51.5 on the others; with BM25 at 0.75, set by hand beforehand, 93.5. It learnt slowly:
-at the first step R@5 was 30, and that of a random projection of the counted words, each weighed by
-its rarity, is 62 with 256 numbers and 72 with 512 (without the weights 41 and 45). Hence twice the
-width, smaller heads, and embeddings that move less, so that rare words stay apart; not run yet.
+After 1,000 of 2,000 steps (half an hour of one CPU core; no run has ended yet): R@5 66.0 on the
+first 12 articles, 73.1 on the others, R@1 42.7 and 47.9. What matters is that words count by learnt
+weights (summary=attention): with the plain mean R@5 is 42.9 after 500 steps on the first half, with
+them 55.5. A random projection of the counted words, each weighed by its rarity, has 72 with 512
+numbers (without the weights 45).
 """
 
 from ml_collections import ConfigDict
