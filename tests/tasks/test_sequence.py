@@ -312,7 +312,10 @@ def test_more_beams_find_no_worse(greedy, model):
   [
     (['abc', ''], 'line 2: the line is empty: give it some text'),
     (['  '], 'line 1: the line is empty'),
-    (['abc', 'b', 'a' * 16], 'line 3: the line has 17 tokens, more than the 16 .*: shorten or split it'),
+    (
+      ['abc', 'b', 'a' * 16],
+      'line 3: the line has 17 tokens, more than the 16 .*: shorten or split it',
+    ),
     ('abc', r'pass a list, \[line\]'),
   ],
 )
