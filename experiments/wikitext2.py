@@ -55,9 +55,9 @@ def get_config() -> ConfigDict:
   )
   c.loss = dict(documents=False, label_smoothing=0.0, z_loss=0.0)
   c.optimizer = dict(
-    presets.ADAM, learning_rate=1.2e-2, schedule='cosine', warmup_steps=200, clip=1.0
+    presets.MUON, learning_rate=1.2e-2, schedule='cosine', warmup_steps=200, clip=1.0
   )
-  c.optimizer.update(name='muon', weight_decay=0.1, b1=0.95, b2=0.95)
+  c.optimizer.update(weight_decay=0.1, b2=0.95)
   c.train = dict(
     steps=6600,
     steps_per_call=1,

@@ -115,14 +115,17 @@ class Labels:
     """The smoothed objective, and apart from it the plain negative log-likelihood, in nats."""
     logits, labels, weights = self._logits(model, batch, key)
     smoothed = cross_entropy(logits, labels, weights, label_smoothing=self.label_smoothing)
-    judged = self._judged(logits), jnp.asarray(self._parents)[labels], weights
-    return smoothed, {'nll': cross_entropy(*judged)}
+    logits, labels = self._judged(logits, labels)
+    return smoothed, {'nll': cross_entropy(logits, labels, weights)}
 
   def measure(self, model: Classifier, batch: dict[str, Shaped[Array, 'B ...']]) -> dict[str, Mean]:
     """How often the likeliest label is right."""
     logits, labels, weights = self._logits(model, batch, None)
-    judged = self._judged(logits), jnp.asarray(self._parents)[labels], weights
-    return {'nll': cross_entropy(*judged), 'accuracy': accuracy(*judged)}
+    logits, labels = self._judged(logits, labels)
+    return {
+      'nll': cross_entropy(logits, labels, weights),
+      'accuracy': accuracy(logits, labels, weights),
+    }
 
   def report(self, totals: dict[str, Mean], source: Source) -> dict[str, float]:
     """The figures of a whole split."""
@@ -141,7 +144,11 @@ class Labels:
     logits = model(x, segments=segments, key=key)
     return logits, batch['label'], batch['label_segments'].astype(jnp.float32)
 
-  def _judged(self, logits):
+  def _judged(self, logits, labels):
+    """The logits and the numbers of the coarse labels."""
+    return self._summed(logits), jnp.asarray(self._parents)[labels]
+
+  def _summed(self, logits):
     """log sum of exp of the logits [..., C] of each coarse label's classes: [..., coarse C]."""
     belongs = self._parents == np.arange(len(self.coarse))[:, None]
     return jax.nn.logsumexp(jnp.where(belongs, logits[..., None, :], -jnp.inf), axis=-1)
@@ -183,4 +190,4 @@ class Labels:
 @functools.partial(jax.jit, static_argnums=0)
 def _best(task: Labels, model: Classifier, rows):
   x, segments = task.reader.encode(*separated(rows), None)
-  return jnp.argmax(task._judged(model(x, segments=segments)), axis=-1)
+  return jnp.argmax(task._summed(model(x, segments=segments)), axis=-1)
