@@ -40,18 +40,18 @@ def get_config(task: str = 'reverse') -> ConfigDict:
   c.loss = dict(label_smoothing=0.0, z_loss=0.0, start='bos')
   c.optimizer = dict(presets.MUON, learning_rate=4e-3, schedule='cosine', warmup_steps=50, clip=1.0)
   c.train = dict(
-    steps=1000,
+    steps=1200,
     steps_per_call=1,
     microbatches=1,
     ema=0.0,
     average=1,
     log_every_steps=50,
-    save_every_steps=500,
+    save_every_steps=600,
     keep=2,
     adapters='',
   )
   c.eval = dict(
-    every_steps=500, limit=200, samples=6, metrics='exact_match', best='exact_match', by=''
+    every_steps=600, limit=200, samples=6, metrics='exact_match', best='exact_match', by=''
   )
   c.decode = dict(presets.SEARCH, beams=1, alpha=0.0, length=80, rows=256)
   c.mesh = dict(presets.DATA_PARALLEL)

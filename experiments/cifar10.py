@@ -70,11 +70,11 @@ def get_config(corpus: str = '') -> ConfigDict:
     coarse_until='',
   )
   c.optimizer = dict(
-    presets.ADAM, learning_rate=2e-3, schedule='cosine', warmup_steps=1000, clip=1.0
+    presets.MUON, learning_rate=1e-2, schedule='cosine', warmup_steps=200, clip=1.0
   )
   c.optimizer.weight_decay = 0.05
   c.train = dict(
-    steps=13_000,
+    steps=11_000,
     steps_per_call=1,
     microbatches=1,
     ema=0.0,

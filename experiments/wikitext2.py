@@ -38,9 +38,9 @@ def get_config() -> ConfigDict:
   c.tokenizer = dict(kind='bpe', vocab=8000, lowercase=False, split_digits=False, sentinels=0)
   c.model = dict(
     presets.TRANSFORMER_TINY,
-    width=256,
+    width=192,
     depth=6,
-    feedforward=704,
+    feedforward=512,
     length=256,
     prenorm=True,
     norm='rms',
@@ -59,17 +59,17 @@ def get_config() -> ConfigDict:
   )
   c.optimizer.update(weight_decay=0.1, b2=0.95)
   c.train = dict(
-    steps=6600,
+    steps=4000,
     steps_per_call=1,
     microbatches=1,
     ema=0.0,
     average=1,
     log_every_steps=50,
-    save_every_steps=220,
+    save_every_steps=200,
     keep=2,
     adapters='',
   )
-  c.eval = dict(every_steps=660, limit=0, samples=2, metrics='', best='nll_per_token', by='')
+  c.eval = dict(every_steps=800, limit=0, samples=2, metrics='', best='nll_per_token', by='')
   c.decode = dict(presets.SEARCH, beams=1, alpha=0.0, length=128, rows=4)
   c.decode.update(temperature=0.8)
   c.mesh = dict(presets.DATA_PARALLEL)
