@@ -64,7 +64,7 @@ def get_config(variant: str = 'ctc') -> ConfigDict:
   )
   c.loss = dict(label_smoothing=0.1, z_loss=0.0, start='bos', ctc=0.3) if attention else {}
   c.optimizer = dict(
-    presets.ADAM, learning_rate=1.5e-3, schedule='cosine', warmup_steps=300, clip=1.0
+    presets.MUON, learning_rate=4e-3, schedule='cosine', warmup_steps=100, clip=1.0
   )
   c.optimizer.weight_decay = 0.1
   c.train = dict(

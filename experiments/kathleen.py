@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
     diagonal=1.0,
   )
   c.optimizer = dict(
-    presets.ADAM, learning_rate=1e-3, schedule='cosine', warmup_steps=200, clip=1.0
+    presets.MUON, learning_rate=4e-3, schedule='cosine', warmup_steps=200, clip=1.0
   )
   c.train = dict(
     steps=6000,

@@ -1,5 +1,9 @@
 """The README claims what was recorded, and nothing else."""
 
+import json
+
+import pytest
+
 from experiments.results import __main__ as results
 
 
@@ -7,3 +11,12 @@ def test_the_table_is_that_of_the_records():
   readme = results.README.read_text(encoding='utf-8')
   assert results.written(readme) == readme
   assert results.table().count('\n') == 2 + len(list(results.HERE.glob('*.json')))
+
+
+def test_an_evaluation_from_before_the_end_of_the_training_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(results, 'HERE', tmp_path)
+  files = {'config': {}, 'train': {'best_step': 2}, 'evaluate': {'step': 1}}
+  for name, content in files.items():
+    (tmp_path / f'{name}.json').write_text(json.dumps(content))
+  with pytest.raises(ValueError, match='evaluate.json is of step 1, the best one is now 2'):
+    results.record(str(tmp_path), 'test/accuracy', 'none')
