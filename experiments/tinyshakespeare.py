@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
     dropout=0.0,
     dtype='bfloat16',
   )
-  c.loss = dict(documents=False, label_smoothing=0.0, z_loss=0.0)
+  c.loss = dict(documents=False, overlap=0, label_smoothing=0.0, z_loss=0.0)
   c.optimizer = dict(
     presets.ADAM, learning_rate=3e-3, schedule='cosine', warmup_steps=100, clip=1.0
   )

@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
     dropout=0.1,
     dtype='bfloat16',
   )
-  c.loss = dict(documents=False, label_smoothing=0.0, z_loss=0.0)
+  c.loss = dict(documents=False, overlap=0, label_smoothing=0.0, z_loss=0.0)
   c.optimizer = dict(
     presets.MUON, learning_rate=1.2e-2, schedule='cosine', warmup_steps=200, clip=1.0
   )

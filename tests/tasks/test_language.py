@@ -26,6 +26,7 @@ def task():
     decoding=GREEDY,
     length=8,
     documents=False,
+    overlap=0,
     label_smoothing=0.0,
     z_loss=0.0,
   )
@@ -62,6 +63,21 @@ def test_windows_read_every_token_and_predict_the_one_after(task):
   assert windows[-1] + later[-1][-1:] == task.tokenizer.encode('fox')
 
 
+@pytest.mark.parametrize('text', [TEXT, TEXT[:9], TEXT[:10], TEXT[:4], TEXT[:2]])
+def test_what_overlaps_is_read_again_and_judged_once(task, model, text):
+  far = dataclasses.replace(task, overlap=5)
+  fields = far.features([{'targets': text}])
+  tokens = task.tokenizer.encode(text)
+  judged = []
+  for i, later in enumerate(fields['targets']):
+    kept = later != -1
+    assert kept.sum() and kept.all() == (i == 0) and kept[5:].all()
+    judged += later[kept].tolist()
+    end = len(judged)
+    assert fields['inputs'][i].tolist() == tokens[end - len(later) : end]
+  assert judged == tokens[1:]
+
+
 def test_documents_begin_and_end(task):
   whole = dataclasses.replace(task, documents=True, length=16)
   fields = whole.features([{'targets': 'fox'}])
@@ -75,12 +91,19 @@ def test_a_text_in_parts_is_the_text(task, monkeypatch):
   assert task.encode(TEXT * 3) == task.tokenizer.encode(TEXT * 3)
 
 
+def test_windows_that_do_not_move_are_an_error(task):
+  with pytest.raises(ValueError, match=r'loss.overlap=8 of data.length=8'):
+    dataclasses.replace(task, overlap=8)
+
+
 def test_no_text_is_an_error(task):
   with pytest.raises(ValueError, match='two tokens or more'):
     task.features([{'targets': 'f'}])
 
 
-def test_the_loss_is_the_logits_cross_entropy(task, model, close):
+@pytest.mark.parametrize('overlap', [0, 5])
+def test_the_loss_is_the_logits_cross_entropy(task, model, close, overlap):
+  task = dataclasses.replace(task, overlap=overlap)
   fields = task.features([{'targets': TEXT}])
   lengths = np.stack([f.lengths for f in fields.values()], axis=1)
   batch = Batches(fields, bucketed(lengths, buckets=1), tokens=999, seed=None)[0]
@@ -92,7 +115,8 @@ def test_the_loss_is_the_logits_cross_entropy(task, model, close):
       segments=jnp.ones_like(jnp.asarray(fields['inputs'][i][None])),
     )[0]
     log_p = jax.nn.log_softmax(logits)
-    total -= float(log_p[np.arange(len(logits)), fields['targets'][i]].sum())
+    judged = np.arange(overlap if i else 0, len(logits))
+    total -= float(log_p[judged, fields['targets'][i][judged]].sum())
   close(loss.sum, total)
   assert float(loss.weight) == len(task.tokenizer.encode(TEXT)) - 1
   measured = task.report(task.measure(model, jax.tree.map(jnp.asarray, batch)), [{'targets': TEXT}])

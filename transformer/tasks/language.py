@@ -34,6 +34,10 @@ class LanguageModel:
     length: of a window. Generation never looks further back either.
     documents: each text is whole: it begins with the start token and ends with the end token. If
       not, it is a piece of an endless text: its first token is not predicted and it has no end.
+    overlap: how many tokens of a window the one before has predicted already. They are read again
+      and not judged, so that no other prediction (but of a text's first window) looks back on
+      fewer; the work grows by length / (length - overlap). Usual for published perplexities, with
+      training at 0: Press et al. 2021, https://arxiv.org/abs/2012.15832, section 2.
     label_smoothing, z_loss: of the training loss; see losses.cross_entropy.
   """
 
@@ -41,6 +45,7 @@ class LanguageModel:
   decoding: Decoding
   length: int
   documents: bool = False
+  overlap: int = 0
   label_smoothing: float = 0.0
   z_loss: float = 0.0
 
@@ -51,6 +56,11 @@ class LanguageModel:
   def __post_init__(self):
     if self.length < 2:
       raise ValueError(f'data.length={self.length} leaves nothing to look back on: give 2 or more')
+    if not 0 <= self.overlap < self.length:
+      raise ValueError(
+        f'loss.overlap={self.overlap} of data.length={self.length}: give 0 or more, and fewer than '
+        'the window has'
+      )
     if self.decoding.beams > 1 and self.decoding.length >= self.length:
       raise ValueError(
         f'decode.length={self.decoding.length} with decode.beams={self.decoding.beams} must be '
@@ -77,22 +87,20 @@ class LanguageModel:
 
   def features(self, source: Source) -> dict[str, Ragged]:
     """What is read and what is to be predicted there, the same one token later, in windows."""
-    read, predicted, lengths = [], [], []
+    read, predicted = [], []
     for examples in chunks(source):
       for example in examples:
         tokens = np.asarray(self.encode(example['targets']), np.int32)
-        steps = max(len(tokens) - 1, 0)
-        read.append(tokens[:steps])
-        predicted.append(tokens[1:])
-        whole, rest = divmod(steps, self.length)
-        lengths += [self.length] * whole + [rest] * bool(rest)
-    if not lengths:
+        steps = len(tokens) - 1
+        for start in range(0, max(steps - self.overlap, min(steps, 1)), self.length - self.overlap):
+          end = min(start + self.length, steps)
+          later = tokens[start + 1 : end + 1].copy()
+          later[: self.overlap if start else 0] = PAD
+          read.append(tokens[start:end])
+          predicted.append(later)
+    if not read:
       raise ValueError('there is no text of two tokens or more: give the corpus some')
-    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    return {
-      'inputs': Ragged(np.concatenate(read), offsets),
-      'targets': Ragged(np.concatenate(predicted), offsets),
-    }
+    return {'inputs': Ragged.of(read), 'targets': Ragged.of(predicted)}
 
   def loss(
     self, model: Decoder, batch: dict[str, Int[Array, 'B _']], key: Key[Array, ''] | None
@@ -122,7 +130,9 @@ class LanguageModel:
   def _teach(self, model, batch, key):
     segments = batch['inputs_segments']
     states = model.states(batch['inputs'], segments=segments, key=key)
-    return states, batch['targets'], (segments != 0).astype(jnp.float32)
+    targets = batch['targets']
+    judged = (segments != 0) & (targets != PAD)
+    return states, jnp.maximum(targets, 0), judged.astype(jnp.float32)
 
   def example(self, example: dict[str, str]) -> tuple[str, str]:
     """The first words of a text, and how it goes on."""
