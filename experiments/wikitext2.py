@@ -7,9 +7,11 @@ The folder holds `train.txt` and `valid.txt` (or .gz) with <unk> and spaces as p
 https://arxiv.org/abs/1609.07843, whatever the tokens; published on test: 100.3 (LSTM of 200, tied)
 to 65.8 (AWD-LSTM).
 
-Not run to its end yet. Pilots of 500 steps of 2,048 tokens, width 128, 4 layers, 2,000 pieces, on
-valid, in nats per piece: AdamW at 3e-3 4.55, at 1e-2 4.38; Muon at 3e-3 4.39, 8e-3 4.03, 1.6e-2
-4.00, 3e-2 4.07.
+Seed 0: 111.2 on valid, 3.63 nats per piece (291, 181, 139, 116, 111 after 800, 1,600, ... steps:
+six epochs in 100 minutes of one CPU core). With --mode=evaluate --config.loss.overlap=128, where
+each piece sees at least the 128 before it, 102.3. Pilots of 500 steps of 2,048 tokens, width 128,
+4 layers, 2,000 pieces, in nats per piece: AdamW at 3e-3 4.55, at 1e-2 4.38; Muon at 3e-3 4.39, 8e-3
+4.03, 1.6e-2 4.00, 3e-2 4.07.
 """
 
 from ml_collections import ConfigDict

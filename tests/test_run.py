@@ -150,7 +150,8 @@ def test_sweep_runs_every_variant(run, tmp_path):
 @pytest.mark.parametrize(
   'flags, words',
   [
-    (['--config.model.widht=16'], ['widht', 'width']),
+    (['--config.model.widht=16'], ["no key 'widht'", 'width']),
+    (['--config.loss.nothing=1'], ["no key 'nothing'", 'file']),
     (['--config.trian.steps=1'], ['trian', 'train']),
     (['--config.model.heads=3'], ['model.heads=3', 'model.width=128', 'divisor']),
     (['--config.model.norm=batch'], ['model.norm', "'batch'", "'layer'"]),

@@ -101,8 +101,12 @@ def _without(argv: list[str], flag: str) -> tuple[list[str], str]:
 
 def usage_error(error: Exception) -> NoReturn:
   """Says what was wrong with the command, in one line, and ends the program."""
-  text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-  if text.strip("'").isidentifier():  # all that ml_collections says of an unknown section
+  reason = error.args[0] if isinstance(error, AttributeError | KeyError) and error.args else error
+  text = str(reason)
+  if isinstance(reason, KeyError):  # all that ml_collections says of an unknown key
+    key, _, hint = reason.args[0].partition('\n')
+    text = f'--config has no key {key}: {hint or "its file has all that can be set"}'
+  elif text.strip("'").isidentifier():  # and of an unknown section
     near = difflib.get_close_matches(text.strip("'"), SECTIONS, n=1, cutoff=0)
     text = f'--config has no section {text}: did you mean {near[0]!r}?'
   # in one piece: another thread may be writing too
