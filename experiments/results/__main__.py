@@ -23,11 +23,19 @@ def record(workdir: str, metric: str, published: str):
       (decoding was chosen on val after training).
     metric: the one to print, such as test/exact_match.
     published: what it is to be compared with, in words.
+
+  Raises:
+    ValueError: evaluate.json was made before the training ended.
   """
   folder = pathlib.Path(workdir)
   result, config = (json.loads((folder / f'{n}.json').read_text()) for n in ('train', 'config'))
   if (folder / 'evaluate.json').exists():
     later = json.loads((folder / 'evaluate.json').read_text())
+    if later['step'] != result['best_step']:
+      raise ValueError(
+        f'{folder}/evaluate.json is of step {later["step"]}, the best one is now '
+        f'{result["best_step"]}: evaluate again with --mode=evaluate'
+      )
     result |= {key: later[key] for key in ('metrics', 'signatures')}
   result |= {
     'metric': metric,
