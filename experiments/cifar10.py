@@ -11,6 +11,9 @@ any labelled images do, once loss.classes names their classes. The TFDS data set
 A ViT (Dosovitskiy et al. 2021) of 5 layers of width 128 behind two convolutions that leave 8 x 8
 patches (Hassani et al. 2021, CCT; Xiao et al. 2021); pictures are mirrored, moved, recoloured and
 partly hidden.
+
+Seed 0, on JPEG copies: 83.7 % on val and 84.9 on test_visible, 30 epochs in 112 minutes of one CPU
+core (62, 72, 77, 80, 82 on val after 1,000, 3,000, 5,000, 7,000, 9,000 steps).
 """
 
 from ml_collections import ConfigDict
