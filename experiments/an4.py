@@ -5,7 +5,8 @@ r"""Speech recognition, spelled words, numbers and commands, AN4: CTC, or a deco
 The folder holds `train_mfcc.npz` and `train.tsv`: 948 sentences of 74 speakers as 13 Sphinx
 cepstra, 100 frames a second. Rows 101-948 are to learn from and the first 100, of 8 other speakers,
 to report, as in ESPnet's recipe, which starts from waveforms and reaches a WER of 11.0-11.8 there.
-What is set below was chosen with rows 101-204 left out (`:choose`: 34.1 on them after 1,500 steps).
+What is set below, but for the number of steps, was chosen with rows 101-204 left out (`:choose`: a
+WER of 34.1 on them after 1,500 steps).
 
 Seed 0, CTC: a WER of 14.7 and a CER of 7.9 on the first 100, 25 minutes of one CPU core.
 """

@@ -64,7 +64,7 @@ def test_windows_read_every_token_and_predict_the_one_after(task):
 
 
 @pytest.mark.parametrize('text', [TEXT, TEXT[:9], TEXT[:10], TEXT[:4], TEXT[:2]])
-def test_what_overlaps_is_read_again_and_judged_once(task, model, text):
+def test_what_overlaps_is_read_again_and_judged_once(task, text):
   far = dataclasses.replace(task, overlap=5)
   fields = far.features([{'targets': text}])
   tokens = task.tokenizer.encode(text)

@@ -88,11 +88,13 @@ class LanguageModel:
   def features(self, source: Source) -> dict[str, Ragged]:
     """What is read and what is to be predicted there, the same one token later, in windows."""
     read, predicted = [], []
+    stride = self.length - self.overlap
     for examples in chunks(source):
       for example in examples:
         tokens = np.asarray(self.encode(example['targets']), np.int32)
         steps = len(tokens) - 1
-        for start in range(0, max(steps - self.overlap, min(steps, 1)), self.length - self.overlap):
+        # every window but the first has something new after what overlaps
+        for start in range(0, max(steps - self.overlap, min(steps, 1)), stride):
           end = min(start + self.length, steps)
           later = tokens[start + 1 : end + 1].copy()
           later[: self.overlap if start else 0] = PAD
