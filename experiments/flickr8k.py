@@ -21,11 +21,14 @@ from ml_collections import ConfigDict
 from transformer.zoo import presets
 
 
-def get_config(corpus: str = '') -> ConfigDict:
-  if corpus not in ('', 'shapes'):
-    raise ValueError(f'flickr8k.py:{corpus} is unknown: give shapes, or nothing')
+def get_config(variant: str = 'captions') -> ConfigDict:
+  if variant not in ('captions', 'translation', 'shapes'):
+    raise ValueError(f'flickr8k.py:{variant} is unknown: give shapes, translation or captions')
+  translation, shapes = variant == 'translation', variant == 'shapes'
   c = ConfigDict()
-  c.experiment, c.task, c.seed, c.init = 'flickr8k', 'sequence', 0, ''
+  c.experiment = {'captions': 'flickr8k'}.get(variant, f'flickr8k_{variant}')
+  c.task, c.seed = 'sequence', 0
+  c.init = 'runs/flickr8k_translation' if variant == 'captions' else ''
   c.data = dict(
     name='captions',
     dir='../shared/data/flickr8k_1000',
@@ -93,7 +96,13 @@ def get_config(corpus: str = '') -> ConfigDict:
   )
   c.decode = dict(presets.SEARCH, beams=4, alpha=1.0, length=32, rows=32)
   c.mesh = dict(presets.DATA_PARALLEL)
-  if corpus:
-    c.experiment = 'flickr8k_shapes'
+  if shapes:
     c.data.update(name='shapes', dir='', targets='caption', train='train', val='val', test='test')
+  if translation:
+    c.data.update(name='parallel', dir='runs/captions', inputs='de', targets='en')
+    c.data.update(train='train', val='val', test='', length=64, buckets=4)
+    c.inputs, c.tokenizer.vocab = {}, 4000
+    c.model.update(inputs='tokens', features=0, stem=0, dropout=0.2)
+    c.train.update(steps=3000, ema=0.0, save_every_steps=500)
+    c.eval.update(every_steps=1000, limit=300, metrics='bleu', best='nll_per_token')
   return c

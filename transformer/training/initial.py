@@ -18,7 +18,7 @@ from transformer.training.workdir import Workdir
 # parameters, or is seen in their shapes.
 FREE = (
   *('vocab', 'length', 'source_length', 'dropout', 'attention_dropout', 'dtype', 'remat', 'unroll'),
-  *('summary', 'bias_output'),
+  *('inputs', 'features', 'stem', 'summary', 'bias_output'),
 )
 
 READOUT = ('embed/table', 'output/table', 'embed/bias', 'output/bias')  # one row for each token

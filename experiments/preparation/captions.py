@@ -1,0 +1,51 @@
+"""Pairs of captions to learn to describe in words, before there is anything to see.
+
+  python -m experiments.preparation.captions ../shared/data runs/captions
+
+writes train.de, train.en, val.de and val.en, those of Multi30k (Elliott et al. 2016) but for the
+sentences that are like a caption of a Flickr8k image which flickr8k.py chooses or reports by: most
+of these images are in Multi30k, and one of their five captions with them.
+"""
+
+import gzip
+import pathlib
+import re
+import sys
+
+from transformer.data import corpora
+
+JUDGED = ('train[90%:]', 'val')  # the splits of flickr8k.py that judge
+ALIKE = 0.6  # of the words that two sentences have, the share that both have
+
+
+def words(sentence: str) -> frozenset[str]:
+  """Its words, without case and punctuation."""
+  return frozenset(re.findall(r'\w+', sentence.lower()))
+
+
+def alike(a: frozenset[str], b: frozenset[str]) -> bool:
+  """Whether two sets of words have so much in common that one sentence may tell the other."""
+  return len(a & b) >= ALIKE * len(a | b)
+
+
+def main(data: str, folder: str):
+  """Writes the files; says how many pairs are left out."""
+  flickr8k, multi30k = pathlib.Path(data, 'flickr8k_1000'), pathlib.Path(data, 'multi30k')
+  sources = [corpora.load('captions', split, dir=flickr8k) for split in JUDGED]
+  judged = {words(source[i]['targets']) for source in sources for i in range(len(source))}
+  out = pathlib.Path(folder)
+  out.mkdir(parents=True, exist_ok=True)
+  for split in ('train', 'val'):
+    german, english = (
+      gzip.open(multi30k / f'{split}.{language}.gz', 'rt', encoding='utf-8').readlines()
+      for language in ('de', 'en')
+    )
+    known = [any(alike(sentence, other) for other in judged) for sentence in map(words, english)]
+    kept = [i for i, is_known in enumerate(known) if not is_known]
+    print(f'{split}: {len(english) - len(kept)} of {len(english)} pairs left out', file=sys.stderr)
+    for language, lines in (('de', german), ('en', english)):
+      (out / f'{split}.{language}').write_text(''.join(lines[i] for i in kept), encoding='utf-8')
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])
