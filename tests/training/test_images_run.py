@@ -3,6 +3,7 @@
 import json
 import types
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -10,6 +11,9 @@ from PIL import Image
 
 from experiments import cifar10, flickr8k, mnist
 from transformer.training import commands
+from transformer.training.experiment import prepare, reopen, restore_best
+from transformer.training.initial import with_given
+from transformer.training.workdir import Workdir
 
 SMALL = {
   'data.limit': 12,
@@ -81,6 +85,32 @@ def test_an_experiment_learns_answers_and_shows(
   (picture,) = json.loads(printed.out)['pictures']
   assert status == 0 and picture['output'] == first
   assert 'all' in open(picture['html'], encoding='utf-8').read()
+
+
+def test_a_captioner_begins_with_a_translators_decoder(tmp_path, monkeypatch, capsys):
+  monkeypatch.setenv('TRANSFORMER_TUNE', '0')
+  for split in ('train', 'val'):
+    (tmp_path / f'{split}.de').write_text('ein Kreis\nein Kreuz\n' * 3)
+    (tmp_path / f'{split}.en').write_text('a circle\na cross\n' * 3)
+
+  def config_of(variant, changed):
+    config = ConfigDict(flickr8k.get_config(variant))
+    config.update_from_flattened_dict({**CAPTIONS, **changed})
+    return config
+
+  words, there = tmp_path / 'words', {'data.dir': str(tmp_path)}
+  sizes = {name: SMALL[name] for name in SMALL if not name.startswith(('inputs.', 'data.test'))}
+  flags = types.SimpleNamespace(
+    config=config_of('translation', {**sizes, **there}), workdir=str(words), mode='train'
+  )
+  assert commands.main(flags) == 0, capsys.readouterr().err
+  given = restore_best(reopen(Workdir(words).read_config(), Workdir(words)), Workdir(words))[0]
+
+  config = config_of('shapes', {**SMALL, 'init': str(words)}).to_dict()
+  captioner = prepare(config, Workdir(tmp_path / 'images'))
+  found = with_given(captioner.init(jax.random.key(0)), captioner)
+  pairs = zip(jax.tree.leaves(found.decoder), jax.tree.leaves(given.decoder), strict=True)
+  assert all((np.asarray(ours) == theirs).all() for ours, theirs in pairs)
 
 
 def test_an_unknown_variant_is_refused():

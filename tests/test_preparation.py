@@ -1,0 +1,38 @@
+"""What is prepared for experiments: no sentence that tells what they judge."""
+
+import gzip
+
+from PIL import Image
+
+from experiments.preparation import captions
+from transformer.data import corpora
+
+
+def test_sentences_of_judged_images_are_left_out(tmp_path, capsys):
+  flickr8k, multi30k = tmp_path / 'flickr8k_1000', tmp_path / 'multi30k'
+  multi30k.mkdir()
+  for split, images in (('train', 'abcdefghij'), ('val', 'k')):
+    (flickr8k / split).mkdir(parents=True)
+    for name in images:
+      Image.new('RGB', (8, 8)).save(flickr8k / split / f'{name}.jpg')
+    rows = [f'{name}.jpg\tA dog {name} {name * 2} {name * 3} .\n' for name in images]
+    (flickr8k / f'{split}_captions.tsv').write_text('image\tcaption\n' + ''.join(rows))
+  learnt = corpora.load('captions', 'train[:90%]', dir=flickr8k)[0]['targets']
+  chooses = corpora.load('captions', 'train[90%:]', dir=flickr8k)[0]['targets']
+  english = [
+    learnt,
+    chooses.upper().replace(' .', '!'),
+    'A dog k and kk and five words more',  # 4 of the 10 that either has
+    'The dog k kk kkk',  # 4 of 6; of val, which reports
+    'Two men talk.',
+  ]
+  for split in ('train', 'val'):
+    for language, lines in (('en', english), ('de', list('01234'))):
+      with gzip.open(multi30k / f'{split}.{language}.gz', 'wt') as file:
+        file.writelines(f'{line}\n' for line in lines)
+  captions.main(str(tmp_path), str(tmp_path / 'out'))
+  assert capsys.readouterr().err.count('2 of 5 pairs left out') == 2
+  for split in ('train', 'val'):
+    assert (tmp_path / 'out' / f'{split}.de').read_text() == '0\n2\n4\n'
+    kept = (tmp_path / 'out' / f'{split}.en').read_text().splitlines()
+    assert kept == [english[0], english[2], english[4]]
