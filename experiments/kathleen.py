@@ -74,7 +74,7 @@ def get_config() -> ConfigDict:
     limit=0,
     samples=0,
     metrics='mel_cepstral_distortion, length_ratio',
-    best='mel_cepstral_distortion',
+    best='mel_error',
     by='',
   )
   c.decode = dict(rows=12, length=96, stop=0.5, iterations=60)
