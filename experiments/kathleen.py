@@ -7,6 +7,12 @@ r"""Speech synthesis: sentences by one speaker, text to sound.
 The folder holds `train.tar.xz` and `train.tsv` of rhasspy's dataset-voice-kathleen (of the same
 kind in TFDS: `ljspeech`): 176 sentences of one to two seconds, 5.5 minutes in all, 16 kHz. The
 first 152 are to learn from, the next 12 to choose by, the last 12 to report.
+
+Seed 0, 31 minutes of one CPU core: it goes through unseen sentences from left to right, a clear
+diagonal in `attend`, and stops in time (98 % of the recordings' length), but says them badly: mel
+cepstral distortion 7.46 dB on the last 12, where the recordings' own frames made sound again have
+1.84 and a recording of another sentence 8.29. Chosen by the error of frames, for the distortion
+likes what is blurred: it was least, 7.22 on the 12 that choose, after the first 500 steps.
 """
 
 from ml_collections import ConfigDict
