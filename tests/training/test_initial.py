@@ -38,6 +38,14 @@ def test_a_head_starts_from_another_heads_encoder():
   assert (found['out/kernel'] == before['out/kernel']).all()
 
 
+def test_a_head_for_other_classes_begins_anew():
+  given, fresh = random(Classifier(TINY, 2, nnx.Rngs(0))), Classifier(TINY, 3, nnx.Rngs(1))
+  found, before = by_path(transplanted(fresh, given)), by_path(fresh)
+  for path, x in by_path(given).items():
+    ours = before[path] if path.startswith('out/') else x
+    assert (found[path] == ours).all()
+
+
 def test_a_bare_encoder_is_taken_for_the_one_below_a_head():
   given = random(Encoder(TINY, nnx.Rngs(0)))
   found = transplanted(Classifier(TINY, 3, nnx.Rngs(1)), given)

@@ -50,7 +50,8 @@ def transplanted(model: Model, given: Model) -> Model:
   """The model with the parameters of `given` that have the same path; says which have none.
 
   A bare encoder's stand for those of the encoder below a head. Of a longer table the first rows
-  count: published ones have more than their tokenizer has tokens.
+  count: published ones have more than their tokenizer has tokens. A head's last layer for as many
+  other classes begins anew.
 
   Raises:
     ValueError: a parameter has another shape there, or not every block is found.
@@ -64,6 +65,9 @@ def transplanted(model: Model, given: Model) -> Model:
       f'the model to start from has none of {", ".join(lost)}: it has {", ".join(theirs)}. Take a '
       'model of the same kind'
     )
+  heads = {path for path in ours.keys() & theirs.keys() if path.startswith('out/')}
+  if any(ours[path].shape != theirs[path].shape for path in heads):
+    theirs = {path: x for path, x in theirs.items() if path not in heads}
   for path in ours.keys() & theirs.keys():
     if path.endswith(READOUT):
       theirs[path] = theirs[path][: len(ours[path])]
