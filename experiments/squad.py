@@ -15,8 +15,8 @@ missing. Chosen on 12 of the 24 visible articles, reported on the other 12.
 
 Seed 0, one CPU core: F1 32.2 where it is chosen after the first run (40 minutes), 39.1 after the
 second (14 minutes), and there F1 44.2, exact match 29.4 on the reported half, where the
-best-overlapping sentence has 20.3. On the first 300 to 400 questions of the former, 200 steps on the
-real questions alone gave 10.3, 300 steps of the mixture 18.5.
+best-overlapping sentence has 20.3. On the first 300 to 400 questions of the former, 200 steps on
+the real questions alone gave 10.3, 300 steps of the mixture 18.5.
 """
 
 from ml_collections import ConfigDict
