@@ -75,6 +75,8 @@ def get_config(variant: str = 'captions') -> ConfigDict:
     presets.MUON, learning_rate=5e-3, schedule='cosine', warmup_steps=200, clip=1.0
   )
   c.optimizer.weight_decay = 0.05
+  if c.init:
+    c.optimizer.rates = 'decoder/=0.2'
   c.train = dict(
     steps=1500,
     steps_per_call=1,
