@@ -20,3 +20,12 @@ def test_an_evaluation_from_before_the_end_of_the_training_is_refused(tmp_path, 
     (tmp_path / f'{name}.json').write_text(json.dumps(content))
   with pytest.raises(ValueError, match='evaluate.json is of step 1, the best one is now 2'):
     results.record(str(tmp_path), 'test/accuracy', 'none')
+
+
+def test_a_metric_that_was_not_measured_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(results, 'HERE', tmp_path)
+  files = {'config': {}, 'train': {'best_step': 2, 'metrics': {'val/wer': 1.0}}}
+  for name, content in files.items():
+    (tmp_path / f'{name}.json').write_text(json.dumps(content))
+  with pytest.raises(ValueError, match='has no val/bleu, but val/wer'):
+    results.record(str(tmp_path), 'val/bleu', 'none')

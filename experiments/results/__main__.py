@@ -25,7 +25,7 @@ def record(workdir: str, metric: str, published: str):
     published: what it is to be compared with, in words.
 
   Raises:
-    ValueError: evaluate.json was made before the training ended.
+    ValueError: evaluate.json was made before the training ended, or no such metric was measured.
   """
   folder = pathlib.Path(workdir)
   result, config = (json.loads((folder / f'{n}.json').read_text()) for n in ('train', 'config'))
@@ -37,6 +37,8 @@ def record(workdir: str, metric: str, published: str):
         f'{result["best_step"]}: evaluate again with --mode=evaluate'
       )
     result |= {key: later[key] for key in ('metrics', 'signatures')}
+  if metric not in result['metrics']:
+    raise ValueError(f'{folder} has no {metric}, but {", ".join(result["metrics"])}')
   result |= {
     'metric': metric,
     'published': published,
