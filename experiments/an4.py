@@ -9,7 +9,7 @@ What is set below, but for the number of steps, was chosen with rows 101-204 lef
 WER of 34.1 on them after 1,500 steps).
 
 Seed 0, on the first 100: CTC a WER of 14.7 and a CER of 7.9, 25 minutes of one CPU core; attention
-19.0 and 14.1, 36 minutes, whose last checkpoints are all without a mistake on what is learnt.
+19.0 and 14.1, 36 minutes (step 3,500, the first without a mistake on the rows that it learns from).
 """
 
 from ml_collections import ConfigDict
