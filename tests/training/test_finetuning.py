@@ -89,6 +89,7 @@ def test_masked_tokens_then_labels_by_adapters(run, folder, works):
     'optimizer.rates': '^out/=0.5',
     'optimizer.learning_rate': 0.1,
     'optimizer.warmup_steps': 0,
+    'train.ema': 0.0,
   }
   run(sst2.get_config('finetune'), 'after', **tuned)
   before, after = best(works, 'before'), best(works, 'after')
