@@ -6,7 +6,7 @@ r"""Sentiment of film reviews, SST-2: masked language modelling, then phrases, t
   python run.py --config=experiments/sst2.py:sentences --config.data.dir=../shared/data/sst2
   echo 'a gripping , funny film' | python run.py --workdir=runs/sst2_sentences --mode=predict
 
-The folder holds `train_phrases.tsv`, `train_sentences.tsv` (the phrases that are whole sentences)
+The folder holds `train_phrases.tsv`, `train_sentences.tsv` (the 6,920 that the phrases are of)
 and `dev.tsv` (or .gz), columns label and sentence; it is GLUE's SST-2 (Socher et al. 2013; TFDS:
 `glue/sst2`). Each run begins with the encoder of the one before.
 
