@@ -7,7 +7,6 @@ sentences that are like a caption of a Flickr8k image which flickr8k.py chooses 
 of these images are in Multi30k, and one of their five captions with them.
 """
 
-import gzip
 import pathlib
 import re
 import sys
@@ -33,18 +32,20 @@ def main(data: str, folder: str):
   flickr8k, multi30k = pathlib.Path(data, 'flickr8k_1000'), pathlib.Path(data, 'multi30k')
   sources = [corpora.load('captions', split, dir=flickr8k) for split in JUDGED]
   judged = {words(source[i]['targets']) for source in sources for i in range(len(source))}
+
+  def told(sentence: str) -> bool:
+    ours = words(sentence)
+    return any(alike(ours, other) for other in judged)
+
   out = pathlib.Path(folder)
   out.mkdir(parents=True, exist_ok=True)
   for split in ('train', 'val'):
-    german, english = (
-      gzip.open(multi30k / f'{split}.{language}.gz', 'rt', encoding='utf-8').readlines()
-      for language in ('de', 'en')
-    )
-    known = [any(alike(sentence, other) for other in judged) for sentence in map(words, english)]
-    kept = [i for i, is_known in enumerate(known) if not is_known]
-    print(f'{split}: {len(english) - len(kept)} of {len(english)} pairs left out', file=sys.stderr)
-    for language, lines in (('de', german), ('en', english)):
-      (out / f'{split}.{language}').write_text(''.join(lines[i] for i in kept), encoding='utf-8')
+    pairs = corpora.load('parallel', split, dir=multi30k, inputs='de', targets='en')
+    kept = [pairs[i] for i in range(len(pairs)) if not told(pairs[i]['targets'])]
+    print(f'{split}: {len(pairs) - len(kept)} of {len(pairs)} pairs left out', file=sys.stderr)
+    for language, side in (('de', 'inputs'), ('en', 'targets')):
+      text = ''.join(f'{pair[side]}\n' for pair in kept)
+      (out / f'{split}.{language}').write_text(text, encoding='utf-8')
 
 
 if __name__ == '__main__':
