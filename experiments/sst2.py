@@ -68,10 +68,10 @@ def get_config(stage: str = 'finetune') -> ConfigDict:
   )
   c.optimizer.weight_decay = 0.1
   c.train = dict(
-    steps=8000 if pretrain else 300 if sentences else 2500,
+    steps=8000 if pretrain else 300 if sentences else 1500,
     steps_per_call=1,
     microbatches=1,
-    ema=0.0 if pretrain else 0.98 if sentences else 0.998,
+    ema=0.0 if pretrain else 0.98 if sentences else 0.995,
     average=1,
     log_every_steps=50 if sentences else 100,
     save_every_steps=50 if sentences else 500,
