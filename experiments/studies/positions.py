@@ -5,6 +5,11 @@
 The sweep of experiments/algorithmic.py for each task, trained on 1 to 20 symbols. Exact match, in
 percent, on 1,000 unseen sequences of as many (test), and on 1,000 of 21 to 40 (longer). The same
 command again goes on where it stopped.
+
+One CPU core, an hour (results/positions.png): in range every scheme has 99.7 % or more; none at all
+cannot copy or reverse (0.4, 2.3), but sorts. Beyond it only sorting goes on, which asks for counts
+and not for places: none 61.1, alibi 30.8, relative 26.0, rotary 21.7, sinusoidal and learned 0. Of
+copies alibi has 7.6 and of reversals 6.1, sinusoidal 4.5 of copies, the others 0.2 at most.
 """
 
 import json
