@@ -51,7 +51,7 @@ def get_config(stage: str = 'finetune') -> ConfigDict:
     prenorm=True,
     position='rotary',
     activation='gelu_tanh',
-    summary='attention',
+    summary='mean' if pretrain else 'attention',
     dropout=0.0 if pretrain else 0.3,
     dtype='bfloat16',
   )

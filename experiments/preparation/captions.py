@@ -11,9 +11,9 @@ import pathlib
 import re
 import sys
 
+from experiments import flickr8k
 from transformer.data import corpora
 
-JUDGED = ('train[90%:]', 'val')  # the splits of flickr8k.py that judge
 ALIKE = 0.6  # of the words that two sentences have, the share that both have
 
 
@@ -29,8 +29,9 @@ def alike(a: frozenset[str], b: frozenset[str]) -> bool:
 
 def main(data: str, folder: str):
   """Writes the files; says how many pairs are left out."""
-  flickr8k, multi30k = pathlib.Path(data, 'flickr8k_1000'), pathlib.Path(data, 'multi30k')
-  sources = [corpora.load('captions', split, dir=flickr8k) for split in JUDGED]
+  images, multi30k = pathlib.Path(data, 'flickr8k_1000'), pathlib.Path(data, 'multi30k')
+  splits = flickr8k.get_config().data
+  sources = [corpora.load('captions', split, dir=images) for split in (splits.val, splits.test)]
   judged = {words(source[i]['targets']) for source in sources for i in range(len(source))}
 
   def told(sentence: str) -> bool:
