@@ -1,10 +1,11 @@
 """What is prepared for experiments: no sentence that tells what they judge."""
 
 import gzip
+import json
 
 from PIL import Image
 
-from experiments.preparation import captions
+from experiments.preparation import captions, text
 from transformer.data import corpora
 
 
@@ -36,3 +37,27 @@ def test_sentences_of_judged_images_are_left_out(tmp_path, capsys):
     assert (tmp_path / 'out' / f'{split}.de').read_text() == '0\n2\n4\n'
     kept = (tmp_path / 'out' / f'{split}.en').read_text().splitlines()
     assert kept == [english[0], english[2], english[4]]
+
+
+def test_the_text_to_pretrain_on_says_everything_once(tmp_path):
+  question = {'qas': [{'question': ' Who reads ?', 'answers': []}]}
+  articles = [
+    {'paragraphs': [{'context': 'A page.\nIts second line.', **question}]},
+    {'paragraphs': [{'context': 'A page.\nIts second line.', 'qas': []}]},
+  ]
+  for file, content in (
+    ('wikitext2/train.txt.gz', ' = Title = \n \n A <unk> line \n'),
+    ('wikitext2/valid.txt.gz', ' judged by \n'),
+    ('sst2/train_phrases.tsv.gz', 'label\tsentence\n1\ta gripping film\n'),
+    ('sst2/dev.tsv.gz', 'label\tsentence\n1\tjudged by\n'),
+    ('squad/train_news.json.gz', json.dumps({'data': articles})),
+    ('squad/dev_visible.json.gz', json.dumps({'data': []})),
+  ):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    with gzip.open(tmp_path / file, 'wt') as opened:
+      opened.write(content)
+  text.main(str(tmp_path), str(tmp_path / 'out'))
+  assert (tmp_path / 'out' / 'train.txt').read_text() == (
+    ' = Title = \n \n A <unk> line \na gripping film\nA page. Its second line.\nWho reads ?\n'
+  )
+  assert (tmp_path / 'out' / 'val.txt').read_text() == ' judged by \n'

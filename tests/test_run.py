@@ -157,6 +157,7 @@ def test_sweep_runs_every_variant(run, tmp_path):
     (['--config.model.norm=batch'], ['model.norm', "'batch'", "'layer'"]),
     (['--config.train.steps=many'], ['train.steps', 'many']),
     (['--config=nowhere.py'], ['nowhere.py']),
+    ([f'--config={ROOT}/experiments/fsdd.py:word'], ['fsdd.py, line', 'fsdd.py:word', 'attention']),
     (['--mode=trane'], ['mode', 'train']),
     (['--wrokdir=x'], ['wrokdir', 'workdir']),
     (['train'], ["'train'", '--']),

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import runpy
 import signal
 import sys
@@ -109,6 +110,9 @@ def usage_error(error: Exception) -> NoReturn:
   elif text.strip("'").isidentifier():  # and of an unknown section
     near = difflib.get_close_matches(text.strip("'"), SECTIONS, n=1, cutoff=0)
     text = f'--config has no section {text}: did you mean {near[0]!r}?'
+  elif 'Traceback (most recent' in text:  # and of an error in the experiment's file
+    file, line = re.findall(r'File "(.+)", line (\d+)', text)[-1]
+    text = f'{file}, line {line}: {text.strip().splitlines()[-1]}'
   # in one piece: another thread may be writing too
   sys.stderr.write(f'error: {" ".join(text.split())}\n')
   sys.exit(USAGE)
