@@ -11,6 +11,8 @@ to report; of each set strings of one speaker are joined, with pauses and a nois
 CTC, seed 0: WER 1.10 on val and 0.77 on test_visible (strings of recordings 0-4 of five speakers),
 15 minutes of one CPU core. Characters instead of words, every 20 ms, 600 steps with Adam had 8.5,
 most of it misspelt (sigxt).
+
+Attention with a CTC loss, seed 0: 0.97 on val and 1.00 on test_visible, 33 minutes.
 """
 
 from ml_collections import ConfigDict
