@@ -26,8 +26,8 @@ def get_config() -> ConfigDict:
     dir='../shared/data/cranfield',
     inputs='inputs',
     targets='targets',
-    train='documents',
-    val='documents[:20%]',  # titles: nothing is chosen by a query
+    train='documents[10%:]',
+    val='documents[:10%]',  # titles: nothing is chosen by a query
     test='queries, queries[:50%], queries[50%:]',
     limit=0,
     length=192,

@@ -182,7 +182,7 @@ def test_files_that_are_missing_or_wrong_are_named(tmp_path):
   with pytest.raises(ValueError, match='a.png of train is in no folder'):
     corpora.load('images', 'train', dir=tmp_path)
   write_tree(tmp_path / 'test', {'a/readme.txt': b''})
-  with pytest.raises(ValueError, match='test holds no image'):
+  with pytest.raises(ValueError, match='test holds no file that counts'):
     corpora.load('images', 'test', dir=tmp_path)
   (tmp_path / 'val.tar.xz').write_bytes(b'broken')
   with pytest.raises(ValueError, match=r'val.tar.xz: broken archive'):

@@ -1,5 +1,6 @@
 """Laws of transformer/data/recordings.py, on sounds made here."""
 
+import dataclasses
 import io
 import itertools
 import pickle
@@ -97,7 +98,7 @@ def test_joined_is_its_recordings_with_pauses():
   ]
   for i, word in enumerate(words):
     word['speaker'] = 'ab'[i % 2]
-  source = Joined(words, words=(2, 4), pause=0.1, size=300)
+  source = Joined(words, words=(2, 4), pause=0.1, size=300, seed=5)
   counts = set()
   for example in source:
     said = [words[int(i)] for i in example['name'].split('+')]
@@ -109,13 +110,17 @@ def test_joined_is_its_recordings_with_pauses():
     assert 0 <= pauses <= 0.1 * RATE * (len(said) + 1)
   assert counts == {2, 3, 4}
   # found again in order, each where it fits best, after the one before
-  sound, start = audio.read(source[0]['inputs'], RATE), 0
-  for i in source[0]['name'].split('+'):
+  said = [(e, e['name'].split('+')) for e in source]
+  example, order = next((e, order) for e, order in said if len({*order}) == len(order) == 3)
+  sound, start = audio.read(example['inputs'], RATE), 0
+  for i in order:
     word = words[int(i)]['inputs']
     fit = np.correlate(sound[start:], word) / (word @ word)
     assert fit.max() == pytest.approx(1, abs=0.05)
     start += np.argmax(fit) + len(word)
   assert pickle.loads(pickle.dumps(source))[np.int64(7)] == source[7]
+  other = dataclasses.replace(source, seed=6)
+  assert [e['targets'] for e in other] != [e['targets'] for e in source]
   with pytest.raises(IndexError):
     source[300]
 
@@ -158,9 +163,25 @@ def test_keypad_dials_what_it_says():
   assert len(sounds[0]) != len(sounds[1])
   source = corpora.load('keypad_strings', 'val')
   assert len(source) == 60 and 3 <= len(source[0]['targets'].split()) <= 7
+  said = {e['targets'] for e in source}
+  assert len(said & {e['targets'] for e in corpora.load('keypad_strings', 'test')}) < 5
   assert corpora.load('keypad', 'val')[7]['targets'] == 'seven'
   with pytest.raises(ValueError, match="unknown split 'dev' of keypad: take train, val"):
     corpora.load('keypad_strings', 'dev')
+
+
+def test_files_of_other_names_are_named(tmp_path):
+  for name in ('fsdd', 'yesno'):
+    (tmp_path / name / 'train').mkdir(parents=True)
+    (tmp_path / name / 'train' / 'README').write_text('notes count for nothing')
+    with pytest.raises(ValueError, match='no file that counts; give files that end in .wav'):
+      corpora.load(name, 'train', dir=tmp_path / name)
+    (tmp_path / name / 'train' / 'one.wav').write_bytes(b'')
+    with pytest.raises(ValueError, match='one.wav of train is not named'):
+      corpora.load(name, 'train', dir=tmp_path / name)
+  (tmp_path / 'broken.tar').write_bytes(b'not long')
+  with pytest.raises(ValueError, match=r'broken.tar: broken archive'):
+    corpora.load('fsdd', 'broken', dir=tmp_path)
 
 
 def test_real_recordings(real_data):

@@ -6,27 +6,24 @@ Files stand in an order that depends on their names alone and is as good as rand
 """
 
 import dataclasses
-import functools
 import gzip
 import hashlib
 import io
 import lzma
 import math
 import pathlib
-import tarfile
-import zlib
 from collections.abc import Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import UInt8
 
+from transformer.data.archives import BROKEN, members
 from transformer.data.splits import sliced
 from transformer.data.textfiles import find, tsv
 
 Image = str | bytes | np.ndarray
 ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp')
-ARCHIVES = ('.tar', '.tar.gz', '.tar.xz')
 
 
 def read(image: Image, height: int, width: int, channels: int) -> UInt8[np.ndarray, 'H W C']:
@@ -183,35 +180,9 @@ class Drawn:
 def _files(folder: pathlib.Path, split: str) -> list[tuple[str, Image]]:
   """The images of a split by their names below it, in an order as good as random."""
   name, part = sliced(split)
-  if (folder / name).is_dir():
-    paths = {
-      path.relative_to(folder / name).as_posix(): str(path)
-      for path in (folder / name).rglob('*')
-      if path.suffix.lower() in ENDINGS
-    }
-    found: dict[str, Image] = dict(paths)
-    where = folder / name
-  else:
-    where = find(folder, [f'{name}{end}' for end in ARCHIVES])
-    found = _members(where, where.stat().st_mtime_ns)
-  if not found:
-    raise ValueError(f'{where} holds no image; give files that end in {", ".join(ENDINGS)}')
+  found = members(folder, name, ENDINGS)
   order = sorted(found, key=lambda name: hashlib.blake2b(name.encode(), digest_size=8).digest())
   return [(name, found[name]) for name in order[part(len(order))]]
-
-
-@functools.lru_cache(maxsize=2)
-def _members(archive: pathlib.Path, changed: int) -> dict[str, Image]:
-  """The images of an archive, remembered: a run takes several slices, and unpacking is slow."""
-  try:
-    with tarfile.open(archive) as opened:
-      return {
-        member.name.removeprefix('./'): opened.extractfile(member).read()  # type: ignore[union-attr]
-        for member in opened
-        if member.isfile() and member.name.lower().endswith(ENDINGS)
-      }
-  except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-    raise ValueError(f'{archive}: broken archive ({error}); copy it anew') from error
 
 
 def _idx(file: pathlib.Path) -> UInt8[np.ndarray, '...']:
@@ -220,7 +191,7 @@ def _idx(file: pathlib.Path) -> UInt8[np.ndarray, '...']:
   try:
     with opener(file, 'rb') as opened:
       data: bytes = opened.read()
-  except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+  except BROKEN as error:
     raise ValueError(f'{file}: broken file ({error}); copy it anew') from error
   axes = data[3] if data[:3] == b'\0\0\x08' and len(data) > 3 else 0
   shape: Sequence[int] = np.frombuffer(data[4 : 4 + 4 * axes], '>i4').tolist()

@@ -7,17 +7,20 @@ import dataclasses
 import functools
 import operator
 import pathlib
-import tarfile
-from collections.abc import Mapping, Sequence
+import re
+import zlib
+from collections.abc import Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
 
 from transformer.data import audio
+from transformer.data.archives import members
 from transformer.data.splits import sliced
 from transformer.data.textfiles import find, pairs
 
 DIGITS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
+ENDINGS = ('.wav', '.flac', '.ogg', '.mp3')
 RATE = 8000  # of telephones, and of all that is joined here, Hz
 
 NAMES = ('recordings', 'frames', 'fsdd', 'fsdd_strings', 'yesno', 'keypad', 'keypad_strings')
@@ -47,11 +50,12 @@ def load(
   found = found[part(len(found))]
   if not found:
     raise ValueError(f'split {split!r} of {name} in {folder} has no recording: take another part')
+  seed = zlib.crc32(split.encode())  # or val and test would say the same
   if name.endswith('strings'):
-    return Joined(found, words=(3, 7), pause=0.4, size=2 * len(found))
+    return Joined(found, words=(3, 7), pause=0.4, size=2 * len(found), seed=seed)
   if whole == 'joined':
     words = [word for recording in found for word in cut(recording)]
-    return Joined(words, words=(2, 10), pause=0.6, size=8 * len(words))
+    return Joined(words, words=(2, 10), pause=0.6, size=8 * len(words), seed=seed)
   return found
 
 
@@ -114,7 +118,9 @@ def fsdd(folder: pathlib.Path, split: str, targets: str = 'digit') -> list[Examp
   """
   examples = []
   for name, sound in _sounds(folder, split).items():
-    digit, speaker, index = name.removesuffix('.wav').split('_')
+    if not (found := re.fullmatch(r'(\d)_(.+)_(\d+)\.\w+', name)):
+      raise ValueError(f'{folder}: {name} of {split} is not named <digit>_<speaker>_<index>.wav')
+    digit, speaker, index = found.groups()
     said = DIGITS[int(digit)]
     text = f'{speaker}: {said}' if targets == 'speaker: digit' else said
     example = {'inputs': sound, 'targets': text, 'name': name, 'speaker': speaker}
@@ -127,14 +133,13 @@ def yesno(folder: pathlib.Path, split: str) -> list[Example]:
 
   https://www.openslr.org/1; yes_no of TFDS.
   """
-  return [
-    {
-      'inputs': sound,
-      'targets': ' '.join({'0': 'no', '1': 'yes'}[word] for word in name[:-4].split('_')),
-      'name': name,
-    }
-    for name, sound in sorted(_sounds(folder, split).items())
-  ]
+  examples = []
+  for name, sound in sorted(_sounds(folder, split).items()):
+    if not re.fullmatch(r'[01](_[01])*\.\w+', name):
+      raise ValueError(f'{folder}: {name} of {split} is not named as 0_1_1.wav, 1 yes and 0 no')
+    said = ' '.join(('no', 'yes')[int(word)] for word in re.findall('[01]', name.split('.')[0]))
+    examples.append({'inputs': sound, 'targets': said, 'name': name})
+  return examples
 
 
 def keypad(split: str) -> list[Example]:
@@ -164,14 +169,15 @@ def keypad(split: str) -> list[Example]:
 class Joined:
   """Recordings of one speaker, one after the other, with pauses: wav files that are never stored.
 
-  A pure function of i: who speaks, how many words, which recordings of them, the pauses and the
-  noise of the line, white and so faint at times that nothing of it is left in 16 bits.
+  A pure function of i and the seed: who speaks, how many words, which recordings of them, the
+  pauses and the noise of the line, white and so faint at times that nothing is left in 16 bits.
 
   Args:
     recordings: whose 'inputs' are sounds, and samples have RATE; without 'speaker' all are one's.
     words: smallest and largest number of recordings, both included; uniform.
     pause: longest pause between two of them and at both ends, in seconds; uniform.
     size: how many strings there are.
+    seed: of all that is drawn.
   """
 
   recordings: Sequence[Example]
@@ -179,13 +185,14 @@ class Joined:
   words: tuple[int, int]
   pause: float
   size: int
+  seed: int
 
   def __len__(self) -> int:
     return self.size
 
   def __getitem__(self, i: SupportsIndex) -> Example:
     i = range(self.size)[i]
-    random = np.random.default_rng(i)
+    random = np.random.default_rng((self.seed, i))
     spoken = self._by_speaker[random.integers(len(self._by_speaker))]
     count = random.integers(*self.words, endpoint=True)
     chosen = [spoken[k] for k in random.integers(len(spoken), size=count)]
@@ -240,15 +247,7 @@ def cut(example: Example) -> list[Example]:
   ]
 
 
-def _sounds(folder: pathlib.Path, split: str) -> Mapping[str, bytes | str]:
-  """What is in `<split>/` (paths) or `<split>.tar`, .tar.xz, .tar.gz (bytes), by file name."""
-  if (folder / split).is_dir():
-    files = (path for path in (folder / split).iterdir() if path.is_file())
-    return {path.name: str(path) for path in files}
-  archive = find(folder, [f'{split}.tar', f'{split}.tar.xz', f'{split}.tar.gz'])
-  with tarfile.open(archive) as members:
-    return {
-      pathlib.PurePath(member.name).name: members.extractfile(member).read()  # type: ignore
-      for member in members
-      if member.isfile()
-    }
+def _sounds(folder: pathlib.Path, split: str) -> dict[str, str | bytes]:
+  """The sounds of a split, by file name."""
+  found = members(folder, split, ENDINGS)
+  return {pathlib.PurePath(name).name: sound for name, sound in found.items()}
