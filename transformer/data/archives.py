@@ -27,6 +27,7 @@ def members(
     FileNotFoundError, ValueError: there is neither, it is broken, or no file in it counts.
   """
   where = folder / split
+  found: dict[str, str] | dict[str, bytes]
   if where.is_dir():
     found = {
       path.relative_to(where).as_posix(): str(path)
