@@ -1,6 +1,7 @@
 r"""Speech recognition, spelled words, numbers and commands, AN4: CTC, or a decoder that attends.
 
   python run.py --config=experiments/an4.py --config.data.dir=../shared/data/an4     # or :attention
+  echo frames.npy | python run.py --workdir=runs/an4_ctc --mode=predict    # [frames, 13]
 
 The folder holds `train_mfcc.npz` and `train.tsv`: 948 sentences of 74 speakers as 13 Sphinx
 cepstra, 100 frames a second. Rows 101-948 are to learn from and the first 100, of 8 other speakers,
@@ -40,7 +41,7 @@ def get_config(variant: str = 'ctc') -> ConfigDict:
   )
   c.inputs = dict(
     rate=16_000,
-    window=0.025,
+    window=0.0,  # ready-made
     hop=0.010,
     bands=13,
     tempo=0.15,

@@ -7,9 +7,11 @@ r"""Speech synthesis: a digit by a named speaker, text to sound.
 The folder holds `train.tar.xz` and `test_visible.tar.xz` of the Free Spoken Digit Dataset (TFDS:
 `spoken_digit`): 8 kHz, six speakers. Recordings 5-44 are to learn from, 45-49 to choose by and 0-4
 to report. Whether a recogniser of real recordings understands it is told by
-`python -m experiments.studies.speech`: seed 0, 90.0 % of 60 texts, and of recordings 98.3 %. Mel
-cepstral distortion 4.58 dB on val and 4.44 on test_visible; 6 minutes of one CPU core. The
-attention is not diagonal: a speaker and a digit need no order.
+`python -m experiments.studies.speech runs/fsdd_tts runs/fsdd_digits`: seed 0, 93.3 % of 60 texts,
+and of recordings 98.3 %; two of the four it misses never stop. Mel cepstral distortion 4.60 dB on
+val and 4.45 on test_visible, length 106 and 107 % of the recordings', where steps of three frames
+make 104 of the recordings themselves; 19 minutes of one CPU core. 3,000 steps: 90.0 %, 4.58, 4.44.
+The attention is not diagonal: a speaker and a digit need no order.
 """
 
 from ml_collections import ConfigDict
@@ -65,7 +67,7 @@ def get_config(variant: str = 'speakers') -> ConfigDict:
     presets.MUON, learning_rate=5e-3, schedule='cosine', warmup_steps=200, clip=1.0
   )
   c.train = dict(
-    steps=3000,
+    steps=8000,
     steps_per_call=1,
     microbatches=1,
     ema=0.0,

@@ -82,6 +82,8 @@ def written(readme: str) -> str:
 
 def main(command: str, *arguments: str):
   """Does what the command line says."""
+  if command not in ('record', 'table'):
+    raise SystemExit(f'{command!r} is unknown: give record or table')
   if command == 'record':
     record(*arguments)
   README.write_text(written(README.read_text(encoding='utf-8')), encoding='utf-8')

@@ -5,7 +5,8 @@
 The first run speaks each text of its validation split once, such as 'george: seven', of which the
 second one, a classifier that has only ever heard recordings, is to hear the last word. It is also
 given a recording of each text there, and what Griffin and Lim's algorithm makes of the recording's
-frames: nothing synthesised can be expected to be understood better.
+frames: nothing synthesised can be expected to be understood better. (These recordings also chose
+the recogniser's checkpoint: of those of test_visible it understands 97.2 %.)
 """
 
 import json

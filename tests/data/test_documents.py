@@ -48,6 +48,9 @@ def test_grades_are_gains_and_minus_one_is_nothing(folder):
   assert [*corpora.load('cranfield', 'queries[50%:]', dir=folder)] == queries[1:]
   with pytest.raises(ValueError, match='documents, queries'):
     corpora.load('cranfield', 'train', dir=folder)
+  (folder / 'qrels.tsv').write_text('qid\tdocid\tgrade\n7\t2\n')
+  with pytest.raises(ValueError, match=r'qrels.tsv:2: 2 columns, and the header has 3'):
+    corpora.load('cranfield', 'queries', dir=folder)
   (folder / 'qrels.tsv').write_text('qid\tdocid\tgrade\n')
   with pytest.raises(ValueError, match='qrels.tsv.* is relevant to the query'):
     corpora.load('cranfield', 'queries', dir=folder)
@@ -75,6 +78,12 @@ def test_a_wrong_collection_says_what_is_one(folder):
   (folder / 'wrong.jsonl').write_text('{"id": 1, "text": "a"}\n{"id": 2}\n')
   with pytest.raises(ValueError, match='wrong.jsonl:2.*id and text'):
     collection(str(folder / 'wrong.jsonl'))
+  (folder / 'words.tsv').write_text('a\tfirst\nmy doc\tsecond\n')
+  with pytest.raises(ValueError, match="one word.*'my doc'"):
+    collection(str(folder / 'words.tsv'))
+  (folder / 'twice.tsv').write_text('a\tfirst\nb\tsecond\na\tthird\n')
+  with pytest.raises(ValueError, match="two documents are called 'a'"):
+    collection(str(folder / 'twice.tsv'))
   for wrong in ('', str(folder), str(folder / 'no.tsv'), str(folder / 'docs.txt')):
     with pytest.raises(FileNotFoundError, match='NAME<TAB>TEXT'):
       collection(wrong)

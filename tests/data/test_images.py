@@ -169,6 +169,9 @@ def test_captions_one_example_each(rng, tmp_path):
     assert example['targets'] == example['references'][i % 3]
   part = corpora.load('captions', 'val[:50%]', dir=tmp_path)  # of the images
   assert [e['targets'] for e in part] == [e['targets'] for e in source[:6]]
+  table.write_text('\n'.join(['image\tcaption_no\tcaption', *lines, '9.jpg\t0\ta dog']))
+  with pytest.raises(ValueError, match='val_captions.tsv: there is no image 9.jpg in val'):
+    corpora.load('captions', 'val', dir=tmp_path)
   table.write_text('image\tcaption_no\tcaption\n0.jpg\t0\ta cat')
   with pytest.raises(ValueError, match='val_captions.tsv: .*jpg has no caption'):
     corpora.load('captions', 'val', dir=tmp_path)

@@ -109,6 +109,12 @@ def test_facts_are_true():
     facts('dev')
 
 
+def test_a_text_asks_nothing_by_itself(tmp_path):
+  (tmp_path / 'wiki.txt').write_text('A line that is long enough to be a paragraph. ' * 10)
+  with pytest.raises(ValueError, match="'wiki' in .* cloze:wiki"):
+    corpora.load('squad', 'wiki', dir=tmp_path)
+
+
 def test_tfds_squad(tmp_path):
   tfds = pytest.importorskip('tensorflow_datasets')
   pytest.importorskip('array_record')

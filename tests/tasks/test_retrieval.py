@@ -190,6 +190,12 @@ def test_documents_are_found(task, texts):
   assert {*task.capture(model, batch)} == {'inputs', 'targets'}
 
 
+def test_a_ranking_needs_to_know_what_is_relevant(task):
+  assert task.example({'inputs': 'a?', 'relevant': '1:4'}) == ('a?', '1:4')
+  with pytest.raises(ValueError, match="which documents answer 'a\\?'.*cranfield"):
+    task.example({'inputs': 'a?', 'targets': 'b'})
+
+
 def test_what_is_wrong_is_named(task):
   model = model_of(task)
   with pytest.raises(ValueError, match='empty'):

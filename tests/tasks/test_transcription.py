@@ -156,6 +156,24 @@ def test_wav_files_of_any_rate_are_read(tmp_path, task, rng):
     task.predict(model, ['none.wav'])
 
 
+def test_ready_made_frames_are_read_and_no_sound(tmp_path, task, model, rng):
+  task = dataclasses.replace(task, inputs=Sounds(longest=64, bands=5, window=0.0))
+  frames, files = rng.normal(size=(30, 5)), {'ours': 5, 'wide': 6}
+  for name, bands in files.items():
+    np.save(tmp_path / f'{name}.npy', rng.normal(size=(30, bands)) if bands > 5 else frames)
+  assert task.predict(model, [str(tmp_path / 'ours.npy')]) == task.predict(model, [frames])
+  with pytest.raises(ValueError, match=r'line 1: .*6 numbers each: set inputs\.bands=5'):
+    task.predict(model, [str(tmp_path / 'wide.npy')])
+  sound, flat = tmp_path / 'sound.wav', tmp_path / 'flat.npy'
+  audio.write(sound, frames[:, 0] * 0.1, 8000)
+  np.save(flat, frames[:, 0])
+  for file, reason in ((sound, ''), (flat, r'\[30\]')):
+    with pytest.raises(ValueError, match=rf'line 1: .*{file.name}.*{reason}.*inputs\.window=0'):
+      task.predict(model, [str(file)])
+  with pytest.raises(FileNotFoundError, match=r'none\.npy'):
+    task.predict(model, ['none.npy'])
+
+
 def test_a_model_that_is_not_finite_says_so(task, model, examples):
   broken = jax.tree.map(lambda x: x * jnp.nan, model)
   with pytest.raises(FloatingPointError, match='computes NaN'):

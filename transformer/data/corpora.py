@@ -177,6 +177,8 @@ class Prepared:
       for part in feature.split('/'):
         value = value[part]
       if '/' in feature:
+        if not value:
+          raise ValueError(f'example {i} has nothing in {feature}: take it out of the data set')
         found['references'] = tuple(_value(text, names) for text in value)
         value = value[i % len(value)]
       found[key] = _value(value, names)

@@ -8,7 +8,8 @@ import functools
 import gzip
 import json
 import pathlib
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,9 +41,17 @@ def collection(where: str) -> dict[str, str]:
   if name.endswith('.json'):
     return questions.paragraphs(file)
   if name.endswith('.jsonl'):
-    return {str(row['id']): row['text'] for row in _objects(file) if row['text'].strip()}
-  rows = textfiles.pairs(file.parent, name.removesuffix('.tsv'), 'inputs', 'targets')
-  return dict(zip(rows.inputs, rows.targets, strict=True))
+    rows = [(str(row['id']), row['text']) for row in _objects(file) if row['text'].strip()]
+  else:
+    table = textfiles.pairs(file.parent, name.removesuffix('.tsv'), 'inputs', 'targets')
+    rows = [*zip(table.inputs, table.targets, strict=True)]
+  found = dict(rows)
+  if wrong := [name for name in found if not name or re.search(r'\s', name)]:
+    raise ValueError(f'{file}: a name is one word, by which it is found; {wrong[0]!r} is not')
+  if len(found) < len(rows):
+    twice = Counter(name for name, _ in rows).most_common(1)[0][0]
+    raise ValueError(f'{file}: two documents are called {twice!r}; give each a name of its own')
+  return found
 
 
 def cranfield(folder: pathlib.Path, split: str) -> list[dict[str, str]]:
@@ -112,8 +121,12 @@ def _objects(file: pathlib.Path) -> Iterator[dict[str, Any]]:
 
 def _table(file: pathlib.Path) -> Iterator[dict[str, str]]:
   header, *lines = file.read_text(encoding='utf-8').splitlines()
-  for line in lines:
-    yield dict(zip(header.split('\t'), line.split('\t'), strict=True))
+  names = header.split('\t')
+  for number, line in enumerate(lines, 2):
+    values = line.split('\t')
+    if len(values) != len(names):
+      raise ValueError(f'{file}:{number}: {len(values)} columns, and the header has {len(names)}')
+    yield dict(zip(names, values, strict=True))
 
 
 def _one_line(text: str) -> str:

@@ -115,6 +115,10 @@ def captioned(folder: pathlib.Path, split: str) -> list[dict[str, Any]]:
   captions: dict[str, list[str]] = {}
   for file, caption in tsv(table, 'image', 'caption'):
     captions.setdefault(file, []).append(caption)
+  if absent := captions.keys() - dict(_files(folder, name)).keys():
+    raise ValueError(
+      f'{table}: there is no image {min(absent)} in {name}; add it, or take its lines out'
+    )
   examples = []
   for file, image in _files(folder, split):
     if file not in captions:

@@ -51,9 +51,10 @@ class Prepared:
 
   def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
     row = self.source[range(len(self))[i]]
-    answers = [bytes(text).decode() for text in row['answers']['text']]
+    answers = [_line(bytes(text).decode()) for text in row['answers']['text']]
     starts = [int(start) for start in row['answers']['answer_start']]
-    return _example(row['question'].decode(), row['context'].decode(), answers, starts)
+    question, paragraph = (_line(row[key].decode()) for key in ('question', 'context'))
+    return _example(question, paragraph, answers, starts)
 
 
 def squad(folder: pathlib.Path, split: str) -> Questions:
@@ -75,6 +76,8 @@ def squad(folder: pathlib.Path, split: str) -> Questions:
       continue
     for name, paragraph in _paragraphs(folder, part):
       context = _line(paragraph['context'])
+      if 'qas' not in paragraph:
+        raise ValueError(f'{part!r} in {folder} asks no questions: cloze:{part} makes some of it')
       for asked in paragraph['qas']:
         answers = [_line(answer['text']) for answer in asked['answers']]
         starts = [answer['answer_start'] for answer in asked['answers']]

@@ -9,6 +9,7 @@ from transformer.data import audio
 from transformer.tasks.metrics import Score, check_pairs
 
 BANDS, CEPSTRA = 40, 13
+WINDOW, HOP, FLOOR = 0.025, 0.010, 1e-5  # seconds, seconds, a magnitude
 
 
 def cepstra(sound: Float[np.ndarray, ' n'], rate: int) -> Float[np.ndarray, 'S C']:
@@ -18,7 +19,7 @@ def cepstra(sound: Float[np.ndarray, ' n'], rate: int) -> Float[np.ndarray, 'S C
     sound: samples.
     rate: in Hz.
   """
-  frames = audio.LogMel(rate=rate, mels=BANDS)(sound)
+  frames = audio.LogMel(rate=rate, window=WINDOW, hop=HOP, mels=BANDS, floor=FLOOR)(sound)
   angle = np.pi * np.outer(np.arange(BANDS) + 0.5, np.arange(1, CEPSTRA + 1)) / BANDS
   return frames @ (2 / BANDS * np.cos(angle)).astype(np.float32)
 
@@ -51,12 +52,16 @@ def mel_cepstral_distortion(
   check_pairs(predictions, references)
   rates = [audio.rate_of(sound) for sound in predictions]
   found = [distortion(*pair) for pair in zip(predictions, references, rates, strict=True)]
-  how = f'mels:{BANDS}|cepstra:1-{CEPSTRA}|rate:{rates[0]}|aligned:dtw'
+  frames = f'window:{1000 * WINDOW:g}ms|hop:{1000 * HOP:g}ms|floor:{FLOOR:g}|mels:{BANDS}'
+  how = f'{frames}|cepstra:1-{CEPSTRA}|rate:{rates[0]}|aligned:dtw'
   return Score(sum(found) / len(found), f'mel cepstral distortion|dB|n:{len(found)}|{how}')
 
 
 def length_ratio(predictions: Sequence[bytes], references: Sequence[audio.Sound]) -> Score:
-  """How long wav files are, all in all, in percent of the references: do they end in time?"""
+  """How long wav files are, all in all, in percent of the references: do they end in time?
+
+  A sound of whole steps is longer than what its frames were made of, by half a step on average.
+  """
   check_pairs(predictions, references)
   made = true = 0.0
   for sound, reference in zip(predictions, references, strict=True):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -244,7 +245,7 @@ class Sounds:
   Attributes:
     longest: in frames.
     rate: samples a second, Hz; files of another rate are resampled.
-    window: seconds that a frame sees.
+    window: seconds that a frame sees; 0 if frames are ready-made, arrays or .npy files of them.
     hop: seconds from frame to frame.
     bands: mel bands; of ready-made frames, the numbers in each.
     tempo: most that a sound becomes faster or slower, as a share of its speed.
@@ -275,7 +276,7 @@ class Sounds:
         'tempo < 1 and 0 <= time_share <= 1'
       )
     try:
-      self._log_mel  # noqa: B018
+      _ = self.window and self._log_mel
     except ValueError as error:
       raise ValueError(f'inputs: {error}') from error
 
@@ -335,14 +336,31 @@ class Sounds:
   def _read(self, line: Line) -> np.ndarray:
     if isinstance(line, np.ndarray) and line.ndim == 2:
       frames = line.astype(np.float32)
-      if frames.shape[1] != self.bands:
-        raise ValueError(
-          f'the frames have {frames.shape[1]} numbers each: set inputs.bands={self.bands} to that'
-        )
-    else:
+    elif self.window:
       frames = self._log_mel(audio.read(line, self.rate))
+    else:
+      frames = _ready_made(line)
+    if frames.shape[1] != self.bands:
+      raise ValueError(
+        f'the frames have {frames.shape[1]} numbers each: set inputs.bands={self.bands} to that'
+      )
     # a band in which nothing ever happens stays 0
     return (frames - frames.mean(axis=0)) / np.maximum(frames.std(axis=0), 1e-3)
+
+
+def _ready_made(file: Line) -> Float[np.ndarray, 'S X']:
+  source: Any = io.BytesIO(file) if isinstance(file, bytes) else file
+  try:
+    frames = np.load(source, allow_pickle=False)
+    if frames.ndim == 2:
+      return frames.astype(np.float32)
+    reason = f'an array of shape {list(frames.shape)}'
+  except (ValueError, EOFError, AttributeError, TypeError) as error:
+    reason = str(error)
+  raise ValueError(
+    f'{file!r} holds no frames ({reason}): the model hears no sounds but ready-made frames '
+    '(inputs.window=0), so give .npy files of arrays [frames, numbers]'
+  )
 
 
 READERS: dict[str, Callable[..., Reader]] = {'tokens': Texts, 'patches': Images, 'frames': Sounds}

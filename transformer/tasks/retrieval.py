@@ -211,8 +211,17 @@ class Retrieval:
     }
 
   def example(self, example: dict[str, Any]) -> tuple[str, str]:
-    """The query, and the names of what is relevant with their gains, '12:4 184:1'."""
-    return example['inputs'], example.get('relevant', '')
+    """The query, and the names of what is relevant with their gains, '12:4 184:1'.
+
+    Raises:
+      ValueError: the corpus does not name what is relevant.
+    """
+    if 'relevant' not in example:
+      raise ValueError(
+        f'the corpus does not tell which documents answer {example["inputs"]!r}: no ranking can be '
+        "judged by it; take data.name='squad' or 'cranfield', or eval.metrics='' and eval.samples=0"
+      )
+    return example['inputs'], example['relevant']
 
   def predict(self, model: Embedding, lines: Iterable[str], *, cut: bool = False) -> list[str]:
     """The names of the first documents for each line, the best one first.

@@ -43,7 +43,8 @@ class Experiment(NamedTuple):
     lengths = np.stack(ragged or [np.ones(count, np.int64)], axis=1)
     short = np.flatnonzero(lengths.max(axis=1) <= data.length)
     if len(short) < len(lengths):
-      logging.info(
+      say = logging.info if train else logging.warning  # figures of teacher forcing lack them
+      say(
         '%d of %d examples of %s are longer than data.length=%d tokens and left out',
         len(lengths) - len(short),
         len(lengths),
