@@ -1,1 +1,1 @@
-"""What was measured, one JSON file a run; `python -m experiments.results table` writes the table."""
+"""What was measured, one JSON file a run; `python -m experiments.results table` writes it up."""
