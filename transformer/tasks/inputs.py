@@ -355,8 +355,8 @@ def _ready_made(file: Line) -> Float[np.ndarray, 'S X']:
     if frames.ndim == 2:
       return frames.astype(np.float32)
     reason = f'an array of shape {list(frames.shape)}'
-  except (ValueError, EOFError, AttributeError, TypeError) as error:
-    reason = str(error)
+  except (ValueError, EOFError):
+    reason = 'it is no .npy file'
   raise ValueError(
     f'{file!r} holds no frames ({reason}): the model hears no sounds but ready-made frames '
     '(inputs.window=0), so give .npy files of arrays [frames, numbers]'
