@@ -1,5 +1,6 @@
 """What a model reads of an example: a text as tokens, an image as patches, a sound as frames."""
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -350,17 +351,15 @@ class Sounds:
 
 def _ready_made(file: Line) -> Float[np.ndarray, 'S X']:
   source: Any = io.BytesIO(file) if isinstance(file, bytes) else file
-  try:
+  frames = None
+  with contextlib.suppress(ValueError, EOFError, TypeError):  # of what is no such file
     frames = np.load(source, allow_pickle=False)
-    if frames.ndim == 2:
-      return frames.astype(np.float32)
-    reason = f'an array of shape {list(frames.shape)}'
-  except (ValueError, EOFError):
-    reason = 'it is no .npy file'
-  raise ValueError(
-    f'{file!r} holds no frames ({reason}): the model hears no sounds but ready-made frames '
-    '(inputs.window=0), so give .npy files of arrays [frames, numbers]'
-  )
+  if not isinstance(frames, np.ndarray) or frames.ndim != 2:
+    raise ValueError(
+      f'{file!r} is no .npy file of an array [frames, numbers]: the model hears no sounds but '
+      'ready-made frames (inputs.window=0)'
+    )
+  return frames.astype(np.float32)
 
 
 READERS: dict[str, Callable[..., Reader]] = {'tokens': Texts, 'patches': Images, 'frames': Sounds}
