@@ -45,13 +45,14 @@ def test_the_text_to_pretrain_on_says_everything_once(tmp_path):
     {'paragraphs': [{'context': 'A page.\nIts second line.', **question}]},
     {'paragraphs': [{'context': 'A page.\nIts second line.', 'qas': []}]},
   ]
+  judged = [{'paragraphs': [{'context': 'judged by', **question}]}]
   for file, content in (
     ('wikitext2/train.txt.gz', ' = Title = \n \n A <unk> line \n'),
     ('wikitext2/valid.txt.gz', ' judged by \n'),
     ('sst2/train_phrases.tsv.gz', 'label\tsentence\n1\ta gripping film\n'),
     ('sst2/dev.tsv.gz', 'label\tsentence\n1\tjudged by\n'),
     ('squad/train_news.json.gz', json.dumps({'data': articles})),
-    ('squad/dev_visible.json.gz', json.dumps({'data': []})),
+    ('squad/dev_visible.json.gz', json.dumps({'data': judged})),
   ):
     (tmp_path / file).parent.mkdir(exist_ok=True)
     with gzip.open(tmp_path / file, 'wt') as opened:

@@ -80,7 +80,7 @@ def written(readme: str) -> str:
   return before + BEGIN + table() + END + rest.split(END)[1]
 
 
-def main(command: str, *arguments: str):
+def main(command: str = '', *arguments: str):
   """Does what the command line says."""
   if command not in ('record', 'table'):
     raise SystemExit(f'{command!r} is unknown: give record or table')

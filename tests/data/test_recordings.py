@@ -179,6 +179,10 @@ def test_files_of_other_names_are_named(tmp_path):
     (tmp_path / name / 'train' / 'one.wav').write_bytes(b'')
     with pytest.raises(ValueError, match='one.wav of train is not named'):
       corpora.load(name, 'train', dir=tmp_path / name)
+    (tmp_path / name / 'train' / 'more.wav').mkdir()
+    (tmp_path / name / 'train' / 'more.wav' / 'one.wav').write_bytes(b'')
+    with pytest.raises(ValueError, match='two sounds of train are called one.wav'):
+      corpora.load(name, 'train', dir=tmp_path / name)
   (tmp_path / 'broken.tar').write_bytes(b'not long')
   with pytest.raises(ValueError, match=r'broken.tar: broken archive'):
     corpora.load('fsdd', 'broken', dir=tmp_path)

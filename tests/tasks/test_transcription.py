@@ -167,9 +167,14 @@ def test_ready_made_frames_are_read_and_no_sound(tmp_path, task, model, rng):
   sound, flat = tmp_path / 'sound.wav', tmp_path / 'flat.npy'
   audio.write(sound, frames[:, 0] * 0.1, 8000)
   np.save(flat, frames[:, 0])
-  for file in (sound, flat):
-    with pytest.raises(ValueError, match=rf'line 1: .*{file.name}.* is no .npy.*inputs\.window=0'):
+  np.save(tmp_path / 'nan.npy', frames * np.nan)
+  np.savez(tmp_path / 'many.npz', frames)
+  (tmp_path / 'damaged.npz').write_bytes((tmp_path / 'many.npz').read_bytes()[:90])
+  for file in (sound, flat, *(tmp_path / name for name in ('nan.npy', 'many.npz', 'damaged.npz'))):
+    with pytest.raises(ValueError, match=rf'line 1: .*{file.name} is no .npy.*inputs\.window=0'):
       task.predict(model, [str(file)])
+  with pytest.raises(ValueError, match='line 1: the sound is no .npy'):
+    task.predict(model, [sound.read_bytes()])
   with pytest.raises(FileNotFoundError, match=r'none\.npy'):
     task.predict(model, ['none.npy'])
 

@@ -32,7 +32,7 @@ def members(
     found = {
       path.relative_to(where).as_posix(): str(path)
       for path in where.rglob('*')
-      if path.suffix.lower() in endings
+      if path.is_file() and path.suffix.lower() in endings
     }
   else:
     where = find(folder, [f'{split}{ending}' for ending in ARCHIVES])

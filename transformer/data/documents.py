@@ -39,8 +39,8 @@ def collection(where: str) -> dict[str, str]:
       'of objects with id and text, or *.json as SQuAD is (decode.collection)'
     )
   if name.endswith('.json'):
-    return questions.paragraphs(file)
-  if name.endswith('.jsonl'):
+    rows = [*questions.paragraphs(file)]
+  elif name.endswith('.jsonl'):
     rows = [(str(row['id']), row['text']) for row in _objects(file) if row['text'].strip()]
   else:
     table = textfiles.pairs(file.parent, name.removesuffix('.tsv'), 'inputs', 'targets')

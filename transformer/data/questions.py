@@ -91,11 +91,11 @@ def squad(folder: pathlib.Path, split: str) -> Questions:
   return Questions(rows)
 
 
-def paragraphs(file: pathlib.Path) -> dict[str, str]:
-  """The paragraphs of a file by their names, 'Title/0', 'Title/1', ..."""
+def paragraphs(file: pathlib.Path) -> Iterator[tuple[str, str]]:
+  """The names, 'Title/0', 'Title/1', ..., and the paragraphs of a file."""
   name = file.name.removesuffix('.gz').removesuffix('.json')
   found = _paragraphs(file.parent, name)
-  return {name: _line(paragraph['context']) for name, paragraph in found}
+  return ((name, _line(paragraph['context'])) for name, paragraph in found)
 
 
 def _paragraphs(folder: pathlib.Path, part: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -9,6 +9,7 @@ import operator
 import pathlib
 import re
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, SupportsIndex
 
@@ -20,7 +21,7 @@ from transformer.data.splits import sliced
 from transformer.data.textfiles import find, pairs
 
 DIGITS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
-ENDINGS = ('.wav', '.flac', '.ogg', '.mp3')
+ENDINGS = ('.wav', '.flac', '.ogg', '.oga', '.opus', '.mp3', '.aiff', '.aif', '.au', '.sph')
 RATE = 8000  # of telephones, and of all that is joined here, Hz
 
 NAMES = ('recordings', 'frames', 'fsdd', 'fsdd_strings', 'yesno', 'keypad', 'keypad_strings')
@@ -250,4 +251,8 @@ def cut(example: Example) -> list[Example]:
 def _sounds(folder: pathlib.Path, split: str) -> dict[str, str | bytes]:
   """The sounds of a split, by file name."""
   found = members(folder, split, ENDINGS)
-  return {pathlib.PurePath(name).name: sound for name, sound in found.items()}
+  sounds = {pathlib.PurePath(name).name: sound for name, sound in found.items()}
+  if len(sounds) < len(found):
+    twice = Counter(pathlib.PurePath(name).name for name in found).most_common(1)[0][0]
+    raise ValueError(f'{folder}: two sounds of {split} are called {twice}; give each its own name')
+  return sounds

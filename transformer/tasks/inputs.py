@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import io
 import math
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -351,15 +352,16 @@ class Sounds:
 
 def _ready_made(file: Line) -> Float[np.ndarray, 'S X']:
   source: Any = io.BytesIO(file) if isinstance(file, bytes) else file
-  frames = None
-  with contextlib.suppress(ValueError, EOFError, TypeError):  # of what is no such file
-    frames = np.load(source, allow_pickle=False)
-  if not isinstance(frames, np.ndarray) or frames.ndim != 2:
+  frames = np.empty(0, np.float32)
+  # of what is no such file
+  with contextlib.suppress(ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile):
+    frames = np.load(source, allow_pickle=False).astype(np.float32)
+  if frames.ndim != 2 or not frames.size or not np.isfinite(frames).all():
     raise ValueError(
-      f'{file!r} is no .npy file of an array [frames, numbers]: the model hears no sounds but '
-      'ready-made frames (inputs.window=0)'
+      f'{file if isinstance(file, str) else "the sound"} is no .npy file of an array [frames, '
+      'numbers], all finite: the model hears nothing but ready-made frames (inputs.window=0)'
     )
-  return frames.astype(np.float32)
+  return frames
 
 
 READERS: dict[str, Callable[..., Reader]] = {'tokens': Texts, 'patches': Images, 'frames': Sounds}
