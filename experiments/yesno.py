@@ -64,14 +64,14 @@ def get_config() -> ConfigDict:
   )
   c.loss = {}
   c.optimizer = dict(
-    presets.ADAM, learning_rate=2e-3, schedule='cosine', warmup_steps=100, clip=1.0
+    presets.MUON, learning_rate=1e-2, schedule='cosine', warmup_steps=100, clip=1.0
   )
   c.optimizer.weight_decay = 0.1
   c.train = dict(
-    steps=1200,
+    steps=2000,
     steps_per_call=1,
     microbatches=1,
-    ema=0.0,
+    ema=0.99,
     average=1,
     log_every_steps=100,
     save_every_steps=400,
