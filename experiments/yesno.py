@@ -7,9 +7,11 @@ The folder holds `train.tar.xz` and `test_visible.tar.xz`, Kaldi's split of Open
 recordings of train begin with no and all of test with yes, so that the words are cut out at the
 silences and joined in any number and order; 5 whole recordings are left to choose by.
 
-Seed 0: no word of 112 wrong, as Kaldi's monophone model; 2 minutes on 2 CPU cores that others used,
-too. Words cut in the middle of the silences gave 8.0: the first one of a recording, always no, had
-the longest silence before it. Characters instead of words had learnt nothing after 300 steps.
+Seed 0: no word of 112 wrong, as Kaldi's monophone model; 2 minutes of one CPU core. Seed 3: one.
+After half the steps none of val is wrong with five seeds, of the words of test 0, 0, 0.9, 10.7 and
+0.9 %, most of them a first yes heard twice. Adam at 2e-3 for 1,200 steps depends on the seed: none
+wrong, or 8 or 74 %, for it may hear repeated words as one for long. Words cut in the middle of the
+silences gave 8.0: the first one of a recording, always no, had the longest silence before it.
 """
 
 from ml_collections import ConfigDict
@@ -68,7 +70,7 @@ def get_config() -> ConfigDict:
   )
   c.optimizer.weight_decay = 0.1
   c.train = dict(
-    steps=2000,
+    steps=4000,
     steps_per_call=1,
     microbatches=1,
     ema=0.99,
