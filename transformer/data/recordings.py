@@ -34,6 +34,8 @@ def load(
 ) -> 'list[Example] | Joined':
   """A split of one of `NAMES`; 'train[:2400]' and 'train[-300:]' are parts of one.
 
+  How recordings are joined depends on how the split is written, and on nothing else.
+
   Raises:
     ValueError: the part has no recording, or the split is none of the corpus.
   """
