@@ -123,7 +123,8 @@ def prepare(config: dict[str, Any], workdir: Workdir) -> Experiment:
     if tokenizer is None:
       raise FileNotFoundError(
         f'config.init={checked.init} has no tokenizer.json, without which its embeddings mean '
-        'nothing: give the folder of a run, or of a published model with that file'
+        "nothing: train that run first, as the experiment's file says, or give the folder of "
+        'another, or of a published model with that file'
       )
   if tokenizer is None:
     reads = settings.TASKS[checked.task].reads
