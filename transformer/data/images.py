@@ -110,17 +110,18 @@ def captioned(folder: pathlib.Path, split: str) -> list[dict[str, Any]]:
   One example for each caption, those of an image one after the other; all of them are its
   'references', against which one caption made for the image is judged.
   """
-  name, _ = sliced(split)
+  name, part = sliced(split)
   table = find(folder, [f'{name}_captions.tsv', f'{name}_captions.tsv.gz'])
   captions: dict[str, list[str]] = {}
   for file, caption in tsv(table, 'image', 'caption'):
     captions.setdefault(file, []).append(caption)
-  if absent := captions.keys() - dict(_files(folder, name)).keys():
+  files = _files(folder, name)
+  if absent := captions.keys() - dict(files).keys():
     raise ValueError(
       f'{table}: there is no image {min(absent)} in {name}; add it, or take its lines out'
     )
   examples = []
-  for file, image in _files(folder, split):
+  for file, image in files[part(len(files))]:
     if file not in captions:
       raise ValueError(f'{table}: {file} has no caption; add one, or take the image away')
     references = tuple(captions[file])

@@ -138,9 +138,9 @@ def yesno(folder: pathlib.Path, split: str) -> list[Example]:
   """
   examples = []
   for name, sound in sorted(_sounds(folder, split).items()):
-    if not re.fullmatch(r'[01](_[01])*\.\w+', name):
+    if not (found := re.fullmatch(r'([01](?:_[01])*)\.\w+', name)):
       raise ValueError(f'{folder}: {name} of {split} is not named as 0_1_1.wav, 1 yes and 0 no')
-    said = ' '.join(('no', 'yes')[int(word)] for word in re.findall('[01]', name.split('.')[0]))
+    said = ' '.join(('no', 'yes')[int(word)] for word in found[1].split('_'))
     examples.append({'inputs': sound, 'targets': said, 'name': name})
   return examples
 
