@@ -24,23 +24,34 @@ def brief(monkeypatch):
   return choose
 
 
-@pytest.fixture(scope='module')
-def report():
-  return doctor.examine()
+@pytest.fixture(scope='module', params=[2, pytest.param(6, marks=pytest.mark.slow)])
+def report(request):
+  """(The report of some paths and positions, or of all; those)."""
+  paths, positions = [*doctor.PATHS][-request.param :], doctor.POSITIONS[: request.param]
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(doctor, 'PATHS', {path: doctor.PATHS[path] for path in paths})
+    patch.setattr(doctor, 'POSITIONS', positions)
+    return doctor.examine(), paths, positions
+
+
+def compiles(dtype):
+  return not doctor.why_not_compiled(dtype)
 
 
 def test_this_machine_is_healthy(report):
+  report, paths, positions = report
   assert report['healthy'] and not report['failed']
   assert all(check['error'] <= check['tolerance'] for check in report['checks'])
   groups = {check['name'].split(':')[0] for check in report['checks']}
   assert groups == {
-    *(f'{path} {dtype}' for path in doctor.PATHS for dtype in doctor.TOLERANCE),
-    *(f'cached {position}' for position in doctor.POSITIONS),
+    *(f'{path} {dtype}' for path in paths for dtype in doctor.TOLERANCE if compiles(dtype)),
+    *(f'cached {position}' for position in positions),
     'greedy',
   }
 
 
 def test_report_is_json_and_a_table(report):
+  report, *_ = report
   assert json.loads(json.dumps(report, allow_nan=False)) == report
   assert report['versions']['jax'] and report['versions']['functional-transformer']
   assert report['devices'][0]['platform'] == 'cpu'
@@ -92,6 +103,18 @@ def test_a_broken_gradient_is_named(brief, monkeypatch):
   monkeypatch.setattr(doctor, '_greedy', lambda group: iter(()))
   failed = [name for name in doctor.examine()['failed'] if 'bfloat16' in name]
   assert failed and all('gradient dk' in name for name in failed)
+
+
+def test_a_dtype_that_cannot_be_compiled_is_advice_and_no_illness(brief, monkeypatch):
+  brief('attention', 'float16')
+  monkeypatch.setattr(doctor, '_greedy', lambda group: iter(()))
+  monkeypatch.setattr(doctor, 'TOLERANCE', {'float32': 2e-5, 'float16': 4e-3})
+  reason = 'float16 cannot be compiled for this device'
+  monkeypatch.setattr(doctor, 'why_not_compiled', lambda dtype: (dtype == 'float16') * reason)
+  report = doctor.examine()
+  assert report['healthy'] and reason in report['advice']
+  assert {check['name'].split(':')[0] for check in report['checks']} == {'attention float32'}
+  assert reason in doctor.table(report)
 
 
 def test_lower_precision_is_advice_and_no_illness():

@@ -63,7 +63,9 @@ def examine() -> dict[str, Any]:
     magnitude expected; None where there is none. A readable copy goes to the log.
   """
   began = time.perf_counter()
-  groups = {f'{path} {dtype}': _attention for path in PATHS for dtype in TOLERANCE}
+  refused = {dtype: reason for dtype in TOLERANCE if (reason := why_not_compiled(dtype))}
+  dtypes = [dtype for dtype in TOLERANCE if dtype not in refused]
+  groups = {f'{path} {dtype}': _attention for path in PATHS for dtype in dtypes}
   groups |= {f'cached {position}': _cached for position in POSITIONS}
   groups['greedy'] = _greedy
   checks = []
@@ -80,12 +82,25 @@ def examine() -> dict[str, Any]:
     'versions': _versions(),
     'devices': _devices(),
     'precision': precision,
-    'advice': _advice(precision),
+    'advice': [*refused.values(), *_advice(precision)],
     'checks': checks,
     'seconds': round(time.perf_counter() - began, 1),
   }
   logging.info('%s', table(report))
   return report
+
+
+def why_not_compiled(dtype: str) -> str:
+  """Why the default device cannot compute in a dtype, in one line, or '' if it can.
+
+  XLA has no conversion of float16 for a CPU without F16C instructions (x86 before 2012).
+  """
+  try:
+    jax.jit(lambda x: x.astype('float32') @ x.astype('float32'))(jnp.zeros((1, 1), dtype))
+  except jax.errors.JaxRuntimeError as error:
+    reason = str(error).splitlines()[0]
+    return f'{dtype} cannot be compiled for this device: use another dtype ({reason})'
+  return ''
 
 
 def table(report: dict[str, Any]) -> str:
