@@ -1,13 +1,17 @@
-"""JAX made strict, tolerances by dtype, and the real data where there is some."""
+"""JAX made strict, tolerances by dtype, what tests share, and where the time of a run goes."""
 
+import collections
+import functools
+import gc
 import os
 import pathlib
+import platform
+import re
 
-os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# before jax is imported; compiling is what most tests take their time for
-os.environ['XLA_FLAGS'] = (
-  '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
-)
+import processes
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # before jax is imported, as the flags
+os.environ['XLA_FLAGS'] = processes.xla_flags('--xla_force_host_platform_device_count=8')
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +28,151 @@ DATA = pathlib.Path(
 )
 
 
+# Files go to workers whole, in this order and then that of their names: the longest first, or one
+# worker is left alone with them at the end.
+LONGEST = (
+  'test_run.py',
+  'test_resume.py',
+  'test_images_run.py',
+  'test_finetuning.py',
+  'test_golden.py',
+  'test_model.py',
+  'test_run_speech.py',
+  'test_sharding.py',
+  'test_masking.py',
+  'test_spans.py',
+  'test_sequence.py',
+)
+
+
+def pytest_addoption(parser):
+  group = parser.getgroup('transformer')
+  group.addoption('--seed', type=int, default=0, help='The seed of the tests that train a model.')
+  group.addoption(
+    '--report',
+    action='store_true',
+    help='At the end, print the processor, the seconds of each file, and what tests measured.',
+  )
+
+
+def pytest_collection_modifyitems(items):
+  rank = {name: place for place, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+def pytest_collection_finish():
+  """Search for garbage seldom, and not among what was imported: it takes a tenth of the time."""
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(100_000, 50, 100)
+
+
+@functools.cache
+def why_no_float16():
+  from transformer.inspection import doctor
+
+  return doctor.why_not_compiled('float16')
+
+
+def pytest_runtest_setup(item):
+  parameters = repr(getattr(getattr(item, 'callspec', None), 'params', ''))
+  if re.search(r'(?<!b)float16', parameters) and why_no_float16():
+    pytest.skip(why_no_float16())
+
+
+def pytest_terminal_summary(terminalreporter, config):
+  if not config.getoption('report'):
+    return
+  write, seconds, measured = terminalreporter.write_line, collections.Counter(), []
+  for reports in terminalreporter.stats.values():
+    for report in reports:
+      if isinstance(report, pytest.TestReport):
+        seconds[report.nodeid.split('::')[0]] += report.duration
+        properties = report.user_properties if report.when == 'call' else ()
+        measured += [(report.nodeid, *text) for name, text in properties if name == 'measured']
+  terminalreporter.section('report')
+  write(f'{processor()}; Python {platform.python_version()}, jax {jax.__version__}')
+  for file, count in seconds.most_common():
+    write(f'{count:8.1f} s  {file}')
+  for test, name, value, bound in sorted(measured):
+    write(f'{value:10.4g} {bound:9}  {name}, {test}')
+
+
+def processor() -> str:
+  """The kind of processor, how many cores may be used, and the widest vectors it has."""
+  info = pathlib.Path('/proc/cpuinfo')
+  fields = dict(
+    (part.strip() for part in line.split(':', 1))
+    for line in (info.read_text().splitlines() if info.exists() else ())
+    if ':' in line
+  )
+  name = fields.get('model name') or platform.processor() or platform.machine()
+  flags = set(fields.get('flags', '').split())
+  widest = next((f for f in ('amx_bf16', 'avx512f', 'avx2', 'avx') if f in flags), 'no AVX')
+  return f'{os.cpu_count()} x {name} ({widest})'
+
+
 @pytest.fixture(scope='module', autouse=True)
 def forget():
   """What a file has compiled is of no use to the next, and takes gigabytes in the end."""
   yield
   jax.clear_caches()
+
+
+@pytest.fixture(scope='session')
+def commands(tmp_path_factory):
+  """Starts `run.py`; see processes.Commands."""
+  with processes.Commands(tmp_path_factory.mktemp('compiled')) as commands:
+    yield commands
+
+
+@pytest.fixture
+def experiment(commands):
+  """experiment(config, workdir, mode, input, **changed): (status, stdout, stderr) of `run.py`.
+
+  Args:
+    config: a file of experiments/, as 'sst2.py:pretrain'.
+    workdir: of the run.
+    mode: of `run.py`.
+    input: text on its stdin.
+    devices: how many it has.
+    changed: keys of the config, such as **{'model.width': 16}.
+  """
+
+  def run(config, workdir, mode='train', input='', devices=1, **changed):
+    done = commands.run(
+      f'--config={processes.ROOT}/experiments/{config}',
+      *(f'--workdir={workdir}', f'--mode={mode}'),
+      *(f'--config.{key}={value}' for key, value in changed.items()),
+      input=input.encode(),
+      devices=devices,
+    )
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+  return run
+
+
+@pytest.fixture(scope='session')
+def seed(pytestconfig):
+  """The seed of what a test trains: its bounds must hold for any."""
+  return pytestconfig.getoption('seed')
+
+
+@pytest.fixture
+def bounded(record_property):
+  """bounded(name, value, above=bound) or (..., below=bound): check a quantity that was learnt.
+
+  The value is reported with --report, so that one sees how far from its bound it is.
+  """
+
+  def check(name, value, *, above=None, below=None):
+    value = float(value)
+    bound = f'> {above:g}' if below is None else f'< {below:g}'
+    record_property('measured', (name, value, bound))
+    assert above is None or value > above, f'{name}: {value} is not above {above}'
+    assert below is None or value < below, f'{name}: {value} is not below {below}'
+
+  return check
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from parameters import drawn
 
 from transformer.functional.losses import cross_entropy
 from transformer.functional.positions import sinusoidal
@@ -17,15 +18,10 @@ FRAMES = dict(TINY, inputs='frames', features=5, tie='output', activation='gelu_
 PATCHES = dict(TINY, inputs='patches', features=12, tie='output', position='learned')
 
 
-def filled(model, rng):
-  """The model with all parameters random, biases and scales too."""
-  return jax.tree.map(lambda x: jnp.asarray(0.4 * rng.normal(size=x.shape), x.dtype), model)
-
-
 @pytest.mark.parametrize('stride', [1, 2])
 @pytest.mark.parametrize('length', [7, 8])
 def test_convolution_is_laxs(rng, close, stride, length):
-  layer = filled(Convolution(ModelConfig(**FRAMES), 5, nnx.Rngs(0), stride=stride), rng)
+  layer = drawn(lambda: Convolution(ModelConfig(**FRAMES), 5, nnx.Rngs(0), stride=stride), rng)
   x = jnp.asarray(rng.normal(size=(2, length, 5)), jnp.float32)
   expected = jax.lax.conv_general_dilated(
     x, layer.kernel[...], (stride,), [(1, 1)], dimension_numbers=('NWC', 'WIO', 'NWC')
@@ -35,7 +31,7 @@ def test_convolution_is_laxs(rng, close, stride, length):
 
 @pytest.mark.parametrize('length', [5, 6])
 def test_padding_frames_change_nothing(rng, close, length):
-  embed = filled(Frames(ModelConfig(**FRAMES), nnx.Rngs(0)), rng)
+  embed = drawn(lambda: Frames(ModelConfig(**FRAMES), nnx.Rngs(0)), rng)
   frames = jnp.asarray(rng.normal(size=(1, length, 5)), jnp.float32)
   alone, segments = embed(frames, jnp.ones((1, length), int))
   padded = jnp.pad(frames, ((0, 0), (0, 4), (0, 0)), constant_values=jnp.nan)
@@ -45,22 +41,24 @@ def test_padding_frames_change_nothing(rng, close, length):
 
 
 def test_frames_reach_the_decoder_as_without_padding(rng, close):
-  model = filled(EncoderDecoder(ModelConfig(**FRAMES, source_length=4), nnx.Rngs(0)), rng)
+  model = drawn(lambda: EncoderDecoder(ModelConfig(**FRAMES, source_length=4), nnx.Rngs(0)), rng)
   frames = jnp.asarray(rng.normal(size=(1, 7, 5)), jnp.float32)
   targets = jnp.array([[3, 4, 5]])
   segments = jnp.pad(jnp.ones((1, 7), int), ((0, 0), (0, 5)))
   padded = jnp.pad(frames, ((0, 0), (0, 5), (0, 0)))
-  close(model(padded, targets, input_segments=segments), model(frames, targets))
+  run = jax.jit(lambda frames, segments: model(frames, targets, input_segments=segments))
+  close(run(padded, segments), run(frames, jnp.ones((1, 7), int)))
 
 
 def test_source_length_is_the_encoders_own():
-  model = EncoderDecoder(ModelConfig(**FRAMES, position='learned', source_length=9), nnx.Rngs(0))
+  config = ModelConfig(**FRAMES, position='learned', source_length=9)
+  model = drawn(lambda: EncoderDecoder(config, nnx.Rngs(0)))
   assert len(model.encoder.positions.table[...]) == 9
   assert len(model.decoder.positions.table[...]) == 16
 
 
 def test_patches_come_after_one_learned_vector(rng, close):
-  embed = filled(Patches(ModelConfig(**PATCHES), nnx.Rngs(0)), rng)
+  embed = drawn(lambda: Patches(ModelConfig(**PATCHES), nnx.Rngs(0)), rng)
   patches = jnp.asarray(rng.normal(size=(2, 4, 12)), jnp.float32)
   x, segments = embed(patches, jnp.ones((2, 4), int))
   close(x[:, 0], np.stack([embed.first[...]] * 2))
@@ -71,7 +69,9 @@ def test_patches_come_after_one_learned_vector(rng, close):
 @pytest.mark.parametrize('size', [6, 7])
 @pytest.mark.parametrize('stride', [1, 2])
 def test_convolution_over_rows_and_columns_is_laxs(rng, close, stride, size):
-  layer = filled(Convolution(ModelConfig(**FRAMES), 5, nnx.Rngs(0), stride=stride, axes=2), rng)
+  layer = drawn(
+    lambda: Convolution(ModelConfig(**FRAMES), 5, nnx.Rngs(0), stride=stride, axes=2), rng
+  )
   x = jnp.asarray(rng.normal(size=(2, size, size + 1, 5)), jnp.float32)
   expected = jax.lax.conv_general_dilated(
     x,
@@ -86,7 +86,7 @@ def test_convolution_over_rows_and_columns_is_laxs(rng, close, stride, size):
 @pytest.mark.parametrize('side, left', [(8, 2), (7, 2), (5, 2)])
 def test_a_stem_halves_height_and_width_each_time(side, left):
   config = ModelConfig(**dict(PATCHES, features=3), stem=2)
-  embed = Patches(config, nnx.Rngs(0))
+  embed = drawn(lambda: Patches(config, nnx.Rngs(0)))
   images = jnp.zeros((3, side * side, 3))
   segments = jnp.array([1, 0, 1])[:, None] * jnp.ones((1, side * side), int)
   x, segments = embed(images, segments)
@@ -99,7 +99,7 @@ def test_a_stem_halves_height_and_width_each_time(side, left):
 def test_a_stem_sees_rows_and_columns(rng):
   """What a pixel changes stands where the pixel stands."""
   config = ModelConfig(**dict(PATCHES, features=1), stem=1)
-  embed = filled(Patches(config, nnx.Rngs(0)), rng)
+  embed = drawn(lambda: Patches(config, nnx.Rngs(0)), rng)
   image = jnp.asarray(rng.normal(size=(1, 8, 8, 1)), jnp.float32)
   before, _ = embed(image.reshape(1, 64, 1), jnp.ones((1, 64), int))
   after, _ = embed(image.at[0, 4, 2].add(1.0).reshape(1, 64, 1), jnp.ones((1, 64), int))
@@ -108,32 +108,36 @@ def test_a_stem_sees_rows_and_columns(rng):
 
 
 def test_types_are_added_and_default_to_0(rng, close):
-  model = filled(Encoder(ModelConfig(**TINY, types=2, norm_embedding=True), nnx.Rngs(0)), rng)
+  model = drawn(
+    lambda: Encoder(ModelConfig(**TINY, types=2, norm_embedding=True), nnx.Rngs(0)), rng
+  )
   tokens = jnp.array([[1, 2, 3]])
-  states = model(tokens)
-  close(model(tokens, types=jnp.zeros((1, 3), int)), states)
-  assert not np.allclose(model(tokens, types=jnp.array([[0, 1, 1]])), states, atol=1e-3)
+  run = jax.jit(lambda types: model(tokens, types=types))
+  states = run(None)
+  close(run(jnp.zeros((1, 3), int)), states)
+  assert not np.allclose(run(jnp.array([[0, 1, 1]])), states, atol=1e-3)
 
 
 @pytest.mark.parametrize('summary', ['first', 'mean', 'attention', 'pooler'])
 @pytest.mark.parametrize('side', [0, 1])
 def test_a_summary_does_not_see_padding(rng, close, summary, side):
-  model = filled(Encoder(ModelConfig(**TINY, summary=summary), nnx.Rngs(0)), rng)
+  model = drawn(lambda: Encoder(ModelConfig(**TINY, summary=summary), nnx.Rngs(0)), rng)
   tokens = jnp.asarray(rng.integers(1, 11, (1, 5)))
   pad = ((0, 0), (3, 0) if side == 0 else (0, 3))
-  states = model(tokens)
+  states = jax.jit(lambda: model(tokens))()
   expected = {'first': states[:, 0], 'mean': states.mean(axis=1)}
   if model.pooler:
     pooled = states @ model.pooler.kernel[...] + model.pooler.bias[...]
     expected['attention'] = (jax.nn.softmax(pooled[..., :1], axis=1) * states).sum(axis=1)
     expected['pooler'] = jnp.tanh(pooled[:, 0])
-  close(model.summarize(jnp.pad(tokens, pad)), expected[summary])
+  found = jax.jit(model.summarize)(jnp.pad(tokens, pad))
+  close(found, expected[summary])
 
 
 def test_logits_may_be_scaled_and_have_a_bias(rng, close):
   """And the loss that never holds them knows of both."""
   config = ModelConfig(**TINY, bias_output=True, scale_logits=True)
-  table = filled(Tokens(config, nnx.Rngs(0), reads=True), rng)
+  table = drawn(lambda: Tokens(config, nnx.Rngs(0), reads=True), rng)
   x = jnp.asarray(rng.normal(size=(2, 3, 16)), jnp.float32)
   logits = table.attend(x)
   close(logits, x / 4 @ table.table[...].T + table.bias[...])

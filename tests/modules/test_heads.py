@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from parameters import drawn
 
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import Classifier, MaskedTokens, Spans
@@ -26,40 +27,43 @@ TOKENS = jnp.array([[4, 5, 6, 7], [8, 9, 0, 0]])
 
 @pytest.fixture
 def build(rng):
-  def filled(make):
-    model = make(ModelConfig(**TINY), nnx.Rngs(0))
-    return jax.tree.map(lambda x: jnp.asarray(0.4 * rng.normal(size=x.shape), x.dtype), model)
+  """build(make): a head with drawn parameters."""
+  return lambda make: drawn(lambda: make(ModelConfig(**TINY), nnx.Rngs(0)), rng)
 
-  return filled
+
+@jax.jit
+def call(model, *args, **kwargs):
+  return model(*args, **kwargs)
 
 
 def test_masked_tokens_are_read_through_the_embedding(build, close):
   model = build(MaskedTokens)
-  h = np.asarray(model.encoder(TOKENS) @ model.hidden.kernel[...] + model.hidden.bias[...])
+  h = np.asarray(call(model.encoder, TOKENS) @ model.hidden.kernel[...] + model.hidden.bias[...])
   h = jax.nn.gelu(h, approximate=False)
   h = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-6)
   h = h * model.norm.scale[...] + model.norm.bias[...]
   table = model.encoder.embed
-  close(model(TOKENS), h @ table.table[...].T + table.bias[...])
+  close(call(model, TOKENS), h @ table.table[...].T + table.bias[...])
 
 
 def test_heads_are_linear_in_states_and_summary(build, close):
   spans = build(Spans)
-  close(spans(TOKENS), spans.encoder(TOKENS) @ spans.out.kernel[...] + spans.out.bias[...])
+  states = call(spans.encoder, TOKENS)
+  close(call(spans, TOKENS), states @ spans.out.kernel[...] + spans.out.bias[...])
   classes = build(lambda config, rngs: Classifier(config, 3, rngs))
-  summary = classes.encoder.summarize(TOKENS)
-  close(classes(TOKENS), summary @ classes.out.kernel[...] + classes.out.bias[...])
+  summary = jax.jit(classes.encoder.summarize)(TOKENS)
+  close(call(classes, TOKENS), summary @ classes.out.kernel[...] + classes.out.bias[...])
 
 
 @pytest.mark.parametrize('make', [MaskedTokens, lambda c, r: Classifier(c, 3, r), Spans])
 def test_padding_is_not_read(build, close, make):
   model = build(make)
-  alone = model(TOKENS[1:, :2])
-  beside = model(TOKENS)[1:]
+  alone = call(model, TOKENS[1:, :2])
+  beside = call(model, TOKENS)[1:]
   close(beside[:, :2] if alone.ndim == 3 else beside, alone)
 
 
 def test_dropout_is_on_exactly_with_a_key(build, key):
   model = build(lambda config, rngs: Classifier(config, 3, rngs))
-  assert (model(TOKENS) == model(TOKENS)).all()
-  assert not np.allclose(model(TOKENS, key=key), model(TOKENS))
+  assert (call(model, TOKENS) == call(model, TOKENS)).all()
+  assert not np.allclose(call(model, TOKENS, key=key), call(model, TOKENS))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from transformer.data import tokenizers
 from transformer.data.pipeline import Batches, bucketed
@@ -48,6 +49,11 @@ def model(task):
   shapes = jax.eval_shape(lambda: task.init(config, jax.random.key(0)))
   rng = np.random.default_rng(0)
   return jax.tree.map(lambda x: jnp.asarray(0.5 * rng.normal(size=x.shape), x.dtype), shapes)
+
+
+@jax.jit
+def logits_of(model, tokens, segments):
+  return model(tokens, segments=segments)
 
 
 def test_windows_read_every_token_and_predict_the_one_after(task):
@@ -107,28 +113,24 @@ def test_the_loss_is_the_logits_cross_entropy(task, model, close, overlap):
   fields = task.features([{'targets': TEXT}])
   lengths = np.stack([f.lengths for f in fields.values()], axis=1)
   batch = Batches(fields, bucketed(lengths, buckets=1), tokens=999, seed=None)[0]
-  loss, _ = task.loss(model, jax.tree.map(jnp.asarray, batch), None)
+  loss, _ = jax.jit(task.loss)(model, jax.tree.map(jnp.asarray, batch), None)
   total = 0.0
   for i in range(len(fields['inputs'])):
-    logits = model(
-      jnp.asarray(fields['inputs'][i][None]),
-      segments=jnp.ones_like(jnp.asarray(fields['inputs'][i][None])),
-    )[0]
-    log_p = jax.nn.log_softmax(logits)
+    row = np.zeros((1, task.length), np.int32)
+    row[0, : len(fields['inputs'][i])] = fields['inputs'][i]
+    segments = np.arange(task.length) < len(fields['inputs'][i])
+    logits = logits_of(model, row, segments.astype(np.int32)[None])[0, segments]
+    log_p = scipy.special.log_softmax(np.asarray(logits, np.float64), axis=-1)
     judged = np.arange(overlap if i else 0, len(logits))
     total -= float(log_p[judged, fields['targets'][i][judged]].sum())
   close(loss.sum, total)
   assert float(loss.weight) == len(task.tokenizer.encode(TEXT)) - 1
-  measured = task.report(task.measure(model, jax.tree.map(jnp.asarray, batch)), [{'targets': TEXT}])
+  totals = jax.jit(task.measure)(model, jax.tree.map(jnp.asarray, batch))
+  measured = task.report(totals, [{'targets': TEXT}])
   assert measured['nll_per_token'] == pytest.approx(total / float(loss.weight), rel=1e-5)
   assert measured['perplexity_per_word'] == pytest.approx(math.exp(total / 11), rel=1e-4)
   assert measured['bits_per_byte'] == pytest.approx(total / len(TEXT) / math.log(2), rel=1e-5)
   assert set(measured) == set(task.figures)
-
-
-@jax.jit
-def logits_of(model, tokens, segments):
-  return model(tokens, segments=segments)
 
 
 def longhand(task, model, prompt):
@@ -193,9 +195,12 @@ def test_beams_find_no_worse_and_need_room(task, model):
 
   def log_p(prompt, continuation):
     tokens = task.tokenizer.encode(prompt + continuation)
-    logits = model(jnp.asarray([tokens]), segments=jnp.ones((1, len(tokens)), int))[0]
+    row = np.zeros((1, 16), np.int32)
+    row[0, : len(tokens)] = tokens
+    logits = logits_of(model, row, np.sign(row))[0, : len(tokens)]
     n = len(task.tokenizer.encode(prompt))
-    return float(jax.nn.log_softmax(logits)[np.arange(n - 1, len(tokens) - 1), tokens[n:]].sum())
+    log_p = scipy.special.log_softmax(np.asarray(logits, np.float64), axis=-1)
+    return log_p[np.arange(n - 1, len(tokens) - 1), tokens[n:]].sum()
 
   for prompt, found, plain in zip(
     prompts, wide.predict(model, prompts), wide.quick().predict(model, prompts), strict=True

@@ -7,8 +7,9 @@ from collections import Counter
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from fitting import fit
+from parameters import drawn
 
 from transformer.data import tokenizers
 from transformer.data.pipeline import Batches, bucketed
@@ -52,7 +53,8 @@ def batch_of(task, pairs):
 
 
 def model_of(task):
-  return task.init(ModelConfig(vocab=task.tokenizer.size, **SIZES), jax.random.key(0))
+  config = ModelConfig(vocab=task.tokenizer.size, **SIZES)
+  return drawn(lambda: task.init(config, jax.random.key(0)))
 
 
 @pytest.mark.parametrize('symmetric', [False, True])
@@ -61,7 +63,7 @@ def test_queries_are_told_apart_by_the_documents_of_others(task, texts, symmetri
   task = dataclasses.replace(task, symmetric=symmetric)
   pairs = [('ant bee', texts[0]), ('cat', texts[1]), ('dog', texts[0]), ('elk fox', texts[2])]
   model = model_of(task)
-  loss, _ = task.loss(model, batch_of(task, pairs), None)
+  loss, _ = jax.jit(task.loss)(model, batch_of(task, pairs), None)
   q = task.embed(model, task.reader.field([q for q, _ in pairs]), 0)
   d = task.embed(model, task.reader.field([d for _, d in pairs]), 1)
   scores = q @ d.T / 0.1
@@ -86,8 +88,9 @@ def test_pieces_are_cut_out_of_their_documents(task, texts):
   task = dataclasses.replace(task, cloze=0.5, piece=6)
   batch = batch_of(task, [('ant', text) for text in texts])
   cut, replaced, sizes = [], [], set()
+  cloze = jax.jit(task._cloze)
   for seed in range(20):
-    made = jax.tree.map(np.asarray, task._cloze(batch, jax.random.key(seed)))
+    made = jax.tree.map(np.asarray, cloze(batch, jax.random.key(seed)))
     for row in range(len(texts)):
       query = made['inputs'][row][made['inputs_segments'][row] != 0].tolist()
       whole = np.asarray(batch['targets'])[row]
@@ -109,7 +112,7 @@ def test_pieces_are_cut_out_of_their_documents(task, texts):
   assert 0.4 < np.mean(replaced) < 0.6
   assert 0.8 < np.mean(cut) < 1
   model = model_of(task)
-  assert np.isfinite(task.loss(model, batch, jax.random.key(0))[0].value)
+  assert np.isfinite(jax.jit(task.loss)(model, batch, jax.random.key(0))[0].value)
 
 
 def test_bm25_is_the_published_formula(file, texts):
@@ -165,26 +168,25 @@ def test_rankings_are_joined(task, file, texts):
   )
 
 
-def test_documents_are_found(task, texts):
+def test_documents_are_found(task, tmp_path, seed, bounded):
   """A model that has learnt the pairs ranks the right document first."""
+  rng = np.random.default_rng(1)
+  texts = [' '.join(rng.choice(WORDS, rng.integers(8, 20))) for _ in range(32)]
+  (tmp_path / 'documents.tsv').write_text(''.join(f'd{i}\t{t}\n' for i, t in enumerate(texts)))
+  decoding = dataclasses.replace(task.decoding, collection=str(tmp_path / 'documents.tsv'))
+  task = dataclasses.replace(task, decoding=decoding)
   pairs = [(' '.join(text.split()[2:5]), text) for text in texts]
-  batch, model, optimizer = batch_of(task, pairs), model_of(task), optax.adam(1e-2)
-
-  @jax.jit
-  def run(model):
-    def step(carry, _):
-      model, state = carry
-      gradient = jax.grad(lambda model: task.loss(model, batch, None)[0].value)(model)
-      updates, state = optimizer.update(gradient, state)
-      return (optax.apply_updates(model, updates), state), None
-
-    return jax.lax.scan(step, (model, optimizer.init(model)), None, length=60)[0][0]
-
-  model = run(model)
+  batch = batch_of(task, pairs)
+  config = ModelConfig(vocab=task.tokenizer.size, **SIZES)
+  model = jax.jit(lambda key: task.init(config, key))(jax.random.key(seed))
+  model, losses = fit(task, model, batch, steps=60, learning_rate=1e-2, seed=seed)
+  bounded('loss, of its start', losses[-1] / losses[0], below=0.2)
   lines = [query for query, _ in pairs]
-  assert [line.split()[0] for line in task.predict(model, lines)] == [f'd{i}' for i in range(12)]
-  totals = task.measure(model, batch)
-  assert task.report(totals, [])['accuracy_in_batch'] == 1
+  first = [line.split()[0] for line in task.predict(model, lines)]
+  right = [name == f'd{i}' for i, name in enumerate(first)]
+  bounded('share of queries whose document is first', np.mean(right), above=0.8)
+  totals = jax.jit(task.measure)(model, batch)
+  assert task.report(totals, [])['accuracy_in_batch'] == pytest.approx(np.mean(right))
   weights, pieces, _ = task.attend(model, lines[0])
   assert weights.shape == (1, 2, len(pieces), len(pieces))
   assert {*task.capture(model, batch)} == {'inputs', 'targets'}

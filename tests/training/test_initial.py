@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from parameters import drawn
 
 from transformer.modules.adapters import adapt, merge
 from transformer.modules.config import ModelConfig
@@ -24,14 +25,9 @@ def by_path(model):
   return {parameter_path(path): x for path, x in jax.tree_util.tree_leaves_with_path(model)}
 
 
-def random(model, seed=0):
-  rng = np.random.default_rng(seed)
-  return jax.tree.map(lambda x: jnp.asarray(0.4 * rng.normal(size=x.shape), x.dtype), model)
-
-
 def test_a_head_starts_from_another_heads_encoder():
-  given = random(MaskedTokens(TINY, nnx.Rngs(0)))
-  fresh = Classifier(TINY, 3, nnx.Rngs(1))
+  given = drawn(lambda: MaskedTokens(TINY, nnx.Rngs(0)))
+  fresh = drawn(lambda: Classifier(TINY, 3, nnx.Rngs(1)), seed=1)
   found, before = by_path(transplanted(fresh, given)), by_path(fresh)
   for path, x in by_path(given.encoder).items():
     assert (found[f'encoder/{path}'] == x).all()
@@ -39,7 +35,8 @@ def test_a_head_starts_from_another_heads_encoder():
 
 
 def test_a_head_for_other_classes_begins_anew():
-  given, fresh = random(Classifier(TINY, 2, nnx.Rngs(0))), Classifier(TINY, 3, nnx.Rngs(1))
+  given = drawn(lambda: Classifier(TINY, 2, nnx.Rngs(0)))
+  fresh = drawn(lambda: Classifier(TINY, 3, nnx.Rngs(1)), seed=1)
   found, before = by_path(transplanted(fresh, given)), by_path(fresh)
   for path, x in by_path(given).items():
     ours = before[path] if path.startswith('out/') else x
@@ -47,24 +44,26 @@ def test_a_head_for_other_classes_begins_anew():
 
 
 def test_a_bare_encoder_is_taken_for_the_one_below_a_head():
-  given = random(Encoder(TINY, nnx.Rngs(0)))
-  found = transplanted(Classifier(TINY, 3, nnx.Rngs(1)), given)
-  assert (found.encoder(TOKENS) == given(TOKENS)).all()
+  given = drawn(lambda: Encoder(TINY, nnx.Rngs(0)))
+  found = transplanted(drawn(lambda: Classifier(TINY, 3, nnx.Rngs(1)), seed=1), given)
+  run = jax.jit(lambda model: model(TOKENS))
+  assert (run(found.encoder) == run(given)).all()
 
 
 def test_of_a_longer_table_the_first_rows_are_taken():
   """Published tables have more rows than their tokenizers tokens."""
-  given = random(Encoder(ModelConfig(**dict(vars(TINY), vocab=13)), nnx.Rngs(0)))
-  found = transplanted(Encoder(TINY, nnx.Rngs(1)), given)
+  given = drawn(lambda: Encoder(ModelConfig(**dict(vars(TINY), vocab=13)), nnx.Rngs(0)))
+  found = transplanted(drawn(lambda: Encoder(TINY, nnx.Rngs(1)), seed=1), given)
   assert (found.embed.table[...] == given.embed.table[...][:11]).all()
 
 
 def test_another_shape_or_kind_is_refused():
   with pytest.raises(ValueError, match=r'encoder/embed/table is \[10, 16\] .*\[11, 16\] here'):
     other = ModelConfig(**dict(vars(TINY), vocab=10))
-    transplanted(Classifier(TINY, 3, nnx.Rngs(1)), Classifier(other, 3, nnx.Rngs(0)))
+    makes = (lambda c=config: Classifier(c, 3, nnx.Rngs(0)) for config in (TINY, other))
+    transplanted(*map(drawn, makes))
   with pytest.raises(ValueError, match='has none of stack/blocks/.*it has encoder/foreign'):
-    transplanted(Encoder(TINY, nnx.Rngs(1)), {'foreign': jnp.zeros(3)})
+    transplanted(drawn(lambda: Encoder(TINY, nnx.Rngs(1))), {'foreign': jnp.zeros(3)})
 
 
 SETTINGS = dict(
@@ -82,21 +81,25 @@ SETTINGS = dict(
 def moved(model, rates, steps=2):
   """How far each parameter goes, by path, and the optimiser's state."""
   optimizer, _ = optimizers.build(**dict(SETTINGS, rates=rates))
-  state, start = optimizer.init(model), model
+  state, start = jax.jit(optimizer.init)(model), model
 
   def loss(model):
     return jnp.sum(optimizers.frozen(model, rates)(TOKENS) ** 2)
 
-  for _ in range(steps):
+  @jax.jit
+  def step(model, state):
     updates, state = optimizer.update(jax.grad(loss)(model), state, model)
-    model = optax.apply_updates(model, updates)
+    return optax.apply_updates(model, updates), state
+
+  for _ in range(steps):
+    model, state = step(model, state)
   return {
     path: float(jnp.abs(x - by_path(start)[path]).max()) for path, x in by_path(model).items()
   }, state
 
 
 def test_rates_freeze_and_slow_by_path():
-  model = random(Encoder(TINY, nnx.Rngs(0)))
+  model = drawn(lambda: Encoder(TINY, nnx.Rngs(0)))
   everything, whole = moved(model, '')
   found, state = moved(model, 'embed/=0, feedforward=0.5')
   for path, distance in found.items():
@@ -121,28 +124,29 @@ def test_rates_freeze_and_slow_by_path():
 )
 def test_rates_that_say_nothing_are_refused(rates, message):
   with pytest.raises(ValueError, match=message):
-    optimizers.factors(Encoder(TINY, nnx.Rngs(0)), rates)
+    optimizers.factors(drawn(lambda: Encoder(TINY, nnx.Rngs(0))), rates)
 
 
 def test_an_adapter_begins_as_nothing_and_merges_into_the_same_model(close):
-  model = random(Decoder(TINY, nnx.Rngs(0)))
-  before = model(TOKENS)
+  model = drawn(lambda: Decoder(TINY, nnx.Rngs(0)))
+  run = jax.jit(lambda model: model(TOKENS))
+  before = run(model)
   adapt(model, 'query|hidden', 3, jax.random.key(0))
   added = [path for path in by_path(model) if 'adapter' in path]
   assert len(added) == 4 and all('query' in p or 'hidden' in p for p in added)
-  close(model(TOKENS), before)
+  close(run(model), before)
   for layer in (model.stack.blocks.attention.query, model.stack.blocks.feedforward.hidden):
     assert layer.adapter.down.shape == (2, 16, 3)
     layer.adapter.up[...] = 0.3 * jax.random.normal(jax.random.key(1), layer.adapter.up.shape)
-  after = model(TOKENS)
+  after = run(model)
   assert not np.allclose(after, before, atol=1e-2)
   merge(model)
   assert not [path for path in by_path(model) if 'adapter' in path]
-  close(model(TOKENS), after)
+  close(run(model), after)
 
 
 def test_only_adapters_move():
-  model = random(Encoder(TINY, nnx.Rngs(0)))
+  model = drawn(lambda: Encoder(TINY, nnx.Rngs(0)))
   adapt(model, 'query|value', 2, jax.random.key(0))
   found, state = moved(model, '/adapter/=1,=0')
   assert all((distance > 0) == ('adapter' in path) for path, distance in found.items())
@@ -151,7 +155,7 @@ def test_only_adapters_move():
 
 
 def test_adapters_that_fit_nothing_are_refused():
-  model = Encoder(TINY, nnx.Rngs(0))
+  model = drawn(lambda: Encoder(TINY, nnx.Rngs(0)))
   with pytest.raises(ValueError, match='no layer fits the pattern .*attention/query'):
     adapt(model, 'nothing', 2, jax.random.key(0))
   with pytest.raises(ValueError, match='rank 0'):

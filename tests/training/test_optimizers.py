@@ -133,6 +133,7 @@ def test_decay_is_on_kernels_alone(model):
     assert scales and not any(decided[p] for p in scales)
 
 
+@pytest.mark.slow
 def test_decay_covers_every_preset():
   for name, preset in vars(presets).items():
     if isinstance(preset, dict) and 'feedforward' in preset:
@@ -171,8 +172,9 @@ def test_clip_scales_the_whole_gradient_down():
 
 
 @pytest.mark.parametrize('name', ['adamw', 'adafactor', 'lion', 'sgd'])
-def test_every_optimiser_learns(name, rng):
+def test_every_optimiser_learns(name, seed, bounded):
   """A least-squares problem with a large stacked kernel, which adafactor factors."""
+  rng = np.random.default_rng(seed)
   x = jnp.asarray(rng.normal(size=(64, 128)), jnp.float32)
   y = x @ jnp.asarray(rng.normal(size=(128, 128)), jnp.float32)
   loss = lambda p: jnp.mean((x @ p['kernel'][0] + p['bias'] - y) ** 2)
@@ -190,7 +192,7 @@ def test_every_optimiser_learns(name, rng):
     params, state, value = step(params, state)
     values.append(float(value))
   assert np.isfinite(values).all()
-  assert values[-1] < 0.9 * values[0] and values[-1] < values[5]
+  bounded('loss, of its start', values[-1] / values[0], below=0.9)
 
 
 def test_adam_is_adam(rng):
@@ -211,7 +213,7 @@ def test_muon_moves_by_the_orthogonal_part(rng):
   model = Decoder(ModelConfig(vocab=9, width=16, depth=2, heads=2, feedforward=32), nnx.Rngs(0))
   grads = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), jnp.float32), model)
   optimizer, _ = given(name='muon', warmup_steps=0)
-  updates, _ = optimizer.update(grads, optimizer.init(model), model)
+  updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(model), model)
   for layer in range(2):
     kernel = updates.stack.blocks.feedforward.hidden.kernel[...][layer]
     gradient = grads.stack.blocks.feedforward.hidden.kernel[...][layer]
