@@ -1,19 +1,20 @@
 """The command line as its user meets it: results on stdout, mistakes in one line and status 2."""
 
 import json
-import os
 import pathlib
+import random
 import re
-import subprocess
-import sys
+import shutil
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-TINY = [
-  f'--config={ROOT}/experiments/algorithmic.py:copy',
-  '--config.data.limit=300',
+SMALL = [
+  '--config.data.length=16',
   '--config.data.tokens=512',
+  '--config.data.buckets=1',
+  '--config.tokenizer.kind=characters',
+  '--config.tokenizer.vocab=40',
   '--config.model.width=16',
   '--config.model.feedforward=16',
   '--config.model.depth=1',
@@ -28,33 +29,32 @@ TINY = [
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory):
-  """run(*flags, input=bytes): the finished process; nothing is compiled twice."""
-  cache = tmp_path_factory.mktemp('compiled')
-  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  environment |= {
-    'JAX_PLATFORMS': 'cpu',
-    'JAX_COMPILATION_CACHE_DIR': str(cache),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-  }
+def tiny(tmp_path_factory):
+  """The flags of a tiny run, of texts to write in capitals."""
+  folder, rng = tmp_path_factory.mktemp('capitals'), random.Random(0)
+  for split, lines in (('train', 64), ('val', 12), ('test', 12)):
+    words = [''.join(rng.choices('abcdefgh 0123456789', k=rng.randint(2, 7))) for _ in range(lines)]
+    rows = [f'{word.strip() or "a"}\t{word.strip().upper() or "A"}\n' for word in words]
+    (folder / f'{split}.tsv').write_text('inputs\ttargets\n' + ''.join(rows))
+  files = [f'--config={ROOT}/experiments/pairs.py', f'--config.data.dir={folder}']
+  return [*files, '--config.data.test=test', *SMALL]
 
-  def command(*flags, input=b'', cwd=None):
-    return subprocess.run(
-      [sys.executable, str(ROOT / 'run.py'), *map(str, flags)],
-      input=input,
-      capture_output=True,
-      env=environment,
-      cwd=cwd or tmp_path_factory.mktemp('cwd'),
-    )
+
+@pytest.fixture(scope='module')
+def run(commands, tmp_path_factory):
+  """run(*flags, input=bytes): the finished process, in an empty folder."""
+
+  def command(*flags, input=b'', fresh=False):
+    return commands.run(*flags, input=input, cwd=tmp_path_factory.mktemp('cwd'), fresh=fresh)
 
   return command
 
 
 @pytest.fixture(scope='module')
-def trained(run, tmp_path_factory):
+def trained(run, tiny, tmp_path_factory):
   """(workdir, result) of a tiny run."""
-  workdir = tmp_path_factory.mktemp('run') / 'copy'
-  done = run(*TINY, f'--workdir={workdir}')
+  workdir = tmp_path_factory.mktemp('run') / 'capitals'
+  done = run(*tiny, f'--workdir={workdir}', fresh=True)
   assert done.returncode == 0, done.stderr.decode()
   return workdir, json.loads(done.stdout.splitlines()[-1])
 
@@ -76,7 +76,7 @@ def test_train_prints_one_json_object_and_describes_itself(trained):
   present = {path.name for path in workdir.iterdir()}
   assert {'config.json', 'tokenizer.json', 'checkpoints', 'metrics.jsonl', 'events'} <= present
   predictions = (workdir / 'predictions' / 'test.txt').read_text().splitlines()
-  assert len(predictions) == 1000
+  assert len(predictions) == 12
 
 
 def test_evaluate_agrees_with_train(run, trained):
@@ -86,9 +86,9 @@ def test_evaluate_agrees_with_train(run, trained):
   assert evaluated['metrics'] == result['metrics']
 
 
-def test_the_same_command_again_changes_nothing(run, trained):
+def test_the_same_command_again_changes_nothing(run, tiny, trained):
   workdir, result = trained
-  again = json.loads(run(*TINY, f'--workdir={workdir}').stdout)
+  again = json.loads(run(*tiny, f'--workdir={workdir}').stdout)
   assert again['state_sha256'] == result['state_sha256']
   assert again['metrics'] == result['metrics']
 
@@ -96,11 +96,12 @@ def test_the_same_command_again_changes_nothing(run, trained):
 def test_predict_keeps_lines_in_place_and_independent(run, trained):
   workdir, _ = trained
   lines = [f'{i % 10} {i // 10} 7' for i in range(20)]
-  whole = run('--mode=predict', f'--workdir={workdir}', input='\n'.join(lines).encode())
+  flags = ('--mode=predict', f'--workdir={workdir}')
+  whole = run(*flags, input='\n'.join(lines).encode())
   assert whole.returncode == 0, whole.stderr.decode()
   outputs = whole.stdout.decode().split('\n')[:-1]
   assert len(outputs) == len(lines)
-  alone = run('--mode=predict', f'--workdir={workdir}', input=lines[13].encode())
+  alone = run(*flags, input=lines[13].encode())
   assert alone.stdout.decode() == outputs[13] + '\n'
 
 
@@ -124,9 +125,10 @@ def test_attend_draws_a_page_and_a_picture(run, trained):
   assert pathlib.Path(picture['png']).read_bytes().startswith(b'\x89PNG')
 
 
-def test_sweep_runs_every_variant(run, tmp_path):
+@pytest.mark.slow
+def test_sweep_runs_every_variant(run, tiny, tmp_path):
   experiment = tmp_path / 'variants.py'
-  base = ROOT / 'experiments' / 'algorithmic.py'
+  base = ROOT / 'experiments' / 'pairs.py'
   experiment.write_text(
     'import importlib.util\n'
     f'spec = importlib.util.spec_from_file_location("base", {str(base)!r})\n'
@@ -136,7 +138,7 @@ def test_sweep_runs_every_variant(run, tmp_path):
     '  for rate in (1e-3, 1e-2):\n'
     '    add({"optimizer.learning_rate": rate})\n'
   )
-  flags = [f'--config={experiment}:copy', *TINY[1:], '--config.data.test=']
+  flags = [f'--config={experiment}', *tiny[1:], '--config.data.test=']
   done = run('--mode=sweep', *flags, f'--workdir={tmp_path}/sweep')
   assert done.returncode == 0, done.stderr.decode()
   runs = json.loads(done.stdout.splitlines()[-1])['runs']
@@ -175,17 +177,15 @@ def test_wrong_usage_names_the_culprit(run, flags, words):
   fails(run(*flags), *words)
 
 
-def test_a_workdir_of_another_experiment_is_left_alone(run, trained):
+def test_a_workdir_of_another_experiment_is_left_alone(run, tiny, trained):
   workdir, _ = trained
   before = (workdir / 'config.json').read_text()
-  done = run(*TINY, f'--workdir={workdir}', '--config.model.depth=2')
+  done = run(*tiny, f'--workdir={workdir}', '--config.model.depth=2')
   fails(done, 'model.depth', str(workdir), '--workdir')
   assert (workdir / 'config.json').read_text() == before
 
 
 def test_a_foreign_checkpoint_is_named(run, trained, tmp_path):
-  import shutil
-
   workdir = shutil.copytree(trained[0], tmp_path / 'foreign')
   config = json.loads((workdir / 'config.json').read_text())
   config['model']['feedforward'] = 32
@@ -204,6 +204,7 @@ def test_help_names_the_modes(run):
     assert mode in text
 
 
+@pytest.mark.slow
 def test_speech_is_learnt_and_read_from_wav_files(run, tmp_path):
   from transformer.data import audio, recordings
 

@@ -1,16 +1,14 @@
 """Speech on the command line: a text becomes a wav file, and another run hears what it says."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
 
 from experiments.studies import speech
 from transformer.data import audio
 
+pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = [
   '--config.data.limit=20',
@@ -27,16 +25,20 @@ TINY = [
 ]
 
 
-def run(*flags, input=''):
-  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | {'JAX_PLATFORMS': 'cpu'}
-  command = [sys.executable, str(ROOT / 'run.py'), *map(str, flags)]
-  done = subprocess.run(command, capture_output=True, env=environment, input=input, text=True)
-  assert done.returncode == 0, done.stderr
-  return done.stdout.splitlines()
+@pytest.fixture(scope='module')
+def run(commands):
+  """run(*flags, input=str): the lines that a command prints."""
+
+  def command(*flags, input=''):
+    done = commands.run(*flags, input=input.encode())
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode().splitlines()
+
+  return command
 
 
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory):
+def trained(run, tmp_path_factory):
   """The folder of a run that speaks, and what it said of itself."""
   folder = tmp_path_factory.mktemp('speech')
   flags = ['--config.decode.iterations=2', '--config.decode.length=8']
@@ -56,14 +58,14 @@ def test_a_run_is_judged_by_its_sounds(trained):
   assert (folder / 'tts' / 'predictions' / 'val.reference' / '30.wav').exists()
 
 
-def test_predict_writes_a_wav_file_for_each_line(trained):
+def test_predict_writes_a_wav_file_for_each_line(run, trained):
   folder, _ = trained
   first, second = run('--mode=predict', f'--workdir={folder}/tts', input='seven\none\n')
   assert first == str(folder / 'tts' / 'wav' / '1.wav') and second.endswith('2.wav')
   assert 0 < len(audio.read(first, 8000)) <= 8 * 3 * 100
 
 
-def test_attend_draws_and_sounds(trained):
+def test_attend_draws_and_sounds(run, trained):
   folder, _ = trained
   (picture,) = json.loads(run('--mode=attend', f'--workdir={folder}/tts', input='six\n')[-1])[
     'pictures'

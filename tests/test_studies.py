@@ -32,6 +32,7 @@ def test_the_norm_of_the_jacobian_is_that_of_jax(key, close):
   close(found['entropy'], jnp.mean(jnp.sum(-p * jnp.log(p), axis=1)))
 
 
+@pytest.mark.slow
 def test_gradients_are_drawn(tmp_path, monkeypatch):
   monkeypatch.setattr(gradients, 'WIDTH', 16)
   monkeypatch.setattr(gradients, 'SCALES', {'scaled': True})
@@ -78,6 +79,7 @@ def test_both_learn_the_copy_from_the_tokens_before(lstm):
   np.testing.assert_allclose(found.value, expected.value, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_recurrence_is_drawn(tmp_path, monkeypatch):
   tiny = dict(vocab=19, width=8, depth=1, heads=2, feedforward=8, length=16, tie='none')
   models = {n: (build, ModelConfig(**tiny)) for n, (build, _) in recurrence.MODELS.items()}

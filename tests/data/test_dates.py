@@ -70,6 +70,7 @@ def test_locales_take_turns_and_held_out_ones_stay_out():
       assert min(counts.values()) >= 100
 
 
+@pytest.mark.slow
 def test_held_out_locales_are_written_in_characters_of_training():
   # Otherwise the unseen-locale score would measure the vocabulary, not the model.
   known = set().union(*(e['inputs'] for e in Dates('train', size=20_000)))
@@ -99,6 +100,7 @@ def test_the_three_lines_of_the_module_docstring_are_true():
     assert names_of({'inputs': inputs, 'targets': targets, 'locale': locale})
 
 
+@pytest.mark.slow
 def test_no_line_means_two_days():
   # Exchanging a short year, a month and a day maps these days onto themselves, so whatever order
   # or name is ambiguous anywhere in the century is ambiguous here.
@@ -111,6 +113,7 @@ def test_no_line_means_two_days():
         assert meaning.setdefault(line, day) == day, line
 
 
+@pytest.mark.slow
 def test_no_line_means_two_days_in_the_whole_century():
   meaning = {}
   for pattern in set(formats('en-US').values()):

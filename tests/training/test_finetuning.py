@@ -6,9 +6,7 @@ import types
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
-from experiments import sst2, tinyshakespeare
 from transformer.training import commands
 from transformer.training.checkpoints import Checkpoints
 from transformer.training.experiment import reopen, restore_best
@@ -57,21 +55,24 @@ def works(tmp_path_factory):
 
 
 @pytest.fixture
-def run(folder, works, monkeypatch, capsys):
-  """run(config, name, mode, **changed): the lines that a command prints, all in one process."""
-  monkeypatch.setenv('TRANSFORMER_TUNE', '0')
+def run(experiment, works):
+  """run(config, name, mode, input, **changed): the lines that a command prints."""
 
-  def command(config: ConfigDict, name: str, mode: str = 'train', input: str = '', **changed):
-    config.update_from_flattened_dict(dict(SMALL, **changed))
-    lines = folder / 'lines.txt'
-    lines.write_text(input)
-    flags = types.SimpleNamespace(
-      config=config, mode=mode, workdir=str(works / name), input=str(lines)
-    )
-    assert commands.main(flags) == 0
-    return capsys.readouterr().out.splitlines()
+  def command(config, name, mode='train', input='', devices=1, **changed):
+    changed = dict(SMALL, **changed) if mode == 'train' else changed
+    status, out, err = experiment(config, works / name, mode, input, devices, **changed)
+    assert status == 0, err
+    return out.splitlines()
 
   return command
+
+
+@pytest.fixture
+def pretrained(run, folder, works):
+  """The folder of an encoder of masked tokens; on two devices, what starts from it on one."""
+  if not (works / 'before').exists():
+    run('sst2.py:pretrain', 'before', devices=2, **{'data.dir': folder})
+  return works / 'before'
 
 
 def best(works, name):
@@ -79,19 +80,18 @@ def best(works, name):
   return restore_best(reopen(workdir.read_config(), workdir), workdir)[0]
 
 
-def test_masked_tokens_then_labels_by_adapters(run, folder, works):
+def test_masked_tokens_then_labels_by_adapters(run, pretrained, folder, works):
   """Only adapters and the new head move; the encoder is the pretrained one to the last bit."""
-  run(sst2.get_config('pretrain'), 'before', **{'data.dir': str(folder)})
   tuned = {
-    'data.dir': str(folder),
-    'init': str(works / 'before'),
+    'data.dir': folder,
+    'init': pretrained,
     'train.adapters': 'query|value=2',
     'optimizer.rates': '^out/=0.5',
     'optimizer.learning_rate': 0.1,
     'optimizer.warmup_steps': 0,
     'train.ema': 0.0,
   }
-  run(sst2.get_config('finetune'), 'after', **tuned)
+  run('sst2.py:finetune', 'after', **tuned)
   before, after = best(works, 'before'), best(works, 'after')
   attention = after.encoder.stack.blocks.attention
   old = before.encoder.stack.blocks.attention
@@ -100,41 +100,55 @@ def test_masked_tokens_then_labels_by_adapters(run, folder, works):
   assert attention.out.adapter is None
   with Checkpoints(works / 'after') as checkpoints:
     assert checkpoints.last_step == 2
-  lines = run(sst2.get_config('finetune'), 'after', 'predict', 'good film\nbad plot\n', **tuned)
+  lines = run('sst2.py:finetune', 'after', 'predict', 'good film\nbad plot\n')
   assert len(lines) == 2 and set(lines) <= {'0', '1'}
 
 
-def test_a_language_model_is_exported_and_gone_on_with(run, folder, works, close, capsys):
+@pytest.fixture
+def language_model(run, folder, works):
+  """(keys of a GPT-2-shaped run, the folder where it is exported); the run is works/gpt."""
   gpt2 = {f'model.{key}': value for key, value in presets.GPT2.items()} | {
     key: value for key, value in SMALL.items() if key.startswith('model.')
   }
-  changed = dict(gpt2, **{'data.dir': str(folder / 'text.txt'), 'decode.length': 12})
-  (line,) = run(tinyshakespeare.get_config(), 'gpt', **changed)
-  assert json.loads(line)['metrics'].keys() >= {'val/bits_per_byte', 'val/perplexity_per_word'}
-  (line,) = run(tinyshakespeare.get_config(), 'gpt', 'export', **changed)
-  model, tokenizer = load_pretrained(json.loads(line)['folder'])
+  changed = dict(gpt2, **{'data.dir': folder / 'text.txt', 'decode.length': 12})
+  exported = works / 'gpt' / 'export'
+  if not exported.exists():
+    (line,) = run('tinyshakespeare.py', 'gpt', **changed)
+    assert json.loads(line)['metrics'].keys() >= {'val/bits_per_byte', 'val/perplexity_per_word'}
+    (line,) = run('tinyshakespeare.py', 'gpt', 'export')
+    assert json.loads(line)['folder'] == str(exported)
+  return changed, exported
+
+
+def same_logits(close, model, other, tokenizer):
   tokens = jax.numpy.asarray([tokenizer.encode('very dull')])
-  close(model(tokens), best(works, 'gpt')(tokens))
-  run(
-    tinyshakespeare.get_config(),
-    'again',
-    **dict(changed, init=json.loads(line)['folder']),
-    **{'optimizer.learning_rate': 0.0},
-  )
-  close(best(works, 'again')(tokens), model(tokens))
-  prompts = 'very\ndull plot\n'
-  found = run(tinyshakespeare.get_config(), 'gpt', 'predict', prompts, **changed)
+  logits = jax.jit(lambda model: model(tokens))
+  close(logits(model), logits(other))
+
+
+@pytest.mark.slow
+def test_an_exported_model_is_gone_on_with(run, language_model, works, close):
+  changed, exported = language_model
+  given = {'init': exported, 'optimizer.learning_rate': 0.0}
+  run('tinyshakespeare.py', 'again', **changed, **given)
+  same_logits(close, best(works, 'again'), *load_pretrained(exported))
+
+
+@pytest.mark.slow
+def test_a_language_model_is_exported_and_speaks(run, language_model, folder, works, close, capsys):
+  _, exported = language_model
+  same_logits(close, best(works, 'gpt'), *load_pretrained(exported))
+  found = run('tinyshakespeare.py', 'gpt', 'predict', 'very\ndull plot\n')
   assert len(found) == 2 and all(found)
-  workdir = Workdir(works / 'gpt')
+  workdir, lines = Workdir(works / 'gpt'), folder / 'lines.txt'
+  lines.write_text('very\ndull plot\n')
   task = reopen(workdir.read_config(), workdir).task
-  flags = types.SimpleNamespace(input=str(folder / 'lines.txt'))
+  flags = types.SimpleNamespace(input=str(lines))
   assert commands._stream(task, best(works, 'gpt'), flags) == 0  # as a terminal shows it
   assert capsys.readouterr().out.replace('\n', ' ').split() == ' '.join(found).split()
 
 
-def test_other_equations_are_refused_by_key(run, folder, works, capsys):
-  run(sst2.get_config('pretrain'), 'before', **{'data.dir': str(folder)})  # if it was not yet
-  changed = {'data.dir': str(folder), 'init': str(works / 'before'), 'model.activation': 'relu'}
-  with pytest.raises(SystemExit):
-    run(sst2.get_config('finetune'), 'refused', **changed)
-  assert '--config.model.activation=gelu_tanh' in capsys.readouterr().err
+def test_other_equations_are_refused_by_key(experiment, pretrained, folder, works):
+  changed = {'data.dir': folder, 'init': pretrained, 'model.activation': 'relu'}
+  status, _, err = experiment('sst2.py:finetune', works / 'refused', **dict(SMALL, **changed))
+  assert status == commands.USAGE and '--config.model.activation=gelu_tanh' in err

@@ -1,11 +1,10 @@
 """The tiny variants of what answers and what finds: they train, predict, and say what is wrong."""
 
 import json
-import types
+import re
 
 import pytest
 
-from experiments import retrieval_squad, squad
 from transformer.training import commands
 
 SMALL = {
@@ -26,47 +25,31 @@ SMALL = {
 }
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-  """run(module, mode, input, **changed): (status, what is printed, what is said)."""
-  monkeypatch.setenv('TRANSFORMER_TUNE', '0')
-
-  def command(module, mode='train', input='', **changed):
-    config = module.get_config('tiny')
-    config.update_from_flattened_dict(dict(SMALL, **changed))
-    (tmp_path / 'lines').write_text(input)
-    where = str(tmp_path / module.__name__)
-    flags = types.SimpleNamespace(
-      config=config, mode=mode, workdir=where, input=str(tmp_path / 'lines')
-    )
-    status = commands.main(flags)
-    return status, *(text.splitlines() for text in capsys.readouterr())
-
-  return command
-
-
-def test_questions_are_answered_out_of_their_paragraph(run):
-  status, (result,), _ = run(squad)
-  metrics = json.loads(result)['metrics']
-  assert status == 0 and {'test/squad_f1', 'test/squad_exact_match', 'val/nll'} <= metrics.keys()
+def test_questions_are_answered_out_of_their_paragraph(experiment, tmp_path):
+  status, out, err = experiment('squad.py:tiny', tmp_path, **SMALL)
+  assert status == 0, err
+  metrics = json.loads(out)['metrics']
+  assert {'test/squad_f1', 'test/squad_exact_match', 'val/nll'} <= metrics.keys()
   lines = [
     'Where does Zoë live?\tZoë lives in Rome.',
     'Where does Zoë live?',
     json.dumps({'question': 'What has Zoë?', 'context': 'Zoë has\n3 goats.'}),
   ]
-  status, answers, errors = run(squad, 'predict', '\n'.join(lines) + '\n')
+  status, out, err = experiment('squad.py:tiny', tmp_path, 'predict', '\n'.join(lines) + '\n')
+  answers = out.splitlines()
   assert status == commands.USAGE and len(answers) == 3
   assert answers[0] and answers[0] in lines[0].split('\t')[1]
-  assert answers[1] == '' and any('line 2' in e and 'question<TAB>paragraph' in e for e in errors)
+  assert answers[1] == '' and re.search('line 2: .*question<TAB>paragraph', err)
   assert answers[2] and answers[2] in 'Zoë has 3 goats.'
 
 
-def test_documents_are_ranked(run):
-  status, (result,), _ = run(retrieval_squad)
-  metrics = json.loads(result)['metrics']
-  assert status == 0 and {'val/recall_at_5', 'val/nll_in_batch'} <= metrics.keys()
-  status, (names,), _ = run(
-    retrieval_squad, 'predict', 'Where does Anna live?\n', **{'decode.bm25': 1.0}
-  )
-  assert status == 0 and len(names.split()) == 10
-  assert all(name.startswith('val/') for name in names.split())
+@pytest.mark.slow
+def test_documents_are_ranked(experiment, tmp_path):
+  status, out, err = experiment('retrieval_squad.py:tiny', tmp_path, **SMALL)
+  assert status == 0, err
+  assert {'val/recall_at_5', 'val/nll_in_batch'} <= json.loads(out)['metrics'].keys()
+  question, words = 'Where does Anna live?\n', {'decode.bm25': 1.0}
+  status, out, err = experiment('retrieval_squad.py:tiny', tmp_path, 'predict', question, **words)
+  assert status == 0, err
+  names = out.split()
+  assert len(names) == 10 and all(name.startswith('val/') for name in names)

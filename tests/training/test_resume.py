@@ -1,21 +1,19 @@
 """The law of the house: a run killed, stopped or starved goes on as if nothing had happened."""
 
 import json
-import os
 import pathlib
 import random
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
+from processes import Commands, Process
 
-ROOT = pathlib.Path(__file__).parents[2]
-STEPS = 24
+STEPS = 16
 
 EXPERIMENT = """
 from experiments import dates
@@ -38,8 +36,8 @@ def get_config():
 class Lab:
   """A tiny experiment on disk, and `run.py` in processes of their own."""
 
-  def __init__(self, folder: pathlib.Path):
-    self.folder, self.started = folder, []
+  def __init__(self, folder: pathlib.Path, commands: Commands):
+    self.folder, self.commands = folder, commands
     rng, data = random.Random(0), folder / 'data'
     data.mkdir()
     for split, lines in (('train', 64), ('val', 8), ('test', 8)):
@@ -49,38 +47,33 @@ class Lab:
     self.config = folder / 'tiny.py'
     self.config.write_text(EXPERIMENT.format(data=str(data), steps=STEPS))
 
-  def start(self, workdir: pathlib.Path, *flags: str) -> subprocess.Popen:
-    environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-    environment |= {
-      'JAX_PLATFORMS': 'cpu',
-      'JAX_COMPILATION_CACHE_DIR': str(self.folder / 'compiled'),
-      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    }
-    command = [sys.executable, 'run.py', f'--config={self.config}', f'--workdir={workdir}', *flags]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    self.started.append(subprocess.Popen(command, cwd=ROOT, env=environment, **pipes))
-    return self.started[-1]
+  def start(self, workdir: pathlib.Path, *flags: str, fresh: bool = False) -> Process:
+    flags = (f'--config={self.config}', f'--workdir={workdir}', *flags)
+    return self.commands.start(*flags, fresh=fresh)
 
-  def finish(self, workdir: pathlib.Path, *flags: str) -> dict:
+  def finish(self, workdir: pathlib.Path, *flags: str, fresh: bool = False) -> dict:
     """The result of a run that comes to its end."""
-    process = self.start(workdir, *flags)
-    out, err = process.communicate(timeout=900)
+    process = self.start(workdir, *flags, fresh=fresh)
+    out, err = outputs(process)
     assert process.returncode == 0, err
     return json.loads(out.splitlines()[-1])
 
 
 @pytest.fixture(scope='module')
-def lab(tmp_path_factory):
-  lab = Lab(tmp_path_factory.mktemp('lab'))
-  yield lab
-  for process in lab.started:  # of a test that failed
-    process.kill()
-    process.communicate()
+def lab(commands, tmp_path_factory):
+  return Lab(tmp_path_factory.mktemp('lab'), commands)
 
 
 @pytest.fixture(scope='module')
 def uninterrupted(lab):
-  return lab.finish(lab.folder / 'uninterrupted')
+  """By an interpreter of its own: nothing may depend on what differs from one to the next."""
+  return lab.finish(lab.folder / 'uninterrupted', fresh=True)
+
+
+def outputs(process: Process) -> tuple[str, str]:
+  """(stdout, stderr), when the process has ended."""
+  out, err = process.communicate(timeout=600)
+  return out.decode(), err.decode()
 
 
 def lines(workdir):
@@ -107,22 +100,27 @@ def assert_same_run(result, workdir, reference, folder):
   assert kept(workdir) == kept(expected)
 
 
+def kill(lab, workdir, moment):
+  """Start a run, and kill -9 it as soon as moment() is true."""
+  process = lab.start(workdir)
+  wait_for(process, moment)
+  process.kill()
+  _, err = outputs(process)
+  assert process.returncode == -signal.SIGKILL, err
+
+
+@pytest.mark.slow
 def test_killed_at_random_moments(lab, uninterrupted):
   """kill -9 while it saves a checkpoint, saves the best, evaluates, or anywhere at all."""
   workdir, rng = lab.folder / 'killed', random.Random(0)
   moments = [
     lambda: saving(workdir, 'last'),
     lambda: saving(workdir, 'best'),
-    lambda: lines(workdir) >= rng.randint(3, 12),
-    lambda: lines(workdir) >= 20 and saving(workdir, 'last'),
+    lambda: lines(workdir) >= rng.randint(3, 10),
+    lambda: lines(workdir) >= 12 and saving(workdir, 'last'),
   ]
   for moment in moments:
-    process = lab.start(workdir)
-    wait_for(process, moment)
-    time.sleep(rng.random() * 0.02)
-    process.kill()
-    _, err = process.communicate()
-    assert process.returncode == -signal.SIGKILL, err
+    kill(lab, workdir, lambda moment=moment: moment() and not time.sleep(rng.random() * 0.02))
   assert 0 < lines(workdir)
   # a save that was cut off, and a line that was
   (workdir / 'checkpoints' / 'last' / f'{STEPS}.orbax-checkpoint-tmp').mkdir(exist_ok=True)
@@ -132,28 +130,30 @@ def test_killed_at_random_moments(lab, uninterrupted):
   assert_same_run(result, workdir, uninterrupted, lab.folder)
 
 
-def test_stopped_by_signals(lab, uninterrupted):
-  """SIGTERM and Ctrl-C save and say so; meanwhile nobody else may train there."""
+def test_killed_and_stopped_by_signals(lab, uninterrupted):
+  """kill -9 loses nothing; SIGTERM and Ctrl-C save and say so; meanwhile nobody else trains."""
   workdir = lab.folder / 'stopped'
+  kill(lab, workdir, lambda: lines(workdir) >= 3 and saving(workdir, 'last'))
+
   process = lab.start(workdir)
   wait_for(process, lambda: lines(workdir) >= 6)  # the evaluation after step 6 is due
   process.send_signal(signal.SIGTERM)
-  _, err = process.communicate()
+  _, err = outputs(process)
   assert process.returncode == 143, err
   assert 'SIGTERM: saved step ' in err.splitlines()[-1]
   step = int(err.splitlines()[-1].split('saved step ')[1].split(';')[0])
   assert step >= 6 and (workdir / 'checkpoints' / 'last' / str(step)).is_dir()
 
   process = lab.start(workdir)
-  wait_for(process, lambda: lines(workdir) >= 14)
+  wait_for(process, lambda: lines(workdir) >= 10)
   process.send_signal(signal.SIGSTOP)
   second = lab.start(workdir)
-  _, refusal = second.communicate()
+  _, refusal = outputs(second)
   assert second.returncode == 2
   assert refusal.splitlines()[-1].startswith(f'error: process {process.pid} on ')
   process.send_signal(signal.SIGCONT)
   process.send_signal(signal.SIGINT)
-  _, err = process.communicate()
+  _, err = outputs(process)
   assert process.returncode == 130, err
   assert 'SIGINT: saved step ' in err.splitlines()[-1]
   assert 'Traceback' not in err
@@ -169,12 +169,13 @@ def test_a_finished_run_only_reports(lab, uninterrupted):
   assert_same_run(result, workdir, uninterrupted, lab.folder)
 
 
+@pytest.mark.slow
 def test_not_finite(lab):
   """Stops at once, names step, batch and place, and has not touched the parameters."""
   workdir = lab.folder / 'diverged'
   flags = ('--config.optimizer.name=sgd', '--config.optimizer.learning_rate=1e30')
   process = lab.start(workdir, *flags, '--config.optimizer.clip=0.0')
-  out, err = process.communicate()
+  out, err = outputs(process)
   message = err.splitlines()[-1]
   assert process.returncode == 1 and not out, err
   assert message.startswith('error: step 2: the loss or its gradient is not finite, first in ')
@@ -197,12 +198,13 @@ def small_disk(tmp_path):
   subprocess.run(['umount', '-l', str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_full_disk(lab, uninterrupted, small_disk):
   """Says so in one line, keeps what is saved, and goes on when there is room."""
   disk, make_room = small_disk
   workdir = disk / 'run'
   process = lab.start(workdir)
-  out, err = process.communicate()
+  out, err = outputs(process)
   assert process.returncode == 2 and not out, err
   # a thread of Orbax may write its own traceback before it, in the same line, or after it
   (message,) = re.findall('error: the disk of .*', err)

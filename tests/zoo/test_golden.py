@@ -59,6 +59,7 @@ def furthest(found, expected, inputs):
   return np.nan_to_num(max(errors), nan=np.inf)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name, swap', SWAPS, ids=str)
 def test_a_swap_is_noticed(name, swap, monkeypatch):
   read = reading.read_config
