@@ -69,6 +69,7 @@ def pytest_collection_finish():
 
 @functools.cache
 def why_no_float16():
+  """Return why this platform cannot compute in float16, or '' if it can."""
   from transformer.inspection import doctor
 
   return doctor.why_not_compiled('float16')
@@ -99,7 +100,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 def processor() -> str:
-  """The kind of processor, how many cores may be used, and the widest vectors it has."""
+  """Return the number of cores, the processor's name and its widest vector instructions."""
   info = pathlib.Path('/proc/cpuinfo')
   fields = dict(
     (part.strip() for part in line.split(':', 1))

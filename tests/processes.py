@@ -28,14 +28,14 @@ QUICK_COMPILATION = '--xla_backend_optimization_level=0', '--xla_cpu_use_fusion_
 
 
 def _understood(flag: str) -> bool:
-  """Whether XLA knows a flag: it ends the process of one that it does not know."""
+  """Return whether XLA knows a flag; an unknown flag ends the process that sets it."""
   command = [sys.executable, '-c', 'import jax; jax.devices()']
   known = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flag}
   return not subprocess.run(command, env=known, capture_output=True).returncode
 
 
 def xla_flags(*flags: str) -> str:
-  """These flags, those of quick compilation and the user's, of whose values XLA takes the last."""
+  """Return these flags, those of quick compilation and the user's, which win."""
   return ' '.join([*flags, os.environ['TESTS_XLA_FLAGS'], os.environ['USER_XLA_FLAGS']])
 
 
@@ -82,10 +82,10 @@ class Process:
       message = json.dumps({'argv': argv, 'cwd': str(cwd), 'devices': devices}).encode()
       socket.send_fds(server, [message], [*descriptors, theirs.fileno()])
       theirs.close()
-      self.pid = self._number()
+      self.pid = self._receive()
 
-  def _number(self, timeout: float | None = None) -> int:
-    """The next line that the server's side sends: first the process number, then the status."""
+  def _receive(self, timeout: float | None = None) -> int:
+    """Return the next number that the server sends: the process id first, then the exit status."""
     if not select.select([self._status], [], [], timeout)[0]:
       raise TimeoutError(f'process {self.pid} has not ended within {timeout} s')
     line = b''
@@ -101,7 +101,7 @@ class Process:
       self.returncode = self._popen.poll()
     elif self.returncode is None:
       with contextlib.suppress(TimeoutError):
-        self.returncode = self._number(timeout=0)
+        self.returncode = self._receive(timeout=0)
     return self.returncode
 
   def send_signal(self, number: int):
@@ -122,7 +122,7 @@ class Process:
     if self._popen is not None:
       self.returncode = self._popen.wait(timeout)
     elif self.returncode is None:
-      self.returncode = self._number(timeout)
+      self.returncode = self._receive(timeout)
     for file in self._files[1:]:
       file.seek(0)
     return self._files[1].read(), self._files[2].read()
@@ -204,7 +204,7 @@ def serve(control: socket.socket):
 
 
 def _monitor(command, descriptors):
-  """Fork the command and send its process number, then its exit status."""
+  """Fork the command; send its process id, then its exit status."""
   status = socket.socket(fileno=descriptors.pop())
   pid = os.fork()
   if pid:
