@@ -68,7 +68,7 @@ def get_config(corpus: str = '') -> ConfigDict:
     dtype='bfloat16',
   )
   c.loss = dict(
-    classes='airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck',
+    classes=tuple('airplane automobile bird cat deer dog frog horse ship truck'.split()),
     label_smoothing=0.1,
     coarse_until='',
   )
@@ -95,5 +95,5 @@ def get_config(corpus: str = '') -> ConfigDict:
   if corpus:
     c.experiment = 'cifar10_shapes'
     c.data.update(name='shapes', dir='', targets='label', train='train', val='val', test='test')
-    c.loss.classes = 'circle, square, triangle, cross'
+    c.loss.classes = tuple('circle, square, triangle, cross'.split(', '))
   return c

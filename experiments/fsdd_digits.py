@@ -63,7 +63,7 @@ def get_config(variant: str = 'speakers') -> ConfigDict:
     dtype='bfloat16',
   )
   c.loss = dict(
-    classes='zero, one, two, three, four, five, six, seven, eight, nine',
+    classes=tuple('zero, one, two, three, four, five, six, seven, eight, nine'.split(', ')),
     label_smoothing=0.1,
     coarse_until='',
   )

@@ -66,7 +66,7 @@ def get_config(corpus: str = '') -> ConfigDict:
     dropout=0.1,
     dtype='bfloat16',
   )
-  c.loss = dict(classes='0, 1, 2, 3, 4, 5, 6, 7, 8, 9', label_smoothing=0.1, coarse_until='')
+  c.loss = dict(classes=tuple('0123456789'), label_smoothing=0.1, coarse_until='')
   c.optimizer = dict(
     presets.MUON, learning_rate=1e-2, schedule='cosine', warmup_steps=200, clip=1.0
   )
@@ -90,5 +90,5 @@ def get_config(corpus: str = '') -> ConfigDict:
   if corpus:
     c.experiment = 'mnist_shapes'
     c.data.update(name='shapes', dir='', targets='label', train='train', val='val', test='test')
-    c.loss.classes = 'circle, square, triangle, cross'
+    c.loss.classes = tuple('circle, square, triangle, cross'.split(', '))
   return c

@@ -59,7 +59,7 @@ def get_config(stage: str = 'finetune') -> ConfigDict:
   if pretrain:
     c.loss = dict(rate=0.2, whole_words=False, next_sentence=False)
   else:
-    c.loss = dict(classes='0, 1', label_smoothing=0.1, coarse_until='')
+    c.loss = dict(classes=tuple('0, 1'.split(', ')), label_smoothing=0.1, coarse_until='')
   c.optimizer = dict(
     presets.MUON,
     learning_rate=1e-2 if pretrain else 2e-3,

@@ -29,7 +29,7 @@ FINE = {
   'LOC': 'city country mount other state',
   'NUM': 'code count date dist money ord other perc period speed temp volsize weight',
 }
-CLASSES = ', '.join(f'{coarse}:{fine}' for coarse in FINE for fine in FINE[coarse].split())
+CLASSES = tuple(f'{coarse}:{fine}' for coarse in FINE for fine in FINE[coarse].split())
 
 
 def get_config() -> ConfigDict:

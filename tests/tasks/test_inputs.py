@@ -51,7 +51,7 @@ def labels(tokenizer):
     decoding=Batching(rows=4),
     length=1,
     inputs=Images(height=6, width=9, channels=1, patch=3),
-    classes='left, right',
+    classes=('left', 'right'),
     label_smoothing=0.0,
   )
 

@@ -20,7 +20,7 @@ def task():
     tokenizer=tokenizers.train(['abc'], kind='bytes', vocab=260),
     decoding=Batching(rows=2),
     length=8,
-    classes=', '.join(CLASSES),
+    classes=tuple(CLASSES),
     label_smoothing=0.0,
     coarse_until=':',
   )

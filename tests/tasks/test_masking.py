@@ -58,7 +58,7 @@ def labels(tokenizer):
     tokenizer=tokenizer,
     decoding=Batching(rows=2),
     length=16,
-    classes='ant, bee',
+    classes=('ant', 'bee'),
     label_smoothing=0.0,
   )
 
@@ -269,7 +269,7 @@ def test_what_cannot_be_learnt_is_refused(labels, masking, denoising):
   with pytest.raises(ValueError, match="label 'wasp' of 'big' is none of"):
     labels.features([{'inputs': 'big', 'targets': 'wasp'}])
   with pytest.raises(ValueError, match='two or more labels'):
-    dataclasses.replace(labels, classes='ant, ant')
+    dataclasses.replace(labels, classes=('ant', 'ant'))
   with pytest.raises(ValueError, match='show where a word begins'):
     dataclasses.replace(masking, whole_words=True)
   plain = tokenizers.train(TEXTS, kind='characters', vocab=40)

@@ -99,12 +99,10 @@ def test_what_is_learnt_may_not(workdir, key):
 
 def test_free_keys_exist():
   """A key that was renamed would silently no longer be free."""
-  from transformer.training import settings
+  from transformer.training import config
 
   every = [
-    f'{section}.{key}'
-    for section in settings.SECTIONS
-    for key in settings.keys(section, 'sequence')
+    f'{section}.{key}' for section in config.SECTIONS for key in config.keys(section, 'sequence')
   ]
   for prefix in FREE:
     assert any(key.startswith(prefix) for key in every), prefix

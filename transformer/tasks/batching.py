@@ -23,7 +23,7 @@ class Batching:
       independent of its neighbours to the last bit.
   """
 
-  rows: int
+  rows: int = 32
 
   def __post_init__(self):
     if self.rows < 1:

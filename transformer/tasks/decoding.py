@@ -35,8 +35,8 @@ class Decoding:
   top_p: float = 1.0
   min_p: float = 0.0
   seed: int = 0
-  length: int
-  rows: int
+  length: int = 128
+  rows: int = 32
 
   def __post_init__(self):
     for name in ('beams', 'length', 'rows'):

@@ -44,9 +44,9 @@ class Denoising:
   tokenizer: Tokenizer
   decoding: Decoding
   length: int
-  objective: Literal['spans', 'prefix']
-  rate: float
-  mean_span: float
+  objective: Literal['spans', 'prefix'] = 'spans'
+  rate: float = 0.15
+  mean_span: float = 3.0
   label_smoothing: float = 0.0
   z_loss: float = 0.0
   start: Literal['bos', 'eos', 'pad'] = 'bos'

@@ -31,7 +31,7 @@ class Labels:
     decoding: for `predict`.
     length: longest text in tokens, start and end token included.
     inputs: how images or sounds are read; None for texts.
-    classes: the labels, separated by commas.
+    classes: the labels.
     label_smoothing: of the training loss; see losses.cross_entropy.
     coarse_until: a mark, such as the colon of NUM:date: training tells all classes apart; judged
       and predicted is what stands before the mark, by the sum of the probabilities. '' for none.
@@ -41,8 +41,8 @@ class Labels:
   decoding: Batching
   length: int
   inputs: Reader | None = None
-  classes: str
-  label_smoothing: float
+  classes: tuple[str, ...]
+  label_smoothing: float = 0.0
   coarse_until: str = ''
 
   reads = ('inputs',)  # of an example
@@ -51,16 +51,14 @@ class Labels:
 
   def __post_init__(self):
     if len(set(self.names)) < max(len(self.names), 2):
-      raise ValueError(
-        f'loss.classes={self.classes!r}: give two or more labels, separated by commas, each once'
-      )
+      raise ValueError(f'loss.classes={self.classes!r}: give two or more labels, each once')
     if not self.inputs and None in (self.tokenizer.bos, self.tokenizer.eos):
       raise ValueError('the tokenizer has no start or end token, which classification needs')
 
   @property
   def names(self) -> list[str]:
     """The labels, in the order of their numbers."""
-    return [name.strip() for name in self.classes.split(',')]
+    return list(self.classes)
 
   @property
   def coarse(self) -> list[str]:

@@ -44,9 +44,9 @@ class Masking:
   tokenizer: Tokenizer
   decoding: Batching
   length: int
-  rate: float
-  whole_words: bool
-  next_sentence: bool
+  rate: float = 0.15
+  whole_words: bool = False
+  next_sentence: bool = False
 
   reads = ('targets',)  # of an example
   figures = TEACHER_FORCED

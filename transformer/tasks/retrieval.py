@@ -39,10 +39,10 @@ class Ranking(Batching):
     fusion: what is added: scores, scaled to 0 to 1 for each query, or 1 / (60 + rank).
   """
 
-  collection: str
-  first: int
-  bm25: float
-  fusion: Literal['scores', 'ranks']
+  collection: str = ''
+  first: int = 10
+  bm25: float = 0.0
+  fusion: Literal['scores', 'ranks'] = 'scores'
 
   def __post_init__(self):
     super().__post_init__()

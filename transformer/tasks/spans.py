@@ -34,7 +34,7 @@ class Extraction(Batching):
     longest: tokens of an answer.
   """
 
-  longest: int
+  longest: int = 30
 
   def __post_init__(self):
     super().__post_init__()

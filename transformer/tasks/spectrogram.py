@@ -34,9 +34,9 @@ class Synthesis(Batching):
     iterations: of Griffin and Lim's algorithm.
   """
 
-  length: int
-  stop: float
-  iterations: int
+  length: int = 128
+  stop: float = 0.5
+  iterations: int = 60
 
   def __post_init__(self):
     super().__post_init__()
@@ -70,15 +70,15 @@ class Spectrogram:
   tokenizer: Tokenizer
   decoding: Synthesis
   length: int
-  rate: int
-  window: float
-  hop: float
-  mels: int
-  floor: float
-  together: int
-  prenet_dropout: float
-  stop_weight: float
-  diagonal: float
+  rate: int = 16_000
+  window: float = 0.05
+  hop: float = 0.0125
+  mels: int = 80
+  floor: float = 1e-4
+  together: int = 1
+  prenet_dropout: float = 0.5
+  stop_weight: float = 5.0
+  diagonal: float = 0.0
 
   reads = ('targets',)  # as text, of an example
   figures = ('mel_error', 'stop_nll', 'off_diagonal')

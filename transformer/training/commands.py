@@ -22,10 +22,10 @@ from ml_collections import ConfigDict, config_flags
 from transformer.training import loop
 from transformer.training import workdir as workdir_module
 from transformer.training.checkpoints import digest
+from transformer.training.config import SECTIONS, check
 from transformer.training.experiment import prepare, reopen, restore_best
 from transformer.training.process import cores, tune
 from transformer.training.reporting import log_ours as log_ours
-from transformer.training.settings import SECTIONS, check
 from transformer.training.workdir import Workdir, line_of, write
 
 USAGE, FAILURE = 2, 1

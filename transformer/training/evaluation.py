@@ -12,7 +12,7 @@ from transformer.data.corpora import Source
 from transformer.data.pipeline import Batches
 from transformer.functional.losses import Mean
 from transformer.tasks.task import Task
-from transformer.training.settings import METRICS, names
+from transformer.training.config import METRICS, names
 from transformer.training.sharding import shard_batch
 from transformer.training.step import Model
 
@@ -73,7 +73,7 @@ def judge(
     task: how to decode.
     model: what decodes.
     source: examples.
-    metrics: names of settings.METRICS, separated by commas; without any, only samples are decoded.
+    metrics: names of config.METRICS, separated by commas; without any, only samples are decoded.
     limit: decode only the first so many; 0 means all. What has several 'references' is decoded
       once for all of them.
     samples: keep so many examples to show.

@@ -12,8 +12,9 @@ from transformer.data import corpora, pipeline, tokenizers
 from transformer.modules.adapters import adapt
 from transformer.modules.config import ModelConfig
 from transformer.tasks.task import Task
-from transformer.training import settings, sharding
+from transformer.training import sharding
 from transformer.training.checkpoints import Checkpoints
+from transformer.training.config import TASKS, Settings, check, names, reader_of
 from transformer.training.step import Model
 from transformer.training.workdir import Workdir
 
@@ -21,7 +22,7 @@ from transformer.training.workdir import Workdir
 class Experiment(NamedTuple):
   """What a run is made of; nothing is trained or loaded yet."""
 
-  settings: settings.Settings
+  settings: Settings
   task: Task
   model: ModelConfig
   mesh: Mesh
@@ -105,13 +106,13 @@ def prepare(config: dict[str, Any], workdir: Workdir) -> Experiment:
   Raises:
     ValueError, FileNotFoundError: what is wrong with the config, the data or the workdir.
   """
-  checked = settings.check(config)
+  checked = check(config)
   mesh = sharding.make_mesh(**checked.mesh)
   data = checked.data
   load = functools.partial(
     corpora.load, data.name, dir=data.dir, inputs=data.inputs, targets=data.targets
   )
-  for split in (data.val, *settings.names(data.test)):
+  for split in (data.val, *names(data.test)):
     load(split)  # a missing file is better found now than after training
   source = load(data.train, limit=data.limit)
   if jax.process_index() == 0:
@@ -127,7 +128,7 @@ def prepare(config: dict[str, Any], workdir: Workdir) -> Experiment:
         'another, or of a published model with that file'
       )
   if tokenizer is None:
-    reads = settings.TASKS[checked.task].reads
+    reads = TASKS[checked.task].reads
     if checked.model['inputs'] != 'tokens':
       reads = ('targets',)  # labels are texts, too
     examples = (source[i] for i in range(len(source)))
@@ -147,7 +148,7 @@ def reopen(config: dict[str, Any], workdir: Workdir, mesh: Mesh | None = None) -
   Raises:
     FileNotFoundError: there is none in the workdir.
   """
-  checked = settings.check(config)
+  checked = check(config)
   tokenizer = workdir.tokenizer()
   if tokenizer is None:
     raise FileNotFoundError(f'there is no trained model in {workdir}: train one first')
@@ -170,9 +171,9 @@ def with_shardings(tree: Any, mesh: Mesh) -> Any:
   )
 
 
-def _experiment(checked: settings.Settings, tokenizer: Any, mesh: Mesh) -> Experiment:
+def _experiment(checked: Settings, tokenizer: Any, mesh: Mesh) -> Experiment:
   given = dict(tokenizer=tokenizer, decoding=checked.decode, length=checked.data.length)
-  if reader := settings.reader_of(checked):
+  if reader := reader_of(checked):
     given['inputs'] = reader
-  task = settings.TASKS[checked.task](**given, **checked.loss)
+  task = TASKS[checked.task](**given, **checked.loss)
   return Experiment(checked, task, ModelConfig(vocab=tokenizer.size, **checked.model), mesh)

@@ -13,11 +13,11 @@ from absl import logging
 from transformer.data import pipeline
 from transformer.training import optimizers, reporting, sharding
 from transformer.training.checkpoints import Checkpoints
+from transformer.training.config import names
 from transformer.training.diagnosis import first_not_finite
 from transformer.training.evaluation import better, judge, measure
 from transformer.training.experiment import Experiment, with_shardings
 from transformer.training.initial import with_given
-from transformer.training.settings import names
 from transformer.training.step import Model, State, init, train_steps
 from transformer.training.workdir import Workdir, line_of, write
 

@@ -24,7 +24,7 @@ RULES = (
 )
 
 
-def make_mesh(*, data: int, fsdp: int, tensor: int, sequence: int) -> Mesh:
+def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int = 1) -> Mesh:
   """A mesh of all devices.
 
   Args:

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from transformer.data import tokenizers
 from transformer.modules.config import ModelConfig
@@ -322,8 +322,8 @@ def _typed(section: str, given: Mapping[str, Any], reader: Callable) -> dict[str
   typed = dict(given)
   for name, value in given.items():
     wanted = inspect.signature(reader).parameters[name].annotation
-    if choices := get_args(wanted):
-      _one_of(f'{section}.{name}', value, choices)
+    if get_origin(wanted) is Literal:
+      _one_of(f'{section}.{name}', value, get_args(wanted))
     elif wanted is float and type(value) is int:
       typed[name] = float(value)
     elif wanted in (bool, int, float, str) and type(value) is not wanted:

@@ -8,8 +8,8 @@ import re
 
 import pytest
 
-from transformer.training import settings
-from transformer.training.settings import SECTIONS, check, keys
+from transformer.training import config as module
+from transformer.training.config import SECTIONS, check, keys
 
 EXPERIMENTS = sorted((pathlib.Path(__file__).parents[2] / 'experiments').glob('*.py'))
 
@@ -179,5 +179,5 @@ def test_contradictions_are_named(config):
 
 
 def test_lists_of_names():
-  assert settings.names('') == [] == settings.names(' , ')
-  assert settings.names('test, test_b,c') == ['test', 'test_b', 'c']
+  assert module.names('') == [] == module.names(' , ')
+  assert module.names('test, test_b,c') == ['test', 'test_b', 'c']
