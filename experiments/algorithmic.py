@@ -17,7 +17,7 @@ def get_config(task: str = 'reverse') -> ConfigDict:
   if task not in ('copy', 'reverse', 'sort'):
     raise ValueError(f'algorithmic.py:{task} is unknown: give copy, reverse or sort')
   c = ConfigDict()
-  c.experiment, c.task, c.seed, c.init = f'algorithmic_{task}', 'sequence', 0, ''
+  c.experiment, c.task, c.seed, c.init = f'algorithmic_{task}', 'seq2seq', 0, ''
   c.data = dict(
     name=task,
     dir='',

@@ -24,7 +24,7 @@ def get_config(variant: str = 'ctc') -> ConfigDict:
   attention, choose = variant == 'attention', variant == 'choose'
   c = ConfigDict()
   c.experiment, c.seed, c.init = f'an4_{variant}', 0, ''
-  c.task = 'joint' if attention else 'transcription'
+  c.task = 'joint_ctc' if attention else 'ctc'
   c.data = dict(
     name='frames',
     dir='../shared/data/an4',

@@ -25,7 +25,7 @@ def get_config(corpus: str = '') -> ConfigDict:
   if corpus not in ('', 'shapes'):
     raise ValueError(f'cifar10.py:{corpus} is unknown: give shapes, or nothing')
   c = ConfigDict()
-  c.experiment, c.task, c.seed, c.init = 'cifar10', 'labels', 0, ''
+  c.experiment, c.task, c.seed, c.init = 'cifar10', 'classification', 0, ''
   c.data = dict(
     name='images',
     dir='../shared/data/cifar10_jpeg',

@@ -33,7 +33,7 @@ def get_config(variant: str = 'captions') -> ConfigDict:
   translation, shapes = variant == 'translation', variant == 'shapes'
   c = ConfigDict()
   c.experiment = {'captions': 'flickr8k'}.get(variant, f'flickr8k_{variant}')
-  c.task, c.seed = 'sequence', 0
+  c.task, c.seed = 'seq2seq', 0
   c.init = 'runs/flickr8k_translation' if variant == 'captions' else ''
   c.data = dict(
     name='captions',

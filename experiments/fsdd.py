@@ -26,7 +26,7 @@ def get_config(variant: str = 'ctc') -> ConfigDict:
   attention, keypad = variant == 'attention', variant == 'keypad'
   c = ConfigDict()
   c.experiment, c.seed, c.init = f'fsdd_{variant}', 0, ''
-  c.task = 'joint' if attention else 'transcription'
+  c.task = 'joint_ctc' if attention else 'ctc'
   c.data = dict(
     name='keypad_strings' if keypad else 'fsdd_strings',
     dir='' if keypad else '../shared/data/fsdd',

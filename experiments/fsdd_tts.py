@@ -24,7 +24,7 @@ def get_config(variant: str = 'speakers') -> ConfigDict:
     raise ValueError(f'fsdd_tts.py:{variant} is unknown: give speakers or keypad')
   keypad = variant == 'keypad'
   c = ConfigDict()
-  c.experiment, c.task, c.seed, c.init = 'fsdd_tts', 'spectrogram', 0, ''
+  c.experiment, c.task, c.seed, c.init = 'fsdd_tts', 'text_to_speech', 0, ''
   c.data = dict(
     name='keypad' if keypad else 'fsdd',
     dir='' if keypad else '../shared/data/fsdd',

@@ -24,7 +24,7 @@ from transformer.zoo import presets
 
 def get_config() -> ConfigDict:
   c = ConfigDict()
-  c.experiment, c.task, c.seed, c.init = 'kathleen', 'spectrogram', 0, ''
+  c.experiment, c.task, c.seed, c.init = 'kathleen', 'text_to_speech', 0, ''
   c.data = dict(
     name='recordings',
     dir='../shared/data/kathleen16k',

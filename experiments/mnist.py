@@ -24,7 +24,7 @@ def get_config(corpus: str = '') -> ConfigDict:
   if corpus not in ('', 'shapes'):
     raise ValueError(f'mnist.py:{corpus} is unknown: give shapes, or nothing')
   c = ConfigDict()
-  c.experiment, c.task, c.seed, c.init = 'mnist', 'labels', 0, ''
+  c.experiment, c.task, c.seed, c.init = 'mnist', 'classification', 0, ''
   c.data = dict(
     name='idx',
     dir='../shared/data/mnist',

@@ -16,7 +16,7 @@ from transformer.zoo import presets
 
 def get_config() -> ConfigDict:
   c = ConfigDict()
-  c.experiment, c.task, c.seed, c.init = 'multi30k_en_de', 'sequence', 0, ''
+  c.experiment, c.task, c.seed, c.init = 'multi30k_en_de', 'seq2seq', 0, ''
   c.data = dict(
     name='parallel',
     dir='../shared/data/multi30k',

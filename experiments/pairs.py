@@ -15,7 +15,7 @@ from transformer.zoo import presets
 
 def get_config() -> ConfigDict:
   c = ConfigDict()
-  c.experiment, c.task, c.seed, c.init = 'pairs', 'sequence', 0, ''
+  c.experiment, c.task, c.seed, c.init = 'pairs', 'seq2seq', 0, ''
   c.data = dict(
     name='pairs',
     dir='',

@@ -33,7 +33,7 @@ def get_config(stage: str = 'finetune') -> ConfigDict:
   pretrain, tiny = stage == 'pretrain', stage == 'tiny'
   c = ConfigDict()
   c.experiment, c.seed = {'finetune': 'squad'}.get(stage, f'squad_{stage}'), 0
-  c.task, c.init = 'spans', '' if pretrain or tiny else 'runs/squad_pretrain'
+  c.task, c.init = 'question_answering', '' if pretrain or tiny else 'runs/squad_pretrain'
   c.data = dict(
     name='facts' if tiny else 'squad',
     dir='../shared/data',

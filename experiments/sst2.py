@@ -28,7 +28,7 @@ def get_config(stage: str = 'finetune') -> ConfigDict:
   pretrain = stage == 'pretrain'
   c = ConfigDict()
   c.experiment, c.seed = f'sst2_{stage}', 0
-  c.task, c.init = ('masking', '') if pretrain else ('labels', 'runs/sst2_pretrain')
+  c.task, c.init = ('masked_lm', '') if pretrain else ('classification', 'runs/sst2_pretrain')
   c.data = dict(
     name='text' if pretrain else 'pairs',
     dir='runs/text' if pretrain else '../shared/data/sst2',

@@ -16,7 +16,7 @@ from transformer.zoo import presets
 
 def get_config() -> ConfigDict:
   c = ConfigDict()
-  c.experiment, c.task, c.seed, c.init = 'tinyshakespeare', 'language', 0, ''
+  c.experiment, c.task, c.seed, c.init = 'tinyshakespeare', 'language_model', 0, ''
   c.data = dict(
     name='text',
     dir='../shared/data/tinyshakespeare/input.txt.gz',

@@ -34,7 +34,7 @@ CLASSES = tuple(f'{coarse}:{fine}' for coarse in FINE for fine in FINE[coarse].s
 
 def get_config() -> ConfigDict:
   c = ConfigDict()
-  c.experiment, c.task, c.seed, c.init = 'trec', 'labels', 0, 'runs/sst2_pretrain'
+  c.experiment, c.task, c.seed, c.init = 'trec', 'classification', 0, 'runs/sst2_pretrain'
   c.data = dict(
     name='labelled',
     dir='../shared/data/trec/train.txt.gz',

@@ -21,7 +21,7 @@ from transformer.zoo import presets
 
 def get_config() -> ConfigDict:
   c = ConfigDict()
-  c.experiment, c.task, c.seed, c.init = 'wikitext2', 'language', 0, ''
+  c.experiment, c.task, c.seed, c.init = 'wikitext2', 'language_model', 0, ''
   c.data = dict(
     name='text',
     dir='../shared/data/wikitext2',

@@ -18,7 +18,7 @@ from transformer.zoo import presets
 
 def get_config() -> ConfigDict:
   c = ConfigDict()
-  c.experiment, c.task, c.seed, c.init = 'wmt14_en_de_base', 'sequence', 0, ''
+  c.experiment, c.task, c.seed, c.init = 'wmt14_en_de_base', 'seq2seq', 0, ''
   c.data = dict(
     name='wmt14_translate/de-en',
     dir='',

@@ -21,7 +21,7 @@ from transformer.zoo import presets
 
 def get_config() -> ConfigDict:
   c = ConfigDict()
-  c.experiment, c.task, c.seed, c.init = 'yesno', 'transcription', 0, ''
+  c.experiment, c.task, c.seed, c.init = 'yesno', 'ctc', 0, ''
   c.data = dict(
     name='yesno',
     dir='../shared/data/yesno',

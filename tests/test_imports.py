@@ -14,15 +14,18 @@ import transformer
 
 ROOT = pathlib.Path(__file__).parents[1]
 MODULES = sorted(m.name for m in pkgutil.walk_packages(transformer.__path__, 'transformer.'))
+PARTS = 'functional modules data zoo inference evaluation tasks inspection training'.split()
 # Each part may import itself and these.
 MAY_IMPORT = {
   'functional': set(),
   'modules': {'functional'},
-  'data': set(),
+  'data': {'functional'},
   'zoo': {'functional', 'modules', 'data'},
-  'tasks': {'functional', 'modules', 'data'},
+  'inference': {'functional', 'modules', 'data'},
+  'evaluation': {'functional', 'modules', 'data', 'inference'},
+  'tasks': {'functional', 'modules', 'data', 'inference', 'evaluation'},
   'inspection': {'functional', 'modules', 'data'},
-  'training': {'functional', 'modules', 'data', 'zoo', 'tasks', 'inspection'},
+  'training': {*PARTS} - {'training'},
 }
 
 

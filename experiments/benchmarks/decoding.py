@@ -40,12 +40,12 @@ def ours(shape: dict, rows: int, beams: int, outputs: int, dtype: str):
   from flax import nnx
 
   from transformer import EncoderDecoder, ModelConfig
-  from transformer.tasks.decoding import Decoding
-  from transformer.tasks.sequence import SequenceToSequence
+  from transformer.inference.decoding import Decoding
+  from transformer.tasks.seq2seq import Seq2Seq
 
   config = ModelConfig(**dict(shape, length=128), prenorm=True, dtype=dtype)
   model = EncoderDecoder(config, nnx.Rngs(0))
-  task = SequenceToSequence(
+  task = Seq2Seq(
     tokenizer=type('Tokenizer', (), dict(bos=1, eos=-1, pad=0)),  # never ends
     decoding=Decoding(beams=beams, alpha=0.0, length=outputs, rows=rows),
     length=INPUTS,

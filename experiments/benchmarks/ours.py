@@ -47,14 +47,14 @@ def encoder_decoder(shape: dict, *, rows: int, dtype: str, steps: int = 1):
 
   from transformer import ModelConfig
   from transformer.data import tokenizers
-  from transformer.tasks.decoding import Decoding
-  from transformer.tasks.sequence import SequenceToSequence
+  from transformer.inference.decoding import Decoding
+  from transformer.tasks.seq2seq import Seq2Seq
 
   config = ModelConfig(**dict(prenorm=True, tie='output', dtype=dtype) | shape)
   tokens = np.random.default_rng(0).integers(2, config.vocab, (2, rows, config.length), np.int32)
   ones = np.ones_like(tokens[0])
   batch = dict(inputs=tokens[0], inputs_segments=ones, targets=tokens[1], targets_segments=ones)
-  task = SequenceToSequence(
+  task = Seq2Seq(
     tokenizer=tokenizers.train([], kind='bytes'),  # only its start token is used
     decoding=Decoding(beams=1, alpha=0.0, length=config.length, rows=rows),
     length=config.length,

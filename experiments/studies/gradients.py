@@ -32,8 +32,8 @@ import numpy as np
 from experiments.studies.study import RESULTS, curves, keep
 from transformer import ModelConfig, attention_weights
 from transformer.data import algorithmic, pipeline, tokenizers
-from transformer.tasks.decoding import Decoding
-from transformer.tasks.sequence import SequenceToSequence
+from transformer.inference.decoding import Decoding
+from transformer.tasks.seq2seq import Seq2Seq
 from transformer.training import optimizers
 from transformer.training.step import init, train_step
 
@@ -63,7 +63,7 @@ def of_softmax(key: jax.Array, size: int, scaled: bool, keys: int = 64) -> dict[
 def of_model(size: int, scaled: bool, *, steps: int, rows: int = 64) -> dict[str, list | float]:
   """The gradient at the start, and the mean loss of every PART steps."""
   tokenizer = tokenizers.train(algorithmic.SYMBOLS[:10] + ' ', kind='characters')
-  task = SequenceToSequence(
+  task = Seq2Seq(
     tokenizer=tokenizer, decoding=Decoding(length=2 * LENGTH, rows=1), length=2 * LENGTH
   )
   config = ModelConfig(

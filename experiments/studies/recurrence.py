@@ -27,7 +27,7 @@ from experiments.studies.study import RESULTS, curves, keep
 from transformer import EncoderDecoder, ModelConfig, greedy
 from transformer.modules.embeddings import Tokens
 from transformer.modules.layers import Linear
-from transformer.tasks.sequence import shift_right
+from transformer.tasks.seq2seq import shift_right
 from transformer.training import optimizers
 from transformer.training.step import init, train_step
 

@@ -31,7 +31,7 @@ def config():
 
 
 def every_key():
-  return [(section, key) for section in SECTIONS for key in keys(section, 'sequence')]
+  return [(section, key) for section in SECTIONS for key in keys(section, 'seq2seq')]
 
 
 def refusal(config):
@@ -111,7 +111,7 @@ def test_whole_numbers_are_numbers_and_truth_is_not(config):
 WRONG = [
   ('seed', None, -1, 'config.seed=-1'),
   ('seed', None, 0.5, 'config.seed=0.5'),
-  ('task', None, 'sequences', "config.task='sequences' is none of .*'sequence'"),
+  ('task', None, 'sequences', "config.task='sequences' is none of .*'seq2seq'"),
   ('model', None, 3, 'config.model=3 must be a section'),
   ('data', 'limit', -1, 'data.limit=-1 must be at least 0'),
   ('data', 'length', 0, 'data.length=0 must be at least 1'),

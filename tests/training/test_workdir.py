@@ -102,7 +102,7 @@ def test_free_keys_exist():
   from transformer.training import config
 
   every = [
-    f'{section}.{key}' for section in config.SECTIONS for key in config.keys(section, 'sequence')
+    f'{section}.{key}' for section in config.SECTIONS for key in config.keys(section, 'seq2seq')
   ]
   for prefix in FREE:
     assert any(key.startswith(prefix) for key in every), prefix

@@ -17,12 +17,12 @@ from jaxtyping import Array, Float, Int, Key
 from transformer.data.corpora import Source, chunks
 from transformer.data.documents import collection
 from transformer.data.pipeline import Fields, Ragged, joined
+from transformer.data.processors import Row, TextProcessor, read
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean, accuracy, cross_entropy
+from transformer.inference.batching import PAD, Batching, in_batches, self_attention
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import Embedding
-from transformer.tasks.batching import PAD, Batching, in_batches, self_attention
-from transformer.tasks.inputs import Row, Texts, read
 
 QUERY, DOCUMENT = 0, 1  # types of tokens
 RANK_CONSTANT = 60  # of reciprocal rank fusion, as published
@@ -98,9 +98,9 @@ class Retrieval:
       )
 
   @property
-  def reader(self) -> Texts:
+  def reader(self) -> TextProcessor:
     """How queries and documents are read."""
-    return Texts(self.tokenizer, self.length, start=True, cuts=True)
+    return TextProcessor(self.tokenizer, self.length, start=True, cuts=True)
 
   def quick(self) -> 'Retrieval':
     """The same task, by vectors alone."""

@@ -13,36 +13,36 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from transformer.data import tokenizers
+from transformer.data.processors import PROCESSORS
+from transformer.evaluation import metrics
+from transformer.evaluation.evaluate import METRICS
 from transformer.modules.config import ModelConfig
-from transformer.tasks import distortion, metrics
-from transformer.tasks.denoising import Denoising
-from transformer.tasks.inputs import READERS
-from transformer.tasks.labels import Labels
-from transformer.tasks.language import LanguageModel
-from transformer.tasks.masking import Masking
+from transformer.tasks.classification import Classification
+from transformer.tasks.ctc import CTC, JointCTC
+from transformer.tasks.language_model import LanguageModel
+from transformer.tasks.masked_lm import MaskedLM
+from transformer.tasks.question_answering import QuestionAnswering
 from transformer.tasks.retrieval import Retrieval
-from transformer.tasks.sequence import SequenceToSequence
-from transformer.tasks.spans import QuestionAnswering
-from transformer.tasks.spectrogram import Spectrogram
-from transformer.tasks.transcription import Joint, Transcription
+from transformer.tasks.seq2seq import Seq2Seq
+from transformer.tasks.span_corruption import SpanCorruption
+from transformer.tasks.text_to_speech import TextToSpeech
 from transformer.training import optimizers, sharding
 
-METRICS: dict[str, Callable] = {**metrics.METRICS, **distortion.METRICS}  # of texts, of sounds
 TASKS: dict[str, Any] = {
-  'sequence': SequenceToSequence,
-  'language': LanguageModel,
-  'masking': Masking,
-  'denoising': Denoising,
-  'labels': Labels,
-  'transcription': Transcription,
-  'joint': Joint,
-  'spans': QuestionAnswering,
+  'seq2seq': Seq2Seq,
+  'language_model': LanguageModel,
+  'masked_lm': MaskedLM,
+  'span_corruption': SpanCorruption,
+  'classification': Classification,
+  'ctc': CTC,
+  'joint_ctc': JointCTC,
+  'question_answering': QuestionAnswering,
   'retrieval': Retrieval,
-  'spectrogram': Spectrogram,
+  'text_to_speech': TextToSpeech,
 }
 
 
-WITH_DECODER = ('sequence', 'joint', 'denoising', 'spectrogram')
+WITH_DECODER = ('seq2seq', 'joint_ctc', 'span_corruption', 'text_to_speech')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -198,13 +198,13 @@ def readers(task: str, inputs: str = 'tokens') -> dict[str, tuple[Callable, tupl
 
   Args:
     task: of TASKS.
-    inputs: what the model reads, of inputs.READERS.
+    inputs: what the model reads, of inputs.PROCESSORS.
   """
   given = ('tokenizer', 'decoding', 'length', 'inputs')
   decoding = get_type_hints(TASKS[task])['decoding']
   return dict(
     COMMON,
-    inputs=(READERS[inputs], ('tokenizer', 'longest', 'start', 'cuts', 'stem')),
+    inputs=(PROCESSORS[inputs], ('tokenizer', 'longest', 'start', 'cuts', 'stem')),
     loss=(TASKS[task], given),
     decode=(decoding, ()),
   )
@@ -233,7 +233,7 @@ def check(config: Mapping[str, Any]) -> Settings:
       raise ValueError(f'config.{section}={config[section]!r} must be a section of keys')
   sections: dict[str, Any] = {}
   inputs = config['model'].get('inputs', 'tokens')
-  _one_of('model.inputs', inputs, READERS)
+  _one_of('model.inputs', inputs, PROCESSORS)
   for section, (reader, _) in readers(config['task'], inputs).items():
     _same_keys(f'config.{section}', config[section], keys(section, config['task'], inputs))
     sections[section] = _typed(section, config[section], reader)
@@ -274,7 +274,7 @@ def check(config: Mapping[str, Any]) -> Settings:
       )
     longest = reader.positions
   if settings.task in WITH_DECODER:  # others never look further than they learnt to
-    longest = max(longest + (settings.task == 'denoising'), settings.decode.length)
+    longest = max(longest + (settings.task == 'span_corruption'), settings.decode.length)
   if settings.model['position'] == 'learned' and longest > settings.model['length']:
     raise ValueError(
       f'model.length={settings.model["length"]} learned positions are fewer than '

@@ -11,11 +11,11 @@ import numpy as np
 from absl import logging
 
 from transformer.data import pipeline
+from transformer.evaluation.evaluate import better, judge, measure
 from transformer.training import optimizers, reporting, sharding
 from transformer.training.checkpoints import Checkpoints
 from transformer.training.config import names
 from transformer.training.diagnosis import first_not_finite
-from transformer.training.evaluation import better, judge, measure
 from transformer.training.experiment import Experiment, with_shardings
 from transformer.training.initial import with_given
 from transformer.training.step import Model, State, init, train_steps
@@ -148,11 +148,11 @@ def report_result(experiment: Experiment, model: Model, workdir: Workdir) -> dic
       experiment.task,
       model,
       source,
-      metrics=config.metrics,
+      metrics=names(config.metrics),
       samples=config.samples,
       by=config.by if len(source) and config.by in source[0] else '',
     )
-    totals = measure(measured, model, experiment.batches(split), experiment.mesh)
+    totals = measure(measured, model, sharding.placed(experiment.batches(split), experiment.mesh))
     figures = experiment.task.report(totals, source) | found.metrics
     metrics |= {f'{split}/{name}': value for name, value in figures.items()}
     signatures |= {f'{split}/{name}': text for name, text in found.signatures.items()}
@@ -190,12 +190,12 @@ def _validation(experiment: Experiment):
   measured = jax.jit(task.measure)
 
   def validate(model: Model):
-    totals = measure(measured, model, batches, experiment.mesh)
+    totals = measure(measured, model, sharding.placed(batches, experiment.mesh))
     found = judge(
       task,
       model,
       source,
-      metrics=config.eval.metrics,
+      metrics=names(config.eval.metrics),
       limit=config.eval.limit,
       samples=config.eval.samples,
     )

@@ -1,6 +1,7 @@
 """Which device holds what: a mesh, and one table from parameter paths to partitions."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from transformer.data.pipeline import Batches
 from transformer.training.optimizers import parameter_path
 
 AXES = ('data', 'fsdp', 'tensor', 'sequence')
@@ -82,6 +84,12 @@ def shard_batch(
     name: jax.make_array_from_process_local_data(NamedSharding(mesh, P(*axes[: rows.ndim])), rows)
     for name, rows in batch.items()
   }
+
+
+def placed(batches: Batches, mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
+  """Yield the batches of one epoch as arrays on the devices."""
+  for i in range(len(batches)):
+    yield shard_batch(batches[i], mesh)
 
 
 def batch_parts(mesh: Mesh) -> int:

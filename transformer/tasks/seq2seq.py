@@ -13,20 +13,20 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 
 from transformer.data.corpora import Source, chunks
 from transformer.data.pipeline import Fields, Ragged, joined
+from transformer.data.processors import Line, Processor, Row, TextProcessor, read
 from transformer.data.tokenizers import Tokenizer
+from transformer.evaluation.metrics import TEACHER_FORCED, of_logits, with_perplexity
 from transformer.functional.losses import Mean
+from transformer.inference.batching import bucket, padded, separated
+from transformer.inference.decoding import Decoding, best, generate
 from transformer.modules.cache import Cache
 from transformer.modules.config import ModelConfig
 from transformer.modules.layers import split_key
 from transformer.modules.model import EncoderDecoder
-from transformer.tasks.batching import bucket, padded, separated
-from transformer.tasks.decoding import Decoding, best, generate
-from transformer.tasks.inputs import Line, Reader, Row, Texts, read
-from transformer.tasks.metrics import TEACHER_FORCED, of_logits, with_perplexity
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SequenceToSequence:
+class Seq2Seq:
   """The objective: translation, speech recognition, captioning, by what it reads.
 
   Attributes:
@@ -42,7 +42,7 @@ class SequenceToSequence:
   tokenizer: Tokenizer
   decoding: Decoding
   length: int
-  inputs: Reader | None = None
+  inputs: Processor | None = None
   label_smoothing: float = 0.0
   z_loss: float = 0.0
   start: Literal['bos', 'eos', 'pad'] = 'bos'
@@ -68,11 +68,11 @@ class SequenceToSequence:
     return self.inputs is None
 
   @property
-  def reader(self) -> Reader:
+  def reader(self) -> Processor:
     """How an input is read."""
-    return self.inputs or Texts(self.tokenizer, self.length)
+    return self.inputs or TextProcessor(self.tokenizer, self.length)
 
-  def quick(self) -> 'SequenceToSequence':
+  def quick(self) -> 'Seq2Seq':
     """The same task without beams."""
     return dataclasses.replace(self, decoding=dataclasses.replace(self.decoding, beams=1))
 

@@ -13,17 +13,17 @@ from jaxtyping import Array, Key, Shaped
 
 from transformer.data.corpora import Source, chunks
 from transformer.data.pipeline import Fields, joined
+from transformer.data.processors import Line, Processor, Row, TextProcessor, read
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean, accuracy, cross_entropy
+from transformer.inference.batching import Batching, in_batches, self_attention, separated
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import Classifier
 from transformer.modules.layers import split_key
-from transformer.tasks.batching import Batching, in_batches, self_attention, separated
-from transformer.tasks.inputs import Line, Reader, Row, Texts, read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Labels:
+class Classification:
   """The objective.
 
   Attributes:
@@ -40,7 +40,7 @@ class Labels:
   tokenizer: Tokenizer
   decoding: Batching
   length: int
-  inputs: Reader | None = None
+  inputs: Processor | None = None
   classes: tuple[str, ...]
   label_smoothing: float = 0.0
   coarse_until: str = ''
@@ -75,11 +75,11 @@ class Labels:
     return np.asarray([self.coarse.index(self._of(name)) for name in self.names])
 
   @property
-  def reader(self) -> Reader:
+  def reader(self) -> Processor:
     """How an input is read."""
-    return self.inputs or Texts(self.tokenizer, self.length, start=True, cuts=True)
+    return self.inputs or TextProcessor(self.tokenizer, self.length, start=True, cuts=True)
 
-  def quick(self) -> 'Labels':
+  def quick(self) -> 'Classification':
     """The same task: there is nothing to search."""
     return self
 
@@ -186,6 +186,6 @@ class Labels:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _best(task: Labels, model: Classifier, rows):
+def _best(task: Classification, model: Classifier, rows):
   x, segments = task.reader.encode(*separated(rows), None)
   return jnp.argmax(task._summed(model(x, segments=segments)), axis=-1)

@@ -12,20 +12,20 @@ from jaxtyping import Array, Bool, Int, Key
 
 from transformer.data.corpora import Source
 from transformer.data.pipeline import Ragged
+from transformer.data.text import BLANK, windows, with_blanks
 from transformer.data.tokenizers import Tokenizer
+from transformer.evaluation.metrics import TEACHER_FORCED, of_logits, with_perplexity
 from transformer.functional import corruption
 from transformer.functional.losses import Mean, accuracy, cross_entropy
+from transformer.inference.batching import PAD, Batching, in_batches, self_attention
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import MaskedTokens
-from transformer.tasks.batching import PAD, Batching, in_batches, self_attention
-from transformer.tasks.metrics import TEACHER_FORCED, of_logits, with_perplexity
-from transformer.tasks.texts import BLANK, windows, with_blanks
 
 EVALUATION = 0  # the seed of what is hidden when a model is judged: the same every time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Masking:
+class MaskedLM:
   """The objective, on texts in windows of `length` tokens, a start and an end token among them.
 
   Devlin et al. 2019, https://arxiv.org/abs/1810.04805; drawn anew for every step, as in Liu et al.
@@ -73,7 +73,7 @@ class Masking:
     """Whether several texts may share a row."""
     return not self.next_sentence
 
-  def quick(self) -> 'Masking':
+  def quick(self) -> 'MaskedLM':
     """The same task: there is nothing to search."""
     return self
 

@@ -1,21 +1,21 @@
 """How good a model is on a split: teacher-forced measures, and the text it writes."""
 
+import functools
 import itertools
+import operator
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
 
 from transformer.data.corpora import Source
-from transformer.data.pipeline import Batches
+from transformer.evaluation import distortion
+from transformer.evaluation import metrics as text_metrics
 from transformer.functional.losses import Mean
-from transformer.tasks.task import Task
-from transformer.training.config import METRICS, names
-from transformer.training.sharding import shard_batch
-from transformer.training.step import Model
+from transformer.inference.predict import Model, Predictor
 
+METRICS: dict[str, Callable] = {**text_metrics.METRICS, **distortion.METRICS}  # of texts, of sounds
 LOWER_IS_BETTER = ('nll', 'perplexity', 'bits', 'wer', 'cer', 'mel', 'stop_nll')  # begins so
 
 
@@ -39,30 +39,25 @@ class Judgement(NamedTuple):
 def measure(
   compiled: Callable[[Model, Any], dict[str, Mean]],
   model: Model,
-  batches: Batches,
-  mesh: Mesh,
+  batches: Iterable[dict[str, jax.Array]],
 ) -> dict[str, Mean]:
   """What a task measures, added up over all batches.
 
   Args:
     compiled: a task's `measure`, jitted.
     model: what is measured.
-    batches: one epoch of a split.
-    mesh: where they go.
+    batches: one epoch of a split, on the devices.
   """
-  totals = compiled(model, shard_batch(batches[0], mesh))
-  for i in range(1, len(batches)):
-    found = compiled(model, shard_batch(batches[i], mesh))
-    totals = jax.tree.map(lambda a, b: a + b, totals, found)
-  return totals
+  found = (compiled(model, batch) for batch in batches)
+  return functools.reduce(functools.partial(jax.tree.map, operator.add), found)
 
 
 def judge(
-  task: Task,
+  task: Predictor,
   model: Model,
   source: Source,
   *,
-  metrics: str,
+  metrics: Sequence[str],
   limit: int = 0,
   samples: int = 0,
   by: str = '',
@@ -73,7 +68,7 @@ def judge(
     task: how to decode.
     model: what decodes.
     source: examples.
-    metrics: names of config.METRICS, separated by commas; without any, only samples are decoded.
+    metrics: names of METRICS; without any, only samples are decoded.
     limit: decode only the first so many; 0 means all. What has several 'references' is decoded
       once for all of them.
     samples: keep so many examples to show.
@@ -84,7 +79,7 @@ def judge(
   inputs, references = zip(*map(task.example, examples), strict=True) if examples else ((), ())
   predictions = task.predict(model, inputs, cut=True)
   found, signatures = {}, {}
-  for name in names(metrics):
+  for name in metrics:
     found[name], signatures[name] = METRICS[name](predictions, references)
   if by:
     groups = defaultdict(list)

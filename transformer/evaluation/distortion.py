@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from transformer.data import audio
-from transformer.tasks.metrics import Score, check_pairs
+from transformer.evaluation.metrics import Score, check_pairs
 
 BANDS, CEPSTRA = 40, 13
 WINDOW, HOP, FLOOR = 0.025, 0.010, 1e-5  # seconds, seconds, a magnitude

@@ -1,4 +1,4 @@
-"""Laws of transformer/tasks/transcription.py."""
+"""Laws of tasks/ctc.py."""
 
 import dataclasses
 
@@ -10,13 +10,13 @@ from fitting import fit
 
 from transformer.data import audio, tokenizers
 from transformer.data.pipeline import Batches, bucketed
+from transformer.data.processors import SoundProcessor
 from transformer.functional.losses import ctc
+from transformer.inference.batching import Batching
+from transformer.inference.decoding import Decoding
 from transformer.modules.config import ModelConfig
-from transformer.tasks.batching import Batching
-from transformer.tasks.decoding import Decoding
-from transformer.tasks.inputs import Sounds
-from transformer.tasks.sequence import SequenceToSequence
-from transformer.tasks.transcription import Joint, Transcription
+from transformer.tasks.ctc import CTC, JointCTC
+from transformer.tasks.seq2seq import Seq2Seq
 
 CONFIG = ModelConfig(
   vocab=9,
@@ -37,8 +37,8 @@ CONFIG = ModelConfig(
 @pytest.fixture(scope='module')
 def task():
   tokenizer = tokenizers.train(['abcde'], kind='characters', vocab=9)
-  inputs = Sounds(longest=64, bands=5)
-  return Transcription(tokenizer=tokenizer, decoding=Batching(rows=4), length=64, inputs=inputs)
+  inputs = SoundProcessor(longest=64, bands=5)
+  return CTC(tokenizer=tokenizer, decoding=Batching(rows=4), length=64, inputs=inputs)
 
 
 @pytest.fixture(scope='module')
@@ -123,7 +123,7 @@ def test_an_alignment_is_read_by_leaving_out_repeats_and_then_blanks(task):
 
 
 def test_wav_files_of_any_rate_are_read(tmp_path, task, rng):
-  inputs = Sounds(longest=64, rate=8000, bands=5)
+  inputs = SoundProcessor(longest=64, rate=8000, bands=5)
   task = dataclasses.replace(task, inputs=inputs)
   model = jax.jit(lambda key: task.init(CONFIG, key))(jax.random.key(1))
   sound = rng.normal(size=4000) * 0.1
@@ -146,7 +146,7 @@ def test_wav_files_of_any_rate_are_read(tmp_path, task, rng):
 
 
 def test_ready_made_frames_are_read_and_no_sound(tmp_path, task, model, rng):
-  task = dataclasses.replace(task, inputs=Sounds(longest=64, bands=5, window=0.0))
+  task = dataclasses.replace(task, inputs=SoundProcessor(longest=64, bands=5, window=0.0))
   frames = rng.normal(size=(30, 5))
   np.save(tmp_path / 'ours.npy', frames)
   np.save(tmp_path / 'wide.npy', np.pad(frames, ((0, 0), (0, 1))))
@@ -193,12 +193,12 @@ def test_a_tokenizer_without_padding_has_no_blank(task):
 )
 def test_impossible_inputs_are_named(wrong, message):
   with pytest.raises(ValueError, match=message):
-    Sounds(longest=64, **wrong)
+    SoundProcessor(longest=64, **wrong)
 
 
 def test_sounds_are_normalised(rng):
   frames = rng.normal(size=(50, 5)) * [1, 2, 3, 4, 0] + [5, 6, 7, 8, 9]
-  read = Sounds(longest=64, bands=5).input(frames)
+  read = SoundProcessor(longest=64, bands=5).input(frames)
   assert read.dtype == np.float32
   np.testing.assert_allclose(read.mean(axis=0), 0, atol=1e-4)
   np.testing.assert_allclose(read.std(axis=0), [1, 1, 1, 1, 0], atol=1e-4)
@@ -207,7 +207,7 @@ def test_sounds_are_normalised(rng):
 @pytest.fixture(scope='module')
 def joint(task):
   how = dict(tokenizer=task.tokenizer, length=64, inputs=task.inputs)
-  return Joint(decoding=Decoding(length=8, rows=4), label_smoothing=0.1, **how)
+  return JointCTC(decoding=Decoding(length=8, rows=4), label_smoothing=0.1, **how)
 
 
 def test_joint_is_attention_and_ctc_in_shares(task, joint, examples):
@@ -222,7 +222,7 @@ def test_joint_is_attention_and_ctc_in_shares(task, joint, examples):
   assert losses[0.25] == pytest.approx(0.75 * losses[0.0] + 0.25 * losses[1.0], rel=1e-5)
 
   how = dict(tokenizer=task.tokenizer, length=64, inputs=task.inputs, label_smoothing=0.1)
-  plain = SequenceToSequence(decoding=joint.decoding, **how)
+  plain = Seq2Seq(decoding=joint.decoding, **how)
   attended, nll = jax.jit(lambda m, b: plain.loss(m, b, None))(model, batch)
   assert losses[0.0] == pytest.approx(float(attended.sum), rel=1e-5)
   np.testing.assert_allclose(logged['nll_per_token'].value, nll['nll_per_token'].value, rtol=1e-5)

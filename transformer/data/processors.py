@@ -1,4 +1,4 @@
-"""What a model reads of an example: a text as tokens, an image as patches, a sound as frames."""
+"""Input processors: texts to tokens, images to patches, sounds to frames."""
 
 import contextlib
 import dataclasses
@@ -26,7 +26,7 @@ Line = str | bytes | np.ndarray  # a text, a path, the content of a file, or the
 
 
 @runtime_checkable
-class Reader(Protocol):
+class Processor(Protocol):
   """One kind of inputs."""
 
   @property
@@ -59,7 +59,7 @@ class Reader(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Texts:
+class TextProcessor:
   """Lines of text.
 
   Attributes:
@@ -121,8 +121,8 @@ class Texts:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Images:
-  """Images in squares, row by row, each number between -1 and 1.
+class ImageProcessor:
+  """Processor of images: squares of pixels, row by row, each number between -1 and 1.
 
   Attributes:
     height, width: in pixels; what has another size is scaled to cover this one, and its middle is
@@ -239,8 +239,8 @@ def patches(images: Float[Array, 'B H W C'], size: int) -> Float[Array, 'B S X']
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sounds:
-  """Sounds as log-mel frames, or frames that are ready-made; of each sound mean 0 and variance 1.
+class SoundProcessor:
+  """Processor of sounds: log-mel or ready-made frames, of each sound with mean 0 and variance 1.
 
   With a key they are varied as functional.spec_augment says.
 
@@ -364,10 +364,14 @@ def _ready_made(file: Line) -> Float[np.ndarray, 'S X']:
   return frames
 
 
-READERS: dict[str, Callable[..., Reader]] = {'tokens': Texts, 'patches': Images, 'frames': Sounds}
+PROCESSORS: dict[str, Callable[..., Processor]] = {
+  'tokens': TextProcessor,
+  'patches': ImageProcessor,
+  'frames': SoundProcessor,
+}
 
 
-def read(reader: Reader, lines: Iterable[Line], *, cut: bool = False) -> list[Row]:
+def read(reader: Processor, lines: Iterable[Line], *, cut: bool = False) -> list[Row]:
   """What is read of each line.
 
   Raises:

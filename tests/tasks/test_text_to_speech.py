@@ -1,4 +1,4 @@
-"""Laws of transformer/tasks/spectrogram.py, modules/speech.py and tasks/distortion.py."""
+"""Laws of tasks/text_to_speech.py, modules/speech.py and evaluation/distortion.py."""
 
 import dataclasses
 import functools
@@ -12,16 +12,16 @@ from fitting import fit
 from transformer import ModelConfig
 from transformer.data import audio, tokenizers
 from transformer.data.pipeline import Batches, bucketed
+from transformer.evaluation import distortion
 from transformer.modules.speech import Synthesizer
-from transformer.tasks import distortion
-from transformer.tasks.spectrogram import (
-  Spectrogram,
+from transformer.tasks.task import Task
+from transformer.tasks.text_to_speech import (
   Synthesis,
+  TextToSpeech,
   _synthesize,
   off_diagonal,
   one_step_late,
 )
-from transformer.tasks.task import Task
 
 RATE = 4000
 CONFIG = dict(
@@ -42,7 +42,7 @@ SOURCE = [
 
 @pytest.fixture(scope='module')
 def task():
-  return Spectrogram(
+  return TextToSpeech(
     tokenizer=tokenizers.train([e['targets'] for e in SOURCE], kind='characters'),
     decoding=Synthesis(rows=2, length=12, stop=0.5, iterations=4),
     length=24,

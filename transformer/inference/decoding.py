@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from transformer.functional import search
-from transformer.tasks.batching import in_batches
+from transformer.inference.batching import in_batches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Laws of transformer/tasks/sequence.py, over a tiny model whose outputs are long and varied."""
+"""Laws of tasks/seq2seq.py, over a tiny model whose outputs are long and varied."""
 
 import dataclasses
 import functools
@@ -13,10 +13,10 @@ from fitting import fit
 
 from transformer.data import pipeline, tokenizers
 from transformer.functional import search
+from transformer.inference.decoding import Decoding
 from transformer.modules.cache import Cache
 from transformer.modules.config import ModelConfig
-from transformer.tasks.decoding import Decoding
-from transformer.tasks.sequence import SequenceToSequence, shift_right
+from transformer.tasks.seq2seq import Seq2Seq, shift_right
 from transformer.training.diagnosis import first_not_finite
 
 GREEDY = Decoding(beams=1, alpha=0.0, length=20, rows=4)
@@ -34,7 +34,7 @@ def tokenizer():
 
 @pytest.fixture(scope='module')
 def greedy(tokenizer):
-  return SequenceToSequence(
+  return Seq2Seq(
     tokenizer=tokenizer,
     decoding=GREEDY,
     length=LONGEST,
@@ -164,7 +164,7 @@ def test_objective_and_plain_likelihood_are_apart(greedy, model, batch, forward,
 
   settings = [(0.0, 0.0), (0.1, 0.0), (0.3, 0.01)]
   tasks = [
-    SequenceToSequence(
+    Seq2Seq(
       tokenizer=greedy.tokenizer,
       decoding=GREEDY,
       length=16,

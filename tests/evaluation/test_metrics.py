@@ -1,4 +1,4 @@
-"""Laws of transformer/tasks/metrics.py."""
+"""Laws of evaluation/metrics.py."""
 
 import gzip
 import math
@@ -9,7 +9,8 @@ import sacrebleu
 import sacremoses
 from sacrebleu.metrics import BLEU
 
-from transformer.tasks.metrics import (
+from transformer.evaluation.evaluate import LOWER_IS_BETTER
+from transformer.evaluation.metrics import (
   METRICS,
   RANKED,
   bleu,
@@ -19,7 +20,6 @@ from transformer.tasks.metrics import (
   exact_match,
   wer,
 )
-from transformer.training.evaluation import LOWER_IS_BETTER
 
 GAINS = [n for n in METRICS if not n.startswith(LOWER_IS_BETTER) and n not in RANKED]
 

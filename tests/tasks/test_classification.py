@@ -7,16 +7,16 @@ import pytest
 from parameters import drawn
 
 from transformer.data import tokenizers
+from transformer.inference.batching import Batching
 from transformer.modules.config import ModelConfig
-from transformer.tasks.batching import Batching
-from transformer.tasks.labels import Labels
+from transformer.tasks.classification import Classification
 
 CLASSES = ['NUM:date', 'LOC:city', 'NUM:money', 'LOC:state', 'NUM:other']
 
 
 @pytest.fixture
 def task():
-  return Labels(
+  return Classification(
     tokenizer=tokenizers.train(['abc'], kind='bytes', vocab=260),
     decoding=Batching(rows=2),
     length=8,

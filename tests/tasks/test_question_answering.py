@@ -1,4 +1,4 @@
-"""Laws of tasks/spans.py: what is asked, which span is best, answers as they are written."""
+"""Laws of tasks/question_answering.py: windows, the best span, answers as they are written."""
 
 import json
 
@@ -13,7 +13,7 @@ from transformer.data import tokenizers
 from transformer.data.facts import facts
 from transformer.data.pipeline import Batches, bucketed
 from transformer.modules.config import ModelConfig
-from transformer.tasks.spans import MATCH, Extraction, QuestionAnswering, best_spans
+from transformer.tasks.question_answering import MATCH, Extraction, QuestionAnswering, best_spans
 
 TEXT = 'Émile   owns 3 goats, (says “Zoë”) and  lives in Nîmes\u00a0today.'
 SIZES = dict(width=32, depth=2, heads=2, feedforward=64, length=64, dropout=0.0, prenorm=True)

@@ -1,4 +1,4 @@
-"""Laws of transformer/tasks/inputs.py: tasks over images and frames, padded or not."""
+"""Laws of data/processors.py: tasks over images and frames, padded or not."""
 
 import io
 
@@ -12,12 +12,12 @@ from PIL import Image
 
 from transformer.data import tokenizers
 from transformer.data.pipeline import Batches, alone, bucketed
+from transformer.data.processors import ImageProcessor, SoundProcessor, TextProcessor, patches
+from transformer.inference.batching import Batching, padded, separated
+from transformer.inference.decoding import Decoding
 from transformer.modules.config import ModelConfig
-from transformer.tasks.batching import Batching, padded, separated
-from transformer.tasks.decoding import Decoding
-from transformer.tasks.inputs import Images, Sounds, Texts, patches
-from transformer.tasks.labels import Labels
-from transformer.tasks.sequence import SequenceToSequence
+from transformer.tasks.classification import Classification
+from transformer.tasks.seq2seq import Seq2Seq
 
 SMALL = dict(width=16, depth=2, heads=2, feedforward=32, length=32, dropout=0.0, tie='output')
 
@@ -46,11 +46,11 @@ def pictures():
 
 @pytest.fixture(scope='module')
 def labels(tokenizer):
-  return Labels(
+  return Classification(
     tokenizer=tokenizer,
     decoding=Batching(rows=4),
     length=1,
-    inputs=Images(height=6, width=9, channels=1, patch=3),
+    inputs=ImageProcessor(height=6, width=9, channels=1, patch=3),
     classes=('left', 'right'),
     label_smoothing=0.0,
   )
@@ -58,11 +58,11 @@ def labels(tokenizer):
 
 @pytest.fixture(scope='module')
 def sounds(tokenizer):
-  return SequenceToSequence(
+  return Seq2Seq(
     tokenizer=tokenizer,
     decoding=Decoding(length=6, rows=4),
     length=20,
-    inputs=Sounds(bands=5, longest=20),
+    inputs=SoundProcessor(bands=5, longest=20),
   )
 
 
@@ -107,7 +107,7 @@ def test_rows_that_fill_a_batch_weigh_nothing(labels, pictures):
 
 
 def test_files_arrays_and_other_sizes_are_read_alike(tmp_path):
-  reader = Images(height=8, width=8, channels=3, patch=4)
+  reader = ImageProcessor(height=8, width=8, channels=3, patch=4)
   pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
   Image.fromarray(pixels).save(tmp_path / 'a.png')
   content = (tmp_path / 'a.png').read_bytes()
@@ -127,7 +127,7 @@ def test_files_arrays_and_other_sizes_are_read_alike(tmp_path):
 def test_images_vary_with_the_key_alone(pictures):
   varied = dict(shift=1, flip=True, turn=10.0, zoom=0.1, erase=3, recolor=0.3)
   size = dict(height=6, width=9, channels=1, patch=3)
-  plain, reader = Images(**size), Images(**size, **varied)
+  plain, reader = ImageProcessor(**size), ImageProcessor(**size, **varied)
   rows = jnp.asarray(reader.field([example['inputs'] for example in pictures]))
   segments = jnp.ones(len(rows), int)
   x, of_x = plain.encode(rows, segments, None)
@@ -135,7 +135,7 @@ def test_images_vary_with_the_key_alone(pictures):
   np.testing.assert_array_equal(x, reader.encode(rows, segments, None)[0])
   np.testing.assert_array_equal(x, plain.encode(rows, segments, jax.random.key(0))[0])
   for name, value in varied.items():
-    one = Images(**size, **{name: value})
+    one = ImageProcessor(**size, **{name: value})
     found, again = (one.encode(rows, segments, jax.random.key(2))[0] for _ in range(2))
     assert found.shape == x.shape and not np.array_equal(found, x), name
     np.testing.assert_array_equal(found, again)
@@ -143,12 +143,12 @@ def test_images_vary_with_the_key_alone(pictures):
 
 
 def test_a_stem_leaves_fewer_pieces():
-  reader = Images(height=8, width=8, channels=3, patch=1, stem=2)
+  reader = ImageProcessor(height=8, width=8, channels=3, patch=1, stem=2)
   assert reader.pieces(np.zeros((8, 8, 3), np.uint8)) == ['all', '0,0', '0,1', '1,0', '1,1']
   assert reader.positions == 5
-  assert Images(height=7, width=7, channels=3, patch=1, stem=2).positions == 5
+  assert ImageProcessor(height=7, width=7, channels=3, patch=1, stem=2).positions == 5
   with pytest.raises(ValueError, match='inputs.height=8 .* inputs.width=6.*model.stem=0'):
-    Images(height=8, width=6, channels=3, patch=1, stem=2)
+    ImageProcessor(height=8, width=6, channels=3, patch=1, stem=2)
 
 
 def test_an_image_with_many_captions_is_decoded_once(monkeypatch, pictures):
@@ -157,7 +157,9 @@ def test_an_image_with_many_captions_is_decoded_once(monkeypatch, pictures):
   read, seen = images.read, []
   monkeypatch.setattr(images, 'read', lambda *given: seen.append(given[0]) or read(*given))
   first, second = (example['inputs'] for example in pictures[:2])
-  field = Images(height=6, width=9, channels=1, patch=3).field([first, first, second, second])
+  field = ImageProcessor(height=6, width=9, channels=1, patch=3).field(
+    [first, first, second, second]
+  )
   assert len(seen) == 2
   np.testing.assert_array_equal(field, [first, first, second, second])
 
@@ -198,8 +200,8 @@ def test_padding_comes_off_again():
 @pytest.mark.parametrize(
   'reader, line, words',
   [
-    (Sounds(bands=5, longest=4), np.zeros((9, 5)), 'has 9 frames, more than the 4'),
-    (Sounds(bands=5, longest=4), np.zeros((3, 6)), 'inputs.bands=5 to that'),
+    (SoundProcessor(bands=5, longest=4), np.zeros((9, 5)), 'has 9 frames, more than the 4'),
+    (SoundProcessor(bands=5, longest=4), np.zeros((3, 6)), 'inputs.bands=5 to that'),
   ],
 )
 def test_what_cannot_be_read_is_refused(reader, line, words):
@@ -209,7 +211,7 @@ def test_what_cannot_be_read_is_refused(reader, line, words):
 
 def test_texts_are_cut_where_it_is_asked(tokenizer):
   for start in (False, True):
-    reader = Texts(tokenizer, 5, start=start, cuts=True)
+    reader = TextProcessor(tokenizer, 5, start=start, cuts=True)
     assert [len(reader.input(line, cut=True)) for line in ('a', 'abcdefgh')] == [2 + start, 5]
     assert reader.input('abcdefgh', cut=True)[-1] == tokenizer.eos
     assert reader.field(['a', 'abcdefgh']).lengths.tolist() == [2 + start, 5]
@@ -219,7 +221,7 @@ def test_texts_are_cut_where_it_is_asked(tokenizer):
 
 def test_patches_must_fit():
   with pytest.raises(ValueError, match='inputs.patch=4 does not divide'):
-    Images(height=6, width=8, channels=1, patch=4)
+    ImageProcessor(height=6, width=8, channels=1, patch=4)
   for wrong in (dict(shift=-1), dict(erase=-1), dict(turn=-1.0), dict(zoom=1.0), dict(recolor=1.5)):
     with pytest.raises(ValueError, match=f'inputs.{next(iter(wrong))}'):
-      Images(height=8, width=8, channels=1, patch=4, **wrong)
+      ImageProcessor(height=8, width=8, channels=1, patch=4, **wrong)

@@ -1,4 +1,4 @@
-"""Denoising: an encoder reads a text with parts left out, a decoder says them (T5, prefix LM)."""
+"""Span corruption: an encoder reads a text without some spans, a decoder predicts them (T5)."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -11,21 +11,21 @@ from jaxtyping import Array, Int, Key
 
 from transformer.data.corpora import Source
 from transformer.data.pipeline import Ragged
+from transformer.data.text import BLANK, windows, with_blanks
 from transformer.data.tokenizers import Tokenizer
+from transformer.evaluation.metrics import TEACHER_FORCED, with_perplexity
 from transformer.functional import corruption
 from transformer.functional.losses import Mean
+from transformer.inference.decoding import Decoding
 from transformer.modules.config import ModelConfig
 from transformer.modules.model import EncoderDecoder
-from transformer.tasks.decoding import Decoding
-from transformer.tasks.metrics import TEACHER_FORCED, with_perplexity
-from transformer.tasks.sequence import SequenceToSequence
-from transformer.tasks.texts import BLANK, windows, with_blanks
+from transformer.tasks.seq2seq import Seq2Seq
 
 EVALUATION = 0  # the seed of what is left out when a model is judged: the same every time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Denoising:
+class SpanCorruption:
   """The objective, on texts in windows of `length` tokens.
 
   Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 3.1.4 and table 3.
@@ -38,7 +38,7 @@ class Denoising:
       shows the beginning of a text, cut anywhere, and asks for the rest.
     rate: share of tokens that are left out in spans; 0.15 in the paper.
     mean_span: how long spans are in the mean; 3 in the paper.
-    label_smoothing, z_loss, start: as of SequenceToSequence.
+    label_smoothing, z_loss, start: as of Seq2Seq.
   """
 
   tokenizer: Tokenizer
@@ -70,9 +70,9 @@ class Denoising:
     self._sequence  # noqa: B018, which has demands of its own
 
   @property
-  def _sequence(self) -> SequenceToSequence:
+  def _sequence(self) -> Seq2Seq:
     """What is left when the text has been corrupted."""
-    return SequenceToSequence(
+    return Seq2Seq(
       tokenizer=self.tokenizer,
       decoding=self.decoding,
       length=self.length + 1,
@@ -96,7 +96,7 @@ class Denoising:
     """In how many spans."""
     return int(self._counts[1])
 
-  def quick(self) -> 'Denoising':
+  def quick(self) -> 'SpanCorruption':
     """The same task without beams."""
     return dataclasses.replace(self, decoding=dataclasses.replace(self.decoding, beams=1))
 

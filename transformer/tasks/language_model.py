@@ -10,18 +10,18 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int, Key
 
+from transformer.data import text as texts
 from transformer.data.corpora import Source, chunks
 from transformer.data.pipeline import Ragged
 from transformer.data.tokenizers import Tokenizer
+from transformer.evaluation.metrics import TEACHER_FORCED, of_logits, per_text, with_perplexity
 from transformer.functional import search
 from transformer.functional.losses import Mean
+from transformer.inference.batching import PAD, bucket, padded, self_attention
+from transformer.inference.decoding import Decoding, best, generate, row_keys
 from transformer.modules.cache import Cache
 from transformer.modules.config import ModelConfig
 from transformer.modules.model import Decoder
-from transformer.tasks import texts
-from transformer.tasks.batching import PAD, bucket, padded, self_attention
-from transformer.tasks.decoding import Decoding, best, generate, row_keys
-from transformer.tasks.metrics import TEACHER_FORCED, of_logits, per_text, with_perplexity
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,15 +11,15 @@ from parameters import drawn
 
 from transformer.data import tokenizers
 from transformer.data.pipeline import Batches, bucketed
+from transformer.data.text import with_blanks
 from transformer.functional.losses import cross_entropy
+from transformer.inference.batching import Batching
+from transformer.inference.decoding import Decoding
 from transformer.modules.config import ModelConfig
-from transformer.tasks.batching import Batching
-from transformer.tasks.decoding import Decoding
-from transformer.tasks.denoising import Denoising
-from transformer.tasks.labels import Labels
-from transformer.tasks.masking import Masking
-from transformer.tasks.sequence import shift_right
-from transformer.tasks.texts import with_blanks
+from transformer.tasks.classification import Classification
+from transformer.tasks.masked_lm import MaskedLM
+from transformer.tasks.seq2seq import shift_right
+from transformer.tasks.span_corruption import SpanCorruption
 
 TEXTS = ['red ant\n', 'big red ant\n', 'big blue bee\n', 'blue bee\n']
 SIZES = dict(width=16, depth=1, heads=2, feedforward=32, length=16, dropout=0.0, prenorm=True)
@@ -34,12 +34,12 @@ def tokenizer():
 @pytest.fixture(scope='module')
 def masking(tokenizer):
   how = dict(rate=0.2, whole_words=False, next_sentence=False)
-  return Masking(tokenizer=tokenizer, decoding=Batching(rows=2), length=16, **how)
+  return MaskedLM(tokenizer=tokenizer, decoding=Batching(rows=2), length=16, **how)
 
 
 @pytest.fixture(scope='module')
 def denoising(tokenizer):
-  return Denoising(
+  return SpanCorruption(
     tokenizer=tokenizer,
     decoding=Decoding(beams=2, alpha=0.0, length=14, rows=2),
     length=13,
@@ -54,7 +54,7 @@ def denoising(tokenizer):
 
 @pytest.fixture(scope='module')
 def labels(tokenizer):
-  return Labels(
+  return Classification(
     tokenizer=tokenizer,
     decoding=Batching(rows=2),
     length=16,
@@ -106,7 +106,7 @@ def test_whole_words_are_hidden_whole():
     ['redder bluer antic beeline'] * 9, kind='bpe', vocab=270, sentinels=1
   )
   how = dict(rate=0.3, whole_words=True, next_sentence=False)
-  task = Masking(tokenizer=tokenizer, decoding=Batching(rows=2), length=40, **how)
+  task = MaskedLM(tokenizer=tokenizer, decoding=Batching(rows=2), length=40, **how)
   line = 'redder bluer antic beeline redder antic'
   batch = batch_of(task, texts([line]))
   words = np.asarray(task._words(batch['inputs']))[0]
@@ -122,7 +122,7 @@ def test_whole_words_are_hidden_whole():
 
 def test_halves_of_other_rows_are_told_apart(tokenizer):
   how = dict(rate=0.2, whole_words=False, next_sentence=True)
-  task = Masking(tokenizer=tokenizer, decoding=Batching(rows=2), length=14, **how)
+  task = MaskedLM(tokenizer=tokenizer, decoding=Batching(rows=2), length=14, **how)
   same = ['abcdefghijk', 'lmnopqrstuv', 'wxyzabcdefg', 'hijklmnopqr', 'stuvwxyzabc', 'defghijklmn']
   task = dataclasses.replace(
     task, tokenizer=tokenizers.train(same, kind='characters', vocab=40, sentinels=1)
@@ -202,7 +202,7 @@ def test_what_belongs_at_each_blank_is_told(denoising, monkeypatch):
     asked.extend(rows)
     return [np.array([first, *lu, second, *g, 2])]
 
-  monkeypatch.setattr('transformer.tasks.sequence.SequenceToSequence.best', best)
+  monkeypatch.setattr('transformer.tasks.seq2seq.Seq2Seq.best', best)
   assert denoising.predict(model, ['b___e bi___']) == ['lu ___ g']
   b, e, bi = (denoising.tokenizer.encode(text) for text in ('b', 'e bi', ''))
   assert asked == [[*b, first, *e, second, *bi, 2]]

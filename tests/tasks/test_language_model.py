@@ -1,4 +1,4 @@
-"""Laws of transformer/tasks/language.py: windows, and ways to go on with a text."""
+"""Laws of tasks/language_model.py: windows, and ways to go on with a text."""
 
 import dataclasses
 import math
@@ -11,9 +11,9 @@ import scipy.special
 
 from transformer.data import tokenizers
 from transformer.data.pipeline import Batches, bucketed
+from transformer.inference.decoding import Decoding
 from transformer.modules.config import ModelConfig
-from transformer.tasks.decoding import Decoding
-from transformer.tasks.language import LanguageModel
+from transformer.tasks.language_model import LanguageModel
 
 TEXT = 'the quick brown fox\njumps over the lazy dog\n'
 GREEDY = Decoding(beams=1, alpha=0.0, length=21, rows=3)
@@ -93,7 +93,7 @@ def test_documents_begin_and_end(task):
 
 
 def test_a_text_in_parts_is_the_text(task, monkeypatch):
-  monkeypatch.setattr('transformer.tasks.texts.PART', 5)
+  monkeypatch.setattr('transformer.data.text.PART', 5)
   assert task.encode(TEXT * 3) == task.tokenizer.encode(TEXT * 3)
 
 

@@ -15,13 +15,13 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from transformer.data import audio
 from transformer.data.corpora import Source, chunks
 from transformer.data.pipeline import Fields, Ragged, joined
+from transformer.data.processors import TextProcessor, read
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean
+from transformer.inference.batching import Batching, bucket, in_batches, padded, separated
 from transformer.modules.cache import Cache
 from transformer.modules.config import ModelConfig
 from transformer.modules.speech import Synthesizer
-from transformer.tasks.batching import Batching, bucket, in_batches, padded, separated
-from transformer.tasks.inputs import Texts, read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Synthesis(Batching):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Spectrogram:
+class TextToSpeech:
   """The objective: |frames - true frames|, the end told from the rest, and maybe a diagonal.
 
   An example is a recording, as speech recognition reads it, the other way round: its 'targets' are
@@ -106,11 +106,11 @@ class Spectrogram:
     return audio.LogMel(**{name: getattr(self, name) for name in names})
 
   @property
-  def reader(self) -> Texts:
+  def reader(self) -> TextProcessor:
     """How a text is read."""
-    return Texts(self.tokenizer, self.length)
+    return TextProcessor(self.tokenizer, self.length)
 
-  def quick(self) -> 'Spectrogram':
+  def quick(self) -> 'TextToSpeech':
     """The same task: there is nothing to search."""
     return self
 
@@ -286,8 +286,8 @@ def off_diagonal(
   return 1 - jnp.exp(-(distance**2) / (2 * width**2))
 
 
-class Sounds(NamedTuple):
-  """Sounds in the making, one a row."""
+class SoundProcessor(NamedTuple):
+  """SoundProcessor in the making, one a row."""
 
   position: Int[Array, '']
   before: Float[Array, 'B X']
@@ -305,12 +305,12 @@ def _synthesize(model: Synthesizer, rows, *, decoding: Synthesis):
   memory = model.encode(tokens, segments)
   ones = jnp.ones((B, 1), jnp.int32)
 
-  def unfinished(sounds: Sounds):
+  def unfinished(sounds: SoundProcessor):
     return (sounds.position < decoding.length) & ~jnp.all(sounds.finished)
 
-  def extend(sounds: Sounds) -> Sounds:
+  def extend(sounds: SoundProcessor) -> SoundProcessor:
     made, ends, cache = model.decode(sounds.before[:, None], memory, sounds.cache, ones)
-    return Sounds(
+    return SoundProcessor(
       position=sounds.position + 1,
       before=made[:, 0],
       steps=sounds.steps.at[:, sounds.position].set(made[:, 0]),
@@ -319,7 +319,7 @@ def _synthesize(model: Synthesizer, rows, *, decoding: Synthesis):
       cache=cache,
     )
 
-  start = Sounds(
+  start = SoundProcessor(
     position=jnp.int32(0),
     before=jnp.zeros((B, X)),
     steps=jnp.zeros((B, decoding.length, X)),

@@ -1,7 +1,6 @@
-"""Transcription: what a sound says, read off an encoder: the sum over all alignments (CTC).
+"""Transcription of sounds by an encoder with the CTC loss, alone or beside an attending decoder.
 
-Beside it, `sequence` with frames as inputs does the same with a decoder that attends, and Joint is
-that with the sum over alignments as a second loss, for few data teach attention little.
+`JointCTC` is `seq2seq` with CTC as a second loss: with few data attention alone learns little.
 """
 
 import dataclasses
@@ -18,18 +17,18 @@ from jaxtyping import Array, Key, Shaped
 
 from transformer.data.corpora import Source, chunks
 from transformer.data.pipeline import Fields, Ragged, joined
+from transformer.data.processors import Line, Processor, Row, TextProcessor, read
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean, ctc
+from transformer.inference.batching import Batching, in_batches, self_attention, separated
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import AlignedEncoderDecoder, Transcriber
 from transformer.modules.layers import split_key
-from transformer.tasks.batching import Batching, in_batches, self_attention, separated
-from transformer.tasks.inputs import Line, Reader, Row, Texts, read
-from transformer.tasks.sequence import SequenceToSequence, shift_right
+from transformer.tasks.seq2seq import Seq2Seq, shift_right
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Transcription:
+class CTC:
   """The objective. The tokenizer's token of padding is the blank.
 
   Attributes:
@@ -42,7 +41,7 @@ class Transcription:
   tokenizer: Tokenizer
   decoding: Batching
   length: int
-  inputs: Reader | None = None
+  inputs: Processor | None = None
 
   reads = ('inputs', 'targets')  # of an example
   figures = ('nll_per_token',)
@@ -53,11 +52,11 @@ class Transcription:
       raise ValueError('the tokenizer has no token of padding, which transcription takes as blank')
 
   @property
-  def reader(self) -> Reader:
+  def reader(self) -> Processor:
     """How an input is read."""
-    return self.inputs or Texts(self.tokenizer, self.length)
+    return self.inputs or TextProcessor(self.tokenizer, self.length)
 
-  def quick(self) -> 'Transcription':
+  def quick(self) -> 'CTC':
     """The same task: there is nothing to search."""
     return self
 
@@ -149,7 +148,7 @@ class Transcription:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Joint(SequenceToSequence):
+class JointCTC(Seq2Seq):
   """Sequence to sequence, with CTC to show the encoder in what order things are said.
 
   (1 - w) -log P(targets | inputs) - w log P_CTC(targets | inputs): Watanabe et al. 2017,
@@ -206,7 +205,7 @@ class Joint(SequenceToSequence):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _best(reader: Reader, blank: int, model: Transcriber, rows):
+def _best(reader: Processor, blank: int, model: Transcriber, rows):
   """The best token of each position, the blank at padding; and whether all logits are finite."""
   inputs, segments = reader.encode(*separated(rows), None)
   logits, segments = model(inputs, segments=segments)

@@ -17,9 +17,9 @@ from transformer.data.corpora import Source, chunks
 from transformer.data.pipeline import Fields, Ragged
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean, accuracy, cross_entropy
+from transformer.inference.batching import PAD, Batching, in_batches, self_attention
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import Spans
-from transformer.tasks.batching import PAD, Batching, in_batches, self_attention
 
 QUESTION, PARAGRAPH, MATCH = 0, 1, 2  # types of tokens
 NO_ANSWER = -1  # where there are fewer answers than places for them

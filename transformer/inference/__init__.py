@@ -1,0 +1,1 @@
+"""Applying a trained model: batches of requests, decoding settings, generation."""
