@@ -30,9 +30,6 @@ from transformer.modules.config import ModelConfig as ModelConfig
 from transformer.modules.model import Decoder as Decoder
 from transformer.modules.model import Encoder as Encoder
 from transformer.modules.model import EncoderDecoder as EncoderDecoder
-
-# after those of functional/: the name is also that of the package of equations, which `from
-# transformer.functional import ...` finds all the same
-from transformer.modules.model import functional as functional
+from transformer.modules.model import functionalize as functionalize
 from transformer.zoo.pretrained import load_pretrained as load_pretrained
 from transformer.zoo.pretrained import save_pretrained as save_pretrained

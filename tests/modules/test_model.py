@@ -1,5 +1,6 @@
 """Laws of the models: what a token may depend on, and that every way of running is the same one."""
 
+import inspect
 from functools import partial
 
 import jax
@@ -14,7 +15,7 @@ from transformer.functional.positions import from_segments
 from transformer.modules import layers
 from transformer.modules.config import ModelConfig
 from transformer.modules.layers import View
-from transformer.modules.model import Decoder, Encoder, EncoderDecoder, Memory, functional
+from transformer.modules.model import Decoder, Encoder, EncoderDecoder, Memory, functionalize
 from transformer.zoo import presets
 
 TINY = dict(vocab=11, width=16, depth=2, heads=4, feedforward=24, length=16, unroll=1)
@@ -362,10 +363,10 @@ def test_tied_tables_are_stored_once_and_have_all_the_gradients(close):
   tokens = jnp.asarray(TOKENS)
   rng = np.random.default_rng(1)
   table, change = (jnp.asarray(0.3 * rng.normal(size=(11, 16)), 'float32') for _ in range(2))
-  _, common = functional(build(EncoderDecoder, depth=1, tie='none'))
+  _, common = functionalize(build(EncoderDecoder, depth=1, tie='none'))
 
   def logits_and_derivative(tie):
-    apply, params = functional(build(EncoderDecoder, depth=1, tie=tie))
+    apply, params = functionalize(build(EncoderDecoder, depth=1, tie=tie))
 
     def f(table):
       same = {k: {'table': table} if 'table' in v else common[k] for k, v in params.items()}
@@ -454,10 +455,10 @@ def test_modules_hold_parameters_and_nothing_else(cls):
     assert {x.dtype for x in jax.tree.leaves(jax.eval_shape(make))} == {jnp.dtype('float32')}
 
 
-def test_functional_is_the_model_over_plain_arrays():
+def test_functionalize_is_the_model_over_plain_arrays():
   model = build(Decoder, prenorm=True)
   tokens = jnp.asarray(TOKENS)
-  apply, params = functional(model)
+  apply, params = functionalize(model)
 
   def walk(x):
     if type(x) is dict:
@@ -469,6 +470,12 @@ def test_functional_is_the_model_over_plain_arrays():
   assert len(leaves) == len(jax.tree.leaves(model))
   want = jit(lambda model: model(tokens))(model)
   np.testing.assert_array_equal(jit(lambda params: apply(params, tokens))(params), want)
+  assert str(inspect.signature(apply)).startswith('(params, /, tokens')
+  assert apply.__doc__ == Decoder.__call__.__doc__
+  states, _ = functionalize(model, 'states')
+  np.testing.assert_array_equal(
+    jit(lambda params: model.readout.attend(states(params, tokens)))(params), want
+  )
   # two models at once
   both = jax.tree.map(lambda x: jnp.asarray(np.stack([x, 2 * np.asarray(x)])), model)
   pair = jit(jax.vmap(lambda model: model(tokens)))(both)

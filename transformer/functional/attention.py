@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from transformer.functional.products import product, product_nt
+from transformer.functional.matmul import matmul, matmul_nt
 
 
 def attention(
@@ -54,7 +54,7 @@ def attention(
   if mask is not None and not finite:
     v, tainted = _finite(v)
   weights = _weights(q, k, mask, bias, scale, tainted, finite)
-  return product(weights.astype(v.dtype), v).astype(v.dtype)
+  return matmul(weights.astype(v.dtype), v).astype(v.dtype)
 
 
 def attention_weights(
@@ -144,7 +144,7 @@ def weighted_values(
 
   def one_head(weights, v):
     v, tainted = _finite(v)
-    return product(jnp.where(tainted & (weights != 0), jnp.nan, weights), v)
+    return matmul(jnp.where(tainted & (weights != 0), jnp.nan, weights), v)
 
   (B, H, T, S), G = weights.shape, v.shape[2]
   in_group = jax.vmap(one_head, in_axes=(0, None), out_axes=1)
@@ -192,7 +192,7 @@ def _masked_softmax_derivative(primals, tangents):
 
 
 def _scores(q, k, bias, scale):
-  scores = product_nt(q, k).astype(jnp.float32) * scale
+  scores = matmul_nt(q, k).astype(jnp.float32) * scale
   return scores if bias is None else scores + bias
 
 

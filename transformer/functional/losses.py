@@ -9,7 +9,7 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from transformer.functional.products import product, product_nt, product_tn
+from transformer.functional.matmul import matmul, matmul_nt, matmul_tn
 
 # Rows of logits that linear_cross_entropy holds at once: what a CPU's caches like, and elsewhere so
 # many that reading and writing the table's gradient [N, D] for every chunk is little beside its
@@ -116,7 +116,7 @@ def _loss_and_gradient(x, table, targets, weights, how):
 
   def chunk(table_gradient, rows):
     x, targets, weights = rows
-    logits = product_nt(x, narrow, dtype).astype(jnp.float32)
+    logits = matmul_nt(x, narrow, dtype).astype(jnp.float32)
     peak = jnp.max(logits, axis=-1, keepdims=True)
     true = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
     # the one array [rows, N] that is read again, as an operand: made once, and narrow
@@ -128,8 +128,8 @@ def _loss_and_gradient(x, table, targets, weights, how):
     loss = (1 - smoothing) * nll + smoothing * uniform + z_loss * log_z**2
     # d loss / d logits = (1 + 2 z_loss log Z) e / Z - p
     scale = (weights * (1 + 2 * z_loss * log_z) / z)[:, None]
-    x_gradient = product(e, narrow, dtype) * scale
-    table_gradient += product_tn((x * scale).astype(dtype), e)
+    x_gradient = matmul(e, narrow, dtype) * scale
+    table_gradient += matmul_tn((x * scale).astype(dtype), e)
     return table_gradient, (jnp.sum(loss * weights), jnp.sum(nll * weights), x_gradient)
 
   chunks = -(-R // (CHUNK if jax.default_backend() == 'cpu' else CHUNK_ELSEWHERE))

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from transformer.functional import positions
 from transformer.functional.losses import Mean, linear_cross_entropy
-from transformer.functional.products import product, product_nt
+from transformer.functional.matmul import matmul, matmul_nt
 from transformer.modules.config import ModelConfig
 from transformer.modules.layers import ACTIVATIONS, Linear, Norm
 
@@ -32,7 +32,7 @@ class Tokens(nnx.Module):
 
   def attend(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T N']:
     """x tableT + b: the logits, where x tableT may be divided by sqrt D (T5)."""
-    logits = product_nt(self._scaled(x), self.table[...], self.config.dtype)
+    logits = matmul_nt(self._scaled(x), self.table[...], self.config.dtype)
     return logits if self.bias is None else logits + self.bias[...]
 
   def cross_entropy(self, x: Float[Array, 'B T D'], targets, weights, **how) -> tuple[Mean, Mean]:
@@ -161,7 +161,7 @@ class Convolution(nnx.Module):
     ]
     near = jnp.concatenate([padded[:, *window] for window in windows], axis=-1)
     kernel = self.kernel[...].reshape(-1, self.kernel.shape[-1])
-    y = product(near, kernel, self.dtype).astype(jnp.float32)
+    y = matmul(near, kernel, self.dtype).astype(jnp.float32)
     return y if self.bias is None else y + self.bias[...]
 
 

@@ -17,9 +17,9 @@ from transformer.functional.attention import (
 )
 from transformer.functional.dropout import dropout
 from transformer.functional.fused import Known, fastest_attention
+from transformer.functional.matmul import matmul
 from transformer.functional.normalization import normalize
 from transformer.functional.positions import rotary
-from transformer.functional.products import product
 from transformer.modules.cache import LayerCache
 from transformer.modules.config import ModelConfig
 
@@ -56,7 +56,7 @@ class Linear(nnx.Module):
     self.adapter: Any = nnx.data(None)  # see modules.adapters
 
   def __call__(self, x: Float[Array, '*B I']) -> Float[Array, '*B O']:
-    y = product(x, self.weight, self.dtype).astype(jnp.float32)
+    y = matmul(x, self.weight, self.dtype).astype(jnp.float32)
     return y if self.bias is None else y + self.bias[...]
 
   @property
@@ -70,7 +70,7 @@ def together(x: Float[Array, '*B I'], *layers: Linear) -> list[Float[Array, '*B 
   """[layer(x) for layer in layers] as one product: a wide one is faster than many narrow ones."""
   dtype, sizes = layers[0].dtype, [layer.kernel.shape[1] for layer in layers]
   kernel = jnp.concatenate([layer.weight for layer in layers], axis=1)
-  y = product(x, kernel, dtype).astype(jnp.float32)
+  y = matmul(x, kernel, dtype).astype(jnp.float32)
   parts = jnp.split(y, list(itertools.accumulate(sizes[:-1])), axis=-1)
   return [
     part if layer.bias is None else part + layer.bias[...]

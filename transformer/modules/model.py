@@ -1,5 +1,6 @@
 """Encoder, Decoder and EncoderDecoder: stacks of Blocks, run by one scan."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -433,16 +434,36 @@ class EncoderDecoder(nnx.Module):
     return {'encoder': encoder.layers, 'decoder': decoder.layers}
 
 
-def functional(model: nnx.Module) -> tuple[Callable, Any]:
-  """(apply, params): the model as a pure function, for code that brings its own framework.
+def functionalize(model: nnx.Module, method: str = '__call__') -> tuple[Callable, Any]:
+  """Return (apply, params): a method of the model as a pure function of its parameters.
 
-  `apply(params, *args, **kwargs)` is `model(*args, **kwargs)`; params is a nested dict of arrays.
+  Args:
+    model: any module.
+    method: the name of the method that `apply` calls, such as 'states' or 'decode'.
+
+  Returns:
+    `apply(params, *args, **kwargs)`, with the signature and docstring of the method, and params, a
+    nested dict of arrays: what `jax.grad`, Optax or a Linen module takes.
+
+  Raises:
+    AttributeError: the model has no such method.
+
+  >>> model = Decoder(ModelConfig(vocab=5, width=8, heads=2, depth=1), nnx.Rngs(0))
+  >>> apply, params = functionalize(model)
+  >>> apply(params, jnp.array([[1, 2]])).shape
+  (1, 2, 5)
   """
+  function = getattr(type(model), method)
   graph, state = nnx.split(model)
 
   def apply(params, *args, **kwargs):
-    return nnx.merge(graph, nnx.State(params))(*args, **kwargs)
+    return function(nnx.merge(graph, nnx.State(params)), *args, **kwargs)
 
+  signature = inspect.signature(function)
+  _, *parameters = signature.parameters.values()
+  first = inspect.Parameter('params', inspect.Parameter.POSITIONAL_ONLY)
+  apply.__signature__ = signature.replace(parameters=[first, *parameters])  # type: ignore[attr-defined]
+  apply.__doc__ = function.__doc__
   return apply, nnx.to_pure_dict(state)
 
 

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
-def product(
+def matmul(
   a: Float[Array, '*B I'], b: Float[Array, 'I O'], dtype: DTypeLike | None = None
 ) -> Float[Array, '*B O']:
   """a b, with operands rounded to dtype, and accumulated and returned in float32.
@@ -30,7 +30,7 @@ def product(
   Returns:
     float32 where dtype is 16 bits wide, else dtype. Gradients have their operand's own type.
 
-  >>> product(jnp.ones((2, 3)), jnp.ones((3, 4)), 'bfloat16').dtype
+  >>> matmul(jnp.ones((2, 3)), jnp.ones((3, 4)), 'bfloat16').dtype
   dtype('float32')
   """
   dtype = jnp.dtype(dtype or a.dtype)
@@ -38,16 +38,16 @@ def product(
   if dtype.itemsize > 2:
     y = rows.astype(dtype) @ b.astype(dtype)
   else:
-    y = _product(rows, b, (dtype, a.dtype, b.dtype))
+    y = _matmul(rows, b, (dtype, a.dtype, b.dtype))
   return y.reshape(*a.shape[:-1], b.shape[1])
 
 
-def product_nt(
+def matmul_nt(
   a: Float[Array, '*B I'], b: Float[Array, 'O I'], dtype: DTypeLike | None = None
 ) -> Float[Array, '*B O']:
-  """a bT; otherwise as `product`.
+  """a bT; otherwise as `matmul`.
 
-  >>> product_nt(jnp.array([[1., 2.]]), jnp.array([[3., 4.], [5., 6.]]))
+  >>> matmul_nt(jnp.array([[1., 2.]]), jnp.array([[3., 4.], [5., 6.]]))
   Array([[11., 17.]], dtype=float32)
   """
   dtype = jnp.dtype(dtype or a.dtype)
@@ -55,7 +55,7 @@ def product_nt(
   if dtype.itemsize > 2:
     y = rows.astype(dtype) @ b.astype(dtype).T
   else:
-    y = _product_nt(rows, b, (dtype, a.dtype, b.dtype))
+    y = _matmul_nt(rows, b, (dtype, a.dtype, b.dtype))
   return y.reshape(*a.shape[:-1], b.shape[0])
 
 
@@ -70,13 +70,13 @@ def _rows(a, dtype):
   return a.reshape(math.prod(a.shape[:-1]), a.shape[-1])
 
 
-def product_tn(a: Float[Array, 'B I'], b: Float[Array, 'B O']) -> Float[Array, 'I O']:
+def matmul_tn(a: Float[Array, 'B I'], b: Float[Array, 'B O']) -> Float[Array, 'I O']:
   """aT b, accumulated and returned in float32: the gradient of a weight. Not differentiable.
 
   On a CPU the transpose is really made and the product given an idle batch axis: XLA would fold the
   transpose into the product, and then widen its operands.
 
-  >>> product_tn(jnp.array([[1.], [2.]]), jnp.array([[3.], [4.]]))
+  >>> matmul_tn(jnp.array([[1.], [2.]]), jnp.array([[3.], [4.]]))
   Array([[11.]], dtype=float32)
   """
 
@@ -95,7 +95,7 @@ def _dot(a, b, contract, batch=((), ())):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _product(a, b, dtypes):
+def _matmul(a, b, dtypes):
   return _forward(a, b, dtypes)[0]
 
 
@@ -107,14 +107,14 @@ def _forward(a, b, dtypes):
 def _backward(dtypes, operands, g):
   (a, b), (dtype, a_dtype, b_dtype) = operands, dtypes
   g = g.astype(dtype)
-  return _dot(g, b, ((1,), (1,))).astype(a_dtype), product_tn(a, g).astype(b_dtype)
+  return _dot(g, b, ((1,), (1,))).astype(a_dtype), matmul_tn(a, g).astype(b_dtype)
 
 
-_product.defvjp(_forward, _backward)
+_matmul.defvjp(_forward, _backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _product_nt(a, b, dtypes):
+def _matmul_nt(a, b, dtypes):
   return _forward_nt(a, b, dtypes)[0]
 
 
@@ -126,7 +126,7 @@ def _forward_nt(a, b, dtypes):
 def _backward_nt(dtypes, operands, g):
   (a, b), (dtype, a_dtype, b_dtype) = operands, dtypes
   g = g.astype(dtype)
-  return _dot(g, b, ((1,), (0,))).astype(a_dtype), product_tn(g, a).astype(b_dtype)
+  return _dot(g, b, ((1,), (0,))).astype(a_dtype), matmul_tn(g, a).astype(b_dtype)
 
 
-_product_nt.defvjp(_forward_nt, _backward_nt)
+_matmul_nt.defvjp(_forward_nt, _backward_nt)
