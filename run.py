@@ -17,10 +17,14 @@ Exit status: 0 success, 1 failure, 2 wrong usage or input, 128 + signal if stopp
 import pathlib
 import sys
 
-from absl import app, flags
-from ml_collections import config_flags
+try:
+  from absl import app, flags
+  from ml_collections import config_flags
 
-from transformer.training import commands
+  from transformer.training import commands
+except ModuleNotFoundError as error:
+  sys.stderr.write(f"error: {error.name} is not installed: pip install -e '.[train]'\n")
+  sys.exit(2)
 
 flags.DEFINE_enum('mode', 'train', commands.MODES, 'What to do.')
 flags.DEFINE_string('workdir', '', 'Folder of the run; runs/EXPERIMENT by default.')

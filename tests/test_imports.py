@@ -1,10 +1,12 @@
 """The shape of the house: who may import whom, and what a public name owes its reader."""
 
 import ast
+import configparser
 import importlib
 import inspect
 import pathlib
 import pkgutil
+import re
 import subprocess
 import sys
 
@@ -84,6 +86,111 @@ def test_importing_the_package_costs_little():
     'tokenizers',
   ):
     assert heavy not in loaded
+
+
+def core_requirements():
+  """Return the names of the packages that setup.cfg asks for, without their versions."""
+  config = configparser.ConfigParser()
+  config.read(ROOT / 'setup.cfg', encoding='utf-8')
+  lines = config['options']['install_requires'].strip().splitlines()
+  return [re.split(r'[ \[>]', line)[0] for line in lines if line[0] != '#']
+
+
+# What the core requirements themselves may need: Flax asks for Orbax, Orbax for absl.
+CORE_ONLY = """
+import importlib.abc, importlib.metadata, pathlib, re, sys
+
+def closure(names):
+  found = set()
+  while names:
+    name = re.sub('[-_.]+', '-', names.pop()).lower()
+    if name not in found:
+      found.add(name)
+      try:
+        needs = importlib.metadata.requires(name) or ()
+      except importlib.metadata.PackageNotFoundError:
+        continue
+      names += [re.match('[\\w.-]+', need)[0] for need in needs if 'extra ==' not in need]
+  return found
+
+allowed = closure(sys.argv[1].split(','))
+owners = importlib.metadata.packages_distributions()
+
+class Forbid(importlib.abc.MetaPathFinder):
+  def find_spec(self, name, path=None, target=None):
+    top = name.split('.')[0]
+    of = {re.sub('[-_.]+', '-', owner).lower() for owner in owners.get(top, ())}
+    if of and not of & allowed and top != 'transformer':
+      raise ModuleNotFoundError(f'no module {top} in a core install', name=top)
+
+sys.meta_path.insert(0, Forbid())
+"""
+
+
+def core_only(code, *arguments):
+  """Run code where no package but the core requirements and what these need can be imported."""
+  command = [sys.executable, '-c', CORE_ONLY + code, ','.join(core_requirements()), *arguments]
+  return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_the_core_requirements_import_run_attention_and_load_a_published_model():
+  golden = ROOT / 'tests' / 'zoo' / 'golden' / 'gpt2'
+  code = """
+import transformer
+from transformer import *
+import jax.numpy as jnp
+x = jnp.ones((2, 5, 4, 8))
+assert transformer.multi_head_attention(x, x, x).shape == x.shape
+model, tokenizer = transformer.load_pretrained(sys.argv[2])
+assert model(jnp.ones((1, 3), int)).shape[:2] == (1, 3)
+print(type(model).__name__, tokenizer)
+"""
+  done = core_only(code, str(golden))
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.split() == ['Decoder', 'None']
+
+
+@pytest.mark.parametrize('name', ['Classification', 'LanguageModel'])
+def test_what_a_core_install_lacks_is_named_with_the_extra_that_has_it(name):
+  done = core_only(f'import transformer\ntransformer.{name}')
+  assert 'needs tokenizers, which is not installed' in done.stderr
+  assert 'functional-transformer[train]' in done.stderr
+
+
+def test_the_command_line_names_the_extra_it_needs():
+  done = core_only(
+    "sys.argv = ['run.py']; import runpy; runpy.run_path('run.py', run_name='__main__')"
+  )
+  assert done.returncode == 2
+  assert done.stderr == "error: ml_collections is not installed: pip install -e '.[train]'\n"
+
+
+def test_lazy_names_are_those_that_type_checkers_see():
+  tree = ast.parse(pathlib.Path(transformer.__file__).read_text(encoding='utf-8'))
+  (block,) = (node for node in tree.body if isinstance(node, ast.If))
+  seen = {alias.asname: node.module for node in block.body for alias in node.names}
+  assert seen == transformer._LAZY
+  for name in seen:
+    assert getattr(transformer, name) is not None
+    assert name in dir(transformer)
+  with pytest.raises(AttributeError, match="has no attribute 'atention'"):
+    transformer.atention  # noqa: B018
+
+
+def test_no_name_is_both_a_module_and_something_else():
+  for name in ('transformer', *MODULES):
+    package = importlib.import_module(name)
+    for child in (
+      getattr(package, '__path__', None) and pkgutil.iter_modules(package.__path__) or ()
+    ):
+      attribute = getattr(package, child.name, None)
+      assert attribute is None or inspect.ismodule(attribute), f'{name}.{child.name}'
+
+
+def test_the_version_and_the_mark_of_types_are_installed():
+  assert re.fullmatch(r'\d+\.\d+\.\d+', transformer.__version__)
+  assert f'## {transformer.__version__}' in (ROOT / 'CHANGELOG.md').read_text(encoding='utf-8')
+  assert (ROOT / 'transformer' / 'py.typed').exists()
 
 
 @pytest.mark.parametrize('name', MODULES)

@@ -1,4 +1,4 @@
-"""The Transformer, complete and small, in JAX.
+"""The Transformer in JAX: functions on arrays, models, and what trains, evaluates and loads them.
 
 One glossary of axis letters, in signatures, einsums and comments alike:
 
@@ -8,11 +8,18 @@ One glossary of axis letters, in signatures, einsums and comments alike:
   D  model width                 V  value size of a head
   F  feed-forward width          L  layers
   N  vocabulary                  C  classes, or rows of a memory that rows of a batch share
+  E  experts
 
-`functional/` holds equations on arrays, `modules/` parameters and models, `data/` the host's
-side, `tasks/` what is learnt, `training/` the loop, `inspection/` ways to look inside, `zoo/` known
-models.
+`functional/` holds pure functions on arrays, `modules/` parameters and models, `zoo/` known models,
+`data/` the host's side, `tasks/` objectives, `training/` the loop, `inspection/` ways to look
+inside.
+
+`import transformer` imports JAX, Flax and Optax and nothing else. The names of `tasks`, `training`
+and `zoo` are imported when they are first used; the first two need the extra `train`:
+pip install 'functional-transformer[train]'.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from transformer.functional import losses as losses
 from transformer.functional import masks as masks
@@ -25,11 +32,78 @@ from transformer.functional.attention import (
 )
 from transformer.functional.search import beam_search as beam_search
 from transformer.functional.search import greedy as greedy
+from transformer.functional.search import repeat_rows as repeat_rows
 from transformer.functional.search import sample as sample
+from transformer.modules.adapters import adapt as adapt
+from transformer.modules.adapters import merge as merge
 from transformer.modules.config import ModelConfig as ModelConfig
 from transformer.modules.model import Decoder as Decoder
 from transformer.modules.model import Encoder as Encoder
 from transformer.modules.model import EncoderDecoder as EncoderDecoder
+from transformer.modules.model import Output as Output
 from transformer.modules.model import functionalize as functionalize
-from transformer.zoo.pretrained import load_pretrained as load_pretrained
-from transformer.zoo.pretrained import save_pretrained as save_pretrained
+
+if TYPE_CHECKING:  # for type checkers and editors; at run time see `_LAZY`
+  from transformer.inference.decoding import Decoding as Decoding
+  from transformer.tasks.classification import Classification as Classification
+  from transformer.tasks.ctc import CTC as CTC
+  from transformer.tasks.ctc import JointCTC as JointCTC
+  from transformer.tasks.language_model import LanguageModel as LanguageModel
+  from transformer.tasks.masked_lm import MaskedLM as MaskedLM
+  from transformer.tasks.question_answering import QuestionAnswering as QuestionAnswering
+  from transformer.tasks.retrieval import Retrieval as Retrieval
+  from transformer.tasks.seq2seq import Seq2Seq as Seq2Seq
+  from transformer.tasks.span_corruption import SpanCorruption as SpanCorruption
+  from transformer.tasks.text_to_speech import TextToSpeech as TextToSpeech
+  from transformer.training import optimizers as optimizers
+  from transformer.training.checkpoints import Checkpoints as Checkpoints
+  from transformer.training.step import State as State
+  from transformer.training.step import train_step as train_step
+  from transformer.zoo import presets as presets
+  from transformer.zoo.pretrained import load_pretrained as load_pretrained
+  from transformer.zoo.pretrained import save_pretrained as save_pretrained
+
+__version__ = '0.2.0'
+
+# Names that are imported when they are first used (PEP 562), and where they are.
+_LAZY = {
+  'CTC': 'transformer.tasks.ctc',
+  'Checkpoints': 'transformer.training.checkpoints',
+  'Classification': 'transformer.tasks.classification',
+  'Decoding': 'transformer.inference.decoding',
+  'JointCTC': 'transformer.tasks.ctc',
+  'LanguageModel': 'transformer.tasks.language_model',
+  'MaskedLM': 'transformer.tasks.masked_lm',
+  'QuestionAnswering': 'transformer.tasks.question_answering',
+  'Retrieval': 'transformer.tasks.retrieval',
+  'Seq2Seq': 'transformer.tasks.seq2seq',
+  'SpanCorruption': 'transformer.tasks.span_corruption',
+  'State': 'transformer.training.step',
+  'TextToSpeech': 'transformer.tasks.text_to_speech',
+  'load_pretrained': 'transformer.zoo.pretrained',
+  'optimizers': 'transformer.training',
+  'presets': 'transformer.zoo',
+  'save_pretrained': 'transformer.zoo.pretrained',
+  'train_step': 'transformer.training.step',
+}
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _LAZY:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  try:
+    # as `from module import name` does it: an attribute, or else a module of the package
+    value = getattr(__import__(_LAZY[name], fromlist=[name]), name)
+  except ModuleNotFoundError as error:
+    if (error.name or '').startswith('transformer'):
+      raise
+    raise ImportError(
+      f'transformer.{name} needs {error.name}, which is not installed: '
+      "pip install 'functional-transformer[train]'"
+    ) from error
+  globals()[name] = value
+  return value
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *_LAZY})

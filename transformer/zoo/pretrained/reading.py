@@ -6,6 +6,7 @@ that a model needs little more memory than its weights.
 
 import difflib
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Mapping
@@ -14,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax import nnx
 
 from transformer.modules.config import ModelConfig
@@ -38,7 +38,8 @@ def load_pretrained(folder: str | os.PathLike, **settings: Any) -> tuple[nnx.Mod
 
   Args:
     folder: with config.json, model.safetensors (or its shards and their index) and tokenizer.json;
-      without the last, as of images and sounds, the tokenizer is None.
+      without the last, as of images and sounds, or without the package `tokenizers`, the tokenizer
+      is None.
     settings: values of `ModelConfig` that are not the file's: dropout, attention_dropout, dtype,
       remat, unroll.
 
@@ -234,16 +235,26 @@ def _mean_of_tokens(folder: pathlib.Path) -> bool:
 
 
 def _tokenizer(folder: pathlib.Path, config: ModelConfig):
-  """The folder's tokenizer, whose ids the model knows; None without a file."""
+  """The folder's tokenizer, whose ids the model knows; None without a file or the package."""
   if not (folder / 'tokenizer.json').is_file():
     if config.inputs == 'tokens':
-      logging.warning(
+      logging.getLogger(__name__).warning(
         '%s has no tokenizer.json: the tokenizer is None. transformers writes one: AutoTokenizer.'
         'from_pretrained(folder).save_pretrained(folder)',
         folder,
       )
     return None
-  from transformer.data.tokenizers import Tokenizer
+  try:
+    from transformer.data.tokenizers import Tokenizer
+  except ModuleNotFoundError as error:  # weights are of use without it
+    if error.name != 'tokenizers':
+      raise
+    logging.getLogger(__name__).warning(
+      'the tokenizer of %s is None: the package tokenizers, which reads tokenizer.json, is not '
+      "installed (pip install 'functional-transformer[train]')",
+      folder,
+    )
+    return None
 
   tokenizer = Tokenizer.load(folder / 'tokenizer.json')
   if tokenizer.size > config.vocab:
