@@ -8,6 +8,7 @@
   attend    draw how the output attends to each line of --input or stdin: HTML and PNG
   export    write the model as the `transformers` library reads it: WORKDIR/export
   sweep     train the variants that the experiment's sweep(add) lists, each in a workdir of its own
+  config    print every key of the config with its value, type, default and meaning
   doctor    versions, devices, and a self-test of every attention path on this machine
 
 Results go to stdout: one JSON object on the last line, or the predicted lines. All else to stderr.
@@ -37,6 +38,7 @@ def parse(argv: list[str]) -> list[str]:
   commands.log_ours()
   try:
     argv = commands.with_config_of_workdir(argv)
+    config_flags.register_flag_parser_for_type(tuple, commands.TupleParser())
     # defined here, for the flag reads the file and its overrides at once
     config_flags.DEFINE_config_file('config', EXPERIMENT, 'The experiment.', sys_argv=argv)
     return flags.FLAGS(argv)

@@ -157,6 +157,7 @@ def test_sweep_runs_every_variant(run, tiny, tmp_path):
     (['--config.trian.steps=1'], ['trian', 'train']),
     (['--config.model.heads=3'], ['model.heads=3', 'model.width=128', 'divisor']),
     (['--config.model.norm=batch'], ['model.norm', "'batch'", "'layer'"]),
+    (['--config.eval.metrics=(bleu'], ['eval.metrics', '(bleu', "('a', 'b')"]),
     (['--config.train.steps=many'], ['train.steps', 'many']),
     (['--config=nowhere.py'], ['nowhere.py']),
     ([f'--config={ROOT}/experiments/fsdd.py:word'], ['fsdd.py, line', 'fsdd.py:word', 'attention']),
@@ -198,9 +199,39 @@ def test_a_missing_input_file_is_named(run, trained):
   fails(run('--mode=predict', f'--workdir={trained[0]}', '--input=no.txt'), 'no.txt')
 
 
+def test_config_prints_every_key_with_its_value_and_meaning(run):
+  done = run('--mode=config', '--config.model.width=32')
+  assert done.returncode == 0, done.stderr.decode()
+  lines = done.stdout.decode().splitlines()
+  at = lines.index('model.width = 32  (int, default 512)')
+  assert lines[at + 1] == '    D, size of the residual stream.'
+  assert 'train.steps = 1200  (int, required)' in lines
+  assert 'optimizer.b1 = 0.9  (float)' in lines and 'optimizer.momentum = None  (float)' in lines
+
+
+@pytest.mark.parametrize(
+  'text, metrics',
+  [
+    ('bleu,chrf', ('bleu', 'chrf')),
+    ('bleu, chrf', ('bleu', 'chrf')),
+    ("('bleu', 'chrf')", ('bleu', 'chrf')),
+    ("['bleu']", ('bleu',)),
+    ('bleu', ('bleu',)),
+    ('', ()),
+  ],
+)
+def test_lists_on_the_command_line(run, text, metrics):
+  pairs = ('--config.optimizer.rates=embed=0,a|b=0.5', '--config.train.adapters=query|value=8')
+  flags = f'--config.eval.metrics={text}', '--config.eval.best='
+  lines = run('--mode=config', *flags, *pairs).stdout.decode()
+  assert f'\neval.metrics = {metrics!r}  (tuple of names' in lines
+  assert "\noptimizer.rates = (('embed', 0.0), ('a|b', 0.5))  (tuple of pattern=number" in lines
+  assert "\ntrain.adapters = (('query|value', 8),)  " in lines
+
+
 def test_help_names_the_modes(run):
   text = run('--help').stdout.decode()
-  for mode in ('train', 'evaluate', 'predict', 'attend', 'sweep', 'doctor'):
+  for mode in ('train', 'evaluate', 'predict', 'attend', 'sweep', 'config', 'doctor'):
     assert mode in text
 
 

@@ -13,17 +13,7 @@ def adam(width: int):
   from transformer.training import optimizers
 
   optimizer, _ = optimizers.build(
-    name='adamw',
-    learning_rate=1e-3,
-    schedule='constant',
-    warmup_steps=0,
-    steps=1,
-    width=width,
-    b1=0.9,
-    b2=0.98,
-    epsilon=1e-9,
-    weight_decay=0.0,
-    clip=0.0,
+    learning_rate=1e-3, schedule='constant', warmup_steps=0, clip=0.0, steps=1, width=width
   )
   return optimizer
 

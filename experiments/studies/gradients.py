@@ -85,17 +85,7 @@ def of_model(size: int, scaled: bool, *, steps: int, rows: int = 64) -> dict[str
     fields, pipeline.bucketed(lengths, buckets=1), tokens=rows * 2 * LENGTH + 4 * rows
   )
   optimizer, _ = optimizers.build(
-    name='adamw',
-    learning_rate=1e-3,
-    schedule='constant',
-    warmup_steps=20,
-    steps=steps,
-    width=WIDTH,
-    b1=0.9,
-    b2=0.98,
-    epsilon=1e-9,
-    weight_decay=0.0,
-    clip=0.0,
+    learning_rate=1e-3, schedule='constant', warmup_steps=20, clip=0.0, steps=steps, width=WIDTH
   )
   key = jax.random.key(0)
   state = jax.jit(lambda key: init(task.init(config, key), optimizer, ema=0.0))(key)

@@ -145,17 +145,7 @@ def start(name: str, *, steps: int):
   """The state before the first update, and the update."""
   build, config = MODELS[name]
   optimizer, _ = optimizers.build(
-    name='adamw',
-    learning_rate=2e-3,
-    schedule='cosine',
-    warmup_steps=min(100, steps),
-    steps=steps,
-    width=config.width,
-    b1=0.9,
-    b2=0.98,
-    epsilon=1e-9,
-    weight_decay=0.0,
-    clip=1.0,
+    learning_rate=2e-3, warmup_steps=min(100, steps), steps=steps, width=config.width
   )
   state = jax.jit(lambda key: init(build(config, nnx.Rngs(key)), optimizer, ema=0.0))
   update = jax.jit(functools.partial(train_step, loss=loss, optimizer=optimizer))

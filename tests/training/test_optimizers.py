@@ -24,9 +24,6 @@ GIVEN = dict(
   warmup_steps=10,
   steps=100,
   width=64,
-  b1=0.9,
-  b2=0.98,
-  epsilon=1e-9,
   weight_decay=0.0,
   clip=0.0,
 )
@@ -49,6 +46,7 @@ FORMULAS = {
   ),
   'linear': lambda s, w, n: 0.5 * (s / w if s <= w else max(0, (n - s) / (n - w))),
   'rsqrt': lambda s, w, n: 0.5 * (s / w if s <= w else math.sqrt(w / s)),
+  'trapezoid': lambda s, w, n: 0.5 * (s / w if s <= w else min(1, max(0, n - s) / (0.2 * n))),
   'noam': lambda s, w, n: 0.5 * 64**-0.5 * min(s**-0.5, s * w**-1.5),
 }
 
@@ -75,7 +73,7 @@ def test_noam_of_the_paper():
   assert found.argmax() == 1 and found[1] == pytest.approx(6.987712e-4, rel=1e-5)
 
 
-@pytest.mark.parametrize('schedule', ['cosine', 'linear'])
+@pytest.mark.parametrize('schedule', ['cosine', 'linear', 'trapezoid'])
 @pytest.mark.parametrize('warmup', [0, 10, 100, 200])
 def test_ends_at_zero_and_is_never_negative(schedule, warmup):
   """Also after the end, where a run may go on, and with more warm-up than steps."""
@@ -88,7 +86,7 @@ def test_ends_at_zero_and_is_never_negative(schedule, warmup):
 
 def test_the_schedule_is_what_the_optimiser_does():
   """Update number s of a constant gradient under plain SGD is rate(s - 1) times it."""
-  optimizer, rate = given(name='sgd', b1=0.0, schedule='cosine')
+  optimizer, rate = given(name='sgd', momentum=0.0, schedule='cosine')
   params = {'kernel': jnp.ones(())}
   state = optimizer.init(params)
   for step in range(15):
@@ -162,7 +160,7 @@ def test_clip_scales_the_whole_gradient_down():
   params = jax.tree.map(jnp.zeros_like, gradient)
 
   def moved(clip):
-    optimizer, rate = given(name='sgd', b1=0.0, warmup_steps=0, clip=clip)
+    optimizer, rate = given(name='sgd', momentum=0.0, warmup_steps=0, clip=clip)
     updates, _ = optimizer.update(gradient, optimizer.init(params), params)
     return jax.tree.map(lambda u: -u / rate(0), updates)
 
@@ -230,7 +228,7 @@ def test_muon_moves_by_the_orthogonal_part(rng):
 def test_unknown_names_list_the_choices():
   with pytest.raises(ValueError, match="'adam' is none of adamw, muon, adafactor, lion, sgd"):
     given(name='adam')
-  with pytest.raises(ValueError, match="'cosin' is none of constant, cosine, linear, rsqrt, noam"):
+  with pytest.raises(ValueError, match="'cosin' is none of constant, .*: did you mean 'cosine'"):
     given(schedule='cosin')
 
 
@@ -249,6 +247,21 @@ def test_unknown_names_list_the_choices():
 def test_numbers_out_of_range_are_named(key, value):
   with pytest.raises(ValueError, match=f'optimizer.{key}={value}'):
     given(**{key: value})
+
+
+def test_an_option_that_nothing_reads_is_named():
+  with pytest.raises(ValueError, match='optimizer.momentum=0.5 is read neither by .*name=adamw'):
+    given(momentum=0.5)
+  with pytest.raises(ValueError, match='optimizer.decay_share=0.1 .*schedule=constant'):
+    given(decay_share=0.1)
+
+
+def test_options_have_the_defaults_of_the_chosen_optimizer_and_schedule():
+  assert optimizers.defaults('muon', 'cosine') == dict(b1=0.95, b2=0.98, epsilon=1e-9)
+  assert optimizers.defaults('sgd', 'trapezoid') == dict(momentum=0.9, decay_share=0.2)
+  found = rates(schedule='trapezoid', decay_share=None)
+  np.testing.assert_array_equal(found, rates(schedule='trapezoid', decay_share=0.2))
+  assert (found != rates(schedule='trapezoid', decay_share=0.5)).any()
 
 
 def test_names_of_paths():

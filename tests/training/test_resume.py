@@ -21,7 +21,7 @@ from experiments import dates
 def get_config():
   c = dates.get_config()
   c.experiment = 'tiny'
-  c.data.update(name='pairs', dir={data!r}, test='test', length=16, tokens=256, buckets=1)
+  c.data.update(name='pairs', dir={data!r}, test=('test',), length=16, tokens=256, buckets=1)
   c.tokenizer.update(kind='characters', vocab=40, split_digits=False)
   c.model.update(width=16, heads=2, depth=1, feedforward=32, dropout=0.1, length=16)
   # checkpoints are averaged: those of a stopped run must not be among them

@@ -154,8 +154,8 @@ def test_rules_cover_every_path_of_the_state(name):
   """Every large matrix has a rule of its own, in every variant; statistics that are smaller too."""
   mesh = mesh_of((2, 2, 2, 1))
   chain, _ = optimizers.build(
-    **dict(name=name, learning_rate=1.0, schedule='constant', warmup_steps=0, b1=0.9, b2=0.9),
-    **dict(epsilon=1e-8, weight_decay=0.1, clip=1.0, steps=1, width=128),
+    **dict(name=name, learning_rate=1.0, schedule='constant', warmup_steps=0),
+    **dict(weight_decay=0.1, clip=1.0, steps=1, width=128),
   )
   for variant in (dict(tie='none', gated=True, norm='rms'), dict(position='learned', bias=False)):
     config = dataclasses.replace(CONFIG, width=128, feedforward=256, **variant)

@@ -8,20 +8,14 @@ import sys
 
 import pytest
 
+from experiments import algorithmic
 from transformer.data import tokenizers
+from transformer.training import config
 from transformer.training import workdir as module
+from transformer.training.config import FORMAT, check
 from transformer.training.workdir import FREE, Workdir, get_config, write
 
-CONFIG = {
-  'experiment': 'x',
-  'seed': 0,
-  'data': {'name': 'reverse', 'dir': '', 'test': 'test', 'train': 'train'},
-  'model': {'width': 16, 'dropout': 0.1},
-  'train': {'steps': 10, 'keep': 2, 'microbatches': 1, 'save_every_steps': 5},
-  'eval': {'limit': 3},
-  'decode': {'beams': 1},
-  'mesh': {'data': -1},
-}
+CONFIG = check(algorithmic.get_config()).as_dict()
 
 
 def changed(**keys):
@@ -60,16 +54,44 @@ def test_another_experiment_is_refused(workdir):
     workdir.claim(changed(model__width=32, seed=1, data__name='sort'))
   text = str(error.value)
   assert str(workdir) in text
-  assert 'model.width is 16 there and 32 here' in text
+  assert 'model.width is 64 there and 32 here' in text
   assert 'seed is 0 there and 1 here' in text
   assert "data.name is 'reverse' there and 'sort' here" in text
   assert 'another --workdir, or delete that folder' in text
   assert workdir.read_config() == CONFIG
 
 
-def test_a_key_that_only_one_has_differs(workdir):
-  with pytest.raises(ValueError, match='model.depth is None there and 2 here'):
-    workdir.claim(changed(model__depth=2))
+def stored(workdir, change):
+  """Change the stored config of a run."""
+  file = workdir.path / 'config.json'
+  values = json.loads(file.read_text())
+  change(values)
+  file.write_text(json.dumps(values))
+
+
+def test_a_key_that_a_run_lacks_has_the_value_that_keeps_its_meaning(workdir, monkeypatch):
+  """That is the default, but where the key came with another default than runs had before."""
+  stored(workdir, lambda values: [values['model'].pop('window'), values['decode'].pop('alpha')])
+  assert workdir.read_config() == CONFIG
+  workdir.compare(CONFIG)
+  monkeypatch.setattr(config, 'ADDED', {FORMAT + 1: {'model.window': 7}})
+  monkeypatch.setattr(config, 'FORMAT', FORMAT + 1)
+  assert workdir.read_config() == changed(model__window=7)
+  stored(workdir, lambda values: values.update(format=FORMAT + 1))
+  assert workdir.read_config() == CONFIG
+
+
+def test_an_unknown_key_of_a_run_is_named(workdir):
+  stored(workdir, lambda values: values['model'].update(widht=3))
+  with pytest.raises(ValueError, match='model.widht is unknown: did you mean config.model.width'):
+    workdir.read_config()
+
+
+@pytest.mark.parametrize('number, cure', [(FORMAT + 1, 'update this code'), (1, 'train it anew')])
+def test_a_run_of_another_format_is_refused(workdir, number, cure):
+  stored(workdir, lambda values: values.update(format=number))
+  with pytest.raises(ValueError, match=f'it has format {number}.*{cure}'):
+    workdir.read_config()
 
 
 @pytest.mark.parametrize(
@@ -82,7 +104,7 @@ def test_a_key_that_only_one_has_differs(workdir):
     ('decode__beams', 5),
     ('mesh__data', 8),
     ('data__dir', '/moved'),
-    ('data__test', 'test, other'),
+    ('data__test', ('test', 'other')),
   ],
 )
 def test_what_may_differ(workdir, key, value):
@@ -99,8 +121,6 @@ def test_what_is_learnt_may_not(workdir, key):
 
 def test_free_keys_exist():
   """A key that was renamed would silently no longer be free."""
-  from transformer.training import config
-
   every = [
     f'{section}.{key}' for section in config.SECTIONS for key in config.keys(section, 'seq2seq')
   ]
@@ -114,7 +134,7 @@ def test_a_damaged_config_is_named(workdir, damage):
   file.write_bytes(damage)
   for use in (workdir.read_config, lambda: workdir.claim(CONFIG), lambda: get_config(str(workdir))):
     with pytest.raises(
-      ValueError, match=f'{re.escape(str(file))} is not .* or use another --workdir'
+      ValueError, match=f'(?s){re.escape(str(file))} is not .* or use another --workdir'
     ):
       use()
 
@@ -169,7 +189,7 @@ def test_one_process_at_a_time(workdir):
     holder.kill()
   workdir.lock()
   workdir.lock()  # a process does not shut itself out
-  assert json.loads((workdir.path / 'config.json').read_text()) == CONFIG
+  assert workdir.read_config() == CONFIG
 
 
 def test_what_a_run_takes_is_added_up(tmp_path):

@@ -85,7 +85,7 @@ class Source(Protocol):
 
 
 def load(
-  name: str,
+  name: str | Callable[..., Source],
   split: str,
   *,
   dir: str | os.PathLike = '',
@@ -97,7 +97,7 @@ def load(
 
   Args:
     name: one of NAMES, or a TFDS name such as 'my_set' or 'wmt14_translate/de-en' (or, to fix the
-      version, 'my_set:1.0.0').
+      version, 'my_set:1.0.0'), or a function (dir, split, inputs, targets) that opens a split.
     split: 'train', 'val', 'test', or what the files or the TFDS data set call it ('train[:10%]').
     dir: where the files are, '' for here; for TFDS '' is $TFDS_DATA_DIR, ~/tensorflow_datasets.
     inputs: language ('parallel'), column or key ('pairs') or feature (TFDS) that becomes 'inputs'.
@@ -117,8 +117,10 @@ def load(
   """
   if limit < 0:
     raise ValueError(f'limit={limit} examples: give a positive number, or 0 for all')
-  if name in GENERATED:
-    source: Source = GENERATED[name](split, inputs, targets)
+  if callable(name):
+    source: Source = name(pathlib.Path(dir).expanduser(), split, inputs, targets)
+  elif name in GENERATED:
+    source = GENERATED[name](split, inputs, targets)
   elif name in FILES:
     source = FILES[name](pathlib.Path(dir).expanduser(), split, inputs, targets)
   elif name.startswith('squad/'):

@@ -1,5 +1,6 @@
 """What `run.py` does in each mode."""
 
+import ast
 import contextlib
 import difflib
 import errno
@@ -16,13 +17,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
 import jax
-from absl import logging
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from transformer.training import loop
 from transformer.training import workdir as workdir_module
 from transformer.training.checkpoints import digest
-from transformer.training.config import SECTIONS, check
+from transformer.training.config import SECTIONS, check, describe
 from transformer.training.experiment import prepare, reopen, restore_best
 from transformer.training.process import cores, tune
 from transformer.training.reporting import log_ours as log_ours
@@ -73,11 +74,12 @@ def main(flags: Any) -> int:
 def with_config_of_workdir(argv: list[str]) -> list[str]:
   """The command line, with the config of the workdir where none is given and one is there.
 
-  All modes but train and sweep take it from there in any case: a model is used as it was trained.
+  All modes but train, sweep and config always take it from there: a model is used as it was
+  trained.
   """
   argv, given = _without(argv, 'config')
   mode, workdir = _without(argv, 'mode')[1] or 'train', _without(argv, 'workdir')[1]
-  learns = mode in ('train', 'sweep')
+  learns = mode in ('train', 'sweep', 'config')
   resumes = workdir and not given and Workdir(workdir).has_config()
   if mode == 'doctor' or (learns and not resumes):
     return [*argv[:1], *([f'--config={given}'] if given else []), *argv[1:]]
@@ -98,6 +100,25 @@ def _without(argv: list[str], flag: str) -> tuple[list[str], str]:
       end = at + 1 if equals else at + 2
       return argv[:at] + argv[end:], value if equals else ''.join(argv[at + 1 : end])
   return argv, ''
+
+
+class TupleParser(flags.ArgumentParser):
+  """Parses a tuple of a config: names separated by commas, or a tuple as Python writes it."""
+
+  def parse(self, argument: Any) -> tuple:
+    """Return the tuple; '' is the empty one."""
+    if not isinstance(argument, str):
+      return tuple(argument)
+    if not argument.lstrip().startswith(('(', '[')):
+      return tuple(name.strip() for name in argument.split(',') if name.strip())
+    try:
+      return tuple(ast.literal_eval(argument))
+    except (SyntaxError, TypeError, ValueError) as error:
+      raise ValueError(f"{argument!r} is no tuple: write a,b or ('a', 'b')") from error
+
+  def flag_type(self) -> str:
+    """Return the type's name, for --help."""
+    return 'tuple'
 
 
 def usage_error(error: Exception) -> NoReturn:
@@ -258,6 +279,11 @@ def _sweep(config, workdir, flags) -> int:
   return 0
 
 
+def _config_keys(config, workdir, flags) -> int:
+  print(describe(check(config).as_dict()))
+  return 0
+
+
 def _export(config, workdir, flags) -> int:
   from transformer.modules import adapters
   from transformer.zoo.pretrained import save_pretrained
@@ -287,6 +313,7 @@ MODES = {
   'attend': _attend,
   'export': _export,
   'sweep': _sweep,
+  'config': _config_keys,
   'doctor': _doctor,
 }
 

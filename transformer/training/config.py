@@ -1,7 +1,7 @@
-"""Every key of an experiment's config, what it means, and the check that finds a wrong one.
+"""The keys of a config, their defaults and meanings, and the check of a config.
 
-A section of the config is passed whole to one dataclass or function, so a key that nobody reads
-cannot be written and a key that is read cannot be left out.
+Each section of a config is the keyword arguments of one dataclass or function, its reader. The
+reader's signature gives the keys, types and defaults, and its docstring the meanings.
 """
 
 import dataclasses
@@ -9,10 +9,15 @@ import difflib
 import importlib
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from ml_collections import ConfigDict, config_dict
 
 from transformer.data import tokenizers
+from transformer.data.folders import data_dir as data_dir
+from transformer.data.lookup import lookup, one_of, reference
 from transformer.data.processors import PROCESSORS
 from transformer.evaluation import metrics
 from transformer.evaluation.evaluate import METRICS
@@ -27,6 +32,7 @@ from transformer.tasks.seq2seq import Seq2Seq
 from transformer.tasks.span_corruption import SpanCorruption
 from transformer.tasks.text_to_speech import TextToSpeech
 from transformer.training import optimizers, sharding
+from transformer.training.sections import Data, Evaluation, Settings, Train
 
 TASKS: dict[str, Any] = {
   'seq2seq': Seq2Seq,
@@ -41,219 +47,267 @@ TASKS: dict[str, Any] = {
   'text_to_speech': TextToSpeech,
 }
 
-
+# Tasks that decode to positions that training may not have reached.
 WITH_DECODER = ('seq2seq', 'joint_ctc', 'span_corruption', 'text_to_speech')
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Data:
-  """Where examples come from and how they become batches.
-
-  Attributes:
-    name: one of data.corpora.NAMES, or a TFDS name.
-    dir: folder or file of it, where it is not generated.
-    inputs, targets: names of the two sides: languages, columns, features.
-    train, val: splits to learn from and to choose by.
-    test: splits to report after training, separated by commas.
-    limit: use only so many training examples; 0 means all.
-    length: longest example in tokens, end token included; longer ones are left out and counted.
-    tokens: budget of a batch in positions of its longer side, padding included; in examples where
-      nothing has a length, as images and their labels.
-    buckets: at most so many shapes of batches.
-    packing: put several examples in a row of `length` instead of padding each.
-  """
-
-  name: str
-  dir: str
-  inputs: str
-  targets: str
-  train: str
-  val: str
-  test: str
-  limit: int
-  length: int
-  tokens: int
-  buckets: int
-  packing: bool
-
-  def __post_init__(self):
-    _at_least(0, 'data', self, 'limit')
-    _at_least(1, 'data', self, 'length', 'tokens', 'buckets')
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Train:
-  """The loop.
-
-  Attributes:
-    steps: updates in all.
-    steps_per_call: updates that the device makes between two words with the host, where batches
-      have one shape; more than 1 helps models whose steps take less than about 50 ms.
-    microbatches: parts a batch is run in, to save memory; the gradient stays the same.
-    ema: decay of a moving average of parameters that is evaluated in their place; 0 for none.
-    average: evaluate the mean of so many last checkpoints; 1 for the last one alone.
-    log_every_steps, save_every_steps: how often.
-    keep: checkpoints kept beside the best one.
-    adapters: pattern=rank gives the layers whose path fits low-rank adapters, and then only these
-      are learnt, and what optimizer.rates names; see modules.adapters. '' for none.
-  """
-
-  steps: int
-  steps_per_call: int
-  microbatches: int
-  ema: float
-  average: int
-  log_every_steps: int
-  save_every_steps: int
-  keep: int
-  adapters: str
-
-  def __post_init__(self):
-    try:
-      pattern, _, rank = self.adapters.rpartition('=')
-      good = not self.adapters or bool(re.compile(pattern) and pattern and int(rank) > 0)
-    except (re.error, ValueError):
-      good = False
-    if not good:
-      raise ValueError(
-        f'train.adapters={self.adapters!r} is no pattern=rank: write query|value=8, or nothing'
-      )
-    _at_least(1, 'train', self, 'steps', 'steps_per_call', 'microbatches', 'average', 'keep')
-    _at_least(1, 'train', self, 'log_every_steps', 'save_every_steps')
-    if not 0 <= self.ema < 1:
-      raise ValueError(f'train.ema={self.ema} is a decay: give 0 <= ema < 1, such as 0.999')
-    if self.average > self.keep:
-      raise ValueError(
-        f'train.average={self.average} needs as many checkpoints: set train.keep={self.average}'
-      )
-    if self.average > 1 and self.ema:
-      raise ValueError(
-        'train.average and train.ema both average parameters: set one of them to off'
-      )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluation:
-  """How a model is judged.
-
-  Attributes:
-    every_steps: how often on the validation split while training.
-    limit: lines decoded then; 0 means all. The test splits are always decoded whole.
-    samples: lines shown.
-    metrics: text metrics, separated by commas; see METRICS.
-    best: the validation metric by which the best checkpoint is chosen.
-    by: an extra field of the examples to report exact match by, such as locale; '' for none.
-  """
-
-  every_steps: int
-  limit: int
-  samples: int
-  metrics: str
-  best: str
-  by: str
-
-  def __post_init__(self):
-    _at_least(0, 'eval', self, 'limit', 'samples')
-    _at_least(1, 'eval', self, 'every_steps')
-    for name in names(self.metrics):
-      _one_of('eval.metrics', name, METRICS)
-      if name in metrics.LIBRARIES:
-        importlib.import_module(metrics.LIBRARIES[name])
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """A config, checked and typed. `model` lacks the vocabulary, which the tokenizer knows."""
-
-  task: str
-  seed: int
-  init: str
-  data: Data
-  inputs: dict[str, Any]
-  tokenizer: dict[str, Any]
-  model: dict[str, Any]
-  loss: dict[str, Any]
-  optimizer: dict[str, Any]
-  train: Train
-  eval: Evaluation
-  decode: Any  # of the task's own type
-  mesh: dict[str, int]
-
-
-# Who reads each section whatever the task, and the arguments that do not come from the config.
-COMMON: dict[str, tuple[Callable, tuple[str, ...]]] = {
-  'data': (Data, ()),
-  'tokenizer': (tokenizers.train, ('texts',)),
-  'model': (ModelConfig, ('vocab',)),
-  'optimizer': (optimizers.build, ('steps', 'width')),
-  'train': (Train, ()),
-  'eval': (Evaluation, ()),
-  'mesh': (sharding.make_mesh, ()),
+TOP = ('experiment', 'task', 'seed', 'init')  # keys outside of any section
+SECTIONS = (
+  *('data', 'inputs', 'tokenizer', 'model', 'loss', 'optimizer', 'train', 'eval', 'decode', 'mesh'),
+)
+NOT_FROM_CONFIG = {  # arguments of readers that a run gives itself
+  'inputs': ('tokenizer', 'longest', 'start', 'cuts', 'stem'),
+  'tokenizer': ('texts',),
+  'model': ('vocab',),
+  'loss': ('tokenizer', 'decoding', 'length', 'inputs'),
+  'optimizer': ('steps', 'width'),
 }
-SECTIONS = (*COMMON, 'inputs', 'loss', 'decode')
+REQUIRED = inspect.Parameter.empty
+
+FORMAT = 2  # of config.json in the folder of a run; the first edition's has no number
+# By format, the keys that it added and whose default would change what an older run computes, with
+# the value that does not: {3: {'model.new_key': value}}.
+ADDED: dict[int, dict[str, Any]] = {}
 
 
-def readers(task: str, inputs: str = 'tokens') -> dict[str, tuple[Callable, tuple[str, ...]]]:
-  """Who reads each section, and the arguments that do not come from the config.
+class Key(NamedTuple):
+  """A key of a config.
+
+  Attributes:
+    type: of its value.
+    default: REQUIRED where there is none; None where it depends on another key.
+    meaning: from the docstring of its reader.
+  """
+
+  type: Any
+  default: Any
+  meaning: str
+
+
+def for_task(task: str | type, *, modality: str = 'tokens') -> ConfigDict:
+  """Return a config with every key at its default; keys without one are None until they are set.
 
   Args:
-    task: of TASKS.
-    inputs: what the model reads, of inputs.PROCESSORS.
+    task: a name of TASKS, a class of your own, or 'module:name' of it.
+    modality: what the encoder reads: a name of PROCESSORS.
   """
-  given = ('tokenizer', 'decoding', 'length', 'inputs')
-  decoding = get_type_hints(TASKS[task])['decoding']
-  return dict(
-    COMMON,
-    inputs=(PROCESSORS[inputs], ('tokenizer', 'longest', 'start', 'cuts', 'stem')),
-    loss=(TASKS[task], given),
-    decode=(decoding, ()),
-  )
+  name = task if isinstance(task, str) else reference(task)
+  values: dict[str, dict[str, Any]] = {
+    section: {key: _initial(found) for key, found in keys(section, name, modality).items()}
+    for section in ('', *SECTIONS)
+  }
+  config = ConfigDict(values.pop('') | values)
+  config.task, config.model.inputs = name, modality
+  return config.lock()
 
 
-def keys(section: str, task: str, inputs: str = 'tokens') -> list[str]:
-  """The keys of a section, from the signature of who reads it."""
-  reader, given = readers(task, inputs)[section]
-  return [name for name in inspect.signature(reader).parameters if name not in given]
+def _initial(key: Key) -> Any:
+  if key.default is not None and key.default is not REQUIRED:
+    return key.default
+  return config_dict.placeholder(_class_of(key.type))
 
 
-def check(config: Mapping[str, Any]) -> Settings:
-  """The config as Settings.
+def _class_of(annotation: Any) -> type:
+  origin = get_origin(annotation)
+  return str if origin is Literal else origin or annotation
+
+
+def keys(section: str, task: str, modality: str = 'tokens') -> dict[str, Key]:
+  """Return the keys of a section by name; of those outside of any section for ''."""
+  reader = _reader(section, task, modality)
+  hints, meanings = get_type_hints(reader), _meanings(reader)
+  found: dict[str, Key] = {}
+  for name, parameter in inspect.signature(reader).parameters.items():
+    if parameter.kind == parameter.VAR_KEYWORD:
+      found |= _optimizer_options()
+    elif name in TOP if not section else name not in NOT_FROM_CONFIG.get(section, ()):
+      found[name] = Key(hints[name], parameter.default, meanings.get(name, ''))
+  return found
+
+
+def _reader(section: str, task: str, modality: str) -> Callable:
+  if section in ('loss', 'decode'):
+    objective = lookup('config.task', task, TASKS)
+    return objective if section == 'loss' else get_type_hints(objective)['decoding']
+  readers: dict[str, Callable] = {
+    '': Settings,
+    'data': Data,
+    'inputs': lookup('model.inputs', modality, PROCESSORS),
+    'tokenizer': tokenizers.train,
+    'model': ModelConfig,
+    'optimizer': optimizers.build,
+    'train': Train,
+    'eval': Evaluation,
+    'mesh': sharding.make_mesh,
+  }
+  return readers[section]
+
+
+def _optimizer_options() -> dict[str, Key]:
+  """Return the keys of all optimizers and schedules; their defaults depend on the chosen ones."""
+  found: dict[str, Key] = {}
+  for name, function in {**optimizers.OPTIMIZERS, **optimizers.SCHEDULES}.items():
+    hints, meanings = get_type_hints(function), _meanings(function)
+    for key, parameter in inspect.signature(function).parameters.items():
+      if parameter.default is not REQUIRED:
+        meaning = f'of {name}, {parameter.default} by default: {meanings.get(key, "")}'
+        before = f'{found[key].meaning} ' if key in found else ''
+        found[key] = Key(hints[key], None, before + meaning)
+  return found
+
+
+def _meanings(reader: Callable) -> dict[str, str]:
+  """Return what a docstring says of each argument, in its part Args or Attributes."""
+  found: dict[str, str] = {}
+  for each in reversed(inspect.getmro(reader)) if inspect.isclass(reader) else [reader]:
+    part = re.split(r'^(?:Args|Attributes):\n', inspect.getdoc(each) or '', flags=re.MULTILINE)
+    entries = re.split(r'^\S', part[-1] if len(part) > 1 else '', flags=re.MULTILINE)[0]
+    for names, text in re.findall(
+      r'^  (\w[\w, ]*): (.*(?:\n    .*)*)', entries, flags=re.MULTILINE
+    ):
+      found |= dict.fromkeys(names.split(', '), ' '.join(text.split()))
+  return found
+
+
+def describe(config: Mapping[str, Any]) -> str:
+  """Return every key with its value, type, default and meaning, as text."""
+  lines = []
+  for section in ('', *SECTIONS):
+    values, prefix = (config[section], f'{section}.') if section else (config, '')
+    for name, key in keys(section, config['task'], config['model']['inputs']).items():
+      lines.append(f'{prefix}{name} = {values[name]!r}  ({_about(key)})')
+      lines += textwrap.wrap(key.meaning, 100, initial_indent='    ', subsequent_indent='    ')
+  return '\n'.join(lines)
+
+
+def _about(key: Key) -> str:
+  """Return the type and the default of a key, as text."""
+  kind = key.type.__name__ if isinstance(key.type, type) else str(key.type)
+  if get_origin(key.type) is Literal:
+    kind = ' | '.join(map(repr, get_args(key.type)))
+  elif get_origin(key.type) is tuple:
+    kind = 'tuple of ' + ('names' if get_args(key.type)[0] is str else 'pattern=number')
+  if key.default is REQUIRED:
+    return f'{kind}, required'
+  return kind if key.default is None else f'{kind}, default {key.default!r}'
+
+
+def check(config: Mapping[str, Any] | ConfigDict) -> Settings:
+  """Return the config as Settings, with every default filled in.
 
   Raises:
     ValueError: a key is unknown, missing or contradictory; names it and the nearest one there is.
   """
-  _same_keys('config', config, ['experiment', 'task', 'seed', 'init', *SECTIONS])
-  _one_of('config.task', config['task'], TASKS)
-  if not isinstance(config['seed'], int) or config['seed'] < 0:
-    raise ValueError(f'config.seed={config["seed"]!r} must be a whole number, at least 0')
-  if not isinstance(config['init'], str):
-    raise ValueError(f'config.init={config["init"]!r} must be a folder, or nothing')
+  config = config.to_dict() if isinstance(config, ConfigDict) else config
+  _same_keys('config', config, [*TOP, *SECTIONS])
   for section in SECTIONS:
     if not isinstance(config[section], Mapping):
       raise ValueError(f'config.{section}={config[section]!r} must be a section of keys')
-  sections: dict[str, Any] = {}
-  inputs = config['model'].get('inputs', 'tokens')
-  _one_of('model.inputs', inputs, PROCESSORS)
-  for section, (reader, _) in readers(config['task'], inputs).items():
-    _same_keys(f'config.{section}', config[section], keys(section, config['task'], inputs))
-    sections[section] = _typed(section, config[section], reader)
-  ModelConfig(vocab=1, **sections['model'])  # raises what is wrong with it
-  optimizers.build(**sections['optimizer'], steps=1, width=1)  # the same
-  smoothing, z_loss = (sections['loss'].get(name, 0) for name in ('label_smoothing', 'z_loss'))
+  task = config['task']
+  objective = lookup('config.task', task, TASKS)
+  modality = config['model'].get('inputs', 'tokens')
+  lookup('model.inputs', modality, PROCESSORS)
+  typed = {name: _typed(f'config.{name}', config[name], k) for name, k in keys('', task).items()}
+  for section in SECTIONS:
+    known = keys(section, task, modality)
+    _same_keys(f'config.{section}', config[section], known)
+    typed[section] = {
+      name: _typed(f'{section}.{name}', config[section][name], key) for name, key in known.items()
+    }
+  ModelConfig(vocab=1, **typed['model'])  # raises what is wrong with it
+  optimizers.build(**typed['optimizer'], steps=1, width=1)  # the same
+  for name, default in optimizers.defaults(**_chosen(typed['optimizer'])).items():
+    if typed['optimizer'][name] is None:
+      typed['optimizer'][name] = default
+  for section in ('data', 'train', 'eval', 'decode'):
+    typed[section] = _reader(section, task, modality)(**typed[section])
+  settings = Settings(**typed)
+  if settings.seed < 0:
+    raise ValueError(f'config.seed={settings.seed} must be at least 0')
+  settings = _check_metrics(settings, objective)
+  _check_loss(settings)
+  _check_intervals(settings)
+  _check_lengths(settings, _check_processor(settings, objective))
+  return settings
+
+
+def _chosen(optimizer: Mapping[str, Any]) -> dict[str, str]:
+  return {key: optimizer[key] for key in ('name', 'schedule')}
+
+
+def _same_keys(where: str, given: Mapping[str, Any], known: Iterable[str]):
+  for key in given:
+    if key not in known:
+      near = difflib.get_close_matches(key, known, n=1, cutoff=0)
+      hint = f': did you mean {where}.{near[0]}?' if near else ''
+      raise ValueError(f'{where}.{key} is unknown{hint}')
+  for key in known:
+    if key not in given:
+      raise ValueError(f'{where}.{key} is missing: give it a value')
+
+
+def _typed(where: str, value: Any, key: Key) -> Any:
+  """Return the value of a key in its type: whole numbers as floats, lists as tuples.
+
+  Raises:
+    ValueError: it is missing or of another type, or none of the values that there are.
+  """
+  if value is None and key.default is REQUIRED:
+    where = where if where.startswith('config.') else f'config.{where}'
+    raise ValueError(f'{where} is missing: give it a value')
+  if value is None and key.default is None:
+    return None
+  if get_origin(key.type) is Literal:
+    return one_of(where, value, get_args(key.type))
+  if get_origin(key.type) is tuple:
+    if not isinstance(value, tuple | list):
+      raise ValueError(f'{where}={value!r} must be a tuple: give ({value!r},)')
+    return tuple(_item(where, item, get_args(key.type)[0]) for item in value)
+  if key.type is float and type(value) is int:
+    return float(value)
+  if key.type in (bool, int, float, str) and type(value) is not key.type:
+    raise ValueError(f'{where}={value!r} must be of type {key.type.__name__}')
+  return value
+
+
+def _item(where: str, item: Any, kind: Any) -> Any:
+  """Return an item of a tuple: a name, or a pair of a pattern and a number (or pattern=number)."""
+  if kind is str:
+    if callable(item):
+      return reference(item)
+    if not isinstance(item, str):
+      raise ValueError(f'{where}: {item!r} must be of type str')
+    return item
+  try:
+    pattern, number = item.rpartition('=')[::2] if isinstance(item, str) else item
+    re.compile(pattern)
+    return pattern, get_args(kind)[1](number)
+  except (re.error, TypeError, ValueError) as error:
+    raise ValueError(
+      f"{where}: {item!r} is no pair of a pattern and a number ({error}): write ('query|value', 2),"
+      ' or query|value=2 on the command line'
+    ) from error
+
+
+def _check_metrics(settings: Settings, objective: Any) -> Settings:
+  """Return the settings with eval.best filled in."""
+  for name in settings.eval.metrics:
+    lookup('eval.metrics', name, METRICS)
+    if name in metrics.LIBRARIES:
+      importlib.import_module(metrics.LIBRARIES[name])
+  names = [*objective.figures, *settings.eval.metrics]
+  best = one_of('eval.best', settings.eval.best or names[0], names)
+  return dataclasses.replace(settings, eval=dataclasses.replace(settings.eval, best=best))
+
+
+def _check_loss(settings: Settings):
+  smoothing, z_loss = (settings.loss.get(name, 0) for name in ('label_smoothing', 'z_loss'))
   if not 0 <= smoothing < 1 or z_loss < 0:
     raise ValueError(
-      f'loss={sections["loss"]}: give 0 <= label_smoothing < 1, such as 0.1, and z_loss >= 0'
+      f'loss={settings.loss}: give 0 <= label_smoothing < 1, such as 0.1, and z_loss >= 0'
     )
-  typed: dict[str, Any] = dict(
-    sections,
-    data=Data(**sections['data']),
-    train=Train(**sections['train']),
-    eval=Evaluation(**sections['eval']),
-    decode=readers(config['task'])['decode'][0](**sections['decode']),
-  )
-  settings = Settings(task=config['task'], seed=config['seed'], init=config['init'], **typed)
-  figures = [*TASKS[settings.task].figures, *names(settings.eval.metrics)]
-  _one_of('eval.best', settings.eval.best, figures)
+
+
+def _check_intervals(settings: Settings):
   for name, every in (
     ('train.save_every_steps', settings.train.save_every_steps),
     ('eval.every_steps', settings.eval.every_steps),
@@ -263,81 +317,80 @@ def check(config: Mapping[str, Any]) -> Settings:
         f'{name}={every} is no multiple of train.steps_per_call={settings.train.steps_per_call}: '
         'the model is not seen between the steps of a call'
       )
-  if inputs != 'tokens' and 'inputs' not in inspect.signature(TASKS[settings.task]).parameters:
-    raise ValueError(f'model.inputs={inputs}, but config.task={settings.task} reads tokens alone')
-  longest = settings.data.length
-  if reader := reader_of(settings):
-    if settings.model['features'] != reader.features:
-      raise ValueError(
-        f'model.features={settings.model["features"]}, but what inputs={settings.inputs} describes '
-        f'has {reader.features} numbers in each of its {inputs}: set it to that'
-      )
-    longest = reader.positions
-  if settings.task in WITH_DECODER:  # others never look further than they learnt to
+
+
+def _check_processor(settings: Settings, objective: Any) -> int:
+  """Return the longest input, in positions of the encoder."""
+  modality = settings.model['inputs']
+  if modality != 'tokens' and 'inputs' not in inspect.signature(objective).parameters:
+    raise ValueError(f'model.inputs={modality}, but config.task={settings.task} reads tokens alone')
+  processor = processor_of(settings)
+  if processor is None:
+    return settings.data.length
+  if settings.model['features'] != processor.features:
+    raise ValueError(
+      f'model.features={settings.model["features"]}, but each of the {modality} that inputs='
+      f'{settings.inputs} describes has {processor.features} numbers: set it to that'
+    )
+  return processor.positions
+
+
+def _check_lengths(settings: Settings, longest: int):
+  if settings.task in WITH_DECODER:
     longest = max(longest + (settings.task == 'span_corruption'), settings.decode.length)
   if settings.model['position'] == 'learned' and longest > settings.model['length']:
     raise ValueError(
       f'model.length={settings.model["length"]} learned positions are fewer than '
       f'data.length={settings.data.length} or decode.length: set it to at least {longest}'
     )
-  return settings
 
 
-def reader_of(settings: Settings) -> Any:
-  """What reads images or sounds; None where texts are read.
+def processor_of(settings: Settings) -> Any:
+  """Return the processor of images or sounds; None where the model reads texts.
 
   Raises:
     ValueError: what is wrong with the section 'inputs'.
   """
   if settings.model['inputs'] == 'tokens':
     return None
-  made, _ = readers(settings.task, settings.model['inputs'])['inputs']
-  known = {'longest': settings.data.length, 'stem': settings.model['stem']}
-  wanted = inspect.signature(made).parameters
-  given = {name: value for name, value in known.items() if name in wanted}
-  return made(**settings.inputs, **given)
+  processor = PROCESSORS[settings.model['inputs']]
+  given = {'longest': settings.data.length, 'stem': settings.model['stem']}
+  names = inspect.signature(processor).parameters
+  return processor(**settings.inputs, **{k: v for k, v in given.items() if k in names})
 
 
-def names(text: str) -> list[str]:
-  """The names of a list separated by commas."""
-  return [name.strip() for name in text.split(',') if name.strip()]
-
-
-def _same_keys(where: str, given: Mapping[str, Any], known: list[str]):
-  for key in given:
-    if key not in known:
-      near = difflib.get_close_matches(key, known, n=1, cutoff=0)
-      raise ValueError(f'{where}.{key} is unknown: did you mean {where}.{near[0]}?')
-  for key in known:
-    if key not in given:
-      raise ValueError(f'{where}.{key} is missing: give every key a value in the config file')
-
-
-def _typed(section: str, given: Mapping[str, Any], reader: Callable) -> dict[str, Any]:
-  """The section with whole numbers as floats where these are read.
+def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
+  """Return the config of a stored run with the keys that did not exist when it was stored.
 
   Raises:
-    ValueError: a number, text or truth value is given where another is read.
+    ValueError: it is of the first edition or of a later version, or has an unknown key.
   """
-  typed = dict(given)
-  for name, value in given.items():
-    wanted = inspect.signature(reader).parameters[name].annotation
-    if get_origin(wanted) is Literal:
-      _one_of(f'{section}.{name}', value, get_args(wanted))
-    elif wanted is float and type(value) is int:
-      typed[name] = float(value)
-    elif wanted in (bool, int, float, str) and type(value) is not wanted:
-      raise ValueError(f'{section}.{name}={value!r} must be of type {wanted.__name__}')
-  return typed
+  config = dict(stored)
+  number = config.pop('format', 1)
+  if not 2 <= number <= FORMAT:
+    raise ValueError(
+      f'it has format {number}, and this version reads 2 to {FORMAT}: '
+      + ('update this code' if number > FORMAT else 'train it anew')
+    )
+  added: dict[str, Any] = {}
+  for later in sorted(ADDED, reverse=True):
+    added |= ADDED[later] if later > number else {}
+  modality = config['model'].get('inputs', 'tokens')
+  for section in SECTIONS:
+    values = config.setdefault(section, {})
+    known = keys(section, config['task'], modality)
+    for name in known.keys() - values.keys():
+      values[name] = added.get(f'{section}.{name}', known[name].default)
+    _same_keys(f'config.{section}', values, known)
+    for name, value in values.items():
+      if get_origin(known[name].type) is tuple:
+        values[name] = tuple(tuple(x) if isinstance(x, list) else x for x in value)
+  _same_keys('config', config, [*TOP, *SECTIONS])
+  return config
 
 
-def _at_least(least: int, section: str, given: Any, *fields: str):
-  for name in fields:
-    if getattr(given, name) < least:
-      raise ValueError(f'{section}.{name}={getattr(given, name)} must be at least {least}')
-
-
-def _one_of(where: str, value: Any, known: Iterable[str]):
-  if value not in known:
-    near = difflib.get_close_matches(str(value), known, n=1, cutoff=0)
-    raise ValueError(f'{where}={value!r} is none of {", ".join(known)}: did you mean {near[0]!r}?')
+def from_values(values: Mapping[str, Any]) -> ConfigDict:
+  """Return the config of these values, typed and locked as `for_task` returns it."""
+  config = for_task(values['task'], modality=values['model']['inputs'])
+  config.update(values)
+  return config

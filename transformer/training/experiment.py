@@ -1,6 +1,5 @@
 """A config made real: the tokenizer, task, model, mesh and data of one run."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -9,12 +8,15 @@ from absl import logging
 from jax.sharding import Mesh
 
 from transformer.data import corpora, pipeline, tokenizers
+from transformer.data.folders import where_published
+from transformer.data.lookup import is_reference, lookup
 from transformer.modules.adapters import adapt
 from transformer.modules.config import ModelConfig
 from transformer.tasks.task import Task
 from transformer.training import sharding
 from transformer.training.checkpoints import Checkpoints
-from transformer.training.config import TASKS, Settings, check, names, reader_of
+from transformer.training.config import TASKS, check, processor_of
+from transformer.training.sections import Data, Settings
 from transformer.training.step import Model
 from transformer.training.workdir import Workdir
 
@@ -31,9 +33,7 @@ class Experiment(NamedTuple):
     """The examples of a split."""
     data = self.settings.data
     limit = data.limit if split == data.train else 0
-    return corpora.load(
-      data.name, split, dir=data.dir, inputs=data.inputs, targets=data.targets, limit=limit
-    )
+    return _load(data, split, limit)
 
   def batches(self, split: str) -> pipeline.Batches:
     """The batches of a split: shuffled and with seed for training, in order for the rest."""
@@ -84,16 +84,15 @@ class Experiment(NamedTuple):
   def init(self, key: jax.Array) -> Model:
     """A fresh model, with adapters where the config asks for some."""
     model = self.task.init(self.model, key)
-    if adapters := self.settings.train.adapters:
-      paths, _, rank = adapters.rpartition('=')
-      adapt(model, paths, int(rank), jax.random.fold_in(key, 1))
+    for i, (pattern, rank) in enumerate(self.settings.train.adapters, start=1):
+      adapt(model, pattern, rank, jax.random.fold_in(key, i))
     return model
 
   @property
-  def rates(self) -> str:
-    """Learning rates by path: where there are adapters, only they move, and what is named."""
+  def rates(self) -> tuple[tuple[str, float], ...]:
+    """Factors of the learning rate by path; with adapters, what is not named is frozen."""
     rates = self.settings.optimizer['rates']
-    return f'/adapter/=1,{rates},=0' if self.settings.train.adapters else rates
+    return (('/adapter/', 1.0), *rates, ('', 0.0)) if self.settings.train.adapters else rates
 
   def abstract_model(self) -> Model:
     """The shapes and shardings of the parameters, without any memory."""
@@ -109,15 +108,12 @@ def prepare(config: dict[str, Any], workdir: Workdir) -> Experiment:
   checked = check(config)
   mesh = sharding.make_mesh(**checked.mesh)
   data = checked.data
-  load = functools.partial(
-    corpora.load, data.name, dir=data.dir, inputs=data.inputs, targets=data.targets
-  )
-  for split in (data.val, *names(data.test)):
-    load(split)  # a missing file is better found now than after training
-  source = load(data.train, limit=data.limit)
+  for split in (data.val, *data.test):
+    _load(data, split)  # a missing file is better found now than after training
+  source = _load(data, data.train, data.limit)
   if jax.process_index() == 0:
     workdir.lock()
-  workdir.compare(config)
+  workdir.compare(checked.as_dict())
   tokenizer = known = workdir.tokenizer()
   if tokenizer is None and checked.init:
     tokenizer = Workdir(checked.init).tokenizer()  # published models call it the same
@@ -128,7 +124,7 @@ def prepare(config: dict[str, Any], workdir: Workdir) -> Experiment:
         'another, or of a published model with that file'
       )
   if tokenizer is None:
-    reads = TASKS[checked.task].reads
+    reads = lookup('config.task', checked.task, TASKS).reads
     if checked.model['inputs'] != 'tokens':
       reads = ('targets',)  # labels are texts, too
     examples = (source[i] for i in range(len(source)))
@@ -136,7 +132,7 @@ def prepare(config: dict[str, Any], workdir: Workdir) -> Experiment:
     tokenizer = tokenizers.train(texts, **checked.tokenizer)
   # first, for a task may refuse its config, and the folder is then still free for another
   experiment = _experiment(checked, tokenizer, mesh)
-  workdir.claim(config)
+  workdir.claim(checked.as_dict())
   if known is None:
     workdir.save_tokenizer(tokenizer)
   return experiment
@@ -171,9 +167,24 @@ def with_shardings(tree: Any, mesh: Mesh) -> Any:
   )
 
 
+def _load(data: Data, split: str, limit: int = 0) -> corpora.Source:
+  name = lookup('data.name', data.name, {}) if is_reference(data.name) else data.name
+  try:
+    return corpora.load(
+      name, split, dir=data.dir, inputs=data.inputs, targets=data.targets, limit=limit
+    )
+  except FileNotFoundError as error:
+    if published := where_published(data.dir):
+      raise FileNotFoundError(
+        f'{error} The data set is published at {published}. Put it in {data.dir}, or set '
+        '--config.data.dir, or the environment variable TRANSFORMER_DATA to the folder above it'
+      ) from error
+    raise
+
+
 def _experiment(checked: Settings, tokenizer: Any, mesh: Mesh) -> Experiment:
   given = dict(tokenizer=tokenizer, decoding=checked.decode, length=checked.data.length)
-  if reader := reader_of(checked):
-    given['inputs'] = reader
-  task = TASKS[checked.task](**given, **checked.loss)
+  if processor := processor_of(checked):
+    given['inputs'] = processor
+  task = lookup('config.task', checked.task, TASKS)(**given, **checked.loss)
   return Experiment(checked, task, ModelConfig(vocab=tokenizer.size, **checked.model), mesh)

@@ -14,7 +14,6 @@ from transformer.data import pipeline
 from transformer.evaluation.evaluate import better, judge, measure
 from transformer.training import optimizers, reporting, sharding
 from transformer.training.checkpoints import Checkpoints
-from transformer.training.config import names
 from transformer.training.diagnosis import first_not_finite
 from transformer.training.experiment import Experiment, with_shardings
 from transformer.training.initial import with_given
@@ -142,13 +141,13 @@ def report_result(experiment: Experiment, model: Model, workdir: Workdir) -> dic
   metrics: dict[str, float] = {}
   signatures: dict[str, str] = {}
   measured = jax.jit(experiment.task.measure)
-  for split in [data.val, *names(data.test)]:
+  for split in [data.val, *data.test]:
     source = experiment.source(split)
     found = judge(
       experiment.task,
       model,
       source,
-      metrics=names(config.metrics),
+      metrics=config.metrics,
       samples=config.samples,
       by=config.by if len(source) and config.by in source[0] else '',
     )
@@ -195,7 +194,7 @@ def _validation(experiment: Experiment):
       task,
       model,
       source,
-      metrics=names(config.eval.metrics),
+      metrics=config.eval.metrics,
       limit=config.eval.limit,
       samples=config.eval.samples,
     )

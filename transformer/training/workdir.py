@@ -11,6 +11,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from transformer.data.tokenizers import Tokenizer
+from transformer.training.config import FORMAT, from_values, upgraded
 
 # What may differ when a run goes on: how long, how often, and how it is judged, not what is learnt.
 FREE = (
@@ -51,9 +52,12 @@ class Workdir:
       raise ValueError(
         f'{file} is not JSON ({error}): restore it, or use another --workdir'
       ) from error
-    if not isinstance(config, dict):
-      raise ValueError(f'{file} is not the config of a run: restore it, or use another --workdir')
-    return config
+    try:
+      return upgraded(config)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+      raise ValueError(
+        f'{file} is not the config of a run ({error}): restore it, or use another --workdir'
+      ) from error
 
   def lock(self):
     """Keeps other processes from training here for as long as this one lives, even if it is killed.
@@ -103,7 +107,8 @@ class Workdir:
   def claim(self, config: Mapping[str, Any]):
     """Makes the folder the run of this config; raises as `compare` does."""
     self.compare(config)
-    write(self.path / 'config.json', json.dumps(config, indent=2, ensure_ascii=False) + '\n')
+    text = json.dumps({'format': FORMAT, **config}, indent=2, ensure_ascii=False)
+    write(self.path / 'config.json', text + '\n')
 
   def tokenizer(self) -> Tokenizer | None:
     """The run's tokenizer; None if it has none yet."""
@@ -126,7 +131,7 @@ class Workdir:
 
 def get_config(path: str) -> ConfigDict:
   """The config of a workdir, as an experiment file gives it: `--config=workdir.py:PATH`."""
-  return ConfigDict(Workdir(path).read_config())
+  return from_values(Workdir(path).read_config())
 
 
 def write(file: pathlib.Path, content: str | bytes):

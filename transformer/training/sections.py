@@ -1,0 +1,168 @@
+"""The sections of a config that training itself reads, as dataclasses."""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+  """Where examples come from and how they become batches.
+
+  Attributes:
+    name: one of data.corpora.NAMES, a TFDS name, or module:name of a function of your own
+      (dir, split, inputs, targets) that returns a sequence of examples.
+    dir: the folder or file of the data set; '' for one that is generated.
+    inputs, targets: names of the two sides: languages, columns or features.
+    train: the split to train on.
+    val: the split to validate on, and to choose the best checkpoint by.
+    test: the splits to report after training.
+    limit: use only so many training examples; 0 for all.
+    length: longest example in tokens, end token included; longer ones are left out and counted.
+    tokens: size of a batch in positions of its longer side, padding included; in examples where
+      nothing has a length, as of images and their labels.
+    buckets: at most so many shapes of batches.
+    packing: put several examples in a row of `length` instead of padding each.
+  """
+
+  name: str
+  dir: str = ''
+  inputs: str = 'inputs'
+  targets: str = 'targets'
+  train: str = 'train'
+  val: str = 'val'
+  test: tuple[str, ...] = ()
+  limit: int = 0
+  length: int
+  tokens: int = 4096
+  buckets: int = 4
+  packing: bool = False
+
+  def __post_init__(self):
+    _at_least(0, 'data', self, 'limit')
+    _at_least(1, 'data', self, 'length', 'tokens', 'buckets')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train:
+  """The training loop.
+
+  Attributes:
+    steps: number of updates.
+    steps_per_call: updates in one call of the device, where batches have one shape; more than 1
+      helps models whose steps take less than about 50 ms.
+    microbatches: parts that a batch is run in, to save memory; the gradient stays the same.
+    ema: decay of a moving average of the parameters that is evaluated in their place; 0 for none.
+    average: evaluate the mean of the last so many checkpoints; 1 for the last one alone.
+    log_every_steps: interval of training metrics.
+    save_every_steps: interval of checkpoints.
+    keep: checkpoints kept beside the best one.
+    adapters: (pattern, rank) pairs: layers whose path matches get low-rank adapters, and then only
+      these are trained, and what optimizer.rates names; see modules.adapters.
+  """
+
+  steps: int
+  steps_per_call: int = 1
+  microbatches: int = 1
+  ema: float = 0.0
+  average: int = 1
+  log_every_steps: int = 100
+  save_every_steps: int = 500
+  keep: int = 2
+  adapters: tuple[tuple[str, int], ...] = ()
+
+  def __post_init__(self):
+    _at_least(1, 'train', self, 'steps', 'steps_per_call', 'microbatches', 'average', 'keep')
+    _at_least(1, 'train', self, 'log_every_steps', 'save_every_steps')
+    for pattern, rank in self.adapters:
+      if not pattern or rank < 1:
+        raise ValueError(
+          f'train.adapters={self.adapters!r}: give patterns and ranks of at least 1, such as '
+          'query|value=8'
+        )
+    if not 0 <= self.ema < 1:
+      raise ValueError(f'train.ema={self.ema} is a decay: give 0 <= ema < 1, such as 0.999')
+    if self.average > self.keep:
+      raise ValueError(
+        f'train.average={self.average} needs as many checkpoints: set train.keep={self.average}'
+      )
+    if self.average > 1 and self.ema:
+      raise ValueError('train.average and train.ema both average parameters: set one of them only')
+    for name in ('save_every_steps',):
+      if getattr(self, name) % self.steps_per_call:
+        raise ValueError(
+          f'train.{name}={getattr(self, name)} is no multiple of train.steps_per_call='
+          f'{self.steps_per_call}: the model is not seen between the steps of a call'
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+  """How a model is evaluated.
+
+  Attributes:
+    every_steps: interval of evaluations on the validation split.
+    limit: examples decoded then; 0 for all. The test splits are always decoded whole.
+    samples: examples shown.
+    metrics: names of metrics of the decoded outputs, or module:name of functions of your own.
+    best: the validation metric by which the best checkpoint is chosen; '' for the first of the
+      task's own metrics.
+    by: a field of the examples, such as locale: exact match is also reported for each of its
+      values; '' for none.
+  """
+
+  every_steps: int = 500
+  limit: int = 0
+  samples: int = 4
+  metrics: tuple[str, ...] = ()
+  best: str = ''
+  by: str = ''
+
+  def __post_init__(self):
+    _at_least(0, 'eval', self, 'limit', 'samples')
+    _at_least(1, 'eval', self, 'every_steps')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """A config, checked and typed.
+
+  Attributes:
+    experiment: the name of the run, and of its folder in runs/.
+    task: what is learnt: a name of config.TASKS, or module:name of a class of your own.
+    seed: of the initial parameters, the order of the data, and dropout.
+    init: folder of a run, or of a published model, whose parameters training starts from; '' for
+      random ones.
+    data, train, eval: the sections of these names.
+    inputs: arguments of what reads images or sounds.
+    tokenizer: arguments of data.tokenizers.train.
+    model: arguments of ModelConfig but for the vocabulary, whose size the tokenizer knows.
+    loss: arguments of the task.
+    optimizer: arguments of optimizers.build.
+    decode: how outputs are made, of the task's own type.
+    mesh: arguments of sharding.make_mesh.
+  """
+
+  experiment: str
+  task: str
+  seed: int = 0
+  init: str = ''
+  data: Data
+  inputs: dict[str, Any]
+  tokenizer: dict[str, Any]
+  model: dict[str, Any]
+  loss: dict[str, Any]
+  optimizer: dict[str, Any]
+  train: Train
+  eval: Evaluation
+  decode: Any
+  mesh: dict[str, int]
+
+  def as_dict(self) -> dict[str, Any]:
+    """Return the config with every key, as it is stored beside a run."""
+    return dataclasses.asdict(self)
+
+
+def _at_least(least: int, section: str, given: Any, *fields: str):
+  for name in fields:
+    if getattr(given, name) < least:
+      raise ValueError(f'{section}.{name}={getattr(given, name)} must be at least {least}')
