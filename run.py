@@ -1,6 +1,6 @@
 """The command line of every experiment.
 
-  python run.py [--config=FILE[:ARG]] [--workdir=DIR] [--mode=MODE] [--config.section.key=value ...]
+  python run.py [--config=FILE[:ARG]] [--workdir=DIR] [--mode=MODE] [--config.SECTION.KEY=VALUE ...]
 
   train     learn, then report on val and test (the default); the same command again goes on
   evaluate  report on val and test, of a workdir
@@ -9,6 +9,7 @@
   export    write the model as the `transformers` library reads it: WORKDIR/export
   sweep     train the variants that the experiment's sweep(add) lists, each in a workdir of its own
   config    print every key of the config with its value, type, default and meaning
+  runs      compare the runs in the folders given after the flags: a table and a plot
   doctor    versions, devices, and a self-test of every attention path on this machine
 
 Results go to stdout: one JSON object on the last line, or the predicted lines. All else to stderr.
@@ -27,7 +28,7 @@ except ModuleNotFoundError as error:
   sys.stderr.write(f"error: {error.name} is not installed: pip install -e '.[train]'\n")
   sys.exit(2)
 
-flags.DEFINE_enum('mode', 'train', commands.MODES, 'What to do.')
+flags.DEFINE_enum('mode', 'train', [*commands.MODES, 'runs'], 'What to do.')
 flags.DEFINE_string('workdir', '', 'Folder of the run; runs/EXPERIMENT by default.')
 flags.DEFINE_string('input', '-', 'File of lines for predict and attend; - is stdin.')
 EXPERIMENT = str(pathlib.Path(__file__).parent / 'experiments' / 'dates.py')
@@ -47,9 +48,9 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str]):
-  if argv[1:]:
+  if argv[1:] and flags.FLAGS.mode != 'runs':
     commands.usage_error(ValueError(f'{argv[1]!r} is no flag: flags begin with --, see --help'))
-  sys.exit(commands.main(flags.FLAGS))
+  sys.exit(commands.main(flags.FLAGS, argv[1:]))
 
 
 if __name__ == '__main__':

@@ -125,6 +125,32 @@ def test_attend_draws_a_page_and_a_picture(run, trained):
   assert pathlib.Path(picture['png']).read_bytes().startswith(b'\x89PNG')
 
 
+def test_runs_are_compared(run, tiny, trained, tmp_path):
+  workdir, result = trained
+  other = tmp_path / 'other'
+  changed = ('--config.train.steps=2', '--config.optimizer.learning_rate=0.5')
+  assert run(*tiny, *changed, f'--workdir={other}').returncode == 0
+  shutil.copytree(workdir, tmp_path / 'unfinished')
+  (tmp_path / 'unfinished' / 'train.json').unlink()
+  folders = [str(workdir), str(other), str(tmp_path / 'unfinished')]
+  done = run('--mode=runs', f'--workdir={tmp_path}/all', *folders)
+  assert done.returncode == 0, done.stderr.decode()
+  *table, last = done.stdout.decode().splitlines()
+  found = json.loads(last)
+  assert pathlib.Path(found['plot']).read_bytes().startswith(b'\x89PNG')
+  assert [found['runs'][f].get('optimizer.learning_rate') for f in folders] == [2e-3, 0.5, 2e-3]
+  assert 'model.width' not in found['runs'][folders[0]]  # it is the same in all
+  assert found['runs'][folders[0]]['val/exact_match'] == result['metrics']['val/exact_match']
+  assert found['runs'][folders[2]]['step'] == 4
+  (line,) = [line.split() for line in table if line.startswith('train.steps ')]
+  assert line == ['train.steps', '4', '2', '4']
+
+
+def test_runs_that_are_none_are_named(run, tmp_path):
+  fails(run('--mode=runs'), 'give their folders')
+  fails(run('--mode=runs', tmp_path), 'no trained model', str(tmp_path))
+
+
 @pytest.mark.slow
 def test_sweep_runs_every_variant(run, tiny, tmp_path):
   experiment = tmp_path / 'variants.py'
@@ -231,7 +257,7 @@ def test_lists_on_the_command_line(run, text, metrics):
 
 def test_help_names_the_modes(run):
   text = run('--help').stdout.decode()
-  for mode in ('train', 'evaluate', 'predict', 'attend', 'sweep', 'config', 'doctor'):
+  for mode in ('train', 'evaluate', 'predict', 'attend', 'sweep', 'config', 'runs', 'doctor'):
     assert mode in text
 
 

@@ -13,7 +13,7 @@ import runpy
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -36,11 +36,18 @@ EXTRAS = {  # of setup.cfg, by the modules that they bring
 }
 
 
-def main(flags: Any) -> int:
-  """Runs the mode the flags ask for; returns the exit status."""
+def main(flags: Any, folders: Sequence[str] = ()) -> int:
+  """Run the mode that the flags ask for, and return the exit status.
+
+  Args:
+    flags: of absl.
+    folders: the runs that --mode=runs compares.
+  """
   tune()
   workdir = None
   try:
+    if flags.mode == 'runs':
+      return _compare_runs(folders, pathlib.Path(flags.workdir or 'runs'))
     config = _config(flags)
     workdir = Workdir(flags.workdir or pathlib.Path('runs') / str(config.get('experiment')))
     return MODES[flags.mode](config, workdir, flags)
@@ -81,7 +88,7 @@ def with_config_of_workdir(argv: list[str]) -> list[str]:
   mode, workdir = _without(argv, 'mode')[1] or 'train', _without(argv, 'workdir')[1]
   learns = mode in ('train', 'sweep', 'config')
   resumes = workdir and not given and Workdir(workdir).has_config()
-  if mode == 'doctor' or (learns and not resumes):
+  if mode in ('doctor', 'runs') or (learns and not resumes):
     return [*argv[:1], *([f'--config={given}'] if given else []), *argv[1:]]
   if not workdir:
     file, _, argument = given.partition(':')
@@ -279,6 +286,18 @@ def _sweep(config, workdir, flags) -> int:
   return 0
 
 
+def _compare_runs(folders: Sequence[str], folder: pathlib.Path) -> int:
+  from transformer.training import comparison
+
+  if not folders:
+    raise ValueError('--mode=runs compares runs: give their folders, as in --mode=runs runs/*')
+  rows, plot = comparison.compare(folders), folder / 'runs.png'
+  print(comparison.table(rows))
+  comparison.draw(folders, plot)
+  print(json.dumps({'mode': 'runs', 'plot': str(plot), 'runs': rows}, ensure_ascii=False))
+  return 0
+
+
 def _config_keys(config, workdir, flags) -> int:
   print(describe(check(config).as_dict()))
   return 0
@@ -306,6 +325,7 @@ def _doctor(config, workdir, flags) -> int:
   return 0 if report['healthy'] else FAILURE
 
 
+# by name; 'runs' has no config and is run by `main`
 MODES = {
   'train': _train,
   'evaluate': _evaluate,

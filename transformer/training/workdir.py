@@ -92,7 +92,7 @@ class Workdir:
       ValueError: it is the run of another experiment already; names the keys that differ.
     """
     if self.has_config():
-      old, new = _flatten(self.read_config()), _flatten(config)
+      old, new = flatten(self.read_config()), flatten(config)
       differ = [
         f'{key} is {old.get(key)!r} there and {new.get(key)!r} here'
         for key in sorted(old.keys() | new.keys())
@@ -150,10 +150,12 @@ def line_of(answer: str | bytes, file: pathlib.Path) -> str:
   return str(file)
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Return the values of a config by keys such as model.width."""
   flat: dict[str, Any] = {}
   for key, value in config.items():
-    flat |= (
-      _flatten(value, f'{prefix}{key}.') if isinstance(value, Mapping) else {prefix + key: value}
-    )
+    if isinstance(value, Mapping):
+      flat |= flatten(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = value
   return flat

@@ -1,0 +1,95 @@
+"""Several runs side by side: where their configs differ, their metrics, and their curves."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from transformer.training.workdir import Workdir, flatten
+
+
+def compare(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
+  """Return for each run what differs in its config from the others', and its metrics.
+
+  Args:
+    folders: workdirs of runs; of a run that has not ended, the last metrics count.
+
+  Raises:
+    FileNotFoundError, ValueError: there is no run in a folder, or it is damaged.
+  """
+  configs = {folder: flatten(Workdir(folder).read_config()) for folder in folders}
+  keys = dict.fromkeys(key for config in configs.values() for key in config)
+  differ = [k for k in keys if len({repr(config.get(k)) for config in configs.values()}) > 1]
+  return {
+    folder: {key: config[key] for key in differ if key in config} | _metrics(folder)
+    for folder, config in configs.items()
+  }
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+  """Return a table as text: a column for each run, a line for each key that one of them has."""
+  keys = list(dict.fromkeys(key for row in rows.values() for key in row))
+  columns = [['', *keys]]
+  columns += [[name, *(_text(row.get(key, '')) for key in keys)] for name, row in rows.items()]
+  widths = [max(map(len, column)) for column in columns]
+  lines = zip(*columns, strict=True)
+  return '\n'.join(
+    '  '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+    for line in lines
+  )
+
+
+def draw(folders: Sequence[str], file: pathlib.Path):
+  """Draw the training loss and the validation metrics of the runs by step, as a PNG file."""
+  from matplotlib.figure import Figure
+
+  histories = {folder: history(folder) for folder in folders}
+  evaluations = [row for rows in histories.values() for row in rows if row['split'] != 'train']
+  names = dict.fromkeys(
+    name for row in evaluations for name in row if name not in ('step', 'split')
+  )
+  curves = [('training loss', True, 'loss')]
+  curves += [(f'validation {name}', False, name) for name in names]
+  figure = Figure(figsize=(6, 3 * len(curves)), layout='constrained')
+  plots = figure.subplots(len(curves), squeeze=False)[:, 0]
+  for axes, (label, training, name) in zip(plots, curves, strict=True):
+    for folder, rows in histories.items():
+      axes.plot(*_points(rows, name, training), '.-', label=folder)
+    axes.set(xlabel='step', ylabel=label)
+    axes.legend(frameon=False, fontsize=8)
+  file.parent.mkdir(parents=True, exist_ok=True)
+  figure.savefig(file, dpi=120)
+
+
+def _points(rows: list[dict], name: str, training: bool) -> tuple[list[int], list[float]]:
+  """The steps and values of a metric of training or validation."""
+  found = [row for row in rows if name in row and (row['split'] == 'train') == training]
+  return [row['step'] for row in found], [float(row[name]) for row in found]
+
+
+def history(folder: str) -> list[dict[str, Any]]:
+  """Return the metrics that a run has written, in the order of steps."""
+  file = Workdir(folder).path / 'metrics.jsonl'
+  if not file.exists():
+    return []
+  # the last line is not whole while a run writes it
+  lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith('\n')]
+  return [json.loads(line) for line in lines]
+
+
+def _metrics(folder: str) -> dict[str, Any]:
+  """The metrics of the best model of a run, or, before its end, those of its last evaluation."""
+  result = Workdir(folder).path / 'train.json'
+  if result.exists():
+    found = json.loads(result.read_text())
+    return {'step': found['step'], **found['metrics'], 'seconds': found['seconds']}
+  evaluations = [row for row in history(folder) if row['split'] != 'train']
+  if not evaluations:
+    return {}
+  last = dict(evaluations[-1])
+  step, split = last.pop('step'), last.pop('split')
+  return {'step': step, **{f'{split}/{name}': value for name, value in last.items()}}
+
+
+def _text(value: Any) -> str:
+  return f'{value:.5g}' if isinstance(value, float) else str(value)
