@@ -263,7 +263,7 @@ def test_help_names_the_modes(run):
 
 @pytest.mark.slow
 def test_speech_is_learnt_and_read_from_wav_files(run, tmp_path):
-  from transformer.data import audio, recordings
+  from transformer.data import audio, concatenation, digits
 
   workdir = tmp_path / 'keypad'
   tiny = ('width=16', 'feedforward=16', 'depth=1', 'heads=2')
@@ -283,8 +283,8 @@ def test_speech_is_learnt_and_read_from_wav_files(run, tmp_path):
   result = json.loads(done.stdout.splitlines()[-1])
   assert {'test/wer', 'test/cer', 'test/nll_per_token'} <= result['metrics'].keys()
   assert result['signatures']['test/wer'].startswith('wer|')
-  sound = recordings.keypad('test')[0]['inputs']
-  audio.write(tmp_path / 'key.wav', sound, recordings.RATE)
+  sound = digits.keypad('test')[0]['inputs']
+  audio.write(tmp_path / 'key.wav', sound, concatenation.RATE)
   lines = f'{tmp_path}/key.wav\nnone.wav\n{ROOT}/setup.cfg\n{tmp_path}/key.wav\n'
   done = run('--mode=predict', f'--workdir={workdir}', input=lines.encode())
   outputs = done.stdout.decode().split('\n')[:-1]

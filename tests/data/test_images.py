@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from transformer.data import corpora, images
+from transformer.data import corpora, images, shapes
 
 
 def encoded(array, kind='png'):
@@ -185,7 +185,7 @@ def test_files_that_are_missing_or_wrong_are_named(tmp_path):
   with pytest.raises(ValueError, match='a.png of train is in no folder'):
     corpora.load('images', 'train', dir=tmp_path)
   write_tree(tmp_path / 'test', {'a/readme.txt': b''})
-  with pytest.raises(ValueError, match='test holds no file that counts'):
+  with pytest.raises(ValueError, match='test has no file that ends in .jpg'):
     corpora.load('images', 'test', dir=tmp_path)
   (tmp_path / 'val.tar.xz').write_bytes(b'broken')
   with pytest.raises(ValueError, match=r'val.tar.xz: broken archive'):
@@ -195,7 +195,7 @@ def test_files_that_are_missing_or_wrong_are_named(tmp_path):
       corpora.load('images', split, dir=tmp_path)
 
 
-# Drawn
+# Shapes
 
 
 def test_drawn_shapes_are_a_function_of_split_and_index():
@@ -203,9 +203,9 @@ def test_drawn_shapes_are_a_function_of_split_and_index():
   train, val = ([e['inputs'] for e in (s[i] for i in range(50))] for s in splits.values())
   assert not any(np.array_equal(a, b) for a in train for b in val)
   np.testing.assert_array_equal(train[7], splits['train'][np.int64(7)]['inputs'])
-  assert {splits['train'][i]['targets'] for i in range(50)} == set(images.SHAPES)
+  assert {splits['train'][i]['targets'] for i in range(50)} == set(shapes.SHAPES)
   assert len(list(splits['val'])) == len(splits['val'])
-  with pytest.raises(ValueError, match="'dev'.*train, val and test"):
+  with pytest.raises(ValueError, match="'dev'.*train, val, test"):
     corpora.load('shapes', 'dev', targets='label')
   with pytest.raises(ValueError, match="no 'inputs': take label or caption"):
     corpora.load('shapes', 'val', targets='inputs')

@@ -78,7 +78,7 @@ def test_questions_made_of_statements(folder, split):
     assert example['inputs'].endswith('?') and example['answers'][0] not in example['inputs']
     asked = cloze.WORD.findall(example['inputs'].lower())
     told = example['targets'].lower()
-    known = ' '.join(words for kind in cloze.ASKED.values() for words in kind)
+    known = ' '.join(words for kind in cloze.QUESTION_WORDS.values() for words in kind)
     assert all(word in told or word in known for word in asked)
 
 

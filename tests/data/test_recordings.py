@@ -1,4 +1,4 @@
-"""Laws of transformer/data/recordings.py, on sounds made here."""
+"""Laws of recordings, spoken digits, yesno and concatenation, on synthetic sounds."""
 
 import dataclasses
 import io
@@ -9,8 +9,10 @@ import tarfile
 import numpy as np
 import pytest
 
-from transformer.data import audio, corpora, recordings
-from transformer.data.recordings import DIGITS, RATE, Joined
+from transformer.data import audio, corpora
+from transformer.data.concatenation import RATE, Concatenated
+from transformer.data.digits import DIGITS, keypad
+from transformer.data.yesno import split_words
 
 KEYS = {(697, 1209): 1, (697, 1336): 2, (697, 1477): 3, (770, 1209): 4, (770, 1336): 5}
 KEYS |= {(770, 1477): 6, (852, 1209): 7, (852, 1336): 8, (852, 1477): 9, (941, 1336): 0}
@@ -91,14 +93,14 @@ def test_fsdd_is_in_the_order_of_indices(tmp_path):
   assert set(parts) == {'0_a_9.wav', '0_b_9.wav', '7_a_9.wav', '7_b_9.wav'}  # and no other's
 
 
-def test_joined_is_its_recordings_with_pauses():
+def test_concatenated_recordings_are_these_with_pauses():
   words = [
     {'inputs': np.float32(tone(0.05 + 0.01 * i, 300 + 40 * i)), 'targets': f'w{i}', 'name': str(i)}
     for i in range(6)
   ]
   for i, word in enumerate(words):
     word['speaker'] = 'ab'[i % 2]
-  source = Joined(words, words=(2, 4), pause=0.1, size=300, seed=5)
+  source = Concatenated(words, words=(2, 4), pause=0.1, size=300, seed=5)
   counts = set()
   for example in source:
     said = [words[int(i)] for i in example['name'].split('+')]
@@ -125,7 +127,7 @@ def test_joined_is_its_recordings_with_pauses():
     source[300]
 
 
-def test_yesno_and_its_words_joined_anew(tmp_path, rng):
+def test_yesno_and_new_strings_of_its_words(tmp_path, rng):
   def spoken(name):  # no is low, yes is high; between them faint noise
     parts = [rng.normal(size=RATE // 2) * 1e-3]
     for word in name[:-4].split('_'):
@@ -138,14 +140,14 @@ def test_yesno_and_its_words_joined_anew(tmp_path, rng):
   assert [e['name'] for e in source] == sorted(names)
   assert [e['targets'] for e in source] == ['no no no yes', 'no no yes no', 'no yes yes no']
   for example in source:
-    words = recordings.cut(example)
+    words = split_words(example)
     assert ' '.join(word['targets'] for word in words) == example['targets']
     for word in words:
       # 0.3 seconds, those around it, and what is no silence for windows of a quarter of a second
       assert 0.45 * RATE < len(word['inputs']) < 0.85 * RATE
       peak = np.argmax(np.abs(np.fft.rfft(word['inputs']))) * RATE / len(word['inputs'])
       assert abs(peak - {'no': 300, 'yes': 900}[word['targets']]) < 20
-  assert recordings.cut(dict(source[0], targets='no no no no yes')) == []  # fewer pieces
+  assert split_words(dict(source[0], targets='no no no no yes')) == []  # fewer pieces
   joined = corpora.load('yesno', 'joined[:1]', dir=tmp_path)
   assert len(joined) == 8 * 4
   assert any(e['targets'].startswith('yes') for e in joined)
@@ -153,13 +155,13 @@ def test_yesno_and_its_words_joined_anew(tmp_path, rng):
 
 def test_keypad_dials_what_it_says():
   for split in ('train', 'val', 'test'):
-    for example in recordings.keypad(split)[:40]:
+    for example in keypad(split)[:40]:
       sound = example['inputs']
       spectrum = np.abs(np.fft.rfft(sound * np.hanning(len(sound)), RATE))  # 1 Hz a bin
       low = min((697, 770, 852, 941), key=lambda f: abs(f - 600 - np.argmax(spectrum[600:1075])))
       high = min((1209, 1336, 1477), key=lambda f: abs(f - 1075 - np.argmax(spectrum[1075:1700])))
       assert DIGITS[KEYS[low, high]] == example['targets']
-  sounds = [recordings.keypad(split)[3]['inputs'] for split in ('train', 'val')]
+  sounds = [keypad(split)[3]['inputs'] for split in ('train', 'val')]
   assert len(sounds[0]) != len(sounds[1])
   source = corpora.load('keypad_strings', 'val')
   assert len(source) == 60 and 3 <= len(source[0]['targets'].split()) <= 7
@@ -174,7 +176,7 @@ def test_files_of_other_names_are_named(tmp_path):
   for name in ('fsdd', 'yesno'):
     (tmp_path / name / 'train').mkdir(parents=True)
     (tmp_path / name / 'train' / 'README').write_text('notes count for nothing')
-    with pytest.raises(ValueError, match='no file that counts; give files that end in .wav'):
+    with pytest.raises(ValueError, match='no file that ends in .wav'):
       corpora.load(name, 'train', dir=tmp_path / name)
     (tmp_path / name / 'train' / 'one.wav').write_bytes(b'')
     with pytest.raises(ValueError, match='one.wav of train is not named'):

@@ -1,4 +1,4 @@
-"""Copy, reverse, sort: sequences whose answer is known, for tests and first experiments.
+"""Synthetic sequences to copy, reverse or sort, for tests and first experiments.
 
 copy: 3 1 2 -> 3 1 2        reverse: 3 1 2 -> 2 1 3        sort: 3 1 2 -> 1 2 3
 """
@@ -11,7 +11,7 @@ from typing import SupportsIndex
 
 import numpy as np
 
-from transformer.data.splits import split_of
+from transformer.data.splits import split_by_hash
 
 TASKS: dict[str, Callable[[list[str]], list[str]]] = {
   'copy': list,
@@ -27,20 +27,20 @@ class Algorithmic:
   """`source[i] -> {'inputs': '3 1 2', 'targets': '2 1 3'}` for 'reverse'.
 
   A pure function of (split, i): nothing is stored, workers may read in any order. Splits share no
-  sequence: `split_of` its text (90/5/5 %) decides where it may occur. Those of one or two symbols
-  are so few that they are all for train, whose share of them would else be learnt by heart. Those
-  of 'longer' have up to twice as many symbols as any other: was a rule learnt?
+  sequence: `split_by_hash` of the text (90/5/5 %) decides. Sequences of one or two symbols are all
+  in train, because they are so few that a model memorizes them. Sequences of 'longer' have up to
+  twice as many symbols as any other, to test whether the rule was learnt.
 
   Args:
     task: 'copy', 'reverse' or 'sort'.
     split: 'train', 'val', 'test' or 'longer'.
-    lengths: smallest and largest number of symbols of a sequence, both included; uniform. Those of
-      'longer' are from one more than the largest to twice the largest.
+    lengths: smallest and largest number of symbols of a sequence, both included; uniform. Of
+      'longer' they are from one more than the largest to twice the largest.
     symbols: number of different symbols, 2 to 36: digits, then letters.
     size: number of examples, 0 for `SIZES[split]`; a smaller size is a prefix of a larger one.
 
   Raises:
-    ValueError: an argument outside what is said above, or no sequence for the split.
+    ValueError: an argument is out of range, or there is no sequence for the split.
   """
 
   task: str
@@ -70,12 +70,14 @@ class Algorithmic:
     if not 0 <= i < len(self):
       raise IndexError(f'example {i} of {len(self)}: the index runs from 0 to {len(self) - 1}')
     rng = np.random.default_rng(i)
-    most, longer = self.lengths[1], self.split == 'longer'
-    for _ in range(1000):  # 20 draws do on average for val and test
-      length = rng.integers(*((most + 1, 2 * most) if longer else self.lengths), endpoint=True)
+    largest, longer = self.lengths[1], self.split == 'longer'
+    for _ in range(1000):  # val and test take 20 on average
+      length = rng.integers(
+        *((largest + 1, 2 * largest) if longer else self.lengths), endpoint=True
+      )
       symbols = [SYMBOLS[s] for s in rng.integers(self.symbols, size=length)]
       text = ' '.join(symbols)
-      if longer or self.split == (split_of(text) if length > 2 else 'train'):
+      if longer or self.split == (split_by_hash(text) if length > 2 else 'train'):
         return {'inputs': text, 'targets': ' '.join(TASKS[self.task](symbols))}
     raise ValueError(
       f'lengths={self.lengths} and symbols={self.symbols} leave no sequence for {self.split!r}; '

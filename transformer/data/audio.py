@@ -1,4 +1,4 @@
-"""Sounds: files to samples and back, samples to log-mel frames and back; by soundfile and librosa.
+"""Sounds: files to samples and back, samples to log-mel frames and back, by soundfile and librosa.
 
 Needs the extra `audio`: pip install 'functional-transformer[audio]'.
 """
@@ -16,16 +16,16 @@ Sound = str | os.PathLike | bytes | np.ndarray  # a path, an encoded file, or it
 
 
 def read(sound: Sound, rate: int) -> Float[np.ndarray, ' n']:
-  """The samples of a sound, mono, between -1 and 1, resampled to `rate` Hz.
+  """Return the samples of a sound, mono, between -1 and 1, resampled to `rate` Hz.
 
   Args:
-    sound: path of a file (wav, flac, ogg, mp3: what libsndfile reads), the bytes of one, or samples
+    sound: path of a file that libsndfile reads (wav, flac, ogg, mp3), the bytes of one, or samples
       that have this rate already.
     rate: in Hz.
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: it is no sound, has no samples, or some that are not finite.
+    ValueError: it is no sound, has no samples, or has some that are not finite.
   """
   import soundfile
 
@@ -51,7 +51,7 @@ def read(sound: Sound, rate: int) -> Float[np.ndarray, ' n']:
 
 
 def rate_of(sound: str | os.PathLike | bytes) -> int:
-  """How many samples a second a file has, in Hz."""
+  """Return the sample rate of a file, in Hz."""
   import soundfile
 
   with io.BytesIO(sound) if isinstance(sound, bytes) else open(sound, 'rb') as file:
@@ -59,13 +59,13 @@ def rate_of(sound: str | os.PathLike | bytes) -> int:
 
 
 def write(path: str | os.PathLike, sound: Float[np.ndarray, ' n'], rate: int):
-  """Writes samples as a 16-bit wav file; see `encode`."""
+  """Write samples as a 16-bit wav file; see `encode`."""
   with open(path, 'wb') as file:
     file.write(encode(sound, rate))
 
 
 def encode(sound: Float[np.ndarray, ' n'], rate: int) -> bytes:
-  """The bytes of a 16-bit wav file. What is louder than 1 is turned down, and not clipped.
+  """Return the bytes of a 16-bit wav file. A sound louder than 1 is scaled down, not clipped.
 
   Args:
     sound: samples, between -1 and 1.
@@ -77,7 +77,9 @@ def encode(sound: Float[np.ndarray, ' n'], rate: int) -> bytes:
   import soundfile
 
   if not np.isfinite(sound).all():
-    raise ValueError('some samples are not finite and cannot be written: what made them diverged')
+    raise ValueError(
+      'some samples are not finite and cannot be written: the model that made them diverged'
+    )
   file = io.BytesIO()
   sound = sound / max(1.0, np.abs(sound).max(initial=0))
   soundfile.write(file, sound, rate, format='WAV', subtype='PCM_16')
@@ -86,17 +88,17 @@ def encode(sound: Float[np.ndarray, ' n'], rate: int) -> bytes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogMel:
-  """log max(mel |STFT(x)|, floor), one frame for every hop; and a sound that looks like it.
+  """Log-mel frames of a sound, log max(mel |STFT(x)|, floor), and a sound with given frames.
 
   The Hann window, Slaney's mel bands and the magnitudes (not powers) under a natural logarithm are
   those of Tacotron 2 (Shen et al. 2018, https://arxiv.org/abs/1712.05884, section 2.2).
 
   Attributes:
     rate: samples a second, Hz.
-    window: seconds that a frame sees.
-    hop: seconds from frame to frame.
+    window: seconds in a frame.
+    hop: seconds from one frame to the next.
     mels: M, bands between 0 Hz and half the rate.
-    floor: the least magnitude.
+    floor: the smallest magnitude.
   """
 
   rate: int = 16_000
@@ -115,10 +117,10 @@ class LogMel:
       raise ValueError(f'mels={self.mels} and floor={self.floor} must be positive')
 
   def __call__(self, sound: Float[np.ndarray, ' n']) -> Float[np.ndarray, 'S M']:
-    """The frames of a sound: 1 + n // hop of them, the first centred on the first sample."""
+    """Return the frames of a sound: 1 + n // hop of them, the first centred on the first sample."""
     import librosa
 
-    # silence, where librosa would warn of sounds shorter than a window
+    # padded with silence; librosa warns of sounds shorter than a window
     padded = np.pad(sound, self._stft['n_fft'] // 2)
     mel = self._bands @ np.abs(librosa.stft(padded, center=False, **self._stft))
     return np.log(np.maximum(mel, self.floor)).T.astype(np.float32)
@@ -126,14 +128,15 @@ class LogMel:
   def inverse(
     self, frames: Float[np.ndarray, 'S M'], *, iterations: int = 60
   ) -> Float[np.ndarray, ' n']:
-    """A sound of S hops with about these frames, by Griffin and Lim's algorithm: always the same.
+    """Return a sound of S hops with about these frames, by Griffin and Lim's algorithm.
 
     Griffin and Lim 1984, https://doi.org/10.1109/TASSP.1984.1164317, with the momentum of Perraudin
     et al. 2013; the magnitudes of frequencies are the non-negative ones that fit the bands best.
+    The result is deterministic.
 
     Args:
-      frames: natural logarithms of band magnitudes, as this makes them.
-      iterations: of the algorithm; more sound cleaner.
+      frames: natural logarithms of band magnitudes, as this class makes them.
+      iterations: of the algorithm; more of them sound cleaner.
     """
     import librosa
 
@@ -141,8 +144,8 @@ class LogMel:
     magnitudes = np.exp(frames.T.astype(np.float64))
     spectrum = librosa.util.nnls(self._bands.astype(np.float64), magnitudes)
     spectrum = np.pad(spectrum, ((0, 0), (0, -(-fft // hop))))  # for sounds shorter than a window
-    how = dict(self._stft, n_iter=iterations, pad_mode='constant', random_state=0)
-    return librosa.griffinlim(spectrum, **how)[: len(frames) * hop].astype(np.float32)
+    options = dict(self._stft, n_iter=iterations, pad_mode='constant', random_state=0)
+    return librosa.griffinlim(spectrum, **options)[: len(frames) * hop].astype(np.float32)
 
   @property
   def _stft(self) -> dict[str, Any]:
@@ -152,7 +155,7 @@ class LogMel:
 
   @functools.cached_property
   def _bands(self) -> Float[np.ndarray, 'M F']:
-    """How much of each frequency is in each band."""
+    """The weight of each frequency in each band."""
     import librosa
 
     return librosa.filters.mel(sr=self.rate, n_fft=self._stft['n_fft'], n_mels=self.mels)

@@ -1,7 +1,7 @@
-"""Questions made of statements: a piece of a sentence is asked for, with words of the rest of it.
+"""Cloze questions generated from statements: a span of a sentence is the answer, the rest is asked.
 
-After Lewis et al. 2019, https://arxiv.org/abs/1906.04980, sections 2.1 to 2.3.2, with plain rules
-for what may be an answer, and word dropout and cut endings for noise.
+After Lewis et al. 2019, https://arxiv.org/abs/1906.04980, sections 2.1 to 2.3.2, with simple rules
+for possible answers, and dropped words and endings as noise.
 """
 
 import re
@@ -18,17 +18,17 @@ FUNCTION_WORDS = frozenset(
 SENTENCE = re.compile(r'[^.!?]+(?:[.!?](?!\s|$)[^.!?]*)*[.!?]?')
 WORD = re.compile(r"[\w'’$£€%-]+(?:[.,]\d+)*")
 ENDINGS = re.compile(r'(?<=\w{4})(?:ed|ing|s)$')
-ASKED = {
+QUESTION_WORDS = {
   'year': ('when', 'in what year', 'what year'),
   'number': ('how many', 'how much', 'what'),
   'name': ('who', 'what', 'which', 'where', 'what is the name of'),
   'thing': ('what', 'what', 'which', 'what kind of'),
 }
-LONGEST = 6  # words of an answer
+MAX_ANSWER = 6  # words
 
 
 def questions(text: str, count: int, rng: np.random.Generator) -> list[tuple[str, str, int]]:
-  """At most so many (question, answer, where the answer starts) about different sentences."""
+  """Return up to `count` (question, answer, its first character), each about another sentence."""
   sentences = [m for m in SENTENCE.finditer(text) if 5 <= len(WORD.findall(m[0])) <= 60]
   made = []
   for i in rng.permutation(len(sentences))[:count]:
@@ -44,16 +44,16 @@ def questions(text: str, count: int, rng: np.random.Generator) -> list[tuple[str
 
 
 def candidates(words: list[re.Match[str]]) -> list[tuple[str, int, int]]:
-  """(kind, first, last) of what may be asked for: numbers, names, and things after a small word."""
+  """Return (kind, first, last) of answers: numbers, names, things after a function word."""
   kinds = ['' if w[0].lower() in FUNCTION_WORDS else _kind(w[0]) for w in words]
   found, first = [], 0
   while first < len(words):
     last, kind = first, kinds[first]
-    while kind in kinds[last + 1 : last + 2] and last + 1 < first + LONGEST:
-      if words[last + 1].start() > words[last].end() + 1:  # something stands between them
+    while kind in kinds[last + 1 : last + 2] and last + 1 < first + MAX_ANSWER:
+      if words[last + 1].start() > words[last].end() + 1:  # more than a space between them
         break
       last += 1
-    # the first word of a sentence is always written as a name
+    # the first word of a sentence always has a capital, as a name has
     if kind and (kind != 'thing' or (first and not kinds[first - 1])) and (first or last):
       found.append((kind, first, last))
     first = last + 1
@@ -69,13 +69,17 @@ def _kind(word: str) -> str:
 
 
 def _ask(kind: str, before: list[str], after: list[str], rng: np.random.Generator) -> str:
-  asked = str(rng.choice(ASKED[kind]))
+  question_word = str(rng.choice(QUESTION_WORDS[kind]))
   before, after = (_noisy(words, rng) for words in (before, after))
-  order = [[asked, *before, *after], [asked, *after, *before], [*before, asked, *after]]
+  order = [
+    [question_word, *before, *after],
+    [question_word, *after, *before],
+    [*before, question_word, *after],
+  ]
   return ' '.join(order[rng.choice(3)]) + '?'
 
 
 def _noisy(words: list[str], rng: np.random.Generator) -> list[str]:
-  """Some of the words, some of which lose their ending."""
+  """Drop some of the words, and some endings of the others."""
   kept = [w for w in words if rng.random() > (0.5 if w.lower() in FUNCTION_WORDS else 0.2)]
   return [ENDINGS.sub('', w) if rng.random() < 0.3 else w for w in kept]

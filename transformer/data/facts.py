@@ -1,4 +1,4 @@
-"""Questions about paragraphs made on the spot: who lives where, and has how many of what."""
+"""Synthetic questions about paragraphs: who lives in which city, and owns how many things."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ THINGS = 'goats boats clocks lamps horses violins kites drums'.split()
 
 
 def facts(split: str) -> Questions:
-  """The questions of a split, always the same; their paragraphs are named train/0, train/1, ..."""
+  """Return the questions of a split, always the same; paragraphs are named train/0, train/1, ..."""
   if split not in SIZES:
     raise ValueError(f'unknown split {split!r} of facts: take {", ".join(SIZES)}')
   rng = np.random.default_rng([*SIZES].index(split))

@@ -1,11 +1,10 @@
-"""Questions about paragraphs, their answers being pieces of these: SQuAD's files and TFDS's sets.
+"""Questions whose answers are spans of a paragraph: files in SQuAD's format, and TFDS's data sets.
 
-An example is {'inputs': question, 'targets': paragraph, 'answers': texts, 'starts': where each
-begins in the paragraph, in characters, 'relevant': the paragraph's name}.
+An example is {'inputs': question, 'targets': paragraph, 'answers': texts, 'starts': the index of
+each answer's first character in the paragraph, 'relevant': the paragraph's name}.
 """
 
 import dataclasses
-import gzip
 import json
 import operator
 import pathlib
@@ -16,12 +15,12 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from transformer.data import cloze
-from transformer.data.splits import sliced
+from transformer.data.files import CORRUPT, open_file
+from transformer.data.splits import parse_split
 
-PER_PARAGRAPH = 5  # questions made of one
-SHORTEST = 200  # characters of a line that is a paragraph and no heading
-WIKITEXT = re.compile(r' @(.)@ | (?=[.,;:!?)])|(?<=\() ')  # its spaces around marks
-
+CLOZE_QUESTIONS = 5  # for each paragraph
+MIN_PARAGRAPH = 200  # characters; a shorter line of a text is a heading
+WIKITEXT_SPACES = re.compile(r' @(.)@ | (?=[.,;:!?)])|(?<=\() ')  # around punctuation
 
 Row = tuple[str, str, list[str], list[int], str]
 
@@ -41,7 +40,7 @@ class Questions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepared:
+class TfdsQuestions:
   """A TFDS data source with the features question, context and answers, such as squad/v1.1."""
 
   source: Any
@@ -58,16 +57,17 @@ class Prepared:
 
 
 def squad(folder: pathlib.Path, split: str) -> Questions:
-  """The questions of `<split>.json`, or .json.gz, in the format of SQuAD 1.1.
+  """Return the questions of `<split>.json`, or .json.gz, in the format of SQuAD 1.1.
 
   Args:
-    folder: where the files are.
+    folder: has the files.
     split: names of files joined by +, each maybe with a slice of its articles, as in 'dev[12:]'.
-      'cloze:NAME' are questions made of the file's paragraphs (see data.cloze), which may also
+      'cloze:NAME' generates questions from the file's paragraphs (see data.cloze); these may also
       be the long lines of a text, <NAME>.txt or .txt.gz.
 
   Raises:
-    FileNotFoundError, ValueError: a file is not there, or not what it should be.
+    FileNotFoundError: a file does not exist.
+    ValueError: a file has another format, or an answer is not where it should be.
   """
   rows: list[Row] = []
   for part in split.split('+'):
@@ -77,7 +77,7 @@ def squad(folder: pathlib.Path, split: str) -> Questions:
     for name, paragraph in _paragraphs(folder, part):
       context = _line(paragraph['context'])
       if 'qas' not in paragraph:
-        raise ValueError(f'{part!r} in {folder} asks no questions: cloze:{part} makes some of it')
+        raise ValueError(f'{part!r} in {folder} has no questions: cloze:{part} generates some')
       for asked in paragraph['qas']:
         answers = [_line(answer['text']) for answer in asked['answers']]
         starts = [answer['answer_start'] for answer in asked['answers']]
@@ -92,15 +92,15 @@ def squad(folder: pathlib.Path, split: str) -> Questions:
 
 
 def paragraphs(file: pathlib.Path) -> Iterator[tuple[str, str]]:
-  """The names, 'Title/0', 'Title/1', ..., and the paragraphs of a file."""
+  """Yield the names, 'Title/0', 'Title/1', ..., and the paragraphs of a file."""
   name = file.name.removesuffix('.gz').removesuffix('.json')
   found = _paragraphs(file.parent, name)
   return ((name, _line(paragraph['context'])) for name, paragraph in found)
 
 
 def _paragraphs(folder: pathlib.Path, part: str) -> Iterator[tuple[str, dict[str, Any]]]:
-  """(name, paragraph) of a file, or of a slice of its articles."""
-  name, of = sliced(part)
+  """Yield (name, paragraph) of a file, or of a slice of its articles."""
+  name, slice_of = parse_split(part)
   files = [folder / (name + end) for end in ('.json', '.json.gz', '.txt', '.txt.gz')]
   file = next((file for file in files if file.is_file()), None)
   if file is None:
@@ -109,17 +109,17 @@ def _paragraphs(folder: pathlib.Path, part: str) -> Iterator[tuple[str, dict[str
       'give the folder that has it as dir (data.dir) and the name of the file as a split'
     )
   try:
-    with (gzip.open if file.suffix == '.gz' else open)(file, 'rt', encoding='utf-8') as opened:
+    with open_file(file, 'rt', encoding='utf-8') as opened:
       if '.txt' in file.suffixes:
-        lines = [{'context': WIKITEXT.sub(r'\1', line.strip())} for line in opened]
-        articles = [{'paragraphs': [p for p in lines if len(p['context']) >= SHORTEST]}]
+        lines = [{'context': WIKITEXT_SPACES.sub(r'\1', line.strip())} for line in opened]
+        articles = [{'paragraphs': [p for p in lines if len(p['context']) >= MIN_PARAGRAPH]}]
       else:
         articles = json.load(opened)['data']
-  except (ValueError, KeyError, TypeError, EOFError, gzip.BadGzipFile) as error:
+  except (ValueError, KeyError, TypeError, *CORRUPT) as error:
     raise ValueError(
       f'{file}: not in the format of SQuAD, {{"data": [{{"paragraphs": ...}}]}} ({error!r})'
     ) from error
-  for article in articles[of(len(articles))]:
+  for article in articles[slice_of(len(articles))]:
     title = re.sub(r'\s+', '_', str(article.get('title', '')))
     for number, paragraph in enumerate(article['paragraphs']):
       yield f'{title}/{number}', paragraph
@@ -129,7 +129,7 @@ def _cloze(folder: pathlib.Path, part: str) -> Iterator[Row]:
   rng = np.random.default_rng(0)
   for name, paragraph in _paragraphs(folder, part):
     context = _line(paragraph['context'])
-    for question, answer, start in cloze.questions(context, PER_PARAGRAPH, rng):
+    for question, answer, start in cloze.questions(context, CLOZE_QUESTIONS, rng):
       yield question, context, [answer], [start], name
 
 
@@ -138,5 +138,5 @@ def _example(question, paragraph, answers, starts) -> dict[str, Any]:
 
 
 def _line(text: str) -> str:
-  """The text without tabs and line ends, character for character, as `predict` reads it."""
+  """Return the text with a space for each tab and line end, so that character indices stay."""
   return re.sub(r'\s', ' ', text)

@@ -1,31 +1,47 @@
-"""Which examples make a split: a slice of a larger one, or those whose text has a certain hash."""
+"""Splits: a slice of a larger one, or the examples whose text has a certain hash."""
 
 import hashlib
 import re
 from typing import Any
 
 
-def sliced(split: str) -> tuple[str, Any]:
-  """The name of a split, and of a size the slice that is meant: 'train[:90%]', 'train[100:]'.
+def parse_split(split: str) -> tuple[str, Any]:
+  """Return the name of 'train[:90%]' or 'train[100:200]', and a function from a size to the slice.
 
   Raises:
-    ValueError: the slice is written in another way.
+    ValueError: the slice is written differently.
   """
   found = re.fullmatch(r'([^\[\]]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?', split)
   if not found:
     raise ValueError(f'split {split!r}: write train, train[:90%], train[90%:] or train[100:200]')
   name, *bounds = found.groups()
 
-  def part(size: int) -> slice:
-    def place(bound):
+  def slice_of(size: int) -> slice:
+    def index(bound):
       return bound and (size * int(bound[:-1]) // 100 if bound.endswith('%') else int(bound))
 
-    return slice(*map(place, bounds))
+    return slice(*map(index, bounds))
 
-  return name, part
+  return name, slice_of
 
 
-def split_of(text: str) -> str:
-  """'train' (90 %), 'val' (5 %) or 'test' (5 %), by a hash: equal texts are in one split."""
-  digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-  return {0: 'val', 1: 'test'}.get(int.from_bytes(digest) % 20, 'train')
+def take(examples: list[Any], split: str, corpus: str) -> list[Any]:
+  """Return the slice of the examples that the split names.
+
+  Raises:
+    ValueError: it is empty.
+  """
+  _, slice_of = parse_split(split)
+  if not (found := examples[slice_of(len(examples))]):
+    raise ValueError(f'split {split!r} of {corpus} has no example: take another part')
+  return found
+
+
+def split_by_hash(text: str) -> str:
+  """Return 'train' (90 %), 'val' (5 %) or 'test' (5 %): equal texts are in the same split."""
+  return {0: 'val', 1: 'test'}.get(hash_of(text) % 20, 'train')
+
+
+def hash_of(text: str) -> int:
+  """Return 64 bits that are the same on every machine, unlike those of `hash`."""
+  return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())

@@ -1,7 +1,8 @@
-"""Text <-> token ids: one class around the `tokenizers` library, one file `tokenizer.json` on disk.
+"""Text to token ids and back: a class around the `tokenizers` library, and a file `tokenizer.json`.
 
-What we train has <pad> = 0, <s> = 1 (bos), </s> = 2 (eos), <unk> = 3, then the pieces. Published
-files of the same format (BERT, GPT-2, T5, ...) load through the same class and keep their own ids.
+Tokenizers trained here have <pad> = 0, <s> = 1 (bos), </s> = 2 (eos), <unk> = 3, then the pieces.
+Published files of the same format (BERT, GPT-2, T5, ...) load into the same class and keep their
+ids.
 """
 
 import functools
@@ -18,7 +19,7 @@ SENTINEL = '<extra_id_{}>'
 SPECIALS = ('<pad>', '<s>', '</s>', '<unk>')
 KINDS = ('bpe', 'bytes', 'characters', 'unigram', 'wordpiece')
 
-# What published vocabularies call these tokens, the likeliest name first. In the GPT family one
+# The names of these tokens in published vocabularies, the most frequent first. In GPT's family one
 # token both ends a document and begins the next.
 NAMES = {
   'pad': ('<pad>', '[PAD]', '<|pad|>'),
@@ -36,21 +37,21 @@ _BYTE = {c: ord(c) if ord(c) < 256 else _HIDDEN[ord(c) - 256] for c in _ALPHABET
 
 
 class Tokenizer:
-  """text -> ids -> text.
+  """Text to ids and back.
 
-  Text is only ever text: '</s>' typed by a user becomes pieces, never the id of a special token,
-  and nothing is added, cut off or padded, whatever a published file asks for.
+  '</s>' in a text becomes pieces, never the id of a special token, and nothing is added, truncated
+  or padded, whatever a published file asks for.
 
   Args:
-    tokenizer: the library's object; this class owns it from here on.
+    tokenizer: the library's object, which is changed.
 
   Attributes:
     size: number of ids N, special tokens included; every id is in [0, N).
     pad, bos, eos, unk, mask: ids, or None where the vocabulary has no such token.
-    sentinels: ids of <extra_id_0>, <extra_id_1>, ..., which stand for what is left out (T5).
+    sentinels: ids of <extra_id_0>, <extra_id_1>, ..., which stand for masked spans (T5).
   """
 
-  pad: Any  # int or None: who needs one checks once, and not at every use
+  pad: Any  # int or None: whoever needs a token checks once, not at every use
   bos: Any
   eos: Any
   mask: Any
@@ -69,22 +70,22 @@ class Tokenizer:
     self.sentinels: list[Any] = list(itertools.takewhile(lambda i: i is not None, sentinels))
 
   def encode(self, text: str) -> list[int]:
-    """Ids of the pieces of `text`; no bos, no eos."""
+    """Return the ids of the pieces of `text`, without bos and eos."""
     return self._tokenizer.encode(text, add_special_tokens=False).ids
 
   def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-    """`[encode(text) for text in texts]`, on all cores."""
+    """Return `[encode(text) for text in texts]`, computed on all cores."""
     encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     return [encoding.ids for encoding in encodings]
 
   def encode_spans(self, texts: Iterable[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
-    """Of each text the ids, and the characters text[start:end] that each of them stands for."""
+    """Return of each text the ids, and the (start, end) in characters of each id."""
     encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
     return [(encoding.ids, encoding.offsets) for encoding in encodings]
 
   @property
   def specials(self) -> list[int]:
-    """Ids that spell nothing."""
+    """Ids that are no text."""
     return [
       i
       for i in (self.pad, self.bos, self.eos, self.unk, self.mask, *self.sentinels)
@@ -93,26 +94,26 @@ class Tokenizer:
 
   @functools.cached_property
   def begins_word(self) -> list[bool]:
-    """For each id, whether a word begins with it, by the marks of WordPiece, byte BPE, unigram."""
+    """Whether each id begins a word, by the marks of WordPiece, byte BPE and unigram."""
     pieces = [self._tokenizer.id_to_token(i) or '' for i in range(self.size)]
     if any(piece.startswith('##') for piece in pieces):
       return [not piece.startswith('##') for piece in pieces]
     return [piece.startswith(('Ġ', '▁')) for piece in pieces]
 
   def decode(self, ids: Iterable[SupportsIndex]) -> str:
-    """Text of `ids` up to the first eos, without specials; U+FFFD where bytes are not UTF-8."""
+    """Return the text of ids up to the first eos, without specials; U+FFFD for bytes not UTF-8."""
     before_eos = itertools.takewhile(lambda i: i != self.eos, map(int, ids))
     return self._tokenizer.decode(list(before_eos), skip_special_tokens=True)
 
   def pieces(self, ids: Iterable[SupportsIndex]) -> list[str]:
-    """One readable string an id, for plots: 'Ġthé' as ' thé'; part of a character as '<F0 9F>'."""
+    """Return a readable string for each id: 'Ġthé' as ' thé'; part of a character as '<F0 9F>'."""
     return [self._piece(int(i)) for i in ids]
 
   def _piece(self, i: int) -> str:
     piece = self._tokenizer.id_to_token(i) if i >= 0 else None
     if piece is None:
       raise ValueError(f'no token has the id {i}; this vocabulary has ids 0 to {self.size - 1}.')
-    # This decoder tells a byte alphabet, to which a token added by hand need not keep.
+    # the decoder says that the alphabet is bytes; a token added later need not use it
     if not isinstance(self._tokenizer.decoder, decoders.ByteLevel) or not _BYTE.keys() >= {*piece}:
       return piece
     raw = bytes(_BYTE[c] for c in piece)
@@ -122,22 +123,22 @@ class Tokenizer:
       return f'<{raw.hex(" ").upper()}>'
 
   def save(self, path: str | os.PathLike) -> None:
-    """Writes the one file that `load`, and the `tokenizers` library in any language, reads."""
+    """Write the file that `load`, and the `tokenizers` library in any language, reads."""
     pathlib.Path(path).write_text(self._tokenizer.to_str(pretty=True) + '\n', encoding='utf-8')
 
   @classmethod
   def load(cls, path: str | os.PathLike) -> 'Tokenizer':
-    """Reads a `tokenizer.json`, ours or a published one; ValueError if it is missing or none."""
+    """Read a `tokenizer.json`, ours or a published one; ValueError if that is impossible."""
     try:
       return cls(tokenizers.Tokenizer.from_str(pathlib.Path(path).read_text(encoding='utf-8')))
-    except Exception as error:  # the library raises plain Exception for everything
+    except Exception as error:  # the library raises Exception and nothing more specific
       raise ValueError(
         f'{os.fspath(path)}: not a readable tokenizer.json ({error}). Give the file that '
         'Tokenizer.save or save_pretrained wrote; a sentencepiece .model has to be converted.'
       ) from error
 
   def __reduce__(self):
-    return Tokenizer, (self._tokenizer,)  # whose pickle forgets what the constructor sets
+    return Tokenizer, (self._tokenizer,)  # the library's pickle lacks what the constructor sets
 
   def __repr__(self) -> str:
     names = ', '.join(f'{name}={getattr(self, name)}' for name in ('size', *NAMES))
@@ -153,21 +154,22 @@ def train(
   split_digits: bool = False,
   sentinels: int = 0,
 ) -> Tokenizer:
-  """A vocabulary learnt from `texts`, after Unicode NFC (except 'bytes', which take text as it is).
+  """Train a tokenizer on texts, after Unicode NFC (except 'bytes', which takes text as it is).
 
-  'bpe' and 'bytes' lose nothing: decode(encode(x)) == NFC(x), respectively x. 'characters' loses
-  what was never seen (<unk>), 'unigram' that and a leading space, 'wordpiece' that and the
-  spacing. 'bpe', 'bytes' and 'characters' are deterministic; 'unigram' and 'wordpiece' are not,
-  for the library breaks their ties in hash order: keep the file.
+  'bpe' and 'bytes' are lossless: decode(encode(x)) == NFC(x), respectively x. 'characters' loses
+  characters that it was not trained on (<unk>), 'unigram' these and a leading space, 'wordpiece'
+  these and the spacing. 'bpe', 'bytes' and 'characters' are deterministic; 'unigram' and
+  'wordpiece' are
+  not, because the library breaks ties in hash order: keep the file.
 
   Args:
     texts: sentences or documents; merges and pieces never reach across two of them.
-    kind: 'bpe' (pairs of bytes merged by frequency), 'bytes' (256 ids and the specials, learns
-      nothing), 'characters' (each its own token), 'unigram' (by likelihood), 'wordpiece'.
+    kind: 'bpe' (pairs of bytes merged by frequency), 'bytes' (256 ids and the specials, not
+      trained), 'characters' (each its own token), 'unigram' (by likelihood), 'wordpiece'.
     vocab: the largest number of ids, specials included; `size` is smaller where texts are few.
-    lowercase: lower-cases, character by character (Python's str.lower also knows the final sigma).
-    split_digits: each digit is its own token, so that numbers are spelt alike everywhere; always
-      the case for 'bytes' and 'characters'.
+    lowercase: lower-case, character by character (Python's str.lower also knows the final sigma).
+    split_digits: each digit is its own token, so that numbers are always split alike; always the
+      case for 'bytes' and 'characters'.
     sentinels: so many tokens <extra_id_0>, ... come last, beyond vocab: the first is also the mask.
 
   Raises:
@@ -181,43 +183,18 @@ def train(
   texts = [texts] if isinstance(texts, str) else list(texts)
   if not texts and kind != 'bytes':
     raise ValueError(f'no text to train a {kind!r} tokenizer on; is the corpus or split empty?')
-
   unicode = [] if kind == 'bytes' else [normalizers.NFC()]
   normalizer = normalizers.Sequence(unicode + [normalizers.Lowercase()] * lowercase)
-  digits = [pre_tokenizers.Digits(individual_digits=True)] * split_digits
-  options: dict[str, Any] = {
-    'vocab_size': max(vocab, 0),
-    'special_tokens': [*SPECIALS],
-    'show_progress': False,
-  }
-  byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-
-  trainer: Any = None
-  splits: list[Any]
-  decoder: Any
   if kind == 'bytes':
-    tokenizer = _unmerged(sorted(_ALPHABET, key=_BYTE.__getitem__))  # so id = byte + 4
-    splits, decoder = [byte_level], decoders.ByteLevel()
+    tokenizer = _without_merges(sorted(_ALPHABET, key=_BYTE.__getitem__))  # so id = byte + 4
+    trainer = None
   elif kind == 'characters':
-    tokenizer = _unmerged(sorted(set().union(*map(normalizer.normalize_str, texts))))
-    splits, decoder = [], decoders.Fuse()
-  elif kind == 'bpe':
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    splits, decoder = [*digits, byte_level], decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(min_frequency=2, initial_alphabet=_ALPHABET, **options)
-  elif kind == 'unigram':
-    tokenizer = tokenizers.Tokenizer(models.Unigram())
-    # Punctuation apart, as in sentencepiece; else the text '</s>' could match the special piece.
-    splits = [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation(), *digits]
-    decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(unk_token='<unk>', **options)
+    tokenizer = _without_merges(sorted(set().union(*map(normalizer.normalize_str, texts))))
+    trainer = None
   else:
-    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token='<unk>'))
-    splits, decoder = [pre_tokenizers.BertPreTokenizer(), *digits], decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(min_frequency=2, **options)
-
-  tokenizer.normalizer, tokenizer.decoder = normalizer, decoder
-  tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
+    tokenizer, trainer = _trainable(kind, vocab)
+  tokenizer.normalizer = normalizer
+  tokenizer.pre_tokenizer, tokenizer.decoder = _splitting(kind, split_digits)
   if trainer:
     try:
       tokenizer.train_from_iterator(texts, trainer)
@@ -226,14 +203,46 @@ def train(
   if (size := tokenizer.get_vocab_size()) > vocab:
     raise ValueError(
       f'vocab={vocab} is too small: the alphabet of {kind!r} on this text and the special tokens '
-      f"take {size} ids. Raise vocab to more than that; 'bpe' spells any text with 260."
+      f"take {size} ids. Raise vocab to more than that; 'bpe' needs 260 for any text."
     )
   tokenizer.add_special_tokens([SENTINEL.format(i) for i in range(sentinels)])
   return Tokenizer(tokenizer)
 
 
-def _unmerged(symbols: Sequence[str]) -> tokenizers.Tokenizer:
-  """A BPE that never merges: each symbol stays a token of its own."""
+def _trainable(kind: str, vocab: int) -> tuple[tokenizers.Tokenizer, Any]:
+  """Return an untrained model, and its trainer."""
+  options: dict[str, Any] = dict(
+    vocab_size=max(vocab, 0), special_tokens=[*SPECIALS], show_progress=False
+  )
+  if kind == 'bpe':
+    options |= dict(min_frequency=2, initial_alphabet=_ALPHABET)
+    return tokenizers.Tokenizer(models.BPE()), trainers.BpeTrainer(**options)
+  if kind == 'unigram':
+    trainer = trainers.UnigramTrainer(unk_token='<unk>', **options)
+    return tokenizers.Tokenizer(models.Unigram()), trainer
+  model = models.WordPiece(unk_token='<unk>')
+  return tokenizers.Tokenizer(model), trainers.WordPieceTrainer(min_frequency=2, **options)
+
+
+def _splitting(kind: str, split_digits: bool) -> tuple[Any, Any]:
+  """Return how text is split before it is tokenized, and how tokens are joined to text."""
+  digits = [pre_tokenizers.Digits(individual_digits=True)] * split_digits
+  byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  # punctuation apart, as in sentencepiece; else the text '</s>' could match the special piece
+  metaspace = [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()]
+  splits: Any
+  splits, decoder = {
+    'bytes': ([byte_level], decoders.ByteLevel()),
+    'characters': ([], decoders.Fuse()),
+    'bpe': ([*digits, byte_level], decoders.ByteLevel()),
+    'unigram': ([*metaspace, *digits], decoders.Metaspace()),
+    'wordpiece': ([pre_tokenizers.BertPreTokenizer(), *digits], decoders.WordPiece()),
+  }[kind]
+  return pre_tokenizers.Sequence(splits), decoder
+
+
+def _without_merges(symbols: Sequence[str]) -> tokenizers.Tokenizer:
+  """Return a BPE tokenizer without merges: each symbol is a token of its own."""
   ids = {symbol: i for i, symbol in enumerate((*SPECIALS, *symbols))}
   tokenizer = tokenizers.Tokenizer(models.BPE(ids, [], unk_token='<unk>'))
   tokenizer.add_special_tokens(list(SPECIALS))

@@ -9,7 +9,7 @@ class Data:
   """Where examples come from and how they become batches.
 
   Attributes:
-    name: one of data.corpora.NAMES, a TFDS name, or module:name of a function of your own
+    name: one of data.corpora.SOURCES, a TFDS name, or module:name of a function of your own
       (dir, split, inputs, targets) that returns a sequence of examples.
     dir: the folder or file of the data set; '' for one that is generated.
     inputs, targets: names of the two sides: languages, columns or features.

@@ -1,0 +1,85 @@
+"""Cranfield: 1,400 abstracts on aerodynamics, queries, and judgements (Cleverdon 1967).
+
+An example is {'inputs': query, 'targets': text of the best document, 'relevant': names and gains,
+as in '12:4 184:1'}.
+"""
+
+import pathlib
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from transformer.data.documents import one_line, read_objects
+from transformer.data.splits import parse_split
+
+FILES = ('docs.jsonl.gz', 'queries.tsv', 'qrels.tsv')
+
+
+def cranfield(folder: pathlib.Path, split: str) -> list[dict[str, str]]:
+  """Return queries, or pairs of a title and an abstract.
+
+  Relevance is graded 1, a complete answer, to 4; the gain is 5 - grade, and -1 is no relevance.
+
+  Args:
+    folder: has docs.jsonl.gz, queries.tsv and qrels.tsv.
+    split: 'documents' or 'queries', maybe with a slice, as in 'queries[:75]'.
+
+  Raises:
+    FileNotFoundError: a file does not exist.
+    ValueError: an unknown split, or a query without a relevant document.
+  """
+  name, slice_of = parse_split(split)
+  if name not in ('documents', 'queries'):
+    raise ValueError(f'split {split!r} of cranfield: take documents, queries, or queries[:75]')
+  if missing := [name for name in FILES if not (folder / name).is_file()]:
+    raise FileNotFoundError(
+      f'{folder} lacks {", ".join(missing)} of Cranfield: give the folder that has them (data.dir)'
+    )
+  documents = {row['id']: row for row in read_objects(folder / FILES[0]) if row['text'].strip()}
+  found = _titles(documents) if name == 'documents' else _queries(folder, documents)
+  return found[slice_of(len(found))]
+
+
+def _titles(documents: dict[Any, dict[str, Any]]) -> list[dict[str, str]]:
+  examples = []
+  for row in documents.values():
+    title, text = (one_line(row[key]) for key in ('title', 'text'))
+    rest = text.removeprefix(title).strip()  # the text begins with the title
+    if title and rest:
+      examples.append({'inputs': title, 'targets': rest, 'relevant': f'{row["id"]}:1'})
+  return examples
+
+
+def _queries(folder: pathlib.Path, documents: dict[Any, dict[str, Any]]) -> list[dict[str, str]]:
+  gains: dict[str, dict[int, int]] = defaultdict(dict)
+  for row in _read_table(folder / 'qrels.tsv'):
+    if int(row['grade']) > 0:
+      gains[row['qid']][int(row['docid'])] = 5 - int(row['grade'])
+  examples = []
+  for row in _read_table(folder / 'queries.tsv'):
+    relevant = gains[row['qid']]
+    with_text = [document for document in relevant if document in documents]
+    if not with_text:
+      raise ValueError(
+        f'{folder}: no document of qrels.tsv with a grade above 0 is relevant to the query '
+        f'{row["qid"]!r} of queries.tsv: judge one for it, or remove the query'
+      )
+    best = max(with_text, key=relevant.__getitem__)
+    examples.append(
+      {
+        'inputs': one_line(row['text']),
+        'targets': one_line(documents[best]['text']),
+        'relevant': ' '.join(f'{document}:{gain}' for document, gain in relevant.items()),
+      }
+    )
+  return examples
+
+
+def _read_table(file: pathlib.Path) -> Iterator[dict[str, str]]:
+  header, *lines = file.read_text(encoding='utf-8').splitlines()
+  names = header.split('\t')
+  for number, line in enumerate(lines, 2):
+    values = line.split('\t')
+    if len(values) != len(names):
+      raise ValueError(f'{file}:{number}: {len(values)} columns, and the header has {len(names)}')
+    yield dict(zip(names, values, strict=True))

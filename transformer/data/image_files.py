@@ -1,0 +1,102 @@
+"""Files of images: MNIST's, folders by class, captioned images.
+
+The files of a split are in an order that depends on their names alone and is as good as random, so
+that 'train[:90%]' and 'train[90%:]' are a training and a validation split.
+"""
+
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from transformer.data.files import CORRUPT, files_of_split, find_file, open_file
+from transformer.data.images import Image
+from transformer.data.splits import hash_of, parse_split
+from transformer.data.text_files import read_tsv
+
+ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp')
+
+
+def idx(folder: pathlib.Path, split: str) -> list[dict[str, Any]]:
+  """Return MNIST's `<split>-images-idx3-ubyte` and `<split>-labels-idx1-ubyte`, maybe .gz or .xz.
+
+  The order is that of the files: MNIST's training images are already in random order.
+  """
+  name, slice_of = parse_split(split)
+  images, labels = (
+    _read_idx(find_file(folder, [f'{name}-{kind}-ubyte{end}' for end in ('', '.gz', '.xz')]))
+    for kind in ('images-idx3', 'labels-idx1')
+  )
+  if len(images) != len(labels):
+    raise ValueError(
+      f'{folder}: {len(images)} images and {len(labels)} labels in {name}; give the files that '
+      'belong together'
+    )
+  return [
+    {'inputs': images[i][..., None], 'targets': str(labels[i]), 'name': f'{name}/{i}'}
+    for i in range(len(images))[slice_of(len(images))]
+  ]
+
+
+def labelled(folder: pathlib.Path, split: str) -> list[dict[str, Any]]:
+  """Return `<split>/<class>/<file>`, or `<class>/<file>` of `<split>.tar` (.gz, .xz)."""
+  files = _files(folder, split)
+  for name, _ in files:
+    if '/' not in name:
+      raise ValueError(
+        f'{folder}: {name} of {split} is in no folder; put it in one named as its class'
+      )
+  return [{'inputs': image, 'targets': name.split('/')[-2], 'name': name} for name, image in files]
+
+
+def captioned(folder: pathlib.Path, split: str) -> list[dict[str, Any]]:
+  """Return images of `<split>/` or `<split>.tar` (.gz, .xz) with `<split>_captions.tsv`.
+
+  One example for each caption, those of an image one after the other. All captions of an image are
+  its 'references', against which one generated caption is evaluated.
+  """
+  name, slice_of = parse_split(split)
+  table = find_file(folder, [f'{name}_captions.tsv', f'{name}_captions.tsv.gz'])
+  captions: dict[str, list[str]] = {}
+  for file, caption in read_tsv(table, 'image', 'caption'):
+    captions.setdefault(file, []).append(caption)
+  files = _files(folder, name)
+  if missing := captions.keys() - dict(files).keys():
+    raise ValueError(
+      f'{table}: there is no image {min(missing)} in {name}; add it, or remove its lines'
+    )
+  examples = []
+  for file, image in files[slice_of(len(files))]:
+    if file not in captions:
+      raise ValueError(f'{table}: {file} has no caption; add one, or remove the image')
+    references = tuple(captions[file])
+    examples += [
+      {'inputs': image, 'targets': caption, 'name': file, 'references': references}
+      for caption in references
+    ]
+  return examples
+
+
+def _files(folder: pathlib.Path, split: str) -> list[tuple[str, Image]]:
+  """Return (name, image) of a split, sorted by a hash of the names."""
+  name, slice_of = parse_split(split)
+  found = files_of_split(folder, name, ENDINGS)
+  order = sorted(found, key=hash_of)
+  return [(name, found[name]) for name in order[slice_of(len(order))]]
+
+
+def _read_idx(file: pathlib.Path) -> UInt8[np.ndarray, '...']:
+  """Return an array in LeCun's format: two zeros, the type 8, the axes, their sizes, the bytes."""
+  try:
+    with open_file(file) as opened:
+      data: bytes = opened.read()
+  except CORRUPT as error:
+    raise ValueError(f'{file}: broken file ({error}); copy it anew') from error
+  axes = data[3] if data[:3] == b'\0\0\x08' and len(data) > 3 else 0
+  shape: Sequence[int] = np.frombuffer(data[4 : 4 + 4 * axes], '>i4').tolist()
+  if not axes or len(data) != 4 + 4 * axes + math.prod(shape):
+    raise ValueError(f'{file}: not a whole idx file of bytes; copy it anew')
+  return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)

@@ -1,0 +1,173 @@
+"""Text files: line-aligned translations, pairs (TSV, JSONL), labelled lines, whole texts.
+
+All are UTF-8 and may end in .gz. Where a split is one file `<split>.tsv` of a folder, a single file
+is accepted as well; it is divided by a hash of the text (see `splits.split_by_hash`).
+"""
+
+import dataclasses
+import json
+import operator
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, SupportsIndex
+
+from transformer.data.files import find_file, read_lines
+from transformer.data.splits import split_by_hash
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+  """Two lists of the same length, in memory."""
+
+  inputs: Sequence[str]
+  targets: Sequence[str]
+
+  def __len__(self) -> int:
+    return len(self.inputs)
+
+  def __getitem__(self, i: SupportsIndex) -> dict[str, str]:
+    i = operator.index(i)
+    return {'inputs': self.inputs[i], 'targets': self.targets[i]}
+
+
+def parallel(folder: pathlib.Path, split: str, inputs: str, targets: str) -> Pairs:
+  """Return line i of `<split>.<inputs>` with line i of `<split>.<targets>`, blank ones too."""
+  paths = [
+    find_file(folder, [f'{split}.{side}', f'{split}.{side}.gz']) for side in (inputs, targets)
+  ]
+  sides = [[text for _, text in read_lines(path)] for path in paths]
+  if len(sides[0]) != len(sides[1]):
+    raise ValueError(
+      f'{paths[0]} has {len(sides[0])} lines, {paths[1]} has {len(sides[1])}; line i of one must '
+      'be the translation of line i of the other. Restore the missing lines (blank, if need be).'
+    )
+  if not sides[0]:
+    raise ValueError(f'{paths[0]} is empty; give at least one line.')
+  return Pairs(*sides)
+
+
+def pairs(path: pathlib.Path, split: str, inputs: str, targets: str) -> Pairs:
+  """Return the rows of `<split>.tsv` or `<split>.jsonl`, or of a single file.
+
+  TSV has no quoting: two columns, or more below a header with the names `inputs` and `targets`.
+  """
+  readers = {'.tsv': read_tsv, '.jsonl': _read_jsonl}
+  file, one_file = _file_of(path, split, [end + gz for end in readers for gz in ('', '.gz')])
+  reader = readers.get(pathlib.Path(file.name.removesuffix('.gz')).suffix)
+  if not reader:
+    raise ValueError(f'{file}: rename it to *.tsv or *.jsonl (or .gz of these), as its content is.')
+  rows = reader(file, inputs, targets)
+  return _pairs(
+    [row for row in rows if not one_file or split_by_hash(row[0]) == split], file, split
+  )
+
+
+def labelled(path: pathlib.Path, split: str, targets: str) -> Pairs:
+  """Return lines `LABEL text` or `COARSE:FINE text` (TREC) of `<split>.txt`, or of a single file.
+
+  Args:
+    path: a folder or a file.
+    split: the name.
+    targets: label (the whole first word), coarse or fine.
+  """
+  parts = {'label': slice(None), 'coarse': slice(0, 1), 'fine': slice(1, None)}
+  if targets not in parts:
+    raise ValueError(f'data.targets={targets!r} is none of {", ".join(parts)}')
+  file, one_file = _file_of(path, split, ['.txt', '.txt.gz'])
+  rows = []
+  for number, line in read_lines(file):
+    first, _, text = line.partition(' ')
+    label = ':'.join(first.split(':')[parts[targets]])
+    row = _check_texts(f'{file}:{number}', text, label)
+    if not one_file or split_by_hash(text) == split:
+      rows.append(row)
+  return _pairs(rows, file, split)
+
+
+def text(path: pathlib.Path, split: str) -> list[dict[str, str]]:
+  """Return `<split>.txt` of a folder as one example; 'train' of a single file is its first 90 %.
+
+  That is the division of character-level language models; 'val' is the last tenth.
+  """
+  file, one_file = _file_of(path, split, ['.txt', '.txt.gz'], ('train', 'val'))
+  whole = ''.join(f'{line}\n' for _, line in read_lines(file))
+  if not whole.strip():
+    raise ValueError(f'{file} is empty; give it some text.')
+  if one_file:
+    boundary = int(0.9 * len(whole))
+    whole = whole[:boundary] if split == 'train' else whole[boundary:]
+  return [{'targets': whole}]
+
+
+def read_tsv(file: pathlib.Path, inputs: str, targets: str) -> Iterator[tuple[str, str]]:
+  """Yield the two named columns; the first line is a header if it has both names."""
+  columns, width = [0, 1], 2
+  for number, line in read_lines(file):
+    fields = line.split('\t')
+    if number == 1 and inputs in fields and targets in fields:
+      columns, width = [fields.index(inputs), fields.index(targets)], len(fields)
+    elif number == 1 and (inputs, targets) != ('inputs', 'targets'):
+      raise ValueError(
+        f'{file}:1: no columns {inputs!r} and {targets!r} in the header {fields}; name its columns '
+        "in inputs and targets (without a header: 'inputs' and 'targets')."
+      )
+    elif len(fields) != width:
+      raise ValueError(
+        f'{file}:{number}: {len(fields)} columns instead of {width}; put one tab between columns '
+        'and none inside a text.'
+      )
+    else:
+      yield _check_texts(f'{file}:{number}', fields[columns[0]], fields[columns[1]])
+
+
+def _read_jsonl(file: pathlib.Path, inputs: str, targets: str) -> Iterator[tuple[str, str]]:
+  for number, line in read_lines(file):
+    try:
+      row = json.loads(line)
+      pair = row[inputs], row[targets]
+    except json.JSONDecodeError as error:
+      raise ValueError(f'{file}:{number}: not JSON ({error}); write one object a line.') from error
+    except (KeyError, TypeError) as error:
+      there = f'keys {", ".join(row)}' if isinstance(row, dict) else type(row).__name__
+      raise ValueError(
+        f'{file}:{number}: no object with the keys {inputs!r} and {targets!r}, but {there}; name '
+        'its keys in inputs and targets.'
+      ) from error
+    yield _check_texts(f'{file}:{number}', *pair)
+
+
+def _check_texts(where: str, *pair: Any) -> tuple[str, str]:
+  for name, value in zip(('inputs', 'targets'), pair, strict=True):
+    if not isinstance(value, str) or not value.strip() or re.search('[\ud800-\udfff]', value):
+      raise ValueError(
+        f'{where}: {name} is {value!r}; give a text of whole characters, or no line.'
+      )
+  return pair
+
+
+def _file_of(
+  path: pathlib.Path,
+  split: str,
+  endings: list[str],
+  splits: Sequence[str] = ('train', 'val', 'test'),
+) -> tuple[pathlib.Path, bool]:
+  """Return `<split><ending>` of a folder, or a single file; and whether it is a single file."""
+  if path.is_dir() or not (path.suffix or path.is_file()):
+    return find_file(path, [split + ending for ending in endings]), False
+  if split not in splits:
+    raise ValueError(f'split {split!r}: one file is divided into {_listed(splits)}; take one.')
+  return find_file(path.parent, [path.name]), True
+
+
+def _pairs(rows: list[tuple[str, str]], file: pathlib.Path, split: str) -> Pairs:
+  if not rows:
+    raise ValueError(
+      f'{file}: no example for {split!r}. One file is divided 90/5/5 % by hash into train, val and '
+      f'test; give more lines, or a folder with {split}{"".join(file.suffixes)}.'
+    )
+  return Pairs(*zip(*rows, strict=True))
+
+
+def _listed(names: Sequence[str]) -> str:
+  return f'{", ".join(names[:-1])} and {names[-1]}'
