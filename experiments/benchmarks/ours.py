@@ -69,7 +69,7 @@ def decoder(shape: dict, *, rows: int, dtype: str, steps: int = 1):
   batch = dict(tokens=tokens, targets=np.roll(tokens, -1, 1))
 
   def loss(model, batch, key):
-    states = model.states(batch['tokens'], segments=1, key=key)
+    states = model.states(batch['tokens'], key=key)
     weights = jnp.ones(batch['tokens'].shape)
     loss, nll = model.readout.cross_entropy(states, batch['targets'], weights)
     return loss, {'nll_per_token': nll}

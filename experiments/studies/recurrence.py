@@ -101,7 +101,14 @@ MODELS = {
   'Transformer': (
     EncoderDecoder,
     ModelConfig(
-      **SIZES, width=128, heads=4, feedforward=256, prenorm=True, position='rotary', norm='rms'
+      **SIZES,
+      width=128,
+      heads=4,
+      feedforward=256,
+      prenorm=True,
+      position='rotary',
+      norm='rms',
+      pad=PAD,
     ),
   ),
   'LSTM': (LSTM, ModelConfig(**SIZES, width=144)),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from transformer.functional import masks
 from transformer.functional.attention import (
   attention,
   attention_weights,
@@ -181,8 +182,8 @@ def test_it_can_be_differentiated_forwards_and_twice(rng):
 def test_what_is_known_to_be_finite_is_not_searched(rng):
   q, k, v, _ = (jnp.asarray(x) for x in draw(rng))
   mask = jnp.asarray(rng.random((2, 4, 3, 5)) < 0.5).at[:, :, 1].set(False)
-  f = partial(jit, static_argnames='finite')(multi_head_attention)
-  np.testing.assert_array_equal(f(q, k, v, mask=mask, finite=True), f(q, k, v, mask=mask))
+  f = partial(jit, static_argnames='assume_finite')(multi_head_attention)
+  np.testing.assert_array_equal(f(q, k, v, mask=mask, assume_finite=True), f(q, k, v, mask=mask))
 
 
 def test_it_agrees_with_jax(rng, close):
@@ -320,6 +321,23 @@ def test_a_mask_of_numbers_is_an_error_that_says_what_to_do(mask, rng, unchecked
   for call in calls:
     with pytest.raises(TypeError, match=rf'{mask.dtype}.*boolean.*mask != 0.*bias='):
       jax.eval_shape(call)
+
+
+def test_a_batch_given_to_one_head_is_an_error_that_names_the_functions_to_use(rng, unchecked):
+  q, k, v = map(jnp.asarray, draw(rng)[:3])
+  for call in (
+    lambda: attention(q, k, v),
+    lambda: attention(q[0], k[0], v[0]),
+    lambda: attention_weights(q, k),
+  ):
+    with pytest.raises(ValueError, match='one head.*multi_head_attention or dot_product_attention'):
+      call()
+
+
+def test_an_attention_mask_given_to_the_specification_is_an_error(rng, unchecked):
+  q, k, v = (jnp.asarray(x[0, :, 0]) for x in draw(rng)[:3])
+  with pytest.raises(TypeError, match=r'AttentionMask.*boolean array.*mask.dense\(T, S\)'):
+    attention(q, k, v, mask=masks.causal())
 
 
 def test_what_does_not_fit_is_an_error_that_says_what_to_do(rng, unchecked):

@@ -1,10 +1,14 @@
-"""Laws of masks: every maker is a loop over pairs of positions."""
+"""Laws of masks: every mask is a loop over pairs of positions."""
 
+import itertools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from transformer.functional import masks
+from transformer.functional.masks import AttentionMask
 
 SHAPES = [(1, 1), (4, 4), (3, 7), (1, 5), (5, 3)]
 
@@ -16,68 +20,114 @@ def loop(targets, sources, may_attend):
 
 
 @pytest.mark.parametrize('shape', SHAPES)
-def test_causal_sees_the_past_and_itself_aligned_at_the_lower_right(shape):
-  mask = masks.causal(*shape)
+def test_causal_allows_the_past_and_itself_aligned_at_the_lower_right(shape):
+  mask = masks.causal().dense(*shape)
   assert mask.dtype == bool
   np.testing.assert_array_equal(mask, loop(*shape, lambda t, s: s <= t))
   assert mask[-1].all()  # the last target has everything before it
 
 
-def test_causal_of_one_number_is_square():
-  np.testing.assert_array_equal(masks.causal(5), masks.causal(5, 5))
+def test_a_mask_of_one_length_is_square():
+  np.testing.assert_array_equal(masks.causal().dense(5), masks.causal().dense(5, 5))
 
 
-@pytest.mark.parametrize('size', [1, 2, 4, 99])
+@pytest.mark.parametrize('size', [1, 2, 4, 99, (0, 2), (3, 1)])
 @pytest.mark.parametrize('shape', SHAPES)
-def test_a_window_sees_what_is_nearer_than_its_size(shape, size):
-  mask = masks.sliding_window(*shape, size=size)
-  np.testing.assert_array_equal(mask, loop(*shape, lambda t, s: abs(t - s) < size))
+def test_a_window_allows_what_is_near(shape, size):
+  mask = masks.sliding_window(size).dense(*shape)
+  left, right = (size - 1, size - 1) if isinstance(size, int) else size
+  np.testing.assert_array_equal(mask, loop(*shape, lambda t, s: t - left <= s <= t + right))
 
 
-@pytest.mark.parametrize('prefix_length', range(5))
-def test_a_prefix_sees_itself_and_the_rest_sees_the_past(prefix_length):
-  want = loop(4, 4, lambda t, s: s <= t or s < prefix_length)
-  np.testing.assert_array_equal(masks.prefix(4, prefix_length), want)
+@pytest.mark.parametrize('length', range(5))
+def test_a_prefix_sees_itself_and_the_rest_sees_the_past(length):
+  want = loop(4, 4, lambda t, s: s <= t or s < length)
+  np.testing.assert_array_equal(masks.prefix(length).dense(4), want)
 
 
 @pytest.mark.parametrize('pad', [0, 3])
 def test_padding_hides_the_padding_on_either_side(pad, rng):
   tokens = rng.integers(0, 5, size=(3, 6))
   tokens[0, 0] = tokens[1, -1] = pad
-  mask = masks.padding(jnp.asarray(tokens), pad)
-  assert mask.shape == (3, 1, 1, 6)
-  np.testing.assert_array_equal(mask[:, 0, 0], [[token != pad for token in row] for row in tokens])
+  mask = masks.padding(jnp.asarray(tokens), pad).dense(2, 6)
+  assert mask.shape == (3, 1, 2, 6)
+  for t in range(2):
+    want = [[token != pad for token in row] for row in tokens]
+    np.testing.assert_array_equal(mask[:, 0, t], want)
 
 
 def test_segments_see_only_their_own_and_padding_nothing(rng):
   targets, sources = rng.integers(0, 3, size=(4, 5)), rng.integers(0, 3, size=(4, 7))
-  mask = masks.segments(jnp.asarray(targets), jnp.asarray(sources))
+  mask = masks.segments(jnp.asarray(targets), jnp.asarray(sources)).dense(5, 7)
   assert mask.shape == (4, 1, 5, 7)
   for b, t, s in np.ndindex(4, 5, 7):
     assert mask[b, 0, t, s] == (targets[b, t] == sources[b, s] != 0)
 
 
-def test_before_and_near_go_by_position_not_by_column(rng):
+def test_positions_count_instead_of_columns_where_they_are_given(rng):
   targets, sources = rng.integers(0, 9, size=(2, 4)), rng.integers(0, 9, size=(2, 6))
   at = jnp.asarray(targets), jnp.asarray(sources)
-  before, near = masks.before(*at), masks.near(*at, size=3)
+  causal = masks.causal(positions=at).dense(4, 6)
+  near = masks.sliding_window(3, positions=at).dense(4, 6)
   for b, t, s in np.ndindex(2, 4, 6):
-    assert before[b, 0, t, s] == (sources[b, s] <= targets[b, t])
+    assert causal[b, 0, t, s] == (sources[b, s] <= targets[b, t])
     assert near[b, 0, t, s] == (abs(sources[b, s] - targets[b, t]) < 3)
 
 
-def test_before_is_causal_where_positions_are_columns():
-  late, all_ = jnp.arange(2, 6)[None], jnp.arange(6)[None]
-  np.testing.assert_array_equal(masks.before(late, all_)[0, 0], masks.causal(4, 6))
-  np.testing.assert_array_equal(
-    masks.near(late, all_, size=2)[0, 0], masks.sliding_window(4, 6, size=2)
-  )
+def test_positions_that_are_columns_change_nothing():
+  at = jnp.arange(2, 6)[None], jnp.arange(6)[None]
+  for make in (masks.causal, lambda **kwargs: masks.sliding_window(2, **kwargs)):
+    np.testing.assert_array_equal(make(positions=at).dense(4, 6)[0, 0], make().dense(4, 6))
 
 
-@pytest.mark.parametrize('size', [0, -1])
+def every_kind(rng):
+  """Masks [3, H, 5, 5] of every kind and of several, with the positions that they count by."""
+  a, b = (jnp.asarray(rng.integers(0, 3, size=(3, 5))) for _ in range(2))
+  explicit = AttentionMask(explicit=jnp.asarray(rng.random((3, 2, 5, 5)) < 0.7))
+  one = [
+    *(AttentionMask(), masks.causal(), masks.prefix(2), masks.prefix(4), masks.sliding_window(2)),
+    *(masks.sliding_window((3, 0)), masks.padding(a), masks.padding(b), masks.segments(a, b)),
+    *(masks.segments(b, b), explicit),
+  ]
+  return [*one, masks.prefix(3) & masks.padding(b), explicit & masks.segments(a, a)]
+
+
+def test_and_allows_what_both_allow_and_keeps_the_structure(rng):
+  kinds = every_kind(rng)
+  for a, b in itertools.product(kinds, kinds):
+    both, want = (a & b), a.dense(5) & b.dense(5)
+    np.testing.assert_array_equal(np.broadcast_to(both.dense(5), want.shape), want)
+    assert both.causal == (a.causal or b.causal) and (both.reach is None) == (
+      a.reach is b.reach is None
+    )
+
+
+def test_and_keeps_one_set_of_positions_and_refuses_two(rng):
+  at = (jnp.asarray(rng.integers(0, 9, size=(2, 4))),) * 2
+  mask = masks.segments(*at) & masks.causal(positions=at) & masks.sliding_window(2, positions=at)
+  assert mask.positions is at and mask.causal and mask.window
+  with pytest.raises(ValueError, match='counts by positions of its own'):
+    masks.causal(positions=at) & masks.sliding_window(2)
+
+
+def test_a_mask_is_a_pytree_whose_structure_is_static(rng):
+  segments = jnp.asarray(rng.integers(0, 3, size=(2, 4)))
+  mask = masks.causal() & masks.sliding_window(2) & masks.segments(segments, segments)
+  assert len(jax.tree.leaves(mask)) == 2
+  assert not mask.is_static and masks.causal().is_static
+
+  @jax.jit
+  def inside(mask):
+    assert mask.causal and mask.reach == (1, 1)
+    return mask.with_array(4).dense(4)
+
+  np.testing.assert_array_equal(inside(mask), mask.dense(4))
+
+
+@pytest.mark.parametrize('size', [0, -1, (-1, 2)])
 def test_a_window_that_sees_nothing_is_an_error(size):
   with pytest.raises(ValueError, match='size must be >= 1'):
-    masks.sliding_window(3, size=size)
+    masks.sliding_window(size)
 
 
 def test_describe_draws_one_mark_per_pair(rng):
@@ -92,8 +142,15 @@ def test_describe_draws_one_mark_per_pair(rng):
 
 
 def test_describe_shows_the_first_example():
-  mask = jnp.stack([masks.causal(3), ~masks.causal(3)])[:, None]
-  assert masks.describe(mask) == masks.describe(masks.causal(3))
+  mask = jnp.stack([masks.causal().dense(3), ~masks.causal().dense(3)])[:, None]
+  assert masks.describe(mask) == masks.describe(masks.causal().dense(3))
+
+
+def test_describe_draws_a_mask_of_a_given_size():
+  assert masks.describe(masks.causal(), 3) == masks.describe(masks.causal().dense(3))
+  assert masks.describe(masks.causal(), 2, 4) == masks.describe(masks.causal().dense(2, 4))
+  with pytest.raises(TypeError, match='no size of its own'):
+    masks.describe(masks.causal())
 
 
 def test_describe_refuses_what_is_no_mask():

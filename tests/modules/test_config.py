@@ -65,8 +65,8 @@ def test_a_config_cannot_change_and_is_a_key_of_a_cache():
   assert hash(config) == hash(ModelConfig(vocab=10))
 
 
-def test_presets_say_every_key_but_the_vocabulary():
-  keys = {field.name for field in dataclasses.fields(ModelConfig)} - {'vocab'}
+def test_presets_say_every_key_of_the_architecture():
+  keys = {field.name for field in dataclasses.fields(ModelConfig)} - {'vocab', 'pad', 'platform'}
   found = {k: v for k, v in vars(presets).items() if k.isupper() and 'heads' in v}
   assert found
   for preset in found.values():

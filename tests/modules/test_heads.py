@@ -18,6 +18,7 @@ TINY = dict(
   feedforward=24,
   length=16,
   types=2,
+  pad=0,
   bias_output=True,
   summary='pooler',
   activation='gelu_erf',

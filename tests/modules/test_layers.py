@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from transformer.functional import masks
+from transformer.functional.masks import AttentionMask
 from transformer.modules.config import ModelConfig
 from transformer.modules.embeddings import Positions, Tokens
 from transformer.modules.layers import (
@@ -127,7 +129,7 @@ def test_attention_projects_attends_and_projects(scaled, rng, close):
   x, memory = rng.normal(size=(2, 3, 8)), rng.normal(size=(2, 5, 8))
   mask = rng.random((2, 1, 3, 5)) < 0.6
   mask[..., 0] = True
-  view = View(jnp.zeros((2, 3), int), jnp.asarray(mask))
+  view = View(jnp.zeros((2, 3), int), AttentionMask(explicit=jnp.asarray(mask)))
 
   @partial(jit, static_argnames='weights')
   def run(x, memory, weights):
@@ -171,10 +173,8 @@ def test_a_block_is_residual_sublayers_normed_before_or_after(prenorm, rng, clos
   x, memory = rng.normal(size=(2, 3, 8)), rng.normal(size=(2, 5, 8))
   causal, all_ = np.tri(3, dtype=bool)[None, None], np.ones((1, 1, 3, 5), bool)
   at = jnp.zeros((2, 3), int)
-  run = jit(lambda x, memory: block(x, View(at, jnp.asarray(causal)), memory, weights=True))
-  y, cache, maps = run(
-    jnp.asarray(x, 'float32'), (jnp.asarray(memory, 'float32'), View(at, jnp.asarray(all_)))
-  )
+  run = jit(lambda x, memory: block(x, View(at, masks.causal()), memory, weights=True))
+  y, cache, maps = run(jnp.asarray(x, 'float32'), (jnp.asarray(memory, 'float32'), View(at)))
   p = wide(block)
   for name, sublayer in [
     ('attention', lambda h: attention(p['attention'], h, h, causal)[0]),

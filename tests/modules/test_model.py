@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from transformer.functional import masks
-from transformer.functional.fused import fastest_attention
+from transformer.functional.kernels import dot_product_attention
 from transformer.functional.positions import from_segments
 from transformer.modules import layers
 from transformer.modules.config import ModelConfig
@@ -18,7 +18,7 @@ from transformer.modules.layers import View
 from transformer.modules.model import Decoder, Encoder, EncoderDecoder, Memory, functionalize
 from transformer.zoo import presets
 
-TINY = dict(vocab=11, width=16, depth=2, heads=4, feedforward=24, length=16, unroll=1)
+TINY = dict(vocab=11, width=16, depth=2, heads=4, feedforward=24, length=16, unroll=1, pad=0)
 MODELS = [Encoder, Decoder, EncoderDecoder]
 # every scheme of positions, with full (kv_heads=0) and grouped heads, pre- and post-norm, a window
 SCHEMES = [
@@ -232,7 +232,8 @@ def test_an_encoder_decoder_decodes_causally_step_by_step(close):
       return model.embed.attend(y)
 
     def step(cache, token):
-      y, cache = model.decode(token[:, None], memory, cache=cache)
+      one = token[:, None]
+      y, cache = model.decode(one, memory, segments=jnp.sign(one), cache=cache)
       return cache, y[:, 0]
 
     steps = jax.lax.scan(step, model.init_cache(3, 8), inputs.T)[1].swapaxes(0, 1)
@@ -259,12 +260,14 @@ def test_beams_share_the_memory_and_the_cache_of_their_sentence(close):
   def both(model):
     memory = model.encode(inputs)
     repeated = Memory(*(jnp.repeat(x, 3, axis=0) for x in memory[:2]))
-    shared = [model.decode(targets, memory), model.decode(targets, model.decoder.prepare(memory))]
-    return [*shared, model.decode(targets, repeated)], one_by_one(model, memory)
+    decode = partial(model.decode, targets, segments=jnp.sign(targets))
+    shared = [decode(memory), decode(model.decoder.prepare(memory))]
+    return [*shared, decode(repeated)], one_by_one(model, memory)
 
   def one_by_one(model, memory):
     def step(cache, token):
-      y, cache = model.decode(token[:, None], memory, cache=cache)
+      one = token[:, None]
+      y, cache = model.decode(one, memory, segments=jnp.sign(one), cache=cache)
       return cache, y[:, 0]
 
     return jax.lax.scan(step, model.init_cache(6, 8, beams=3), targets.T)[1].swapaxes(0, 1)
@@ -315,7 +318,7 @@ def test_the_scan_is_a_loop_over_its_layers_however_far_unrolled(close):
   @jit
   def loop(model):
     x, positions = model.embed(tokens), from_segments(segments)
-    view = View(positions, masks.segments(segments, segments) & masks.causal(8))
+    view = View(positions, masks.segments(segments, segments) & masks.causal())
     for i in range(2):
       x = jax.tree.map(lambda p, i=i: p[i], model.stack.blocks)(x, view)[0]
     return model.embed.attend(model.stack.norm(x))
@@ -385,8 +388,10 @@ def test_capture_shows_the_weights_and_changes_nothing(close):
   layers = jit(lambda m: m.capture(inputs, targets, **segments))(model)
   q, k = segments['target_segments'], segments['input_segments']
   seen = dict(
-    encoder=dict(self=masks.segments(k, k)),
-    decoder=dict(self=masks.segments(q, q) & masks.causal(8), cross=masks.segments(q, k)),
+    encoder=dict(self=masks.segments(k, k).dense(8)),
+    decoder=dict(
+      self=(masks.segments(q, q) & masks.causal()).dense(8), cross=masks.segments(q, k).dense(8)
+    ),
   )
   assert set(layers['encoder']) == {'states', 'self'}
   for part, kinds in seen.items():
@@ -526,26 +531,42 @@ def test_the_published_models_have_their_published_size(preset, low, high):
 
 
 @pytest.mark.parametrize(
-  ('kind', 'changes', 'known'),
-  [(Decoder, {}, 'causal'), (Encoder, {}, 'all'), (Decoder, dict(window=3), None)],
+  ('kind', 'changes', 'causal', 'window'),
+  [
+    (Decoder, {}, True, None),
+    (Encoder, {}, False, None),
+    (Decoder, dict(window=3), True, (2, 2)),
+  ],
 )
-def test_segments_1_is_a_row_of_ones_and_known_while_compiling(
-  kind, changes, known, monkeypatch, close
+def test_rows_without_segments_are_rows_of_ones_and_the_mask_keeps_its_structure(
+  kind, changes, causal, window, monkeypatch, close
 ):
-  model, tokens, seen = build(kind, **changes), jnp.asarray(TOKENS), set()
+  model, tokens, seen = build(kind, **changes), jnp.asarray(TOKENS), []
 
-  def spy(*args, **how):
-    seen.add(how['known'])
-    return fastest_attention(*args, **how)
+  def spy(q, k, v, mask, **kwargs):
+    seen.append(mask)
+    return dot_product_attention(q, k, v, mask, **kwargs)
 
-  monkeypatch.setattr(layers, 'fastest_attention', spy)
+  monkeypatch.setattr(layers, 'dot_product_attention', spy)
   want = jit(lambda model: model.stack(model.embed(tokens), jnp.ones_like(tokens)).x)(model)
-  assert seen == {None}
-  seen.clear()
-  close(jit(lambda model: model.stack(model.embed(tokens), 1).x)(model), want)
-  assert seen == {known}
+  assert not any(mask.is_static for mask in seen)
+  close(jit(lambda model: model.stack(model.embed(tokens)).x)(model), want)
+  assert seen[-1].is_static and not seen[0].is_static
+  for mask in seen:
+    assert mask.causal == causal and mask.reach == window
 
 
-def test_a_number_of_segments_other_than_1_is_an_error_that_says_what_to_do():
-  with pytest.raises(ValueError, match='segments=2: pass 1'):
-    build(Decoder)(jnp.asarray(TOKENS), segments=2)
+@pytest.mark.parametrize('cls', MODELS)
+def test_a_token_is_padding_only_if_the_model_says_so(cls, close):
+  # of an encoder-decoder the inputs; targets are padded on the right
+  arguments = [jnp.asarray(TOKENS)] * (2 if cls is EncoderDecoder else 1)
+  ones = jnp.ones_like(arguments[0])
+  name = 'segments' if len(arguments) == 1 else 'input_segments'
+
+  @partial(jit, static_argnames='pad')
+  def run(segments, pad):
+    return build(cls, pad=pad)(*arguments, **{name: segments})
+
+  close(run(None, pad=-1), run(ones, pad=-1))
+  close(run(None, pad=7), run((arguments[0] != 7).astype('int32'), pad=-1))
+  assert np.abs(run(None, pad=0) - run(ones, pad=-1)).max() > 1e-3

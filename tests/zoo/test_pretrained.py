@@ -15,7 +15,8 @@ from safetensors.numpy import save_file
 
 from transformer.data import tokenizers
 from transformer.modules.config import ModelConfig
-from transformer.modules.model import Decoder
+from transformer.modules.model import Decoder, Encoder, EncoderDecoder
+from transformer.zoo import presets
 from transformer.zoo.pretrained import load_pretrained, save_pretrained
 
 FAMILY = {n: json.loads((GOLDEN / n / 'config.json').read_text())['model_type'] for n in NAMES}
@@ -363,3 +364,23 @@ def test_a_model_of_no_family_is_refused_and_nothing_is_written(tmp_path):
   with pytest.raises(ValueError, match='no published family has the shape of a Linear'):
     save_pretrained(tmp_path / 'out', nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
   assert not (tmp_path / 'out').exists()
+
+
+def test_only_the_padding_token_of_config_json_is_padding(tmp_path, close):
+  small = dict(vocab=50, width=16, depth=1, heads=2, feedforward=24, length=16)
+  row = jnp.array([[7, 0, 9, 1]])
+  ones = jnp.ones_like(row)
+
+  def loaded(kind, preset, model_type):
+    model = kind(ModelConfig(**preset | small), nnx.Rngs(0))
+    save_pretrained(tmp_path / model_type, model, model_type=model_type)
+    return load_pretrained(tmp_path / model_type)[0]
+
+  gpt2 = loaded(Decoder, presets.GPT2, 'gpt2')
+  close(gpt2(row), gpt2(row, segments=ones))
+  roberta = loaded(Encoder, presets.ROBERTA_BASE, 'roberta')
+  assert roberta.config.pad == 1
+  close(roberta(row), roberta(row, segments=(row != 1).astype('int32')))
+  bart = loaded(EncoderDecoder, presets.BART_BASE | dict(pad=1), 'bart')
+  want = bart(row, row, input_segments=(row != 1).astype('int32'), target_segments=ones)
+  close(bart(row, row), want)

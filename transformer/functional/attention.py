@@ -1,4 +1,7 @@
-"""Scaled dot-product attention: the equation for one head, and many heads by vmap."""
+"""Scaled dot-product attention: the equation for one head, and for many heads by vmap.
+
+This is the specification. Every faster implementation, see `kernels`, is tested against it.
+"""
 
 import math
 
@@ -17,9 +20,9 @@ def attention(
   mask: Bool[Array, '#T #S'] | None = None,
   bias: Float[Array, '#T #S'] | None = None,
   scale: float | None = None,
-  finite: bool = False,
+  assume_finite: bool = False,
 ) -> Float[Array, 'T V']:
-  """softmax(q kT / sqrt K) v: scaled dot-product attention for one head.
+  """Scaled dot-product attention for one head: softmax(q kT / sqrt K) v.
 
   Each row of the result is an average of the rows of v, weighted by how well that row's query
   matches each key. There is no batch or head axis: add them outside with `jax.vmap`, as
@@ -30,30 +33,32 @@ def attention(
     k: keys, one per source position.
     v: values, one per source position.
     mask: True where the target may attend to the source. A row that may attend to nothing is
-      exactly 0 and so is its gradient. A NaN or Inf in k or v spoils the rows that may attend to it
-      and touches no other row.
+      exactly 0, and so is its gradient. A NaN or Inf in k or v reaches the rows that may attend to
+      it and no other row.
     bias: added to the scaled scores (T5's relative positions, ALiBi).
-    scale: multiplies q kT; 1 / sqrt K if None. T5 passes 1.
-    finite: says that no masked row of k or v is NaN or Inf, so that they need not be searched and
-      copied: a third of the time of a decoding step, for a cache keeps its rows so.
+    scale: multiplies q kT; 1 / sqrt K if None. T5 uses 1.
+    assume_finite: promises that no masked row of k or v holds a NaN or Inf, so that they are not
+      searched and copied: a third of the time of a decoding step.
 
   Returns:
-    The weighted values, in v's dtype. The products accumulate and the softmax is computed in
-    float32, whatever the dtype of q, k and v.
+    The weighted values, in v's dtype. Products are summed and the softmax is computed in float32,
+    whatever the dtype of q, k and v.
 
   Raises:
-    TypeError: the mask is not boolean.
+    TypeError: the mask is not a boolean array.
+    ValueError: q, k or v has a batch or head axis.
 
-  Vaswani et al. 2017, equation 1, https://arxiv.org/abs/1706.03762.
+  Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, equation 1.
 
   >>> q = jnp.array([[0., 1.]]); k = jnp.array([[0., 9.], [9., 0.]])
   >>> attention(q, k, jnp.array([[1.], [5.]])).round(1)  # picks the first key's value
   Array([[1.]], dtype=float32)
   """
-  tainted = None
-  if mask is not None and not finite:
-    v, tainted = _finite(v)
-  weights = _weights(q, k, mask, bias, scale, tainted, finite)
+  _check_one_head(q, k)
+  nonfinite = None
+  if mask is not None and not assume_finite:
+    v, nonfinite = _without_nonfinite_rows(v)
+  weights = _weights(q, k, mask, bias, scale, nonfinite, assume_finite)
   return matmul(weights.astype(v.dtype), v).astype(v.dtype)
 
 
@@ -65,14 +70,15 @@ def attention_weights(
   bias: Float[Array, '#T #S'] | None = None,
   scale: float | None = None,
 ) -> Float[Array, 'T S']:
-  """softmax(q kT / sqrt K): how much each target position attends to each source position.
+  """Attention weights of one head: softmax(q kT / sqrt K).
 
-  The arguments are those of `attention`. Every row sums to 1, or is exactly 0 where the mask lets
-  it attend to nothing. Always float32.
+  The arguments are those of `attention`. Every row sums to 1, or is exactly 0 if the mask lets it
+  attend to nothing. Always float32.
 
   >>> attention_weights(jnp.zeros((1, 2)), jnp.ones((3, 2)), mask=jnp.array([[True, True, False]]))
   Array([[0.5, 0.5, 0. ]], dtype=float32)
   """
+  _check_one_head(q, k)
   return _weights(q, k, mask, bias, scale)
 
 
@@ -84,22 +90,21 @@ def multi_head_attention(
   mask: Bool[Array, '#B #H #T #S'] | None = None,
   bias: Float[Array, '#B #H #T #S'] | None = None,
   scale: float | None = None,
-  finite: bool = False,
+  assume_finite: bool = False,
 ) -> Float[Array, 'B T H V']:
   """`attention` for every head of every example: vmap over B, over G and over the heads of a group.
 
-  Head h uses the keys and values of group h // (H / G): with G = H that is multi-head attention,
-  with G = 1 multi-query attention, between them grouped-query attention. k and v are shared, not
-  copied.
+  Head h uses the keys and values of group h // (H / G): G = H is multi-head attention, G = 1
+  multi-query attention, between them is grouped-query attention. k and v are shared, not copied.
 
   Args:
     q, k, v: queries, keys and values; G must divide H.
     mask, bias: broadcast to [B, H, T, S]; otherwise as in `attention`.
-    scale, finite: as in `attention`.
+    scale, assume_finite: as in `attention`.
 
   Raises:
     ValueError: G does not divide H, or a mask or bias that does not broadcast.
-    TypeError: the mask is not boolean.
+    TypeError: the mask is not a boolean array.
 
   Vaswani et al. 2017, section 3.2.2; Ainslie et al. 2023, https://arxiv.org/abs/2305.13245.
 
@@ -107,9 +112,11 @@ def multi_head_attention(
   >>> multi_head_attention(x, x[:, :, :2], x[:, :, :2]).shape
   (2, 5, 4, 8)
   """
-  return _over_heads(
-    lambda q, kv, mask, bias: attention(q, *kv, mask=mask, bias=bias, scale=scale, finite=finite)
-  )(q, (k, v), mask, bias)
+
+  def one_head(q, kv, mask, bias):
+    return attention(q, *kv, mask=mask, bias=bias, scale=scale, assume_finite=assume_finite)
+
+  return _over_heads(one_head)(q, (k, v), mask, bias)
 
 
 def multi_head_attention_weights(
@@ -125,26 +132,27 @@ def multi_head_attention_weights(
   >>> multi_head_attention_weights(jnp.ones((1, 2, 4, 8)), jnp.ones((1, 3, 2, 8))).shape
   (1, 4, 2, 3)
   """
-  weights = _over_heads(
-    lambda q, k, mask, bias: attention_weights(q, *k, mask=mask, bias=bias, scale=scale)
-  )(q, (k,), mask, bias)
-  return weights.transpose(0, 2, 1, 3)
+
+  def one_head(q, k, mask, bias):
+    return attention_weights(q, *k, mask=mask, bias=bias, scale=scale)
+
+  return _over_heads(one_head)(q, (k,), mask, bias).transpose(0, 2, 1, 3)
 
 
 def weighted_values(
   weights: Float[Array, 'B H T S'], v: Float[Array, 'B S G V']
 ) -> Float[Array, 'B T H V']:
-  """weights v for every head: the second half of attention, for weights that were changed between.
+  """Apply attention weights to the values of every head: for weights that were changed.
 
-  A NaN or Inf in v makes the rows NaN that give it weight and touches no other row.
+  A NaN or Inf in v reaches the rows that give it weight and no other row.
 
   >>> weighted_values(jnp.ones((1, 4, 2, 3)), jnp.ones((1, 3, 2, 8))).shape
   (1, 2, 4, 8)
   """
 
   def one_head(weights, v):
-    v, tainted = _finite(v)
-    return matmul(jnp.where(tainted & (weights != 0), jnp.nan, weights), v)
+    v, nonfinite = _without_nonfinite_rows(v)
+    return matmul(jnp.where(nonfinite & (weights != 0), jnp.nan, weights), v)
 
   (B, H, T, S), G = weights.shape, v.shape[2]
   in_group = jax.vmap(one_head, in_axes=(0, None), out_axes=1)
@@ -153,26 +161,35 @@ def weighted_values(
   return jax.vmap(in_example)(grouped, v).reshape(B, T, H, -1).astype(v.dtype)
 
 
-def _weights(q, k, mask, bias, scale, tainted=None, finite=False):
-  """softmax(q kT / sqrt K) with masked weights exactly 0; `tainted` sources make their rows NaN."""
+def _check_one_head(q, k):
+  if q.ndim != 2 or k.ndim != 2:
+    raise ValueError(
+      f'attention is for one head, q [T, K] and k [S, K], not {q.shape} and {k.shape}: use '
+      'multi_head_attention or dot_product_attention for [B, T, H, K], or jax.vmap'
+    )
+
+
+def _weights(q, k, mask, bias, scale, nonfinite=None, assume_finite=False):
+  """softmax(q kT / sqrt K), exactly 0 where masked; a row that sees a `nonfinite` source is NaN."""
   scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
   if mask is None:
     return jax.nn.softmax(_scores(q, k, bias, scale), axis=-1)
-  if mask.dtype != jnp.bool_:
+  if getattr(mask, 'dtype', None) != jnp.bool_:
     raise TypeError(
-      f'mask has dtype {mask.dtype}, but a mask is boolean (True = may attend): pass mask != 0, or '
-      'give numbers to be added to the scores as bias='
+      f'mask is {getattr(mask, "dtype", type(mask).__name__)}, but must be a boolean array (True = '
+      'may attend): pass mask.dense(T, S) of an AttentionMask, mask != 0 of numbers, and numbers '
+      'to be added to the scores as bias='
     )
-  if finite:
+  if assume_finite:
     return _masked_softmax(_scores(q, k, bias, scale), mask)
-  k, tainted_key = _finite(k)
-  tainted = tainted_key if tainted is None else tainted | tainted_key
-  return _masked_softmax(jnp.where(tainted, jnp.nan, _scores(q, k, bias, scale)), mask)
+  k, nonfinite_keys = _without_nonfinite_rows(k)
+  nonfinite = nonfinite_keys if nonfinite is None else nonfinite | nonfinite_keys
+  return _masked_softmax(jnp.where(nonfinite, jnp.nan, _scores(q, k, bias, scale)), mask)
 
 
 @jax.custom_jvp
 def _masked_softmax(scores, mask):
-  """softmax over what the mask allows; exactly 0 elsewhere, and in rows that it allows nothing."""
+  """Softmax over what the mask allows; exactly 0 elsewhere, and in rows that allow nothing."""
   scores = jnp.where(mask, scores, -jnp.inf)
   peak = jnp.max(scores, axis=-1, keepdims=True)
   e = jnp.exp(scores - jnp.where(peak == -jnp.inf, 0, peak))
@@ -196,14 +213,14 @@ def _scores(q, k, bias, scale):
   return scores if bias is None else scores + bias
 
 
-def _finite(x):
-  """x with its NaN and Inf rows as 0, and which rows those are: 0 * NaN would reach every row."""
-  tainted = ~jnp.all(jnp.isfinite(x), axis=-1)
-  return jnp.where(tainted[:, None], 0, x), tainted
+def _without_nonfinite_rows(x):
+  """(x with rows that hold NaN or Inf as 0, which rows those are): 0 * NaN reaches every row."""
+  nonfinite = ~jnp.all(jnp.isfinite(x), axis=-1)
+  return jnp.where(nonfinite[:, None], 0, x), nonfinite
 
 
 def _over_heads(head):
-  """head(q, keys_and_values, mask, bias) of one head, vmapped over batch, groups and heads."""
+  """Map head(q, keys_and_values, mask, bias), of one head, over batch, groups and heads."""
 
   def heads(q, kv, mask, bias):
     (B, T, H, K), (_, S, G, _) = q.shape, kv[0].shape

@@ -9,6 +9,7 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from transformer.functional import platforms
 from transformer.functional.matmul import matmul, matmul_nt, matmul_tn
 
 # Rows of logits that linear_cross_entropy holds at once: what a CPU's caches like, and elsewhere so
@@ -74,6 +75,7 @@ def linear_cross_entropy(
   dtype: DTypeLike | None = None,
   label_smoothing: float = 0.0,
   z_loss: float = 0.0,
+  platform: str | None = None,
 ) -> tuple[Mean, Mean]:
   """`cross_entropy` of the logits x tableT, which never exist as a whole.
 
@@ -86,6 +88,7 @@ def linear_cross_entropy(
     table: of output embeddings.
     targets, weights, label_smoothing, z_loss: as in `cross_entropy`.
     dtype: of the operands of all products; x's own if None.
+    platform: what the program is compiled for; see `platforms`.
 
   Returns:
     (the loss, the plain negative log-likelihood): the second has no gradient.
@@ -94,22 +97,23 @@ def linear_cross_entropy(
   >>> linear_cross_entropy(x, table, jnp.array([1, 0]), jnp.ones(2))[0].value.round(3)
   Array(1.386, dtype=float32)
   """
-  how = (jnp.dtype(dtype or x.dtype), label_smoothing, z_loss)
+  on_cpu = platforms.resolve(platform) == 'cpu'
+  settings = (jnp.dtype(dtype or x.dtype), label_smoothing, z_loss, on_cpu)
   x, targets, weights = x.reshape(-1, x.shape[-1]), targets.reshape(-1), weights.reshape(-1)
   x = jnp.where((weights == 0)[:, None], 0, x)  # may hold anything, and has no gradient
-  loss, nll = _linear_cross_entropy(x, table, targets, weights, how)
+  loss, nll = _linear_cross_entropy(x, table, targets, weights, settings)
   total = jnp.sum(weights)
   return Mean(loss, total), Mean(jax.lax.stop_gradient(nll), total)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _linear_cross_entropy(x, table, targets, weights, how):
-  return _loss_and_gradient(x, table, targets, weights, how)[0]
+def _linear_cross_entropy(x, table, targets, weights, settings):
+  return _loss_and_gradient(x, table, targets, weights, settings)[0]
 
 
-def _loss_and_gradient(x, table, targets, weights, how):
+def _loss_and_gradient(x, table, targets, weights, settings):
   """((loss, nll), (their gradient in x, in the table)): the loss's, weighted and summed."""
-  dtype, smoothing, z_loss = how
+  dtype, smoothing, z_loss, on_cpu = settings
   (R, D), N = x.shape, len(table)
   narrow = table.astype(dtype)
   table_sum = jnp.sum(table, axis=0)
@@ -132,7 +136,7 @@ def _loss_and_gradient(x, table, targets, weights, how):
     table_gradient += matmul_tn((x * scale).astype(dtype), e)
     return table_gradient, (jnp.sum(loss * weights), jnp.sum(nll * weights), x_gradient)
 
-  chunks = -(-R // (CHUNK if jax.default_backend() == 'cpu' else CHUNK_ELSEWHERE))
+  chunks = -(-R // (CHUNK if on_cpu else CHUNK_ELSEWHERE))
   padded = -R % chunks
   # strided, so that every chunk has rows on every device
   split = jax.tree.map(

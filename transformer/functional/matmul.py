@@ -1,10 +1,10 @@
-"""Matrix products whose operands may be 16 bits wide and whose sums never are.
+"""Matrix products with operands of 16 bits and sums of 32.
 
-Matrix units multiply 16-bit numbers and add in 32 bits; asking for a 16-bit *result* throws those
-bits away and, on a CPU, falls off the fast path altogether. Plain differentiation would multiply a
+Matrix units multiply 16-bit numbers and add in 32 bits; asking for a 16-bit result throws those
+bits away and, on a CPU, leaves the fast path altogether. Plain differentiation would multiply a
 32-bit cotangent with a 16-bit operand, so the derivatives are written out: they round the cotangent
-as they do the operands, and all products of a training step are fast: 2 times float32 on a CPU that
-can multiply bfloat16.
+as they do the operands, so that all products of a training step are fast: 2 times float32 on a CPU
+that can multiply bfloat16.
 """
 
 import functools
@@ -16,25 +16,32 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from transformer.functional import platforms
+
 
 def matmul(
-  a: Float[Array, '*B I'], b: Float[Array, 'I O'], dtype: DTypeLike | None = None
+  a: Float[Array, '*B I'],
+  b: Float[Array, 'I O'],
+  dtype: DTypeLike | None = None,
+  *,
+  platform: str | None = None,
 ) -> Float[Array, '*B O']:
-  """a b, with operands rounded to dtype, and accumulated and returned in float32.
+  """Return a b, with operands rounded to dtype, summed and returned in float32.
 
   Args:
     a: left operand; leading axes are rows.
     b: right operand.
     dtype: of the operands; a's own if None.
+    platform: what the program is compiled for; see `platforms`.
 
   Returns:
-    float32 where dtype is 16 bits wide, else dtype. Gradients have their operand's own type.
+    float32 where dtype has 16 bits, else dtype. Gradients have the type of their operand.
 
   >>> matmul(jnp.ones((2, 3)), jnp.ones((3, 4)), 'bfloat16').dtype
   dtype('float32')
   """
   dtype = jnp.dtype(dtype or a.dtype)
-  rows = _rows(a, dtype)
+  rows = _rows(a, dtype, platform)
   if dtype.itemsize > 2:
     y = rows.astype(dtype) @ b.astype(dtype)
   else:
@@ -43,15 +50,19 @@ def matmul(
 
 
 def matmul_nt(
-  a: Float[Array, '*B I'], b: Float[Array, 'O I'], dtype: DTypeLike | None = None
+  a: Float[Array, '*B I'],
+  b: Float[Array, 'O I'],
+  dtype: DTypeLike | None = None,
+  *,
+  platform: str | None = None,
 ) -> Float[Array, '*B O']:
-  """a bT; otherwise as `matmul`.
+  """Return a bT; otherwise as `matmul`.
 
   >>> matmul_nt(jnp.array([[1., 2.]]), jnp.array([[3., 4.], [5., 6.]]))
   Array([[11., 17.]], dtype=float32)
   """
   dtype = jnp.dtype(dtype or a.dtype)
-  rows = _rows(a, dtype)
+  rows = _rows(a, dtype, platform)
   if dtype.itemsize > 2:
     y = rows.astype(dtype) @ b.astype(dtype).T
   else:
@@ -59,22 +70,23 @@ def matmul_nt(
   return y.reshape(*a.shape[:-1], b.shape[0])
 
 
-def _rows(a, dtype):
+def _rows(a, dtype, platform):
   """a with one axis of rows, except where float32 can do without.
 
-  On a CPU a weight's gradient that sums over two axes takes twice the time; elsewhere it takes
-  none, and merged axes could no longer be sharded apart.
+  On a CPU a weight's gradient that sums over two axes takes twice the time. Elsewhere it does not,
+  and merged axes could no longer be sharded apart. It cannot be `lax.platform_dependent`, whose
+  derivative would store the operands of both forms.
   """
-  if dtype.itemsize > 2 and jax.default_backend() != 'cpu':
+  if a.ndim == 2 or (dtype.itemsize > 2 and platforms.resolve(platform) != 'cpu'):
     return a
   return a.reshape(math.prod(a.shape[:-1]), a.shape[-1])
 
 
 def matmul_tn(a: Float[Array, 'B I'], b: Float[Array, 'B O']) -> Float[Array, 'I O']:
-  """aT b, accumulated and returned in float32: the gradient of a weight. Not differentiable.
+  """Return aT b, summed and returned in float32: the gradient of a weight. Not differentiable.
 
-  On a CPU the transpose is really made and the product given an idle batch axis: XLA would fold the
-  transpose into the product, and then widen its operands.
+  On a CPU the transpose is really made and the product given a batch axis of size 1: XLA would fold
+  the transpose into the product, and then widen its operands.
 
   >>> matmul_tn(jnp.array([[1.], [2.]]), jnp.array([[3.], [4.]]))
   Array([[11.]], dtype=float32)

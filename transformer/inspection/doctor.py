@@ -250,7 +250,7 @@ def _filled(initialise: Callable[[], nnx.Module]) -> nnx.Module:
 
 def _cached(group: str) -> Iterator[Check]:
   """One token after the other through the cache = all at once, with padding on either side."""
-  config = ModelConfig(**TINY | {'position': group.removeprefix('cached ')})
+  config = ModelConfig(**TINY | {'position': group.removeprefix('cached ')}, pad=0)
   model = _filled(lambda: Decoder(config, nnx.Rngs(0)))
   tokens = np.random.default_rng(0).integers(3, config.vocab, (B, S))
   tokens[0, -2:] = tokens[1, :2] = 0
@@ -270,7 +270,7 @@ def _cached(group: str) -> Iterator[Check]:
 
 def _greedy(group: str) -> Iterator[Check]:
   """Greedy search = beam search with one beam, from an encoded input."""
-  model = _filled(lambda: EncoderDecoder(ModelConfig(**TINY), nnx.Rngs(0)))
+  model = _filled(lambda: EncoderDecoder(ModelConfig(**TINY, pad=0), nnx.Rngs(0)))
   inputs = np.random.default_rng(0).integers(3, TINY['vocab'], (B, S))
   inputs[0, -2:] = 0
 

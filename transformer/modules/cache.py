@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from transformer.functional import platforms
 from transformer.modules.config import ModelConfig
 
 
@@ -104,7 +105,7 @@ def dtype_of(config: ModelConfig) -> DTypeLike:
   There XLA would widen a whole 16-bit cache and narrow it again to write one token. The numbers are
   the same: they were rounded when they were made.
   """
-  return jnp.float32 if jax.default_backend() == 'cpu' else config.dtype
+  return jnp.float32 if platforms.resolve(config.platform) == 'cpu' else config.dtype
 
 
 class LayerCache(NamedTuple):

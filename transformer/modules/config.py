@@ -50,6 +50,9 @@ class ModelConfig:
     dtype: operands of matrix products; parameters, sums, norms and the residual are float32.
     remat: what the backward pass computes again instead of finding it stored: none, of a block all
       but the products, or the whole block.
+    pad: id of the padding token in calls without segments; -1: every token is real.
+    platform: what the model is compiled for, such as 'cuda'; '': JAX's default device; see
+      `functional.platforms`.
     unroll: layers per iteration of the scan; 0 means all of them (fastest on a CPU), 1 keeps the
       compile time independent of depth. Decoding with a cache unrolls them all.
   """
@@ -92,6 +95,8 @@ class ModelConfig:
   dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
   remat: Literal['none', 'products', 'block'] = 'none'
   unroll: int = 0
+  pad: int = -1
+  platform: str = ''
 
   def __post_init__(self):
     for name, hint in get_type_hints(type(self)).items():

@@ -80,8 +80,8 @@ class Patches(nnx.Module):
     self.first = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.width,)))
 
   def __call__(
-    self, patches: Float[Array, 'B S X'], segments: Int[Array, 'B S']
-  ) -> tuple[Float[Array, 'B T D'], Int[Array, 'B T']]:
+    self, patches: Float[Array, 'B S X'], segments: Int[Array, 'B S'] | None = None
+  ) -> tuple[Float[Array, 'B T D'], Int[Array, 'B T'] | None]:
     """The vectors and their segments: one more than there are patches, or are left of them.
 
     Args:
@@ -93,7 +93,8 @@ class Patches(nnx.Module):
     """
     x = self._convolved(patches) if len(self.stem) else patches
     x = self.projection(x)
-    segments = jnp.pad(segments[:, : x.shape[1]], ((0, 0), (1, 0)), mode='edge')
+    if segments is not None:
+      segments = jnp.pad(segments[:, : x.shape[1]], ((0, 0), (1, 0)), mode='edge')
     first = jnp.broadcast_to(self.first[...], (len(x), 1, x.shape[-1]))
     return jnp.concatenate([first, x], axis=1), segments
 
@@ -122,12 +123,15 @@ class Frames(nnx.Module):
     self.conv2 = Convolution(config, config.width, rngs, stride=2)
 
   def __call__(
-    self, frames: Float[Array, 'B S X'], segments: Int[Array, 'B S']
-  ) -> tuple[Float[Array, 'B (S+1)//2 D'], Int[Array, 'B (S+1)//2']]:
+    self, frames: Float[Array, 'B S X'], segments: Int[Array, 'B S'] | None = None
+  ) -> tuple[Float[Array, 'B (S+1)//2 D'], Int[Array, 'B (S+1)//2'] | None]:
     """The vectors and their segments: one for every two frames. Padding is read as silence, 0."""
-    real = (segments != 0)[..., None]
-    x = self.activation(self.conv1(jnp.where(real, frames, 0)))
-    return self.activation(self.conv2(jnp.where(real, x, 0))), segments[:, ::2]
+
+    def silent(x):
+      return x if segments is None else jnp.where((segments != 0)[..., None], x, 0)
+
+    x = self.activation(self.conv2(silent(self.activation(self.conv1(silent(frames))))))
+    return x, None if segments is None else segments[:, ::2]
 
 
 class Convolution(nnx.Module):

@@ -9,14 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
-from transformer.functional.attention import (
-  multi_head_attention_weights,
-  weighted_values,
-)
+from transformer.functional.attention import weighted_values
 from transformer.functional.dropout import dropout
-from transformer.functional.fused import Known, fastest_attention
+from transformer.functional.kernels import attention_weights_of, dot_product_attention
+from transformer.functional.masks import AttentionMask
 from transformer.functional.matmul import matmul
 from transformer.functional.normalization import normalize
 from transformer.functional.positions import rotary
@@ -117,19 +115,15 @@ class FeedForward(nnx.Module):
 
 
 class View(NamedTuple):
-  """What queries may see: their own positions, a mask and a bias over [B, H, T, S].
-
-  `known` is what is known of the mask while compiling; see `fastest_attention`.
-  """
+  """What queries may see: their own positions, a mask, and a bias over [B, H, T, S]."""
 
   positions: Int[Array, 'B T']
-  mask: Bool[Array, '#B #H #T #S'] | None = None
+  mask: AttentionMask = AttentionMask()
   bias: Float[Array, '#B #H #T #S'] | None = None
-  known: Known | None = None
 
 
 class Attention(nnx.Module):
-  """Concat(head_1, ..., head_H) W_O: projections around `fastest_attention`.
+  """Concat(head_1, ..., head_H) W_O: projections around `dot_product_attention`.
 
   Keys and values are made apart from their use, so that one path serves self-attention, a cache and
   cross-attention. Vaswani et al. 2017, section 3.2.2.
@@ -178,26 +172,26 @@ class Attention(nnx.Module):
     v: Float[Array, 'C S G K'],
     view: View,
     *,
-    finite: bool = False,
+    assume_finite: bool = False,
     key: Key[Array, ''] | None = None,
     weights: bool = False,
   ) -> tuple[Float[Array, 'B T D'], Float[Array, 'C H U S'] | None]:
-    """What q's positions take from v; with `weights`, also how much; `finite` as in `attention`.
+    """What q's positions take from v; with `weights`, also the attention weights.
 
     B may be a multiple of C: neighbouring rows of q (the beams of a sentence) then share a row of k
     and v, which is not copied, and the view's mask is over [C, H, B/C T, S].
     """
     config, (B, T, H, K) = self.config, q.shape
     q = q.astype(k.dtype).reshape(len(k), -1, H, K)  # k may be kept wider
-    how: dict[str, Any] = dict(
-      mask=view.mask, bias=view.bias, scale=None if config.scale_attention else 1.0
-    )
+    kwargs: dict[str, Any] = dict(bias=view.bias, scale=None if config.scale_attention else 1.0)
     if key is not None and config.attention_dropout:
-      p = multi_head_attention_weights(q, k, **how)
+      p = attention_weights_of(q, k, view.mask, **kwargs)
       y = weighted_values(dropout(p, config.attention_dropout, key), v)
     else:
-      y = fastest_attention(q, k, v, **how, finite=finite, known=view.known)
-    seen = multi_head_attention_weights(q, k, **how) if weights else None
+      y = dot_product_attention(
+        *(q, k, v, view.mask), **kwargs, assume_finite=assume_finite, platform=config.platform
+      )
+    seen = attention_weights_of(q, k, view.mask, **kwargs) if weights else None
     return self.out(y.reshape(B, T, -1)), seen
 
 
@@ -252,7 +246,7 @@ class Block(nnx.Module):
         k, v = cache.k.transpose(0, 3, 1, 2), cache.v.swapaxes(1, 2)
       # a cache holds 0 where there is no token; of more new tokens each must not see the next
       one_by_one = cache is not None and x.shape[1] == 1
-      how: dict[str, Any] = dict(finite=one_by_one, key=keys[0], weights=weights)
+      how: dict[str, Any] = dict(assume_finite=one_by_one, key=keys[0], weights=weights)
       y, maps['self'] = self.attention(q, k, v, view, **how)
       return y
 
@@ -264,7 +258,7 @@ class Block(nnx.Module):
       else:
         k, v = self.cross.keys_values(states)
       q = self.cross.queries(h, view.positions)
-      how: dict[str, Any] = dict(finite=prepared, key=keys[1], weights=weights)
+      how: dict[str, Any] = dict(assume_finite=prepared, key=keys[1], weights=weights)
       y, maps['cross'] = self.cross(q, k, v, memory_view, **how)
       return y
 

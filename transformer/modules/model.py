@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from transformer.functional import masks
+from transformer.functional.masks import AttentionMask
 from transformer.functional.positions import alibi_bias, from_segments, relative_buckets
 from transformer.modules.cache import Cache, LayerCache, dtype_of
 from transformer.modules.config import ModelConfig
@@ -24,13 +25,14 @@ class Memory(NamedTuple):
 
   Attributes:
     states: the encoder's output.
-    segments: as for any tokens: 0 is padding, packed examples see only their own.
+    segments: as for any tokens: 0 is padding, packed examples see only their own; None if nothing
+      is packed or padded.
     keys_values: of every layer [L, B, G, S, K], 0 at padding, if they were made in advance: in
       decoding the same memory is read at every step.
   """
 
   states: Float[Array, 'B S D']
-  segments: Int[Array, 'B S']
+  segments: Int[Array, 'B S'] | None = None
   keys_values: tuple[Array, Array] | None = None
 
 
@@ -76,7 +78,7 @@ class Stack(nnx.Module):
   def __call__(
     self,
     x: Float[Array, 'B T D'],
-    segments: Int[Array, 'B T'] | int,
+    segments: Int[Array, 'B T'] | None = None,
     *,
     memory: Memory | None = None,
     cache: Cache | None = None,
@@ -87,31 +89,28 @@ class Stack(nnx.Module):
 
     Args:
       x: embeddings without positions.
-      segments: which packed example each position belongs to, 0 for padding; the number 1 says
-        while compiling that none is padding and all of a row belong together, which a GPU's fused
-        attention needs to know.
+      segments: which packed example each position belongs to, 0 for padding; None if nothing is
+        packed or padded.
       memory: what to cross-attend to.
       cache: what was seen before; the new positions are added to it.
       key: turns dropout on.
       capture: also return every layer's states and attention weights.
     """
-    if whole := isinstance(segments, int):
-      segments = jnp.full(x.shape[:2], segments, jnp.int32)
+    start, cross = None, None
     if cache is None:
-      positions = from_segments(segments)
-      view = self._view(segments, positions, segments, positions)
-      if whole and not self.config.window:
-        view = view._replace(known='causal' if self.causal else 'all')
-      start = None
+      if segments is None:
+        positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+      else:
+        positions = from_segments(segments)
+      view = self._view(positions, positions, segments)
     else:
+      if segments is None:
+        segments = jnp.ones(x.shape[:2], jnp.int32)
       positions, start = cache.next_positions(segments), cache.length
       cache = cache.extend(segments, positions)
-      view = self._view(segments, positions, cache.segments, cache.positions, cache.beams)
-
-    cross = None
+      view = self._view(positions, cache.positions, segments, cache)
     if memory is not None:
-      mask = masks.segments(segments.reshape(len(memory.segments), -1), memory.segments)
-      cross = View(positions, _made_once(mask))
+      cross = View(positions, _cross_mask(segments, memory, x.shape[:2]))
 
     def layer(carry, xs):
       x, (kv, *others) = carry
@@ -150,18 +149,27 @@ class Stack(nnx.Module):
   def prepare(self, memory: Memory) -> Memory:
     """The memory with the cross-attention keys and values of every layer made in advance."""
     keys_values = jax.vmap(lambda block: block.cross.keys_values(memory.states))(self.blocks)
-    real = (memory.segments != 0)[:, None, :, None]
-    k, v = (jnp.where(real, x.swapaxes(2, 3), 0).astype(dtype_of(self.config)) for x in keys_values)
+    k, v = (x.swapaxes(2, 3) for x in keys_values)
+    if memory.segments is not None:
+      k, v = (jnp.where((memory.segments != 0)[:, None, :, None], x, 0) for x in (k, v))
+    k, v = (x.astype(dtype_of(self.config)) for x in (k, v))
     return memory._replace(keys_values=(k.mT, v))
 
-  def _view(self, q_segments, q_positions, k_segments, k_positions, beams=1) -> View:
-    """Who sees whom in self-attention, by segment and position, never by column."""
-    mask = masks.segments(q_segments, k_segments)
+  def _view(self, q_positions, k_positions, segments, cache=None) -> View:
+    """What self-attention may see.
+
+    Without a cache the positions of a segment are as far apart as its columns, so that the mask may
+    count columns, which kernels understand.
+    """
+    mask, positions = AttentionMask(), cache and (q_positions, k_positions)
+    if segments is not None:
+      mask = masks.segments(segments, segments if cache is None else cache.segments)
     if self.causal:
-      mask &= masks.before(q_positions, k_positions)
+      mask &= masks.causal(positions=positions)
     if self.config.window:
-      mask &= masks.near(q_positions, k_positions, size=self.config.window)
-    bias = None
+      mask &= masks.sliding_window(self.config.window, positions=positions)
+    bias, beams = None, cache.beams if cache else 1
+    T, S = q_positions.shape[1], k_positions.shape[1]
     if self.config.position == 'relative':
       buckets = relative_buckets(
         q_positions,
@@ -174,9 +182,9 @@ class Stack(nnx.Module):
     if self.config.position == 'alibi':
       bias = alibi_bias(q_positions, k_positions, self.config.heads)
     if beams > 1:  # the queries of all beams of a sentence stand side by side
-      mask = _side_by_side(mask, beams)
+      mask = AttentionMask(explicit=_side_by_side(mask.dense(T, S), beams))
       bias = None if bias is None else _side_by_side(bias, beams)
-    return View(q_positions, _made_once(mask), bias)
+    return View(q_positions, mask.with_array(beams * T, S), bias)
 
 
 class Encoder(nnx.Module):
@@ -202,7 +210,8 @@ class Encoder(nnx.Module):
 
     Args:
       inputs: tokens, patches or frames. Of patches T is S + 1, of frames half of S.
-      segments: 0 is padding. If not given, tokens != 0, and every patch and frame is real.
+      segments: 0 is padding. None: tokens are padded with `config.pad`, if the model has one, and
+        every patch and frame is real.
       types: of tokens; 0 if not given.
       key: turns dropout on.
     """
@@ -255,12 +264,13 @@ class Encoder(nnx.Module):
   ) -> tuple[Float[Array, 'B T D'], Int[Array, 'B T']]:
     """The states, and the segments of their positions; arguments as in a call."""
     x, segments = self._embedded(inputs, segments, types)
-    return self.stack(x, segments, key=key).x, segments
+    states = self.stack(x, segments, key=key).x
+    return states, jnp.ones(x.shape[:2], jnp.int32) if segments is None else segments
 
   def _embedded(self, inputs, segments, types):
     x, segments = _embed(self.embed, inputs, segments)
     if self.types is not None:
-      x += self.types(jnp.zeros_like(segments) if types is None else types)
+      x += self.types(jnp.zeros(x.shape[:2], jnp.int32) if types is None else types)
     return x, segments
 
 
@@ -278,20 +288,22 @@ class Decoder(nnx.Module):
     self,
     tokens: Int[Array, 'B T'],
     *,
-    segments: Int[Array, 'B T'] | int | None = None,
+    segments: Int[Array, 'B T'] | None = None,
     cache: Cache | None = None,
     key: Key[Array, ''] | None = None,
   ):
     """Logits [B, T, N]; with a cache, (logits, cache): T tokens after those already in it.
 
     Args:
-      tokens: with 0 as padding, on either side, unless segments say otherwise.
-      segments: which packed example each token belongs to, 0 for padding; the number 1 where there
-        is neither, which a GPU must know while compiling to be fast.
+      tokens: with padding on either side, if any.
+      segments: which packed example each token belongs to, 0 for padding. None: one example a row,
+        whose padding is `config.pad`, if the model has one.
       cache: from `init_cache` or the call before.
       key: turns dropout on.
     """
-    out = self.stack(self.embed(tokens), _segments(tokens, segments), cache=cache, key=key)
+    out = self.stack(
+      self.embed(tokens), _segments(tokens, segments, self.config), cache=cache, key=key
+    )
     logits = self.readout.attend(out.x)
     return logits if cache is None else (logits, out.cache)
 
@@ -299,18 +311,20 @@ class Decoder(nnx.Module):
     self,
     tokens: Int[Array, 'B T'],
     *,
-    segments: Int[Array, 'B T'] | int | None = None,
+    segments: Int[Array, 'B T'] | None = None,
     key: Key[Array, ''] | None = None,
   ) -> Float[Array, 'B T D']:
     """What the logits are read from; arguments as in a call."""
-    return self.stack(self.embed(tokens), _segments(tokens, segments), key=key).x
+    return self.stack(self.embed(tokens), _segments(tokens, segments, self.config), key=key).x
 
   @jax.jit
   def capture(
     self, tokens: Int[Array, 'B T'], segments: Int[Array, 'B T'] | None = None
   ) -> dict[str, Array] | None:
     """What happens inside: `Output.layers`."""
-    return self.stack(self.embed(tokens), _segments(tokens, segments), capture=True).layers
+    return self.stack(
+      self.embed(tokens), _segments(tokens, segments, self.config), capture=True
+    ).layers
 
   @property
   def readout(self) -> Tokens:
@@ -351,10 +365,12 @@ class EncoderDecoder(nnx.Module):
     They are `readout.attend(states(...))`; a loss can do without them (`Tokens.cross_entropy`).
 
     Args:
-      inputs: source tokens, where 0 is padding, or patches or frames.
+      inputs: source tokens, patches or frames.
       targets: what the decoder reads: the true targets, shifted right by a start token.
-      input_segments, target_segments: which packed example each position belongs to, 0 for padding;
-        tokens != 0 if not given. A packed target sees only the inputs of its own segment.
+      input_segments, target_segments: which packed example each position belongs to, 0 for padding.
+        None: one example a row; that of inputs is padded with `config.pad`, if the model has one,
+        and targets on the right, where no earlier one sees it. A packed target sees only the inputs
+        of its own segment.
       key: turns dropout on.
     """
     segments = dict(input_segments=input_segments, target_segments=target_segments)
@@ -372,8 +388,7 @@ class EncoderDecoder(nnx.Module):
     """What the logits are read from; arguments as in a call."""
     encoder_key, decoder_key = split_key(key, 2)
     memory = self.encode(inputs, segments=input_segments, key=encoder_key)
-    segments = _segments(targets, target_segments)
-    return self.decoder(self.embed(targets), segments, memory=memory, key=decoder_key).x
+    return self.decoder(self.embed(targets), target_segments, memory=memory, key=decoder_key).x
 
   @property
   def readout(self) -> Tokens:
@@ -404,7 +419,6 @@ class EncoderDecoder(nnx.Module):
 
     The rows of targets may be a multiple of those of the memory: neighbours share a sentence.
     """
-    segments = _segments(targets, segments)
     out = self.decoder(self.embed(targets), segments, memory=memory, cache=cache, key=key)
     logits = self.readout.attend(out.x)
     return logits if cache is None else (logits, out.cache)
@@ -427,7 +441,7 @@ class EncoderDecoder(nnx.Module):
     encoder = self.encoder(x, input_segments, capture=True)
     decoder = self.decoder(
       self.embed(targets),
-      _segments(targets, target_segments),
+      target_segments,
       memory=Memory(encoder.x, input_segments),
       capture=True,
     )
@@ -473,13 +487,15 @@ def _side_by_side(x, beams):
   return x.reshape(B // beams, beams, H, T, S).swapaxes(1, 2).reshape(-1, H, beams * T, S)
 
 
-def _made_once(mask):
-  """The mask, by way of a logarithm, which XLA never computes twice.
-
-  It would otherwise work out the mask again in every layer and for every head: 1.3 times the time
-  of a GPT's training step on a CPU.
-  """
-  return jnp.log(mask.astype(jnp.float32)) == 0
+def _cross_mask(segments, memory: Memory, shape) -> AttentionMask:
+  """What targets may see of a memory, whose rows several neighbouring rows of targets may share."""
+  C, S, _ = memory.states.shape
+  if segments is None and memory.segments is None:
+    return AttentionMask()
+  q = jnp.ones(shape, jnp.int32) if segments is None else segments
+  k = jnp.ones((C, S), jnp.int32) if memory.segments is None else memory.segments
+  q = q.reshape(C, -1)
+  return masks.segments(q, k).with_array(q.shape[1], S)
 
 
 def _embedding(config: ModelConfig, rngs: nnx.Rngs, *, reads: bool = False):
@@ -492,8 +508,8 @@ def _embedding(config: ModelConfig, rngs: nnx.Rngs, *, reads: bool = False):
 def _embed(embed: Tokens | Patches | Frames, inputs, segments):
   """The inputs as vectors, and which of these belong together."""
   if isinstance(embed, Tokens):
-    return embed(inputs), _segments(inputs, segments)
-  return embed(inputs, jnp.ones(inputs.shape[:2], jnp.int32) if segments is None else segments)
+    return embed(inputs), _segments(inputs, segments, embed.config)
+  return embed(inputs, segments)
 
 
 def _rematerialized(layer, config: ModelConfig):
@@ -514,7 +530,8 @@ def _rematerialized(layer, config: ModelConfig):
   )
 
 
-def _segments(tokens, segments):
-  if isinstance(segments, int) and segments != 1:
-    raise ValueError(f'segments={segments}: pass 1 (no padding, nothing packed) or an array [B, T]')
-  return (tokens != 0).astype(jnp.int32) if segments is None else segments
+def _segments(tokens, segments, config: ModelConfig):
+  """The segments given; without any those of `config.pad`, None if the model has none."""
+  if segments is not None or config.pad < 0:
+    return segments
+  return (tokens != config.pad).astype(jnp.int32)

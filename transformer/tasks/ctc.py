@@ -195,7 +195,7 @@ class JointCTC(Seq2Seq):
     attended, nll = model.readout.cross_entropy(states, targets, weights, **smoothing)
     aligned = ctc(
       model.align(memory.states),
-      memory.segments != 0,
+      memory.segments != 0,  # type: ignore[arg-type]  # given, so not None
       targets,
       weights * (targets != self.tokenizer.eos),
       blank=self.tokenizer.pad,

@@ -57,7 +57,7 @@ SECTIONS = (
 NOT_FROM_CONFIG = {  # arguments of readers that a run gives itself
   'inputs': ('tokenizer', 'longest', 'start', 'cuts', 'stem'),
   'tokenizer': ('texts',),
-  'model': ('vocab',),
+  'model': ('vocab', 'pad', 'platform'),
   'loss': ('tokenizer', 'decoding', 'length', 'inputs'),
   'optimizer': ('steps', 'width'),
 }

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from transformer.data import corpora, pipeline, tokenizers
 from transformer.data.folders import where_published
 from transformer.data.lookup import is_reference, lookup
+from transformer.functional import platforms
 from transformer.modules.adapters import adapt
 from transformer.modules.config import ModelConfig
 from transformer.tasks.task import Task
@@ -187,4 +188,6 @@ def _experiment(checked: Settings, tokenizer: Any, mesh: Mesh) -> Experiment:
   if processor := processor_of(checked):
     given['inputs'] = processor
   task = lookup('config.task', checked.task, TASKS)(**given, **checked.loss)
-  return Experiment(checked, task, ModelConfig(vocab=tokenizer.size, **checked.model), mesh)
+  platform = platforms.of_device(mesh.devices.flat[0])
+  model = ModelConfig(vocab=tokenizer.size, **checked.model, platform=platform)
+  return Experiment(checked, task, model, mesh)

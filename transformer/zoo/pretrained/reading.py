@@ -19,6 +19,7 @@ from flax import nnx
 
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import Classifier, MaskedTokens
+from transformer.modules.model import Decoder
 from transformer.zoo.families import FAMILIES
 from transformer.zoo.families.family import Family, read_config, rows_of
 from transformer.zoo.families.rows import Row, leaves, named, some
@@ -27,7 +28,7 @@ WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.h5', '.msgpack', '.npz')
 DTYPES = ('F32', 'F16', 'BF16', 'F64')
 # what a file has no say in
-OURS = ('dropout', 'attention_dropout', 'dtype', 'remat', 'unroll')
+OURS = ('dropout', 'attention_dropout', 'dtype', 'remat', 'unroll', 'pad', 'platform')
 
 
 def load_pretrained(folder: str | os.PathLike, **settings: Any) -> tuple[nnx.Module, Any]:
@@ -41,7 +42,8 @@ def load_pretrained(folder: str | os.PathLike, **settings: Any) -> tuple[nnx.Mod
       without the last, as of images and sounds, or without the package `tokenizers`, the tokenizer
       is None.
     settings: values of `ModelConfig` that are not the file's: dropout, attention_dropout, dtype,
-      remat, unroll.
+      remat, unroll, platform, and pad, which is otherwise that of config.json (none for a decoder,
+      whose prompts may hold that token).
 
   Raises:
     ValueError: a file is missing, damaged, a pickle, or of a model that this codebase does not
@@ -72,6 +74,8 @@ def load_pretrained(folder: str | os.PathLike, **settings: Any) -> tuple[nnx.Mod
       fields['summary'] = 'mean'
       # it was trained with the body, and is not used
       tensors = {name: x for name, x in tensors.items() if not name.startswith('pooler.')}
+    if kind is not Decoder and fields.get('inputs', 'tokens') == 'tokens':
+      fields['pad'] = -1 if theirs.get('pad_token_id') is None else theirs['pad_token_id']
     config = ModelConfig(**fields | settings)
   except ValueError as error:
     raise ValueError(f'{folder}: {error}') from error

@@ -45,6 +45,8 @@ def save_pretrained(
   ]
   written: dict[str, Any] = {'architectures': architectures[:1], 'model_type': model_type}
   written |= write_config(family, ours)
+  if ours.pad >= 0:
+    written['pad_token_id'] = ours.pad
   if kind is Classifier:
     labels = {i: f'LABEL_{i}' for i in range(parameters['out/bias'].size)}
     written |= {'id2label': labels, 'label2id': {label: i for i, label in labels.items()}}

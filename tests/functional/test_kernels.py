@@ -1,0 +1,178 @@
+"""Every implementation of attention is the specification on every mask that it can compute."""
+
+import logging
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transformer.functional import kernels, masks, platforms
+from transformer.functional.attention import multi_head_attention
+from transformer.functional.kernels import Call, dot_product_attention
+from transformer.functional.masks import AttentionMask
+
+B, H, G, K = 2, 4, 2, 8
+PACKED = jnp.array([[1, 1, 2, 2, 2, 0], [0, 1, 1, 1, 2, 2]])
+PADDED = jnp.array([[1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1]])
+ORDER = jnp.array([[3, 1, 0, 2, 5, 4], [0, 1, 2, 3, 4, 5]])
+RANDOM = jnp.asarray(np.random.default_rng(1).random((B, 1, 6, 6)) < 0.6)
+EMPTY_ROWS = RANDOM.at[:, :, ::2].set(False)
+
+MASKS = {
+  'all': AttentionMask(),
+  'causal': masks.causal(),
+  'window': masks.sliding_window(2),
+  'causal window': masks.causal() & masks.sliding_window(3),
+  'one-sided window': masks.sliding_window((2, 0)),
+  'prefix': masks.prefix(3),
+  'padded': masks.segments(PADDED, PADDED),
+  'padded sources': masks.padding(PADDED),
+  'padded causal': masks.segments(PADDED, PADDED) & masks.causal(),
+  'packed': masks.segments(PACKED, PACKED),
+  'packed causal window': (
+    masks.segments(PACKED, PACKED) & masks.causal() & masks.sliding_window(2)
+  ),
+  'by position': masks.causal(positions=(ORDER, ORDER)),
+  'explicit': AttentionMask(explicit=RANDOM) & masks.causal(),
+  'empty rows': AttentionMask(explicit=EMPTY_ROWS),
+  'all padding': masks.segments(0 * PADDED, 0 * PADDED),
+}
+CROSS = {
+  'all': AttentionMask(),
+  'causal': masks.causal(),
+  'packed': masks.segments(PACKED[:, 1:4], PACKED),
+  'padded': masks.padding(PADDED),
+}
+# jax.nn's own equation, which takes the same arguments, stands in for cuDNN where there is no GPU
+ON_CUDA = platforms.compute_capability(platforms.resolve(None)) >= 8
+COMPUTE = {
+  'reference': kernels.reference,
+  'cudnn': partial(kernels.cudnn, backend='cudnn' if ON_CUDA else 'xla'),
+}
+
+# compiling is all that these tests take time for
+jit = partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+
+
+def draw(rng, T=6, S=6, V=K, K=K, dtype='bfloat16'):
+  shapes = [(B, T, H, K), (B, S, G, K), (B, S, G, V), (B, T, H, V)]
+  return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+
+
+def call_of(q, k, v, mask=None, bias=None, scale=None, platform='cuda'):
+  return Call(q, k, v, mask or AttentionMask(), bias, scale, platform, assume_finite=False)
+
+
+def compare(name, mask, q, k, v, g, close, scale=None):
+  """Check an implementation and its gradients against the specification."""
+  assert not kernels.IMPLEMENTATIONS[name].why_not(call_of(q, k, v, mask))
+  T, S = q.shape[1], k.shape[1]
+
+  @jit
+  def run(q, k, v, mask):
+    call = call_of(q, k, v, mask, scale=scale)
+    y, pullback = jax.vjp(lambda *x: COMPUTE[name](call._replace(q=x[0], k=x[1], v=x[2])), q, k, v)
+    array = mask.dense(T, S)
+    array = array.reshape((1,) * (4 - array.ndim) + array.shape)
+    want, want_pullback = jax.vjp(
+      lambda *x: multi_head_attention(*x, mask=array, scale=scale), q, k, v
+    )
+    return (y, *pullback(g)), (want, *want_pullback(g)), array
+
+  found, wanted, array = run(q, k, v, mask)
+  for x, want in zip(found, wanted, strict=True):
+    assert x.dtype == q.dtype
+    close(x, want)
+  empty = ~np.broadcast_to(array, (B, H, T, S)).any(-1).swapaxes(1, 2)
+  for x in found[:2]:
+    np.testing.assert_array_equal(np.asarray(x)[empty], 0)
+
+
+@pytest.mark.parametrize('mask', MASKS)
+@pytest.mark.parametrize('name', COMPUTE)
+def test_self_attention_is_the_specification_forward_and_backward(name, mask, rng, close):
+  compare(name, MASKS[mask], *draw(rng), close, scale=0.7 if mask == 'padded' else None)
+
+
+@pytest.mark.parametrize('mask', CROSS)
+@pytest.mark.parametrize('name', COMPUTE)
+def test_cross_attention_with_odd_lengths_is_the_specification(name, mask, rng, close):
+  compare(name, CROSS[mask], *draw(rng, T=3), close)
+
+
+def test_an_array_computed_before_is_the_same_mask(rng):
+  q, k, v, _ = draw(rng)
+  mask = MASKS['packed causal window']
+  want = jit(dot_product_attention)(q, k, v, mask)
+  found = jit(lambda q, k, v: dot_product_attention(q, k, v, mask.with_array(6)))(q, k, v)
+  np.testing.assert_array_equal(found, want)
+
+
+BIAS = jnp.zeros((1, H, 6, 6))
+
+
+@pytest.mark.parametrize(
+  ('change', 'bias', 'platform', 'reason'),
+  [
+    ({}, None, 'cuda:9.0', ''),
+    ({}, None, 'cuda', ''),
+    (dict(T=4), None, 'cuda', ''),
+    (dict(dtype='float16', K=128, V=128), None, 'cuda:8.0', ''),
+    ({}, None, 'cpu', 'cpu is no NVIDIA GPU'),
+    ({}, None, 'rocm', 'rocm is no NVIDIA GPU'),
+    ({}, None, 'cuda:7.5', 'cuda:7.5 is no NVIDIA GPU of compute capability 8.0'),
+    (dict(dtype='float32'), None, 'cuda', 'not float32: set model.dtype'),
+    (dict(K=12, V=12), None, 'cuda', 'multiple of 8 up to 128, not 12'),
+    (dict(K=136, V=136), None, 'cuda', 'multiple of 8 up to 128, not 136'),
+    (dict(V=16), None, 'cuda', 'not 8 and 16'),
+    ({}, BIAS, 'cuda', 'have a bias'),
+    (dict(T=1), None, 'cuda', 'one target'),
+  ],
+  ids=str,
+)
+def test_cudnn_says_why_it_cannot_compute_a_call(change, bias, platform, reason, rng):
+  q, k, v, _ = draw(rng, **change)
+  call = call_of(q, k, v, masks.causal(), bias, platform=platform)
+  found = kernels.why_not_cudnn(call)
+  assert reason in found and bool(found) == bool(reason)
+  assert kernels.choose(call) == ('reference' if reason else 'cudnn')
+  if reason:
+    with pytest.raises(ValueError, match='cudnn cannot compute this attention: '):
+      dot_product_attention(
+        q, k, v, call.mask, bias=bias, platform=platform, implementation='cudnn'
+      )
+
+
+def test_the_choice_is_logged_once_with_its_reason(rng, monkeypatch, caplog):
+  q, k, v, _ = draw(rng)
+  entry = kernels.IMPLEMENTATIONS['cudnn']._replace(compute=lambda call: call.q)
+  monkeypatch.setitem(kernels.IMPLEMENTATIONS, 'cudnn', entry)
+  kernels._log_once.cache_clear()
+  with caplog.at_level(logging.INFO, kernels.__name__):
+    for platform in ('cpu', 'cuda') * 2:
+      y = dot_product_attention(q, k, v, masks.causal(), platform=platform)
+      assert (y is q) == (platform == 'cuda')
+  kernels._log_once.cache_clear()
+  assert [record.message for record in caplog.records] == [
+    'attention on cpu is computed by reference; not cudnn: cpu is no NVIDIA GPU of compute '
+    'capability 8.0 or more',
+    'attention on cuda is computed by cudnn',
+  ]
+
+
+def test_an_unknown_implementation_is_refused(rng):
+  with pytest.raises(ValueError, match="'flash' is none of auto, cudnn, reference"):
+    dot_product_attention(*draw(rng)[:3], implementation='flash')
+
+
+def test_the_platform_of_a_device_names_its_compute_capability():
+  class Device:
+    platform, compute_capability = 'gpu', '9.0'
+
+  assert platforms.of_device(Device) == 'cuda:9.0'
+  Device.compute_capability = 'gfx90a'
+  assert platforms.of_device(Device) == 'rocm'
+  assert platforms.resolve('tpu') == 'tpu'
+  assert platforms.resolve('') == platforms.of_device(jax.devices()[0])

@@ -1,0 +1,210 @@
+"""One attention, several implementations: which computes it, and why not another.
+
+The equation is always that of `attention`. `IMPLEMENTATIONS` is the table: for each implementation
+the function, and the function that says why it cannot compute a call. A new kernel is one entry.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from transformer.functional import platforms
+from transformer.functional.attention import multi_head_attention, multi_head_attention_weights
+from transformer.functional.masks import AttentionMask
+
+
+class Call(NamedTuple):
+  """The arguments of one attention, from which an implementation is chosen while tracing.
+
+  Attributes:
+    q: [B, T, H, K].
+    k, v: [B, S, G, K] and [B, S, G, V].
+    mask: an empty one if every target may attend to every source.
+    bias: added to the scores, broadcast to [B, H, T, S].
+    scale: multiplies the scores; 1 / sqrt K if None.
+    platform: what the program is compiled for; see `platforms`.
+    assume_finite: as of `attention`.
+  """
+
+  q: Array
+  k: Array
+  v: Array
+  mask: AttentionMask
+  bias: Array | None
+  scale: float | None
+  platform: str
+  assume_finite: bool
+
+
+class Implementation(NamedTuple):
+  """One way to compute attention.
+
+  Attributes:
+    compute: the call's result.
+    why_not: why it cannot compute a call, as a text, or '' if it can.
+  """
+
+  compute: Callable[[Call], Array]
+  why_not: Callable[[Call], str]
+
+
+def dot_product_attention(
+  q: Float[Array, 'B T H K'],
+  k: Float[Array, 'B S G K'],
+  v: Float[Array, 'B S G V'],
+  mask: AttentionMask | None = None,
+  *,
+  bias: Float[Array, '#B #H #T #S'] | None = None,
+  scale: float | None = None,
+  implementation: str = 'auto',
+  platform: str | None = None,
+  assume_finite: bool = False,
+) -> Float[Array, 'B T H V']:
+  """`multi_head_attention` by the fastest implementation that can compute it.
+
+  Args:
+    q, k, v, bias, scale: as of `multi_head_attention`.
+    mask: which sources a target may attend to; all if None.
+    implementation: a name of IMPLEMENTATIONS, or 'auto' for the first that can compute the call;
+      the log says once which it is and why no other.
+    platform: what the program is compiled for, such as 'cuda'; that of JAX's default device if
+      None.
+    assume_finite: no masked row of k or v holds a NaN or Inf; see `attention`. Kernels always
+      assume it: there a NaN or Inf behind the mask may spoil the rows of its example and head.
+
+  Returns:
+    The weighted values, in v's dtype. A target that may attend to nothing gets exactly 0.
+
+  Raises:
+    ValueError: an unknown implementation, or one that cannot compute the call; says why.
+
+  >>> x = jnp.ones((2, 5, 4, 8))
+  >>> dot_product_attention(x, x[:, :, :2], x[:, :, :2], AttentionMask(causal=True)).shape
+  (2, 5, 4, 8)
+  """
+  call = Call(
+    *(q, k, v, mask or AttentionMask(), bias, scale),
+    platform=platforms.resolve(platform),
+    assume_finite=assume_finite,
+  )
+  if implementation == 'auto':
+    return IMPLEMENTATIONS[choose(call)].compute(call)
+  if implementation not in IMPLEMENTATIONS:
+    raise ValueError(
+      f'implementation={implementation!r} is none of auto, {", ".join(IMPLEMENTATIONS)}'
+    )
+  if reason := IMPLEMENTATIONS[implementation].why_not(call):
+    raise ValueError(f'{implementation} cannot compute this attention: {reason}')
+  return IMPLEMENTATIONS[implementation].compute(call)
+
+
+def attention_weights_of(
+  q: Float[Array, 'B T H K'],
+  k: Float[Array, 'B S G K'],
+  mask: AttentionMask,
+  *,
+  bias: Float[Array, '#B #H #T #S'] | None = None,
+  scale: float | None = None,
+) -> Float[Array, 'B H T S']:
+  """The weights that `dot_product_attention` gives the values, by the equation."""
+  array = _array(mask, q, k)
+  return multi_head_attention_weights(q, k, mask=array, bias=bias, scale=scale)
+
+
+def _array(mask, q, k):
+  """The mask over [B, H, T, S]; None if it allows everything."""
+  if mask.is_static and not mask.ordered:
+    return None
+  array = mask.dense(q.shape[1], k.shape[1])
+  return array.reshape((1,) * (4 - array.ndim) + array.shape)
+
+
+def choose(call: Call) -> str:
+  """Return the name of the first implementation that can compute the call, and log it once."""
+  reasons = {}
+  for name, implementation in IMPLEMENTATIONS.items():
+    reasons[name] = implementation.why_not(call)
+    if not reasons[name]:
+      break
+  others = [f'not {other}: {reason}' for other, reason in reasons.items() if reason]
+  _log_once('; '.join([f'attention on {call.platform} is computed by {name}', *others]))
+  return name
+
+
+@functools.cache
+def _log_once(text):
+  logging.getLogger(__name__).info(text)
+
+
+def reference(call: Call) -> Array:
+  """The equation itself, on any platform, for any mask."""
+  return multi_head_attention(
+    *(call.q, call.k, call.v),
+    mask=_array(call.mask, call.q, call.k),
+    bias=call.bias,
+    scale=call.scale,
+    assume_finite=call.assume_finite,
+  )
+
+
+def cudnn(call: Call, *, backend: Literal['cudnn', 'xla'] = 'cudnn') -> Array:
+  """cuDNN's attention, which never stores the scores; forward and backward.
+
+  That a mask is causal or a causal window it is told; any other mask it gets as an array over
+  [B, 1, T, S], in which a row that allows nothing would be an average of all: those are set to 0
+  here, and with them their gradients. A training step of cuDNN takes an array for even T and S
+  only, so odd ones are padded.
+
+  Args:
+    call: 16-bit arrays, and otherwise as `why_not_cudnn` says.
+    backend: 'xla' computes the same anywhere, for tests.
+
+  Dao 2023, https://arxiv.org/abs/2307.08691.
+  """
+  q, k, v, mask = call.q, call.k, call.v, call.mask
+  T, S = q.shape[1], k.shape[1]
+  attend = functools.partial(jax.nn.dot_product_attention, scale=call.scale, implementation=backend)
+  if mask.is_static and _cudnn_knows(mask, T, S):
+    window = mask.reach and (mask.reach[0], 0)
+    return attend(q, k, v, is_causal=mask.causal, local_window_size=window)
+  array = _array(call.mask, call.q, call.k)
+  sees = jnp.any(array, axis=-1).swapaxes(1, 2)[..., None]  # [B, T, H, 1]
+  q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
+  array = jnp.pad(array, ((0, 0), (0, 0), (0, T % 2), (0, S % 2)))
+  # the array holds all conditions; a causal one is told, too, for it rules half of the work out
+  causal = mask.causal and mask.positions is None and not mask.prefix and T == S
+  y = attend(q, k, v, mask=array, is_causal=causal)
+  return jnp.where(sees, y[:, :T], 0)
+
+
+def _cudnn_knows(mask, T, S):
+  """Whether cuDNN can be told the mask: it counts columns from the upper left corner."""
+  return not mask.ordered or (mask.causal and not mask.prefix and T == S)
+
+
+def why_not_cudnn(call: Call) -> str:
+  """Return why cuDNN cannot compute the call, or ''."""
+  q, k, v = call.q, call.k, call.v
+  if platforms.compute_capability(call.platform) < 8:
+    return f'{call.platform} is no NVIDIA GPU of compute capability 8.0 or more'
+  if q.dtype not in (jnp.bfloat16, jnp.float16) or not q.dtype == k.dtype == v.dtype:
+    return f'it takes 16-bit numbers, not {q.dtype}: set model.dtype to bfloat16'
+  K, V = q.shape[-1], v.shape[-1]
+  if K != V or K > 128 or K % 8:
+    return f'it takes heads of a multiple of 8 up to 128, not {K} and {V}'
+  if call.bias is not None:
+    return 'scores have a bias (relative or alibi positions)'
+  if q.shape[1] == 1:
+    return 'one target, as in a decoding step, reads its keys once anyway'
+  return ''
+
+
+IMPLEMENTATIONS = {
+  'cudnn': Implementation(cudnn, why_not_cudnn),
+  'reference': Implementation(reference, lambda call: ''),
+}

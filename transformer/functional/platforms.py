@@ -1,0 +1,41 @@
+"""The platform that a program is compiled for, as a value.
+
+A platform is a text: 'cpu', 'tpu', 'rocm', 'cuda', or 'cuda:7.5' with the compute capability. Code
+that has several forms of the same arithmetic takes it as an argument, so that a program can be
+compiled on one machine for the devices of another.
+"""
+
+from typing import Any
+
+import jax
+
+
+def of_device(device: Any) -> str:
+  """Return the platform of a device.
+
+  >>> of_device(jax.devices('cpu')[0])
+  'cpu'
+  """
+  if device.platform != 'gpu':
+    return device.platform
+  capability = str(getattr(device, 'compute_capability', ''))
+  is_cuda = capability.replace('.', '', 1).isdigit()  # AMD's are names, such as gfx90a
+  return f'cuda:{capability}' if is_cuda else 'rocm'
+
+
+def resolve(platform: str | None) -> str:
+  """Return the platform, or that of JAX's default device if none is given.
+
+  This is the one place of `functional` and `modules` that asks what the process runs on.
+  """
+  return platform or of_device(jax.devices()[0])
+
+
+def compute_capability(platform: str) -> float:
+  """Return the compute capability of an NVIDIA GPU, infinity if it is not given; else 0.
+
+  >>> compute_capability('cuda:9.0'), compute_capability('cuda'), compute_capability('tpu')
+  (9.0, inf, 0.0)
+  """
+  kind, _, capability = platform.partition(':')
+  return float(capability or 'inf') if kind == 'cuda' else 0.0
