@@ -18,6 +18,7 @@ from transformer.training.workdir import Workdir
 # parameters, or is seen in their shapes.
 FREE = (
   *('vocab', 'length', 'source_length', 'dropout', 'attention_dropout', 'dtype', 'remat', 'unroll'),
+  *('pad', 'platform'),
   *('inputs', 'features', 'stem', 'summary', 'bias_output'),
 )
 
