@@ -207,7 +207,7 @@ def is_found(workdir):
     return False
   except ValueError as error:
     assert f'checkpoint {workdir / "checkpoints" / "last" / "4"} is damaged: ' in str(error)
-    assert 'Delete that folder to go on from the one before' in str(error)
+    assert 'Delete that folder to resume from the one before' in str(error)
     return True
   finally:
     gc.collect()  # Orbax leaves coroutines that raised; here they are ours to ignore

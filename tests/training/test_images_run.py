@@ -9,7 +9,7 @@ from PIL import Image
 
 from experiments import cifar10, flickr8k, mnist
 from transformer.training.experiment import prepare, reopen, restore_best
-from transformer.training.initial import with_given
+from transformer.training.warm_start import warm_start
 from transformer.training.workdir import Workdir
 
 SMALL = {
@@ -75,7 +75,7 @@ def test_an_experiment_learns_answers_and_shows(file, changed, metric, experimen
 
 
 @pytest.mark.slow
-def test_a_captioner_begins_with_a_translators_decoder(experiment, tmp_path):
+def test_a_captioner_starts_from_the_decoder_of_a_translation_model(experiment, tmp_path):
   for split in ('train', 'val'):
     (tmp_path / f'{split}.de').write_text('ein Kreis\nein Kreuz\n' * 3)
     (tmp_path / f'{split}.en').write_text('a circle\na cross\n' * 3)
@@ -84,13 +84,13 @@ def test_a_captioner_begins_with_a_translators_decoder(experiment, tmp_path):
   changed = {**CAPTIONS, **sizes, 'data.dir': tmp_path}
   status, _, err = experiment('flickr8k.py:translation', words, **changed)
   assert status == 0, err
-  given = restore_best(reopen(Workdir(words).read_config(), Workdir(words)), Workdir(words))[0]
+  source = restore_best(reopen(Workdir(words).read_config(), Workdir(words)), Workdir(words))[0]
 
   config = flickr8k.get_config('shapes')
   config.update_from_flattened_dict({**CAPTIONS, **SMALL, 'data.test': (), 'init': str(words)})
   captioner = prepare(config.to_dict(), Workdir(tmp_path / 'images'))
-  found = with_given(jax.jit(captioner.init)(jax.random.key(0)), captioner)
-  pairs = zip(jax.tree.leaves(found.decoder), jax.tree.leaves(given.decoder), strict=True)
+  found = warm_start(jax.jit(captioner.init)(jax.random.key(0)), captioner)
+  pairs = zip(jax.tree.leaves(found.decoder), jax.tree.leaves(source.decoder), strict=True)
   assert all((np.asarray(ours) == theirs).all() for ours, theirs in pairs)
 
 

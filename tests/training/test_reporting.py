@@ -17,16 +17,16 @@ def report_of(folder, step=0, steps=10):
   return Report(folder, step=step, steps=steps)
 
 
-def run(folder, first, last, *, steps=10, every=2, judge_last=True):
+def run(folder, first, last, *, steps=10, every=2, evaluate_last=True):
   """Writes what training from step `first` to `last` writes."""
   with report_of(folder, step=first, steps=steps) as report:
-    judged = report.judged
+    evaluated = report.evaluated
     for step in range(first + 1, last + 1):
       report.advance(7)
       report.train(step, {'loss': 1 / step})
-      if step % every == 0 and (step < last or judge_last):
+      if step % every == 0 and (step < last or evaluate_last):
         report.evaluation(step, 'val', {'bleu': float(step)}, [])
-  return judged
+  return evaluated
 
 
 def lines(folder):
@@ -54,17 +54,17 @@ def test_a_break_leaves_no_trace(tmp_path, whole, reached, half):
   run(folder, 0, reached)
   with (folder / 'metrics.jsonl').open('a') as file:
     file.write(half)
-  judged = run(folder, start, 10)
-  assert judged == (start > 0)
+  evaluated = run(folder, start, 10)
+  assert evaluated == (start > 0)
   assert (folder / 'metrics.jsonl').read_bytes() == whole
 
 
 def test_stopped_before_its_evaluation(tmp_path, whole):
   """It is told so, and makes it first."""
   folder = tmp_path / 'stopped'
-  run(folder, 0, 4, judge_last=False)
+  run(folder, 0, 4, evaluate_last=False)
   with report_of(folder, step=4) as report:
-    assert not report.judged
+    assert not report.evaluated
     report.evaluation(4, 'val', {'bleu': 4.0}, [])
   assert run(folder, 4, 10)
   assert (folder / 'metrics.jsonl').read_bytes() == whole
@@ -74,7 +74,7 @@ def test_the_final_evaluation_is_made_again(tmp_path, whole):
   """A finished run that is started again judges anew, perhaps otherwise."""
   run(tmp_path, 0, 10)
   with report_of(tmp_path, step=10) as report:
-    assert not report.judged
+    assert not report.evaluated
     report.evaluation(10, 'val', {'bleu': 10.0}, [])
   assert (tmp_path / 'metrics.jsonl').read_bytes() == whole
 

@@ -1,1 +1,1 @@
-"""Optimisers, sharding, checkpoints, the step and the loop."""
+"""Training: configs, optimizers, sharding, checkpoints, the step, the loop and the command line."""

@@ -1,7 +1,7 @@
-"""The training state on disk, by Orbax: asynchronous, last few and best, on any mesh.
+"""Checkpoints of the training state by Orbax: asynchronous, the last few and the best, on any mesh.
 
-On disk are plain arrays under their parameter paths, no types of Flax or Optax, and beside them a
-checksum of each: Orbax itself does not see a bit that changed in a large array.
+A checkpoint has plain arrays by parameter path, no types of Flax or Optax, and a checksum of each,
+because Orbax does not detect a changed bit in a large array.
 """
 
 import contextlib
@@ -22,17 +22,17 @@ from transformer.training.optimizers import parameter_path
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-  """Which checkpoints stay: the last `keep` of those at multiples of `every`, the newest included.
+  """Keep the last `keep` checkpoints at multiples of `every`, and the newest in any case.
 
-  One at another step, of a run that was stopped there, goes when the next comes, so that the same
-  ones are there to be averaged as if the run had not been stopped.
+  The checkpoint of a run that was stopped at another step is deleted with the next one. So the same
+  checkpoints are averaged as without the stop.
   """
 
   keep: int
   every: int
 
   def should_preserve(self, checkpoints, *, context) -> list[bool]:
-    """Orbax's question, of all checkpoints in the order of their steps."""
+    """Return for each checkpoint, in the order of steps, whether it is kept; called by Orbax."""
     steps = [checkpoint.step for checkpoint in checkpoints]
     kept = [step for step in steps if step % self.every == 0 or step == steps[-1]][-self.keep :]
     return [step in kept for step in steps]
@@ -41,17 +41,17 @@ class Kept:
 class Checkpoints:
   """The checkpoints of a workdir: the last `keep` in last/, and the best one in best/.
 
-  Use it as a context: leaving it waits for the save under way. A save that is cut off leaves the
-  checkpoints before it untouched.
+  It is a context manager, which waits at its end for a save in progress. An interrupted save does
+  not change the checkpoints before it.
 
   Args:
-    workdir: where they are.
-    keep: how many of the last; see Kept. Of no matter to who only reads.
-    every: how many steps apart a run saves them.
+    workdir: the folder of the run.
+    keep: number of last checkpoints to keep; see Kept. Only needed to save.
+    every: interval of saves, in steps. Only needed to save.
   """
 
   def __init__(self, workdir: pathlib.Path, *, keep: int = 1, every: int = 1):
-    self.folder = (workdir / 'checkpoints').absolute()  # Orbax drops relative ones without a word
+    self.folder = (workdir / 'checkpoints').absolute()  # Orbax ignores relative ones
     self._last = self._manager('last', Kept(keep, every))
     self._best = self._manager('best', Kept(1, 1))
 
@@ -67,18 +67,18 @@ class Checkpoints:
     self.close()
 
   def close(self):
-    """Waits for the save under way; an error of it is raised here."""
+    """Wait for the save in progress; its errors are raised here."""
     with contextlib.closing(self._best), contextlib.closing(self._last):
-      pass  # both, even where one cannot be saved
+      pass  # both, even if one save fails
 
   def save(self, state: Any, step: int):
-    """Starts to save the state; returns before it is on disk. Saving a step again does nothing."""
-    self._best.wait_until_finished()  # or a run killed now would go on without its best
+    """Start to save the state, unless its step is saved; return before it is on disk."""
+    self._best.wait_until_finished()  # or a run that is killed now would resume without its best
     if step not in self._last.all_steps():
       self._save(self._last, state, step, {})
 
   def save_best(self, state: Any, step: int, scores: Mapping[str, float]):
-    """The same, as the best so far; in place of a best one of the same step."""
+    """Start to save the state as the best one; replaces a best one of the same step."""
     if step in self._best.all_steps():
       self._best.delete(step)
     self._save(self._best, state, step, {'scores': dict(scores)})
@@ -96,29 +96,29 @@ class Checkpoints:
 
   @property
   def best(self) -> tuple[int, dict[str, float]] | None:
-    """(step, scores) of the best checkpoint."""
+    """(step, scores) of the best checkpoint; None if there is none."""
     step = self._best.latest_step()
     if step is None:
       return None
-    with _blaming(pathlib.Path(self._best.directory) / str(step)):
+    with _damage_named(pathlib.Path(self._best.directory) / str(step)):
       return step, _about(self._best, step).get('scores', {})
 
   def restore(self, like: Any, *, which: str = 'last') -> Any:
-    """The last or best state.
+    """Return the last or the best state.
 
     Args:
-      like: its structure: arrays or ShapeDtypeStructs, with the shardings it is to have here.
+      like: its structure, as arrays or ShapeDtypeStructs with the shardings to restore to.
       which: last or best.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
-      ValueError: it is damaged, or of another model; says where they differ.
+      ValueError: it is damaged, or of another model; names the differences.
     """
     manager = {'last': self._last, 'best': self._best}[which]
     return self._restore(manager, manager.latest_step(), like)
 
   def average(self, like: Any, n: int) -> Any:
-    """The mean of the last n checkpoints (Vaswani et al. 2017, section 6.1, average 5 or 20).
+    """Return the mean of the last n checkpoints (Vaswani et al. 2017, section 6.1).
 
     Raises:
       FileNotFoundError, ValueError: as restore does.
@@ -136,10 +136,10 @@ class Checkpoints:
     target = _flat(like)
     where = pathlib.Path(manager.directory) / str(step)
     manager.wait_until_finished()
-    with _blaming(where):
+    with _damage_named(where):
       stored = {path: x.shape for path, x in manager.item_metadata(step)['state'].items()}
     _compare(stored, target, where)
-    with _blaming(where):
+    with _damage_named(where):
       args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
       restored = manager.restore(step, args=args)['state']
       sums, found = _about(manager, step).get('checksums', {}), _checksums(restored)
@@ -150,19 +150,19 @@ class Checkpoints:
 
 
 def _about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-  """What was saved beside the state."""
+  """Return what was saved beside the state."""
   return manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))['about'] or {}
 
 
 @contextlib.contextmanager
-def _blaming(where: pathlib.Path):
-  """Whatever Orbax raises about a damaged checkpoint, as one ValueError that says what to do."""
+def _damage_named(where: pathlib.Path):
+  """Raise the errors of Orbax about a damaged checkpoint as a ValueError that says what to do."""
   try:
     yield
-  except Exception as error:  # Orbax raises nothing narrower for some
+  except Exception as error:  # Orbax raises no narrower type for some
     reason = str(error).split('\n')[0].split(' [tensorstore_spec')[0][:300]
     raise ValueError(
-      f'checkpoint {where} is damaged: {reason}. Delete that folder to go on from the one before'
+      f'checkpoint {where} is damaged: {reason}. Delete that folder to resume from the one before'
     ) from error
 
 
@@ -191,15 +191,15 @@ def _compare(stored: Mapping[str, tuple], target: Mapping[str, Any], where: path
 
 
 def _checksums(flat: Mapping[str, Any]) -> dict[str, int]:
-  # one after the other: virtual CPU devices dead-lock over many collectives at once
+  # one after the other: many collectives at once dead-lock virtual CPU devices
   return {path: int(_checksum(leaf)) for path, leaf in flat.items()}
 
 
 @jax.jit
 def _checksum(x: jax.Array) -> jax.Array:
-  """Sum of bits times odd numbers, modulo 2^32: no one element can change without changing it.
+  """Return the sum of bits times odd numbers, modulo 2^32: it changes if any one element changes.
 
-  Whole numbers add up to the same in any order, so it is the same on every mesh.
+  Integers add up to the same in any order, so it is the same on every mesh.
   """
   bits = jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}').astype(jnp.uint32)
   index = jnp.zeros(x.shape, jnp.uint32)
@@ -210,7 +210,7 @@ def _checksum(x: jax.Array) -> jax.Array:
 
 
 def digest(tree: Any) -> str:
-  """SHA-256 of all arrays in the order of their paths: the same exactly for the same bits."""
+  """Return the SHA-256 of all arrays in the order of their paths."""
   sha = hashlib.sha256()
   for path, leaf in sorted(_flat(tree).items()):
     array = np.asarray(leaf)

@@ -1,4 +1,4 @@
-"""Where a NaN or Inf comes first."""
+"""Find where a NaN or Inf comes first."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from transformer.training.optimizers import parameter_path
 
 
 def first_not_finite(task: Task, model: Any, batch: Batch) -> str:
-  """The place, in the order of computation: parameter, layer, gradient."""
+  """Return the first place, in the order of computation: a parameter, a layer or a gradient."""
   if place := _first(model):
     return f'parameter {place}'
   arrays = {name: jnp.asarray(rows) for name, rows in batch.items()}
@@ -27,7 +27,7 @@ def first_not_finite(task: Task, model: Any, batch: Batch) -> str:
 
 
 def _first(tree: Any) -> str:
-  """The first parameter that is not finite, and of a stacked one the layer."""
+  """Return the first parameter that is not finite, and its layer; '' if there is none."""
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     bad = ~np.isfinite(np.asarray(leaf))
     if bad.any():

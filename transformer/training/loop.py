@@ -16,8 +16,8 @@ from transformer.training import optimizers, reporting, sharding
 from transformer.training.checkpoints import Checkpoints
 from transformer.training.diagnosis import first_not_finite
 from transformer.training.experiment import Experiment, with_shardings
-from transformer.training.initial import with_given
 from transformer.training.step import Model, State, init, train_steps
+from transformer.training.warm_start import warm_start
 from transformer.training.workdir import Workdir, line_of, write
 
 
@@ -74,7 +74,7 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
     if checkpoints.last_step is None:
       state = jax.jit(fresh, out_shardings=placed)(key)
       if config.init:
-        state = init(with_given(state.model, experiment), optimizer, ema=train.ema)
+        state = init(warm_start(state.model, experiment), optimizer, ema=train.ema)
     else:
       state = checkpoints.restore(like)
       logging.info('going on from step %d of %s', checkpoints.last_step, workdir)
@@ -105,7 +105,7 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
       def due(step: int) -> bool:
         return step % config.eval.every_steps == 0 and 0 < step < train.steps
 
-      if due(start) and not report.judged:
+      if due(start) and not report.evaluated:
         evaluate(start, state.average or state.model)  # stopped by a signal before it was
       waiting: collections.deque = collections.deque()
       stream = pipeline.stream(batches, start, train.steps)

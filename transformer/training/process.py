@@ -1,4 +1,4 @@
-"""What `run.py` sets for its whole process, before the first computation; a library never would."""
+"""Settings of the whole process, which `run.py` makes before the first computation."""
 
 import ctypes
 import importlib.metadata
@@ -13,20 +13,20 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc
 
 
 def tune():
-  """`keep_freed_memory` and `keep_compiled`, unless TRANSFORMER_TUNE=0 is in the environment."""
+  """Call `keep_freed_memory` and `keep_compiled`, unless the environment has TRANSFORMER_TUNE=0."""
   if os.environ.get('TRANSFORMER_TUNE') != '0':
     keep_freed_memory()
     keep_compiled()
 
 
 def keep_freed_memory():
-  """Stops glibc from giving every large buffer back to the system and asking for it anew.
+  """Stop glibc from returning every large buffer to the system and allocating it again.
 
-  XLA on a CPU allocates the same buffers every step; by default each is mapped, zeroed page by page
-  and unmapped again, which costs a third of a training step. Only the main arena keeps what is
-  larger than 64 MiB, so there is no other (a step with convolutions is 1.7 times faster for it),
-  though the tokenizer's threads then wait for each other (2.4 times slower, for seconds). Where JAX
-  has an accelerator, two arenas a core. Does nothing where there is no glibc.
+  XLA on a CPU allocates the same buffers every step. By default each is mapped, zeroed page by page
+  and unmapped again, which takes a third of a training step. Only the main arena keeps buffers
+  larger than 64 MiB, so this allows no other (a step with convolutions is 1.7 times faster),
+  although the tokenizer's threads then wait for each other (2.4 times slower, for seconds). Where
+  JAX has an accelerator, there are two arenas per core. Does nothing without glibc.
   """
   try:
     mallopt = ctypes.CDLL(None).mallopt
@@ -35,7 +35,7 @@ def keep_freed_memory():
     return
   mallopt(M_MMAP_MAX, 0)
   mallopt(M_TRIM_THRESHOLD, -1)
-  # not jax.devices(): that starts the threads that this is to be set before
+  # not jax.devices(), which starts threads: this has to be set before
   accelerated = importlib.metadata.entry_points(group='jax_plugins') or importlib.util.find_spec(
     'libtpu'
   )
@@ -43,9 +43,9 @@ def keep_freed_memory():
 
 
 def keep_compiled():
-  """Keeps compiled programs on disk, so that the same command starts at once the next time.
+  """Keep compiled programs on disk, so that the same command starts faster the next time.
 
-  In ~/.cache/transformer, or where JAX_COMPILATION_CACHE_DIR says; an empty one says nowhere.
+  The folder is JAX_COMPILATION_CACHE_DIR (none if that is empty), or ~/.cache/transformer.
   """
   if 'JAX_COMPILATION_CACHE_DIR' in os.environ or jax.config.jax_compilation_cache_dir:
     return
@@ -55,6 +55,6 @@ def keep_compiled():
 
 
 def cores() -> int:
-  """How many processor cores this process may use."""
+  """Return how many processor cores this process may use."""
   known = hasattr(os, 'sched_getaffinity')  # Linux
   return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""What a run says while it runs: progress bar, log, TensorBoard events, metrics.jsonl."""
+"""Reports of a run: progress bar, log, TensorBoard events and metrics.jsonl."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ from transformer.training.workdir import write
 
 
 def log_ours():
-  """Sends our log to stderr, and of other libraries only what is a warning or worse."""
+  """Send our log to stderr, and of other libraries warnings and errors only."""
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
   ours = str(pathlib.Path(__file__).parents[1])
@@ -26,18 +26,18 @@ def log_ours():
 
 
 class Report:
-  """Writes metrics of steps to every place where they are read.
+  """Writes the metrics of steps.
 
-  A run that goes on after a break at `step` forgets what it had written of later steps, so that the
-  files are those of a run without a break.
+  A run that resumes at `step` deletes what it had written of later steps, so that its files are
+  those of a run without an interruption.
 
   Attributes:
-    judged: whether the evaluation after `step` was written before the break.
+    evaluated: whether the evaluation after `step` was written before the interruption.
   """
 
   def __init__(self, folder: pathlib.Path, *, step: int, steps: int):
     file = folder / 'metrics.jsonl'
-    self.judged = _forget_after(file, step, steps)
+    self.evaluated = _delete_after(file, step, steps)
     self._file = file.open('a', encoding='utf-8')
     self._events = _Events(folder / 'events', purge_step=step + 1)
     # disable=None: no bar where stderr is not a terminal
@@ -52,12 +52,12 @@ class Report:
       pass  # all are closed, even where the disk is full
 
   def advance(self, tokens: int):
-    """A step is done that learnt so many tokens."""
+    """Count a training step of so many tokens."""
     self._bar.update()
     self._tokens += tokens
 
   def train(self, step: int, metrics: dict[str, float]):
-    """The training metrics of a step."""
+    """Write the training metrics of a step."""
     now = time.perf_counter()
     speed = self._tokens / max(now - self._since, 1e-9)
     self._since, self._tokens = now, 0
@@ -68,16 +68,16 @@ class Report:
       logging.info('step %d: loss %.4f, %s tokens/s', step, metrics['loss'], f'{speed:,.0f}')
 
   def evaluation(self, step: int, split: str, metrics: dict[str, float], samples: list[dict]):
-    """Metrics and samples of a split."""
+    """Write the metrics and samples of a split."""
     self._write(step, split, metrics)
     if samples:
       self._events.write(step, {f'{split}/samples': f'```\n{table(samples)}\n```'})
     text = ', '.join(f'{name} {value:.4g}' for name, value in metrics.items())
     self.say(f'step {step}, {split}: {text}')
-    self._since, self._tokens = time.perf_counter(), 0  # evaluating is not training
+    self._since, self._tokens = time.perf_counter(), 0  # evaluation does not count as training
 
   def say(self, text: str):
-    """A line or table for whoever watches, on stderr, above the bar."""
+    """Write a text to stderr, above the progress bar."""
     with tqdm.external_write_mode(file=sys.stderr):
       logging.info('%s', text)
 
@@ -89,10 +89,10 @@ class Report:
 
 
 class _Events:
-  """A file for TensorBoard, written at once.
+  """A file for TensorBoard, written without a thread.
 
-  tensorboardX's SummaryWriter has a thread and a queue for it: when the disk is full the thread
-  dies, and the program waits for ever to put more into the queue.
+  The thread of tensorboardX's SummaryWriter ends when the disk is full, and the program then waits
+  for ever to put more into its queue.
   """
 
   def __init__(self, folder: pathlib.Path, *, purge_step: int):
@@ -104,7 +104,7 @@ class _Events:
     self._write(purge_step, session_log=SessionLog(status=SessionLog.START))
 
   def write(self, step: int, values: dict[str, float | str]):
-    """Numbers and texts of a step."""
+    """Write numbers and texts of a step."""
     from tensorboardX import summary
 
     for name, value in values.items():
@@ -122,7 +122,7 @@ class _Events:
 
 
 def table(samples: list[dict[str, Any]]) -> str:
-  """Samples as text: inputs, reference, prediction; wrong ones are marked."""
+  """Return samples as text: inputs, reference and prediction; wrong ones are marked."""
   lines = []
   for sample in samples:
     mark = ' ' if sample['prediction'] == sample['targets'] else '*'
@@ -133,18 +133,22 @@ def table(samples: list[dict[str, Any]]) -> str:
 
 
 def _number(value: float) -> float | str:
-  """JSON knows neither NaN nor Inf."""
+  """Return the value, as a string if it is NaN or Inf, which JSON does not have."""
   return value if math.isfinite(value) else str(value)
 
 
-def _forget_after(file: pathlib.Path, step: int, steps: int) -> bool:
-  """Deletes the lines of later steps and of the final evaluation; whether `step` is evaluated."""
+def _delete_after(file: pathlib.Path, step: int, steps: int) -> bool:
+  """Delete the lines of later steps and of the final evaluation.
+
+  Returns:
+    Whether the evaluation of `step` is there.
+  """
   if not file.exists():
     return False
-  kept, judged = [], False
+  kept, evaluated = [], False
   for number, line in enumerate(file.read_bytes().splitlines(keepends=True), start=1):
     if not line.endswith(b'\n'):
-      continue  # the run was killed while it wrote
+      continue  # the run was killed while it wrote it
     try:
       written = json.loads(line)
       at, evaluation = written['step'], written['split'] != 'train'
@@ -152,6 +156,6 @@ def _forget_after(file: pathlib.Path, step: int, steps: int) -> bool:
       raise ValueError(f'{file}:{number} is damaged ({error}): delete that line') from error
     if at <= step and not (at == steps and evaluation):  # the final one is made again
       kept.append(line.decode())
-      judged |= at == step and evaluation
+      evaluated |= at == step and evaluation
   write(file, ''.join(kept))
-  return judged
+  return evaluated

@@ -1,4 +1,4 @@
-"""Which device holds what: a mesh, and one table from parameter paths to partitions."""
+"""The mesh of devices, and one table from parameter paths to partitions."""
 
 import re
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ from transformer.training.optimizers import parameter_path
 
 AXES = ('data', 'fsdp', 'tensor', 'sequence')
 
-# The first pattern that fits a path decides; optimiser states carry the paths of their parameters.
-# Parameters of blocks have a leading layer axis. An axis that does not divide its mesh axis stays
-# whole.
+# The first pattern that fits a path decides; optimizer states carry the paths of their parameters.
+# Parameters of blocks have a leading layer axis. An axis that its mesh axis does not
+# divide is not split.
 RULES = (
   (r'blocks/.*(query|key|value|hidden|gate)/kernel$', P(None, 'fsdp', 'tensor')),
   (r'blocks/.*(query|key|value|hidden|gate)/bias$', P(None, 'tensor')),
@@ -27,11 +27,11 @@ RULES = (
 
 
 def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int = 1) -> Mesh:
-  """A mesh of all devices.
+  """Return a mesh of all devices.
 
   Args:
-    data: replicas that see different examples; -1 takes all devices that are left.
-    fsdp: the same, and each holds a part of the parameters.
+    data: replicas of the model, which get different examples; -1 for all devices that are left.
+    fsdp: the same, but each holds a part of the parameters.
     tensor: parts of every matrix product.
     sequence: parts of every sequence.
 
@@ -56,7 +56,7 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int =
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-  """The sharding of every leaf of a model, optimiser or training state, by RULES."""
+  """Return the sharding of every leaf of a model, optimizer or training state, by RULES."""
 
   def of_leaf(path, leaf):
     name = parameter_path(path)
@@ -75,9 +75,12 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 def shard_batch(
   batch: dict[str, np.ndarray], mesh: Mesh, *, stacked: bool = False
 ) -> dict[str, jax.Array]:
-  """This process's rows, as its part of the batch: rows over data x fsdp, time over sequence.
+  """Return the batch on the devices: rows over data x fsdp, time over sequence.
 
-  Stacked batches have an axis of steps before these, which stays whole.
+  Args:
+    batch: the rows of this process.
+    mesh: of all devices.
+    stacked: whether an axis of steps comes first, which is not split.
   """
   axes = [None] * stacked + [('data', 'fsdp'), 'sequence']
   return {
@@ -93,5 +96,5 @@ def placed(batches: Batches, mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
 
 
 def batch_parts(mesh: Mesh) -> int:
-  """The number of rows of a batch must be a multiple of this."""
+  """Return what the number of rows of a batch must be a multiple of."""
   return mesh.shape['data'] * mesh.shape['fsdp']

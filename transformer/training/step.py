@@ -1,4 +1,4 @@
-"""One update: a pure function of (state, batch, key)."""
+"""The training step: a pure function of (state, batch, key)."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,12 +9,12 @@ import optax
 
 from transformer.functional.losses import Mean
 
-Model = Any  # a Flax module; which, its task knows
+Model = Any  # a Flax module
 Loss = Callable[[Model, dict[str, jax.Array], jax.Array | None], tuple[Mean, dict[str, Mean]]]
 
 
 class State(NamedTuple):
-  """All that training changes.
+  """Everything that training changes.
 
   Attributes:
     step: updates so far; also the position in the data.
@@ -30,7 +30,7 @@ class State(NamedTuple):
 
 
 def init(model: Model, optimizer: optax.GradientTransformation, *, ema: float) -> State:
-  """The state before the first step."""
+  """Return the state before the first step."""
   average = jax.tree.map(jnp.copy, model) if ema else None
   return State(jnp.zeros((), jnp.int32), model, optimizer.init(model), average)
 
@@ -45,12 +45,12 @@ def train_step(
   microbatches: int = 1,
   ema: float = 0.0,
 ) -> tuple[State, dict[str, Any]]:
-  """The state after one update, and what to log.
+  """Return the state after one update, and what to log.
 
-  The gradient is that of the batch's summed loss, divided once by its weight, so it is the same for
-  every split into microbatches and devices, but for what the loss draws by its key: dropout, and
-  what is hidden of a text. A loss or gradient that is not finite changes nothing but the step, and
-  is reported.
+  The gradient is that of the batch's summed loss, divided once by its weight. So it is the same for
+  every split into microbatches and devices, except for what the loss draws at random: dropout, and
+  the hidden tokens of a masked text. A loss or gradient that is not finite changes nothing but the
+  step, and is reported.
 
   Args:
     state: before the update; may be donated.
@@ -65,29 +65,7 @@ def train_step(
     The new state and {'loss': Mean, ..., 'gradient_norm': scalar, 'finite': bool}.
   """
   key = jax.random.fold_in(key, state.step)
-
-  def summed(model, part, key):
-    mean, metrics = loss(model, part, key)
-    return mean.sum, dict(metrics, loss=mean)
-
-  # jitted to be traced once for both its uses
-  differentiate = jax.jit(jax.grad(summed, has_aux=True))
-
-  def add(total, part):
-    index, part = part
-    found = differentiate(state.model, part, jax.random.fold_in(key, index))
-    return jax.tree.map(jnp.add, total, found), None
-
-  # strided, so that every microbatch has rows on every device
-  split = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
-  first = jax.tree.map(lambda x: x[0], split)
-  zeros = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype),
-    jax.eval_shape(differentiate, state.model, first, key),
-  )
-  (gradient, metrics), _ = jax.lax.scan(
-    add, zeros, (jnp.arange(microbatches), split), unroll=microbatches == 1
-  )
+  gradient, metrics = _summed_gradient(state.model, batch, key, loss, microbatches)
   weight = jnp.maximum(metrics['loss'].weight, 1)
   gradient = jax.tree.map(lambda g: g / weight, gradient)
   norm = optax.global_norm(gradient)
@@ -105,13 +83,38 @@ def train_step(
   return new._replace(step=state.step + 1), metrics
 
 
+def _summed_gradient(model, batch, key, loss: Loss, microbatches: int):
+  """The gradient of the summed loss of a batch, and its metrics, added up over microbatches."""
+
+  def summed(model, part, key):
+    mean, metrics = loss(model, part, key)
+    return mean.sum, dict(metrics, loss=mean)
+
+  # jitted, so that it is traced once for both its uses
+  differentiate = jax.jit(jax.grad(summed, has_aux=True))
+
+  def add(total, part):
+    index, part = part
+    found = differentiate(model, part, jax.random.fold_in(key, index))
+    return jax.tree.map(jnp.add, total, found), None
+
+  # strided, so that every microbatch has rows on every device
+  split = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+  first = jax.tree.map(lambda x: x[0], split)
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(differentiate, model, first, key)
+  )
+  parts = (jnp.arange(microbatches), split)
+  return jax.lax.scan(add, zeros, parts, unroll=microbatches == 1)[0]
+
+
 def train_steps(
-  state: State, batches: dict[str, jax.Array], key: jax.Array, **how: Any
+  state: State, batches: dict[str, jax.Array], key: jax.Array, **kwargs: Any
 ) -> tuple[State, dict[str, Any]]:
-  """`train_step` on several batches in one call: small models wait longer for calls than for sums.
+  """Return the state after several steps in one call, which saves the time between calls.
 
   Args:
-    state, key, how: as for `train_step`.
+    state, key, kwargs: as for `train_step`.
     batches: of one shape, stacked: the first axis counts steps.
 
   Returns:
@@ -120,6 +123,6 @@ def train_steps(
   (steps,) = {len(array) for array in batches.values()}
 
   def one(state, batch):
-    return train_step(state, batch, key, **how)
+    return train_step(state, batch, key, **kwargs)
 
   return jax.lax.scan(one, state, batches, unroll=steps == 1)

@@ -1,4 +1,4 @@
-"""Where fine-tuning starts: the parameters of another run, or of a published model."""
+"""Warm start: begin with the parameters of another run, or of a published model."""
 
 import difflib
 import pathlib
@@ -14,63 +14,62 @@ from transformer.training.optimizers import parameter_path
 from transformer.training.step import Model
 from transformer.training.workdir import Workdir
 
-# What may differ between a model and the one that it starts from: it changes no equation, or adds
-# parameters, or is seen in their shapes.
-FREE = (
+# Arguments of ModelConfig that may differ between a model and the one it starts from: they change
+# no equation, or add parameters, or show in the shapes of parameters.
+MAY_DIFFER = (
   *('vocab', 'length', 'source_length', 'dropout', 'attention_dropout', 'dtype', 'remat', 'unroll'),
   *('pad', 'platform'),
   *('inputs', 'features', 'stem', 'summary', 'bias_output'),
 )
+TOKEN_TABLES = ('embed/table', 'output/table', 'embed/bias', 'output/bias')  # a row for each token
 
-READOUT = ('embed/table', 'output/table', 'embed/bias', 'output/bias')  # one row for each token
 
-
-def with_given(model: Model, experiment: Experiment) -> Model:
-  """The model with every parameter that `config.init` has; the others stay as they are.
+def warm_start(model: Model, experiment: Experiment) -> Model:
+  """Return the model with every parameter that is in `config.init`; the others are unchanged.
 
   Raises:
     FileNotFoundError, ValueError: there is no model in the folder, or one of another architecture.
   """
   folder = pathlib.Path(experiment.settings.init).expanduser()
-  given: Any
+  source: Any
   if (folder / 'checkpoints').is_dir():
     workdir = Workdir(folder)
-    source = reopen(workdir.read_config(), workdir, experiment.mesh)
-    given, config = restore_best(source, workdir)[0], source.model
-    merge(given)
+    run = reopen(workdir.read_config(), workdir, experiment.mesh)
+    source, config = restore_best(run, workdir)[0], run.model
+    merge(source)
   else:
     from transformer.zoo.pretrained import load_pretrained
 
-    given = load_pretrained(folder)[0]
-    config = given.config
-  _same_equations(experiment.model, config, folder)
-  return transplanted(model, given)
+    source = load_pretrained(folder)[0]
+    config = source.config
+  _check_equations(experiment.model, config, folder)
+  return copy_parameters(source, model)
 
 
-def transplanted(model: Model, given: Model) -> Model:
-  """The model with the parameters of `given` that have the same path; says which have none.
+def copy_parameters(source: Model, model: Model) -> Model:
+  """Return the model with the parameters of `source` that have the same path; log the others.
 
-  A bare encoder's stand for those of the encoder below a head. Of a longer table the first rows
-  count: published ones have more than their tokenizer has tokens. A head's last layer for as many
-  other classes begins anew.
+  Those of a bare encoder are copied to the encoder below a head. Of a longer table of tokens the
+  first rows are copied, because published tables have more rows than their tokenizers have tokens.
+  The last layer of a head for another number of classes is not copied.
 
   Raises:
-    ValueError: a parameter has another shape there, or not every block is found.
+    ValueError: a parameter has another shape in `source`, or a block is missing there.
   """
-  ours, theirs = _by_path(model), _by_path(given)
+  ours, theirs = _by_path(model), _by_path(source)
   if not ours.keys() & theirs.keys():
     theirs = {f'encoder/{path}': x for path, x in theirs.items()}
   blocks = {path for path in ours if 'blocks/' in path and '/adapter/' not in path}
-  if lost := sorted(blocks - theirs.keys()):
+  if missing := sorted(blocks - theirs.keys()):
     raise ValueError(
-      f'the model to start from has none of {", ".join(lost)}: it has {", ".join(theirs)}. Take a '
-      'model of the same kind'
+      f'the model to start from has none of {", ".join(missing)}: it has {", ".join(theirs)}. Use '
+      'a model of the same kind'
     )
   heads = {path for path in ours.keys() & theirs.keys() if path.startswith('out/')}
   if any(ours[path].shape != theirs[path].shape for path in heads):
     theirs = {path: x for path, x in theirs.items() if path not in heads}
   for path in ours.keys() & theirs.keys():
-    if path.endswith(READOUT):
+    if path.endswith(TOKEN_TABLES):
       theirs[path] = theirs[path][: len(ours[path])]
     if ours[path].shape != theirs[path].shape:
       raise ValueError(
@@ -90,11 +89,11 @@ def transplanted(model: Model, given: Model) -> Model:
   return jax.tree.map_with_path(take, model)
 
 
-def _same_equations(here: ModelConfig, there: ModelConfig, folder: pathlib.Path):
+def _check_equations(here: ModelConfig, there: ModelConfig, folder: pathlib.Path):
   differ = [
     f'--config.model.{name}={value}'
     for name, value in vars(there).items()
-    if name not in FREE and value != getattr(here, name)
+    if name not in MAY_DIFFER and value != getattr(here, name)
   ]
   if differ:
     raise ValueError(f'the model in {folder} has other equations: give {" ".join(differ)}')

@@ -1,4 +1,4 @@
-"""Fine-tuning: what a model starts from, which parameters move and how far, adapters."""
+"""Fine-tuning: warm start, learning rates by parameter path, adapters."""
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,8 @@ from transformer.modules.config import ModelConfig
 from transformer.modules.heads import Classifier, MaskedTokens
 from transformer.modules.model import Decoder, Encoder
 from transformer.training import optimizers
-from transformer.training.initial import transplanted
 from transformer.training.optimizers import parameter_path
+from transformer.training.warm_start import copy_parameters
 
 TINY = ModelConfig(vocab=11, width=16, depth=2, heads=2, feedforward=24, length=8, unroll=1)
 TOKENS = jnp.array([[1, 2, 3], [4, 5, 0]])
@@ -24,45 +24,45 @@ def by_path(model):
   return {parameter_path(path): x for path, x in jax.tree_util.tree_leaves_with_path(model)}
 
 
-def test_a_head_starts_from_another_heads_encoder():
+def test_a_head_starts_from_the_encoder_of_another_head():
   given = drawn(lambda: MaskedTokens(TINY, nnx.Rngs(0)))
   fresh = drawn(lambda: Classifier(TINY, 3, nnx.Rngs(1)), seed=1)
-  found, before = by_path(transplanted(fresh, given)), by_path(fresh)
+  found, before = by_path(copy_parameters(given, fresh)), by_path(fresh)
   for path, x in by_path(given.encoder).items():
     assert (found[f'encoder/{path}'] == x).all()
   assert (found['out/kernel'] == before['out/kernel']).all()
 
 
-def test_a_head_for_other_classes_begins_anew():
+def test_the_last_layer_for_other_classes_is_not_copied():
   given = drawn(lambda: Classifier(TINY, 2, nnx.Rngs(0)))
   fresh = drawn(lambda: Classifier(TINY, 3, nnx.Rngs(1)), seed=1)
-  found, before = by_path(transplanted(fresh, given)), by_path(fresh)
+  found, before = by_path(copy_parameters(given, fresh)), by_path(fresh)
   for path, x in by_path(given).items():
     ours = before[path] if path.startswith('out/') else x
     assert (found[path] == ours).all()
 
 
-def test_a_bare_encoder_is_taken_for_the_one_below_a_head():
+def test_a_bare_encoder_is_copied_below_a_head():
   given = drawn(lambda: Encoder(TINY, nnx.Rngs(0)))
-  found = transplanted(drawn(lambda: Classifier(TINY, 3, nnx.Rngs(1)), seed=1), given)
+  found = copy_parameters(given, drawn(lambda: Classifier(TINY, 3, nnx.Rngs(1)), seed=1))
   run = jax.jit(lambda model: model(TOKENS))
   assert (run(found.encoder) == run(given)).all()
 
 
-def test_of_a_longer_table_the_first_rows_are_taken():
+def test_the_first_rows_of_a_longer_table_are_copied():
   """Published tables have more rows than their tokenizers tokens."""
   given = drawn(lambda: Encoder(ModelConfig(**dict(vars(TINY), vocab=13)), nnx.Rngs(0)))
-  found = transplanted(drawn(lambda: Encoder(TINY, nnx.Rngs(1)), seed=1), given)
+  found = copy_parameters(given, drawn(lambda: Encoder(TINY, nnx.Rngs(1)), seed=1))
   assert (found.embed.table[...] == given.embed.table[...][:11]).all()
 
 
-def test_another_shape_or_kind_is_refused():
+def test_another_shape_or_kind_is_an_error():
   with pytest.raises(ValueError, match=r'encoder/embed/table is \[10, 16\] .*\[11, 16\] here'):
     other = ModelConfig(**dict(vars(TINY), vocab=10))
-    makes = (lambda c=config: Classifier(c, 3, nnx.Rngs(0)) for config in (TINY, other))
-    transplanted(*map(drawn, makes))
+    makes = (lambda c=config: Classifier(c, 3, nnx.Rngs(0)) for config in (other, TINY))
+    copy_parameters(*map(drawn, makes))
   with pytest.raises(ValueError, match='has none of stack/blocks/.*it has encoder/foreign'):
-    transplanted(drawn(lambda: Encoder(TINY, nnx.Rngs(1))), {'foreign': jnp.zeros(3)})
+    copy_parameters({'foreign': jnp.zeros(3)}, drawn(lambda: Encoder(TINY, nnx.Rngs(1))))
 
 
 SETTINGS = dict(
@@ -77,7 +77,7 @@ SETTINGS = dict(
 
 
 def moved(model, rates=(), steps=2):
-  """How far each parameter goes, by path, and the optimiser's state."""
+  """Return by how much each parameter changes, by path, and the state of the optimizer."""
   optimizer, _ = optimizers.build(**dict(SETTINGS, rates=rates))
   state, start = jax.jit(optimizer.init)(model), model
 
@@ -96,7 +96,7 @@ def moved(model, rates=(), steps=2):
   }, state
 
 
-def test_rates_freeze_and_slow_by_path():
+def test_learning_rates_by_path_freeze_and_slow_down():
   model = drawn(lambda: Encoder(TINY, nnx.Rngs(0)))
   everything, whole = moved(model)
   found, state = moved(model, (('embed/', 0.0), ('feedforward', 0.5)))
@@ -112,13 +112,13 @@ def test_rates_freeze_and_slow_by_path():
   assert sizes[0] == sizes[1] - 2 * model.embed.table[...].size  # no statistics of what is frozen
 
 
-def test_a_rate_that_matches_nothing_is_refused():
+def test_a_pattern_that_matches_nothing_is_an_error():
   """See test_training_config for rates that are no pairs."""
   with pytest.raises(ValueError, match="'embde' matches no parameter; there are .*embed/table"):
     optimizers.factors(drawn(lambda: Encoder(TINY, nnx.Rngs(0))), (('embde', 0.0),))
 
 
-def test_an_adapter_begins_as_nothing_and_merges_into_the_same_model(close):
+def test_a_new_adapter_changes_nothing_and_a_merged_one_changes_no_output(close):
   model = drawn(lambda: Decoder(TINY, nnx.Rngs(0)))
   run = jax.jit(lambda model: model(TOKENS))
   before = run(model)
@@ -136,7 +136,7 @@ def test_an_adapter_begins_as_nothing_and_merges_into_the_same_model(close):
   close(run(model), after)
 
 
-def test_only_adapters_move():
+def test_only_adapters_are_trained():
   model = drawn(lambda: Encoder(TINY, nnx.Rngs(0)))
   adapt(model, 'query|value', 2, jax.random.key(0))
   found, state = moved(model, (('/adapter/', 1.0), ('', 0.0)))
@@ -145,7 +145,7 @@ def test_only_adapters_move():
   assert sum(x.size for x in jax.tree.leaves(state)) < 3 * adapters
 
 
-def test_adapters_that_fit_nothing_are_refused():
+def test_adapters_that_match_nothing_are_an_error():
   model = drawn(lambda: Encoder(TINY, nnx.Rngs(0)))
   with pytest.raises(ValueError, match='no layer fits the pattern .*attention/query'):
     adapt(model, 'nothing', 2, jax.random.key(0))
