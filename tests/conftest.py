@@ -70,9 +70,9 @@ def pytest_collection_finish():
 @functools.cache
 def why_no_float16():
   """Return why this platform cannot compute in float16, or '' if it can."""
-  from transformer.inspection import doctor
+  from transformer.inspection import environment
 
-  return doctor.why_not_compiled('float16')
+  return environment.why_not_compiled('float16')
 
 
 def pytest_runtest_setup(item):

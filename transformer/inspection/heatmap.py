@@ -1,8 +1,7 @@
-"""Pictures of attention weights: a page to explore (`html`) and a figure to print (`png`).
+"""Attention maps: an interactive HTML page (`html`) and a figure (`png`).
 
-Both take plain arrays: `weights` [L, H, T, S], where row t of every [T, S] panel says how much
-target token t takes from each source token s. Layers and heads are counted from 1 in the pictures,
-as papers do.
+Both take plain arrays: `weights` [L, H, T, S], where row t of every [T, S] panel has the attention
+weights of target token t over the source tokens. Layers and heads are counted from 1, as in papers.
 """
 
 import functools
@@ -13,13 +12,15 @@ from collections.abc import Sequence
 from html import escape
 from importlib import resources
 from os import PathLike
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-# Nine steps of equal OKLab lightness at one hue (258 degrees); none falls out of sRGB.
+# Nine steps of equal OKLab lightness differences at one hue (258 degrees), all within sRGB.
 LIGHT = '#f2f3f5 #c1dafe #95bffe #67a4fe #4588eb #316fc9 #2658a1 #204375 #1b2e4b'.split()
 DARK = '#232529 #283b58 #2e5186 #3969af #4d82d1 #6b9de8 #91b9f5 #bcd4f8 #ebeff4'.split()
+INK, QUIET = '#1b1f27', '#626a78'  # of texts
 
 JOINERS = '\u200c\u200d'
 
@@ -32,10 +33,10 @@ def html(
   title: str,
   subtitle: str = '',
 ) -> str:
-  """One self-contained page that shows every layer and head, opening on the last layer's mean.
+  """Return a self-contained page with every layer and head; it opens on the last layer's mean.
 
-  Nothing outside the page is loaded. Its weights are the JSON of `<script id="data">`, key
-  `thousandths`, flat [L, 1 + H, T, S]: each layer's mean over heads stands before its heads.
+  The page loads nothing. The weights are in the JSON of `<script id="data">`, key `thousandths`,
+  flat [L, 1 + H, T, S]: each layer's mean over heads comes before its heads.
 
   Args:
     weights: attention weights in [0, 1].
@@ -45,10 +46,10 @@ def html(
     subtitle: a line below it.
 
   Returns:
-    The page, pure ASCII, so that it is right under any encoding it is written with.
+    The page, pure ASCII, so that it may be written with any encoding.
 
   Raises:
-    ValueError: weights and labels disagree, or a weight is not a number in [0, 1].
+    ValueError: weights and tokens have different sizes, or a weight is not in [0, 1].
   """
   weights, rows, columns = _checked(weights, rows, columns)
   panels = np.concatenate([weights.mean(axis=1, keepdims=True), weights], axis=1)
@@ -60,7 +61,7 @@ def html(
     'scale': {'light': LIGHT, 'dark': DARK},
     'thousandths': np.rint(1000 * panels).astype(int).ravel().tolist(),
   }
-  # A token '</script>' or '<!--' must not end the element that holds the data.
+  # a token '</script>' or '<!--' must not end the element with the data
   inlined = json.dumps(data, separators=(',', ':')).replace('<', r'\u003c')
   texts = {'title': escape(title), 'subtitle': escape(subtitle), 'data': inlined}
   page = resources.files(__package__).joinpath('heatmap.html').read_text(encoding='utf-8')
@@ -76,11 +77,11 @@ def png(
   *,
   title: str = '',
 ) -> None:
-  """Writes a PNG of each layer's mean over heads, side by side; of the last layer if too wide.
+  """Write a PNG of each layer's mean over heads, side by side; of the last layer if too wide.
 
-  The page of `html` is the complete picture. This one has no single heads; long tokens are cut;
-  characters that no known installed font has stand as a box, or as their code point where they are
-  a token alone; and matplotlib before 3.11 neither joins nor reverses right-to-left tokens.
+  The page of `html` shows everything. The PNG has no single heads; long tokens are truncated;
+  characters that no known installed font has are drawn as a box, or as their code point if they
+  are a whole token; and matplotlib before 3.11 neither joins nor reverses right-to-left tokens.
 
   Args:
     weights: attention weights in [0, 1].
@@ -90,7 +91,7 @@ def png(
     title: heading of the figure.
 
   Raises:
-    ValueError: weights and labels disagree, or a weight is not a number in [0, 1].
+    ValueError: weights and tokens have different sizes, or a weight is not in [0, 1].
   """
   from matplotlib.colors import LinearSegmentedColormap
   from matplotlib.figure import Figure
@@ -98,7 +99,6 @@ def png(
   weights, rows, columns = _checked(weights, rows, columns)
   means = weights.mean(axis=1)
   layers, height, width = means.shape
-
   cell = min(0.5, max(0.16, 4.5 / max(height, width)))  # inches, and so is every length below
   wide, tall, gap, bar = cell * width, cell * height, 0.3, 0.12
   shown = range(layers) if layers * (wide + gap) <= 24 else range(layers - 1, layers)
@@ -113,33 +113,37 @@ def png(
   title = texts.pop()
   labels = [text if len(text) <= 24 else text[:23] + '…' for text in texts]
   font = {'fontfamily': families, 'fontsize': min(11, cell * 72 * 0.72), 'parse_math': False}
-  fits = int(cell * 72 / (0.62 * font['fontsize']))  # characters across a cell
   colours = LinearSegmentedColormap.from_list('attention', LIGHT)
   scale = {'cmap': colours, 'vmin': 0, 'vmax': means[list(shown)].max() or 1}
-  ink, quiet = '#1b1f27', '#626a78'
-
   for i, layer in enumerate(shown):
     panel = axes(i * (wide + gap), wide)
     mesh = panel.pcolormesh(means[layer], **scale, edgecolors='white', linewidth=cell * 3)
-    panel.invert_yaxis()
-    panel.xaxis.tick_top()
-    panel.tick_params(length=0, pad=3, labelcolor=ink)
-    panel.set_xticks(np.arange(width) + 0.5, labels[height:], **font)
-    for label in panel.get_xticklabels():
-      label.set_rotation(90 if len(label.get_text()) > fits else 0)
-    panel.set_yticks(np.arange(height) + 0.5, labels[:height] if i == 0 else [''] * height, **font)
-    panel.spines[:].set_visible(False)
-    panel.set_xlabel(f'layer {layer + 1} of {layers}', color=quiet, fontsize=10, labelpad=8)
+    row_labels = labels[:height] if i == 0 else [''] * height
+    _label_panel(panel, row_labels, labels[height:], cell, font)
+    panel.set_xlabel(f'layer {layer + 1} of {layers}', color=QUIET, fontsize=10, labelpad=8)
   legend = figure.colorbar(mesh, cax=axes(right, bar))
   legend.outline.set_visible(False)
-  legend.ax.tick_params(length=0, labelsize=9, labelcolor=quiet)
-  legend.set_label('weight, mean over heads', color=quiet, fontsize=9)
+  legend.ax.tick_params(length=0, labelsize=9, labelcolor=QUIET)
+  legend.set_label('weight, mean over heads', color=QUIET, fontsize=9)
   if title:
-    # The height of the column labels is known only once they are laid out: the title goes above.
+    # the height of the column labels is known only after layout; the title is above them
     top = figure.get_tightbbox().y1 / tall
-    heading = dict(fontfamily=families, fontsize=13, parse_math=False, color=ink, va='bottom')
+    heading = dict(fontfamily=families, fontsize=13, parse_math=False, color=INK, va='bottom')
     figure.text(0, top + 0.2 / tall, title, **heading)  # type: ignore[arg-type]
   figure.savefig(path, format='png', dpi=160, bbox_inches='tight', pad_inches=0.25)
+
+
+def _label_panel(panel, rows: list[str], columns: list[str], cell: float, font: dict[str, Any]):
+  """Write the tokens at the left and on top; those that do not fit across a cell are rotated."""
+  fits = int(cell * 72 / (0.62 * font['fontsize']))  # characters across a cell
+  panel.invert_yaxis()
+  panel.xaxis.tick_top()
+  panel.tick_params(length=0, pad=3, labelcolor=INK)
+  panel.set_xticks(np.arange(len(columns)) + 0.5, columns, **font)
+  for label in panel.get_xticklabels():
+    label.set_rotation(90 if len(label.get_text()) > fits else 0)
+  panel.set_yticks(np.arange(len(rows)) + 0.5, rows, **font)
+  panel.spines[:].set_visible(False)
 
 
 def _checked(weights, rows, columns) -> tuple[np.ndarray, list[str], list[str]]:
@@ -167,7 +171,7 @@ def _checked(weights, rows, columns) -> tuple[np.ndarray, list[str], list[str]]:
 
 
 def _visible(token: str) -> str:
-  """The token with its spaces and control characters shown as signs."""
+  """Return the token with visible signs for spaces and control characters."""
   if not token:
     return '∅'
   signs = {' ': '␣', '\n': '↵', '\t': '⇥'}
@@ -178,9 +182,9 @@ def _visible(token: str) -> str:
 
 
 def _drawable(texts: Sequence[str]) -> tuple[list[str], list[str]]:
-  """The texts with no character that would be missing, and the font families that have the rest."""
-  parted = [_clusters(text) for text in texts]
-  missing = {cluster for text in parted for cluster in text}
+  """Return texts without characters that no font has, and the font families for the rest."""
+  clusters = [_clusters(text) for text in texts]
+  missing = {cluster for text in clusters for cluster in text}
   families = []
   for family in ('DejaVu Sans', *_installed()):  # the first comes with matplotlib
     if found := {cluster for cluster in missing if _coverage(family).issuperset(cluster)}:
@@ -192,11 +196,11 @@ def _drawable(texts: Sequence[str]) -> tuple[list[str], list[str]]:
       return 'U+' + '+'.join(f'{ord(c):04X}' for c in text[0])
     return ''.join('□' if cluster in missing else cluster for cluster in text)
 
-  return [boxed(text) for text in parted], families or ['DejaVu Sans']
+  return [boxed(text) for text in clusters], families or ['DejaVu Sans']
 
 
 def _clusters(text: str) -> list[str]:
-  """The text cut where its font may change: not before marks, joiners and skin tones."""
+  """Split a text where its font may change: not before marks, joiners and skin tones."""
   clusters: list[str] = []
   for c in text:
     joins = unicodedata.category(c)[0] == 'M' or c in JOINERS or '🏻' <= c <= '🏿'
@@ -210,13 +214,15 @@ def _clusters(text: str) -> list[str]:
 def _installed() -> list[str]:
   from matplotlib.font_manager import fontManager
 
-  known = r'Noto Sans (?!Mono)|Arial Unicode|Hiragino Sans|PingFang|Microsoft YaHei|Malgun|Nirmala'
+  pattern = (
+    r'Noto Sans (?!Mono)|Arial Unicode|Hiragino Sans|PingFang|Microsoft YaHei|Malgun|Nirmala'
+  )
   names = {entry.name for entry in fontManager.ttflist}
 
-  def order(name):  # by name, to be the same on every run, but the font with most scripts first
+  def order(name):  # by name, the same on every run, but the font with most scripts first
     return 'CJK JP' not in name, name
 
-  return sorted(filter(re.compile(known).match, names), key=order)
+  return sorted(filter(re.compile(pattern).match, names), key=order)
 
 
 @functools.cache

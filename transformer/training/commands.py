@@ -318,11 +318,11 @@ def _export(config, workdir, flags) -> int:
 
 
 def _doctor(config, workdir, flags) -> int:
-  from transformer.inspection import doctor
+  from transformer.inspection import self_test
 
-  report = doctor.examine()
+  report = self_test.run()
   print(json.dumps({'mode': 'doctor', **report}))
-  return 0 if report['healthy'] else FAILURE
+  return 0 if report['passed'] else FAILURE
 
 
 # by name; 'runs' has no config and is run by `main`

@@ -1,4 +1,4 @@
-"""The doctor finds this machine healthy, and a broken attention not; the oracle is the equation."""
+"""The self-test passes here, and fails for broken attention; the reference has its own gradient."""
 
 import json
 
@@ -8,18 +8,20 @@ import numpy as np
 import pytest
 
 from transformer.functional import attention as equations
-from transformer.inspection import doctor, oracle
+from transformer.inspection import environment, reference_float64, self_test
 from transformer.modules.cache import Cache
 
 
 @pytest.fixture
 def brief(monkeypatch):
-  """One path in one dtype, so that an examination compiles little."""
+  """One path in one dtype, so that a run compiles little."""
 
   def choose(path='grouped attention', dtype='float32', positions=()):
-    monkeypatch.setattr(doctor, 'PATHS', {path: doctor.PATHS[path]} if path else {})
-    monkeypatch.setattr(doctor, 'TOLERANCE', {dtype: doctor.TOLERANCE[dtype], 'float32': 2e-5})
-    monkeypatch.setattr(doctor, 'POSITIONS', positions)
+    monkeypatch.setattr(self_test, 'PATHS', {path: self_test.PATHS[path]} if path else {})
+    monkeypatch.setattr(
+      self_test, 'TOLERANCE', {dtype: self_test.TOLERANCE[dtype], 'float32': 2e-5}
+    )
+    monkeypatch.setattr(self_test, 'POSITIONS', positions)
 
   return choose
 
@@ -27,24 +29,24 @@ def brief(monkeypatch):
 @pytest.fixture(scope='module', params=[2, pytest.param(6, marks=pytest.mark.slow)])
 def report(request):
   """(The report of some paths and positions, or of all; those)."""
-  paths, positions = [*doctor.PATHS][-request.param :], doctor.POSITIONS[: request.param]
+  paths, positions = [*self_test.PATHS][-request.param :], self_test.POSITIONS[: request.param]
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(doctor, 'PATHS', {path: doctor.PATHS[path] for path in paths})
-    patch.setattr(doctor, 'POSITIONS', positions)
-    return doctor.examine(), paths, positions
+    patch.setattr(self_test, 'PATHS', {path: self_test.PATHS[path] for path in paths})
+    patch.setattr(self_test, 'POSITIONS', positions)
+    return self_test.run(), paths, positions
 
 
 def compiles(dtype):
-  return not doctor.why_not_compiled(dtype)
+  return not environment.why_not_compiled(dtype)
 
 
-def test_this_machine_is_healthy(report):
+def test_this_machine_passes(report):
   report, paths, positions = report
-  assert report['healthy'] and not report['failed']
+  assert report['passed'] and not report['failed']
   assert all(check['error'] <= check['tolerance'] for check in report['checks'])
   groups = {check['name'].split(':')[0] for check in report['checks']}
   assert groups == {
-    *(f'{path} {dtype}' for path in paths for dtype in doctor.TOLERANCE if compiles(dtype)),
+    *(f'{path} {dtype}' for path in paths for dtype in self_test.TOLERANCE if compiles(dtype)),
     *(f'cached {position}' for position in positions),
     'greedy',
   }
@@ -55,9 +57,9 @@ def test_report_is_json_and_a_table(report):
   assert json.loads(json.dumps(report, allow_nan=False)) == report
   assert report['versions']['jax'] and report['versions']['functional-transformer']
   assert report['devices'][0]['platform'] == 'cpu'
-  text = doctor.table(report)
-  assert 'matmul precision default: off by' in text
-  assert 'multi-query attention bfloat16' in text and text.splitlines()[-1].startswith('healthy')
+  text = self_test.table(report)
+  assert 'matmul precision default: error' in text
+  assert 'multi-query attention bfloat16' in text and text.splitlines()[-1].startswith('passed')
 
 
 def forgets_mask(attention):
@@ -84,13 +86,13 @@ def test_a_broken_attention_is_named(breaks, brief, monkeypatch):
   brief('grouped attention')
   sound = equations.multi_head_attention
   monkeypatch.setattr(equations, 'multi_head_attention', breaks(sound))
-  monkeypatch.setattr(doctor, '_greedy', lambda group: iter(()))
-  report = doctor.examine()
-  assert not report['healthy']
+  monkeypatch.setattr(self_test, '_check_greedy', lambda group: iter(()))
+  report = self_test.run()
+  assert not report['passed']
   assert all(name.startswith('grouped attention float32: ') for name in report['failed'])
   whole = {name.split(': ')[1] for name in report['failed']}
   assert ('runs' if breaks is raises else 'mask and bias, output') in whole
-  assert 'FAILED grouped attention float32: ' in doctor.table(report)
+  assert 'FAILED grouped attention float32: ' in self_test.table(report)
   json.dumps(report, allow_nan=False)
 
 
@@ -100,52 +102,52 @@ def test_a_broken_gradient_is_named(brief, monkeypatch):
   monkeypatch.setattr(
     equations, 'attention', lambda q, k, v, **how: sound(q, jax.lax.stop_gradient(k), v, **how)
   )
-  monkeypatch.setattr(doctor, '_greedy', lambda group: iter(()))
-  failed = [name for name in doctor.examine()['failed'] if 'bfloat16' in name]
+  monkeypatch.setattr(self_test, '_check_greedy', lambda group: iter(()))
+  failed = [name for name in self_test.run()['failed'] if 'bfloat16' in name]
   assert failed and all('gradient dk' in name for name in failed)
 
 
-def test_a_dtype_that_cannot_be_compiled_is_advice_and_no_illness(brief, monkeypatch):
+def test_a_dtype_that_cannot_be_compiled_is_advice_and_no_failure(brief, monkeypatch):
   brief('attention', 'float16')
-  monkeypatch.setattr(doctor, '_greedy', lambda group: iter(()))
-  monkeypatch.setattr(doctor, 'TOLERANCE', {'float32': 2e-5, 'float16': 4e-3})
+  monkeypatch.setattr(self_test, '_check_greedy', lambda group: iter(()))
+  monkeypatch.setattr(self_test, 'TOLERANCE', {'float32': 2e-5, 'float16': 4e-3})
   reason = 'float16 cannot be compiled for this device'
-  monkeypatch.setattr(doctor, 'why_not_compiled', lambda dtype: (dtype == 'float16') * reason)
-  report = doctor.examine()
-  assert report['healthy'] and reason in report['advice']
+  monkeypatch.setattr(environment, 'why_not_compiled', lambda dtype: (dtype == 'float16') * reason)
+  report = self_test.run()
+  assert report['passed'] and reason in report['advice']
   assert {check['name'].split(':')[0] for check in report['checks']} == {'attention float32'}
-  assert reason in doctor.table(report)
+  assert reason in self_test.table(report)
 
 
-def test_lower_precision_is_advice_and_no_illness():
+def test_lower_precision_is_advice_and_no_failure():
   lower = {
     'default_matmul_precision': 'default',
     'product_error': {'default': 3e-4, 'float32': 6e-7},
     'reduced': True,
   }
-  (advice,) = (line for line in doctor._advice(lower) if 'TF32' in line)
+  (advice,) = (line for line in environment.advice_for(lower) if 'TF32' in line)
   assert 'JAX_DEFAULT_MATMUL_PRECISION=float32' in advice and '3e-04' in advice
 
 
 def test_a_broken_cache_is_named(brief, monkeypatch):
   brief(path='', positions=('learned',))
-  # everyone stands at 0
+  # every token at position 0
   monkeypatch.setattr(Cache, 'next_positions', lambda self, segments: jnp.zeros_like(segments))
-  monkeypatch.setattr(doctor, '_greedy', lambda group: iter(()))
-  assert 'cached learned: = full pass' in doctor.examine()['failed']
+  monkeypatch.setattr(self_test, '_check_greedy', lambda group: iter(()))
+  assert 'cached learned: = full pass' in self_test.run()['failed']
 
 
-def test_oracle_is_the_derivative_of_itself(rng):
+def test_the_reference_gradient_is_that_of_finite_differences(rng):
   q, k, v, g = (rng.normal(size=(1, n, h, 3)) for n, h in ((2, 2), (4, 1), (4, 1), (2, 2)))
   mask, bias = rng.random((1, 2, 2, 4)) < 0.7, rng.normal(size=(1, 2, 2, 4))
   how = dict(mask=mask, bias=bias)
-  truth = oracle.multi_head_attention(q, k, v, g, **how)
+  truth = reference_float64.multi_head_attention(q, k, v, g, **how)
   assert np.allclose(truth.weights.sum(-1), mask.any(-1))
   for name, x in (('dq', q), ('dk', k), ('dv', v), ('dbias', bias)):
     direction = rng.normal(size=x.shape)
     sums = []
     for sign in (1, -1):
       x += sign * 1e-5 * direction
-      sums.append((oracle.multi_head_attention(q, k, v, g, **how).output * g).sum())
+      sums.append((reference_float64.multi_head_attention(q, k, v, g, **how).output * g).sum())
       x -= sign * 1e-5 * direction
     assert np.isclose((sums[0] - sums[1]) / 2e-5, (getattr(truth, name) * direction).sum())

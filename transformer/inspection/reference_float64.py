@@ -1,6 +1,6 @@
-"""What attention and its gradient must be: float64 NumPy loops, one row after the other.
+"""Reference attention and its gradient: float64 NumPy loops, one row after the other.
 
-Written to be obviously right and nothing else. The fast paths are compared with it by the doctor.
+Written to be obviously correct, not to be fast. The self-test compares every other path with it.
 """
 
 from typing import NamedTuple
@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, Shaped
 
 
-class Truth(NamedTuple):
-  """Attention of many heads, and the gradient of sum(output * g)."""
+class Reference(NamedTuple):
+  """Multi-head attention, and the gradient of sum(output * g)."""
 
   output: Float64[np.ndarray, 'B T H V']
   weights: Float64[np.ndarray, 'B H T S']
@@ -29,20 +29,19 @@ def multi_head_attention(
   mask: Bool[np.ndarray, '#B #H #T #S'],
   bias: Shaped[np.ndarray, '#B #H #T #S'],
   scale: float | None = None,
-) -> Truth:
-  """softmax(q kT / sqrt K + bias) v; a target takes from what it may attend to and reads no more.
+) -> Reference:
+  """Return softmax(q kT / sqrt K + bias) v and its gradient; masked positions are never read.
 
   Args:
     q, k, v: queries, keys and values, of any dtype that converts to float64. Head i reads group
       i // (H / G).
-    g: the gradient that reaches the output.
+    g: the gradient of the output.
     mask: True where the target may attend to the source.
     bias: added to the scores.
     scale: of q kT; 1 / sqrt K if None.
 
   Returns:
-    Zeros where a target may attend to nothing. The gradient of a bias that was broadcast is not
-    summed.
+    Zeros for a target that may attend to no source. The gradient of a broadcast bias is not summed.
   """
   q, k, v, g, bias = (np.asarray(x, np.float64) for x in (q, k, v, g, bias))
   (B, T, H, K), (_, S, G, _) = q.shape, k.shape
@@ -52,19 +51,19 @@ def multi_head_attention(
   dq, dk, dv, dbias = (np.zeros(x.shape) for x in (q, k, v, weights))
   for b, t, i in np.ndindex(B, T, H):
     j = i // (H // G)
-    seen = [s for s in range(S) if mask[b, i, t, s]]
-    if not seen:
+    allowed = [s for s in range(S) if mask[b, i, t, s]]
+    if not allowed:
       continue
-    scores = np.array([scale * np.dot(q[b, t, i], k[b, s, j]) + bias[b, i, t, s] for s in seen])
+    scores = np.array([scale * np.dot(q[b, t, i], k[b, s, j]) + bias[b, i, t, s] for s in allowed])
     e = np.exp(scores - scores.max())
     p = e / e.sum()
-    dp = np.array([np.dot(g[b, t, i], v[b, s, j]) for s in seen])
+    dp = np.array([np.dot(g[b, t, i], v[b, s, j]) for s in allowed])
     dscores = p * (dp - np.dot(p, dp))
-    for n, s in enumerate(seen):
+    for n, s in enumerate(allowed):
       weights[b, i, t, s] = p[n]
       output[b, t, i] += p[n] * v[b, s, j]
       dv[b, s, j] += p[n] * g[b, t, i]
       dq[b, t, i] += dscores[n] * scale * k[b, s, j]
       dk[b, s, j] += dscores[n] * scale * q[b, t, i]
       dbias[b, i, t, s] = dscores[n]
-  return Truth(output, weights, dq, dk, dv, dbias)
+  return Reference(output, weights, dq, dk, dv, dbias)
