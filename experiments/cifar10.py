@@ -42,7 +42,7 @@ def get_config(corpus: str = '') -> ConfigDict:
   c.loss.update(classes=CLASSES, label_smoothing=0.1)
   c.optimizer.update(name='muon', learning_rate=1e-2, warmup_steps=200, weight_decay=0.05)
   c.train.steps = 11_000
-  c.eval.update(every_steps=1000, limit=500, metrics=('exact_match',), best='accuracy')
+  c.eval.update(every_steps=1000, metrics=('accuracy',), best='accuracy')
   c.decode.rows = 128
   if corpus:
     c.experiment = 'cifar10_shapes'

@@ -38,5 +38,5 @@ def get_config(variant: str = 'speakers') -> ConfigDict:
   c.loss.update(classes=CLASSES, label_smoothing=0.1)
   c.optimizer.update(name='muon', learning_rate=1e-2, weight_decay=0.1)
   c.train.update(steps=3600, save_every_steps=600)
-  c.eval.update(every_steps=600, samples=0, metrics=('exact_match',), best='accuracy')
+  c.eval.update(every_steps=600, samples=0, metrics=('accuracy',), best='accuracy')
   return c

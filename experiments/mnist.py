@@ -37,7 +37,7 @@ def get_config(corpus: str = '') -> ConfigDict:
   c.loss.update(classes=tuple('0123456789'), label_smoothing=0.1)
   c.optimizer.update(name='muon', learning_rate=1e-2, warmup_steps=200, weight_decay=0.05)
   c.train.update(steps=6330, save_every_steps=422)
-  c.eval.update(every_steps=1266, limit=500, metrics=('exact_match',), best='accuracy')
+  c.eval.update(every_steps=1266, metrics=('accuracy',), best='accuracy')
   c.decode.rows = 128
   if corpus:
     c.experiment = 'mnist_shapes'

@@ -46,5 +46,5 @@ def get_config(stage: str = 'finetune') -> ConfigDict:
     c.loss.update(classes=('0', '1'), label_smoothing=0.1)
     c.optimizer.learning_rate = 2e-3
     c.train.update(steps=1500, ema=0.995)
-    c.eval.update(metrics=('exact_match',), best='accuracy')
+    c.eval.update(metrics=('accuracy',), best='accuracy')
   return c

@@ -47,5 +47,5 @@ def get_config() -> ConfigDict:
   c.loss.update(classes=CLASSES, label_smoothing=0.1, coarse_until=':')
   c.optimizer.update(name='muon', learning_rate=2e-3, weight_decay=0.1)
   c.train.update(steps=1000, save_every_steps=250)
-  c.eval.update(every_steps=250, metrics=('exact_match',), best='accuracy')
+  c.eval.update(every_steps=250, metrics=('accuracy',), best='accuracy')
   return c

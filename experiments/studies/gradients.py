@@ -79,7 +79,7 @@ def of_model(size: int, scaled: bool, *, steps: int, rows: int = 64) -> dict[str
     scale_attention=scaled,
   )
   source = algorithmic.Algorithmic('reverse', 'train', lengths=(1, LENGTH), size=10_000)
-  fields = task.features(source)
+  fields = task.columns(source)
   lengths = np.stack([field.lengths for field in fields.values()], axis=1)
   batches = pipeline.Batches(
     fields, pipeline.bucketed(lengths, buckets=1), tokens=rows * 2 * LENGTH + 4 * rows

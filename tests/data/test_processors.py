@@ -13,8 +13,9 @@ from PIL import Image
 from transformer.data import tokenizers
 from transformer.data.pipeline import Batches, alone, bucketed
 from transformer.data.processors import ImageProcessor, SoundProcessor, TextProcessor, patches
-from transformer.inference.batching import Batching, padded, separated
-from transformer.inference.decoding import Decoding
+from transformer.inference.batching import pad_rows, split_padding
+from transformer.inference.decoding import Batching, Decoding
+from transformer.inference.predict import attend, predict
 from transformer.modules.config import ModelConfig
 from transformer.tasks.classification import Classification
 from transformer.tasks.seq2seq import Seq2Seq
@@ -50,7 +51,7 @@ def labels(tokenizer):
     tokenizer=tokenizer,
     decoding=Batching(rows=4),
     length=1,
-    inputs=ImageProcessor(height=6, width=9, channels=1, patch=3),
+    input_processor=ImageProcessor(height=6, width=9, channels=1, patch=3),
     classes=('left', 'right'),
     label_smoothing=0.0,
   )
@@ -62,7 +63,7 @@ def sounds(tokenizer):
     tokenizer=tokenizer,
     decoding=Decoding(length=6, rows=4),
     length=20,
-    inputs=SoundProcessor(bands=5, longest=20),
+    input_processor=SoundProcessor(bands=5, max_length=20),
   )
 
 
@@ -72,7 +73,7 @@ def frames(*lengths):
 
 
 def measured(task, model, batch):
-  return jax.jit(task.measure)(model, jax.tree.map(jnp.asarray, batch))
+  return jax.jit(task.batch_metrics)(model, jax.tree.map(jnp.asarray, batch))
 
 
 def test_patches_are_squares_row_by_row():
@@ -86,19 +87,19 @@ def test_images_are_learnt_and_their_labels_found(labels, seed, bounded):
   pictures = halves(24)
   config = ModelConfig(vocab=40, inputs='patches', features=9, position='learned', **SMALL)
   model = jax.jit(lambda key: labels.init(config, key))(jax.random.key(seed))
-  batch = Batches(labels.features(pictures), alone(24), tokens=24, seed=None)[0]
+  batch = Batches(labels.columns(pictures), alone(24), tokens=24, seed=None)[0]
   batch = jax.tree.map(jnp.asarray, batch)
   model, losses = fit(labels, model, batch, steps=30, learning_rate=1e-2, seed=seed)
   bounded('loss, of its start', losses[-1] / losses[0], below=0.2)
   lines = [example['inputs'] for example in pictures]
-  right = np.array(labels.predict(model, lines)) == [example['targets'] for example in pictures]
+  right = np.array(predict(labels, model, lines)) == [example['targets'] for example in pictures]
   bounded('accuracy', right.mean(), above=0.85)
-  weights, rows, columns = labels.attend(model, lines[0])
+  weights, rows, columns = attend(labels, model, lines[0])
   assert weights.shape == (2, 2, 7, 7) and rows == columns and rows[:3] == ['all', '0,0', '0,1']
 
 
 def test_rows_that_fill_a_batch_weigh_nothing(labels, pictures):
-  batches = Batches(labels.features(pictures), alone(11), tokens=8, seed=None)
+  batches = Batches(labels.columns(pictures), alone(11), tokens=8, seed=None)
   assert batches[1]['label_segments'].tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
   config = ModelConfig(vocab=40, inputs='patches', features=9, position='learned', **SMALL)
   model = drawn(lambda: labels.init(config, jax.random.key(0)))
@@ -112,31 +113,31 @@ def test_files_arrays_and_other_sizes_are_read_alike(tmp_path):
   Image.fromarray(pixels).save(tmp_path / 'a.png')
   content = (tmp_path / 'a.png').read_bytes()
   for line in (str(tmp_path / 'a.png'), content, pixels):
-    np.testing.assert_array_equal(reader.input(line), pixels)
+    np.testing.assert_array_equal(reader.encode_example(line), pixels)
   wide = np.concatenate([np.zeros_like(pixels), pixels, np.zeros_like(pixels)], axis=1)
-  np.testing.assert_array_equal(reader.input(wide), pixels)  # its middle
+  np.testing.assert_array_equal(reader.encode_example(wide), pixels)  # its middle
   grey = io.BytesIO()
   Image.fromarray(pixels[..., 0]).save(grey, 'png')
-  assert reader.input(grey.getvalue()).shape == (8, 8, 3)
+  assert reader.encode_example(grey.getvalue()).shape == (8, 8, 3)
   with pytest.raises(ValueError, match='cannot be read as an image'):
-    reader.input(b'nothing of the kind')
+    reader.encode_example(b'nothing of the kind')
   with pytest.raises(ValueError, match='nowhere.png'):
-    reader.input('nowhere.png')
+    reader.encode_example('nowhere.png')
 
 
 def test_images_vary_with_the_key_alone(pictures):
   varied = dict(shift=1, flip=True, turn=10.0, zoom=0.1, erase=3, recolor=0.3)
   size = dict(height=6, width=9, channels=1, patch=3)
   plain, reader = ImageProcessor(**size), ImageProcessor(**size, **varied)
-  rows = jnp.asarray(reader.field([example['inputs'] for example in pictures]))
+  rows = jnp.asarray(reader.encode_column([example['inputs'] for example in pictures]))
   segments = jnp.ones(len(rows), int)
-  x, of_x = plain.encode(rows, segments, None)
+  x, of_x = plain.prepare_batch(rows, segments, None)
   np.testing.assert_array_equal(x, patches(rows / 127.5 - 1, 3))
-  np.testing.assert_array_equal(x, reader.encode(rows, segments, None)[0])
-  np.testing.assert_array_equal(x, plain.encode(rows, segments, jax.random.key(0))[0])
+  np.testing.assert_array_equal(x, reader.prepare_batch(rows, segments, None)[0])
+  np.testing.assert_array_equal(x, plain.prepare_batch(rows, segments, jax.random.key(0))[0])
   for name, value in varied.items():
     one = ImageProcessor(**size, **{name: value})
-    found, again = (one.encode(rows, segments, jax.random.key(2))[0] for _ in range(2))
+    found, again = (one.prepare_batch(rows, segments, jax.random.key(2))[0] for _ in range(2))
     assert found.shape == x.shape and not np.array_equal(found, x), name
     np.testing.assert_array_equal(found, again)
   assert of_x.shape == (11, 6) and of_x.all()
@@ -144,7 +145,7 @@ def test_images_vary_with_the_key_alone(pictures):
 
 def test_a_stem_leaves_fewer_pieces():
   reader = ImageProcessor(height=8, width=8, channels=3, patch=1, stem=2)
-  assert reader.pieces(np.zeros((8, 8, 3), np.uint8)) == ['all', '0,0', '0,1', '1,0', '1,1']
+  assert reader.labels(np.zeros((8, 8, 3), np.uint8)) == ['all', '0,0', '0,1', '1,0', '1,1']
   assert reader.positions == 5
   assert ImageProcessor(height=7, width=7, channels=3, patch=1, stem=2).positions == 5
   with pytest.raises(ValueError, match='inputs.height=8 .* inputs.width=6.*model.stem=0'):
@@ -157,7 +158,7 @@ def test_an_image_with_many_captions_is_decoded_once(monkeypatch, pictures):
   read, seen = images.read, []
   monkeypatch.setattr(images, 'read', lambda *given: seen.append(given[0]) or read(*given))
   first, second = (example['inputs'] for example in pictures[:2])
-  field = ImageProcessor(height=6, width=9, channels=1, patch=3).field(
+  field = ImageProcessor(height=6, width=9, channels=1, patch=3).encode_column(
     [first, first, second, second]
   )
   assert len(seen) == 2
@@ -171,7 +172,7 @@ def test_a_sound_is_answered_alike_alone_and_beside_longer_ones(sounds, tokenize
   together = sounds.best(model, lines)
   for line, found in zip(lines, together, strict=True):
     np.testing.assert_array_equal(sounds.best(model, [line])[0], found)
-  weights, outputs, inputs = sounds.attend(model, lines[2])
+  weights, outputs, inputs = attend(sounds, model, lines[2])
   assert weights.shape == (2, 2, len(outputs), 4) and len(inputs) == 4
 
 
@@ -182,7 +183,7 @@ def test_padded_frames_change_no_loss(sounds, tokenizer):
   source = [{'inputs': f, 'targets': t} for f, t in zip(frames(3, 20, 8), texts, strict=True)]
   found = []
   for buckets in (1, 3):
-    fields = sounds.features(source)
+    fields = sounds.columns(source)
     lengths = np.stack([field.lengths for field in fields.values()], axis=1)
     batches = Batches(fields, bucketed(lengths, buckets=buckets), tokens=64, seed=None)
     parts = [measured(sounds, model, batches[i])['nll_per_token'] for i in range(len(batches))]
@@ -191,32 +192,35 @@ def test_padded_frames_change_no_loss(sounds, tokenizer):
 
 
 def test_padding_comes_off_again():
-  rows, segments = separated(jnp.asarray(padded(frames(2, 3), 4)))
+  rows, segments = split_padding(jnp.asarray(pad_rows(frames(2, 3), 4)))
   assert segments.tolist() == [[1, 1, 0, 0], [1, 1, 1, 0]] and not jnp.isnan(rows).any()
-  rows, segments = separated(jnp.asarray(padded([[5, 0], [7]], 3)))
+  rows, segments = split_padding(jnp.asarray(pad_rows([[5, 0], [7]], 3)))
   assert rows.tolist() == [[5, 0, 0], [7, 0, 0]] and segments.tolist() == [[1, 1, 0], [1, 0, 0]]
 
 
 @pytest.mark.parametrize(
   'reader, line, words',
   [
-    (SoundProcessor(bands=5, longest=4), np.zeros((9, 5)), 'has 9 frames, more than the 4'),
-    (SoundProcessor(bands=5, longest=4), np.zeros((3, 6)), 'inputs.bands=5 to that'),
+    (SoundProcessor(bands=5, max_length=4), np.zeros((9, 5)), 'has 9 frames, more than the 4'),
+    (SoundProcessor(bands=5, max_length=4), np.zeros((3, 6)), 'inputs.bands=5 to that'),
   ],
 )
 def test_what_cannot_be_read_is_refused(reader, line, words):
   with pytest.raises(ValueError, match=words):
-    reader.input(line)
+    reader.encode_example(line)
 
 
 def test_texts_are_cut_where_it_is_asked(tokenizer):
   for start in (False, True):
-    reader = TextProcessor(tokenizer, 5, start=start, cuts=True)
-    assert [len(reader.input(line, cut=True)) for line in ('a', 'abcdefgh')] == [2 + start, 5]
-    assert reader.input('abcdefgh', cut=True)[-1] == tokenizer.eos
-    assert reader.field(['a', 'abcdefgh']).lengths.tolist() == [2 + start, 5]
+    reader = TextProcessor(tokenizer, 5, start=start, truncate=True)
+    assert [len(reader.encode_example(line, truncate=True)) for line in ('a', 'abcdefgh')] == [
+      2 + start,
+      5,
+    ]
+    assert reader.encode_example('abcdefgh', truncate=True)[-1] == tokenizer.eos
+    assert reader.encode_column(['a', 'abcdefgh']).lengths.tolist() == [2 + start, 5]
     with pytest.raises(ValueError, match='9 tokens|10 tokens'):
-      reader.input('abcdefgh')
+      reader.encode_example('abcdefgh')
 
 
 def test_patches_must_fit():

@@ -1,5 +1,6 @@
 """Laws of evaluation/metrics.py."""
 
+import functools
 import gzip
 import math
 from importlib.metadata import version
@@ -7,21 +8,27 @@ from importlib.metadata import version
 import pytest
 import sacrebleu
 import sacremoses
+import scipy.stats
 from sacrebleu.metrics import BLEU
 
-from transformer.evaluation.evaluate import LOWER_IS_BETTER
-from transformer.evaluation.metrics import (
-  METRICS,
-  RANKED,
-  bleu,
-  bleu_lowercase_moses,
-  cer,
-  chrf,
-  exact_match,
-  wer,
-)
+from transformer.evaluation.classes import entities
+from transformer.evaluation.metrics import METRICS, is_better
+from transformer.evaluation.ranking import RANKING
+from transformer.evaluation.text import bleu, bleu_lowercase_moses, cer, chrf, exact_match, wer
 
-GAINS = [n for n in METRICS if not n.startswith(LOWER_IS_BETTER) and n not in RANKED]
+SOUNDS = ('mel_cepstral_distortion', 'length_ratio')
+CORRELATIONS = ('pearson_correlation', 'spearman_correlation', 'matthews_correlation')
+GIVEN = {  # what predictions and references are, where they are no plain text
+  **dict.fromkeys(RANKING, (['a b'] * 40, ['b:1'] * 40)),
+  'pearson_correlation': (['1', '2.5'] * 20, ['3', '2'] * 20),
+  'spearman_correlation': (['1', '2.5'] * 20, ['3', '2'] * 20),
+  'entity_f1': (['O B-x'] * 40, ['B-x O'] * 40),
+}
+GAINS = [
+  name
+  for name, metric in METRICS.items()
+  if metric.higher_is_better and name not in (*GIVEN, *SOUNDS, *CORRELATIONS)
+]
 
 WORDS = 'Der Hund läuft schnell über die grüne Wiese , und "alle" sehen zu ( 3,5 km ) . z.B. Ende!'
 
@@ -43,9 +50,13 @@ def moses(lines):
   return [' '.join(tokenizer.tokenize(line.lower(), escape=False)) for line in lines]
 
 
+def score(name, predictions, references):
+  return METRICS[name].function(predictions, references)
+
+
 def test_exact_match_counts_equal_texts():
-  score = exact_match(['a', 'b ', 'C', 'd'], ['a', 'b', 'c', 'd'])
-  assert score == (50.0, 'exact match|n:4')
+  found = exact_match(['a', 'b ', 'C', 'd'], ['a', 'b', 'c', 'd'])
+  assert found == (50.0, 'exact match|n:4')
 
 
 def test_bleu_and_chrf_are_sacrebleu(texts):
@@ -68,6 +79,12 @@ def test_signatures_say_what_makes_scores_comparable(texts):
       'after:lowercase+sacremoses',
     },
     'exact_match': {'exact match', 'n:40'},
+    'accuracy': {'accuracy', 'n:40'},
+    'entity_f1': {'entity F1', 'seqeval default', 'micro', 'n:40', 'entities:40'},
+    **{
+      f'{name.lower()}_correlation': {f'{name} correlation', 'n:40'}
+      for name in ('Matthews', 'Pearson', 'Spearman')
+    },
     **{
       f'bleu{n}_lowercase_words': {
         *('nrefs:1', 'case:mixed', 'eff:no', 'tok:none', 'smooth:exp', sacre),
@@ -81,12 +98,12 @@ def test_signatures_say_what_makes_scores_comparable(texts):
     },
     'squad_exact_match': {'SQuAD 1.1 exact match', 'max over references', 'n:40'},
     'squad_f1': {'SQuAD 1.1 token F1', 'max over references', 'n:40'},
-    **{name: {name, f'trec_eval {measure}', 'n:40'} for name, measure in RANKED.items()},
+    **{name: {name, f'trec_eval {measure}', 'n:40'} for name, measure in RANKING.items()},
   }
-  assert METRICS.keys() == expected.keys()
-  for name, metric in METRICS.items():
-    given = (['a b'] * 40, ['b:1'] * 40) if name in RANKED else texts
-    assert set(metric(*given).signature.split('|')) == expected[name]
+  assert METRICS.keys() - SOUNDS == expected.keys()
+  for name, wanted in expected.items():
+    found = score(name, *GIVEN.get(name, texts))
+    assert set(found.signature.split('|')) == wanted
 
 
 def test_lowercase_moses_is_bleu_of_moses_tokens_in_any_case(texts):
@@ -118,17 +135,17 @@ def test_multi30k_has_as_many_moses_tokens_as_the_literature_counts(real_data):
 @pytest.mark.parametrize('name', GAINS)
 def test_a_perfect_prediction_scores_100_and_an_unrelated_one_about_0(name, texts):
   _, references = texts
-  assert METRICS[name](references, references).value == pytest.approx(100)
-  assert METRICS[name](['xyz'] * len(references), references).value < 3
-  assert 0 <= METRICS[name]([''] * len(references), references).value < 3
+  assert score(name, references, references).value == pytest.approx(100)
+  assert score(name, ['xyz'] * len(references), references).value < 3
+  assert 0 <= score(name, [''] * len(references), references).value < 3
 
 
-@pytest.mark.parametrize('name', METRICS)
+@pytest.mark.parametrize('name', sorted(METRICS.keys() - SOUNDS))
 def test_every_reference_needs_its_prediction(name):
   for predictions, references in ((['a'], ['a', 'b']), (['a', 'b'], ['a']), ([], [])):
     message = f'{len(predictions)} predictions for {len(references)} references'
     with pytest.raises(ValueError, match=message):
-      METRICS[name](predictions, references)
+      score(name, predictions, references)
 
 
 def distance(a, b):
@@ -162,10 +179,10 @@ def test_captions_are_scored_by_words_against_all_of_their_references():
   predictions = ['A dog runs, runs !', 'a cat']
   references = ['the dog runs .\tA Dog is running and runs', 'a cat sits\tthe cat']
   # of 6 words 'a', 'dog' and 'runs' once (no reference has it twice), 'a', 'cat': 5
-  one = METRICS['bleu1_lowercase_words'](predictions, references)
+  one = score('bleu1_lowercase_words', predictions, references)
   assert one.value == pytest.approx(100 * 5 / 6)  # 6 words, and the nearest lengths are 3 + 2
   lines = ['The dog, it RUNS', 'so and so and so on']  # with as many references as there are
-  same = METRICS['bleu4_lowercase_words'](lines, ['another\tthe dog it runs.', lines[1]])
+  same = score('bleu4_lowercase_words', lines, ['another\tthe dog it runs.', lines[1]])
   assert same.value == pytest.approx(100)
   assert 'order:4' in same.signature and 'order:1' in one.signature
 
@@ -177,7 +194,7 @@ def test_a_constant_caption_scores_what_the_data_says(real_data):
   source = corpora.load('captions', 'val', dir=real_data('flickr8k_1000'))
   references = ['\t'.join(example['references']) for example in source][::5]
   constant = 'a man in a blue shirt is standing in front of a man in a red shirt'
-  found = {n: METRICS[f'bleu{n}_lowercase_words']([constant] * 113, references) for n in (1, 4)}
+  found = {n: score(f'bleu{n}_lowercase_words', [constant] * 113, references) for n in (1, 4)}
   assert found[1].value == pytest.approx(36.1, abs=0.1)
   assert found[4].value == pytest.approx(6.8, abs=0.1)
 
@@ -185,21 +202,21 @@ def test_a_constant_caption_scores_what_the_data_says(real_data):
 def test_squad_takes_the_best_reference_without_articles_and_marks():
   predictions = ['The U.S. Army!', 'in 1996', 'no idea', 'a']
   references = ['us army', 'the year 1996\t1996', 'blue\tred', 'the']
-  assert METRICS['squad_exact_match'](predictions, references).value == 50  # 1 and 4: both nothing
-  f1 = METRICS['squad_f1'](predictions, references)
+  assert score('squad_exact_match', predictions, references).value == 50  # 1 and 4
+  f1 = score('squad_f1', predictions, references)
   assert f1.value == pytest.approx(100 * (1 + 2 / 3 + 0 + 0) / 4)  # the published script's too
   assert 'n:4' in f1.signature
 
 
 def test_repeated_words_count_as_often_as_they_are_in_both():
-  assert METRICS['squad_f1'](['b b c'], ['b b b d']).value == pytest.approx(100 * 4 / 7)
+  assert score('squad_f1', ['b b c'], ['b b b d']).value == pytest.approx(100 * 4 / 7)
 
 
 def test_ranks_are_judged_as_by_hand():
   pytest.importorskip('pytrec_eval')
   predictions = ['a b c d', 'x y z']
   references = ['b:2 d:1 e:1', 'q:1']
-  values = {name: METRICS[name](predictions, references).value for name in RANKED}
+  values = {name: score(name, predictions, references).value for name in RANKING}
   assert values['recall_at_1'] == 0
   assert values['recall_at_5'] == pytest.approx(100 * (2 / 3) / 2)
   assert values['reciprocal_rank'] == pytest.approx(100 * (1 / 2) / 2)
@@ -207,3 +224,63 @@ def test_ranks_are_judged_as_by_hand():
   gain = 2 / math.log2(3) + 1 / math.log2(5)
   ideal = 2 + 1 / math.log2(3) + 1 / math.log2(4)
   assert values['ndcg_at_10'] == pytest.approx(100 * gain / ideal / 2)
+
+
+def test_the_table_says_what_an_improvement_is():
+  lower = {name for name, metric in METRICS.items() if not metric.higher_is_better}
+  assert lower == {'wer', 'cer', 'mel_cepstral_distortion'}
+  own = {'nll': False, 'start_accuracy': True}
+  assert is_better('wer', 1.0, 2.0, own) and not is_better('bleu', 1.0, 2.0, own)
+  assert is_better('nll', 1.0, 2.0, own) and not is_better('start_accuracy', 1.0, 2.0, own)
+  assert not is_better('bleu', 2.0, 2.0, own) and not is_better('nll', 2.0, 2.0, own)
+
+
+def test_matthews_correlation_is_that_of_a_table_of_two_classes():
+  predictions = ['1'] * 6 + ['0'] * 4 + ['1'] * 1 + ['0'] * 9
+  references = ['1'] * 10 + ['0'] * 10
+  matthews = functools.partial(score, 'matthews_correlation')
+  expected = (6 * 9 - 1 * 4) / math.sqrt(7 * 10 * 13 * 10)  # tp tn - fp fn, by the four margins
+  assert matthews(predictions, references).value == pytest.approx(100 * expected)
+  assert matthews(['1'] * 20, references).value == 0  # a majority class
+  assert matthews(references, references).value == pytest.approx(100)
+  swapped = [{'1': '0', '0': '1'}[name] for name in references]
+  assert matthews(swapped, references).value == pytest.approx(-100)
+  three = ['a', 'b', 'c'] * 5
+  assert matthews(three, three).value == pytest.approx(100)
+
+
+def test_correlations_are_those_of_scipy(rng):
+  x, y = rng.normal(size=(2, 30)).round(1)
+  texts = [list(map(str, values)) for values in (x, x + y)]
+  for name, expected in (('pearson', scipy.stats.pearsonr), ('spearman', scipy.stats.spearmanr)):
+    found = score(f'{name}_correlation', *texts).value
+    assert found == pytest.approx(100 * expected(*(list(map(float, t)) for t in texts)).statistic)
+  assert score('pearson_correlation', ['1', '1'], ['2', '3']).value == 0
+
+
+@pytest.mark.parametrize(
+  'tags, expected',
+  [
+    ('O O', []),
+    ('B-PER I-PER O B-LOC', [('PER', 0, 1), ('LOC', 3, 3)]),
+    ('B-PER B-PER', [('PER', 0, 0), ('PER', 1, 1)]),
+    ('I-PER I-PER O', [('PER', 0, 1)]),  # seqeval's default accepts it
+    ('O I-LOC B-LOC', [('LOC', 1, 1), ('LOC', 2, 2)]),
+    ('B-PER I-LOC I-LOC', [('PER', 0, 0), ('LOC', 1, 2)]),
+    ('I-PER I-LOC I-PER', [('PER', 0, 0), ('LOC', 1, 1), ('PER', 2, 2)]),
+    ('B-creative-work I-creative-work', [('creative-work', 0, 1)]),
+  ],
+)
+def test_entities_are_those_of_seqeval(tags, expected):
+  assert list(entities(tags.split())) == expected
+
+
+def test_entity_f1_counts_whole_entities_of_all_lines():
+  references = ['B-PER I-PER O B-LOC', 'O O', 'B-ORG I-ORG']
+  predictions = ['B-PER I-PER O B-ORG', 'B-LOC O', 'B-ORG O']
+  # 1 right of 4 found and 3 true; a wrong type or end counts for nothing
+  found = score('entity_f1', predictions, references)
+  assert found.value == pytest.approx(100 * 2 * 1 / (4 + 3))
+  assert score('entity_f1', ['O'], ['O']).value == 0
+  with pytest.raises(ValueError, match='line 2 has 1 tags for 2 words'):
+    score('entity_f1', ['O', 'O'], ['O', 'O O'])

@@ -12,8 +12,8 @@ from transformer.data import audio, tokenizers
 from transformer.data.pipeline import Batches, bucketed
 from transformer.data.processors import SoundProcessor
 from transformer.functional.losses import ctc
-from transformer.inference.batching import Batching
-from transformer.inference.decoding import Decoding
+from transformer.inference.decoding import Batching, Decoding
+from transformer.inference.predict import attend, predict
 from transformer.modules.config import ModelConfig
 from transformer.tasks.ctc import CTC, JointCTC
 from transformer.tasks.seq2seq import Seq2Seq
@@ -37,8 +37,8 @@ CONFIG = ModelConfig(
 @pytest.fixture(scope='module')
 def task():
   tokenizer = tokenizers.train(['abcde'], kind='characters', vocab=9)
-  inputs = SoundProcessor(longest=64, bands=5)
-  return CTC(tokenizer=tokenizer, decoding=Batching(rows=4), length=64, inputs=inputs)
+  inputs = SoundProcessor(max_length=64, bands=5)
+  return CTC(tokenizer=tokenizer, decoding=Batching(rows=4), length=64, input_processor=inputs)
 
 
 @pytest.fixture(scope='module')
@@ -62,7 +62,7 @@ def model(task):
 
 
 def batches(task, examples, tokens=256):
-  fields = task.features(examples)
+  fields = task.columns(examples)
   lengths = np.stack([field.lengths for field in fields.values()], axis=1)
   return Batches(fields, bucketed(lengths, buckets=1), tokens=tokens, seed=None)
 
@@ -73,9 +73,9 @@ def test_it_learns_to_read(task, examples, seed, bounded):
   learnt, losses = fit(task, model, batch, steps=150, learning_rate=2e-2, seed=seed)
   bounded('loss, of its start', losses[-1] / losses[0], below=0.1)
   inputs, targets = zip(*map(task.example, examples), strict=True)
-  found = task.predict(learnt, inputs)
+  found = predict(task, learnt, inputs)
   bounded('share of sounds understood', np.mean(np.array(found) == targets), above=0.8)
-  assert task.predict(learnt, inputs[5:6]) == found[5:6]  # whatever lines come with it
+  assert predict(task, learnt, inputs[5:6]) == found[5:6]  # whatever lines come with it
 
 
 def test_the_loss_is_that_of_each_sound_alone(task, model, examples):
@@ -104,7 +104,10 @@ def test_the_loss_is_that_of_each_sound_alone(task, model, examples):
 
 def test_augmentation_is_for_learning_alone(task, model, examples):
   varied = dataclasses.replace(
-    task, inputs=dataclasses.replace(task.inputs, tempo=0.2, time_masks=1, time_width=4)
+    task,
+    input_processor=dataclasses.replace(
+      task.input_processor, tempo=0.2, time_masks=1, time_width=4
+    ),
   )
   batch = jax.tree.map(jnp.asarray, batches(task, examples[:4])[0])
   loss = jax.jit(lambda task, key: task.loss(model, batch, key)[0].sum, static_argnums=0)
@@ -112,47 +115,52 @@ def test_augmentation_is_for_learning_alone(task, model, examples):
   assert loss(varied, None) == plain
   drawn = [float(loss(varied, jax.random.key(seed))) for seed in (0, 0, 1)]
   assert drawn[0] == drawn[1] != drawn[2] and drawn[0] != plain
-  measured = jax.jit(varied.measure)(model, batch)
+  measured = jax.jit(varied.batch_metrics)(model, batch)
   np.testing.assert_allclose(measured['nll_per_token'].sum, plain, rtol=1e-6)
 
 
 def test_an_alignment_is_read_by_leaving_out_repeats_and_then_blanks(task):
-  assert task.said([0, 5, 5, 0, 5, 6, 6, 0]) == [5, 5, 6]
-  assert task.said([0, 0]) == []
-  assert task.said([4, 4, 4]) == [4]
+  assert task.collapse([0, 5, 5, 0, 5, 6, 6, 0]) == [5, 5, 6]
+  assert task.collapse([0, 0]) == []
+  assert task.collapse([4, 4, 4]) == [4]
 
 
 def test_wav_files_of_any_rate_are_read(tmp_path, task, rng):
-  inputs = SoundProcessor(longest=64, rate=8000, bands=5)
-  task = dataclasses.replace(task, inputs=inputs)
+  inputs = SoundProcessor(max_length=64, rate=8000, bands=5)
+  task = dataclasses.replace(task, input_processor=inputs)
   model = jax.jit(lambda key: task.init(CONFIG, key))(jax.random.key(1))
   sound = rng.normal(size=4000) * 0.1
   for rate in (8000, 16000):
     audio.write(tmp_path / f'{rate}.wav', sound, rate)
   path = tmp_path / '8000.wav'
   paths = [str(path), str(tmp_path / '16000.wav')]
-  assert len(task.input(paths[0])) == 51 and len(task.input(paths[1])) == 26
-  found = task.predict(model, [*paths, path.read_bytes()])
+  assert (
+    len(task.processor.encode_example(paths[0])) == 51
+    and len(task.processor.encode_example(paths[1])) == 26
+  )
+  found = predict(task, model, [*paths, path.read_bytes()])
   assert found[0] == found[2]
-  weights, names, _ = task.attend(model, paths[0])
+  weights, names, _ = attend(task, model, paths[0])
   assert weights.shape == (1, 2, 26, 26) and names[:3] == ['0.00', '0.02', '0.04']
   np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
   audio.write(path, np.tile(sound, 2), 8000)
   with pytest.raises(ValueError, match='line 2: the sound has 101 frames, more than the 64'):
-    task.predict(model, [paths[1], paths[0]])
-  assert len(task.predict(model, [paths[0]], cut=True)) == 1
+    predict(task, model, [paths[1], paths[0]])
+  assert len(predict(task, model, [paths[0]], truncate=True)) == 1
   with pytest.raises(FileNotFoundError, match=r'none\.wav'):
-    task.predict(model, ['none.wav'])
+    predict(task, model, ['none.wav'])
 
 
 def test_ready_made_frames_are_read_and_no_sound(tmp_path, task, model, rng):
-  task = dataclasses.replace(task, inputs=SoundProcessor(longest=64, bands=5, window=0.0))
+  task = dataclasses.replace(
+    task, input_processor=SoundProcessor(max_length=64, bands=5, window=0.0)
+  )
   frames = rng.normal(size=(30, 5))
   np.save(tmp_path / 'ours.npy', frames)
   np.save(tmp_path / 'wide.npy', np.pad(frames, ((0, 0), (0, 1))))
-  assert task.predict(model, [str(tmp_path / 'ours.npy')]) == task.predict(model, [frames])
+  assert predict(task, model, [str(tmp_path / 'ours.npy')]) == predict(task, model, [frames])
   with pytest.raises(ValueError, match=r'line 1: .*6 numbers each: set inputs\.bands=5'):
-    task.predict(model, [str(tmp_path / 'wide.npy')])
+    predict(task, model, [str(tmp_path / 'wide.npy')])
   sound, flat = tmp_path / 'sound.wav', tmp_path / 'flat.npy'
   audio.write(sound, frames[:, 0] * 0.1, 8000)
   np.save(flat, frames[:, 0])
@@ -161,17 +169,17 @@ def test_ready_made_frames_are_read_and_no_sound(tmp_path, task, model, rng):
   (tmp_path / 'damaged.npz').write_bytes((tmp_path / 'many.npz').read_bytes()[:90])
   for file in (sound, flat, *(tmp_path / name for name in ('nan.npy', 'many.npz', 'damaged.npz'))):
     with pytest.raises(ValueError, match=rf'line 1: .*{file.name} is no .npy.*inputs\.window=0'):
-      task.predict(model, [str(file)])
+      predict(task, model, [str(file)])
   with pytest.raises(ValueError, match='line 1: the sound is no .npy'):
-    task.predict(model, [sound.read_bytes()])
+    predict(task, model, [sound.read_bytes()])
   with pytest.raises(FileNotFoundError, match=r'none\.npy'):
-    task.predict(model, ['none.npy'])
+    predict(task, model, ['none.npy'])
 
 
 def test_a_model_that_is_not_finite_says_so(task, model, examples):
   broken = jax.tree.map(lambda x: x * jnp.nan, model)
   with pytest.raises(FloatingPointError, match='computes NaN'):
-    task.predict(broken, [examples[0]['inputs']])
+    predict(task, broken, [examples[0]['inputs']])
 
 
 def test_a_tokenizer_without_padding_has_no_blank(task):
@@ -193,12 +201,12 @@ def test_a_tokenizer_without_padding_has_no_blank(task):
 )
 def test_impossible_inputs_are_named(wrong, message):
   with pytest.raises(ValueError, match=message):
-    SoundProcessor(longest=64, **wrong)
+    SoundProcessor(max_length=64, **wrong)
 
 
 def test_sounds_are_normalised(rng):
   frames = rng.normal(size=(50, 5)) * [1, 2, 3, 4, 0] + [5, 6, 7, 8, 9]
-  read = SoundProcessor(longest=64, bands=5).input(frames)
+  read = SoundProcessor(max_length=64, bands=5).encode_example(frames)
   assert read.dtype == np.float32
   np.testing.assert_allclose(read.mean(axis=0), 0, atol=1e-4)
   np.testing.assert_allclose(read.std(axis=0), [1, 1, 1, 1, 0], atol=1e-4)
@@ -206,7 +214,7 @@ def test_sounds_are_normalised(rng):
 
 @pytest.fixture(scope='module')
 def joint(task):
-  how = dict(tokenizer=task.tokenizer, length=64, inputs=task.inputs)
+  how = dict(tokenizer=task.tokenizer, length=64, input_processor=task.input_processor)
   return JointCTC(decoding=Decoding(length=8, rows=4), label_smoothing=0.1, **how)
 
 
@@ -221,7 +229,9 @@ def test_joint_is_attention_and_ctc_in_shares(task, joint, examples):
     assert loss.weight == sum(len(e['targets']) + 1 for e in examples[:5])
   assert losses[0.25] == pytest.approx(0.75 * losses[0.0] + 0.25 * losses[1.0], rel=1e-5)
 
-  how = dict(tokenizer=task.tokenizer, length=64, inputs=task.inputs, label_smoothing=0.1)
+  how = dict(
+    tokenizer=task.tokenizer, length=64, input_processor=task.input_processor, label_smoothing=0.1
+  )
   plain = Seq2Seq(decoding=joint.decoding, **how)
   attended, nll = jax.jit(lambda m, b: plain.loss(m, b, None))(model, batch)
   assert losses[0.0] == pytest.approx(float(attended.sum), rel=1e-5)
@@ -235,7 +245,7 @@ def test_joint_is_attention_and_ctc_in_shares(task, joint, examples):
   )
   assert losses[1.0] == pytest.approx(float(aligned.sum), rel=1e-5)
   assert float(logged['ctc_per_token'].value) == pytest.approx(float(aligned.value), rel=1e-5)
-  assert len(joint.predict(model, [examples[0]['inputs']])) == 1
+  assert len(predict(joint, model, [examples[0]['inputs']])) == 1
 
 
 @pytest.mark.parametrize('share', [-0.1, 1.5])

@@ -11,7 +11,10 @@ import scipy.special
 
 from transformer.data import tokenizers
 from transformer.data.pipeline import Batches, bucketed
+from transformer.data.text import encode
+from transformer.evaluation.evaluate import teacher_forced
 from transformer.inference.decoding import Decoding
+from transformer.inference.predict import attend, predict, with_fast_decoding
 from transformer.modules.config import ModelConfig
 from transformer.tasks.language_model import LanguageModel
 
@@ -58,7 +61,7 @@ def logits_of(model, tokens, segments):
 
 def test_windows_read_every_token_and_predict_the_one_after(task):
   """The windows of an endless text, joined, are the text, and the text one token later."""
-  fields = task.features([{'targets': TEXT}, {'targets': 'fox'}])
+  fields = task.columns([{'targets': TEXT}, {'targets': 'fox'}])
   tokens = task.tokenizer.encode(TEXT)
   n = len(tokens) - 1
   windows = [fields['inputs'][i].tolist() for i in range(len(fields['inputs']))]
@@ -72,7 +75,7 @@ def test_windows_read_every_token_and_predict_the_one_after(task):
 @pytest.mark.parametrize('text', [TEXT, TEXT[:9], TEXT[:10], TEXT[:4], TEXT[:2]])
 def test_what_overlaps_is_read_again_and_judged_once(task, text):
   far = dataclasses.replace(task, overlap=5)
-  fields = far.features([{'targets': text}])
+  fields = far.columns([{'targets': text}])
   tokens = task.tokenizer.encode(text)
   judged = []
   for i, later in enumerate(fields['targets']):
@@ -86,7 +89,7 @@ def test_what_overlaps_is_read_again_and_judged_once(task, text):
 
 def test_documents_begin_and_end(task):
   whole = dataclasses.replace(task, documents=True, length=16)
-  fields = whole.features([{'targets': 'fox'}])
+  fields = whole.columns([{'targets': 'fox'}])
   fox = task.tokenizer.encode('fox')
   assert fields['inputs'][0].tolist() == [1, *fox]
   assert fields['targets'][0].tolist() == [*fox, 2]
@@ -94,7 +97,7 @@ def test_documents_begin_and_end(task):
 
 def test_a_text_in_parts_is_the_text(task, monkeypatch):
   monkeypatch.setattr('transformer.data.text.PART', 5)
-  assert task.encode(TEXT * 3) == task.tokenizer.encode(TEXT * 3)
+  assert encode(task.tokenizer, TEXT * 3) == task.tokenizer.encode(TEXT * 3)
 
 
 def test_windows_that_do_not_move_are_an_error(task):
@@ -104,13 +107,13 @@ def test_windows_that_do_not_move_are_an_error(task):
 
 def test_no_text_is_an_error(task):
   with pytest.raises(ValueError, match='two tokens or more'):
-    task.features([{'targets': 'f'}])
+    task.columns([{'targets': 'f'}])
 
 
 @pytest.mark.parametrize('overlap', [0, 5])
 def test_the_loss_is_the_logits_cross_entropy(task, model, close, overlap):
   task = dataclasses.replace(task, overlap=overlap)
-  fields = task.features([{'targets': TEXT}])
+  fields = task.columns([{'targets': TEXT}])
   lengths = np.stack([f.lengths for f in fields.values()], axis=1)
   batch = Batches(fields, bucketed(lengths, buckets=1), tokens=999, seed=None)[0]
   loss, _ = jax.jit(task.loss)(model, jax.tree.map(jnp.asarray, batch), None)
@@ -125,12 +128,11 @@ def test_the_loss_is_the_logits_cross_entropy(task, model, close, overlap):
     total -= float(log_p[judged, fields['targets'][i][judged]].sum())
   close(loss.sum, total)
   assert float(loss.weight) == len(task.tokenizer.encode(TEXT)) - 1
-  totals = jax.jit(task.measure)(model, jax.tree.map(jnp.asarray, batch))
-  measured = task.report(totals, [{'targets': TEXT}])
+  measured = teacher_forced(task, model, [jax.tree.map(jnp.asarray, batch)], [{'targets': TEXT}])
   assert measured['nll_per_token'] == pytest.approx(total / float(loss.weight), rel=1e-5)
   assert measured['perplexity_per_word'] == pytest.approx(math.exp(total / 11), rel=1e-4)
   assert measured['bits_per_byte'] == pytest.approx(total / len(TEXT) / math.log(2), rel=1e-5)
-  assert set(measured) == set(task.figures)
+  assert set(measured) == set(task.metrics)
 
 
 def longhand(task, model, prompt):
@@ -152,7 +154,7 @@ def longhand(task, model, prompt):
 
 def test_greedy_is_the_longhand_search_in_moving_windows(task, model):
   prompts = ['the', 'quick brown fox', 'o']
-  found = task.predict(model, prompts)
+  found = predict(task, model, prompts)
   assert found == [longhand(task, model, prompt) for prompt in prompts]
 
 
@@ -162,16 +164,16 @@ def test_streaming_says_what_predict_says(task, model, decoding):
   for prompt in ('the', 'over the lazy dog'):
     pieces = list(task.stream(model, prompt))
     assert len(pieces) > 5
-    assert ''.join(pieces) == task.predict(model, [prompt])[0]
+    assert ''.join(pieces) == predict(task, model, [prompt])[0]
 
 
 def test_a_line_is_drawn_the_same_whatever_comes_with_it(task, model):
   drawn = dataclasses.replace(task, decoding=DRAWN)
   prompts = ['the', 'fox', 'quick', 'dog', 'lazy']
-  together = drawn.predict(model, prompts)
-  assert [drawn.predict(model, [prompt])[0] for prompt in prompts] == together
+  together = predict(drawn, model, prompts)
+  assert [predict(drawn, model, [prompt])[0] for prompt in prompts] == together
   other = dataclasses.replace(task, decoding=dataclasses.replace(DRAWN, seed=4))
-  assert other.predict(model, prompts) != together
+  assert predict(other, model, prompts) != together
   assert len(set(together)) == 5
 
 
@@ -182,7 +184,7 @@ def test_documents_end(task, model):
   sure.embed.table[...] = (
     model.embed.table[...].at[2].set(100 * model.states(jnp.array([[1]]))[0, 0])
   )
-  assert ends.predict(sure, ['']) == ['']
+  assert predict(ends, sure, ['']) == ['']
   assert ''.join(ends.stream(sure, '')) == ''
 
 
@@ -190,7 +192,7 @@ def test_beams_find_no_worse_and_need_room(task, model):
   with pytest.raises(ValueError, match='beams cannot move'):
     dataclasses.replace(task, decoding=dataclasses.replace(GREEDY, beams=4))
   wide = dataclasses.replace(task, decoding=dataclasses.replace(GREEDY, beams=4, length=4))
-  assert wide.quick().decoding.beams == 1
+  assert with_fast_decoding(wide).decoding.beams == 1
   prompts, compared = ['the', 'fox', 'over', 'dog', 'lazy', 'quick b'], 0
 
   def log_p(prompt, continuation):
@@ -203,7 +205,10 @@ def test_beams_find_no_worse_and_need_room(task, model):
     return log_p[np.arange(n - 1, len(tokens) - 1), tokens[n:]].sum()
 
   for prompt, found, plain in zip(
-    prompts, wide.predict(model, prompts), wide.quick().predict(model, prompts), strict=True
+    prompts,
+    predict(wide, model, prompts),
+    predict(with_fast_decoding(wide), model, prompts),
+    strict=True,
   ):
     if len(found) == len(plain) == 4:  # no special token in it
       compared += 1
@@ -212,7 +217,7 @@ def test_beams_find_no_worse_and_need_room(task, model):
 
 
 def test_attention_of_a_line_looks_back_alone(task, model, close):
-  weights, rows, columns = task.attend(model, 'the fox')
+  weights, rows, columns = attend(task, model, 'the fox')
   assert weights.shape == (2, 2, 7, 7) and rows == columns == list('the fox')
   close(weights.sum(-1), np.ones((2, 2, 7)))
   assert not np.triu(weights, 1).any()
@@ -220,7 +225,7 @@ def test_attention_of_a_line_looks_back_alone(task, model, close):
 
 def test_an_empty_prompt_needs_a_start_token(task, model):
   with pytest.raises(ValueError, match='the line is empty'):
-    task.predict(model, [''])
+    predict(task, model, [''])
   with pytest.raises(ValueError, match='pass a list'):
-    task.predict(model, 'the')
-  assert task.predict(model, ['', 'the'], cut=True) == ['', task.predict(model, ['the'])[0]]
+    predict(task, model, 'the')
+  assert predict(task, model, ['', 'the'], truncate=True) == ['', predict(task, model, ['the'])[0]]

@@ -12,9 +12,10 @@ from parameters import drawn
 from transformer.data import tokenizers
 from transformer.data.pipeline import Batches, bucketed
 from transformer.data.text import with_blanks
+from transformer.evaluation.evaluate import evaluate
 from transformer.functional.losses import cross_entropy
-from transformer.inference.batching import Batching
-from transformer.inference.decoding import Decoding
+from transformer.inference.decoding import Batching, Decoding
+from transformer.inference.predict import attend, predict
 from transformer.modules.config import ModelConfig
 from transformer.tasks.classification import Classification
 from transformer.tasks.masked_lm import MaskedLM
@@ -68,7 +69,7 @@ def texts(lines=TEXTS):
 
 
 def batch_of(task, source):
-  fields = task.features(source)
+  fields = task.columns(source)
   lengths = np.stack([f.lengths for f in fields.values() if hasattr(f, 'lengths')], axis=1)
   rows = len(lengths) + 1  # one of them empty
   batch = Batches(fields, bucketed(lengths, buckets=1), tokens=1, multiple=rows, seed=None)[0]
@@ -89,7 +90,7 @@ def test_what_is_hidden_is_what_is_asked(masking, close):
   config = ModelConfig(vocab=masking.tokenizer.size, bias_output=True, **SIZES)
   model = drawn(lambda: masking.init(config, jax.random.key(0)))
   hide_key, _ = jax.random.split(jax.random.key(3))
-  hidden = jax.jit(masking._hide)(batch, hide_key)
+  hidden = jax.jit(masking.mask)(batch, hide_key)
   count = np.asarray(batch['inputs_segments'].sum(axis=1)) - 2
   assert (np.asarray(hidden.chosen.sum(axis=1))[:4] == np.round(count[:4] * 0.2)).all()
   shown = np.asarray(hidden.tokens)[~np.asarray(hidden.chosen)]
@@ -109,8 +110,8 @@ def test_whole_words_are_hidden_whole():
   task = MaskedLM(tokenizer=tokenizer, decoding=Batching(rows=2), length=40, **how)
   line = 'redder bluer antic beeline redder antic'
   batch = batch_of(task, texts([line]))
-  words = np.asarray(task._words(batch['inputs']))[0]
-  hide = jax.jit(task._hide)
+  words = np.asarray(task.words(batch['inputs']))[0]
+  hide = jax.jit(task.mask)
   for seed in range(5):
     chosen = np.asarray(hide(batch, jax.random.key(seed)).chosen)[0]
     hidden_words = set(words[chosen] - 1)  # the start token is before the first
@@ -128,7 +129,7 @@ def test_halves_of_other_rows_are_told_apart(tokenizer):
     task, tokenizer=tokenizers.train(same, kind='characters', vocab=40, sentinels=1)
   )
   batch = batch_of(task, texts(same))
-  hide = jax.jit(task._hide)
+  hide = jax.jit(task.mask)
   hidden = [hide(batch, jax.random.key(seed)) for seed in range(20)]
   swapped = np.stack([h.swapped for h in hidden])
   assert 0.3 < swapped[:, 1:6].mean() < 0.7
@@ -155,14 +156,14 @@ def each_letter_blank(texts):
 def test_blanks_are_filled(masking, seed, bounded):
   model, _ = learn(masking, texts(), 600, seed)
   asked, expected = each_letter_blank(TEXTS)
-  right = np.array(masking.predict(model, asked)) == np.array(expected)
+  right = np.array(predict(masking, model, asked)) == np.array(expected)
   assert len(right) > 30
   bounded('share of letters filled in', right.mean(), above=0.8)
   with pytest.raises(ValueError, match='write ___ where'):
-    masking.predict(model, ['big red ant'])
-  with pytest.raises(ValueError, match='more than the 14'):
-    masking.predict(model, ['a___' + 'b' * 20])
-  weights, rows, columns = masking.attend(model, 'red a___t')
+    predict(masking, model, ['big red ant'])
+  with pytest.raises(ValueError, match='more than the 16'):
+    predict(masking, model, ['a___' + 'b' * 20])
+  weights, rows, columns = attend(masking, model, 'red a___t')
   assert weights.shape == (1, 2, len(rows), len(columns)) and rows[0] == '<s>'
 
 
@@ -183,12 +184,12 @@ def test_spans_are_restored(denoising, seed, bounded):
   right = np.argmax(logits, axis=-1) == np.asarray(parts['targets'])
   assert asked.sum() > 100
   bounded('share of letters said', right[asked].mean(), above=0.7)
-  totals = jax.jit(denoising.measure)(model, batch)
+  totals = jax.jit(denoising.batch_metrics)(model, batch)
   everything = np.asarray(parts['targets_segments'] != 0)
-  measured = denoising.report(totals, texts())['token_accuracy']
+  measured = totals['token_accuracy'].value
   assert measured == pytest.approx(right[everything].mean())
   with pytest.raises(ValueError, match='write ___ where'):
-    denoising.predict(model, ['big red ant'])
+    predict(denoising, model, ['big red ant'])
 
 
 def test_what_belongs_at_each_blank_is_told(denoising, monkeypatch):
@@ -203,7 +204,7 @@ def test_what_belongs_at_each_blank_is_told(denoising, monkeypatch):
     return [np.array([first, *lu, second, *g, 2])]
 
   monkeypatch.setattr('transformer.tasks.seq2seq.Seq2Seq.best', best)
-  assert denoising.predict(model, ['b___e bi___']) == ['lu ___ g']
+  assert predict(denoising, model, ['b___e bi___']) == ['lu ___ g']
   b, e, bi = (denoising.tokenizer.encode(text) for text in ('b', 'e bi', ''))
   assert asked == [[*b, first, *e, second, *bi, 2]]
 
@@ -220,7 +221,7 @@ def test_a_prefix_is_gone_on_with(denoising):
   model = drawn(lambda: task.init(config, jax.random.key(0)))
   loss, _ = jax.jit(task.loss)(model, batch, jax.random.key(1))
   assert np.isfinite(loss.sum)
-  assert task.input('big') == [*task.tokenizer.encode('big'), 2]
+  assert task.processor.encode_example('big') == [*task.tokenizer.encode('big'), 2]
 
 
 def test_whole_windows_of_spans_have_fixed_room(denoising):
@@ -246,15 +247,15 @@ def test_labels_are_learnt(labels, seed, bounded):
   model, losses = learn(labels, source, 60, seed)
   bounded('loss, of its start', losses[-1] / losses[0], below=0.2)
   lines = [example['inputs'] for example in source]
-  right = np.array(labels.predict(model, lines)) == names
+  right = np.array(predict(labels, model, lines)) == names
   bounded('accuracy', right.mean(), above=0.85)
-  totals = jax.jit(labels.measure)(model, batch_of(labels, source))
-  report = labels.report(totals, source)
-  assert report['accuracy'] == pytest.approx(right.mean())
-  assert float(totals['accuracy'].weight) == 24
-  assert labels.predict(model, ['', 'x' * 99], cut=True)
+  totals = jax.jit(labels.batch_metrics)(model, batch_of(labels, source))
+  assert float(totals['nll'].weight) == 24
+  found = evaluate(labels, model, source, metrics=['accuracy']).metrics
+  assert found == {'accuracy': pytest.approx(100 * right.mean())}
+  assert predict(labels, model, ['', 'x' * 99], truncate=True)
   with pytest.raises(ValueError, match='the line is empty'):
-    labels.predict(model, [''])
+    predict(labels, model, [''])
 
 
 def test_a_blank_takes_the_space_before_it():
@@ -267,7 +268,7 @@ def test_a_blank_takes_the_space_before_it():
 
 def test_what_cannot_be_learnt_is_refused(labels, masking, denoising):
   with pytest.raises(ValueError, match="label 'wasp' of 'big' is none of"):
-    labels.features([{'inputs': 'big', 'targets': 'wasp'}])
+    labels.columns([{'inputs': 'big', 'targets': 'wasp'}])
   with pytest.raises(ValueError, match='two or more labels'):
     dataclasses.replace(labels, classes=('ant', 'ant'))
   with pytest.raises(ValueError, match='show where a word begins'):

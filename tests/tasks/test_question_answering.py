@@ -12,6 +12,7 @@ from parameters import drawn
 from transformer.data import tokenizers
 from transformer.data.facts import facts
 from transformer.data.pipeline import Batches, bucketed
+from transformer.inference.predict import attend, predict
 from transformer.modules.config import ModelConfig
 from transformer.tasks.question_answering import MATCH, Extraction, QuestionAnswering, best_spans
 
@@ -45,7 +46,7 @@ def of(tokenizer, length=64, **how):
 
 
 def batch_of(task, source):
-  fields = task.features(source)
+  fields = task.columns(source)
   rows = len(fields['starts']) + 1  # one of them empty
   lengths = fields['inputs'].lengths[:, None]
   batch = Batches(fields, bucketed(lengths, buckets=1), tokens=1, multiple=rows, seed=None)[0]
@@ -76,10 +77,10 @@ def test_best_spans_are_the_best_of_all(rng):
 @pytest.mark.parametrize('answer', ['Émile', '3 goats', 'Zoë', 'Nîmes', 'lives in', 'today', TEXT])
 def test_places_are_the_characters_of_the_text(task, answer):
   """Answers as places in windows, and back to characters, are the answers."""
-  (asked,) = task.encode([('what does he own ?', TEXT)])
-  fields = task.features([asked_of(TEXT, answer)])
+  (asked,) = task.processor.encode([('what does he own ?', TEXT)])
+  fields = task.columns([asked_of(TEXT, answer)])
   places = [*zip(fields['starts'][:, 0].tolist(), fields['ends'][:, 0].tolist(), strict=True)]
-  windows = task.windows(asked)
+  windows = task.processor.windows(asked)
   found = {
     asked.answer(start - window.shift, end - window.shift)
     for (start, end), window in zip(places, windows, strict=True)
@@ -91,8 +92,8 @@ def test_places_are_the_characters_of_the_text(task, answer):
 
 def test_windows_overlap_and_leave_nothing_out(task):
   text = ' '.join(f'goat {i}' for i in range(100))
-  (asked,) = task.encode([('how many goats are there ?', text)])
-  windows = task.windows(asked)
+  (asked,) = task.processor.encode([('how many goats are there ?', text)])
+  windows = task.processor.windows(asked)
   assert len(windows) > 2
   read = set()
   for before, window in zip([None, *windows], windows, strict=False):
@@ -107,9 +108,9 @@ def test_windows_overlap_and_leave_nothing_out(task):
 
 def test_an_answer_is_where_its_window_has_it(task):
   text = ' '.join(f'goat {i}' for i in range(100))
-  fields = task.features([asked_of(text, 'goat 57')])
-  (asked,) = task.encode([('what does he own ?', text)])
-  windows, seen = task.windows(asked), 0
+  fields = task.columns([asked_of(text, 'goat 57')])
+  (asked,) = task.processor.encode([('what does he own ?', text)])
+  windows, seen = task.processor.windows(asked), 0
   for window, start, end in zip(windows, fields['starts'], fields['ends'], strict=True):
     if start[0]:
       seen += 1
@@ -143,7 +144,7 @@ def test_only_the_paragraph_and_its_start_are_possible(task):
   config = ModelConfig(vocab=task.tokenizer.size, **SIZES)
   model = drawn(lambda: task.init(config, jax.random.key(0)))
   logits = jax.jit(task.logits)(model, batch['inputs'], batch['inputs_segments'] != 0)
-  window = task.windows(task.encode([('what does he own ?', TEXT)])[0])[0]
+  window = task.processor.windows(task.processor.encode([('what does he own ?', TEXT)])[0])[0]
   possible = {0, *range(window.first, len(window.tokens) - 1)}
   assert set(np.flatnonzero(np.asarray(logits[0, :, 0]) > -1e29)) == possible
 
@@ -151,8 +152,8 @@ def test_only_the_paragraph_and_its_start_are_possible(task):
 def test_words_of_the_question_are_marked():
   tokenizer = tokenizers.train(['red ants eat big bees ?'] * 9, kind='wordpiece', vocab=99)
   task = of(tokenizer)
-  (asked,) = task.encode([('bees eat ?', 'big ants eat red bees')])
-  (window,) = task.windows(asked)
+  (asked,) = task.processor.encode([('bees eat ?', 'big ants eat red bees')])
+  (window,) = task.processor.windows(asked)
   tokens = jnp.asarray([[*window.tokens, 0, 0]])
   real = jnp.arange(tokens.shape[1])[None] < len(window.tokens)
   types, inside = task.types(tokens, real, 3)
@@ -178,14 +179,14 @@ def learnt(seed):
 def test_answers_are_found(learnt, bounded):
   task, model, source, losses = learnt
   lines, answers = zip(*map(task.example, source), strict=True)
-  found = task.predict(model, lines)
+  found = predict(task, model, lines)
   bounded('loss, of its start', losses[-1] / losses[0], below=0.2)
   bounded('share of answers found', np.mean(np.array(found) == answers), above=0.8)
-  totals = jax.jit(task.measure)(model, batch_of(task, source))
-  bounded('end accuracy', task.report(totals, source)['end_accuracy'], above=0.8)
+  totals = jax.jit(task.batch_metrics)(model, batch_of(task, source))
+  bounded('end accuracy', totals['end_accuracy'].value, above=0.8)
   rows = [json.dumps({'question': e['inputs'], 'context': e['targets']}) for e in source]
-  assert task.predict(model, rows[:3]) == found[:3]
-  weights, pieces, _ = task.attend(model, lines[0])
+  assert predict(task, model, rows[:3]) == found[:3]
+  weights, pieces, _ = attend(task, model, lines[0])
   assert weights.shape == (2, 2, len(pieces), len(pieces)) and pieces[0] == '<s>'
 
 
@@ -201,8 +202,8 @@ def test_answers_are_found(learnt, bounded):
 def test_bad_lines_say_what_is_wrong(learnt, line, words):
   task, model, *_ = learnt
   with pytest.raises(ValueError, match=words):
-    task.input(line)
-  assert len(task.predict(model, [line], cut=True)) == 1
+    task.processor.encode_example(line)
+  assert len(predict(task, model, [line], truncate=True)) == 1
 
 
 def test_contradictions_are_named(learnt):

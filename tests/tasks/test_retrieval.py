@@ -13,6 +13,7 @@ from parameters import drawn
 
 from transformer.data import tokenizers
 from transformer.data.pipeline import Batches, bucketed
+from transformer.inference.predict import attend, predict
 from transformer.modules.config import ModelConfig
 from transformer.tasks.retrieval import Ranking, Retrieval, bm25
 
@@ -45,7 +46,7 @@ def task(texts, file):
 
 
 def batch_of(task, pairs):
-  fields = task.features([{'inputs': q, 'targets': d} for q, d in pairs])
+  fields = task.columns([{'inputs': q, 'targets': d} for q, d in pairs])
   lengths = np.stack([field.lengths for field in fields.values()], axis=1)
   rows = len(pairs) + 1  # one of them empty
   batch = Batches(fields, bucketed(lengths, buckets=1), tokens=1, multiple=rows, seed=None)[0]
@@ -64,8 +65,8 @@ def test_queries_are_told_apart_by_the_documents_of_others(task, texts, symmetri
   pairs = [('ant bee', texts[0]), ('cat', texts[1]), ('dog', texts[0]), ('elk fox', texts[2])]
   model = model_of(task)
   loss, _ = jax.jit(task.loss)(model, batch_of(task, pairs), None)
-  q = task.embed(model, task.reader.field([q for q, _ in pairs]), 0)
-  d = task.embed(model, task.reader.field([d for _, d in pairs]), 1)
+  q = task.embed(model, task.processor.encode_column([q for q, _ in pairs]), 0)
+  d = task.embed(model, task.processor.encode_column([d for _, d in pairs]), 1)
   scores = q @ d.T / 0.1
   scores[0, 2] = scores[2, 0] = -np.inf  # the same document
 
@@ -78,7 +79,7 @@ def test_queries_are_told_apart_by_the_documents_of_others(task, texts, symmetri
 
 
 def test_vectors_have_length_one_and_know_what_they_are(task, texts):
-  model, rows = model_of(task), task.reader.field(texts)
+  model, rows = model_of(task), task.processor.encode_column(texts)
   queries, documents = task.embed(model, rows, 0), task.embed(model, rows, 1)
   np.testing.assert_allclose(np.linalg.norm(queries, axis=1), 1, rtol=1e-5)
   assert np.abs(queries - documents).max() > 1e-3
@@ -88,7 +89,7 @@ def test_pieces_are_cut_out_of_their_documents(task, texts):
   task = dataclasses.replace(task, cloze=0.5, piece=6)
   batch = batch_of(task, [('ant', text) for text in texts])
   cut, replaced, sizes = [], [], set()
-  cloze = jax.jit(task._cloze)
+  cloze = jax.jit(task.with_pieces)
   for seed in range(20):
     made = jax.tree.map(np.asarray, cloze(batch, jax.random.key(seed)))
     for row in range(len(texts)):
@@ -96,7 +97,7 @@ def test_pieces_are_cut_out_of_their_documents(task, texts):
       whole = np.asarray(batch['targets'])[row]
       whole = whole[np.asarray(batch['targets_segments'])[row] != 0].tolist()
       rest = made['targets'][row][made['targets_segments'][row] != 0].tolist()
-      replaced.append(query != task.reader.input('ant'))
+      replaced.append(query != task.processor.encode_example('ant').tokens)
       if not replaced[-1]:
         assert rest == whole
         continue
@@ -140,12 +141,12 @@ def order(scores):
 def test_rankings_are_joined(task, file, texts):
   model, lines = model_of(task), ['ant owl bee', 'pig']
   by_words = bm25(file, lines)
-  queries = task.embed(model, task.reader.field(lines), 0)
-  by_vectors = queries @ task.embed(model, task.reader.field(texts), 1).T
+  queries = task.embed(model, task.processor.encode_column(lines), 0)
+  by_vectors = queries @ task.embed(model, task.processor.encode_column(texts), 1).T
 
   def predicted(**how):
     decoding = dataclasses.replace(task.decoding, **how)
-    found = dataclasses.replace(task, decoding=decoding).predict(model, lines)
+    found = predict(dataclasses.replace(task, decoding=decoding), model, lines)
     return [line.split() for line in found]
 
   assert predicted() == [order(row) for row in by_vectors]
@@ -182,12 +183,12 @@ def test_documents_are_found(task, tmp_path, seed, bounded):
   model, losses = fit(task, model, batch, steps=60, learning_rate=1e-2, seed=seed)
   bounded('loss, of its start', losses[-1] / losses[0], below=0.2)
   lines = [query for query, _ in pairs]
-  first = [line.split()[0] for line in task.predict(model, lines)]
+  first = [line.split()[0] for line in predict(task, model, lines)]
   right = [name == f'd{i}' for i, name in enumerate(first)]
   bounded('share of queries whose document is first', np.mean(right), above=0.8)
-  totals = jax.jit(task.measure)(model, batch)
-  assert task.report(totals, [])['accuracy_in_batch'] == pytest.approx(np.mean(right))
-  weights, pieces, _ = task.attend(model, lines[0])
+  totals = jax.jit(task.batch_metrics)(model, batch)
+  assert totals['accuracy_in_batch'].value == pytest.approx(np.mean(right))
+  weights, pieces, _ = attend(task, model, lines[0])
   assert weights.shape == (1, 2, len(pieces), len(pieces))
   assert {*task.capture(model, batch)} == {'inputs', 'targets'}
 
@@ -201,13 +202,13 @@ def test_a_ranking_needs_to_know_what_is_relevant(task):
 def test_what_is_wrong_is_named(task):
   model = model_of(task)
   with pytest.raises(ValueError, match='empty'):
-    task.predict(model, [''])
+    predict(task, model, [''])
   with pytest.raises(ValueError, match='shorten'):
-    task.predict(model, ['ant ' * 40])
-  assert len(task.predict(model, ['ant ' * 40, ''], cut=True)) == 2
+    predict(task, model, ['ant ' * 40])
+  assert len(predict(task, model, ['ant ' * 40, ''], truncate=True)) == 2
   decoding = dataclasses.replace(task.decoding, collection='')
   with pytest.raises(FileNotFoundError, match='decode.collection'):
-    dataclasses.replace(task, decoding=decoding).predict(model, ['ant'])
+    predict(dataclasses.replace(task, decoding=decoding), model, ['ant'])
   for wrong in ({'temperature': 0.0}, {'cloze': 1.5}, {'piece': 1}):
     with pytest.raises(ValueError, match=next(iter(wrong))):
       dataclasses.replace(task, **wrong)

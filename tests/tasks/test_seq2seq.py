@@ -14,6 +14,7 @@ from fitting import fit
 from transformer.data import pipeline, tokenizers
 from transformer.functional import search
 from transformer.inference.decoding import Decoding
+from transformer.inference.predict import attend, predict
 from transformer.modules.cache import Cache
 from transformer.modules.config import ModelConfig
 from transformer.tasks.seq2seq import Seq2Seq, shift_right
@@ -109,7 +110,7 @@ def random_pairs(count, seed=0):
 
 def batch_of(task, pairs, pack=0):
   """All pairs in one batch, on the device."""
-  fields = task.features(pairs)
+  fields = task.columns(pairs)
   lengths = np.stack([ragged.lengths for ragged in fields.values()], axis=1)
   rows = pipeline.packed(lengths, length=pack) if pack else pipeline.bucketed(lengths, buckets=1)
   batches = pipeline.Batches(fields, rows, tokens=1, multiple=8 // (1 + bool(pack)))
@@ -148,7 +149,7 @@ def test_shift_right_is_a_loop_over_segments(rng):
 
 def test_features_are_the_tokens_and_an_end(greedy, tokenizer):
   pairs = random_pairs(5)
-  for side, ragged in greedy.features(pairs).items():
+  for side, ragged in greedy.columns(pairs).items():
     for pair, tokens in zip(pairs, ragged, strict=True):
       assert list(tokens) == [*tokenizer.encode(pair[side]), tokenizer.eos]
 
@@ -175,7 +176,7 @@ def test_objective_and_plain_likelihood_are_apart(greedy, model, batch, forward,
     for a, z in settings
   ]
   found, measured = jax.jit(
-    lambda *args: ([task.loss(*args, None) for task in tasks], greedy.measure(*args))
+    lambda *args: ([task.loss(*args, None) for task in tasks], greedy.batch_metrics(*args))
   )(model, batch)
   for (a, z), (objective, metrics) in zip(settings, found, strict=True):
     smoothed = (1 - a) * nll + a * -log_p.mean(-1) + z * log_z**2
@@ -217,13 +218,13 @@ def test_the_random_model_says_something(task, model):
 
 
 def test_a_line_has_one_output_whatever_comes_with_it(task, model, rng):
-  outputs = dict(zip(LINES, task.predict(model, LINES), strict=True))
+  outputs = dict(zip(LINES, predict(task, model, LINES), strict=True))
   for line in outputs:
-    assert task.predict(model, [line]) == [outputs[line]]
+    assert predict(task, model, [line]) == [outputs[line]]
   for count in (2, 3, 4, 5, 9, 23):
     lines = [str(line) for line in rng.choice(LINES, count)]
-    assert task.predict(model, iter(lines)) == [outputs[line] for line in lines]
-  assert task.predict(model, []) == []
+    assert predict(task, model, iter(lines)) == [outputs[line] for line in lines]
+  assert predict(task, model, []) == []
 
 
 def test_a_line_has_one_score_to_the_last_bit_in_any_row(task, model):
@@ -242,7 +243,7 @@ def found_by(task, model):
   """task.search for all LINES, padded more than predict does, in batches of its rows."""
   inputs = np.zeros((12, 16), np.int32)
   for row, line in enumerate([*LINES, LINES[0]]):
-    inputs[row, : len(line) + 1] = task.input(line)
+    inputs[row, : len(line) + 1] = task.processor.encode_example(line)
   parts = [task.search(model, jnp.asarray(inputs[i : i + 4])) for i in (0, 4, 8)]
   return [np.concatenate([np.asarray(part[i]) for part in parts])[: len(LINES)] for i in (0, 1)]
 
@@ -250,13 +251,13 @@ def found_by(task, model):
 def test_teacher_forcing_gives_the_score_of_the_search(task, model, forward, close):
   tokenizer = task.tokenizer
   found, scores = found_by(task, model)
-  assert [tokenizer.decode(best) for best in found[:, 0]] == task.predict(model, LINES)
+  assert [tokenizer.decode(best) for best in found[:, 0]] == predict(task, model, LINES)
   inputs = np.zeros((len(LINES) * 4, 13 + 3), np.int32)
   targets, segments = np.zeros((2, len(LINES) * 4, task.decoding.length), np.int32)
   expected = np.zeros(len(targets), np.float32)
   for row in range(len(targets)):
     line, beam = row // 4, row % found.shape[1]
-    inputs[row, : len(LINES[line]) + 1] = task.input(LINES[line])
+    inputs[row, : len(LINES[line]) + 1] = task.processor.encode_example(LINES[line])
     output = found[line, beam].tolist()
     end = output.index(tokenizer.eos) + 1 if tokenizer.eos in output else len(output)
     targets[row, :end], segments[row, :end] = output[:end], 1
@@ -291,7 +292,7 @@ def test_greedy_is_beam_search_with_one_beam(greedy, model):
   lines = LINES[:4]
   inputs = np.zeros((4, 8), np.int32)
   for row, line in enumerate(lines):
-    inputs[row, : len(line) + 1] = greedy.input(line)
+    inputs[row, : len(line) + 1] = greedy.processor.encode_example(line)
   tokens, scores = one_beam(model, jnp.asarray(inputs), GREEDY.length)
   expected, expected_scores = greedy.search(model, jnp.asarray(inputs))
   np.testing.assert_array_equal(tokens, expected)
@@ -321,31 +322,31 @@ def test_more_beams_find_no_worse(greedy, model):
 )
 def test_lines_that_cannot_be_predicted_are_named(greedy, model, lines, message):
   with pytest.raises(ValueError, match=message):
-    greedy.predict(model, lines)
+    predict(greedy, model, lines)
 
 
 def test_what_is_no_text_is_an_error(greedy, model):
   for line in ('\ud800', None, b'abc', 3):
     with pytest.raises((TypeError, ValueError)):
-      greedy.encode([line])
+      greedy.processor.encode_column([line])
 
 
 def test_odd_text_is_only_text(greedy, model):
   odd = ['</s>', '<pad><s>', 'naïve', '日本', '\x00', 'a\nb', '😀']
-  assert len(greedy.predict(model, odd)) == len(odd)
+  assert len(predict(greedy, model, odd)) == len(odd)
 
 
 def test_cut_shortens_and_takes_empty_lines(task, model):
   long = 'abcdefghijklmnopqrst' * 3
-  assert task.predict(model, [long, '', 'abc'], cut=True)[::2] == task.predict(
-    model, [long[:15], 'abc']
+  assert predict(task, model, [long, '', 'abc'], truncate=True)[::2] == predict(
+    task, model, [long[:15], 'abc']
   )
-  assert len(task.predict(model, ['', long, ''], cut=True)) == 3
+  assert len(predict(task, model, ['', long, ''], truncate=True)) == 3
 
 
 def test_a_model_of_nan_is_an_error(task, model):
   with pytest.raises(FloatingPointError, match='NaN'):
-    task.predict(poisoned(model, 'decoder/norm/scale', jnp.nan), ['abc'])
+    predict(task, poisoned(model, 'decoder/norm/scale', jnp.nan), ['abc'])
 
 
 @pytest.mark.parametrize(
@@ -387,26 +388,26 @@ def test_the_first_place_that_is_not_finite_is_named(
 
 def test_attend_is_of_the_output_that_predict_gives(task, model, close):
   for line in LINES:
-    weights, rows, columns = task.attend(model, line)
+    weights, rows, columns = attend(task, model, line)
     assert weights.shape == (2, 2, len(rows), len(columns))
     assert columns == [*line, '</s>']
     specials = tokenizers.SPECIALS
     text = ''.join(piece for piece in rows if piece not in specials)
-    assert [text] == task.predict(model, [line])
+    assert [text] == predict(task, model, [line])
     assert '</s>' not in rows[:-1] and (rows[-1] == '</s>' or len(rows) == 20)
     close(weights.sum(-1), np.ones(weights.shape[:-1]))
 
 
 def test_attend_gives_the_weights_of_the_teacher_forced_pass(greedy, model, close):
-  weights, rows, _ = greedy.attend(model, 'qrst ab')
+  weights, rows, _ = attend(greedy, model, 'qrst ab')
   ids = [greedy.tokenizer._tokenizer.token_to_id(piece) for piece in rows]
-  inputs = jnp.asarray([greedy.input('qrst ab')])
+  inputs = jnp.asarray([greedy.processor.encode_example('qrst ab')])
   read = jnp.asarray([[1, *ids[:-1]]])
   capture = jax.jit(lambda model, *args: model.capture(*args[:2], target_segments=args[2]))
   maps = capture(model, inputs, read, jnp.ones_like(read))
   close(weights, maps['decoder']['cross'][:, 0])
   with pytest.raises(ValueError, match='empty'):
-    greedy.attend(model, '')
+    attend(greedy, model, '')
 
 
 def test_pairs_are_learnt_by_heart(greedy, config, seed, bounded):
@@ -414,11 +415,11 @@ def test_pairs_are_learnt_by_heart(greedy, config, seed, bounded):
   batch = batch_of(greedy, pairs)
   model = random_model(greedy, config, seed=seed + 1, size=0.25)
   model, losses = fit(greedy, model, batch, steps=150, learning_rate=1e-2, seed=seed)
-  nll = jax.jit(greedy.measure)(model, batch)['nll_per_token']
+  nll = jax.jit(greedy.batch_metrics)(model, batch)['nll_per_token']
   bounded('nll per token', nll.value, below=0.25)
   inputs, targets = ([pair[side] for pair in pairs] for side in ('inputs', 'targets'))
   for name, decoding in (('greedy', GREEDY), ('beam', BEAM)):
-    found = dataclasses.replace(greedy, decoding=decoding).predict(model, inputs)
+    found = predict(dataclasses.replace(greedy, decoding=decoding), model, inputs)
     right = [
       said == letter
       for line, target in zip(found, targets, strict=True)

@@ -13,6 +13,7 @@ from transformer import ModelConfig
 from transformer.data import audio, tokenizers
 from transformer.data.pipeline import Batches, bucketed
 from transformer.evaluation import distortion
+from transformer.inference.predict import attend, predict
 from transformer.modules.speech import Synthesizer
 from transformer.tasks.task import Task
 from transformer.tasks.text_to_speech import (
@@ -66,7 +67,7 @@ def model(task):
 
 @pytest.fixture(scope='module')
 def batch(task):
-  fields = task.features(SOURCE)
+  fields = task.columns(SOURCE)
   lengths = np.stack([field.lengths for field in fields.values()], axis=1)
   made = Batches(fields, bucketed(lengths, buckets=1), tokens=48, seed=None)[0]
   return {name: jnp.asarray(rows) for name, rows in made.items()}
@@ -83,7 +84,7 @@ def loss(task):
 
 @pytest.fixture(scope='module')
 def measure(task):
-  return jax.jit(task.measure)
+  return jax.jit(task.batch_metrics)
 
 
 def test_it_is_a_task(task):
@@ -115,7 +116,7 @@ def test_a_sound_comes_back_with_its_frames_and_its_length(task):
 def test_one_loss_says_what_its_parts_say(task, model, batch, loss, measure):
   whole, parts = loss(model, batch, None)
   measured = measure(model, batch)
-  assert set(parts) == set(measured) == set(task.figures)
+  assert set(parts) == set(measured) == set(task.metrics)
   made, ends, inside = captured(
     model,
     batch['inputs'],
@@ -135,7 +136,7 @@ def test_one_loss_says_what_its_parts_say(task, model, batch, loss, measure):
     off = (seen * (1 - np.exp(-((s / S - t / T) ** 2) / 0.08))).sum()
     total += [error * -np.log(1e-4) / 2, stop.sum(), off, error + stop.sum() + 2 * stop[-1] + off]
     weight += T
-  for part, value in zip((*(measured[n] for n in task.figures), whole), total, strict=True):
+  for part, value in zip((*(measured[n] for n in task.metrics), whole), total, strict=True):
     assert part.weight == weight
     np.testing.assert_allclose(part.sum, value, rtol=1e-4)
 
@@ -166,8 +167,12 @@ def test_dropout_of_the_prenet_is_on_where_there_is_a_key(model, batch, loss, ke
 
 
 def test_what_is_made_step_by_step_is_what_was_taught(task, model, close):
-  rows = jnp.array([task.input('middle'), task.input('hidden')])
-  steps, counts = _synthesize(model, rows, decoding=dataclasses.replace(task.decoding, stop=0.999))
+  rows = jnp.array(
+    [task.processor.encode_example('middle'), task.processor.encode_example('hidden')]
+  )
+  steps, counts, _ = _synthesize(
+    model, rows, decoding=dataclasses.replace(task.decoding, stop=0.999)
+  )
   assert counts.tolist() == [12, 12]
   ones = jnp.ones((2, 12), jnp.int32)
   taught, ends, _ = forward(
@@ -176,27 +181,27 @@ def test_what_is_made_step_by_step_is_what_was_taught(task, model, close):
   close(steps, taught)
   # and it ends with the first step whose end is likely enough
   stop = float(np.sort(np.asarray(jax.nn.sigmoid(ends)).max(axis=1))[0]) - 1e-6
-  _, counts = _synthesize(model, rows, decoding=dataclasses.replace(task.decoding, stop=stop))
+  _, counts, _ = _synthesize(model, rows, decoding=dataclasses.replace(task.decoding, stop=stop))
   expected = np.argmax(np.asarray(jax.nn.sigmoid(ends)) > stop, axis=1) + 1
   assert counts.tolist() == expected.tolist()
 
 
 def test_a_line_sounds_the_same_whatever_lines_come_with_it(task, model):
-  alone = task.predict(model, ['high'])
-  beside = task.predict(model, ['low', 'middle low high', 'high'])
+  alone = predict(task, model, ['high'])
+  beside = predict(task, model, ['low', 'middle low high', 'high'])
   assert beside[2] == alone[0] and audio.rate_of(alone[0]) == RATE
 
 
 def test_bad_lines_are_named(task, model):
   with pytest.raises(ValueError, match='line 2: the line is empty'):
-    task.predict(model, ['low', ' '])
+    predict(task, model, ['low', ' '])
   with pytest.raises(ValueError, match='split it'):
-    task.input('low ' * 9)
+    task.processor.encode_example('low ' * 9)
 
 
 def test_attend_shows_a_row_for_each_step(task, model):
-  weights, seconds, pieces = task.attend(model, 'low')
-  (steps,) = task.made(model, ['low'])
+  weights, seconds, pieces = attend(task, model, 'low')
+  (steps,) = task.synthesize(model, [task.processor.encode_example('low')])
   assert weights.shape == (1, 2, len(steps), 4) and len(seconds) == len(steps)
   assert pieces[:3] == ['l', 'o', 'w']
   np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-5)
@@ -215,7 +220,8 @@ def test_it_learns_three_tones(task, batch, seed, bounded):
   model = jax.jit(lambda key: task.init(config, key))(jax.random.key(seed))
   model, losses = fit(task, model, batch, steps=150, learning_rate=1e-2, seed=seed)
   bounded('loss, of its start', losses[-10:].mean() / losses[0], below=0.3)
-  made = task.made(model, [e['targets'] for e in SOURCE])
+  requests = [task.processor.encode_example(e['targets']) for e in SOURCE]
+  made = task.synthesize(model, requests)
   expected = [task.steps(example['inputs']) for example in SOURCE]
   # the stop token works: 12 steps at most, of which the texts need 3 to 9
   off = [abs(len(a) - len(b)) for a, b in zip(made, expected, strict=True)]
@@ -278,7 +284,7 @@ def test_distortion_is_the_root_mean_square_of_smooth_spectra_in_decibels(monkey
 
 
 def test_every_reference_needs_its_sound():
-  for metric in distortion.METRICS.values():
+  for metric in (distortion.mel_cepstral_distortion, distortion.length_ratio):
     with pytest.raises(ValueError, match='1 predictions for 2 references'):
       metric([b'x'], [b'x', b'y'])
 

@@ -17,123 +17,161 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from transformer.data import audio, images
 from transformer.data.audio import LogMel
 from transformer.data.pipeline import Ragged
+from transformer.data.text import BLANK, with_blanks
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional import augmentation
 from transformer.functional.spec_augment import change_tempo, mask_frames
 
-Row = Sequence[int] | np.ndarray  # what is read of one line, before it is padded
-Line = str | bytes | np.ndarray  # a text, a path, the content of a file, or the thing itself
+Line = str | bytes | np.ndarray  # a text, a path, the content of a file, or the array itself
+Row = Sequence[int] | np.ndarray  # an encoded example, not padded
 
 
 @runtime_checkable
 class Processor(Protocol):
-  """One kind of inputs."""
+  """The preparation of one kind of input."""
 
   @property
   def features(self) -> int:
-    """Numbers in a patch or frame, 0 for tokens."""
+    """Return the numbers in a patch or frame; 0 for tokens."""
 
   @property
-  def longest(self) -> int:
-    """No row is longer."""
+  def max_length(self) -> int:
+    """Return the longest row."""
 
   @property
   def positions(self) -> int:
-    """Most vectors that the encoder makes of a row."""
+    """Return the most vectors that the encoder makes of a row."""
 
-  def field(self, lines: Iterable[Any]) -> Ragged | np.ndarray:
-    """What the pipeline holds of all lines."""
+  def encode_column(self, lines: Iterable[Any]) -> Ragged | np.ndarray:
+    """Return all lines as one column of the data pipeline."""
 
-  def input(self, line: Any, *, cut: bool = False) -> Row:
-    """What is read of one line; `cut` takes what can be read of one that is refused otherwise.
+  def encode_example(self, line: Any, *, truncate: bool = False) -> Row:
+    """Return one line as a row.
+
+    Args:
+      line: a text, path, or what else the processor takes.
+      truncate: shorten a line that is too long, and accept an empty one, instead of raising.
 
     Raises:
-      ValueError: what is wrong with it, and the cure.
+      ValueError: what is wrong with the line, and what to do.
     """
 
-  def encode(self, rows: Array, segments: Array, key: Key[Array, ''] | None) -> tuple[Array, Array]:
-    """What the encoder takes of a batch, and the segments of it; with a key, varied at random."""
+  def prepare_batch(
+    self, rows: Array, segments: Array, key: Key[Array, ''] | None
+  ) -> tuple[Array, Array]:
+    """Return the encoder's inputs and their segments, on the device; augmented if given a key."""
 
-  def pieces(self, row: Any) -> list[str]:
-    """For pictures, what the encoder's states of a row stand for."""
+  def labels(self, row: Any) -> list[str]:
+    """Return the labels of the encoder's positions in a picture of attention."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TextProcessor:
-  """Lines of text.
+  """Texts to tokens, followed by the end token.
 
   Attributes:
     tokenizer: text to tokens.
-    longest: in tokens, with those that are added.
-    start: begin with the start token; all end with the end token.
-    cuts: too long a text of a corpus is cut; if not, it stays as it is, and can be left out.
+    max_length: in tokens, with start and end.
+    start: whether texts begin with the start token.
+    truncate: whether `encode_column` truncates long texts; they can be left out later if not.
   """
 
   tokenizer: Tokenizer
-  longest: int
+  max_length: int
   start: bool = False
-  cuts: bool = False
+  truncate: bool = False
 
   features = 0
 
   @property
   def positions(self) -> int:
-    """One for each token."""
-    return self.longest
+    """Return the most tokens of a text."""
+    return self.max_length
 
-  def field(self, lines: Iterable[str]) -> Ragged:
-    """The tokens of each line."""
+  def encode_column(self, lines: Iterable[str]) -> Ragged:
+    """Return the tokens of each line."""
     rows = self._encode(list(lines))
-    return Ragged.of([self._cut(row) for row in rows] if self.cuts else rows)
+    return Ragged.of([self._truncated(row) for row in rows] if self.truncate else rows)
 
-  def input(self, line: str, *, cut: bool = False) -> list[int]:
-    """The tokens of one line."""
+  def encode_example(self, line: str, *, truncate: bool = False) -> list[int]:
+    """Return the tokens of one line."""
     (tokens,) = self._encode([line])
-    if cut:
-      return self._cut(tokens)
+    if truncate:
+      return self._truncated(tokens)
     if len(tokens) == 1 + self.start or not line.strip():
       raise ValueError('the line is empty: give it some text')
-    if len(tokens) > self.longest:
-      raise ValueError(
-        f'the line has {len(tokens)} tokens, more than the {self.longest} the model was trained '
-        'for: shorten or split it'
-      )
+    check_length(tokens, self.max_length)
     return tokens
 
-  def encode(
+  def prepare_batch(
     self, rows: Int[Array, 'B S'], segments: Int[Array, 'B S'], key: Key[Array, ''] | None
   ) -> tuple[Int[Array, 'B S'], Int[Array, 'B S']]:
-    """The tokens as they are."""
-    if self.tokenizer.pad is not None:  # which published models find in their inputs
+    """Return the tokens as they are, with padding tokens in segment 0."""
+    if self.tokenizer.pad is not None:  # published models' inputs may contain it
       segments = jnp.where(rows == self.tokenizer.pad, 0, segments)
     return rows, segments
 
-  def pieces(self, row: Sequence[int]) -> list[str]:
-    """What the tokens spell."""
+  def labels(self, row: Sequence[int]) -> list[str]:
+    """Return the spelling of each token."""
     return self.tokenizer.pieces(row)
 
   def _encode(self, lines: list[str]) -> list[list[int]]:
     first = [self.tokenizer.bos] if self.start else []
     return [[*first, *tokens, self.tokenizer.eos] for tokens in self.tokenizer.encode_batch(lines)]
 
-  def _cut(self, tokens: list[int]) -> list[int]:
-    return [*tokens[: self.longest - 1], tokens[-1]] if len(tokens) > self.longest else tokens
+  def _truncated(self, row: list[int]) -> list[int]:
+    return [*row[: self.max_length - 1], row[-1]] if len(row) > self.max_length else row
+
+
+@dataclasses.dataclass(frozen=True)
+class BlankProcessor(TextProcessor):
+  """Texts in which something is missing: ___ stands for it.
+
+  Attributes:
+    fillers: the tokens that replace the first ___, the second, ...
+  """
+
+  fillers: tuple[int, ...] = ()
+
+  def encode_example(self, line: str, *, truncate: bool = False) -> list[int]:
+    """Return the tokens of a line, with a filler for every ___."""
+    blanks = line.count(BLANK)
+    if not blanks and not truncate:
+      raise ValueError(f'the line has nothing to fill in: write {BLANK} where text is missing')
+    if blanks > len(self.fillers):
+      raise ValueError(f'the line has {blanks} {BLANK}: write at most {len(self.fillers)}')
+    tokens = with_blanks(self.tokenizer, line, self.fillers[:blanks])
+    row = [*[self.tokenizer.bos] * self.start, *tokens, self.tokenizer.eos]
+    if not truncate:
+      check_length(row, self.max_length)
+    return self._truncated(row)
+
+
+def check_length(tokens: Sequence[int], max_length: int):
+  """Raise ValueError where a line has more tokens than the model was trained for."""
+  if len(tokens) > max_length:
+    raise ValueError(
+      f'the line has {len(tokens)} tokens, more than the {max_length} the model was trained '
+      'for: shorten or split it'
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageProcessor:
-  """Processor of images: squares of pixels, row by row, each number between -1 and 1.
+  """Images to square patches, row by row, each number between -1 and 1.
 
   Attributes:
-    height, width: in pixels; what has another size is scaled to cover this one, and its middle is
-      kept.
+    height, width: in pixels; an image of another size is scaled to cover this one and its middle
+      is kept.
     channels: 1 is grey, 3 red, green and blue.
     patch: pixels on a side of a square.
-    stem: convolutions that the model begins with; see ModelConfig.
-    flip, shift, turn, zoom, erase, recolor: how training varies them: whether some are mirrored, by
-      how many pixels they are moved, degrees they are turned, shares of 1 they are scaled, pixels
-      on a side of a square that is hidden, and shares of 1 by which colours differ; see
-      functional.augmentation.
+    stem: convolutions at the beginning of the model; see ModelConfig.
+    flip: augmentation in training: mirror half of the images; see functional.augmentation.
+    shift: move by up to so many pixels.
+    turn: rotate by up to so many degrees.
+    zoom: scale by up to this share of 1.
+    erase: hide a square of so many pixels a side.
+    recolor: change colours by up to this share of 1.
   """
 
   height: int
@@ -170,49 +208,49 @@ class ImageProcessor:
 
   @property
   def features(self) -> int:
-    """Numbers in a patch."""
+    """Return the numbers in a patch."""
     return self.patch**2 * self.channels
 
   @property
-  def longest(self) -> int:
-    """Rows of pixels, which all images have."""
+  def max_length(self) -> int:
+    """Return the rows of pixels, the same for all images."""
     return self.height
 
   @property
   def positions(self) -> int:
-    """One for each patch that the stem leaves, and the first."""
+    """Return the number of patches after the stem, and one for the pooled state."""
     return 1 + math.prod(self._grid)
 
   @property
   def _grid(self) -> tuple[int, int]:
-    """Rows and columns of patches that the encoder sees."""
+    """Return the rows and columns of patches after the stem."""
     size = self.patch * 2**self.stem
     return -(-self.height // size), -(-self.width // size)
 
-  def field(self, lines: Iterable[Line]) -> UInt8[np.ndarray, 'n H W C']:
-    """The pixels of all images."""
+  def encode_column(self, lines: Iterable[Line]) -> UInt8[np.ndarray, 'n H W C']:
+    """Return the pixels of all images."""
     found, last = [], None
     for line in lines:
       if line is not last:  # the captions of an image are neighbours
-        pixels, last = self.input(line), line
+        pixels, last = self.encode_example(line), line
       found.append(pixels)
     return np.stack(found)
 
-  def input(self, line: Line, *, cut: bool = False) -> UInt8[np.ndarray, 'H W C']:
-    """The pixels of one image."""
+  def encode_example(self, line: Line, *, truncate: bool = False) -> UInt8[np.ndarray, 'H W C']:
+    """Return the pixels of one image."""
     return images.read(line, self.height, self.width, self.channels)
 
-  def encode(
+  def prepare_batch(
     self, rows: UInt8[Array, 'B H W C'], segments: Int[Array, ' B'], key: Key[Array, ''] | None
   ) -> tuple[Float[Array, 'B S X'], Int[Array, 'B S']]:
-    """The patches, with a key of images that are varied."""
+    """Return the patches; with a key, of augmented images."""
     x = rows.astype(jnp.float32) / 255
     if key is not None:
-      x = self._varied(x, key)
+      x = self._augmented(x, key)
     x = patches(2 * x - 1, self.patch)
     return x, jnp.broadcast_to(segments[:, None], x.shape[:2])
 
-  def _varied(self, x, key):
+  def _augmented(self, x, key):
     keys = jax.random.split(key, 5)
     x = augmentation.recolor(keys[0], x, self.recolor)
     x = augmentation.turn(keys[1], x, self.turn, self.zoom)
@@ -220,14 +258,14 @@ class ImageProcessor:
     x = augmentation.flip(keys[3], x) if self.flip else x
     return augmentation.erase(keys[4], x, self.erase)
 
-  def pieces(self, row: np.ndarray) -> list[str]:
-    """Row and column of each patch."""
+  def labels(self, row: np.ndarray) -> list[str]:
+    """Return the row and column of each patch."""
     rows, columns = self._grid
     return ['all', *(f'{i},{j}' for i in range(rows) for j in range(columns))]
 
 
 def patches(images: Float[Array, 'B H W C'], size: int) -> Float[Array, 'B S X']:
-  """The squares of each image, row by row: x_p of Dosovitskiy et al. 2021, section 3.1.
+  """Return the patches of each image, row by row: x_p of Dosovitskiy et al. 2021, section 3.1.
 
   >>> patches(jnp.arange(8.0).reshape(1, 2, 4, 1), 2)
   Array([[[0., 1., 4., 5.],
@@ -240,23 +278,25 @@ def patches(images: Float[Array, 'B H W C'], size: int) -> Float[Array, 'B S X']
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SoundProcessor:
-  """Processor of sounds: log-mel or ready-made frames, of each sound with mean 0 and variance 1.
+  """Sounds to log-mel frames, normalized to mean 0 and variance 1 over each sound.
 
-  With a key they are varied as functional.spec_augment says.
+  Training may augment them as functional.spec_augment describes.
 
   Attributes:
-    longest: in frames.
+    max_length: in frames.
     rate: samples a second, Hz; files of another rate are resampled.
-    window: seconds that a frame sees; 0 if frames are ready-made, arrays or .npy files of them.
+    window: seconds in a frame; 0 if inputs are precomputed frames, arrays or .npy files.
     hop: seconds from frame to frame.
-    bands: mel bands; of ready-made frames, the numbers in each.
-    tempo: most that a sound becomes faster or slower, as a share of its speed.
-    time_masks, time_width: so many stretches of up to so many frames are left out,
-    time_share: each at most this share of the sound.
-    frequency_masks, frequency_width: so many stretches of up to so many bands are left out.
+    bands: mel bands; of precomputed frames, the numbers in each.
+    tempo: the largest change of speed, as a share of it.
+    time_masks: how many stretches of time are masked.
+    time_width: the longest of them, in frames.
+    time_share: the longest of them, as a share of the sound.
+    frequency_masks: how many stretches of bands are masked.
+    frequency_width: the widest of them, in bands.
   """
 
-  longest: int
+  max_length: int
   rate: int = 16_000
   window: float = 0.025
   hop: float = 0.010
@@ -288,32 +328,32 @@ class SoundProcessor:
 
   @property
   def features(self) -> int:
-    """Numbers in a frame."""
+    """Return the numbers in a frame."""
     return self.bands
 
   @property
   def positions(self) -> int:
-    """One for every two frames."""
-    return -(-self.longest // 2)
+    """Return the most positions: one for every two frames."""
+    return -(-self.max_length // 2)
 
-  def field(self, lines: Iterable[Line]) -> Ragged:
-    """The frames of each sound."""
+  def encode_column(self, lines: Iterable[Line]) -> Ragged:
+    """Return the frames of each sound."""
     return Ragged.of([self._read(line) for line in lines])
 
-  def input(self, line: Line, *, cut: bool = False) -> Float[np.ndarray, 'S X']:
-    """The frames of one sound."""
+  def encode_example(self, line: Line, *, truncate: bool = False) -> Float[np.ndarray, 'S X']:
+    """Return the frames of one sound."""
     frames = self._read(line)
-    if len(frames) > self.longest and not cut:
+    if len(frames) > self.max_length and not truncate:
       raise ValueError(
-        f'the sound has {len(frames)} frames, more than the {self.longest} the model was trained '
-        'for: split it'
+        f'the sound has {len(frames)} frames, more than the {self.max_length} the model was '
+        'trained for: split it'
       )
-    return frames[: self.longest]
+    return frames[: self.max_length]
 
-  def encode(
+  def prepare_batch(
     self, rows: Float[Array, 'B S X'], segments: Int[Array, 'B S'], key: Key[Array, ''] | None
   ) -> tuple[Float[Array, 'B S X'], Int[Array, 'B S']]:
-    """The frames; with a key, faster or slower and with gaps."""
+    """Return the frames; with a key, at another tempo and partly masked."""
     if key is None:
       return rows, segments
     tempo_key, masks_key = jax.random.split(key)
@@ -331,8 +371,8 @@ class SoundProcessor:
     )
     return masked, segments
 
-  def pieces(self, row: np.ndarray) -> list[str]:
-    """The second at which every other frame is."""
+  def labels(self, row: np.ndarray) -> list[str]:
+    """Return the time of every other frame, in seconds."""
     return [f'{i * self.hop:.2f}' for i in range(0, len(row), 2)]
 
   def _read(self, line: Line) -> np.ndarray:
@@ -341,25 +381,25 @@ class SoundProcessor:
     elif self.window:
       frames = self._log_mel(audio.read(line, self.rate))
     else:
-      frames = _ready_made(line)
+      frames = _precomputed(line)
     if frames.shape[1] != self.bands:
       raise ValueError(
         f'the frames have {frames.shape[1]} numbers each: set inputs.bands={self.bands} to that'
       )
-    # a band in which nothing ever happens stays 0
+    # a constant band stays 0
     return (frames - frames.mean(axis=0)) / np.maximum(frames.std(axis=0), 1e-3)
 
 
-def _ready_made(file: Line) -> Float[np.ndarray, 'S X']:
+def _precomputed(file: Line) -> Float[np.ndarray, 'S X']:
   source: Any = io.BytesIO(file) if isinstance(file, bytes) else file
   frames = np.empty(0, np.float32)
-  # of what is no such file
+  # errors of files of another format
   with contextlib.suppress(ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile):
     frames = np.load(source, allow_pickle=False).astype(np.float32)
   if frames.ndim != 2 or not frames.size or not np.isfinite(frames).all():
     raise ValueError(
       f'{file if isinstance(file, str) else "the sound"} is no .npy file of an array [frames, '
-      'numbers], all finite: the model hears nothing but ready-made frames (inputs.window=0)'
+      'numbers], all finite: the model takes precomputed frames alone (inputs.window=0)'
     )
   return frames
 
@@ -369,20 +409,3 @@ PROCESSORS: dict[str, Callable[..., Processor]] = {
   'patches': ImageProcessor,
   'frames': SoundProcessor,
 }
-
-
-def read(reader: Processor, lines: Iterable[Line], *, cut: bool = False) -> list[Row]:
-  """What is read of each line.
-
-  Raises:
-    ValueError: the number of the first line that is refused, what is wrong with it, and the cure.
-  """
-  if isinstance(lines, str):
-    raise ValueError('predict takes many lines: pass a list, [line] for a single one')
-  rows = []
-  for number, line in enumerate(lines, start=1):
-    try:
-      rows.append(reader.input(line, cut=cut))
-    except ValueError as error:
-      raise ValueError(f'line {number}: {error}') from error
-  return rows

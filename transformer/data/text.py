@@ -1,17 +1,17 @@
-"""From texts to windows of tokens, and lines with blanks in them."""
+"""Texts as windows of tokens, and lines with blanks to fill in."""
 
 from collections.abc import Iterator, Sequence
 
 from transformer.data.corpora import Source, chunks
 from transformer.data.tokenizers import Tokenizer
 
-BLANK = '___'  # what a user writes for something to be filled in
+BLANK = '___'  # what a user writes where text is missing
 PART = 1 << 16  # characters of a text that are tokenized at once
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-  """The tokens of a text of any size."""
-  # in parts, cut at line ends: tokenizers take time and memory that grow with the part
+  """Return the tokens of a text of any size."""
+  # in parts, split at line ends: the tokenizer's time and memory grow faster than the text
   parts, start = [], 0
   while start < len(text):
     end = text.find('\n', start + PART) + 1 or len(text)
@@ -21,7 +21,7 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def windows(tokenizer: Tokenizer, source: Source, length: int) -> Iterator[list[int]]:
-  """The texts of a source ('targets') as pieces of at most `length` tokens, none empty."""
+  """Yield the texts of a source ('targets') in windows of at most `length` tokens, none empty."""
   for examples in chunks(source):
     for example in examples:
       tokens = encode(tokenizer, example['targets'])
@@ -30,9 +30,22 @@ def windows(tokenizer: Tokenizer, source: Source, length: int) -> Iterator[list[
 
 
 def with_blanks(tokenizer: Tokenizer, line: str, fillers: Sequence[int]) -> list[int]:
-  """The tokens of a line, with the fillers in turn for every ___."""
+  """Return the tokens of a line, with one filler after the other in place of every ___."""
   *before, last = line.split(BLANK)
-  if any(tokenizer.begins_word):  # the space before a word is part of it, and so of what is missing
+  if any(tokenizer.begins_word):  # the space before a word is part of its token, so it is missing
     before = [part.removesuffix(' ') for part in before]
   first, *rest = tokenizer.encode_batch([*before, last])
   return [*first, *(t for filler, part in zip(fillers, rest, strict=True) for t in (filler, *part))]
+
+
+def blanked_middle(text: str, *, most: int = 30) -> tuple[str, list[str], int]:
+  """Return the first line of a text with ___ for its middle word, its words, and which is missing.
+
+  Args:
+    text: any; lines of white space are passed over.
+    most: words of the line that are kept.
+  """
+  line = next((line for line in text.split('\n') if line.strip()), '')
+  words = line.split()[:most]
+  middle = len(words) // 2
+  return ' '.join([*words[:middle], *[BLANK] * bool(words), *words[middle + 1 :]]), words, middle

@@ -1,12 +1,12 @@
 """How good synthesised sounds are, beside recordings that say the same."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from transformer.data import audio
-from transformer.evaluation.metrics import Score, check_pairs
+from transformer.evaluation.text import Score, check_pairs
 
 BANDS, CEPSTRA = 40, 13
 WINDOW, HOP, FLOOR = 0.025, 0.010, 1e-5  # seconds, seconds, a magnitude
@@ -69,9 +69,3 @@ def length_ratio(predictions: Sequence[bytes], references: Sequence[audio.Sound]
     made += len(audio.read(sound, rate)) / rate
     true += len(audio.read(reference, rate)) / rate
   return Score(100 * made / true, f'length ratio|n:{len(references)}')
-
-
-METRICS: dict[str, Callable[[Sequence[bytes], Sequence[audio.Sound]], Score]] = {
-  'mel_cepstral_distortion': mel_cepstral_distortion,
-  'length_ratio': length_ratio,
-}

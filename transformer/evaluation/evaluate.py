@@ -1,32 +1,41 @@
-"""How good a model is on a split: teacher-forced measures, and the text it writes."""
+"""Evaluation of a model on a split: metrics of teacher forcing, and of predictions."""
 
 import functools
 import itertools
-import operator
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 
 from transformer.data.corpora import Source
-from transformer.evaluation import distortion
-from transformer.evaluation import metrics as text_metrics
+from transformer.evaluation.likelihood import perplexity, text_metrics
+from transformer.evaluation.metrics import get_metric
 from transformer.functional.losses import Mean
-from transformer.inference.predict import Model, Predictor
-
-METRICS: dict[str, Callable] = {**text_metrics.METRICS, **distortion.METRICS}  # of texts, of sounds
-LOWER_IS_BETTER = ('nll', 'perplexity', 'bits', 'wer', 'cer', 'mel', 'stop_nll')  # begins so
+from transformer.inference.predict import Model, Predictor, predict, with_fast_decoding
 
 
-class Judgement(NamedTuple):
-  """What was found.
+@runtime_checkable
+class Evaluated(Predictor, Protocol):
+  """A task, of which evaluation needs the metrics and the predictions."""
+
+  @property
+  def metrics(self) -> Mapping[str, bool]:
+    """Return the names of the metrics of teacher forcing."""
+
+  def batch_metrics(self, model: Model, batch: dict[str, jax.Array]) -> dict[str, Mean]:
+    """Return the metrics of a batch."""
+
+
+class Evaluation(NamedTuple):
+  """The result of an evaluation.
 
   Attributes:
-    metrics: figures by name; text metrics in percent.
-    signatures: of the text metrics, what makes them comparable.
+    metrics: values by name; those of predictions mostly in percent.
+    signatures: of the metrics of predictions, what makes them comparable.
     samples: the first examples, each with its 'prediction'.
-    references, predictions: of all lines that were decoded.
+    references, predictions: of all examples that were predicted.
   """
 
   metrics: dict[str, float]
@@ -36,75 +45,90 @@ class Judgement(NamedTuple):
   predictions: list[Any]
 
 
-def measure(
-  compiled: Callable[[Model, Any], dict[str, Mean]],
-  model: Model,
-  batches: Iterable[dict[str, jax.Array]],
-) -> dict[str, Mean]:
-  """What a task measures, added up over all batches.
-
-  Args:
-    compiled: a task's `measure`, jitted.
-    model: what is measured.
-    batches: one epoch of a split, on the devices.
-  """
-  found = (compiled(model, batch) for batch in batches)
-  return functools.reduce(functools.partial(jax.tree.map, operator.add), found)
-
-
-def judge(
-  task: Predictor,
+def evaluate(
+  task: Evaluated,
   model: Model,
   source: Source,
+  batches: Iterable[dict[str, jax.Array]] = (),
   *,
-  metrics: Sequence[str],
+  metrics: Sequence[str] = (),
   limit: int = 0,
   samples: int = 0,
   by: str = '',
-) -> Judgement:
-  """Decodes a split and compares.
+  fast: bool = False,
+) -> Evaluation:
+  """Return the metrics of a model on a split.
 
   Args:
-    task: how to decode.
-    model: what decodes.
-    source: examples.
-    metrics: names of METRICS; without any, only samples are decoded.
-    limit: decode only the first so many; 0 means all. What has several 'references' is decoded
-      once for all of them.
-    samples: keep so many examples to show.
-    by: also report exact match for each value of this field of the examples.
+    task: of the model.
+    model: what is evaluated.
+    source: the examples of the split.
+    batches: of all examples, on the devices, for teacher forcing; none without it.
+    metrics: names of metrics of predictions; see metrics.get_metric. Without any, only `samples`
+      examples are predicted.
+    limit: predict only so many examples; 0 means all. Examples with the same 'references' are
+      predicted once for all of these.
+    samples: how many examples to show.
+    by: a field of the examples, for each value of which the metrics are given, too.
+    fast: whether to predict with cheaper settings; see predict.with_fast_decoding.
   """
-  wanted = (limit or len(source)) if metrics or by else samples
-  examples = list(itertools.islice(_to_answer(source), wanted))
-  inputs, references = zip(*map(task.example, examples), strict=True) if examples else ((), ())
-  predictions = task.predict(model, inputs, cut=True)
-  found, signatures = {}, {}
+  found = teacher_forced(task, model, batches, source)
+  count = (limit or len(source)) if metrics or by else samples
+  examples = list(itertools.islice(_without_repetitions(source), count))
+  pairs = [task.example(example) for example in examples]
+  inputs, references = [line for line, _ in pairs], [reference for _, reference in pairs]
+  predictor = with_fast_decoding(task) if fast else task
+  predictions = predict(predictor, model, inputs, truncate=True)
+  signatures = {}
   for name in metrics:
-    found[name], signatures[name] = METRICS[name](predictions, references)
+    found[name], signatures[name] = get_metric(name).function(predictions, references)
   if by:
-    groups = defaultdict(list)
-    for example, reference, prediction in zip(examples, references, predictions, strict=True):
-      groups[example[by]].append(100.0 * (prediction == reference))
-    found |= {f'exact_match/{k}': sum(v) / len(v) for k, v in sorted(groups.items())}
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for i, example in enumerate(examples):
+      groups[example[by]].append(i)
+    for (value, members), name in itertools.product(sorted(groups.items()), metrics):
+      parts = ([texts[i] for i in members] for texts in (predictions, references))
+      found[f'{name}/{value}'] = get_metric(name).function(*parts).value
   shown = [
     {'inputs': example.get('name', line), 'targets': reference, 'prediction': prediction}
-    for example, line, reference, prediction in zip(
-      examples, inputs, references, predictions, strict=True
-    )
+    for example, (line, reference), prediction in zip(examples, pairs, predictions, strict=True)
   ]
-  return Judgement(found, signatures, shown[:samples], list(references), predictions)
+  return Evaluation(found, signatures, shown[:samples], references, predictions)
 
 
-def _to_answer(source: Source) -> Iterator[dict[str, Any]]:
-  """The examples; of neighbours with the same references, such as captions of an image, one."""
+def teacher_forced(
+  task: Evaluated, model: Model, batches: Iterable[dict[str, jax.Array]], source: Source
+) -> dict[str, float]:
+  """Return the means of a task's metrics over all batches, and what follows from them."""
+  # summed on the host: on the device, every addition of every metric would be a program
+  parts = jax.device_get([eval_step(task, model, batch) for batch in batches])
+  if not parts:
+    return {}
+  totals = functools.reduce(functools.partial(jax.tree.map, np.add), parts)
+  found = {name: _value(mean) for name, mean in totals.items()}
+  if 'perplexity_per_token' in task.metrics:
+    found['perplexity_per_token'] = perplexity(found['nll_per_token'])
+  if 'bits_per_byte' in task.metrics:
+    texts = (source[i]['targets'] for i in range(len(source)))
+    found |= text_metrics(totals['nll_per_token'], texts)
+  return found
+
+
+def _value(mean: Mean) -> float:
+  return float(mean.sum / (mean.weight or np.float32(1)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def eval_step(task: Evaluated, model: Model, batch: dict[str, jax.Array]) -> dict[str, Mean]:
+  """Return the metrics of a batch; compiled once for tasks that are equal."""
+  return task.batch_metrics(model, batch)
+
+
+def _without_repetitions(source: Source) -> Iterator[dict[str, Any]]:
+  """Yield the examples; of neighbours with the same references, such as captions, the first."""
   last = None
   for i in range(len(source)):
     example = source[i]
     if (references := example.get('references')) is None or references is not last:
       yield example
     last = references
-
-
-def better(name: str, score: float, than: float) -> bool:
-  """Whether a score of the named metric is an improvement."""
-  return score < than if name.startswith(LOWER_IS_BETTER) else score > than

@@ -1,34 +1,192 @@
-"""What evaluation and the command line ask of a task whose model is trained."""
+"""Predictions of a task: requests are encoded, batched, answered and checked here for all tasks."""
 
-from collections.abc import Iterable
-from typing import Any, Protocol, runtime_checkable
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Shaped
 
-Model = Any  # a Flax module; which, the task knows
+from transformer.data.pipeline import Ragged
+from transformer.inference.batching import Row, bucket_length, pad_rows, split_padding
+
+Rows = Sequence[Row] | Ragged
+Model = Any  # a Flax module, of the class that the task makes
+
+
+class AttentionMap(NamedTuple):
+  """The attention weights of one request, and the labels of its target and source positions."""
+
+  weights: Float[np.ndarray, 'L H T S']
+  rows: list[str]
+  columns: list[str]
+
+
+@runtime_checkable
+class RequestProcessor(Protocol):
+  """The encoding of requests; see data.processors.Processor."""
+
+  @property
+  def max_length(self) -> int:
+    """Return the longest encoded request."""
+
+  def encode_example(self, line: Any, *, truncate: bool = False) -> Any:
+    """Return an encoded request; ValueError says what is wrong with it."""
+
+  def labels(self, row: Any) -> list[str]:
+    """Return the labels of the encoder's positions."""
 
 
 @runtime_checkable
 class Predictor(Protocol):
-  """A way to answer requests with a trained model.
+  """The use of a trained model: one request in, one answer out."""
 
-  Attributes:
-    decoding: how outputs are made; at least `rows`, how many at once.
-  """
+  @property
+  def decoding(self) -> Any:
+    """Return the settings of inference: a Batching."""
 
-  decoding: Any
+  @property
+  def processor(self) -> RequestProcessor:
+    """Return what encodes requests."""
 
   def example(self, example: dict[str, Any]) -> tuple[Any, Any]:
-    """Return an example as the line that `predict` is given, and its reference."""
+    """Return an example of the corpus as a request and its reference answer."""
 
-  def input(self, line: Any) -> Any:
-    """Return what the model reads of a line; ValueError says what is wrong with it."""
+  def answer(self, model: Model, requests: Sequence[Any]) -> list[Any]:
+    """Return the answer to each encoded request, a text or the bytes of a wav file."""
 
-  def predict(self, model: Model, lines: Iterable[Any], *, cut: bool = False) -> list[Any]:
-    """Return the answer to each line, a text or a wav file's bytes.
+  def attention(self, model: Model, request: Any) -> AttentionMap:
+    """Return the attention weights of an encoded request."""
 
-    With `cut`, to what can be read of a line that `input` refuses.
-    """
+  def capture(self, model: Model, batch: dict[str, Array]) -> dict[str, dict[str, Array]]:
+    """Return the states and attention weights of every layer, for each stack, of a batch."""
 
-  def attend(self, model: Model, line: Any) -> tuple[np.ndarray, list[str], list[str]]:
-    """Return the attention weights [L, H, T, S] of a line and the labels of T and S."""
+
+P = TypeVar('P', bound=Any)
+
+
+def predict(task: Predictor, model: Model, lines: Iterable[Any], *, truncate: bool = False) -> list:
+  """Return the answer to each line, in order; it does not depend on the other lines.
+
+  Args:
+    task: what encodes and answers requests.
+    model: of that task.
+    lines: requests: texts, or for images and sounds their paths, contents or arrays.
+    truncate: shorten lines that are too long and accept empty ones, so that a whole split can be
+      scored, instead of raising.
+
+  Raises:
+    ValueError: a line cannot be answered; says which, why, and what to do.
+    FloatingPointError: the model computes NaN.
+  """
+  if isinstance(lines, str):
+    raise ValueError('predict takes many lines: pass a list, [line] for a single one')
+  requests = []
+  for number, line in enumerate(lines, start=1):
+    try:
+      requests.append(task.processor.encode_example(line, truncate=truncate))
+    except ValueError as error:
+      raise ValueError(f'line {number}: {error}') from error
+  return task.answer(model, requests) if requests else []
+
+
+def attend(task: Predictor, model: Model, line: Any) -> AttentionMap:
+  """Return how the positions of a request, or of its answer, attend to the request.
+
+  Raises:
+    ValueError: the line cannot be answered; says why, and what to do.
+  """
+  return task.attention(model, task.processor.encode_example(line))
+
+
+def with_fast_decoding(task: P) -> P:
+  """Return the task with the cheaper settings of inference, for validation during training."""
+  return dataclasses.replace(task, decoding=task.decoding.fast())
+
+
+def run_batches(
+  task: Predictor,
+  forward: Callable[[Shaped[np.ndarray, 'B S ...']], Any],
+  rows: Rows,
+  *,
+  left: bool = False,
+) -> list[Any]:
+  """Return the result of each row, in order.
+
+  All batches have `decoding.rows` rows, padded to few lengths, each by its own length alone.
+
+  Args:
+    task: says how many rows, and the longest.
+    forward: padded rows to a tree of arrays with one entry for each row; a compiled function.
+    rows: tokens, frames or images.
+    left: whether to pad on the left.
+
+  Raises:
+    FloatingPointError: a result is NaN.
+  """
+  results: list[Any] = [None] * len(rows)
+  longest = task.processor.max_length
+  lengths = [bucket_length(len(rows[i]), longest) for i in range(len(rows))]
+  for length in sorted(set(lengths)):
+    same = [i for i in range(len(rows)) if lengths[i] == length]
+    for start in range(0, len(same), task.decoding.rows):
+      members = same[start : start + task.decoding.rows]
+      # an incomplete batch repeats its last row: an empty one would never end
+      filled = [*members, *members[-1:] * (task.decoding.rows - len(members))]
+      batch = forward(pad_rows([rows[i] for i in filled], length, left=left))
+      batch = jax.tree.map(np.asarray, batch)
+      check_finite(batch)
+      for place, i in enumerate(members):
+        results[i] = jax.tree.map(lambda x, place=place: x[place], batch)
+  return results
+
+
+def check_finite(results: Any):
+  """Raise FloatingPointError where an array of the tree has a NaN."""
+  for leaf in jax.tree.leaves(results):
+    if np.issubdtype(leaf.dtype, np.floating) and np.isnan(leaf).any():
+      raise FloatingPointError('the model computes NaN for these lines: its training diverged')
+
+
+def self_attention(
+  task: Predictor, model: Model, row: Row, *, stack: str = 'encoder'
+) -> AttentionMap:
+  """Return how the positions of an encoded request attend to each other.
+
+  Args:
+    task: captures, and names the positions.
+    model: of that task.
+    row: tokens, an image or frames.
+    stack: of the model, as `capture` names it.
+  """
+  weights = task.capture(model, one_row(task, row))[stack]['self']
+  labels = task.processor.labels(row)
+  n = len(labels)
+  return AttentionMap(np.asarray(weights)[:, 0, :, :n, :n], labels, labels)
+
+
+def cross_attention(
+  task: Predictor, model: Model, row: Row, outputs: Row, labels: list[str]
+) -> AttentionMap:
+  """Return how the positions of an answer attend to its encoded request.
+
+  Args:
+    task, model, row: as of `self_attention`.
+    outputs: the answer, as targets in training: tokens or frames.
+    labels: of the outputs.
+  """
+  # padded, so that few programs are compiled
+  targets, segments = split_padding(jnp.asarray(pad_rows([outputs], task.decoding.length)))
+  batch = one_row(task, row) | {'targets': targets, 'targets_segments': segments}
+  weights = np.asarray(task.capture(model, batch)['decoder']['cross'])
+  columns = task.processor.labels(row)
+  return AttentionMap(weights[:, 0, :, : len(outputs), : len(columns)], labels, columns)
+
+
+def one_row(task: Predictor, row: Row) -> dict[str, Array]:
+  """Return an encoded request as the inputs of a batch."""
+  length = bucket_length(len(row), task.processor.max_length)
+  rows, segments = split_padding(jnp.asarray(pad_rows([row], length)))
+  return {'inputs': rows, 'inputs_segments': segments}

@@ -1,26 +1,24 @@
-"""Transcription of sounds by an encoder with the CTC loss, alone or beside an attending decoder.
-
-`JointCTC` is `seq2seq` with CTC as a second loss: with few data attention alone learns little.
-"""
+"""Transcription by an encoder with the CTC loss, alone or beside a decoder."""
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Key, Shaped
 
 from transformer.data.corpora import Source, chunks
 from transformer.data.pipeline import Fields, Ragged, joined
-from transformer.data.processors import Line, Processor, Row, TextProcessor, read
+from transformer.data.processors import Line, Processor, Row, TextProcessor
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean, ctc
-from transformer.inference.batching import Batching, in_batches, self_attention, separated
+from transformer.inference.batching import split_padding
+from transformer.inference.decoding import Batching
+from transformer.inference.predict import AttentionMap, run_batches, self_attention
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import AlignedEncoderDecoder, Transcriber
 from transformer.modules.layers import split_key
@@ -29,47 +27,43 @@ from transformer.tasks.seq2seq import Seq2Seq, shift_right
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CTC:
-  """The objective. The tokenizer's token of padding is the blank.
+  """-log P of the targets, summed over all alignments; the tokenizer's padding token is the blank.
 
   Attributes:
     tokenizer: text to tokens and back.
-    decoding: for `predict`, which takes the best token of each position.
+    decoding: settings of inference, which takes the best token of each position.
     length: longest input.
-    inputs: how images or sounds are read; None for texts.
+    input_processor: of images or sounds; None for texts.
   """
 
   tokenizer: Tokenizer
   decoding: Batching
   length: int
-  inputs: Processor | None = None
+  input_processor: Processor | None = None
 
-  reads = ('inputs', 'targets')  # of an example
-  figures = ('nll_per_token',)
-  packs = False
+  text_fields = ('inputs', 'targets')
+  metrics = {'nll_per_token': False}
+  supports_packing = False
 
   def __post_init__(self):
     if self.tokenizer.pad is None:
       raise ValueError('the tokenizer has no token of padding, which transcription takes as blank')
 
   @property
-  def reader(self) -> Processor:
-    """How an input is read."""
-    return self.inputs or TextProcessor(self.tokenizer, self.length)
-
-  def quick(self) -> 'CTC':
-    """The same task: there is nothing to search."""
-    return self
+  def processor(self) -> Processor:
+    """Return the processor of inputs."""
+    return self.input_processor or TextProcessor(self.tokenizer, self.length)
 
   def init(self, config: ModelConfig, key: Key[Array, '']) -> Transcriber:
-    """A fresh model."""
+    """Return a freshly initialized model."""
     return Transcriber(config, nnx.Rngs(key))
 
-  def features(self, source: Source) -> Fields:
-    """The examples as numbers, for the pipeline."""
+  def columns(self, source: Source) -> Fields:
+    """Return the encoded inputs and the target tokens."""
     return joined(
       [
         {
-          'inputs': self.reader.field([example['inputs'] for example in examples]),
+          'inputs': self.processor.encode_column([example['inputs'] for example in examples]),
           'targets': Ragged.of(self.tokenizer.encode_batch([e['targets'] for e in examples])),
         }
         for examples in chunks(source)
@@ -82,77 +76,52 @@ class CTC:
     batch: dict[str, Shaped[Array, 'B ...']],
     key: Key[Array, ''] | None,
   ) -> tuple[Mean, dict[str, Mean]]:
-    """-log P of the targets, in nats; per token. What is too short to say them counts nothing."""
-    reader_key, model_key = split_key(key, 2)
-    inputs, segments = self.reader.encode(batch['inputs'], batch['inputs_segments'], reader_key)
-    logits, segments = model(inputs, segments=segments, key=model_key)
+    """Return -log P of the targets, in nats per token; inputs too short for theirs count 0."""
+    input_key, model_key = split_key(key, 2)
+    encoded = self.processor.prepare_batch(batch['inputs'], batch['inputs_segments'], input_key)
+    logits, segments = model(encoded[0], segments=encoded[1], key=model_key)
     targets, weights = batch['targets'], (batch['targets_segments'] != 0).astype(jnp.float32)
     mean = ctc(logits, segments != 0, targets, weights, blank=self.tokenizer.pad)
     return mean, {'nll_per_token': mean}
 
-  def measure(
+  def batch_metrics(
     self, model: Transcriber, batch: dict[str, Shaped[Array, 'B ...']]
   ) -> dict[str, Mean]:
-    """The same of a batch that is not learnt from."""
+    """Return -log P of the targets, in nats per token."""
     return self.loss(model, batch, None)[1]
-
-  def report(self, totals: dict[str, Mean], source: Source) -> dict[str, float]:
-    """The figures of a whole split."""
-    return {name: float(mean.value) for name, mean in totals.items()}
 
   def capture(
     self, model: Transcriber, batch: dict[str, Shaped[Array, 'B ...']]
   ) -> dict[str, dict[str, Array]]:
-    """What happens inside the model as it learns from a batch."""
-    encoded = self.reader.encode(batch['inputs'], batch['inputs_segments'], None)
+    """Return the states and attention weights of every layer of the encoder."""
+    encoded = self.processor.prepare_batch(batch['inputs'], batch['inputs_segments'], None)
     return {'encoder': model.encoder.capture(*encoded)}
 
   def example(self, example: dict[str, Any]) -> tuple[Line, str]:
-    """The sound, and what it says."""
+    """Return the input, and its transcript."""
     return example['inputs'], example['targets']
 
-  def input(self, line: Line) -> Row:
-    """What is read of one line.
+  def answer(self, model: Transcriber, requests: Sequence[Row]) -> list[str]:
+    """Return the transcript of each input."""
+    find = functools.partial(_best_path, self.processor, self.tokenizer.pad, model)
+    paths = run_batches(self, find, requests)
+    return [self.tokenizer.decode(self.collapse(path.tolist())) for path, _ in paths]
 
-    Raises:
-      ValueError: it is too long, or no such sound.
-    """
-    return self.reader.input(line)
-
-  def predict(self, model: Transcriber, lines: Iterable[Line], *, cut: bool = False) -> list[str]:
-    """What each sound says.
-
-    Raises:
-      ValueError: a sound is too long, or none.
-      FloatingPointError: the model is not finite.
-    """
-    rows = read(self.reader, lines, cut=cut)
-    find = functools.partial(_best, self.reader, self.tokenizer.pad, model)
-    found = in_batches(find, rows, rows=self.decoding.rows, longest=self.reader.longest)
-    if not all(finite for _, finite in found):
-      raise FloatingPointError('the model computes NaN for these lines: its training diverged')
-    return [self.tokenizer.decode(self.said(path.tolist())) for path, _ in found]
-
-  def said(self, path: Iterable[int]) -> list[int]:
-    """The tokens of an alignment: neither what is said again at once, nor blanks."""
+  def collapse(self, path: Iterable[int]) -> list[int]:
+    """Return the tokens of an alignment: without repetitions, then without blanks."""
     return [int(token) for token, _ in itertools.groupby(path) if token != self.tokenizer.pad]
 
-  def attend(self, model: Transcriber, line: Line) -> tuple[np.ndarray, list[str], list[str]]:
-    """How the positions of a sound attend to each other: (weights [L, H, T, T], names, names)."""
-    row = self.input(line)
-
-    def capture(rows):
-      return model.encoder.capture(*self.reader.encode(*separated(jnp.asarray(rows)), None))
-
-    return self_attention(capture, row, self.reader.pieces(row), self.reader.longest)
+  def attention(self, model: Transcriber, request: Row) -> AttentionMap:
+    """Return how the positions of an input attend to each other."""
+    return self_attention(self, model, request)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JointCTC(Seq2Seq):
-  """Sequence to sequence, with CTC to show the encoder in what order things are said.
+  """Seq2Seq with CTC as a second loss of the encoder: attention alone learns little of few data.
 
   (1 - w) -log P(targets | inputs) - w log P_CTC(targets | inputs): Watanabe et al. 2017,
-  https://doi.org/10.1109/JSTSP.2017.2763455, equation 17. Only the decoder is used to predict.
+  https://doi.org/10.1109/JSTSP.2017.2763455, equation 17. Only the decoder predicts.
 
   Attributes:
     ctc: w, between 0 and 1.
@@ -168,12 +137,12 @@ class JointCTC(Seq2Seq):
       raise ValueError('the tokenizer has no token of padding, which CTC takes as blank')
 
   @property
-  def packs(self) -> bool:
-    """Whether several examples may share a row: an alignment has all of it."""
+  def supports_packing(self) -> bool:
+    """Return whether several examples may share a row: no, since an alignment takes all of it."""
     return False
 
   def init(self, config: ModelConfig, key: Key[Array, '']) -> AlignedEncoderDecoder:
-    """A fresh model."""
+    """Return a freshly initialized model."""
     return AlignedEncoderDecoder(config, nnx.Rngs(key))
 
   def loss(  # type: ignore[override]
@@ -182,10 +151,10 @@ class JointCTC(Seq2Seq):
     batch: dict[str, Shaped[Array, 'B ...']],
     key: Key[Array, ''] | None,
   ) -> tuple[Mean, dict[str, Mean]]:
-    """Both objectives, and apart from their sum the plain negative log-likelihoods, in nats."""
-    reader_key, encoder_key, decoder_key = split_key(key, 3)
-    inputs, heard = self.reader.encode(batch['inputs'], batch['inputs_segments'], reader_key)
-    memory = model.encode(inputs, segments=heard, key=encoder_key)
+    """Return the joint loss, and the plain negative log-likelihoods of both, in nats."""
+    input_key, encoder_key, decoder_key = split_key(key, 3)
+    encoded = self.processor.prepare_batch(batch['inputs'], batch['inputs_segments'], input_key)
+    memory = model.encode(encoded[0], segments=encoded[1], key=encoder_key)
     targets, segments = batch['targets'], batch['targets_segments']
     before = model.embed(shift_right(targets, segments, self.first))
     states = model.decoder(before, segments, memory=memory, key=decoder_key).x
@@ -205,10 +174,11 @@ class JointCTC(Seq2Seq):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _best(reader: Processor, blank: int, model: Transcriber, rows):
-  """The best token of each position, the blank at padding; and whether all logits are finite."""
-  inputs, segments = reader.encode(*separated(rows), None)
+def _best_path(processor: Processor, blank: int, model: Transcriber, rows):
+  """Return the best token of each position, the blank at padding, and a NaN if a logit is NaN."""
+  inputs, segments = processor.prepare_batch(*split_padding(rows), None)
   logits, segments = model(inputs, segments=segments)
   real = segments != 0
   path = jnp.where(real, jnp.argmax(logits, axis=-1), blank)
-  return path, jnp.all(jnp.isfinite(logits) | ~real[..., None], axis=(1, 2))
+  finite = jnp.all(jnp.isfinite(logits) | ~real[..., None], axis=(1, 2))
+  return path, jnp.where(finite, 0.0, jnp.nan)

@@ -1,8 +1,8 @@
-"""Masked language models: hide some tokens, learn to say which they were (BERT, RoBERTa)."""
+"""Masked language modeling: the tokens behind masks (BERT, RoBERTa)."""
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,33 +12,37 @@ from jaxtyping import Array, Bool, Int, Key
 
 from transformer.data.corpora import Source
 from transformer.data.pipeline import Ragged
-from transformer.data.text import BLANK, windows, with_blanks
+from transformer.data.processors import BlankProcessor
+from transformer.data.text import blanked_middle, windows
 from transformer.data.tokenizers import Tokenizer
-from transformer.evaluation.metrics import TEACHER_FORCED, of_logits, with_perplexity
+from transformer.evaluation.likelihood import TOKEN_METRICS, token_metrics
 from transformer.functional import corruption
 from transformer.functional.losses import Mean, accuracy, cross_entropy
-from transformer.inference.batching import PAD, Batching, in_batches, self_attention
+from transformer.inference.batching import split_padding
+from transformer.inference.decoding import Batching
+from transformer.inference.predict import AttentionMap, run_batches, self_attention
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import MaskedTokens
+from transformer.modules.layers import split_key
 
-EVALUATION = 0  # the seed of what is hidden when a model is judged: the same every time
+EVALUATION_SEED = 0  # of the masks in evaluation, which are the same every time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskedLM:
-  """The objective, on texts in windows of `length` tokens, a start and an end token among them.
+  """Cross-entropy of masked tokens, in windows of `length` tokens with start and end token.
 
-  Devlin et al. 2019, https://arxiv.org/abs/1810.04805; drawn anew for every step, as in Liu et al.
-  2019, https://arxiv.org/abs/1907.11692.
+  Devlin et al. 2019, https://arxiv.org/abs/1810.04805; with new masks in every step, as in Liu et
+  al. 2019, https://arxiv.org/abs/1907.11692.
 
   Attributes:
     tokenizer: text to tokens and back; with a mask token.
-    decoding: for `predict`.
+    decoding: settings of inference.
     length: of a window.
-    rate: share of tokens that are hidden; 0.15 in the paper.
-    whole_words: hide all tokens of a word or none.
-    next_sentence: cut each window in two, and learn to tell whether the second part belongs to the
-      first: half of them are taken from the row before, where that has the same lengths.
+    rate: share of tokens that are masked; 0.15 in the paper.
+    whole_words: mask all tokens of a word or none.
+    next_sentence: split each window in two, and learn to tell whether the second part belongs to
+      the first: half of them are taken from the row before, where that has the same lengths.
   """
 
   tokenizer: Tokenizer
@@ -48,8 +52,8 @@ class MaskedLM:
   whole_words: bool = False
   next_sentence: bool = False
 
-  reads = ('targets',)  # of an example
-  figures = TEACHER_FORCED
+  text_fields = ('targets',)
+  metrics = TOKEN_METRICS
 
   def __post_init__(self):
     if not 0 < self.rate < 1:
@@ -69,20 +73,22 @@ class MaskedLM:
       )
 
   @property
-  def packs(self) -> bool:
-    """Whether several texts may share a row."""
+  def supports_packing(self) -> bool:
+    """Return whether several texts may share a row."""
     return not self.next_sentence
 
-  def quick(self) -> 'MaskedLM':
-    """The same task: there is nothing to search."""
-    return self
+  @property
+  def processor(self) -> BlankProcessor:
+    """Return the processor of requests."""
+    fillers = (self.tokenizer.mask,) * self.length
+    return BlankProcessor(self.tokenizer, self.length, start=True, fillers=fillers)
 
   def init(self, config: ModelConfig, key: Key[Array, '']) -> MaskedTokens:
-    """A fresh model."""
+    """Return a freshly initialized model."""
     return MaskedTokens(config, nnx.Rngs(key), next_sentence=self.next_sentence)
 
-  def features(self, source: Source) -> dict[str, Ragged]:
-    """The texts in windows: <s> text </s>, or <s> first half </s> second half </s>."""
+  def columns(self, source: Source) -> dict[str, Ragged]:
+    """Return the windows: <s> text </s>, or <s> first half </s> second half </s>."""
     bos, eos = self.tokenizer.bos, self.tokenizer.eos
     rows = []
     for window in windows(self.tokenizer, source, self.length - 2 - self.next_sentence):
@@ -94,92 +100,32 @@ class MaskedLM:
   def loss(
     self, model: MaskedTokens, batch: dict[str, Int[Array, 'B _']], key: Key[Array, ''] | None
   ) -> tuple[Mean, dict[str, Mean]]:
-    """Negative log-likelihood of the hidden tokens, and of the order of halves if it is asked."""
-    hide_key, model_key = (None, None) if key is None else jax.random.split(key)
-    hidden = self._hide(batch, hide_key)
-    states, *asked = self._ask(model, batch, hidden, model_key)
-    loss, nll = model.readout.cross_entropy(*asked)
+    """Return the cross-entropy of the masked tokens and, if asked, of the order of halves."""
+    mask_key, model_key = split_key(key, 2)
+    masked = self.mask(batch, mask_key)
+    states, *at_masks = self._at_masks(model, batch, masked, model_key)
+    loss, nll = model.readout.cross_entropy(*at_masks)
     metrics = {'nll_per_token': nll}
     if self.next_sentence:
-      order = self._order(model, states, hidden, batch)
+      order = _order_metrics(model, states, masked, batch)
       metrics |= order
       # both are means in the paper, over different counts
       share = loss.weight / jnp.maximum(order['nll_of_order'].weight, 1)
       loss = loss._replace(sum=loss.sum + share * order['nll_of_order'].sum)
     return loss, metrics
 
-  def measure(self, model: MaskedTokens, batch: dict[str, Int[Array, 'B _']]) -> dict[str, Mean]:
-    """How well hidden tokens are found, always the same ones."""
-    hidden = self._hide(batch, None)
-    states, x, *true = self._ask(model, batch, hidden, None)
-    found = of_logits(model.readout.attend(x), *true)
-    return found | (self._order(model, states, hidden, batch) if self.next_sentence else {})
-
-  def report(self, totals: dict[str, Mean], source: Source) -> dict[str, float]:
-    """The figures of a whole split; tokens are those hidden."""
-    return with_perplexity(totals)
-
-  def capture(
+  def batch_metrics(
     self, model: MaskedTokens, batch: dict[str, Int[Array, 'B _']]
-  ) -> dict[str, dict[str, Array]]:
-    """What happens inside the model on a batch with nothing hidden."""
-    return {'encoder': model.encoder.capture(batch['inputs'], batch['inputs_segments'])}
+  ) -> dict[str, Mean]:
+    """Return the metrics of masked tokens, always the same ones."""
+    masked = self.mask(batch, None)
+    states, x, *targets = self._at_masks(model, batch, masked, None)
+    found = token_metrics(model.readout.attend(x), *targets)
+    return found | (_order_metrics(model, states, masked, batch) if self.next_sentence else {})
 
-  def example(self, example: dict[str, str]) -> tuple[str, str]:
-    """A line of a text with its middle word left out, and the line."""
-    line = next((line for line in example['targets'].split('\n') if line.strip()), '')
-    words = line.split()[:30]
-    shown = [*words]
-    if words:
-      shown[len(words) // 2] = BLANK
-    return ' '.join(shown), ' '.join(words)
-
-  def predict(self, model: MaskedTokens, lines: Iterable[str], *, cut: bool = False) -> list[str]:
-    """Each line with every ___ filled in by the likeliest token.
-
-    Raises:
-      ValueError: a line has no ___ or is too long.
-    """
-    rows = [self.input(line, cut=cut) for line in lines]
-    find = functools.partial(_likeliest, model, tuple(self.tokenizer.specials))
-    found = in_batches(find, rows, rows=self.decoding.rows, longest=self.length)
-    texts = []
-    for row, likeliest in zip(rows, found, strict=True):
-      tokens = np.asarray(row)
-      filled = np.where(tokens == self.tokenizer.mask, likeliest[: len(row)], tokens)
-      texts.append(self.tokenizer.decode(filled[1:-1]))
-    return texts
-
-  def input(self, line: str, *, cut: bool = False) -> list[int]:
-    """The tokens of a line, with the mask for every ___.
-
-    Raises:
-      ValueError: there is none, or the line is too long.
-    """
-    tokens = with_blanks(self.tokenizer, line, [self.tokenizer.mask] * line.count(BLANK))
-    if cut:
-      tokens = tokens[: self.length - 2]
-    elif BLANK not in line:
-      raise ValueError(f'the line has nothing to fill in: write {BLANK} where a token is missing')
-    elif len(tokens) > self.length - 2:
-      raise ValueError(
-        f'the line has {len(tokens)} tokens, more than the {self.length - 2} the model was trained '
-        'for: split it'
-      )
-    return [self.tokenizer.bos, *tokens, self.tokenizer.eos]
-
-  def attend(self, model: MaskedTokens, line: str) -> tuple[np.ndarray, list[str], list[str]]:
-    """How the tokens of a line attend to each other: (weights [L, H, T, T], pieces, pieces)."""
-    tokens = self.input(line, cut=True)
-    return self_attention(
-      lambda rows: model.encoder.capture(rows.clip(0), (rows != PAD).astype(np.int32)),
-      tokens,
-      self.tokenizer.pieces(tokens),
-      self.length,
-    )
-
-  def _hide(self, batch, key) -> 'Hidden':
-    keys = jax.random.split(jax.random.key(EVALUATION) if key is None else key, 3)
+  def mask(self, batch: dict[str, Int[Array, 'B _']], key: Key[Array, ''] | None) -> 'Masked':
+    """Return the batch with some of its tokens masked."""
+    keys = jax.random.split(jax.random.key(EVALUATION_SEED) if key is None else key, 3)
     tokens, segments = batch['inputs'], batch['inputs_segments']
     bos, eos = self.tokenizer.bos, self.tokenizer.eos
     types = jnp.zeros_like(tokens)
@@ -193,47 +139,68 @@ class MaskedLM:
       other = swapped[:, None] & (types == 1)
       tokens = jnp.where(other, jnp.roll(tokens, 1, axis=0), tokens)
     eligible = (segments != 0) & (tokens != bos) & (tokens != eos)
-    words = self._words(tokens) if self.whole_words else None
+    words = self.words(tokens) if self.whole_words else None
     chosen = corruption.choose(keys[1], eligible, self.rate, words)
     shown = corruption.replace_chosen(
       keys[2], tokens, chosen, mask=self.tokenizer.mask, vocab=self.tokenizer.size
     )
-    return Hidden(shown, tokens, chosen, types, swapped)
+    return Masked(shown, tokens, chosen, types, swapped)
 
-  def _ask(self, model, batch, hidden, key):
-    """(all states, what the logits of hidden tokens are read from, these tokens, weights)."""
-    segments = batch['inputs_segments']
-    states = model.encoder(hidden.tokens, segments=segments, types=hidden.types, key=key)
-    # nothing else is read: the output layer is the largest
-    at, weights = _places(hidden.chosen, self._most(hidden.tokens.shape[1]))
-    x = model.transform(jnp.take_along_axis(states, at[..., None], axis=1))
-    return states, x, jnp.take_along_axis(hidden.targets, at, axis=1), weights
-
-  def _words(self, tokens: Int[Array, 'B T']) -> Int[Array, 'B T']:
+  def words(self, tokens: Int[Array, 'B T']) -> Int[Array, 'B T']:
+    """Return the number of the word that each token belongs to."""
     special = (tokens == self.tokenizer.bos) | (tokens == self.tokenizer.eos)
     after = jnp.pad(special[:, :-1], ((0, 0), (1, 0)))
     begins = jnp.asarray(self.tokenizer.begins_word)[tokens] | after
     return jnp.minimum(jnp.cumsum(begins, axis=1), tokens.shape[1] - 1)
 
-  def _most(self, T: int) -> int:
-    """How many tokens of a row may be hidden."""
-    return max(round(T * self.rate), 1)
-
-  def _order(self, model, states, hidden, batch) -> dict[str, Mean]:
+  def _at_masks(self, model, batch, masked, key):
+    """Return all states, and of masked tokens the inputs of the logits, targets and weights."""
     segments = batch['inputs_segments']
-    logits = model.next_sentence(model.encoder.summary(states, segments))
-    weights = jnp.any(segments != 0, axis=1).astype(jnp.float32)
-    swapped = hidden.swapped.astype(jnp.int32)
-    return {
-      'nll_of_order': cross_entropy(logits, swapped, weights),
-      'accuracy_of_order': accuracy(logits, swapped, weights),
-    }
+    states = model.encoder(masked.tokens, segments=segments, types=masked.types, key=key)
+    # only there: the output layer is the largest
+    most = max(round(masked.tokens.shape[1] * self.rate), 1)
+    weights, at = jax.lax.top_k(masked.chosen.astype(jnp.float32), most)
+    x = model.transform(jnp.take_along_axis(states, at[..., None], axis=1))
+    return states, x, jnp.take_along_axis(masked.targets, at, axis=1), weights
+
+  def capture(
+    self, model: MaskedTokens, batch: dict[str, Int[Array, 'B _']]
+  ) -> dict[str, dict[str, Array]]:
+    """Return the states and attention weights of every layer, with nothing masked."""
+    return {'encoder': model.encoder.capture(batch['inputs'], batch['inputs_segments'])}
+
+  def example(self, example: dict[str, str]) -> tuple[str, str]:
+    """Return a line of a text with a blank for its middle word, and the line."""
+    line, words, _ = blanked_middle(example['targets'])
+    return line, ' '.join(words)
+
+  def answer(self, model: MaskedTokens, requests: Sequence[Sequence[int]]) -> list[str]:
+    """Return each line with the most probable token for every ___."""
+    fill = functools.partial(_most_probable, model, tuple(self.tokenizer.specials))
+    texts = []
+    for row, (best, _) in zip(requests, run_batches(self, fill, requests), strict=True):
+      tokens = np.asarray(row)
+      filled = np.where(tokens == self.tokenizer.mask, best[: len(row)], tokens)
+      texts.append(self.tokenizer.decode(filled[1:-1]))
+    return texts
+
+  def attention(self, model: MaskedTokens, request: Sequence[int]) -> AttentionMap:
+    """Return how the tokens of a line attend to each other."""
+    return self_attention(self, model, request)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Hidden:
-  """What the model is shown, and what it is asked."""
+class Masked:
+  """A batch with masks.
+
+  Attributes:
+    tokens: the inputs.
+    targets: the tokens before they were masked.
+    chosen: where they are masked.
+    types: 1 in the second half of a window with two, else 0.
+    swapped: whether the second half is that of another row.
+  """
 
   tokens: Int[Array, 'B T']
   targets: Int[Array, 'B T']
@@ -242,13 +209,20 @@ class Hidden:
   swapped: Bool[Array, ' B']
 
 
-def _places(chosen, most: int):
-  """Where the chosen tokens of each row are, and a weight of 0 for what is not one of them."""
-  weights, at = jax.lax.top_k(chosen.astype(jnp.float32), most)
-  return at, weights
+def _order_metrics(model, states, masked: Masked, batch) -> dict[str, Mean]:
+  segments = batch['inputs_segments']
+  logits = model.next_sentence(model.encoder.summary(states, segments))
+  weights = jnp.any(segments != 0, axis=1).astype(jnp.float32)
+  swapped = masked.swapped.astype(jnp.int32)
+  return {
+    'nll_of_order': cross_entropy(logits, swapped, weights),
+    'accuracy_of_order': accuracy(logits, swapped, weights),
+  }
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _likeliest(model: MaskedTokens, specials: tuple[int, ...], rows):
-  logits = model(jnp.maximum(rows, 0), segments=(rows != PAD).astype(jnp.int32))
-  return jnp.argmax(logits.at[..., jnp.asarray(specials)].set(-jnp.inf), axis=-1)
+def _most_probable(model: MaskedTokens, specials: tuple[int, ...], rows):
+  """Return the best token at each position that is no special one, and its logit."""
+  tokens, segments = split_padding(rows)
+  logits = model(tokens, segments=segments).at[..., jnp.asarray(specials)].set(-jnp.inf)
+  return jnp.argmax(logits, axis=-1), jnp.max(logits, axis=-1)

@@ -1,12 +1,12 @@
-"""Retrieval: which documents of a collection answer a query; by vectors, by words, or by both.
+"""Retrieval of the documents that answer a query: by vectors, by words (BM25), or by both.
 
-Words need the extra `retrieval`: pip install 'functional-transformer[retrieval]'.
+BM25 needs the extra `retrieval`: pip install 'functional-transformer[retrieval]'.
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,16 @@ from jaxtyping import Array, Float, Int, Key
 
 from transformer.data.corpora import Source, chunks
 from transformer.data.documents import collection
-from transformer.data.pipeline import Fields, Ragged, joined
-from transformer.data.processors import Row, TextProcessor, read
+from transformer.data.pipeline import Fields, joined
+from transformer.data.processors import TextProcessor
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean, accuracy, cross_entropy
-from transformer.inference.batching import PAD, Batching, in_batches, self_attention
+from transformer.inference.batching import split_padding
+from transformer.inference.decoding import Batching, check_positive
+from transformer.inference.predict import AttentionMap, Rows, run_batches, self_attention
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import Embedding
+from transformer.modules.layers import split_key
 
 QUERY, DOCUMENT = 0, 1  # types of tokens
 RANK_CONSTANT = 60  # of reciprocal rank fusion, as published
@@ -30,13 +33,13 @@ RANK_CONSTANT = 60  # of reciprocal rank fusion, as published
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ranking(Batching):
-  """How documents are ranked.
+  """Settings of the ranking of documents.
 
   Attributes:
-    collection: the file of all documents; see data.documents. Without one nothing can be predicted.
-    first: so many names are the answer to a query, the best one first.
-    bm25: weight of BM25, a score by words; that of the vectors is the rest to 1.
-    fusion: what is added: scores, scaled to 0 to 1 for each query, or 1 / (60 + rank).
+    collection: the file of all documents, needed for predictions; see data.documents.
+    first: how many names make an answer, the best one first.
+    bm25: weight of BM25; that of the vectors is 1 - bm25.
+    fusion: of both: the sum of scores, scaled to 0 to 1 for each query, or of 1 / (60 + rank).
   """
 
   collection: str = ''
@@ -45,33 +48,50 @@ class Ranking(Batching):
   fusion: Literal['scores', 'ranks'] = 'scores'
 
   def __post_init__(self):
-    super().__post_init__()
-    if self.first < 1:
-      raise ValueError(f'decode.first={self.first} documents must be at least 1')
+    check_positive(self, 'rows', 'first')
     if not 0 <= self.bm25 <= 1:
       raise ValueError(f'decode.bm25={self.bm25} is a weight: give 0 (vectors) to 1 (BM25)')
+
+  def fast(self) -> 'Ranking':
+    """Return the settings without BM25."""
+    return dataclasses.replace(self, bm25=0.0)
+
+
+class Query(NamedTuple):
+  """A query as tokens, and as text for BM25."""
+
+  tokens: list[int]
+  text: str
+
+
+class QueryProcessor(TextProcessor):
+  """Queries to tokens, with their text."""
+
+  def encode_example(self, line: str, *, truncate: bool = False) -> Query:  # type: ignore[override]
+    """Return a query."""
+    return Query(super().encode_example(line, truncate=truncate), line)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Retrieval:
-  """The objective: -log softmax(q D^T / t)(d), for query q its document d among all D of a batch.
+  """-log softmax(q D^T / t)(d) of the document d of query q, among the documents D of a batch.
 
-  q and d are vectors of length 1 from one encoder (InfoNCE, van den Oord et al. 2018,
+  q and d are unit vectors from one encoder (InfoNCE, van den Oord et al. 2018,
   https://arxiv.org/abs/1807.03748, equation 4; in-batch negatives as in Karpukhin et al. 2020,
   https://arxiv.org/abs/2004.04906, section 3.2). With model.types=2 queries and documents have
-  types of their own. The other documents of a batch are part of the loss, so it changes with the
-  size of a batch and with microbatches.
+  types of their own. The loss depends on the other documents of the batch, and so on its size and
+  on microbatches.
 
   Attributes:
     tokenizer: text to tokens.
-    decoding: for `predict`.
-    length: of queries and documents in tokens, <s> and </s> included; what is longer is cut.
+    decoding: settings of inference.
+    length: of queries and documents in tokens, <s> and </s> included; longer ones are truncated.
     temperature: t; 0.05 is common.
-    symmetric: also tell which query belongs to a document; the mean of both.
-    cloze: share of queries that are replaced while training by a piece of their own document, which
-      is cut out of that nine times out of ten (the inverse cloze task, Lee et al. 2019,
+    symmetric: the mean of this loss and that of the query given the document.
+    cloze: share of queries that are replaced in training by a piece of their own document, which is
+      removed from it nine times out of ten (the inverse cloze task, Lee et al. 2019,
       https://arxiv.org/abs/1906.00300, section 4).
-    piece: tokens of such a piece; half of them at least.
+    piece: most tokens of such a piece; the fewest are half of that.
   """
 
   tokenizer: Tokenizer
@@ -82,9 +102,9 @@ class Retrieval:
   cloze: float = 0.0
   piece: int = 24
 
-  reads = ('inputs', 'targets')  # of an example
-  figures = ('nll_in_batch', 'accuracy_in_batch')
-  packs = False
+  text_fields = ('inputs', 'targets')  # the query and the document
+  metrics = {'nll_in_batch': False, 'accuracy_in_batch': True}
+  supports_packing = False
 
   def __post_init__(self):
     if None in (self.tokenizer.bos, self.tokenizer.eos):
@@ -98,23 +118,20 @@ class Retrieval:
       )
 
   @property
-  def reader(self) -> TextProcessor:
-    """How queries and documents are read."""
-    return TextProcessor(self.tokenizer, self.length, start=True, cuts=True)
-
-  def quick(self) -> 'Retrieval':
-    """The same task, by vectors alone."""
-    return dataclasses.replace(self, decoding=dataclasses.replace(self.decoding, bm25=0.0))
+  def processor(self) -> QueryProcessor:
+    """Return the processor of queries and documents."""
+    return QueryProcessor(self.tokenizer, self.length, start=True, truncate=True)
 
   def init(self, config: ModelConfig, key: Key[Array, '']) -> Embedding:
-    """A fresh model."""
+    """Return a freshly initialized model."""
     return Embedding(config, nnx.Rngs(key))
 
-  def features(self, source: Source) -> Fields:
-    """Queries and their documents as tokens, both cut to `length`."""
+  def columns(self, source: Source) -> Fields:
+    """Return the tokens of queries and of their documents, both truncated."""
+    encode = self.processor.encode_column
     return joined(
       [
-        {side: self.reader.field([example[side] for example in examples]) for side in self.reads}
+        {side: encode([example[side] for example in examples]) for side in self.text_fields}
         for examples in chunks(source)
       ]
     )
@@ -122,10 +139,10 @@ class Retrieval:
   def loss(
     self, model: Embedding, batch: dict[str, Int[Array, 'B _']], key: Key[Array, ''] | None
   ) -> tuple[Mean, dict[str, Mean]]:
-    """What is minimised, in nats, and how often the right document is the likeliest."""
-    cloze_key, *keys = (None, None, None) if key is None else jax.random.split(key, 3)
+    """Return the loss, in nats, and the accuracy of the best document of the batch."""
+    cloze_key, *keys = split_key(key, 3)
     if cloze_key is not None and self.cloze:
-      batch = self._cloze(batch, cloze_key)
+      batch = self.with_pieces(batch, cloze_key)
     logits, weights = self._logits(model, batch, keys)
     own = jnp.arange(len(logits))
     loss = cross_entropy(logits, own, weights)
@@ -134,8 +151,8 @@ class Retrieval:
       loss = loss._replace(sum=(loss.sum + back.sum) / 2)
     return loss, {'accuracy_in_batch': accuracy(logits, own, weights)}
 
-  def measure(self, model: Embedding, batch: dict[str, Int[Array, 'B _']]) -> dict[str, Mean]:
-    """How well queries find their documents among those of a batch."""
+  def batch_metrics(self, model: Embedding, batch: dict[str, Int[Array, 'B _']]) -> dict[str, Mean]:
+    """Return how well queries find their documents among those of a batch."""
     logits, weights = self._logits(model, batch, (None, None))
     own = jnp.arange(len(logits))
     return {
@@ -143,18 +160,14 @@ class Retrieval:
       'accuracy_in_batch': accuracy(logits, own, weights),
     }
 
-  def report(self, totals: dict[str, Mean], source: Source) -> dict[str, float]:
-    """The figures of a whole split, by its batches."""
-    return {name: float(mean.value) for name, mean in totals.items()}
-
   def _logits(self, model, batch, keys) -> tuple[Float[Array, 'B B'], Float[Array, ' B']]:
-    """q D^T / t, without what is no other document: padding, and the same document once more."""
+    """Return q D^T / t, with -1e30 for padding and for copies of the own document."""
     queries, documents = (
       _embed(model, batch[side], batch[f'{side}_segments'], kind, key)
-      for side, kind, key in zip(self.reads, (QUERY, DOCUMENT), keys, strict=True)
+      for side, kind, key in zip(self.text_fields, (QUERY, DOCUMENT), keys, strict=True)
     )
     tokens, real = batch['targets'], jnp.any(batch['targets_segments'] != 0, axis=1)
-    # by their original tokens: a piece may be cut out of one and not of the other
+    # by their original tokens: a piece may be removed from one copy and not from the other
     whole = batch.get('whole', tokens)
     same = jnp.all(whole[:, None] == whole[None], axis=2)
     own = jnp.eye(len(tokens), dtype=bool)
@@ -162,8 +175,10 @@ class Retrieval:
     logits = jnp.where(own | others, queries @ documents.T / self.temperature, -1e30)
     return logits, real.astype(jnp.float32)
 
-  def _cloze(self, batch, key):
-    """The batch with some of its queries replaced by a piece of their document."""
+  def with_pieces(
+    self, batch: dict[str, Int[Array, 'B _']], key: Key[Array, '']
+  ) -> dict[str, Int[Array, 'B _']]:
+    """Return the batch with some of its queries replaced by a piece of their document."""
     keys = jax.random.split(key, 4)
     documents, segments = batch['targets'], batch['targets_segments']
     B, T = documents.shape
@@ -200,87 +215,68 @@ class Retrieval:
   def capture(
     self, model: Embedding, batch: dict[str, Int[Array, 'B _']]
   ) -> dict[str, dict[str, Array]]:
-    """What happens inside the model on the queries and the documents of a batch."""
+    """Return the states and attention weights of every layer, of queries and of documents."""
+    sides = zip(self.text_fields, (QUERY, DOCUMENT), strict=True)
     return {
       side: model.encoder.capture(
-        batch[side],
-        batch[f'{side}_segments'],
-        _types(model, batch[side], kind),
+        batch[side], batch[f'{side}_segments'], _types(model, batch[side], kind)
       )
-      for side, kind in zip(self.reads, (QUERY, DOCUMENT), strict=True)
+      for side, kind in sides
+      if side in batch
     }
 
   def example(self, example: dict[str, Any]) -> tuple[str, str]:
-    """The query, and the names of what is relevant with their gains, '12:4 184:1'.
+    """Return the query, and the names of relevant documents with their gains, '12:4 184:1'.
 
     Raises:
       ValueError: the corpus does not name what is relevant.
     """
     if 'relevant' not in example:
       raise ValueError(
-        f'the corpus does not tell which documents answer {example["inputs"]!r}: no ranking can be '
-        "judged by it; take data.name='squad' or 'cranfield', or eval.metrics='' and eval.samples=0"
+        f'the corpus does not say which documents answer {example["inputs"]!r}: no ranking can be '
+        "evaluated. Take data.name='squad' or 'cranfield', or eval.metrics='' and eval.samples=0"
       )
     return example['inputs'], example['relevant']
 
-  def predict(self, model: Embedding, lines: Iterable[str], *, cut: bool = False) -> list[str]:
-    """The names of the first documents for each line, the best one first.
+  def answer(self, model: Embedding, requests: Sequence[Query]) -> list[str]:
+    """Return the names of the first documents for each query, the best one first.
 
     Raises:
-      ValueError: a line is empty or too long, or there is no collection.
+      ValueError: there is no collection.
     """
-    lines = list(lines)
-    queries = read(self.reader, lines, cut=cut)
-    if not lines:
-      return []
-    found = collection(self.decoding.collection)
-    names, weight = np.array(list(found)), self.decoding.bm25
-    scores = np.zeros((len(lines), len(names)), np.float32)
+    documents = collection(self.decoding.collection)
+    names, weight = np.array(list(documents)), self.decoding.bm25
+    scores = np.zeros((len(requests), len(names)), np.float32)
     if weight < 1:
-      documents = self.embed(model, self.reader.field(found.values()), DOCUMENT)
-      by_vectors = self.embed(model, queries, QUERY) @ documents.T
+      rows = self.processor.encode_column(documents.values())
+      vectors = self.embed(model, rows, DOCUMENT)
+      by_vectors = self.embed(model, [query.tokens for query in requests], QUERY) @ vectors.T
       scores += (1 - weight) * self._comparable(by_vectors)
     if weight:
-      scores += weight * self._comparable(bm25(self.decoding.collection, lines))
+      queries = [query.text for query in requests]
+      scores += weight * self._comparable(bm25(self.decoding.collection, queries))
     order = np.argsort(-scores, axis=1, kind='stable')[:, : self.decoding.first]
     return [' '.join(names[row]) for row in order]
 
-  def embed(
-    self, model: Embedding, rows: Sequence[Row] | Ragged, kind: int
-  ) -> Float[np.ndarray, 'N D']:
-    """The vectors of rows of tokens, which are queries (0) or documents (1)."""
-    find = functools.partial(_vectors, model, kind)
-    return np.stack(in_batches(find, rows, rows=self.decoding.rows, longest=self.length))
+  def embed(self, model: Embedding, rows: Rows, kind: int) -> Float[np.ndarray, 'N D']:
+    """Return the vectors of rows of tokens, which are queries (0) or documents (1)."""
+    return np.stack(run_batches(self, functools.partial(_vectors, model, kind), rows))
 
   def _comparable(self, scores: np.ndarray) -> np.ndarray:
-    """Scores of queries as numbers that may be added to those of another ranking."""
+    """Return the scores of queries in the units of the fusion."""
     if self.decoding.fusion == 'ranks':  # Cormack et al. 2009
       ranks = np.argsort(np.argsort(-scores, axis=1, kind='stable'), axis=1, kind='stable')
       return 1 / (RANK_CONSTANT + 1 + ranks)
     low, high = scores.min(axis=1, keepdims=True), scores.max(axis=1, keepdims=True)
     return (scores - low) / np.maximum(high - low, 1e-12)
 
-  def input(self, line: str) -> list[int]:
-    """The tokens of a query.
-
-    Raises:
-      ValueError: it is empty or too long.
-    """
-    return self.reader.input(line)
-
-  def attend(self, model: Embedding, line: str) -> tuple[np.ndarray, list[str], list[str]]:
-    """How the tokens of a query attend to each other: (weights [L, H, T, T], pieces, pieces)."""
-    tokens = self.input(line)
-    return self_attention(
-      lambda rows: model.encoder.capture(rows.clip(0), (rows != PAD).astype(np.int32)),
-      tokens,
-      self.tokenizer.pieces(tokens),
-      self.length,
-    )
+  def attention(self, model: Embedding, request: Query) -> AttentionMap:
+    """Return how the tokens of a query attend to each other."""
+    return self_attention(self, model, request.tokens, stack='inputs')
 
 
 def bm25(where: str, queries: Sequence[str]) -> Float[np.ndarray, 'Q N']:
-  """The scores of all documents of a collection by the words of each query.
+  """Return the scores of all documents of a collection by the words of each query.
 
   Robertson et al. 1994 (Okapi at TREC-3), as Lucene computes it, with k1 = 1.2, b = 0.75, English
   stop words and Porter's stems (Snowball).
@@ -317,4 +313,4 @@ def _embed(model, tokens, segments, kind, key):
 
 @functools.partial(jax.jit, static_argnums=1)
 def _vectors(model: Embedding, kind: int, rows):
-  return _embed(model, jnp.maximum(rows, 0), (rows != PAD).astype(jnp.int32), kind, None)
+  return _embed(model, *split_padding(rows), kind, None)

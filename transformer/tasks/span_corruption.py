@@ -1,7 +1,7 @@
 """Span corruption: an encoder reads a text without some spans, a decoder predicts them (T5)."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -11,33 +11,36 @@ from jaxtyping import Array, Int, Key
 
 from transformer.data.corpora import Source
 from transformer.data.pipeline import Ragged
-from transformer.data.text import BLANK, windows, with_blanks
+from transformer.data.processors import BlankProcessor, TextProcessor
+from transformer.data.text import BLANK, blanked_middle, windows
 from transformer.data.tokenizers import Tokenizer
-from transformer.evaluation.metrics import TEACHER_FORCED, with_perplexity
+from transformer.evaluation.likelihood import TOKEN_METRICS
 from transformer.functional import corruption
 from transformer.functional.losses import Mean
 from transformer.inference.decoding import Decoding
+from transformer.inference.predict import AttentionMap
 from transformer.modules.config import ModelConfig
+from transformer.modules.layers import split_key
 from transformer.modules.model import EncoderDecoder
 from transformer.tasks.seq2seq import Seq2Seq
 
-EVALUATION = 0  # the seed of what is left out when a model is judged: the same every time
+EVALUATION_SEED = 0  # of the spans in evaluation, which are the same every time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpanCorruption:
-  """The objective, on texts in windows of `length` tokens.
+  """Cross-entropy of missing spans, in windows of `length` tokens.
 
   Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 3.1.4 and table 3.
 
   Attributes:
-    tokenizer: text to tokens and back; with as many sentinels as spans may be left out.
-    decoding: for `predict`.
+    tokenizer: text to tokens and back; with a sentinel for each span of a window.
+    decoding: settings of inference.
     length: of a window.
-    objective: spans leaves out spans, which the decoder says, each after its sentinel; prefix
-      shows the beginning of a text, cut anywhere, and asks for the rest.
-    rate: share of tokens that are left out in spans; 0.15 in the paper.
-    mean_span: how long spans are in the mean; 3 in the paper.
+    objective: 'spans' removes spans, which the decoder predicts, each after its sentinel; 'prefix'
+      gives the encoder the beginning of a text, of random length, and the decoder the rest.
+    rate: share of tokens in removed spans; 0.15 in the paper.
+    mean_span: mean length of spans; 3 in the paper.
     label_smoothing, z_loss, start: as of Seq2Seq.
   """
 
@@ -51,9 +54,9 @@ class SpanCorruption:
   z_loss: float = 0.0
   start: Literal['bos', 'eos', 'pad'] = 'bos'
 
-  reads = ('targets',)  # of an example
-  figures = TEACHER_FORCED
-  packs = False  # spans would reach from one text into the next
+  text_fields = ('targets',)
+  metrics = TOKEN_METRICS
+  supports_packing = False  # spans would reach from one text into the next
 
   def __post_init__(self):
     if not 0 < self.rate < 1 or self.mean_span < 1:
@@ -61,17 +64,18 @@ class SpanCorruption:
         f'loss.rate={self.rate}, loss.mean_span={self.mean_span}: give 0 < rate < 1 and spans of '
         'at least 1 token, such as 0.15 and 3'
       )
-    if self.objective == 'spans' and len(self.tokenizer.sentinels) < self._spans:
+    _, spans = self._counts
+    if self.objective == 'spans' and len(self.tokenizer.sentinels) < spans:
       raise ValueError(
-        f'data.length={self.length} leaves out up to {self._spans} spans, but the tokenizer has '
+        f'data.length={self.length} leaves out up to {spans} spans, but the tokenizer has '
         f'{len(self.tokenizer.sentinels)} sentinels: train one with '
-        f'--config.tokenizer.sentinels={self._spans}, or use shorter windows or longer spans'
+        f'--config.tokenizer.sentinels={spans}, or use shorter windows or longer spans'
       )
-    self._sequence  # noqa: B018, which has demands of its own
+    self._seq2seq  # noqa: B018  raises where the tokenizer lacks its tokens
 
   @property
-  def _sequence(self) -> Seq2Seq:
-    """What is left when the text has been corrupted."""
+  def _seq2seq(self) -> Seq2Seq:
+    """Return the task of corrupted texts."""
     return Seq2Seq(
       tokenizer=self.tokenizer,
       decoding=self.decoding,
@@ -82,37 +86,33 @@ class SpanCorruption:
     )
 
   @property
-  def _counts(self):
-    how = dict(rate=self.rate, mean_span=self.mean_span)
-    return corruption.noise_counts(np.int32(self.length), **how, np=np)
+  def _counts(self) -> tuple[int, int]:
+    """Return how many tokens of a whole window are removed, and in how many spans."""
+    settings = dict(rate=self.rate, mean_span=self.mean_span)
+    tokens, spans = corruption.noise_counts(np.int32(self.length), **settings, np=np)
+    return int(tokens), int(spans)
 
   @property
-  def _hidden(self) -> int:
-    """How many tokens of a whole window are left out."""
-    return int(self._counts[0])
-
-  @property
-  def _spans(self) -> int:
-    """In how many spans."""
-    return int(self._counts[1])
-
-  def quick(self) -> 'SpanCorruption':
-    """The same task without beams."""
-    return dataclasses.replace(self, decoding=dataclasses.replace(self.decoding, beams=1))
+  def processor(self) -> TextProcessor:
+    """Return the processor of requests: for spans, lines with blanks."""
+    if self.objective == 'prefix':
+      return self._seq2seq.processor  # type: ignore[return-value]
+    fillers = tuple(self.tokenizer.sentinels)
+    return BlankProcessor(self.tokenizer, self.length + 1, fillers=fillers)
 
   def init(self, config: ModelConfig, key: Key[Array, '']) -> EncoderDecoder:
-    """A fresh model."""
-    return self._sequence.init(config, key)
+    """Return a freshly initialized model."""
+    return self._seq2seq.init(config, key)
 
-  def features(self, source: Source) -> dict[str, Ragged]:
-    """The texts in windows."""
+  def columns(self, source: Source) -> dict[str, Ragged]:
+    """Return the windows of all texts."""
     return {'inputs': Ragged.of(list(windows(self.tokenizer, source, self.length)))}
 
   def corrupt(
     self, batch: dict[str, Int[Array, 'B _']], key: Key[Array, ''] | None
   ) -> dict[str, Int[Array, 'B _']]:
-    """What the encoder reads and the decoder is to say, both with an end token."""
-    key = jax.random.key(EVALUATION) if key is None else key
+    """Return the inputs of the encoder and the targets of the decoder, both with an end token."""
+    key = jax.random.key(EVALUATION_SEED) if key is None else key
     tokens, real = batch['inputs'], batch['inputs_segments'] != 0
     lengths, T, eos = jnp.sum(real, axis=1), tokens.shape[1], self.tokenizer.eos
     if self.objective == 'prefix':
@@ -121,15 +121,16 @@ class SpanCorruption:
       inputs = corruption.compact(tokens, real & shown, T + 1, eos)
       targets = corruption.compact(tokens, real & ~shown, T + 1, eos)
     else:
-      hidden = corruption.noise_spans(key, lengths, T, rate=self.rate, mean_span=self.mean_span)
+      count, spans = self._counts
+      removed = corruption.noise_spans(key, lengths, T, rate=self.rate, mean_span=self.mean_span)
       sentinels = jnp.asarray(self.tokenizer.sentinels)
-      marked, kept = corruption.with_sentinels(tokens, hidden, sentinels)
-      longest = T if T < self.length else self.length - self._hidden + self._spans
+      marked, kept = corruption.with_sentinels(tokens, removed, sentinels)
+      longest = T if T < self.length else self.length - count + spans
       inputs = corruption.compact(marked, kept & real, longest + 1, eos)
-      marked, kept = corruption.with_sentinels(tokens, ~hidden, sentinels)
-      longest = T if T < self.length else self._hidden + self._spans
+      marked, kept = corruption.with_sentinels(tokens, ~removed, sentinels)
+      longest = T if T < self.length else count + spans
       targets = corruption.compact(marked, kept & real, longest + 1, eos)
-    # a row without a text asks for nothing
+    # a row without a text has no target
     rows = (lengths > 0)[:, None]
     return {
       'inputs': inputs[0],
@@ -141,79 +142,44 @@ class SpanCorruption:
   def loss(
     self, model: EncoderDecoder, batch: dict[str, Int[Array, 'B _']], key: Key[Array, ''] | None
   ) -> tuple[Mean, dict[str, Mean]]:
-    """Of the tokens left out, each anew in every step."""
-    noise_key, model_key = (None, None) if key is None else jax.random.split(key)
-    return self._sequence.loss(model, self.corrupt(batch, noise_key), model_key)
+    """Return the cross-entropy of the missing tokens, others in every step."""
+    noise_key, model_key = split_key(key, 2)
+    return self._seq2seq.loss(model, self.corrupt(batch, noise_key), model_key)
 
-  def measure(self, model: EncoderDecoder, batch: dict[str, Int[Array, 'B _']]) -> dict[str, Mean]:
-    """How well they are said, always the same ones."""
-    return self._sequence.measure(model, self.corrupt(batch, None))
-
-  def report(self, totals: dict[str, Mean], source: Source) -> dict[str, float]:
-    """The figures of a whole split; tokens are those left out, sentinels and ends included."""
-    return with_perplexity(totals)
+  def batch_metrics(
+    self, model: EncoderDecoder, batch: dict[str, Int[Array, 'B _']]
+  ) -> dict[str, Mean]:
+    """Return the metrics of the missing tokens, always the same; with sentinels and ends."""
+    return self._seq2seq.batch_metrics(model, self.corrupt(batch, None))
 
   def capture(
     self, model: EncoderDecoder, batch: dict[str, Int[Array, 'B _']]
   ) -> dict[str, dict[str, Array]]:
-    """What happens inside the model as it learns from a batch."""
-    return self._sequence.capture(model, self.corrupt(batch, None))
+    """Return the states and attention weights of every layer of both stacks."""
+    return self._seq2seq.capture(model, self.corrupt(batch, None))
 
   def example(self, example: dict[str, str]) -> tuple[str, str]:
-    """A line with its middle, or its end, left out; and what is missing."""
-    line = next((line for line in example['targets'].split('\n') if line.strip()), '')
-    words = line.split()[:30]
+    """Return a line without its middle word, or without its end, and the missing words."""
+    line, words, middle = blanked_middle(example['targets'])
     if self.objective == 'prefix':
-      half = len(words) // 2
-      return ' '.join(words[:half]), ' '.join(words[half:])
-    at = len(words) // 2
-    return ' '.join([*words[:at], BLANK, *words[at + 1 :]]), ' '.join(words[at : at + 1])
+      return ' '.join(words[:middle]), ' '.join(words[middle:])
+    return line, ' '.join(words[middle : middle + 1])
 
-  def predict(self, model: EncoderDecoder, lines: Iterable[str], *, cut: bool = False) -> list[str]:
-    """What each line lacks: its end, or what belongs at every ___, one after the other.
+  def answer(self, model: EncoderDecoder, requests: Sequence[Sequence[int]]) -> list[str]:
+    """Return what each line lacks: its end, or the text of every ___, separated by ___."""
+    return [self._spell(output.tolist()) for output in self._seq2seq.best(model, requests)]
 
-    Raises:
-      ValueError: a line has no ___ where it should, or is too long.
-    """
-    rows = [self.input(line, cut=cut) for line in lines]
-    outputs = self._sequence.best(model, rows)
+  def _spell(self, output: list[int]) -> str:
     sentinels = set(self.tokenizer.sentinels)
-    texts = []
-    for output in outputs:
-      parts: list[list[int]] = [[]]
-      for token in output.tolist():
-        if token in sentinels:
-          parts.append([])
-        else:
-          parts[-1].append(token)
-      spelt = [self.tokenizer.decode(part).strip() for part in parts]
-      texts.append(f' {BLANK} '.join(spelt[1:] if len(spelt) > 1 else spelt))
-    return texts
+    parts: list[list[int]] = [[]]
+    for token in output:
+      if token in sentinels:
+        parts.append([])
+      else:
+        parts[-1].append(token)
+    texts = [self.tokenizer.decode(part).strip() for part in parts]
+    return f' {BLANK} '.join(texts[1:] if len(texts) > 1 else texts)
 
-  def input(self, line: str, *, cut: bool = False) -> list[int]:
-    """The tokens of a line, with a sentinel for every ___.
-
-    Raises:
-      ValueError: there is none where one is needed, too many, or the line is too long.
-    """
-    blanks = line.count(BLANK) if self.objective == 'spans' else 0
-    if blanks > len(self.tokenizer.sentinels):
-      raise ValueError(f'the line has {blanks} {BLANK}, more than the tokenizer has sentinels')
-    if self.objective == 'spans' and not blanks and not cut:
-      raise ValueError(f'the line has nothing to fill in: write {BLANK} where words are missing')
-    if not line.strip() and not cut:
-      raise ValueError('the line is empty: give it some text')
-    if blanks:
-      tokens = with_blanks(self.tokenizer, line, self.tokenizer.sentinels[:blanks])
-    else:
-      tokens = self.tokenizer.encode(line)
-    if len(tokens) > self.length and not cut:
-      raise ValueError(
-        f'the line has {len(tokens)} tokens, more than the {self.length} the model was trained '
-        'for: split it'
-      )
-    return [*tokens[: self.length], self.tokenizer.eos]
-
-  def attend(self, model: EncoderDecoder, line: str) -> tuple[np.ndarray, list[str], list[str]]:
-    """How the output of a line attends to it: (weights [L, H, T, S], output and input pieces)."""
-    return self._sequence.attend_tokens(model, self.input(line))
+  def attention(self, model: EncoderDecoder, request: Sequence[int]) -> AttentionMap:
+    """Return how the output of a line attends to it."""
+    return self._seq2seq.attention(model, request)

@@ -1,5 +1,6 @@
-"""What the training loop and the command line ask of every task."""
+"""The interface of a task: an objective to train, and a predictor to use what was trained."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Key
@@ -13,40 +14,39 @@ from transformer.modules.config import ModelConfig
 
 
 @runtime_checkable
-class Task(Predictor, Protocol):
-  """One objective: what it makes of examples, what it minimises, and what it is used for.
+class Objective(Protocol):
+  """A training objective.
 
   Attributes:
     tokenizer: text to tokens and back.
-    reads: the sides of an example that it reads, so that a tokenizer can learn those that are text.
-    figures: names of what `report` gives.
-    packs: whether several examples may share a row.
+    text_fields: the fields of an example that are text, from which a tokenizer can be trained.
+    metrics: names of the metrics of a split, and for each whether higher is better.
+    supports_packing: whether several examples may share a row.
   """
 
   tokenizer: Tokenizer
-  reads: tuple[str, ...]
-  figures: tuple[str, ...]
-  packs: Any
+  text_fields: tuple[str, ...]
+  metrics: Mapping[str, bool]
+  supports_packing: Any
 
   def init(self, config: ModelConfig, key: Key[Array, '']) -> Model:
-    """A fresh model."""
+    """Return a freshly initialized model."""
 
-  def features(self, source: Source) -> Fields:
-    """All examples as numbers, for the pipeline: the fields of a batch."""
-
-  def quick(self) -> 'Task':
-    """The same task, answering as fast as it can."""
+  def columns(self, source: Source) -> Fields:
+    """Return the columns of a batch that the objective makes of each example."""
 
   def loss(
     self, model: Model, batch: dict[str, Array], key: Key[Array, ''] | None
   ) -> tuple[Mean, dict[str, Mean]]:
-    """What is minimised, and what else to log of it."""
+    """Return the loss of a batch, and other metrics to log; a key turns dropout on."""
 
-  def measure(self, model: Model, batch: dict[str, Array]) -> dict[str, Mean]:
-    """How good the model is on a batch that is not learnt from."""
-
-  def report(self, totals: dict[str, Mean], source: Source) -> dict[str, float]:
-    """The figures of a split, from what `measure` adds up to."""
+  def batch_metrics(self, model: Model, batch: dict[str, Array]) -> dict[str, Mean]:
+    """Return the metrics of a batch in evaluation."""
 
   def capture(self, model: Model, batch: dict[str, Array]) -> dict[str, dict[str, Array]]:
-    """Every layer's 'states' [L, B, T, D] of each stack, and its attention weights."""
+    """Return the states and attention weights of every layer, for each stack, of a batch."""
+
+
+@runtime_checkable
+class Task(Objective, Predictor, Protocol):
+  """An objective and the use of its model."""

@@ -1,8 +1,8 @@
-"""Speech synthesis: a text to the log-mel frames of a sound, several of them at a time."""
+"""Text to speech: a text to the log-mel frames of a sound, several of them in each step."""
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,10 +15,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from transformer.data import audio
 from transformer.data.corpora import Source, chunks
 from transformer.data.pipeline import Fields, Ragged, joined
-from transformer.data.processors import TextProcessor, read
+from transformer.data.processors import TextProcessor
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean
-from transformer.inference.batching import Batching, bucket, in_batches, padded, separated
+from transformer.inference.batching import split_padding
+from transformer.inference.decoding import Batching, check_positive
+from transformer.inference.predict import AttentionMap, cross_attention, run_batches
 from transformer.modules.cache import Cache
 from transformer.modules.config import ModelConfig
 from transformer.modules.speech import Synthesizer
@@ -26,11 +28,11 @@ from transformer.modules.speech import Synthesizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Synthesis(Batching):
-  """How sounds are made.
+  """Settings of the synthesis of sounds.
 
   Attributes:
     length: most steps of a sound.
-    stop: it ends where the end is more probable than this.
+    stop: probability of the end above which a sound ends.
     iterations: of Griffin and Lim's algorithm.
   """
 
@@ -39,32 +41,29 @@ class Synthesis(Batching):
   iterations: int = 60
 
   def __post_init__(self):
-    super().__post_init__()
-    for name in ('length', 'iterations'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'decode.{name}={getattr(self, name)} must be at least 1')
+    check_positive(self, 'rows', 'length', 'iterations')
     if not 0 < self.stop < 1:
       raise ValueError(f'decode.stop={self.stop} is a probability: give 0 < stop < 1, such as 0.5')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextToSpeech:
-  """The objective: |frames - true frames|, the end told from the rest, and maybe a diagonal.
+  """Mean absolute error of the frames, cross-entropy of the end, and guided attention.
 
-  An example is a recording, as speech recognition reads it, the other way round: its 'targets' are
-  read and its 'inputs' are made. Frames are scaled so that `floor` is -1 and a magnitude of 1 is 1.
+  An example is a recording as for speech recognition, with the roles exchanged: the encoder reads
+  its 'targets', the decoder makes its 'inputs'. Frames are scaled: `floor` is -1, magnitude 1 is 1.
 
   Attributes:
     tokenizer: text to tokens.
-    decoding: for `predict`.
-    length: longest text in tokens, end token included; also of a sound in steps.
+    decoding: settings of inference.
+    length: longest text in tokens, end token included; also longest sound in steps.
     rate, window, hop, mels, floor: of the frames; see audio.LogMel.
-    together: frames in a step, the reduction factor of Wang et al. 2017, section 3.3.
+    together: frames in each step, the reduction factor of Wang et al. 2017, section 3.3.
     prenet_dropout: see modules.speech.Prenet.
-    stop_weight: how much more the last step counts than another in the loss of the end; Li et al.
-      2019, section 3.7, have 5 to 8.
-    diagonal: weight of guided attention, Tachibana et al. 2018, https://arxiv.org/abs/1710.08969,
-      section 4.1: for sounds that follow their text from its beginning to its end.
+    stop_weight: weight of the last step, relative to another, in the loss of the end; 5 to 8 in Li
+      et al. 2019, section 3.7.
+    diagonal: weight of guided attention, which prefers alignments near the diagonal: Tachibana et
+      al. 2018, https://arxiv.org/abs/1710.08969, section 4.1.
   """
 
   tokenizer: Tokenizer
@@ -80,9 +79,9 @@ class TextToSpeech:
   stop_weight: float = 5.0
   diagonal: float = 0.0
 
-  reads = ('targets',)  # as text, of an example
-  figures = ('mel_error', 'stop_nll', 'off_diagonal')
-  packs = False
+  text_fields = ('targets',)
+  metrics = {'mel_error': False, 'stop_nll': False, 'off_diagonal': False}
+  supports_packing = False
 
   def __post_init__(self):
     if self.tokenizer.eos is None:
@@ -101,30 +100,26 @@ class TextToSpeech:
 
   @functools.cached_property
   def log_mel(self) -> audio.LogMel:
-    """How a sound becomes frames."""
+    """Return the transform of sounds to frames."""
     names = ('rate', 'window', 'hop', 'mels', 'floor')
     return audio.LogMel(**{name: getattr(self, name) for name in names})
 
   @property
-  def reader(self) -> TextProcessor:
-    """How a text is read."""
+  def processor(self) -> TextProcessor:
+    """Return the processor of texts."""
     return TextProcessor(self.tokenizer, self.length)
 
-  def quick(self) -> 'TextToSpeech':
-    """The same task: there is nothing to search."""
-    return self
-
   def init(self, config: ModelConfig, key: Key[Array, '']) -> Synthesizer:
-    """A fresh model."""
+    """Return a freshly initialized model."""
     size = self.together * self.mels
     return Synthesizer(config, size, nnx.Rngs(key), prenet_dropout=self.prenet_dropout)
 
-  def features(self, source: Source) -> Fields:
-    """The texts as tokens and the sounds as steps of frames, for the pipeline."""
+  def columns(self, source: Source) -> Fields:
+    """Return the texts as tokens, and the sounds as steps of frames."""
     return joined(
       [
         {
-          'inputs': self.reader.field([example['targets'] for example in examples]),
+          'inputs': self.processor.encode_column([example['targets'] for example in examples]),
           'targets': Ragged.of([self.steps(example['inputs']) for example in examples]),
         }
         for examples in chunks(source)
@@ -132,16 +127,16 @@ class TextToSpeech:
     )
 
   def steps(self, sound: audio.Sound) -> Float[np.ndarray, 'T X']:
-    """What the model is to make of a sound's text: the last step is filled up with silence."""
+    """Return the frames of a sound, in steps; the last step is filled up with silence."""
     frames = 1 - 2 * self.log_mel(audio.read(sound, self.rate)) / np.log(self.floor)
     short = -len(frames) % self.together
     frames = np.pad(frames, ((0, short), (0, 0)), constant_values=-1)
     return frames.reshape(-1, self.together * self.mels).astype(np.float32)
 
   def sound(self, steps: Float[np.ndarray, 'T X']) -> bytes:
-    """What `steps` was made of, or sounds like it, as a wav file."""
+    """Return a sound of these steps, as a wav file."""
     frames = (1 - steps.reshape(-1, self.mels)) * np.log(self.floor) / 2
-    loudest = 10 * abs(np.log(self.floor))  # what diverges is still a sound
+    loudest = 10 * abs(np.log(self.floor))  # a diverged model still makes a sound
     frames = np.clip(frames, -loudest, loudest)
     made = self.log_mel.inverse(frames, iterations=self.decoding.iterations)
     return audio.encode(made, self.rate)
@@ -149,25 +144,21 @@ class TextToSpeech:
   def loss(
     self, model: Synthesizer, batch: dict[str, Array], key: Key[Array, ''] | None
   ) -> tuple[Mean, dict[str, Mean]]:
-    """What is minimised, a mean over steps, and its parts."""
-    found = self._teach(model, batch, key)
+    """Return the loss, a mean over steps, and its parts."""
+    found = self._losses(model, batch, key)
     weight = found['mel_error'].weight
     # in the frames' own scale, which is about 1, and not in nats
     error = found['mel_error'].sum * 2 / abs(np.log(self.floor))
     total = error + found['weighted_stop_nll'].sum + self.diagonal * found['off_diagonal'].sum
-    return Mean(total, weight), {name: found[name] for name in self.figures}
+    return Mean(total, weight), {name: found[name] for name in self.metrics}
 
-  def measure(self, model: Synthesizer, batch: dict[str, Array]) -> dict[str, Mean]:
-    """What teacher forcing says of a batch that is not learnt from."""
-    found = self._teach(model, batch, None)
-    return {name: found[name] for name in self.figures}
+  def batch_metrics(self, model: Synthesizer, batch: dict[str, Array]) -> dict[str, Mean]:
+    """Return the error of a band's magnitude in nats, that of the end in nats, and a share."""
+    found = self._losses(model, batch, None)
+    return {name: found[name] for name in self.metrics}
 
-  def report(self, totals: dict[str, Mean], source: Source) -> dict[str, float]:
-    """The figures of a whole split: nats of a band's magnitude, nats of the end, a share."""
-    return {name: float(mean.value) for name, mean in totals.items()}
-
-  def _teach(self, model, batch, key):
-    """Every figure as a Mean over steps."""
+  def _losses(self, model, batch, key):
+    """Return every metric as a mean over steps."""
     frames, segments = batch['targets'], batch['targets_segments']
     real = (segments != 0).astype(jnp.float32)
     total = jnp.sum(real)
@@ -193,7 +184,7 @@ class TextToSpeech:
     }
 
   def capture(self, model: Synthesizer, batch: dict[str, Array]) -> dict[str, dict[str, Array]]:
-    """What happens inside the model as it learns from a batch."""
+    """Return the states and attention weights of every layer of both stacks."""
     return _capture(
       model,
       batch['inputs'],
@@ -203,58 +194,31 @@ class TextToSpeech:
     )
 
   def example(self, example: dict[str, Any]) -> tuple[str, Any]:
-    """The text, and the recording of it."""
+    """Return the text, and its recording."""
     sound = example['inputs']
     sound = audio.encode(sound, self.rate) if isinstance(sound, np.ndarray) else sound
     return example['targets'], sound
 
-  def input(self, line: str) -> list[int]:
-    """The tokens of a line.
+  def answer(self, model: Synthesizer, requests: Sequence[Sequence[int]]) -> list[bytes]:
+    """Return a wav file of each text."""
+    return [self.sound(steps) for steps in self.synthesize(model, requests)]
 
-    Raises:
-      ValueError: it is empty or too long.
-    """
-    return list(self.reader.input(line))
-
-  def predict(self, model: Synthesizer, lines: Iterable[str], *, cut: bool = False) -> list[bytes]:
-    """A wav file of each line.
-
-    Raises:
-      ValueError: a line is empty or too long.
-    """
-    return [self.sound(steps) for steps in self.made(model, lines, cut=cut)]
-
-  def made(
-    self, model: Synthesizer, lines: Iterable[str], *, cut: bool = False
+  def synthesize(
+    self, model: Synthesizer, requests: Sequence[Sequence[int]]
   ) -> list[Float[np.ndarray, 'T X']]:
-    """The steps of each line's sound, as far as the model says that it goes.
-
-    Raises:
-      ValueError: as `predict`.
-      FloatingPointError: the model is not finite.
-    """
-    rows = read(self.reader, lines, cut=cut)
+    """Return the steps of each text's sound, up to its predicted end."""
     find = functools.partial(_synthesize, model, decoding=self.decoding)
-    found = in_batches(find, rows, rows=self.decoding.rows, longest=self.length)
-    if any(not np.isfinite(steps).all() for steps, _ in found):
-      raise FloatingPointError('the model computes NaN for these lines: its training diverged')
-    return [steps[:count] for steps, count in found]
+    return [steps[:count] for steps, count, _ in run_batches(self, find, requests)]
 
-  def attend(self, model: Synthesizer, line: str) -> tuple[np.ndarray, list[str], list[str]]:
-    """How the steps of a line's sound attend to it: (weights [L, H, T, S], seconds, pieces)."""
-    tokens = self.input(line)
-    (steps,) = self.made(model, [line])
-    # padded, or each line would be compiled for anew
-    text, text_segments = separated(jnp.asarray(padded([tokens], bucket(len(tokens), self.length))))
-    sound, sound_segments = separated(jnp.asarray(padded([steps], self.decoding.length)))
-    maps = _capture(model, text, sound, text_segments, sound_segments)
-    weights = np.asarray(maps['decoder']['cross'])[:, 0, :, : len(steps), : len(tokens)]
+  def attention(self, model: Synthesizer, request: Sequence[int]) -> AttentionMap:
+    """Return how the steps of a text's sound attend to it; the steps by their seconds."""
+    (steps,) = self.synthesize(model, [request])
     seconds = [f'{i * self.together * self.hop:.2f}' for i in range(len(steps))]
-    return weights, seconds, self.reader.pieces(tokens)
+    return cross_attention(self, model, request, steps, seconds)
 
 
 def one_step_late(steps: Float[Array, 'B T X']) -> Float[Array, 'B T X']:
-  """What the decoder reads: each step one place later, and 0 first.
+  """Return the inputs of the decoder: each step one place later, and 0 first.
 
   >>> one_step_late(jnp.array([[[1.], [2.]]]))[0, :, 0]
   Array([0., 1.], dtype=float32)
@@ -265,11 +229,11 @@ def one_step_late(steps: Float[Array, 'B T X']) -> Float[Array, 'B T X']:
 def off_diagonal(
   inputs: Bool[Array, 'B S'], targets: Bool[Array, 'B T'], width: float = 0.2
 ) -> Float[Array, 'B T S']:
-  """1 - exp(-(s / S - t / T)^2 / 2 width^2): how far from the diagonal a step and a token are.
+  """Return the distance from the diagonal, 1 - exp(-(s / S - t / T)^2 / 2 width^2).
 
   Args:
     inputs, targets: which positions are real, the first ones of each row.
-    width: where the diagonal begins to end.
+    width: of the diagonal.
 
   Tachibana et al. 2018, equation 7.
 
@@ -286,8 +250,8 @@ def off_diagonal(
   return 1 - jnp.exp(-(distance**2) / (2 * width**2))
 
 
-class SoundProcessor(NamedTuple):
-  """SoundProcessor in the making, one a row."""
+class Synthesized(NamedTuple):
+  """The sounds so far, one a row."""
 
   position: Int[Array, '']
   before: Float[Array, 'B X']
@@ -299,18 +263,18 @@ class SoundProcessor(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames='decoding')
 def _synthesize(model: Synthesizer, rows, *, decoding: Synthesis):
-  """Steps [B, T, X] of each row, and how many of them count."""
-  tokens, segments = separated(rows)
+  """Return the steps [B, T, X] of each row, how many count, and a NaN if one is not finite."""
+  tokens, segments = split_padding(rows)
   B, X = len(rows), model.out.kernel.shape[1]
   memory = model.encode(tokens, segments)
   ones = jnp.ones((B, 1), jnp.int32)
 
-  def unfinished(sounds: SoundProcessor):
+  def unfinished(sounds: Synthesized):
     return (sounds.position < decoding.length) & ~jnp.all(sounds.finished)
 
-  def extend(sounds: SoundProcessor) -> SoundProcessor:
+  def extend(sounds: Synthesized) -> Synthesized:
     made, ends, cache = model.decode(sounds.before[:, None], memory, sounds.cache, ones)
-    return SoundProcessor(
+    return Synthesized(
       position=sounds.position + 1,
       before=made[:, 0],
       steps=sounds.steps.at[:, sounds.position].set(made[:, 0]),
@@ -319,7 +283,7 @@ def _synthesize(model: Synthesizer, rows, *, decoding: Synthesis):
       cache=cache,
     )
 
-  start = SoundProcessor(
+  start = Synthesized(
     position=jnp.int32(0),
     before=jnp.zeros((B, X)),
     steps=jnp.zeros((B, decoding.length, X)),
@@ -328,7 +292,8 @@ def _synthesize(model: Synthesizer, rows, *, decoding: Synthesis):
     cache=model.init_cache(B, decoding.length),
   )
   done = jax.lax.while_loop(unfinished, extend, start)
-  return done.steps, done.counts
+  finite = jnp.all(jnp.isfinite(done.steps), axis=(1, 2))
+  return done.steps, done.counts, jnp.where(finite, 0.0, jnp.nan)
 
 
 @jax.jit

@@ -20,6 +20,7 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from transformer.inference.predict import attend, predict
 from transformer.training import loop
 from transformer.training import workdir as workdir_module
 from transformer.training.checkpoints import digest
@@ -205,12 +206,12 @@ def _predict(config, workdir, flags) -> int:
       for number, line in chunk:
         try:
           good[number] = _text(line)
-          task.input(good[number])
+          task.processor.encode_example(good[number])
         except (ValueError, OSError) as error:
           good.pop(number, None)
           print(f'error: line {number}: {error}. Its output line is empty', file=sys.stderr)
           status = USAGE
-      outputs = dict(zip(good, task.predict(model, good.values()), strict=True))
+      outputs = dict(zip(good, predict(task, model, good.values()), strict=True))
       for number, _ in chunk:
         file = workdir.path / 'wav' / f'{number}.wav'
         print(line_of(outputs.get(number, ''), file).replace('\n', ' '), flush=True)
@@ -242,11 +243,11 @@ def _attend(config, workdir, flags) -> int:
     for number, raw in lines:
       try:
         line = _text(raw)
-        weights, rows, columns = experiment.task.attend(model, line)
+        weights, rows, columns = attend(experiment.task, model, line)
       except ValueError as error:
         raise ValueError(f'line {number}: {error}') from error
       file = workdir.path / 'attention' / f'{number}.html'
-      (answer,) = experiment.task.predict(model, [line], cut=True)
+      (answer,) = predict(experiment.task, model, [line], truncate=True)
       output = line_of(answer, file.with_suffix('.wav'))
       write(file, heatmap.html(weights, rows, columns, title=line, subtitle=output))
       heatmap.png(weights, rows, columns, file.with_suffix('.png'), title=line)

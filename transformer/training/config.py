@@ -6,7 +6,6 @@ reader's signature gives the keys, types and defaults, and its docstring the mea
 
 import dataclasses
 import difflib
-import importlib
 import inspect
 import re
 import textwrap
@@ -19,8 +18,7 @@ from transformer.data import tokenizers
 from transformer.data.folders import data_dir as data_dir
 from transformer.data.lookup import lookup, one_of, reference
 from transformer.data.processors import PROCESSORS
-from transformer.evaluation import metrics
-from transformer.evaluation.evaluate import METRICS
+from transformer.evaluation.metrics import require
 from transformer.modules.config import ModelConfig
 from transformer.tasks.classification import Classification
 from transformer.tasks.ctc import CTC, JointCTC
@@ -55,10 +53,10 @@ SECTIONS = (
   *('data', 'inputs', 'tokenizer', 'model', 'loss', 'optimizer', 'train', 'eval', 'decode', 'mesh'),
 )
 NOT_FROM_CONFIG = {  # arguments of readers that a run gives itself
-  'inputs': ('tokenizer', 'longest', 'start', 'cuts', 'stem'),
+  'inputs': ('tokenizer', 'max_length', 'start', 'truncate', 'stem'),
   'tokenizer': ('texts',),
   'model': ('vocab', 'pad', 'platform'),
-  'loss': ('tokenizer', 'decoding', 'length', 'inputs'),
+  'loss': ('tokenizer', 'decoding', 'length', 'input_processor'),
   'optimizer': ('steps', 'width'),
 }
 REQUIRED = inspect.Parameter.empty
@@ -291,10 +289,8 @@ def _item(where: str, item: Any, kind: Any) -> Any:
 def _check_metrics(settings: Settings, objective: Any) -> Settings:
   """Return the settings with eval.best filled in."""
   for name in settings.eval.metrics:
-    lookup('eval.metrics', name, METRICS)
-    if name in metrics.LIBRARIES:
-      importlib.import_module(metrics.LIBRARIES[name])
-  names = [*objective.figures, *settings.eval.metrics]
+    require(name)
+  names = [*objective.metrics, *settings.eval.metrics]
   best = one_of('eval.best', settings.eval.best or names[0], names)
   return dataclasses.replace(settings, eval=dataclasses.replace(settings.eval, best=best))
 
@@ -322,7 +318,7 @@ def _check_intervals(settings: Settings):
 def _check_processor(settings: Settings, objective: Any) -> int:
   """Return the longest input, in positions of the encoder."""
   modality = settings.model['inputs']
-  if modality != 'tokens' and 'inputs' not in inspect.signature(objective).parameters:
+  if modality != 'tokens' and 'input_processor' not in inspect.signature(objective).parameters:
     raise ValueError(f'model.inputs={modality}, but config.task={settings.task} reads tokens alone')
   processor = processor_of(settings)
   if processor is None:
@@ -354,7 +350,7 @@ def processor_of(settings: Settings) -> Any:
   if settings.model['inputs'] == 'tokens':
     return None
   processor = PROCESSORS[settings.model['inputs']]
-  given = {'longest': settings.data.length, 'stem': settings.model['stem']}
+  given = {'max_length': settings.data.length, 'stem': settings.model['stem']}
   names = inspect.signature(processor).parameters
   return processor(**settings.inputs, **{k: v for k, v in given.items() if k in names})
 

@@ -39,7 +39,7 @@ class Experiment(NamedTuple):
   def batches(self, split: str) -> pipeline.Batches:
     """The batches of a split: shuffled and with seed for training, in order for the rest."""
     data, train = self.settings.data, split == self.settings.data.train
-    fields = self.task.features(self.source(split))
+    fields = self.task.columns(self.source(split))
     ragged = [f.lengths for f in fields.values() if isinstance(f, pipeline.Ragged)]
     count = len(next(iter(fields.values())))
     lengths = np.stack(ragged or [np.ones(count, np.int64)], axis=1)
@@ -55,7 +55,7 @@ class Experiment(NamedTuple):
       )
     if not len(short):
       raise ValueError(f'every example of {split} is longer than data.length={data.length} tokens')
-    if data.packing and not self.task.packs:
+    if data.packing and not self.task.supports_packing:
       raise ValueError(
         f'data.packing=True, but {self.settings.task} needs a row for each example here: set it to '
         'False'
@@ -125,7 +125,7 @@ def prepare(config: dict[str, Any], workdir: Workdir) -> Experiment:
         'another, or of a published model with that file'
       )
   if tokenizer is None:
-    reads = lookup('config.task', checked.task, TASKS).reads
+    reads = lookup('config.task', checked.task, TASKS).text_fields
     if checked.model['inputs'] != 'tokens':
       reads = ('targets',)  # labels are texts, too
     examples = (source[i] for i in range(len(source)))
@@ -186,7 +186,7 @@ def _load(data: Data, split: str, limit: int = 0) -> corpora.Source:
 def _experiment(checked: Settings, tokenizer: Any, mesh: Mesh) -> Experiment:
   given = dict(tokenizer=tokenizer, decoding=checked.decode, length=checked.data.length)
   if processor := processor_of(checked):
-    given['inputs'] = processor
+    given['input_processor'] = processor
   task = lookup('config.task', checked.task, TASKS)(**given, **checked.loss)
   platform = platforms.of_device(mesh.devices.flat[0])
   model = ModelConfig(vocab=tokenizer.size, **checked.model, platform=platform)

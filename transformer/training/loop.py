@@ -11,7 +11,8 @@ import numpy as np
 from absl import logging
 
 from transformer.data import pipeline
-from transformer.evaluation.evaluate import better, judge, measure
+from transformer.evaluation.evaluate import Evaluation, evaluate
+from transformer.evaluation.metrics import is_better
 from transformer.training import optimizers, reporting, sharding
 from transformer.training.checkpoints import Checkpoints
 from transformer.training.diagnosis import first_not_finite
@@ -83,12 +84,12 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
 
     with reporting.Report(workdir.path, step=start, steps=train.steps) as report:
 
-      def evaluate(step: int, model: Model):
+      def validated(step: int, model: Model):
         found = validate(model)
         report.evaluation(step, config.data.val, found.metrics, found.samples)
         name, best = config.eval.best, checkpoints.best
         before = None if best is None else best[1].get(name)  # it may have been chosen by another
-        if before is None or better(name, found.metrics[name], than=before):
+        if before is None or is_better(name, found.metrics[name], before, task.metrics):
           checkpoints.save_best(model, step, found.metrics)
 
       def settle(last: int, group: list[pipeline.Batch], metrics: dict[str, Any]):
@@ -106,7 +107,7 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
         return step % config.eval.every_steps == 0 and 0 < step < train.steps
 
       if due(start) and not report.evaluated:
-        evaluate(start, state.average or state.model)  # stopped by a signal before it was
+        validated(start, state.average or state.model)  # stopped by a signal before it was
       waiting: collections.deque = collections.deque()
       stream = pipeline.stream(batches, start, train.steps)
       for step, group in pipeline.grouped(stream, start, train.steps_per_call):
@@ -120,7 +121,7 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
         while len(waiting) > (0 if save or due(step) else 1):
           settle(*waiting.popleft())
         if due(step) and not stop:
-          evaluate(step, state.average or state.model)
+          validated(step, state.average or state.model)
         if save:
           checkpoints.save(state, step)
         if stop:
@@ -129,7 +130,7 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
       final = state.average or state.model
       if train.average > 1:
         final = checkpoints.average(like, train.average).model
-      evaluate(train.steps, final)
+      validated(train.steps, final)
       if signals.received:
         raise Stopped(signals.received, train.steps)
   return state
@@ -140,20 +141,18 @@ def report_result(experiment: Experiment, model: Model, workdir: Workdir) -> dic
   config, data = experiment.settings.eval, experiment.settings.data
   metrics: dict[str, float] = {}
   signatures: dict[str, str] = {}
-  measured = jax.jit(experiment.task.measure)
   for split in [data.val, *data.test]:
     source = experiment.source(split)
-    found = judge(
+    found = evaluate(
       experiment.task,
       model,
       source,
+      sharding.placed(experiment.batches(split), experiment.mesh),
       metrics=config.metrics,
       samples=config.samples,
       by=config.by if len(source) and config.by in source[0] else '',
     )
-    totals = measure(measured, model, sharding.placed(experiment.batches(split), experiment.mesh))
-    figures = experiment.task.report(totals, source) | found.metrics
-    metrics |= {f'{split}/{name}': value for name, value in figures.items()}
+    metrics |= {f'{split}/{name}': value for name, value in found.metrics.items()}
     signatures |= {f'{split}/{name}': text for name, text in found.signatures.items()}
     folder = workdir.path / 'predictions'
     for name, answers in ((split, found.predictions), (f'{split}.reference', found.references)):
@@ -183,22 +182,21 @@ class _Signals:
 
 
 def _validation(experiment: Experiment):
-  """A function of a model: its teacher-forced and greedy metrics on the validation split."""
-  config, task = experiment.settings, experiment.task.quick()
+  """Return a function of a model: its evaluation on the validation split, with fast decoding."""
+  config = experiment.settings
   batches, source = experiment.batches(config.data.val), experiment.source(config.data.val)
-  measured = jax.jit(task.measure)
 
-  def validate(model: Model):
-    totals = measure(measured, model, sharding.placed(batches, experiment.mesh))
-    found = judge(
-      task,
+  def validate(model: Model) -> Evaluation:
+    return evaluate(
+      experiment.task,
       model,
       source,
+      sharding.placed(batches, experiment.mesh),
       metrics=config.eval.metrics,
       limit=config.eval.limit,
       samples=config.eval.samples,
+      fast=True,
     )
-    return found._replace(metrics=task.report(totals, source) | found.metrics)
 
   return validate
 
