@@ -9,8 +9,13 @@ from experiments.results import __main__ as results
 
 def test_the_table_is_that_of_the_records():
   readme = results.README.read_text(encoding='utf-8')
-  assert results.written(readme) == readme
+  assert results.with_table(readme) == readme
   assert results.table().count('\n') == 2 + len(list(results.HERE.glob('*.json')))
+
+
+def test_every_metric_of_the_table_has_a_plain_name():
+  records = [json.loads(file.read_text()) for file in results.HERE.glob('*.json')]
+  assert {r['metric'].rsplit('/', 1)[1] for r in records} <= results.METRICS.keys()
 
 
 def test_an_evaluation_from_before_the_end_of_the_training_is_refused(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What was measured, one JSON file a run, and the README's table made of it.
+"""Recorded results, one JSON file a run, and the README's table of them.
 
 python -m experiments.results record WORKDIR METRIC PUBLISHED    # of a run that has ended
 python -m experiments.results table                              # writes it into README.md
@@ -9,23 +9,39 @@ import pathlib
 import subprocess
 import sys
 import time
+from typing import Any
 
 HERE = pathlib.Path(__file__).parent
 README = HERE.parents[1] / 'README.md'
 BEGIN, END = '<!-- results: python -m experiments.results table -->\n', '<!-- end of results -->\n'
+# Names of metrics in the table; 'up' and 'down' are the better directions.
+METRICS = {
+  'accuracy': 'accuracy, % (up)',
+  'bleu': 'BLEU (up)',
+  'bleu4_lowercase_words': 'BLEU-4 of lower-cased words (up)',
+  'bleu_lowercase_moses': 'BLEU of lower-cased Moses tokens (up)',
+  'exact_match': 'exact match, % (up)',
+  'mean_average_precision': 'mean average precision, % (up)',
+  'mel_cepstral_distortion': 'mel-cepstral distortion, dB (down)',
+  'nll_per_token': 'loss, nats per token (down)',
+  'perplexity_per_word': 'perplexity per word (down)',
+  'recall_at_5': 'recall at 5, % (up)',
+  'squad_f1': 'F1, % (up)',
+  'wer': 'word error rate, % (down)',
+}
 
 
 def record(workdir: str, metric: str, published: str):
-  """Keeps the result of a run, with the commit of this checkout.
+  """Store the result of a run, with the commit of this checkout.
 
   Args:
-    workdir: of a run whose train.json is there; where evaluate.json is there too, its metrics count
-      (decoding was chosen on val after training).
-    metric: the one to print, such as test/exact_match.
-    published: what it is to be compared with, in words.
+    workdir: has train.json; the metrics of evaluate.json, where it exists, replace those of
+      train.json (settings of decoding were chosen on val after training).
+    metric: the one for the table, such as test/accuracy.
+    published: the strongest comparable published number, in words.
 
   Raises:
-    ValueError: evaluate.json was made before the training ended, or no such metric was measured.
+    ValueError: evaluate.json is older than the end of the training, or has no such metric.
   """
   folder = pathlib.Path(workdir)
   result, config = (json.loads((folder / f'{n}.json').read_text()) for n in ('train', 'config'))
@@ -52,41 +68,44 @@ def record(workdir: str, metric: str, published: str):
   (HERE / f'{result["experiment"]}.json').write_text(text, encoding='utf-8')
 
 
-def _hardware(result) -> str:
-  """Its cores where a run had no accelerator."""
+def _device(result: dict[str, Any]) -> str:
+  """Return the accelerators of a run, or its cores where it had none."""
   device, cores = result['device'], result['cores']
   return device.replace('1 x cpu', f'{cores} CPU core' + ('s' if cores > 1 else ''))
 
 
+def _row(result: dict[str, Any]) -> str:
+  split, name = result['metric'].rsplit('/', 1)
+  return (
+    f'| {result["experiment"]} | {METRICS.get(name, name)} | {split} '
+    f'| {result["metrics"][result["metric"]]:.2f} | {result["published"]} '
+    f'| {_device(result)}, {result["seconds"] / 60:.0f} min |'
+  )
+
+
 def table() -> str:
-  """The recorded results as a Markdown table."""
-  lines = [
-    '| experiment | device | minutes | metric | score | published |',
+  """Return the recorded results as a Markdown table."""
+  results = (json.loads(file.read_text(encoding='utf-8')) for file in sorted(HERE.glob('*.json')))
+  header = [
+    '| experiment | metric | split | ours | published | trained on |',
     '|---|---|---|---|---|---|',
   ]
-  for file in sorted(HERE.glob('*.json')):
-    r = json.loads(file.read_text(encoding='utf-8'))
-    score = f'{r["metrics"][r["metric"]]:.2f}'
-    lines.append(
-      f'| {r["experiment"]} | {_hardware(r)} | {r["seconds"] / 60:.0f} | {r["metric"]} '
-      f'| {score} | {r["published"]} |'
-    )
-  return '\n'.join(lines) + '\n'
+  return '\n'.join([*header, *map(_row, results)]) + '\n'
 
 
-def written(readme: str) -> str:
-  """The README with the table in its place."""
+def with_table(readme: str) -> str:
+  """Return the README with the table between its markers."""
   before, rest = readme.split(BEGIN)
   return before + BEGIN + table() + END + rest.split(END)[1]
 
 
 def main(command: str = '', *arguments: str):
-  """Does what the command line says."""
+  """Run a command: record or table."""
   if command not in ('record', 'table'):
     raise SystemExit(f'{command!r} is unknown: give record or table')
   if command == 'record':
     record(*arguments)
-  README.write_text(written(README.read_text(encoding='utf-8')), encoding='utf-8')
+  README.write_text(with_table(README.read_text(encoding='utf-8')), encoding='utf-8')
 
 
 if __name__ == '__main__':
