@@ -3,6 +3,7 @@
 import difflib
 import functools
 import importlib
+import importlib.machinery
 import importlib.util
 import inspect
 import pathlib
@@ -46,7 +47,8 @@ def is_reference(name: str) -> bool:
 def reference(value: Any) -> str:
   """Return the name by which `lookup` finds a function or class."""
   module, name = value.__module__, value.__qualname__
-  if getattr(sys.modules.get(module), name, None) is value and importlib.util.find_spec(module):
+  importable = importlib.machinery.PathFinder.find_spec(module.partition('.')[0])
+  if importable and getattr(sys.modules.get(module), name, None) is value:
     return f'{module}:{name}'
   return f'{pathlib.Path(inspect.getfile(value)).absolute()}:{name}'
 

@@ -1,40 +1,28 @@
 """What `run.py` does in each mode."""
 
-import ast
 import contextlib
-import difflib
-import errno
 import itertools
 import json
-import os
 import pathlib
-import re
 import runpy
 import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
-from absl import flags, logging
+from absl import logging
 from ml_collections import ConfigDict, config_flags
 
 from transformer.inference.predict import attend, predict
 from transformer.training import loop
-from transformer.training import workdir as workdir_module
 from transformer.training.checkpoints import digest
-from transformer.training.config import SECTIONS, check, describe
+from transformer.training.command_line import FAILURE, USAGE, explained, usage_error
+from transformer.training.config import check, describe
 from transformer.training.experiment import prepare, reopen, restore_best
 from transformer.training.process import cores, tune
-from transformer.training.reporting import log_ours as log_ours
 from transformer.training.workdir import Workdir, line_of, write
-
-USAGE, FAILURE = 2, 1
-EXTRAS = {  # of setup.cfg, by the modules that they bring
-  **dict.fromkeys(('soundfile', 'librosa', 'jiwer'), 'audio'),
-  **dict.fromkeys(('bm25s', 'Stemmer', 'pytrec_eval'), 'retrieval'),
-}
 
 
 def main(flags: Any, folders: Sequence[str] = ()) -> int:
@@ -60,96 +48,10 @@ def main(flags: Any, folders: Sequence[str] = ()) -> int:
     return 128 + signal.SIGINT
   except Exception as error:
     logging.debug('raised here', exc_info=True)  # --verbosity=1 shows it
-    if _is_full_disk(error):
-      usage_error(
-        OSError(
-          f'the disk of {workdir} is full. What was saved before is safe: make room, and the same '
-          'command goes on from the last checkpoint'
-        )
-      )
-    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
-      usage_error(
-        ValueError(
-          f'{error.name} is not installed, which this experiment needs: '
-          f"pip install -e '.[{EXTRAS[error.name]}]'"
-        )
-      )
-    if isinstance(error, (ValueError, OSError)):  # what a user can mend
+    error = explained(error, workdir)
+    if isinstance(error, (ValueError, OSError)):  # what a user can correct
       usage_error(error)
     raise
-
-
-def with_config_of_workdir(argv: list[str]) -> list[str]:
-  """The command line, with the config of the workdir where none is given and one is there.
-
-  All modes but train, sweep and config always take it from there: a model is used as it was
-  trained.
-  """
-  argv, given = _without(argv, 'config')
-  mode, workdir = _without(argv, 'mode')[1] or 'train', _without(argv, 'workdir')[1]
-  learns = mode in ('train', 'sweep', 'config')
-  resumes = workdir and not given and Workdir(workdir).has_config()
-  if mode in ('doctor', 'runs') or (learns and not resumes):
-    return [*argv[:1], *([f'--config={given}'] if given else []), *argv[1:]]
-  if not workdir:
-    file, _, argument = given.partition(':')
-    get_config = runpy.run_path(file)['get_config'] if given else lambda: {'experiment': 'dates'}
-    workdir = f'runs/{get_config(*filter(None, [argument]))["experiment"]}'
-  # before the overrides, which ml_collections wants to come after it
-  config = f'--config={workdir_module.__file__}:{workdir}'
-  return [argv[0], config, *argv[1:], f'--workdir={workdir}']
-
-
-def _without(argv: list[str], flag: str) -> tuple[list[str], str]:
-  """The command line without a flag, and the flag's value."""
-  for at, word in enumerate(argv):
-    name, equals, value = word.lstrip('-').partition('=')
-    if word.startswith('-') and name == flag:
-      end = at + 1 if equals else at + 2
-      return argv[:at] + argv[end:], value if equals else ''.join(argv[at + 1 : end])
-  return argv, ''
-
-
-class TupleParser(flags.ArgumentParser):
-  """Parses a tuple of a config: names separated by commas, or a tuple as Python writes it."""
-
-  def parse(self, argument: Any) -> tuple:
-    """Return the tuple; '' is the empty one."""
-    if not isinstance(argument, str):
-      return tuple(argument)
-    if not argument.lstrip().startswith(('(', '[')):
-      return tuple(name.strip() for name in argument.split(',') if name.strip())
-    try:
-      return tuple(ast.literal_eval(argument))
-    except (SyntaxError, TypeError, ValueError) as error:
-      raise ValueError(f"{argument!r} is no tuple: write a,b or ('a', 'b')") from error
-
-  def flag_type(self) -> str:
-    """Return the type's name, for --help."""
-    return 'tuple'
-
-
-def usage_error(error: Exception) -> NoReturn:
-  """Says what was wrong with the command, in one line, and ends the program."""
-  reason = error.args[0] if isinstance(error, AttributeError | KeyError) and error.args else error
-  text = str(reason)
-  if isinstance(reason, KeyError):  # all that ml_collections says of an unknown key
-    key, _, hint = reason.args[0].partition('\n')
-    text = f'--config has no key {key}: {hint or "its file has all that can be set"}'
-  elif text.strip("'").isidentifier():  # and of an unknown section
-    near = difflib.get_close_matches(text.strip("'"), SECTIONS, n=1, cutoff=0)
-    text = f'--config has no section {text}: did you mean {near[0]!r}?'
-  elif 'Traceback (most recent' in text:  # and of an error in the experiment's file
-    file, line = re.findall(r'File "(.+)", line (\d+)', text)[-1]
-    text = f'{file}, line {line}: {text.strip().splitlines()[-1]}'
-  # in one piece: another thread may be writing too
-  sys.stderr.write(f'error: {" ".join(text.split())}\n')
-  sys.exit(USAGE)
-
-
-def _is_full_disk(error: Exception) -> bool:
-  """By the system's words, for Orbax puts them into errors of its own."""
-  return any(os.strerror(n) in str(error) for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
 def _train(config, workdir, flags) -> int:

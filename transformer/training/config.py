@@ -16,7 +16,8 @@ from ml_collections import ConfigDict, config_dict
 
 from transformer.data import tokenizers
 from transformer.data.folders import data_dir as data_dir
-from transformer.data.lookup import lookup, one_of, reference
+from transformer.data.lookup import lookup, one_of
+from transformer.data.lookup import reference as reference
 from transformer.data.processors import PROCESSORS
 from transformer.evaluation.metrics import require
 from transformer.modules.config import ModelConfig

@@ -1,0 +1,113 @@
+"""An experiment brings its own task and data source, by functions or by their names."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from transformer.data.lookup import is_reference, lookup, reference
+from transformer.tasks.seq2seq import Seq2Seq
+from transformer.training import config
+from transformer.training.experiment import prepare, reopen
+from transformer.training.workdir import Workdir
+
+FILE = '''
+from __future__ import annotations
+
+import dataclasses
+
+from transformer.tasks.seq2seq import Seq2Seq
+from transformer.training import config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Doubled(Seq2Seq):
+  """Twice the loss.
+
+  Attributes:
+    factor: of the loss.
+  """
+
+  factor: float = 2.0
+
+  def loss(self, model, batch, key):
+    loss, metrics = super().loss(model, batch, key)
+    return loss._replace(sum=self.factor * loss.sum), metrics
+
+
+def letters(dir, split, inputs, targets):
+  return [{'inputs': letter, 'targets': letter.upper() + split[0]} for letter in 'abcdefgh']
+
+
+def get_config():
+  c = config.for_task(Doubled)
+  c.experiment = 'doubled'
+  c.data.update(name=config.reference(letters), test=('test',), length=8, tokens=32)
+  c.tokenizer.kind = 'characters'
+  c.model.update(width=16, depth=1, heads=2, feedforward=16, length=8, dropout=0.0)
+  c.optimizer.learning_rate = 1e-3
+  c.train.update(steps=2, save_every_steps=2, log_every_steps=1)
+  c.eval.update(every_steps=2, metrics=('exact_match',))
+  c.decode.length = 4
+  return c
+'''
+
+
+@pytest.fixture
+def file(tmp_path):
+  file = tmp_path / 'mine.py'
+  file.write_text(FILE)
+  return file
+
+
+def test_parts_of_a_file_are_found_again(file, tmp_path):
+  """The stored config names them, and a run that is reopened has them."""
+  values = lookup('config', f'{file}:get_config', {})().to_dict()
+  assert values['task'] == f'{file}:Doubled' and values['data']['name'] == f'{file}:letters'
+  assert values['loss']['factor'] == 2.0
+  workdir = Workdir(tmp_path / 'run')
+  prepared = prepare(values, workdir)
+  assert prepared.source('val')[1] == {'inputs': 'b', 'targets': 'Bv'}
+  run = reopen(workdir.read_config(), workdir)
+  assert type(run.task) is type(prepared.task) is lookup('', f'{file}:Doubled', {})
+  model = run.init(jax.random.key(0))
+  batch = jax.tree.map(jax.numpy.asarray, run.batches('train')[0])
+  plain = Seq2Seq(tokenizer=run.task.tokenizer, decoding=run.task.decoding, length=8)
+  twice, once = (task.loss(model, batch, None)[0].sum for task in (run.task, plain))
+  np.testing.assert_allclose(twice, 2 * once, rtol=1e-6)
+
+
+def test_a_file_with_own_parts_is_run(commands, file, tmp_path):
+  done = commands.run(f'--config={file}', f'--workdir={tmp_path}/run')
+  assert done.returncode == 0, done.stderr.decode()
+  assert 'test/nll_per_token' in json.loads(done.stdout.splitlines()[-1])['metrics']
+  done = commands.run('--mode=predict', f'--workdir={tmp_path}/run', input=b'a\nb\n')
+  assert done.returncode == 0 and len(done.stdout.splitlines()) == 2, done.stderr.decode()
+
+
+def test_parts_of_a_module_are_named_by_it():
+  assert reference(Seq2Seq) == 'transformer.tasks.seq2seq:Seq2Seq'
+  assert lookup('', 'transformer.tasks.seq2seq:Seq2Seq', {}) is Seq2Seq
+  assert config.for_task(Seq2Seq).loss == config.for_task('seq2seq').loss
+
+
+@pytest.mark.parametrize(
+  'name, message',
+  [
+    ('seq3seq', "task='seq3seq' is none of .* did you mean 'seq2seq'"),
+    ('no.such.module:Task', 'cannot be imported .No module named'),
+    ('transformer.tasks.seq2seq:Task', "has no attribute 'Task'"),
+    ('/nowhere/file.py:Task', 'cannot be imported .*nowhere'),
+  ],
+)
+def test_a_name_of_nothing_is_an_error(name, message):
+  with pytest.raises(ValueError, match=message) as error:
+    lookup('config.task', name, config.TASKS)
+  assert re.match('config.task=', str(error.value))
+
+
+def test_a_version_of_a_tfds_data_set_is_no_module():
+  assert not is_reference('my_set:1.0.0') and not is_reference('wmt14_translate/de-en')
+  assert is_reference('package.module:function') and is_reference('/a/b.py:function')

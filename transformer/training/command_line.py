@@ -1,0 +1,105 @@
+"""The arguments of `run.py`, and its errors in one line."""
+
+import ast
+import difflib
+import errno
+import os
+import re
+import runpy
+import sys
+from typing import Any, NoReturn
+
+from absl import flags
+
+from transformer.training import workdir as workdir_module
+from transformer.training.config import SECTIONS
+from transformer.training.workdir import Workdir
+
+USAGE, FAILURE = 2, 1  # exit statuses
+EXTRAS = {  # of setup.cfg, by the modules that they install
+  **dict.fromkeys(('soundfile', 'librosa', 'jiwer'), 'audio'),
+  **dict.fromkeys(('bm25s', 'Stemmer', 'pytrec_eval'), 'retrieval'),
+}
+
+
+def with_stored_config(argv: list[str]) -> list[str]:
+  """Return the arguments with the config of the workdir, where the mode uses that.
+
+  The modes train, sweep and config use it if the workdir has one and no --config is given; the
+  others always, because a model is used as it was trained.
+  """
+  argv, given = _without(argv, 'config')
+  mode, workdir = _without(argv, 'mode')[1] or 'train', _without(argv, 'workdir')[1]
+  stored = bool(workdir and not given and Workdir(workdir).has_config())
+  if mode in ('doctor', 'runs') or (mode in ('train', 'sweep', 'config') and not stored):
+    return [*argv[:1], *([f'--config={given}'] if given else []), *argv[1:]]
+  if not workdir:
+    file, _, argument = given.partition(':')
+    get_config = runpy.run_path(file)['get_config'] if given else lambda: {'experiment': 'dates'}
+    workdir = f'runs/{get_config(*filter(None, [argument]))["experiment"]}'
+  # ml_collections needs it before the overrides
+  config = f'--config={workdir_module.__file__}:{workdir}'
+  return [argv[0], config, *argv[1:], f'--workdir={workdir}']
+
+
+def _without(argv: list[str], flag: str) -> tuple[list[str], str]:
+  """Return the arguments without a flag, and the flag's value."""
+  for at, word in enumerate(argv):
+    name, equals, value = word.lstrip('-').partition('=')
+    if word.startswith('-') and name == flag:
+      end = at + 1 if equals else at + 2
+      return argv[:at] + argv[end:], value if equals else ''.join(argv[at + 1 : end])
+  return argv, ''
+
+
+class TupleParser(flags.ArgumentParser):
+  """Parses a tuple of a config: names separated by commas, or a tuple in Python's syntax."""
+
+  def parse(self, argument: Any) -> tuple:
+    """Return the tuple; the empty one for ''."""
+    if not isinstance(argument, str):
+      return tuple(argument)
+    if not argument.lstrip().startswith(('(', '[')):
+      return tuple(name.strip() for name in argument.split(',') if name.strip())
+    try:
+      return tuple(ast.literal_eval(argument))
+    except (SyntaxError, TypeError, ValueError) as error:
+      raise ValueError(f"{argument!r} is no tuple: write a,b or ('a', 'b')") from error
+
+  def flag_type(self) -> str:
+    """Return the name of the type, for --help."""
+    return 'tuple'
+
+
+def usage_error(error: Exception) -> NoReturn:
+  """Print what was wrong with the command in one line, and exit."""
+  reason = error.args[0] if isinstance(error, AttributeError | KeyError) and error.args else error
+  text = str(reason)
+  if isinstance(reason, KeyError):  # an unknown key, from ml_collections
+    key, _, hint = reason.args[0].partition('\n')
+    text = f'--config has no key {key}: {hint or "--mode=config prints every key"}'
+  elif text.strip("'").isidentifier():  # an unknown section
+    near = difflib.get_close_matches(text.strip("'"), SECTIONS, n=1, cutoff=0)
+    text = f'--config has no section {text}: did you mean {near[0]!r}?'
+  elif 'Traceback (most recent' in text:  # an error in the file of the experiment
+    file, line = re.findall(r'File "(.+)", line (\d+)', text)[-1]
+    text = f'{file}, line {line}: {text.strip().splitlines()[-1]}'
+  # in one call: another thread may be writing too
+  sys.stderr.write(f'error: {" ".join(text.split())}\n')
+  sys.exit(USAGE)
+
+
+def explained(error: Exception, workdir: Any) -> Exception:
+  """Return the error, or one that says what to do about a full disk or a missing library."""
+  # by the system's words, which Orbax puts into errors of its own
+  if any(os.strerror(n) in str(error) for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
+    return OSError(
+      f'the disk of {workdir} is full. What was saved before is safe: make room, and the same '
+      'command goes on from the last checkpoint'
+    )
+  if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+    return ValueError(
+      f'{error.name} is not installed, which this experiment needs: '
+      f"pip install -e '.[{EXTRAS[error.name]}]'"
+    )
+  return error
