@@ -3,7 +3,7 @@
   python -m experiments.benchmarks.pipeline [--save]
 
 Sentences of random tokens with the lengths of a translation corpus, bucketed and packed, made by
-`pipeline.stream` in its thread while the main thread does nothing else.
+`pipeline.prefetch` in its thread while the main thread does nothing else.
 """
 
 import statistics
@@ -29,8 +29,8 @@ def main(argv):
     tokens = random.integers(1, 10_000, column.sum(), np.int32)
     fields[name] = pipeline.Ragged(tokens, np.concatenate([[0], np.cumsum(column)]))
   variants = {
-    'bucketed': pipeline.bucketed(sizes, buckets=8),
-    'packed': pipeline.packed(sizes, length=128),
+    'bucketed': pipeline.bucket(sizes, buckets=8),
+    'packed': pipeline.pack(sizes, length=128),
   }
   seconds: dict[str, list[float]] = {name: [] for name in variants}
   tokens = {}
@@ -38,7 +38,7 @@ def main(argv):
     for name, rows in variants.items():
       batches = pipeline.Batches(fields, rows, tokens=TOKENS)
       began, tokens[name] = time.perf_counter(), 0
-      for batch in pipeline.stream(batches, 0, BATCHES):
+      for batch in pipeline.prefetch(batches, 0, BATCHES):
         tokens[name] += int(np.count_nonzero(batch['targets_segments']))
       seconds[name].append(time.perf_counter() - began)
   result = {

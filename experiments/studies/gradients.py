@@ -82,7 +82,7 @@ def of_model(size: int, scaled: bool, *, steps: int, rows: int = 64) -> dict[str
   fields = task.columns(source)
   lengths = np.stack([field.lengths for field in fields.values()], axis=1)
   batches = pipeline.Batches(
-    fields, pipeline.bucketed(lengths, buckets=1), tokens=rows * 2 * LENGTH + 4 * rows
+    fields, pipeline.bucket(lengths, buckets=1), tokens=rows * 2 * LENGTH + 4 * rows
   )
   optimizer, _ = optimizers.build(
     learning_rate=1e-3, schedule='constant', warmup_steps=20, clip=0.0, steps=steps, width=WIDTH

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from transformer.data.pipeline import Batches, Ragged, Rows, bucketed, grouped, packed, stream
+from transformer.data.pipeline import Batches, Ragged, Rows, bucket, group_steps, pack, prefetch
 
 FIELDS = ('inputs', 'targets')
 
@@ -25,7 +25,7 @@ def make_data(count=97, longest=30, seed=0):
 
 
 def make_rows(kind, lengths):
-  return packed(lengths, length=48) if kind == 'packed' else bucketed(lengths, buckets=4)
+  return pack(lengths, length=48) if kind == 'packed' else bucket(lengths, buckets=4)
 
 
 def examples_of(batch, fields):
@@ -71,14 +71,16 @@ def kind(request):
 
 def test_ragged_round_trip(rng):
   sequences = [rng.integers(0, 100, n).tolist() for n in rng.integers(0, 9, 50)]
-  ragged = Ragged.of(sequences)
+  ragged = Ragged.from_sequences(sequences)
   assert len(ragged) == len(sequences) == len(ragged.lengths)
   assert [list(s) for s in ragged] == sequences
   assert list(ragged.lengths) == list(map(len, sequences))
   assert list(ragged[-1]) == sequences[-1] and list(ragged[np.int64(3)]) == sequences[3]
   with pytest.raises(IndexError):
     ragged[len(sequences)]
-  assert list(Ragged.of([])) == [] and Ragged.of([]).tokens.dtype == np.int32
+  assert (
+    list(Ragged.from_sequences([])) == [] and Ragged.from_sequences([]).tokens.dtype == np.int32
+  )
 
 
 @pytest.mark.parametrize('seed', [None, 0, 1, 12345])
@@ -101,7 +103,7 @@ def test_a_batch_is_a_function_of_its_step(data, kind):
     assert same(make()[step], in_order[step])  # by an object that made no other batch
     assert same(one[step], in_order[step])  # by one that jumps between epochs
   for start in (0, 1, len(one) + 3):
-    ahead = list(stream(one, start, len(in_order)))
+    ahead = list(prefetch(one, start, len(in_order)))
     assert len(ahead) == len(in_order) - start
     assert all(same(a, b) for a, b in zip(ahead, in_order[start:], strict=True))
 
@@ -130,7 +132,7 @@ def test_epochs_and_seeds_differ_and_no_seed_keeps_the_order(data, kind):
 @pytest.mark.parametrize('buckets', [1, 2, 5, 1000])
 def test_few_shapes_within_the_budget(data, buckets, multiple):
   fields, lengths = data
-  rows = bucketed(lengths, buckets=buckets, multiple=4)
+  rows = bucket(lengths, buckets=buckets, multiple=4)
   assert (rows.shapes >= lengths).all() and not (rows.shapes % 4).any()
   assert len(np.unique(rows.shapes, axis=0)) <= buckets
   budget = 150
@@ -149,12 +151,12 @@ def test_few_shapes_within_the_budget(data, buckets, multiple):
 
 def test_buckets_share_the_work_and_fit_the_data(data):
   _, lengths = data
-  padding = [bucketed(lengths, buckets=n, multiple=1).shapes.sum() for n in (1, 2, 4, 97)]
+  padding = [bucket(lengths, buckets=n, multiple=1).shapes.sum() for n in (1, 2, 4, 97)]
   assert padding == sorted(padding, reverse=True) and padding[-1] < padding[0]
   assert padding[0] == len(lengths) * lengths.max(axis=0).sum()
   # one more shape for each distinct length there is: hardly anything is left to pad
   assert padding[-1] <= 1.1 * 2 * lengths.max(axis=1).sum()
-  alike = bucketed(np.full((10, 2), 7), buckets=4)
+  alike = bucket(np.full((10, 2), 7), buckets=4)
   assert len(np.unique(alike.shapes, axis=0)) == 1
 
 
@@ -178,14 +180,14 @@ def test_shares_of_processes_joined_are_the_batch_of_one(data, kind, count, seed
 
 def test_a_batch_that_cannot_be_shared_equally_is_refused(data):
   fields, lengths = data
-  rows = bucketed(lengths, buckets=2)
+  rows = bucket(lengths, buckets=2)
   with pytest.raises(ValueError, match='make it a multiple of 2'):
     Batches(fields, rows, tokens=96, multiple=3, process=(0, 2))
 
 
 def test_only_the_last_batch_of_a_shape_has_empty_rows(data):
   fields, lengths = data
-  rows = bucketed(lengths, buckets=3)
+  rows = bucket(lengths, buckets=3)
   batches = Batches(fields, rows, tokens=128, multiple=4, seed=0)
   partial = {}
   for step in range(len(batches)):
@@ -208,7 +210,7 @@ def test_packed_rows_are_well_filled_and_never_overflow(seed):
       int
     ),
   ):
-    rows = packed(lengths, length=128, seed=seed)
+    rows = pack(lengths, length=128, seed=seed)
     assert sorted(itertools.chain(*rows.members)) == list(range(len(lengths)))
     used = np.array([lengths[members].sum(axis=0) for members in rows.members])
     assert (used <= 128).all() and (rows.shapes == 128).all()
@@ -217,31 +219,31 @@ def test_packed_rows_are_well_filled_and_never_overflow(seed):
 
 def test_packing_is_shuffled_by_its_seed_only(data):
   _, lengths = data
-  members = [list(map(tuple, packed(lengths, length=48, seed=s).members)) for s in (0, 0, 1)]
+  members = [list(map(tuple, pack(lengths, length=48, seed=s).members)) for s in (0, 0, 1)]
   assert members[0] == members[1] != members[2]
 
 
 def test_a_row_holds_what_fills_it_exactly():
-  rows = packed(np.array([[48, 1], [1, 48], [47, 47], [48, 48]]), length=48)
+  rows = pack(np.array([[48, 1], [1, 48], [47, 47], [48, 48]]), length=48)
   assert sorted(map(sorted, map(list, rows.members))) in ([[0], [1], [2], [3]],)
-  together = packed(np.array([[24, 8]] * 4), length=48)
+  together = pack(np.array([[24, 8]] * 4), length=48)
   assert sorted(map(len, together.members)) == [2, 2]
 
 
 def test_an_example_too_long_for_its_row_is_refused():
   for lengths in ([[3, 4], [9, 2]], [[3, 4], [2, 9]]):
     with pytest.raises(ValueError, match='9 tokens does not fit a packed row of 8: leave it out'):
-      packed(np.array(lengths), length=8)
+      pack(np.array(lengths), length=8)
 
 
 def test_no_example_is_an_error(kind):
   nothing = np.zeros((0, 2), int)
   with pytest.raises(ValueError, match='there is no example'):
-    Batches(dict.fromkeys(FIELDS, Ragged.of([])), make_rows(kind, nothing), tokens=96)
+    Batches(dict.fromkeys(FIELDS, Ragged.from_sequences([])), make_rows(kind, nothing), tokens=96)
 
 
 def test_an_empty_sequence_still_has_a_row_of_some_length(kind):
-  fields = {'inputs': Ragged.of([[], []]), 'targets': Ragged.of([[], [1]])}
+  fields = {'inputs': Ragged.from_sequences([[], []]), 'targets': Ragged.from_sequences([[], [1]])}
   lengths = np.stack([ragged.lengths for ragged in fields.values()], axis=1)
   batch = Batches(fields, make_rows(kind, lengths), tokens=96)[0]
   assert batch['inputs'].shape[1] and not batch['inputs'].any() and batch['targets'].sum() == 1
@@ -257,7 +259,7 @@ def test_stream_is_made_ahead_in_another_thread_and_ends_at_stop(data):
       return super().__getitem__(step)
 
   fields, lengths = data
-  found = stream(Watched(fields, bucketed(lengths, buckets=2), tokens=96), 5, 40)
+  found = prefetch(Watched(fields, bucket(lengths, buckets=2), tokens=96), 5, 40)
   for _ in range(2):
     next(found)
   deadline = time.monotonic() + 20
@@ -274,8 +276,8 @@ def test_stream_is_made_ahead_in_another_thread_and_ends_at_stop(data):
 @pytest.mark.parametrize('stop', [7, 3])
 def test_a_run_that_is_already_over_has_no_batch(data, stop):
   fields, lengths = data
-  batches = Batches(fields, bucketed(lengths, buckets=2), tokens=96)
-  assert list(stream(batches, 7, stop)) == []
+  batches = Batches(fields, bucket(lengths, buckets=2), tokens=96)
+  assert list(prefetch(batches, 7, stop)) == []
 
 
 def test_an_error_in_the_thread_reaches_the_consumer(data):
@@ -286,14 +288,14 @@ def test_an_error_in_the_thread_reaches_the_consumer(data):
       return super().__getitem__(step)
 
   fields, lengths = data
-  found = stream(Broken(fields, bucketed(lengths, buckets=2), tokens=96), 0, 9)
+  found = prefetch(Broken(fields, bucket(lengths, buckets=2), tokens=96), 0, 9)
   with pytest.raises(OSError, match='the disk is gone'):
     list(found)
 
 
 def test_threads_in_different_epochs_do_not_mix_their_plans(data):
   fields, lengths = data
-  batches = Batches(fields, bucketed(lengths, buckets=2), tokens=96)
+  batches = Batches(fields, bucket(lengths, buckets=2), tokens=96)
   expected = [batches[epoch * len(batches)]['targets'] for epoch in range(2)]
   wrong = []
 
@@ -313,17 +315,17 @@ def test_threads_in_different_epochs_do_not_mix_their_plans(data):
 def test_groups_are_of_one_shape_and_the_same_from_any_of_their_ends():
   lengths = [8, 8, 8, 8, 4, 8, 8, 8, 8]
   batches = [{'x': np.full((2, n), i)} for i, n in enumerate(lengths)]
-  groups = list(grouped(iter(batches), 0, 2))
+  groups = list(group_steps(iter(batches), 0, 2))
   assert [len(group) for _, group in groups] == [2, 2, 1, 1, 2, 1]
   assert [step for step, _ in groups] == [2, 4, 5, 6, 8, 9]
   assert [b['x'][0, 0] for _, group in groups for b in group] == list(range(9))
   for n, (step, _) in enumerate(groups):
-    again = list(grouped(iter(batches[step:]), step, 2))
+    again = list(group_steps(iter(batches[step:]), step, 2))
     assert [s for s, _ in again] == [s for s, _ in groups[n + 1 :]]
 
 
 def test_rows_can_be_written_by_hand():
-  fields = {'inputs': Ragged.of([[1, 2], [3], [4, 5, 6]])}
+  fields = {'inputs': Ragged.from_sequences([[1, 2], [3], [4, 5, 6]])}
   rows = Rows([np.array([2, 0]), np.array([1])], np.array([[6], [2]]))
   batches = Batches(fields, rows, tokens=6, seed=None)
   assert batches[0]['inputs'].tolist() == [[3, 0], [0, 0], [0, 0]]
@@ -333,9 +335,9 @@ def test_rows_can_be_written_by_hand():
 
 def test_what_an_example_has_one_of_stays_with_it():
   """Whatever the order, and 0 where a row is empty."""
-  texts = Ragged.of([[10 + i] * (i % 5 + 1) for i in range(11)])
+  texts = Ragged.from_sequences([[10 + i] * (i % 5 + 1) for i in range(11)])
   fields = {'inputs': texts, 'label': np.arange(11, dtype=np.float32)[:, None] * [1, 2]}
-  rows = bucketed(texts.lengths[:, None], buckets=2, multiple=2)
+  rows = bucket(texts.lengths[:, None], buckets=2, multiple=2)
   batches = Batches(fields, rows, tokens=12, multiple=2, seed=0)
   seen = []
   for step in range(len(batches)):

@@ -11,7 +11,7 @@ from parameters import drawn
 from PIL import Image
 
 from transformer.data import tokenizers
-from transformer.data.pipeline import Batches, alone, bucketed
+from transformer.data.pipeline import Batches, bucket, unpacked
 from transformer.data.processors import ImageProcessor, SoundProcessor, TextProcessor, patches
 from transformer.inference.batching import pad_rows, split_padding
 from transformer.inference.decoding import Batching, Decoding
@@ -87,7 +87,7 @@ def test_images_are_learnt_and_their_labels_found(labels, seed, bounded):
   pictures = halves(24)
   config = ModelConfig(vocab=40, inputs='patches', features=9, position='learned', **SMALL)
   model = jax.jit(lambda key: labels.init(config, key))(jax.random.key(seed))
-  batch = Batches(labels.columns(pictures), alone(24), tokens=24, seed=None)[0]
+  batch = Batches(labels.columns(pictures), unpacked(24), tokens=24, seed=None)[0]
   batch = jax.tree.map(jnp.asarray, batch)
   model, losses = fit(labels, model, batch, steps=30, learning_rate=1e-2, seed=seed)
   bounded('loss, of its start', losses[-1] / losses[0], below=0.2)
@@ -99,7 +99,7 @@ def test_images_are_learnt_and_their_labels_found(labels, seed, bounded):
 
 
 def test_rows_that_fill_a_batch_weigh_nothing(labels, pictures):
-  batches = Batches(labels.columns(pictures), alone(11), tokens=8, seed=None)
+  batches = Batches(labels.columns(pictures), unpacked(11), tokens=8, seed=None)
   assert batches[1]['label_segments'].tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
   config = ModelConfig(vocab=40, inputs='patches', features=9, position='learned', **SMALL)
   model = drawn(lambda: labels.init(config, jax.random.key(0)))
@@ -185,7 +185,7 @@ def test_padded_frames_change_no_loss(sounds, tokenizer):
   for buckets in (1, 3):
     fields = sounds.columns(source)
     lengths = np.stack([field.lengths for field in fields.values()], axis=1)
-    batches = Batches(fields, bucketed(lengths, buckets=buckets), tokens=64, seed=None)
+    batches = Batches(fields, bucket(lengths, buckets=buckets), tokens=64, seed=None)
     parts = [measured(sounds, model, batches[i])['nll_per_token'] for i in range(len(batches))]
     found.append(sum(float(p.sum) for p in parts) / sum(float(p.weight) for p in parts))
   assert found[0] == pytest.approx(found[1], rel=1e-5)

@@ -9,7 +9,7 @@ import pytest
 from fitting import fit
 
 from transformer.data import audio, tokenizers
-from transformer.data.pipeline import Batches, bucketed
+from transformer.data.pipeline import Batches, bucket
 from transformer.data.processors import SoundProcessor
 from transformer.functional.losses import ctc
 from transformer.inference.decoding import Batching, Decoding
@@ -64,7 +64,7 @@ def model(task):
 def batches(task, examples, tokens=256):
   fields = task.columns(examples)
   lengths = np.stack([field.lengths for field in fields.values()], axis=1)
-  return Batches(fields, bucketed(lengths, buckets=1), tokens=tokens, seed=None)
+  return Batches(fields, bucket(lengths, buckets=1), tokens=tokens, seed=None)
 
 
 def test_it_learns_to_read(task, examples, seed, bounded):

@@ -10,7 +10,7 @@ import pytest
 import scipy.special
 
 from transformer.data import tokenizers
-from transformer.data.pipeline import Batches, bucketed
+from transformer.data.pipeline import Batches, bucket
 from transformer.data.text import encode
 from transformer.evaluation.evaluate import teacher_forced
 from transformer.inference.decoding import Decoding
@@ -115,7 +115,7 @@ def test_the_loss_is_the_logits_cross_entropy(task, model, close, overlap):
   task = dataclasses.replace(task, overlap=overlap)
   fields = task.columns([{'targets': TEXT}])
   lengths = np.stack([f.lengths for f in fields.values()], axis=1)
-  batch = Batches(fields, bucketed(lengths, buckets=1), tokens=999, seed=None)[0]
+  batch = Batches(fields, bucket(lengths, buckets=1), tokens=999, seed=None)[0]
   loss, _ = jax.jit(task.loss)(model, jax.tree.map(jnp.asarray, batch), None)
   total = 0.0
   for i in range(len(fields['inputs'])):

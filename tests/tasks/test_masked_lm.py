@@ -10,7 +10,7 @@ from fitting import fit
 from parameters import drawn
 
 from transformer.data import tokenizers
-from transformer.data.pipeline import Batches, bucketed
+from transformer.data.pipeline import Batches, bucket
 from transformer.data.text import with_blanks
 from transformer.evaluation.evaluate import evaluate
 from transformer.functional.losses import cross_entropy
@@ -72,7 +72,7 @@ def batch_of(task, source):
   fields = task.columns(source)
   lengths = np.stack([f.lengths for f in fields.values() if hasattr(f, 'lengths')], axis=1)
   rows = len(lengths) + 1  # one of them empty
-  batch = Batches(fields, bucketed(lengths, buckets=1), tokens=1, multiple=rows, seed=None)[0]
+  batch = Batches(fields, bucket(lengths, buckets=1), tokens=1, multiple=rows, seed=None)[0]
   return jax.tree.map(jnp.asarray, batch)
 
 

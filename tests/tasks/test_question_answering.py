@@ -11,7 +11,7 @@ from parameters import drawn
 
 from transformer.data import tokenizers
 from transformer.data.facts import facts
-from transformer.data.pipeline import Batches, bucketed
+from transformer.data.pipeline import Batches, bucket
 from transformer.inference.predict import attend, predict
 from transformer.modules.config import ModelConfig
 from transformer.tasks.question_answering import MATCH, Extraction, QuestionAnswering, best_spans
@@ -49,7 +49,7 @@ def batch_of(task, source):
   fields = task.columns(source)
   rows = len(fields['starts']) + 1  # one of them empty
   lengths = fields['inputs'].lengths[:, None]
-  batch = Batches(fields, bucketed(lengths, buckets=1), tokens=1, multiple=rows, seed=None)[0]
+  batch = Batches(fields, bucket(lengths, buckets=1), tokens=1, multiple=rows, seed=None)[0]
   return jax.tree.map(jnp.asarray, batch)
 
 

@@ -12,7 +12,7 @@ from fitting import fit
 from parameters import drawn
 
 from transformer.data import tokenizers
-from transformer.data.pipeline import Batches, bucketed
+from transformer.data.pipeline import Batches, bucket
 from transformer.inference.predict import attend, predict
 from transformer.modules.config import ModelConfig
 from transformer.tasks.retrieval import Ranking, Retrieval, bm25
@@ -49,7 +49,7 @@ def batch_of(task, pairs):
   fields = task.columns([{'inputs': q, 'targets': d} for q, d in pairs])
   lengths = np.stack([field.lengths for field in fields.values()], axis=1)
   rows = len(pairs) + 1  # one of them empty
-  batch = Batches(fields, bucketed(lengths, buckets=1), tokens=1, multiple=rows, seed=None)[0]
+  batch = Batches(fields, bucket(lengths, buckets=1), tokens=1, multiple=rows, seed=None)[0]
   return jax.tree.map(jnp.asarray, batch)
 
 

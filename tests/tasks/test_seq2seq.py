@@ -112,7 +112,7 @@ def batch_of(task, pairs, pack=0):
   """All pairs in one batch, on the device."""
   fields = task.columns(pairs)
   lengths = np.stack([ragged.lengths for ragged in fields.values()], axis=1)
-  rows = pipeline.packed(lengths, length=pack) if pack else pipeline.bucketed(lengths, buckets=1)
+  rows = pipeline.pack(lengths, length=pack) if pack else pipeline.bucket(lengths, buckets=1)
   batches = pipeline.Batches(fields, rows, tokens=1, multiple=8 // (1 + bool(pack)))
   assert len(batches) == 1
   return jax.tree.map(jnp.asarray, batches[0])

@@ -11,7 +11,7 @@ from fitting import fit
 
 from transformer import ModelConfig
 from transformer.data import audio, tokenizers
-from transformer.data.pipeline import Batches, bucketed
+from transformer.data.pipeline import Batches, bucket
 from transformer.evaluation import distortion
 from transformer.inference.predict import attend, predict
 from transformer.modules.speech import Synthesizer
@@ -69,7 +69,7 @@ def model(task):
 def batch(task):
   fields = task.columns(SOURCE)
   lengths = np.stack([field.lengths for field in fields.values()], axis=1)
-  made = Batches(fields, bucketed(lengths, buckets=1), tokens=48, seed=None)[0]
+  made = Batches(fields, bucket(lengths, buckets=1), tokens=48, seed=None)[0]
   return {name: jnp.asarray(rows) for name, rows in made.items()}
 
 

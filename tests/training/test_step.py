@@ -53,7 +53,7 @@ def examples():
   rng = np.random.default_rng(0)
   lengths = np.array([[1, 9], [12, 2], [3, 3], [16, 16], [5, 1], [2, 14], [7, 7], [1, 1]])
   sequences = [[rng.integers(3, 13, n).tolist() for n in column] for column in lengths.T]
-  return {side: pipeline.Ragged.of(s) for side, s in zip(SIDES, sequences, strict=True)}
+  return {side: pipeline.Ragged.from_sequences(s) for side, s in zip(SIDES, sequences, strict=True)}
 
 
 def batch_of(rows, examples, width, size):

@@ -1,7 +1,7 @@
-"""From examples to batches: lengths to few static shapes, every batch a function of its step.
+"""From examples to batches of few static shapes; every batch is a function of its step.
 
-Step n of a run always trains on the same batch, whatever happened before: the position of the data
-is the step of the training state, and to resume is to start the stream at that step.
+Step n of a run always trains on the same batch: the position in the data is the step of the
+training state, and to resume is to start with the batch of that step.
 """
 
 import dataclasses
@@ -15,14 +15,14 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ragged:
-  """Many sequences in one array, of tokens or frames: tokens[offsets[i]:offsets[i + 1]] is one."""
+  """Many sequences in one array, of tokens or frames; sequence i is from offsets[i] to [i + 1]."""
 
   tokens: np.ndarray
   offsets: np.ndarray
 
   @classmethod
-  def of(cls, sequences: Sequence[Sequence[int] | np.ndarray]) -> 'Ragged':
-    """The sequences joined; they may be empty. Frames are arrays [n, X]."""
+  def from_sequences(cls, sequences: Sequence[Sequence[int] | np.ndarray]) -> 'Ragged':
+    """Concatenate sequences, which may be empty. Frames are arrays [n, X]."""
     lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
     if sequences and isinstance(sequences[0], np.ndarray):
       tokens = np.concatenate(sequences)
@@ -31,15 +31,15 @@ class Ragged:
     return cls(tokens, np.concatenate([[0], np.cumsum(lengths)]))
 
   @classmethod
-  def join(cls, parts: Sequence['Ragged']) -> 'Ragged':
-    """All sequences of all parts, in order."""
+  def concatenate(cls, parts: Sequence['Ragged']) -> 'Ragged':
+    """Return all sequences of all parts, in order."""
     lengths = np.concatenate([part.lengths for part in parts])
     tokens = np.concatenate([part.tokens for part in parts])
     return cls(tokens, np.concatenate([[0], np.cumsum(lengths)]))
 
   @property
   def lengths(self) -> np.ndarray:
-    """How long each sequence is."""
+    """The length of each sequence."""
     return np.diff(self.offsets)
 
   def __len__(self) -> int:
@@ -50,44 +50,44 @@ class Ragged:
     return self.tokens[self.offsets[i] : self.offsets[i + 1]]
 
 
-Field = Ragged | np.ndarray  # an array has one entry for each example
-Fields = dict[str, Field]
+Column = Ragged | np.ndarray  # an array has one entry for each example
+Columns = dict[str, Column]
 
 
-def joined(parts: Sequence[Fields]) -> Fields:
-  """All examples of all parts, in order."""
+def concatenate(parts: Sequence[Columns]) -> Columns:
+  """Return all examples of all parts, in order."""
   return {
-    name: Ragged.join([part[name] for part in parts])  # type: ignore[misc]
-    if isinstance(field, Ragged)
+    name: Ragged.concatenate([part[name] for part in parts])  # type: ignore[misc]
+    if isinstance(column, Ragged)
     else np.concatenate([part[name] for part in parts])  # type: ignore[misc]
-    for name, field in parts[0].items()
+    for name, column in parts[0].items()
   }
 
 
 class Rows(NamedTuple):
-  """Which examples share a row, and how long that row is.
+  """The examples of each row, and its length.
 
   Attributes:
-    members: for each row the numbers of its examples.
-    shapes: for each row the padded length of each field, from few different ones.
+    members: for each row the indices of its examples.
+    shapes: for each row the padded length of each column; few of them are different.
   """
 
   members: list[np.ndarray]
   shapes: np.ndarray
 
 
-def bucketed(lengths: np.ndarray, *, buckets: int, multiple: int = 8) -> Rows:
-  """One example a row, padded to the longest of its bucket.
+def bucket(lengths: np.ndarray, *, buckets: int, multiple: int = 8) -> Rows:
+  """Return rows of one example, padded to the longest of its bucket.
 
-  Examples are sorted by their longest field and cut into groups of about equal work, so that a few
-  shapes fit the data at hand.
+  Examples are sorted by their longest column and divided into groups of about equal work, so that a
+  few shapes fit the data.
 
   Args:
-    lengths: int[examples, fields].
-    buckets: at most so many different shapes.
+    lengths: int[examples, columns].
+    buckets: the largest number of different shapes.
     multiple: lengths are padded up to multiples of this.
   """
-  lengths = np.maximum(lengths, 1)  # a model cannot read a row without any position
+  lengths = np.maximum(lengths, 1)  # a row needs at least one position
   order = np.lexsort((lengths.sum(axis=1), lengths.max(axis=1)))
   work = np.cumsum(lengths.max(axis=1)[order])
   group = work * buckets // (lengths.max(axis=1).sum() + 1)
@@ -98,12 +98,12 @@ def bucketed(lengths: np.ndarray, *, buckets: int, multiple: int = 8) -> Rows:
   return Rows([np.array([i]) for i in range(len(lengths))], shapes)
 
 
-def packed(lengths: np.ndarray, *, length: int, seed: int = 0) -> Rows:
-  """Many examples a row: each into the fullest open row that has room, in random order.
+def pack(lengths: np.ndarray, *, length: int, seed: int = 0) -> Rows:
+  """Return rows of several examples: each goes to the fullest open row with room, in random order.
 
   Args:
-    lengths: int[examples, fields].
-    length: of every row, in each field.
+    lengths: int[examples, columns].
+    length: of every row, in each column.
     seed: of the order.
 
   Raises:
@@ -112,10 +112,10 @@ def packed(lengths: np.ndarray, *, length: int, seed: int = 0) -> Rows:
   if lengths.max(initial=0) > length:
     raise ValueError(
       f'an example of {lengths.max()} tokens does not fit a packed row of {length}: leave it '
-      'out or make rows longer'
+      'out or make the rows longer'
     )
   members: list[list[int]] = []
-  # few rows are open at a time, so that the time grows with the examples and not with their square
+  # few rows are open at a time, so that the time is linear in the number of examples
   open_rows = np.zeros(64, np.int64)
   room = np.full((64, lengths.shape[1]), -1)
   for i in np.random.default_rng(seed).permutation(len(lengths)):
@@ -132,8 +132,8 @@ def packed(lengths: np.ndarray, *, length: int, seed: int = 0) -> Rows:
   return Rows([np.array(m) for m in members], shapes)
 
 
-def alone(examples: int) -> Rows:
-  """One example a row, of those that have no length: each counts as one token."""
+def unpacked(examples: int) -> Rows:
+  """Return rows of one example each, for columns without a length; each counts as one token."""
   return Rows(list(np.arange(examples)[:, None]), np.ones((examples, 1), np.int64))
 
 
@@ -145,10 +145,10 @@ class Batches:
   with empty rows, which weigh nothing.
 
   Args:
-    fields: the sequences of each field, such as {'inputs': Ragged, 'targets': Ragged}; what an
-      example has one of, such as its class or its image, is an array, and never packed.
-    rows: from `bucketed`, `packed` or `alone`.
-    tokens: budget of a batch, in positions of its longest field, padding included.
+    columns: such as {'inputs': Ragged, 'targets': Ragged}; a value for each example, such as its
+      class or its image, is an array, and such examples are never packed.
+    rows: from `bucket`, `pack` or `unpacked`.
+    tokens: budget of a batch, in positions of its longest column, padding included.
     multiple: the number of rows is a multiple of this (devices x microbatches), even where that
       exceeds the budget.
     seed: of the shuffling; None keeps the order.
@@ -160,7 +160,7 @@ class Batches:
 
   def __init__(
     self,
-    fields: Fields,
+    columns: Columns,
     rows: Rows,
     *,
     tokens: int,
@@ -175,7 +175,7 @@ class Batches:
         f'{process[1]} processes cannot share batches of {multiple} rows, or a multiple of that, '
         f'equally: make it a multiple of {process[1]}'
       )
-    self.fields, self.rows, self.seed, self.process = fields, rows, seed, process
+    self.columns, self.rows, self.seed, self.process = columns, rows, seed, process
     self.groups: list[tuple[tuple[int, ...], np.ndarray, int]] = []  # (shape, rows, batch size)
     for shape in np.unique(rows.shapes, axis=0):
       size = max(tokens // int(shape.max()) // multiple, 1) * multiple
@@ -185,17 +185,17 @@ class Batches:
     self._epoch: tuple[int, list] = (-1, [])
 
   def __len__(self) -> int:
-    """Batches in an epoch."""
+    """The number of batches in an epoch."""
     return sum(self.counts)
 
   def __getitem__(self, step: int) -> Batch:
-    """The batch of this step, counted over all epochs."""
+    """Return the batch of a step, counted over all epochs."""
     epoch, index = divmod(step, len(self))
     group, members = self._plan(epoch)[index]
     shape, _, size = self.groups[group]
     process, count = self.process
     share = size // count
-    # side by side, so that the parts joined in the order of processes are the batch of one process
+    # contiguous, so that the parts of all processes in order are the batch of a single process
     members = members[process * share : (process + 1) * share]
     return self._fill([self.rows.members[i] for i in members], shape, share)
 
@@ -216,30 +216,32 @@ class Batches:
   def _fill(self, members: list[np.ndarray], shape: tuple[int, ...], size: int) -> Batch:
     batch: Batch = {}
     lengths = iter(shape)
-    for name, field in self.fields.items():
-      if isinstance(field, np.ndarray):
-        batch[name] = np.zeros((size, *field.shape[1:]), field.dtype)
-        batch[name][: len(members)] = field[[examples[0] for examples in members]]
+    for name, column in self.columns.items():
+      if isinstance(column, np.ndarray):
+        batch[name] = np.zeros((size, *column.shape[1:]), column.dtype)
+        batch[name][: len(members)] = column[[examples[0] for examples in members]]
         batch[f'{name}_segments'] = (np.arange(size) < len(members)).astype(np.int32)
         continue
       length = next(lengths)
-      tokens = np.zeros((size, length, *field.tokens.shape[1:]), field.tokens.dtype)
+      tokens = np.zeros((size, length, *column.tokens.shape[1:]), column.tokens.dtype)
       segments = np.zeros((size, length), np.int32)
       for row, examples in enumerate(members):
         end = 0
         for segment, example in enumerate(examples, start=1):
-          start, end = end, end + len(field[example])
-          tokens[row, start:end] = field[example]
+          start, end = end, end + len(column[example])
+          tokens[row, start:end] = column[example]
           segments[row, start:end] = segment
       batch[name], batch[f'{name}_segments'] = tokens, segments
     return batch
 
 
-def grouped(batches: Iterator[Batch], start: int, size: int) -> Iterator[tuple[int, list[Batch]]]:
-  """Batches that go to the device together, and the step after them.
+def group_steps(
+  batches: Iterator[Batch], start: int, size: int
+) -> Iterator[tuple[int, list[Batch]]]:
+  """Yield (step after the group, batches that go to the device together).
 
-  Steps 0 to size - 1 are a group, and so on, if their batches have one shape; if not, each is
-  alone. So a run that goes on from any group's end makes the groups that it would have made.
+  Steps 0 to size - 1 are a group, and so on, if their batches have one shape; if not, each batch is
+  its own group. So a run that resumes after any group makes the same groups.
 
   Args:
     batches: of the steps start, start + 1, ...
@@ -250,7 +252,7 @@ def grouped(batches: Iterator[Batch], start: int, size: int) -> Iterator[tuple[i
   for batch in batches:
     waiting.append(batch)
     if (step + len(waiting)) % size == 0:
-      for group in _together(waiting, size):
+      for group in _same_shape_or_single(waiting, size):
         step += len(group)
         yield step, group
       waiting = []
@@ -259,14 +261,14 @@ def grouped(batches: Iterator[Batch], start: int, size: int) -> Iterator[tuple[i
     yield step, [batch]
 
 
-def _together(batches: list[Batch], size: int) -> list[list[Batch]]:
+def _same_shape_or_single(batches: list[Batch], size: int) -> list[list[Batch]]:
   shapes = {tuple(array.shape for array in batch.values()) for batch in batches}
   alike = len(batches) == size and len(shapes) == 1
   return [batches] if alike else [[batch] for batch in batches]
 
 
-def stream(batches: Batches, start: int, stop: int) -> Iterator[Batch]:
-  """The batches of steps start, ..., stop - 1, made ahead of their use by Grain, in a thread."""
+def prefetch(batches: Batches, start: int, stop: int) -> Iterator[Batch]:
+  """Return an iterator over the batches of steps start to stop - 1, made in a thread by Grain."""
   import grain
 
   class Steps:

@@ -91,7 +91,7 @@ class TextProcessor:
   def encode_column(self, lines: Iterable[str]) -> Ragged:
     """Return the tokens of each line."""
     rows = self._encode(list(lines))
-    return Ragged.of([self._truncated(row) for row in rows] if self.truncate else rows)
+    return Ragged.from_sequences([self._truncated(row) for row in rows] if self.truncate else rows)
 
   def encode_example(self, line: str, *, truncate: bool = False) -> list[int]:
     """Return the tokens of one line."""
@@ -338,7 +338,7 @@ class SoundProcessor:
 
   def encode_column(self, lines: Iterable[Line]) -> Ragged:
     """Return the frames of each sound."""
-    return Ragged.of([self._read(line) for line in lines])
+    return Ragged.from_sequences([self._read(line) for line in lines])
 
   def encode_example(self, line: Line, *, truncate: bool = False) -> Float[np.ndarray, 'S X']:
     """Return the frames of one sound."""

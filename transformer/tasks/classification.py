@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from transformer.data.corpora import Source, chunks
-from transformer.data.pipeline import Fields, joined
+from transformer.data.pipeline import Columns, concatenate
 from transformer.data.processors import Line, Processor, Row, TextProcessor
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean, cross_entropy
@@ -77,14 +77,14 @@ class Classification:
     """Return a freshly initialized model."""
     return Classifier(config, len(self.classes), nnx.Rngs(key))
 
-  def columns(self, source: Source) -> Fields:
+  def columns(self, source: Source) -> Columns:
     """Return the encoded inputs, long texts truncated, and the numbers of their classes.
 
     Raises:
       ValueError: a label is none of the classes.
     """
     number = {name: i for i, name in enumerate(self.classes)}
-    parts: list[Fields] = []
+    parts: list[Columns] = []
     for examples in chunks(source):
       for example in examples:
         if example['targets'] not in number:
@@ -95,7 +95,7 @@ class Classification:
       labels = [number[example['targets']] for example in examples]
       rows = self.processor.encode_column([example['inputs'] for example in examples])
       parts.append({'inputs': rows, 'label': np.asarray(labels, np.int32)})
-    return joined(parts)
+    return concatenate(parts)
 
   def loss(
     self, model: Classifier, batch: dict[str, Shaped[Array, 'B ...']], key: Key[Array, ''] | None

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Key, Shaped
 
 from transformer.data.corpora import Source, chunks
-from transformer.data.pipeline import Fields, Ragged, joined
+from transformer.data.pipeline import Columns, Ragged, concatenate
 from transformer.data.processors import Line, Processor, Row, TextProcessor
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean, ctc
@@ -58,13 +58,15 @@ class CTC:
     """Return a freshly initialized model."""
     return Transcriber(config, nnx.Rngs(key))
 
-  def columns(self, source: Source) -> Fields:
+  def columns(self, source: Source) -> Columns:
     """Return the encoded inputs and the target tokens."""
-    return joined(
+    return concatenate(
       [
         {
           'inputs': self.processor.encode_column([example['inputs'] for example in examples]),
-          'targets': Ragged.of(self.tokenizer.encode_batch([e['targets'] for e in examples])),
+          'targets': Ragged.from_sequences(
+            self.tokenizer.encode_batch([e['targets'] for e in examples])
+          ),
         }
         for examples in chunks(source)
       ]

@@ -131,7 +131,7 @@ class LanguageModel:
           targets.append(later)
     if not inputs:
       raise ValueError('there is no text of two tokens or more: give the corpus some')
-    return {'inputs': Ragged.of(inputs), 'targets': Ragged.of(targets)}
+    return {'inputs': Ragged.from_sequences(inputs), 'targets': Ragged.from_sequences(targets)}
 
   def _encode(self, text: str) -> list[int]:
     tokens = encode(self.tokenizer, text)

@@ -95,7 +95,7 @@ class MaskedLM:
       middle = [eos] if self.next_sentence else []
       half = len(window) // 2
       rows.append([bos, *window[:half], *middle, *window[half:], eos])
-    return {'inputs': Ragged.of(rows)}
+    return {'inputs': Ragged.from_sequences(rows)}
 
   def loss(
     self, model: MaskedTokens, batch: dict[str, Int[Array, 'B _']], key: Key[Array, ''] | None

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from transformer.data.corpora import Source, chunks
-from transformer.data.pipeline import Fields, Ragged
+from transformer.data.pipeline import Columns, Ragged
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean, accuracy, cross_entropy
 from transformer.inference.batching import split_padding
@@ -211,7 +211,7 @@ class QuestionAnswering:
     """Return a freshly initialized model."""
     return Spans(config, nnx.Rngs(key))
 
-  def columns(self, source: Source) -> Fields:
+  def columns(self, source: Source) -> Columns:
     """Return all windows of all examples, and the starts and ends of answers in them."""
     inputs, found = [], []
     for examples in chunks(source):
@@ -225,11 +225,11 @@ class QuestionAnswering:
         for window in self.processor.windows(question):
           rows.append(window.tokens)
           found.append([window.place(*answer) for answer in answers] or [OUTSIDE])
-      inputs.append(Ragged.of(rows))
+      inputs.append(Ragged.from_sequences(rows))
     at = np.full((len(found), max(map(len, found)), 2), NO_ANSWER, np.int32)
     for row, answers in zip(at, found, strict=True):
       row[: len(answers)] = answers
-    return {'inputs': Ragged.join(inputs), 'starts': at[..., 0], 'ends': at[..., 1]}
+    return {'inputs': Ragged.concatenate(inputs), 'starts': at[..., 0], 'ends': at[..., 1]}
 
   def loss(
     self, model: Spans, batch: dict[str, Int[Array, 'B ...']], key: Key[Array, ''] | None

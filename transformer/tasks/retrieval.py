@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from transformer.data.corpora import Source, chunks
 from transformer.data.documents import collection
-from transformer.data.pipeline import Fields, joined
+from transformer.data.pipeline import Columns, concatenate
 from transformer.data.processors import TextProcessor
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean, accuracy, cross_entropy
@@ -126,10 +126,10 @@ class Retrieval:
     """Return a freshly initialized model."""
     return Embedding(config, nnx.Rngs(key))
 
-  def columns(self, source: Source) -> Fields:
+  def columns(self, source: Source) -> Columns:
     """Return the tokens of queries and of their documents, both truncated."""
     encode = self.processor.encode_column
-    return joined(
+    return concatenate(
       [
         {side: encode([example[side] for example in examples]) for side in self.text_fields}
         for examples in chunks(source)

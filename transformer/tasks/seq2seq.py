@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from transformer.data.corpora import Source, chunks
-from transformer.data.pipeline import Fields, joined
+from transformer.data.pipeline import Columns, concatenate
 from transformer.data.processors import Line, Processor, Row, TextProcessor
 from transformer.data.tokenizers import Tokenizer
 from transformer.evaluation.likelihood import TOKEN_METRICS, token_metrics
@@ -76,10 +76,10 @@ class Seq2Seq:
     """Return a freshly initialized model."""
     return EncoderDecoder(config, nnx.Rngs(key))
 
-  def columns(self, source: Source) -> Fields:
+  def columns(self, source: Source) -> Columns:
     """Return the encoded inputs and the target tokens."""
     targets = TextProcessor(self.tokenizer, self.length)
-    return joined(
+    return concatenate(
       [
         {
           'inputs': self.processor.encode_column([example['inputs'] for example in examples]),

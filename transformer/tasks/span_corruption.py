@@ -106,7 +106,7 @@ class SpanCorruption:
 
   def columns(self, source: Source) -> dict[str, Ragged]:
     """Return the windows of all texts."""
-    return {'inputs': Ragged.of(list(windows(self.tokenizer, source, self.length)))}
+    return {'inputs': Ragged.from_sequences(list(windows(self.tokenizer, source, self.length)))}
 
   def corrupt(
     self, batch: dict[str, Int[Array, 'B _']], key: Key[Array, ''] | None

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Array, Key
 
 from transformer.data.corpora import Source
-from transformer.data.pipeline import Fields
+from transformer.data.pipeline import Columns
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean
 from transformer.inference.predict import Model, Predictor
@@ -32,7 +32,7 @@ class Objective(Protocol):
   def init(self, config: ModelConfig, key: Key[Array, '']) -> Model:
     """Return a freshly initialized model."""
 
-  def columns(self, source: Source) -> Fields:
+  def columns(self, source: Source) -> Columns:
     """Return the columns of a batch that the objective makes of each example."""
 
   def loss(

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from transformer.data import audio
 from transformer.data.corpora import Source, chunks
-from transformer.data.pipeline import Fields, Ragged, joined
+from transformer.data.pipeline import Columns, Ragged, concatenate
 from transformer.data.processors import TextProcessor
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean
@@ -114,13 +114,13 @@ class TextToSpeech:
     size = self.together * self.mels
     return Synthesizer(config, size, nnx.Rngs(key), prenet_dropout=self.prenet_dropout)
 
-  def columns(self, source: Source) -> Fields:
+  def columns(self, source: Source) -> Columns:
     """Return the texts as tokens, and the sounds as steps of frames."""
-    return joined(
+    return concatenate(
       [
         {
           'inputs': self.processor.encode_column([example['targets'] for example in examples]),
-          'targets': Ragged.of([self.steps(example['inputs']) for example in examples]),
+          'targets': Ragged.from_sequences([self.steps(example['inputs']) for example in examples]),
         }
         for examples in chunks(source)
       ]

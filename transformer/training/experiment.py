@@ -61,11 +61,11 @@ class Experiment(NamedTuple):
         'False'
       )
     if not ragged:
-      rows = pipeline.alone(len(short))
+      rows = pipeline.unpacked(len(short))
     elif data.packing:
-      rows = pipeline.packed(lengths[short], length=data.length, seed=self.settings.seed)
+      rows = pipeline.pack(lengths[short], length=data.length, seed=self.settings.seed)
     else:
-      rows = pipeline.bucketed(lengths[short], buckets=data.buckets)
+      rows = pipeline.bucket(lengths[short], buckets=data.buckets)
     if ragged and (rows.shapes % self.mesh.shape['sequence']).any():
       raise ValueError(
         f'mesh.sequence={self.mesh.shape["sequence"]} does not divide the lengths of the batches, '

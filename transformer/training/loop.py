@@ -109,8 +109,8 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
       if due(start) and not report.evaluated:
         validated(start, state.average or state.model)  # stopped by a signal before it was
       waiting: collections.deque = collections.deque()
-      stream = pipeline.stream(batches, start, train.steps)
-      for step, group in pipeline.grouped(stream, start, train.steps_per_call):
+      stream = pipeline.prefetch(batches, start, train.steps)
+      for step, group in pipeline.group_steps(stream, start, train.steps_per_call):
         stacked = {name: np.stack([batch[name] for batch in group]) for name in group[0]}
         placed_batches = sharding.shard_batch(stacked, experiment.mesh, stacked=True)
         state, metrics = update(state, placed_batches, key)
