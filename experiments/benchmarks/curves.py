@@ -1,8 +1,9 @@
-"""Does training in 16 bits learn what float32 learns? Loss curves of the default experiment.
+"""Loss curves of the default experiment in bfloat16 and in float32.
 
 python -m experiments.benchmarks.curves [--steps=500] [--save]
 
-Three runs: float32, bfloat16 with the same seed, and float32 with another seed, which is the noise.
+Three runs: float32, bfloat16 with the same seed, and float32 with another seed, which shows the
+noise.
 """
 
 import json
@@ -27,7 +28,7 @@ RUNS = {
 
 
 def curve(folder: str, dtype: str, seed: int) -> np.ndarray:
-  """The loss of every step."""
+  """Return the loss of every step."""
   steps = STEPS.value
   command = [sys.executable, 'run.py', f'--workdir={folder}', f'--config.model.dtype={dtype}']
   command += [f'--config.seed={seed}', f'--config.train.steps={steps}']
@@ -60,7 +61,7 @@ def main(argv):
     'mean_difference_seed': float(np.abs(smooth['float32_other_seed'] - plain).mean()),
     **harness.machine('curves'),
   }
-  harness.say(result, save=harness.SAVE.value)
+  harness.write(result, save=harness.SAVE.value)
 
 
 if __name__ == '__main__':

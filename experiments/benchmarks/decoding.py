@@ -1,8 +1,8 @@
-"""Decoding: ours against Hugging Face's generate and CTranslate2, on the same shape of model.
+"""Decoding: this codebase, Hugging Face's generate and CTranslate2, with the same model sizes.
 
   python -m experiments.benchmarks.decoding --case=tiny_32_greedy [--peer_python=PATH] [--save]
 
-Random weights, inputs of 32 tokens, and exactly 32 (tiny) or 48 (base) tokens out of every model.
+Random weights, inputs of 32 tokens, and exactly 32 (tiny) or 48 (base) generated tokens.
 The peers need `pip install torch transformers ctranslate2`.
 """
 
@@ -24,14 +24,14 @@ _CASE = flags.DEFINE_enum('case', 'tiny_32_greedy', CASES, 'model, rows and sear
 
 
 def inputs_of(rows: int, vocab: int):
-  """Random tokens; 0, 1 and 2 are padding, start and end."""
+  """Return random tokens; 0, 1 and 2 are padding, start and end."""
   import numpy as np
 
   return np.random.default_rng(0).integers(3, vocab, (rows, INPUTS))
 
 
 def ours(shape: dict, rows: int, beams: int, outputs: int, dtype: str):
-  """Our search, as `predict` calls it."""
+  """Return a function that runs our search, as `predict` does."""
   from transformer.training.process import keep_freed_memory
 
   keep_freed_memory()
@@ -58,7 +58,7 @@ def ours(shape: dict, rows: int, beams: int, outputs: int, dtype: str):
 
 
 def hugging_face(shape: dict, rows: int, beams: int, outputs: int, dtype: str, device: str = 'cpu'):
-  """generate() of a Marian model."""
+  """Return a function that runs generate() of a Marian model."""
   import torch
 
   from experiments.benchmarks import peers
@@ -87,7 +87,7 @@ def hugging_face(shape: dict, rows: int, beams: int, outputs: int, dtype: str, d
 
 
 def ctranslate2(shape: dict, rows: int, beams: int, outputs: int, dtype: str):
-  """CTranslate2's translate_batch of the same Marian model, converted."""
+  """Return a function that runs CTranslate2 on the same Marian model, converted."""
   import ctranslate2
   import torch
   from ctranslate2.converters import transformers as converters

@@ -1,23 +1,24 @@
-"""On one NVIDIA GPU: training and decoding, ours against PyTorch, and what share of the peak it is.
+"""Training and decoding on one NVIDIA GPU, here and in PyTorch, and the share of the peak (MFU).
 
   python -m experiments.benchmarks.gpu [--peer_python=PATH] [--cases=gpt2,xl] [--save] [--smoke]
 
-In under ten minutes, in this order: the matrix peak (8192-cubed products of random bfloat16
-numbers) and how far fused attention is from the plain; GPT-2 (124 M); greedy decoding of 64 lines;
-GPT-2 XL's shape (1.5 B); and the base encoder-decoder. A case for which the time left is too short
-is left out and named. All training is bfloat16 products on float32 weights with AdamW, and without
-dropout but for the base model's 0.1.
+In under ten minutes, in this order: the peak of matrix products (8192-cubed, random bfloat16
+numbers) and the error of fused attention; GPT-2 (124 M); greedy decoding of 64 lines; the sizes of
+GPT-2 XL (1.5 B); and the base encoder-decoder. A case is skipped, with a message, if too little
+time is left. All training is bfloat16 products on float32 weights with AdamW, without dropout
+except the base model's 0.1.
 
-The peer is PyTorch compiled, with its fused attention, under autocast; of the 1.5 B each block is
-compiled and not the whole, or compiling alone would take minutes. In decoding it is Hugging Face's
-generate, not compiled. Where there is no torch, ours runs alone. A B A B as elsewhere; only the two
-of 1.5 B run one after the other, because both do not fit one GPU's memory.
+The peer is compiled PyTorch, with its fused attention, under autocast; of the 1.5 B model each
+block is compiled, because compiling the whole takes minutes. In decoding it is Hugging Face's
+generate, not compiled. Without torch only our side runs. The sides alternate, except those of 1.5
+B, which run one after the other because both do not fit in one GPU's memory.
 
-MFU is 6 N + 6 L T D operations a token over seconds and peak. N counts the weights of all products
-(the output layer, not the embeddings), and of attention's 12 L T D the causal half counts, for no
-more is done; `mfu_full_attention` counts it whole, as nanoGPT and PaLM do. Recomputation never
-counts. The peak is the datasheet's, and once more that measured in the same run. `--smoke` runs the
-same code on small shapes anywhere, and its numbers mean nothing.
+MFU is 6 N + 6 L T D operations for each token, divided by time and peak. N is the number of weights
+in matrix products (with the output layer, without embeddings). Of attention's 12 L T D only the
+causal half is counted, because no more is computed; `mfu_full_attention` counts all, as nanoGPT and
+PaLM do. Recomputation is never counted. The peak is the datasheet's, and also the one measured in
+the same run. `--smoke` runs the same code with small sizes on any machine; its numbers mean
+nothing.
 """
 
 import dataclasses
@@ -71,29 +72,29 @@ CASES = {
 SMALL = dict(vocab=256, width=64, heads=2, depth=2, feedforward=128, dropout=0.0, length=32)
 _CASES = flags.DEFINE_list('cases', list(CASES), 'which to run; the peak is always measured')
 _MINUTES = flags.DEFINE_float('minutes', 9.5, 'time for everything')
-_SMOKE = flags.DEFINE_bool('smoke', False, 'small shapes: does the script run?')
+_SMOKE = flags.DEFINE_bool('smoke', False, 'small sizes, to test the script')
 
 
 def case_of(name: str) -> Case:
-  """The case, small in a smoke test."""
+  """Return the case, small in a smoke test."""
   case = CASES[name]
   if not _SMOKE.value:
     return case
   return dataclasses.replace(case, rows=128 if name == 'peak' else 2, shape=case.shape and SMALL)
 
 
-def operations(
+def operations_per_token(
   *, vocab: int, width: int, depth: int, feedforward: int, length: int, causal: bool = True, **_
 ) -> int:
-  """6 N + 12 L T D: operations of a GPT's training step for each token, forward and backward.
+  """Return 6 N + 12 L T D: operations of a GPT's training step for each token.
 
   Args:
     vocab, width, depth, feedforward, length: sizes of the model.
-    causal: counts half of the scores, those that count.
+    causal: count the causal half of the scores only.
 
   Chowdhery et al. 2022, appendix B, with N without embeddings but with the output layer.
 
-  >>> operations(**GPT2) / 1e9, operations(**GPT2, causal=False) / 1e9
+  >>> operations_per_token(**GPT2) / 1e9, operations_per_token(**GPT2, causal=False) / 1e9
   (0.798031872, 0.854654976)
   """
   N = depth * (4 * width**2 + 2 * width * feedforward) + vocab * width
@@ -101,7 +102,7 @@ def operations(
 
 
 def ours(name: str, variant: str = 'ours'):
-  """(call, what to say beside the time) of our side."""
+  """Return (call, memory, numbers to report) of our side."""
   case = case_of(name)
   # before jax is imported; two processes share the memory unless they run apart
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'true' if case.apart else 'false')
@@ -113,11 +114,11 @@ def ours(name: str, variant: str = 'ours'):
   from experiments.benchmarks import decoding
   from experiments.benchmarks.ours import decoder, encoder_decoder
 
-  said = Said()
-  logging.getLogger('transformer').addHandler(said)
+  log = LogLines()
+  logging.getLogger('transformer').addHandler(log)
   logging.getLogger('transformer').setLevel(logging.INFO)
   device = jax.devices()[0]
-  about = dict(device=device.device_kind, jax=jax.__version__, log=said.lines)
+  about = dict(device=device.device_kind, jax=jax.__version__, log=log.lines)
 
   def memory():
     return (device.memory_stats() or {}).get('peak_bytes_in_use', 0) / 1e6
@@ -141,7 +142,7 @@ def ours(name: str, variant: str = 'ours'):
 
 
 def fused_error() -> dict[str, float]:
-  """Largest difference of cuDNN's attention from the reference, relative: output and gradients.
+  """Return the largest relative error of cuDNN's attention: output and gradients.
 
   Two roundings to bfloat16 of the same number differ by less than 0.008 of it.
   """
@@ -172,8 +173,8 @@ def fused_error() -> dict[str, float]:
   return dict(zip(('y', 'dq', 'dk', 'dv'), map(float, run(q, k, v)), strict=True))
 
 
-class Said(logging.Handler):
-  """Remembers what is logged: which path attention takes."""
+class LogLines(logging.Handler):
+  """Keeps the lines of the log, which name the implementation of attention."""
 
   def __init__(self):
     super().__init__()
@@ -184,7 +185,7 @@ class Said(logging.Handler):
 
 
 def peer(name: str):
-  """The same of PyTorch's side."""
+  """Return (call, memory, numbers to report) of PyTorch."""
   import torch
 
   from experiments.benchmarks import decoding, peers
@@ -217,7 +218,7 @@ def peer(name: str):
 
 
 def measure(name: str) -> dict[str, dict]:
-  """Times both sides of a case."""
+  """Time both sides of a case."""
   case = case_of(name)
   commands = {
     worker: [
@@ -254,11 +255,11 @@ def main(argv):
     case = case_of(name)
     left = 60 * _MINUTES.value - (time.perf_counter() - began)
     if case.seconds > left and not _SMOKE.value:
-      print(f'{name}: left out, {left:.0f} s are too few: --cases={name}', file=sys.stderr)
+      print(f'{name}: skipped, {left:.0f} s are too few: run --cases={name}', file=sys.stderr)
       continue
     try:
       found = measure(name)
-    except RuntimeError as error:  # one died in the middle: the other cases may still run
+    except RuntimeError as error:  # a worker ended; the other cases may still run
       print(f'{name}: {error}', file=sys.stderr)
       continue
     if not found:
@@ -271,10 +272,10 @@ def main(argv):
     else:
       work, unit = case.rows * case.shape['length'], 'tokens/s'
     for worker, values in found.items() if name in ('gpt2', 'xl') else ():
-      rate = work / values['median_s'] * operations(**case.shape)
+      rate = work / values['median_s'] * operations_per_token(**case.shape)
       values['mfu_datasheet'] = rate / DATASHEET
       values['mfu_measured'] = rate / peak if peak else None
-      whole = work / values['median_s'] * operations(**case.shape, causal=False)
+      whole = work / values['median_s'] * operations_per_token(**case.shape, causal=False)
       values['mfu_full_attention'] = whole / DATASHEET
       for key in ('mfu_datasheet', 'mfu_measured', 'mfu_full_attention'):
         print(f'{worker}: {key} {values[key] or math.nan:.1%}', file=sys.stderr)

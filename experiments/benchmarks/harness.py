@@ -1,7 +1,7 @@
-"""A B A B: variants of the same work, each in its own process, timed in turns.
+"""Time variants of the same work, each in its own process, alternately: A B A B.
 
-Only one process works at a time and all are warm, so that the machine's drift hits all alike. What
-counts is the ratio of medians in one run; absolute times change from day to day.
+Only one process works at a time and all are warm, so that a drift of the machine affects all alike.
+Compare the ratio of medians of one run; absolute times change from day to day.
 """
 
 import datetime
@@ -20,17 +20,17 @@ from typing import Any
 
 from absl import flags
 
-ROUNDS = flags.DEFINE_integer('rounds', 5, 'turns of each variant', lower_bound=1)
+ROUNDS = flags.DEFINE_integer('rounds', 5, 'measurements of each variant', lower_bound=1)
 VARIANTS = flags.DEFINE_list('variants', [], 'only those whose names contain one of these')
 PEER_PYTHON = flags.DEFINE_string('peer_python', sys.executable, 'interpreter that has the peers')
-SAVE = flags.DEFINE_bool('save', False, 'keep the result in results/')
-WORKER = flags.DEFINE_string('worker', '', 'for the driver itself: be this variant')
+SAVE = flags.DEFINE_bool('save', False, 'write the result to results/')
+WORKER = flags.DEFINE_string('worker', '', 'internal: run this variant')
 RESULTS = pathlib.Path(__file__).parent / 'results'
-MARK = '@@'  # a worker's own lines, among what libraries print
+MARK = '@@'  # begins a worker's own lines; libraries may print others
 
 
 def process_memory() -> float:
-  """The most memory this process has held, in MB."""
+  """Return the peak memory of this process, in MB."""
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # in kB on Linux
 
 
@@ -41,12 +41,12 @@ def serve(
   memory: Callable[[], float] = process_memory,
   **about,
 ):
-  """A worker: warms up, says so, then times `call` whenever it is told to.
+  """Run a worker: warm up, report it, then time `call` for each line of stdin.
 
   Args:
     call: does the work once, and returns when it is done.
-    seconds: how long a turn lasts.
-    memory: the most that was held so far, in MB.
+    seconds: length of a measurement.
+    memory: returns the peak memory so far, in MB.
     about: numbers to report beside the time, such as the loss.
   """
   started = time.perf_counter()
@@ -56,22 +56,22 @@ def serve(
   started = time.perf_counter()
   call()
   repeats = max(1, round(seconds / (time.perf_counter() - started)))
-  _say(ready=True, first_call_s=first, **about)
+  _report(ready=True, first_call_s=first, **about)
   for _ in sys.stdin:
     call()  # caches and threads are warm again
     started = time.perf_counter()
     for _ in range(repeats):
       call()
     took = (time.perf_counter() - started) / repeats
-    _say(seconds=took, peak_mb=memory())
+    _report(seconds=took, peak_mb=memory())
 
 
-def _say(**values):
+def _report(**values):
   print(MARK + json.dumps(values), flush=True)
 
 
 class Worker:
-  """A variant's process."""
+  """The process of a variant."""
 
   def __init__(self, name: str, command: Sequence[str]):
     self.name, self.seconds, self.about = name, [], {}
@@ -81,10 +81,10 @@ class Worker:
     )
 
   def read(self) -> dict[str, Any]:
-    """The next thing it says.
+    """Return its next report.
 
     Raises:
-      RuntimeError: it died; with the end of what it complained of.
+      RuntimeError: the process ended; has the last line of its log.
     """
     for line in self.process.stdout:
       if line.startswith(MARK):
@@ -93,29 +93,29 @@ class Worker:
     self.log.seek(0)
     raise RuntimeError(f'{self.name} failed: {"".join(self.log.readlines()[-1:]).strip()}')
 
-  def turn(self):
-    """Lets it work once."""
+  def measure(self):
+    """Take one measurement."""
     self.process.stdin.write('\n')
     self.process.stdin.flush()
-    said = self.read()
-    self.seconds.append(said['seconds'])
-    self.about['peak_mb'] = said['peak_mb']
+    found = self.read()
+    self.seconds.append(found['seconds'])
+    self.about['peak_mb'] = found['peak_mb']
 
   def close(self):
-    """Ends it."""
+    """End the process."""
     self.process.stdin.close()
     self.process.wait()
 
 
 def compare(commands: dict[str, Sequence[str]], *, rounds: int) -> dict[str, dict[str, Any]]:
-  """Times all variants, in turns.
+  """Time all variants, alternately.
 
   Args:
-    commands: what starts each worker.
-    rounds: turns of each.
+    commands: the command line of each worker.
+    rounds: measurements of each.
 
   Returns:
-    For each variant its median, least and most seconds, and what it said of itself.
+    For each variant its median, smallest and largest seconds, and its other numbers.
   """
   workers = []
   for name, command in commands.items():
@@ -130,7 +130,7 @@ def compare(commands: dict[str, Sequence[str]], *, rounds: int) -> dict[str, dic
     workers.append(worker)
   for _ in range(rounds):
     for worker in workers:
-      worker.turn()
+      worker.measure()
   for worker in workers:
     worker.close()
   return {
@@ -154,16 +154,16 @@ def report(
   save: bool,
   **about: Any,
 ):
-  """Prints a table to stderr and the result as a line of JSON to stdout, and may keep it.
+  """Print a table to stderr and the result as a line of JSON to stdout, and maybe write a file.
 
   Args:
-    case: what was timed.
+    case: its name.
     found: from `compare`; the names of variants that are not peers begin with 'ours'.
     work: units of work in a call.
     unit: of work per second, such as 'tokens/s'.
     module: the benchmark's name.
     save: write results/<case>.json.
-    about: what else belongs into the result.
+    about: further entries of the result.
   """
   best = {
     side: max(
@@ -189,11 +189,11 @@ def report(
     result['ratio'] = other['median_s'] / one['median_s']
     if other['peak_mb']:
       result['memory_ratio'] = one['peak_mb'] / other['peak_mb']
-  say(result | about | {'variants': found, **machine(module)}, save=save)
+  write(result | about | {'variants': found, **machine(module)}, save=save)
 
 
-def say(result: dict[str, Any], *, save: bool):
-  """The result as a line of JSON on stdout, and in results/<case>.json if it is to be kept."""
+def write(result: dict[str, Any], *, save: bool):
+  """Print the result as a line of JSON to stdout, and maybe write it to results/<case>.json."""
   if save:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f'{result["case"]}.json').write_text(json.dumps(result, indent=1) + '\n')
@@ -201,7 +201,7 @@ def say(result: dict[str, Any], *, save: bool):
 
 
 def machine(module: str) -> dict[str, Any]:
-  """Where, with what and by which command this was measured."""
+  """Return the machine, the versions, the date and the command of a measurement."""
   text = pathlib.Path('/proc/cpuinfo').read_text() if platform.system() == 'Linux' else ''
   names = [line.split(':')[1].strip() for line in text.splitlines() if 'model name' in line]
   words = [word for word in sys.argv[1:] if 'peer_python' not in word]

@@ -1,10 +1,10 @@
-"""Reading published weights: GPT-2 (124 M, float32) from a folder, ours against transformers'.
+"""Loading published weights: GPT-2 (124 M, float32) from a folder, here and in `transformers`.
 
   python -m experiments.benchmarks.loading [--peer_python=PATH] [--rounds=5] [--save]
 
-Each turn is a process of its own, so that its peak is that of one load; the file is in the page
-cache. The time is that of the call, imports apart, and of summing every parameter once: a file
-that is only mapped is not yet read. 'First call' is the whole process.
+Each measurement is a process of its own, so that its peak memory is that of one load; the file is
+in the page cache. The time is that of the call, without imports, and of one sum over every
+parameter, because a file that is only mapped is not yet read. 'First call' is the whole process.
 The peer needs `pip install torch transformers`.
 """
 
@@ -20,12 +20,12 @@ from absl import app, flags
 
 from experiments.benchmarks import harness
 
-_FOLDER = flags.DEFINE_string('folder', '', 'for the driver itself: where the weights are')
+_FOLDER = flags.DEFINE_string('folder', '', 'internal: the folder of the weights')
 PARAMETERS = 124_439_808
 
 
 def write(folder: str):
-  """A GPT-2 with random weights, as published."""
+  """Write a GPT-2 with random weights, in the published format."""
   import jax
   from flax import nnx
 
@@ -37,7 +37,7 @@ def write(folder: str):
 
 
 def ours(folder: str):
-  """What loads and sums, and returns how many parameters came."""
+  """Return a function that loads, sums, and returns the number of parameters."""
   import jax
   import numpy as np
 
@@ -54,7 +54,7 @@ def ours(folder: str):
 
 
 def hugging_face(folder: str):
-  """What loads and sums, and returns how many parameters came."""
+  """Return a function that loads, sums, and returns the number of parameters."""
   import torch
   from transformers import GPT2LMHeadModel
 
@@ -71,7 +71,7 @@ def hugging_face(folder: str):
 
 
 def work(name: str, folder: str):
-  """One load, timed."""
+  """Time one load."""
   load = (ours if name == 'ours' else hugging_face)(folder)
   # in kB on Linux
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -88,12 +88,12 @@ def main(argv):
   if harness.WORKER.value:
     work(harness.WORKER.value, _FOLDER.value)
     return
-  turns: dict[str, list[dict]] = {'ours': [], 'transformers': []}
+  measured: dict[str, list[dict]] = {'ours': [], 'transformers': []}
   with tempfile.TemporaryDirectory() as folder:
     command = f'from experiments.benchmarks import loading; loading.write({folder!r})'
     subprocess.run([sys.executable, '-c', command], check=True)
     for _ in range(harness.ROUNDS.value):
-      for name, found in turns.items():
+      for name, found in measured.items():
         python = sys.executable if name == 'ours' else harness.PEER_PYTHON.value
         module = ['-m', 'experiments.benchmarks.loading']
         started = time.perf_counter()
@@ -108,9 +108,9 @@ def main(argv):
         found.append(json.loads(said[len(harness.MARK) :]) | {'first_call_s': whole})
   size = PARAMETERS * 4 / 2**20
   variants = {}
-  for name, found in turns.items():
-    middle = {key: statistics.median(turn[key] for turn in found) for key in found[0]}
-    seconds = [turn['seconds'] for turn in found]
+  for name, found in measured.items():
+    middle = {key: statistics.median(one[key] for one in found) for key in found[0]}
+    seconds = [one['seconds'] for one in found]
     variants[name] = dict(
       median_s=middle.pop('seconds'),
       min_s=min(seconds),

@@ -1,4 +1,4 @@
-"""Our side of the benchmarks: the training step and the search that the experiments use."""
+"""The training steps of this codebase for the benchmarks, as the experiments use them."""
 
 import functools
 
@@ -9,7 +9,7 @@ NANO_GPU = dict(vocab=65, width=384, heads=6, depth=6, feedforward=1536, dropout
 
 
 def adam(width: int):
-  """The optimiser of all cases."""
+  """Return the optimizer of all cases."""
   from transformer.training import optimizers
 
   optimizer, _ = optimizers.build(
@@ -18,8 +18,8 @@ def adam(width: int):
   return optimizer
 
 
-def prepared(build, loss, width: int, batch: dict, steps: int):
-  """(state, update, batches): our training step, `steps` of them in a call, with donated state."""
+def prepare(build, loss, width: int, batch: dict, steps: int):
+  """Return (state, update, batches); a call of update is several steps and donates the state."""
   import jax
   import jax.numpy as jnp
 
@@ -32,7 +32,7 @@ def prepared(build, loss, width: int, batch: dict, steps: int):
 
 
 def encoder_decoder(shape: dict, *, rows: int, dtype: str, steps: int = 1):
-  """Teacher forcing with label smoothing, as the experiments do it."""
+  """Return `prepare` of an encoder-decoder with teacher forcing and label smoothing."""
   import numpy as np
 
   from transformer import ModelConfig
@@ -52,11 +52,11 @@ def encoder_decoder(shape: dict, *, rows: int, dtype: str, steps: int = 1):
     z_loss=0.0,
     start='bos',
   )
-  return prepared(functools.partial(task.init, config), task.loss, config.width, batch, steps)
+  return prepare(functools.partial(task.init, config), task.loss, config.width, batch, steps)
 
 
 def decoder(shape: dict, *, rows: int, dtype: str, steps: int = 1):
-  """Next-token prediction, GPT-shaped."""
+  """Return `prepare` of a decoder like GPT, with next-token prediction."""
   import jax.numpy as jnp
   import numpy as np
   from flax import nnx
@@ -74,4 +74,4 @@ def decoder(shape: dict, *, rows: int, dtype: str, steps: int = 1):
     loss, nll = model.readout.cross_entropy(states, batch['targets'], weights)
     return loss, {'nll_per_token': nll}
 
-  return prepared(lambda key: Decoder(config, nnx.Rngs(key)), loss, config.width, batch, steps)
+  return prepare(lambda key: Decoder(config, nnx.Rngs(key)), loss, config.width, batch, steps)

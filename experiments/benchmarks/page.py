@@ -17,7 +17,7 @@ OURS, PEER = '#1f6f8b', '#b0b0b0'
 
 
 def bars(result: dict) -> str:
-  """Work per second of every variant."""
+  """Draw the work per second of every variant."""
   from matplotlib.figure import Figure
 
   variants = sorted(result['variants'].items(), key=lambda item: item[1]['per_s'])
@@ -33,7 +33,7 @@ def bars(result: dict) -> str:
 
 
 def curves(result: dict) -> str:
-  """Seconds of a step and of compiling by what grows."""
+  """Draw the seconds of a step and of compilation by the size that grows."""
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(7, 3), layout='constrained')
@@ -41,14 +41,14 @@ def curves(result: dict) -> str:
     for name, points in result['by'].items():
       size = [point[name.split(',')[0]] for point in points]
       axes.loglog([s / size[0] for s in size], [p[key] for p in points], 'o-', label=name)
-    axes.set_xlabel('times the smallest')
-    axes.set_title({'step_s': 'a step, s', 'compile_s': 'compiling, s'}[key])
+    axes.set_xlabel('size, relative to the smallest')
+    axes.set_title({'step_s': 'step, s', 'compile_s': 'compilation, s'}[key])
   axes.legend(frameon=False)
   return svg(figure)
 
 
 def losses(result: dict) -> str:
-  """Loss by step."""
+  """Draw the loss by step."""
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(7, 3), layout='constrained')
@@ -62,35 +62,35 @@ def losses(result: dict) -> str:
   return svg(figure)
 
 
-PICTURES = {'variants': bars, 'by': curves, 'curves': losses}  # by what a result holds
+FIGURES = {'variants': bars, 'by': curves, 'curves': losses}  # by a key of the result
 
 
 def svg(figure) -> str:
-  """The figure as text for a page."""
+  """Return the figure as SVG."""
   text = io.StringIO()
   figure.savefig(text, format='svg')
   return text.getvalue()[text.getvalue().index('<svg') :]
 
 
 def section(result: dict) -> str:
-  """One benchmark: figure, ratio, and where and how it was measured."""
-  said = [
+  """Return the HTML of a benchmark: figure, ratio, machine and command."""
+  lines = [
     f'{result["machine"]}, {result["date"]}',
     f'<code>{html.escape(result["command"])}</code>',
   ]
   if 'ratio' in result:
-    said.insert(0, f'<b>{result["ratio"]:.2f}</b> times the best peer, {result["peer"]}')
-  picture = ''.join(draw(result) for key, draw in PICTURES.items() if key in result)
+    lines.insert(0, f'<b>{result["ratio"]:.2f}</b> times the best peer, {result["peer"]}')
+  picture = ''.join(draw(result) for key, draw in FIGURES.items() if key in result)
   numbers = {k: v for k, v in result.items() if isinstance(v, float) and 'ratio' not in k}
-  said += [f'{name}: {value:,.4g}' for name, value in numbers.items()]
-  return f'<h2>{result["case"]}</h2>{picture}<p>{"<br>".join(said)}</p>'
+  lines += [f'{name}: {value:,.4g}' for name, value in numbers.items()]
+  return f'<h2>{result["case"]}</h2>{picture}<p>{"<br>".join(lines)}</p>'
 
 
 def main(argv):
   del argv
   files = sorted(harness.RESULTS.glob('*.json'))
   if not files:
-    raise SystemExit(f'{harness.RESULTS} holds no result: run a benchmark with --save first')
+    raise SystemExit(f'{harness.RESULTS} has no result: run a benchmark with --save first')
   body = ''.join(section(json.loads(file.read_text())) for file in files)
   out = pathlib.Path(_OUT.value)
   out.parent.mkdir(parents=True, exist_ok=True)

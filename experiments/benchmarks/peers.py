@@ -1,6 +1,6 @@
-"""The peers: the same models in PyTorch and Hugging Face transformers, as their users write them.
+"""The same models in PyTorch and Hugging Face transformers, as their users write them.
 
-Needs `pip install torch transformers`; nothing of ours is imported here, and nothing of JAX.
+Needs `pip install torch transformers`; imports neither this codebase nor JAX.
 """
 
 import math
@@ -14,7 +14,7 @@ THREADS = 2
 
 
 class TorchEncoderDecoder(nn.Module):
-  """nn.Transformer between embeddings and a tied output layer, pre-norm, with dropout as ours."""
+  """nn.Transformer with embeddings and a tied output layer, pre-norm, with the same dropout."""
 
   def __init__(self, *, vocab, width, heads, depth, feedforward, dropout, length):
     super().__init__()
@@ -54,7 +54,7 @@ class TorchEncoderDecoder(nn.Module):
 
 
 class TorchGpt(nn.Module):
-  """Shaped like nanoGPT: fused qkv, fused attention, GELU, learned positions, tied output."""
+  """A model like nanoGPT: fused qkv, fused attention, GELU, learned positions, tied output."""
 
   def __init__(self, *, vocab, width, heads, depth, feedforward, dropout, length):
     super().__init__()
@@ -72,16 +72,16 @@ class TorchGpt(nn.Module):
     x = self.dropout(x)
     for block in self.blocks:
       x = block(x)
-    return self.readout(x, targets)
+    return self.lm_head(x, targets)
 
-  def readout(self, x, targets):
+  def lm_head(self, x, targets):
     return _cross_entropy(functional.linear(self.norm(x), self.tokens.weight), targets)
 
   def compile_blocks(self):
-    """Compiles a block once for all of them, and the readout: quick, for many layers."""
+    """Compile one block for all layers, and the output layer; fast for many layers."""
     for block in self.blocks:
       block.compile()
-    self.readout = torch.compile(self.readout)
+    self.lm_head = torch.compile(self.lm_head)
 
 
 class TorchGptBlock(nn.Module):
@@ -108,7 +108,7 @@ class TorchGptBlock(nn.Module):
 
 
 def marian(*, vocab, width, heads, depth, feedforward, dropout, length):
-  """Hugging Face's encoder-decoder of this shape."""
+  """Return Hugging Face's encoder-decoder of these sizes."""
   from transformers import MarianConfig, MarianMTModel
 
   return MarianMTModel(
@@ -138,7 +138,7 @@ def marian(*, vocab, width, heads, depth, feedforward, dropout, length):
 
 
 def gpt2(*, vocab, width, heads, depth, feedforward, dropout, length):
-  """Hugging Face's decoder of this shape."""
+  """Return Hugging Face's decoder of these sizes."""
   from transformers import GPT2Config, GPT2LMHeadModel
 
   return GPT2LMHeadModel(

@@ -1,4 +1,4 @@
-"""The data pipeline on its own: it must never be what training waits for.
+"""The data pipeline without training, which must never wait for it.
 
   python -m experiments.benchmarks.pipeline [--save]
 
@@ -47,7 +47,7 @@ def main(argv):
     **{f'{name}_per_s': tokens[name] / statistics.median(seconds[name]) for name in variants},
     **harness.machine('pipeline'),
   }
-  harness.say(result, save=harness.SAVE.value)
+  harness.write(result, save=harness.SAVE.value)
 
 
 if __name__ == '__main__':

@@ -1,9 +1,9 @@
-"""How cost grows: seconds of a training step, and of compiling it, by length, depth and width.
+"""Seconds of a training step and of its compilation, by length, depth and width.
 
   python -m experiments.benchmarks.scaling [--save]
 
-An encoder-decoder of width 128 and depth 2 on 2,048 tokens; one size changes at a time. With the
-scan over layers rolled (unroll 1), compiling must not take longer for a deeper model.
+An encoder-decoder of width 128 and depth 2 on 2,048 tokens; one size changes at a time. With
+unroll=1 the scan over layers is a loop: compilation must not take longer for a deeper model.
 """
 
 import functools
@@ -26,7 +26,7 @@ VARIANTS = {
 
 
 def measure(sizes: dict) -> dict[str, float]:
-  """Median seconds of a step, and those of compiling it."""
+  """Return the median seconds of a step, and those of compiling it."""
   import jax
 
   from experiments.benchmarks.ours import encoder_decoder
@@ -53,7 +53,7 @@ def main(argv):
       found.setdefault(name, []).append({**sizes, **measure(sizes)})
       print(name, found[name][-1], file=sys.stderr)
   result = {'case': 'scaling', 'unit': 's', 'by': found, **harness.machine('scaling')}
-  harness.say(result, save=harness.SAVE.value)
+  harness.write(result, save=harness.SAVE.value)
 
 
 if __name__ == '__main__':

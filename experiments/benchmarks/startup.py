@@ -1,4 +1,4 @@
-"""From `python run.py` to its first step, with an empty and with a filled compilation cache.
+"""Seconds from `python run.py` to the first step, with an empty and a full compilation cache.
 
 python -m experiments.benchmarks.startup [--rounds=3] [--save]
 """
@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def start(workdir: str, cache: str) -> float:
-  """Seconds until the first step of the default experiment, in a new workdir."""
+  """Return the seconds until the first step of the default experiment, in a new workdir."""
   environment = dict(os.environ, JAX_COMPILATION_CACHE_DIR=cache)
   environment['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
   command = [sys.executable, 'run.py', f'--workdir={workdir}', '--config.train.log_every_steps=1']
@@ -53,7 +53,7 @@ def main(argv):
     'all': seconds,
     **harness.machine('startup'),
   }
-  harness.say(result, save=harness.SAVE.value)
+  harness.write(result, save=harness.SAVE.value)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Training steps: ours, in the configuration we ship, against PyTorch and Hugging Face.
+"""Training steps: this codebase with its default settings, PyTorch and Hugging Face.
 
   python -m experiments.benchmarks.training --case=tiny [--peer_python=PATH] [--rounds=5] [--save]
 
@@ -28,13 +28,13 @@ _ROWS = flags.DEFINE_integer('rows', 0, 'rows of a batch; 0 for those of the cas
 
 
 def shape_of(case: str) -> tuple[int, dict]:
-  """(rows, sizes of the model) of a case."""
+  """Return (rows, sizes of the model) of a case."""
   rows, model = CASES[case]
   return _ROWS.value or rows, model
 
 
 def ours(case: str, dtype: str, steps: int):
-  """One call of our training step."""
+  """Return a function that runs our training step."""
   from transformer.training.process import keep_freed_memory
 
   keep_freed_memory()
