@@ -16,6 +16,8 @@ images                <dir>/<split>/<class>/<file>, or <split>.tar (.gz, .xz) of
 captions              images in <dir>/<split> or <split>.tar, and <dir>/<split>_captions.tsv
 recordings            <dir>/<split>/ or .tar[.xz|.gz] of sounds; <split>.tsv: their names and texts
 frames                ready-made frames: <dir>/<split>.npz (feats, lengths) in order of <split>.tsv
+conll                 words and their labels, a pair a line: <dir>/<split>.conll, maybe .gz
+entities              the same, synthetic
 fsdd                  spoken digits <digit>_<speaker>_<index>.wav, in the order of their indices
 fsdd_strings          strings of 3 to 7 of them, of one speaker
 yesno                 0_0_1_1_0_1_1_1.wav -> 'no no yes ...'; split 'joined': new strings of words
@@ -38,6 +40,7 @@ from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 from transformer.data import (
   algorithmic,
+  conll,
   cranfield,
   digits,
   facts,
@@ -79,6 +82,8 @@ SOURCES: dict[str, Callable[[pathlib.Path, str, str, str], Any]] = {
   'pairs': text_files.pairs,
   'labelled': lambda dir, split, _, targets: text_files.labelled(dir, split, targets),
   'text': lambda dir, split, *_: text_files.text(dir, split),
+  'conll': lambda dir, split, *_: conll.conll(dir, split),
+  'entities': lambda dir, split, *_: conll.entities(split),
   'idx': lambda dir, split, *_: image_files.idx(dir, split),
   'images': lambda dir, split, *_: image_files.labelled(dir, split),
   'captions': lambda dir, split, *_: image_files.captioned(dir, split),

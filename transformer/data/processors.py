@@ -98,9 +98,7 @@ class TextProcessor:
     (tokens,) = self._encode([line])
     if truncate:
       return self._truncated(tokens)
-    if len(tokens) == 1 + self.start or not line.strip():
-      raise ValueError('the line is empty: give it some text')
-    check_length(tokens, self.max_length)
+    check_text('' if len(tokens) == 1 + self.start else line, tokens, self.max_length)
     return tokens
 
   def prepare_batch(
@@ -143,12 +141,14 @@ class BlankProcessor(TextProcessor):
     tokens = with_blanks(self.tokenizer, line, self.fillers[:blanks])
     row = [*[self.tokenizer.bos] * self.start, *tokens, self.tokenizer.eos]
     if not truncate:
-      check_length(row, self.max_length)
+      check_text(line, row, self.max_length)
     return self._truncated(row)
 
 
-def check_length(tokens: Sequence[int], max_length: int):
-  """Raise ValueError where a line has more tokens than the model was trained for."""
+def check_text(line: str, tokens: Sequence[int], max_length: int):
+  """Raise ValueError where a line is empty, or has more tokens than the model was trained for."""
+  if not line.strip():
+    raise ValueError('the line is empty: give it some text')
   if len(tokens) > max_length:
     raise ValueError(
       f'the line has {len(tokens)} tokens, more than the {max_length} the model was trained '

@@ -16,7 +16,7 @@ from transformer.modules.cache import Cache
 from transformer.modules.config import ModelConfig
 from transformer.modules.model import Decoder, EncoderDecoder
 
-Prompts = Int[Array, 'B S'] | Int[np.ndarray, 'B S'] | Sequence[Sequence[int]]
+Prompts = Int[Array, '*B S'] | Int[np.ndarray, '*B S'] | Sequence[Sequence[int]]
 
 
 def generate(

@@ -30,6 +30,7 @@ from transformer.tasks.retrieval import Retrieval
 from transformer.tasks.seq2seq import Seq2Seq
 from transformer.tasks.span_corruption import SpanCorruption
 from transformer.tasks.text_to_speech import TextToSpeech
+from transformer.tasks.token_classification import TokenClassification
 from transformer.training import optimizers, sharding
 from transformer.training.sections import Data, Evaluation, Settings, Train
 
@@ -39,6 +40,7 @@ TASKS: dict[str, Any] = {
   'masked_lm': MaskedLM,
   'span_corruption': SpanCorruption,
   'classification': Classification,
+  'token_classification': TokenClassification,
   'ctc': CTC,
   'joint_ctc': JointCTC,
   'question_answering': QuestionAnswering,

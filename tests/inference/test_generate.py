@@ -1,0 +1,174 @@
+"""Laws of inference/generate.py."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from parameters import drawn
+
+from transformer.data import tokenizers
+from transformer.inference import generate as module
+from transformer.inference.decoding import Decoding
+from transformer.inference.generate import generate
+from transformer.inference.predict import predict
+from transformer.modules.config import ModelConfig
+from transformer.modules.model import Decoder, EncoderDecoder
+from transformer.tasks.language_model import LanguageModel
+from transformer.tasks.seq2seq import Seq2Seq
+
+SIZES = dict(width=16, depth=2, heads=2, feedforward=24, length=24, prenorm=True, unroll=1)
+PROMPTS = [[5, 6, 7, 8, 9], [10], [11, 5, 12]]
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+  return tokenizers.train(['abcdefghijklmnop'], kind='characters', vocab=24)
+
+
+def model_of(kind, tokenizer, **changes):
+  from flax import nnx
+
+  config = ModelConfig(vocab=tokenizer.size, **SIZES | dict(position='learned') | changes)
+  model = drawn(lambda: kind(config, nnx.Rngs(0)))
+  return jax.tree.map(lambda x: 3 * x, model)  # or it repeats one token
+
+
+@pytest.fixture(scope='module')
+def decoder(tokenizer):
+  return model_of(Decoder, tokenizer)
+
+
+@pytest.fixture(scope='module')
+def translator(tokenizer):
+  return model_of(EncoderDecoder, tokenizer)
+
+
+def longhand(model, prompt, steps, eos=None):
+  """Greedy search by a full pass for every token."""
+  tokens = list(prompt)
+  forward = jax.jit(lambda model, row, segments: model(row, segments=segments))
+  for _ in range(steps):
+    row = np.zeros((1, 24), np.int32)
+    row[0, : len(tokens)] = tokens
+    segments = (np.arange(24) < len(tokens)).astype(np.int32)[None]
+    logits = forward(model, jnp.asarray(row), jnp.asarray(segments))
+    tokens.append(int(jnp.argmax(logits[0, len(tokens) - 1])))
+    if tokens[-1] == eos:
+      break
+  return tokens[len(prompt) :]
+
+
+def test_greedy_is_a_loop_without_a_cache_however_prompts_are_padded(decoder):
+  expected = [longhand(decoder, prompt, 8) for prompt in PROMPTS]
+  assert len({*map(tuple, expected)}) == 3 and len({*expected[0]}) > 2
+  assert generate(decoder, PROMPTS, max_new_tokens=8).tolist() == expected
+  right = np.full((3, 6), 2, np.int32)
+  left = right.copy()
+  for row, prompt in enumerate(PROMPTS):
+    right[row, : len(prompt)] = left[row, 6 - len(prompt) :] = prompt
+  for padded in (right, left, jnp.asarray(left)):
+    assert generate(decoder, padded, max_new_tokens=8, pad=2).tolist() == expected
+  whole = generate(decoder, np.array(PROMPTS[:1]), max_new_tokens=8)  # without padding
+  assert whole.tolist() == expected[:1]
+
+
+def test_an_output_ends_with_eos_and_then_has_pad(decoder):
+  (plain,) = generate(decoder, PROMPTS[:1], max_new_tokens=8).tolist()
+  eos = plain[3]
+  end = plain.index(eos)
+  expected = [*plain[: end + 1], *[23] * (7 - end)]
+  assert generate(decoder, PROMPTS[:1], max_new_tokens=8, eos=eos, pad=23).tolist() == [expected]
+  assert longhand(decoder, PROMPTS[0], 8, eos) == plain[: end + 1]
+  (zeros,) = generate(decoder, PROMPTS[:1], max_new_tokens=8, eos=eos).tolist()
+  assert zeros == [*plain[: end + 1], *[0] * (7 - end)]
+
+
+@pytest.mark.parametrize('settings', [dict(), dict(beams=3, alpha=0.6)], ids=['greedy', 'beams'])
+def test_it_is_the_search_of_the_tasks(decoder, translator, tokenizer, settings):
+  decoding = Decoding(length=6, rows=2, **settings)
+  task = LanguageModel(tokenizer=tokenizer, decoding=decoding, length=16, documents=True)
+  lines = ['abc', 'd', 'ponm']
+  prompts = [task.processor.encode_example(line) for line in lines]
+  eos = tokenizer.eos
+  found = generate(decoder, prompts, max_new_tokens=6, eos=eos, pad=0, **settings)
+  assert [tokenizer.decode(row) for row in found.tolist()] == predict(task, decoder, lines)
+
+  task = Seq2Seq(tokenizer=tokenizer, decoding=decoding, length=16)
+  inputs = [task.processor.encode_example(line) for line in lines]
+  found = generate(
+    translator, inputs, max_new_tokens=6, start=tokenizer.bos, eos=eos, pad=0, **settings
+  )
+  assert [tokenizer.decode(row) for row in found.tolist()] == predict(task, translator, lines)
+
+
+def test_samples_are_a_function_of_the_key_and_the_row(decoder):
+  def sample(prompts, seed):
+    key = jax.random.key(seed)
+    return generate(decoder, prompts, max_new_tokens=8, temperature=1.0, top_k=5, key=key).tolist()
+
+  found = sample(PROMPTS, 0)
+  assert [sample([prompt], 0)[0] for prompt in PROMPTS] == found
+  assert sample(PROMPTS, 1) != found
+  with pytest.raises(ValueError, match='pass key=jax.random.key'):
+    generate(decoder, PROMPTS, max_new_tokens=8, temperature=1.0)
+
+
+def test_a_second_call_of_the_same_shape_compiles_nothing(decoder, translator):
+  calls = [
+    lambda seed: generate(
+      decoder, PROMPTS, max_new_tokens=5, temperature=0.7, key=jax.random.key(seed)
+    ),
+    lambda seed: generate(translator, PROMPTS, max_new_tokens=5, start=1),
+  ]
+  for call, compiled in zip(calls, (module.continue_prompts, module.decode_inputs), strict=True):
+    call(0)
+    before = compiled._cache_size()
+    call(0)
+    assert compiled._cache_size() == before
+
+
+@pytest.mark.parametrize(
+  'tokens, settings, message',
+  [
+    ([[5], []], {}, 'prompt 1 is empty'),
+    ([], {}, 'pass at least one'),
+    ([[5, 99]], {}, 'prompt 0 has ids from 5 to 99, but the model knows 0 to'),
+    ([[-1]], {}, 'prompt 0 has ids from -1'),
+    (np.array([5, 6]), {}, r'tokens are \[2\]: pass \[B, S\]'),
+    (np.array([[0, 0]]), dict(pad=0), 'prompt 0 is empty'),
+    ([[5] * 20], dict(max_new_tokens=9), '28 tokens are more than the 24 learned positions'),
+    ([[5]], dict(start=1), 'none to a Decoder'),
+    ([[5]], dict(beams=2, temperature=1.0), 'set beams to 1 or temperature to 0'),
+  ],
+)
+def test_what_cannot_be_generated_is_said(decoder, tokens, settings, message):
+  settings = dict(max_new_tokens=4, key=jax.random.key(0)) | settings
+  with pytest.raises(ValueError, match=message):
+    generate(decoder, tokens, **settings)
+
+
+def test_an_encoder_decoder_needs_a_start_token(translator):
+  with pytest.raises(ValueError, match='pass the token that the decoder starts from'):
+    generate(translator, PROMPTS, max_new_tokens=4)
+
+
+def test_a_model_of_nan_is_an_error_in_every_way_of_use(decoder, tokenizer):
+  broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), decoder)
+  for settings in (dict(), dict(temperature=1.0), dict(temperature=1.0, top_p=0.9)):
+    with pytest.raises(FloatingPointError, match='NaN'):
+      generate(broken, PROMPTS, max_new_tokens=4, key=jax.random.key(0), **settings)
+    decoding = Decoding(length=4, rows=1, **settings)
+    task = LanguageModel(tokenizer=tokenizer, decoding=decoding, length=16)
+    with pytest.raises(FloatingPointError, match='NaN'):
+      predict(task, broken, ['abc'])
+    with pytest.raises(FloatingPointError, match='NaN'):
+      list(task.stream(broken, 'abc'))
+
+
+def test_more_tokens_than_learned_positions_are_an_error(decoder, tokenizer):
+  decoding = Decoding(length=6, rows=1)
+  task = LanguageModel(tokenizer=tokenizer, decoding=decoding, length=1024)
+  prompt = 'abcdefghijklmnopabcdefghij'  # 26 tokens for 24 positions
+  for use in (lambda: predict(task, decoder, [prompt]), lambda: list(task.stream(decoder, prompt))):
+    with pytest.raises(ValueError, match='more than the 24 learned positions'):
+      use()

@@ -1,0 +1,149 @@
+"""Classification of the words of a text: named entities, parts of speech."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Int, Key
+
+from transformer.data.corpora import Source
+from transformer.data.pipeline import Columns, Ragged
+from transformer.data.processors import TextProcessor, check_text
+from transformer.data.tokenizers import Tokenizer
+from transformer.functional.losses import Mean, accuracy, cross_entropy
+from transformer.inference.batching import PAD, split_padding
+from transformer.inference.decoding import Batching
+from transformer.inference.predict import AttentionMap, run_batches, self_attention
+from transformer.modules.config import ModelConfig
+from transformer.modules.heads import Classifier
+
+Batch = dict[str, Int[Array, 'B T']]
+
+
+class Words(NamedTuple):
+  """The tokens of a line, and the place of the first token of each word: -1 if it is truncated."""
+
+  tokens: list[int]
+  first: list[int]
+
+
+class WordProcessor(TextProcessor):
+  """Lines of words, separated by white space, to tokens between start and end token."""
+
+  def encode_example(self, line: str, *, truncate: bool = False) -> Words:  # type: ignore[override]
+    """Return the tokens of one line."""
+    ((tokens, spans),) = self.tokenizer.encode_spans([line])
+    tokens = [self.tokenizer.bos, *tokens, self.tokenizer.eos]
+    starts = [word.start() for word in re.finditer(r'\S+', line)]
+    # the first token that ends after the word starts; one token later, for the start token
+    first = 1 + np.searchsorted([end for _, end in spans], starts, side='right')
+    if not truncate:
+      check_text(line, tokens, self.max_length)
+    kept = min(len(tokens), self.max_length) - 1
+    return Words([*tokens[:kept], tokens[-1]], np.where(first < kept, first, -1).tolist())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenClassification:
+  """Cross-entropy of the label of each word, at its first token.
+
+  Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 5.3.
+
+  Attributes:
+    tokenizer, decoding: text to tokens, and settings of inference.
+    length: longest text in tokens, start and end token included; longer ones are truncated.
+    labels: the names of the labels; truncated words get the first one.
+    label_smoothing: of the training loss; see losses.cross_entropy.
+  """
+
+  tokenizer: Tokenizer
+  decoding: Batching
+  length: int
+  labels: tuple[str, ...]
+  label_smoothing: float = 0.0
+
+  text_fields = ('inputs',)
+  metrics = {'nll_per_word': False, 'word_accuracy': True}
+  supports_packing = True
+
+  def __post_init__(self):
+    if len(set(self.labels)) < max(len(self.labels), 2):
+      raise ValueError(f'loss.labels={self.labels!r}: give two or more labels, each once')
+    if None in (self.tokenizer.bos, self.tokenizer.eos):
+      raise ValueError('the tokenizer has no start or end token, which token classification needs')
+
+  @property
+  def processor(self) -> WordProcessor:
+    """Return the processor of lines."""
+    return WordProcessor(self.tokenizer, self.length)
+
+  def init(self, config: ModelConfig, key: Key[Array, '']) -> Classifier:
+    """Return a freshly initialized model."""
+    return Classifier(config, len(self.labels), nnx.Rngs(key))
+
+  def columns(self, source: Source) -> Columns:
+    """Return the tokens of each text, and for each token the number of a label or PAD."""
+    number = {label: i for i, label in enumerate(self.labels)}
+    rows, targets = [], []
+    for i in range(len(source)):
+      text, labels = source[i]['inputs'], source[i]['targets'].split()
+      words = self.processor.encode_example(text, truncate=True)
+      if len(labels) != len(words.first) or not number.keys() >= {*labels}:
+        raise ValueError(f'{text!r}: give one of loss.labels={self.labels} a word, not {labels}')
+      rows.append(words.tokens)
+      targets.append(np.full(len(words.tokens), PAD, np.int32))
+      for place, label in zip(words.first, labels, strict=True):
+        targets[-1][place] = number[label] if place >= 0 else PAD  # -1 is the end token
+    return {'inputs': Ragged.from_sequences(rows), 'targets': Ragged.from_sequences(targets)}
+
+  def loss(
+    self, model: Classifier, batch: Batch, key: Key[Array, ''] | None
+  ) -> tuple[Mean, dict[str, Mean]]:
+    """Return the smoothed cross-entropy, and the plain one, in nats."""
+    scored = self._logits(model, batch, key)
+    smoothed = cross_entropy(*scored, label_smoothing=self.label_smoothing)
+    return smoothed, {'nll_per_word': cross_entropy(*scored)}
+
+  def batch_metrics(self, model: Classifier, batch: Batch) -> dict[str, Mean]:
+    """Return the negative log-likelihood per word, in nats, and the share of right labels."""
+    scored = self._logits(model, batch, None)
+    return {'nll_per_word': cross_entropy(*scored), 'word_accuracy': accuracy(*scored)}
+
+  def _logits(self, model, batch, key):
+    segments, targets = batch['inputs_segments'], batch['targets']
+    logits = model.out(model.encoder(batch['inputs'], segments=segments, key=key))
+    scored = (segments != 0) & (targets != PAD)
+    return logits, jnp.maximum(targets, 0), scored.astype(jnp.float32)
+
+  def capture(self, model: Classifier, batch: Batch) -> dict[str, dict[str, Array]]:
+    """Return the states and attention weights of every layer of the encoder."""
+    return {'encoder': model.encoder.capture(batch['inputs'], batch['inputs_segments'])}
+
+  def example(self, example: dict[str, Any]) -> tuple[str, str]:
+    """Return the line of words, and the line of their labels."""
+    return example['inputs'], example['targets']
+
+  def answer(self, model: Classifier, requests: Sequence[Words]) -> list[str]:
+    """Return a line of labels for each line of words."""
+    rows = run_batches(self, functools.partial(_label, model), [words.tokens for words in requests])
+    return [
+      ' '.join(self.labels[best[place] if place >= 0 else 0] for place in words.first)
+      for words, (best, _) in zip(requests, rows, strict=True)
+    ]
+
+  def attention(self, model: Classifier, request: Words) -> AttentionMap:
+    """Return how the tokens of a line attend to each other."""
+    return self_attention(self, model, request.tokens)
+
+
+@jax.jit
+def _label(model: Classifier, rows):
+  tokens, segments = split_padding(rows)
+  logits = model.out(model.encoder(tokens, segments=segments))
+  return jnp.argmax(logits, axis=-1), jnp.max(logits, axis=-1)
