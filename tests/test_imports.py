@@ -144,6 +144,8 @@ x = jnp.ones((2, 5, 4, 8))
 assert transformer.multi_head_attention(x, x, x).shape == x.shape
 model, tokenizer = transformer.load_pretrained(sys.argv[2])
 assert model(jnp.ones((1, 3), int)).shape[:2] == (1, 3)
+assert transformer.generate(model, [[5, 6], [7]], max_new_tokens=3).shape == (2, 3)
+transformer.functionalize(model), transformer.train_step, transformer.optimizers.build
 print(type(model).__name__, tokenizer)
 """
   done = core_only(code, str(golden))

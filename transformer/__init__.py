@@ -10,12 +10,12 @@ One glossary of axis letters, in signatures, einsums and comments alike:
   N  vocabulary                  C  classes, or rows of a memory that rows of a batch share
   E  experts
 
-`functional/` holds pure functions on arrays, `modules/` parameters and models, `zoo/` known models,
-`data/` the host's side, `tasks/` objectives, `training/` the loop, `inspection/` ways to look
-inside.
+`functional/` has pure functions on arrays, `modules/` parameters and models, `zoo/` known models,
+`data/` corpora and batches, `tasks/` objectives, `inference/` generation, `evaluation/` metrics,
+`training/` the loop, `inspection/` attention maps and a self-test.
 
-`import transformer` imports JAX, Flax and Optax and nothing else. The names of `tasks`, `training`
-and `zoo` are imported when they are first used; the first two need the extra `train`:
+`import transformer` imports JAX, Flax and Optax and nothing else. Some names, those of `_LAZY`, are
+imported when they are first used; the objectives need the extra `train`:
 pip install 'functional-transformer[train]'.
 """
 
@@ -30,6 +30,8 @@ from transformer.functional.attention import multi_head_attention as multi_head_
 from transformer.functional.attention import (
   multi_head_attention_weights as multi_head_attention_weights,
 )
+from transformer.functional.kernels import dot_product_attention as dot_product_attention
+from transformer.functional.masks import AttentionMask as AttentionMask
 from transformer.functional.search import beam_search as beam_search
 from transformer.functional.search import greedy as greedy
 from transformer.functional.search import repeat_rows as repeat_rows
@@ -45,6 +47,7 @@ from transformer.modules.model import functionalize as functionalize
 
 if TYPE_CHECKING:  # for type checkers and editors; at run time see `_LAZY`
   from transformer.inference.decoding import Decoding as Decoding
+  from transformer.inference.generate import generate as generate
   from transformer.tasks.classification import Classification as Classification
   from transformer.tasks.ctc import CTC as CTC
   from transformer.tasks.ctc import JointCTC as JointCTC
@@ -80,6 +83,7 @@ _LAZY = {
   'SpanCorruption': 'transformer.tasks.span_corruption',
   'State': 'transformer.training.step',
   'TextToSpeech': 'transformer.tasks.text_to_speech',
+  'generate': 'transformer.inference.generate',
   'load_pretrained': 'transformer.zoo.pretrained',
   'optimizers': 'transformer.training',
   'presets': 'transformer.zoo',
