@@ -16,7 +16,8 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from transformer.data import audio, images
 from transformer.data.audio import LogMel
-from transformer.data.pipeline import Ragged
+from transformer.data.corpora import Source, chunks
+from transformer.data.pipeline import Column, Columns, Ragged, concatenate
 from transformer.data.text import BLANK, with_blanks
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional import augmentation
@@ -262,6 +263,18 @@ class ImageProcessor:
     """Return the row and column of each patch."""
     rows, columns = self._grid
     return ['all', *(f'{i},{j}' for i in range(rows) for j in range(columns))]
+
+
+def encode_columns(
+  source: Source, **encoders: tuple[str, Callable[[list[Any]], Column]]
+) -> Columns:
+  """Return the columns of a batch; of each its name, the field of examples, and its encoding."""
+  return concatenate(
+    [
+      {name: encode([x[field] for x in part]) for name, (field, encode) in encoders.items()}
+      for part in chunks(source)
+    ]
+  )
 
 
 def patches(images: Float[Array, 'B H W C'], size: int) -> Float[Array, 'B S X']:

@@ -3,8 +3,8 @@
 import functools
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,19 +13,7 @@ from transformer.data.corpora import Source
 from transformer.evaluation.likelihood import perplexity, text_metrics
 from transformer.evaluation.metrics import get_metric
 from transformer.functional.losses import Mean
-from transformer.inference.predict import Model, Predictor, predict, with_fast_decoding
-
-
-@runtime_checkable
-class Evaluated(Predictor, Protocol):
-  """A task, of which evaluation needs the metrics and the predictions."""
-
-  @property
-  def metrics(self) -> Mapping[str, bool]:
-    """Return the names of the metrics of teacher forcing."""
-
-  def batch_metrics(self, model: Model, batch: dict[str, jax.Array]) -> dict[str, Mean]:
-    """Return the metrics of a batch."""
+from transformer.inference.predict import Model, predict, with_fast_decoding
 
 
 class Evaluation(NamedTuple):
@@ -46,7 +34,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-  task: Evaluated,
+  task: Any,
   model: Model,
   source: Source,
   batches: Iterable[dict[str, jax.Array]] = (),
@@ -60,7 +48,7 @@ def evaluate(
   """Return the metrics of a model on a split.
 
   Args:
-    task: of the model.
+    task: of the model; see tasks.task.Task.
     model: what is evaluated.
     source: the examples of the split.
     batches: of all examples, on the devices, for teacher forcing; none without it.
@@ -97,7 +85,7 @@ def evaluate(
 
 
 def teacher_forced(
-  task: Evaluated, model: Model, batches: Iterable[dict[str, jax.Array]], source: Source
+  task: Any, model: Model, batches: Iterable[dict[str, jax.Array]], source: Source
 ) -> dict[str, float]:
   """Return the means of a task's metrics over all batches, and what follows from them."""
   # summed on the host: on the device, every addition of every metric would be a program
@@ -119,7 +107,7 @@ def _value(mean: Mean) -> float:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def eval_step(task: Evaluated, model: Model, batch: dict[str, jax.Array]) -> dict[str, Mean]:
+def eval_step(task: Any, model: Model, batch: dict[str, jax.Array]) -> dict[str, Mean]:
   """Return the metrics of a batch; compiled once for tasks that are equal."""
   return task.batch_metrics(model, batch)
 

@@ -25,31 +25,20 @@ class AttentionMap(NamedTuple):
 
 
 @runtime_checkable
-class RequestProcessor(Protocol):
-  """The encoding of requests; see data.processors.Processor."""
-
-  @property
-  def max_length(self) -> int:
-    """Return the longest encoded request."""
-
-  def encode_example(self, line: Any, *, truncate: bool = False) -> Any:
-    """Return an encoded request; ValueError says what is wrong with it."""
-
-  def labels(self, row: Any) -> list[str]:
-    """Return the labels of the encoder's positions."""
-
-
-@runtime_checkable
 class Predictor(Protocol):
-  """The use of a trained model: one request in, one answer out."""
+  """The use of a trained model: one request in, one answer out.
+
+  `processor` encodes requests, as a data.processors.Processor does: it has `max_length`,
+  `encode_example(line, truncate=)`, and `labels(row)` for the encoder's positions.
+  """
 
   @property
   def decoding(self) -> Any:
     """Return the settings of inference: a Batching."""
 
   @property
-  def processor(self) -> RequestProcessor:
-    """Return what encodes requests."""
+  def processor(self) -> Any:
+    """Return the processor of requests."""
 
   def example(self, example: dict[str, Any]) -> tuple[Any, Any]:
     """Return an example of the corpus as a request and its reference answer."""

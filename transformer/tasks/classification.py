@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key, Shaped
+from jaxtyping import Array, Float, Int, Key
 
 from transformer.data.corpora import Source, chunks
 from transformer.data.pipeline import Columns, concatenate
@@ -22,6 +22,7 @@ from transformer.inference.predict import AttentionMap, run_batches, self_attent
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import Classifier
 from transformer.modules.layers import split_key
+from transformer.tasks.task import Batch, Captured, Metrics, OptionalKey
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,17 +98,13 @@ class Classification:
       parts.append({'inputs': rows, 'label': np.asarray(labels, np.int32)})
     return concatenate(parts)
 
-  def loss(
-    self, model: Classifier, batch: dict[str, Shaped[Array, 'B ...']], key: Key[Array, ''] | None
-  ) -> tuple[Mean, dict[str, Mean]]:
+  def loss(self, model: Classifier, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
     """Return the smoothed cross-entropy, and the plain one of coarse classes, in nats."""
     logits, labels, weights = self._logits(model, batch, key)
     smoothed = cross_entropy(logits, labels, weights, label_smoothing=self.label_smoothing)
     return smoothed, self._nll(logits, labels, weights)
 
-  def batch_metrics(
-    self, model: Classifier, batch: dict[str, Shaped[Array, 'B ...']]
-  ) -> dict[str, Mean]:
+  def batch_metrics(self, model: Classifier, batch: Batch) -> Metrics:
     """Return the negative log-likelihood of the coarse class, in nats."""
     return self._nll(*self._logits(model, batch, None))
 
@@ -117,7 +114,7 @@ class Classification:
     logits = model(x, segments=segments, key=key)
     return logits, batch['label'], batch['label_segments'].astype(jnp.float32)
 
-  def _nll(self, logits, labels, weights) -> dict[str, Mean]:
+  def _nll(self, logits, labels, weights) -> Metrics:
     labels = jnp.asarray(self._coarse_numbers())[labels]
     return {'nll': cross_entropy(self.coarse_logits(logits), labels, weights)}
 
@@ -129,9 +126,7 @@ class Classification:
     belongs = self._coarse_numbers() == np.arange(len(self.coarse))[:, None]
     return jax.nn.logsumexp(jnp.where(belongs, logits[..., None, :], -jnp.inf), axis=-1)
 
-  def capture(
-    self, model: Classifier, batch: dict[str, Shaped[Array, 'B ...']]
-  ) -> dict[str, dict[str, Array]]:
+  def capture(self, model: Classifier, batch: Batch) -> Captured:
     """Return the states and attention weights of every layer of the encoder."""
     encoded = self.processor.prepare_batch(batch['inputs'], batch['inputs_segments'], None)
     return {'encoder': model.encoder.capture(*encoded)}

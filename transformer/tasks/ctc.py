@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Key, Shaped
+from jaxtyping import Array, Key
 
-from transformer.data.corpora import Source, chunks
-from transformer.data.pipeline import Columns, Ragged, concatenate
-from transformer.data.processors import Line, Processor, Row, TextProcessor
+from transformer.data.corpora import Source
+from transformer.data.pipeline import Columns, Ragged
+from transformer.data.processors import Line, Processor, Row, TextProcessor, encode_columns
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean, ctc
 from transformer.inference.batching import split_padding
@@ -23,6 +23,7 @@ from transformer.modules.config import ModelConfig
 from transformer.modules.heads import AlignedEncoderDecoder, Transcriber
 from transformer.modules.layers import split_key
 from transformer.tasks.seq2seq import Seq2Seq, shift_right
+from transformer.tasks.task import Batch, Captured, Metrics, OptionalKey
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,24 +61,14 @@ class CTC:
 
   def columns(self, source: Source) -> Columns:
     """Return the encoded inputs and the target tokens."""
-    return concatenate(
-      [
-        {
-          'inputs': self.processor.encode_column([example['inputs'] for example in examples]),
-          'targets': Ragged.from_sequences(
-            self.tokenizer.encode_batch([e['targets'] for e in examples])
-          ),
-        }
-        for examples in chunks(source)
-      ]
-    )
 
-  def loss(
-    self,
-    model: Transcriber,
-    batch: dict[str, Shaped[Array, 'B ...']],
-    key: Key[Array, ''] | None,
-  ) -> tuple[Mean, dict[str, Mean]]:
+    def tokens(texts: list[str]) -> Ragged:
+      return Ragged.from_sequences(self.tokenizer.encode_batch(texts))
+
+    inputs = self.processor.encode_column
+    return encode_columns(source, inputs=('inputs', inputs), targets=('targets', tokens))
+
+  def loss(self, model: Transcriber, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
     """Return -log P of the targets, in nats per token; inputs too short for theirs count 0."""
     input_key, model_key = split_key(key, 2)
     encoded = self.processor.prepare_batch(batch['inputs'], batch['inputs_segments'], input_key)
@@ -86,15 +77,11 @@ class CTC:
     mean = ctc(logits, segments != 0, targets, weights, blank=self.tokenizer.pad)
     return mean, {'nll_per_token': mean}
 
-  def batch_metrics(
-    self, model: Transcriber, batch: dict[str, Shaped[Array, 'B ...']]
-  ) -> dict[str, Mean]:
+  def batch_metrics(self, model: Transcriber, batch: Batch) -> Metrics:
     """Return -log P of the targets, in nats per token."""
     return self.loss(model, batch, None)[1]
 
-  def capture(
-    self, model: Transcriber, batch: dict[str, Shaped[Array, 'B ...']]
-  ) -> dict[str, dict[str, Array]]:
+  def capture(self, model: Transcriber, batch: Batch) -> Captured:
     """Return the states and attention weights of every layer of the encoder."""
     encoded = self.processor.prepare_batch(batch['inputs'], batch['inputs_segments'], None)
     return {'encoder': model.encoder.capture(*encoded)}
@@ -150,9 +137,9 @@ class JointCTC(Seq2Seq):
   def loss(  # type: ignore[override]
     self,
     model: AlignedEncoderDecoder,
-    batch: dict[str, Shaped[Array, 'B ...']],
-    key: Key[Array, ''] | None,
-  ) -> tuple[Mean, dict[str, Mean]]:
+    batch: Batch,
+    key: OptionalKey,
+  ) -> tuple[Mean, Metrics]:
     """Return the joint loss, and the plain negative log-likelihoods of both, in nats."""
     input_key, encoder_key, decoder_key = split_key(key, 3)
     encoded = self.processor.prepare_batch(batch['inputs'], batch['inputs_segments'], input_key)

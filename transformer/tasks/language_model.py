@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Key
 
 from transformer.data.corpora import Source, chunks
 from transformer.data.pipeline import Ragged
@@ -26,6 +26,7 @@ from transformer.inference.generate import (
 from transformer.inference.predict import AttentionMap, run_batches, self_attention
 from transformer.modules.config import ModelConfig
 from transformer.modules.model import Decoder
+from transformer.tasks.task import Batch, Captured, Metrics, OptionalKey
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,16 +138,14 @@ class LanguageModel:
     tokens = encode(self.tokenizer, text)
     return [self.tokenizer.bos, *tokens, self.tokenizer.eos] if self.documents else tokens
 
-  def loss(
-    self, model: Decoder, batch: dict[str, Int[Array, 'B _']], key: Key[Array, ''] | None
-  ) -> tuple[Mean, dict[str, Mean]]:
+  def loss(self, model: Decoder, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
     """Return the smoothed cross-entropy, and the plain one, in nats."""
     smoothing = dict(label_smoothing=self.label_smoothing, z_loss=self.z_loss)
     states, targets, weights = self._states(model, batch, key)
     loss, nll = model.readout.cross_entropy(states, targets, weights, **smoothing)
     return loss, {'nll_per_token': nll}
 
-  def batch_metrics(self, model: Decoder, batch: dict[str, Int[Array, 'B _']]) -> dict[str, Mean]:
+  def batch_metrics(self, model: Decoder, batch: Batch) -> Metrics:
     """Return the metrics of teacher forcing."""
     states, *targets = self._states(model, batch, None)
     return token_metrics(model.readout.attend(states), *targets)
@@ -158,9 +157,7 @@ class LanguageModel:
     scored = (segments != 0) & (targets != PAD)
     return states, jnp.maximum(targets, 0), scored.astype(jnp.float32)
 
-  def capture(
-    self, model: Decoder, batch: dict[str, Int[Array, 'B _']]
-  ) -> dict[str, dict[str, Array]]:
+  def capture(self, model: Decoder, batch: Batch) -> Captured:
     """Return the states and attention weights of every layer."""
     return {'decoder': model.capture(batch['inputs'], batch['inputs_segments'])}
 

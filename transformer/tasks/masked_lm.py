@@ -24,6 +24,7 @@ from transformer.inference.predict import AttentionMap, run_batches, self_attent
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import MaskedTokens
 from transformer.modules.layers import split_key
+from transformer.tasks.task import Batch, Captured, Metrics, OptionalKey
 
 EVALUATION_SEED = 0  # of the masks in evaluation, which are the same every time
 
@@ -97,9 +98,7 @@ class MaskedLM:
       rows.append([bos, *window[:half], *middle, *window[half:], eos])
     return {'inputs': Ragged.from_sequences(rows)}
 
-  def loss(
-    self, model: MaskedTokens, batch: dict[str, Int[Array, 'B _']], key: Key[Array, ''] | None
-  ) -> tuple[Mean, dict[str, Mean]]:
+  def loss(self, model: MaskedTokens, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
     """Return the cross-entropy of the masked tokens and, if asked, of the order of halves."""
     mask_key, model_key = split_key(key, 2)
     masked = self.mask(batch, mask_key)
@@ -114,16 +113,14 @@ class MaskedLM:
       loss = loss._replace(sum=loss.sum + share * order['nll_of_order'].sum)
     return loss, metrics
 
-  def batch_metrics(
-    self, model: MaskedTokens, batch: dict[str, Int[Array, 'B _']]
-  ) -> dict[str, Mean]:
+  def batch_metrics(self, model: MaskedTokens, batch: Batch) -> Metrics:
     """Return the metrics of masked tokens, always the same ones."""
     masked = self.mask(batch, None)
     states, x, *targets = self._at_masks(model, batch, masked, None)
     found = token_metrics(model.readout.attend(x), *targets)
     return found | (_order_metrics(model, states, masked, batch) if self.next_sentence else {})
 
-  def mask(self, batch: dict[str, Int[Array, 'B _']], key: Key[Array, ''] | None) -> 'Masked':
+  def mask(self, batch: Batch, key: OptionalKey) -> 'Masked':
     """Return the batch with some of its tokens masked."""
     keys = jax.random.split(jax.random.key(EVALUATION_SEED) if key is None else key, 3)
     tokens, segments = batch['inputs'], batch['inputs_segments']
@@ -163,9 +160,7 @@ class MaskedLM:
     x = model.transform(jnp.take_along_axis(states, at[..., None], axis=1))
     return states, x, jnp.take_along_axis(masked.targets, at, axis=1), weights
 
-  def capture(
-    self, model: MaskedTokens, batch: dict[str, Int[Array, 'B _']]
-  ) -> dict[str, dict[str, Array]]:
+  def capture(self, model: MaskedTokens, batch: Batch) -> Captured:
     """Return the states and attention weights of every layer, with nothing masked."""
     return {'encoder': model.encoder.capture(batch['inputs'], batch['inputs_segments'])}
 
@@ -209,7 +204,7 @@ class Masked:
   swapped: Bool[Array, ' B']
 
 
-def _order_metrics(model, states, masked: Masked, batch) -> dict[str, Mean]:
+def _order_metrics(model, states, masked: Masked, batch) -> Metrics:
   segments = batch['inputs_segments']
   logits = model.next_sentence(model.encoder.summary(states, segments))
   weights = jnp.any(segments != 0, axis=1).astype(jnp.float32)

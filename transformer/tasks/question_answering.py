@@ -22,6 +22,7 @@ from transformer.inference.decoding import Batching, check_positive
 from transformer.inference.predict import AttentionMap, run_batches, self_attention
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import Spans
+from transformer.tasks.task import Batch, Captured, Metrics, OptionalKey
 
 QUESTION, PARAGRAPH, MATCH = 0, 1, 2  # types of tokens
 NO_ANSWER = -1  # padding of the lists of answers
@@ -231,14 +232,12 @@ class QuestionAnswering:
       row[: len(answers)] = answers
     return {'inputs': Ragged.concatenate(inputs), 'starts': at[..., 0], 'ends': at[..., 1]}
 
-  def loss(
-    self, model: Spans, batch: dict[str, Int[Array, 'B ...']], key: Key[Array, ''] | None
-  ) -> tuple[Mean, dict[str, Mean]]:
+  def loss(self, model: Spans, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
     """Return -(log p(start) + log p(end)) / 2 in nats, the mean over the known answers."""
     loss = _nll(self._logits(model, batch, key), batch)
     return loss, {'nll': loss}
 
-  def batch_metrics(self, model: Spans, batch: dict[str, Int[Array, 'B ...']]) -> dict[str, Mean]:
+  def batch_metrics(self, model: Spans, batch: Batch) -> Metrics:
     """Return the loss, and the accuracy of starts and ends against the first answer, by windows."""
     logits = self._logits(model, batch, None)
     weights = _real(batch).astype(jnp.float32)
@@ -252,11 +251,7 @@ class QuestionAnswering:
     return self.logits(model, batch['inputs'], batch['inputs_segments'] != 0, key)
 
   def logits(
-    self,
-    model: Spans,
-    tokens: Int[Array, 'B T'],
-    real: Bool[Array, 'B T'],
-    key: Key[Array, ''] | None = None,
+    self, model: Spans, tokens: Int[Array, 'B T'], real: Bool[Array, 'B T'], key: OptionalKey = None
   ) -> Float[Array, 'B T 2']:
     """Return the logits of starts and ends: in the paragraph, or at 0 for outside the window."""
     types, inside = self.types(tokens, real, model.config.types)
@@ -283,9 +278,7 @@ class QuestionAnswering:
     kinds = jnp.where(inside & found, MATCH, jnp.where(after, PARAGRAPH, QUESTION))
     return jnp.minimum(kinds, max(types - 1, 0)), inside
 
-  def capture(
-    self, model: Spans, batch: dict[str, Int[Array, 'B ...']]
-  ) -> dict[str, dict[str, Array]]:
+  def capture(self, model: Spans, batch: Batch) -> Captured:
     """Return the states and attention weights of every layer of the encoder."""
     tokens, segments = batch['inputs'], batch['inputs_segments']
     types, _ = self.types(tokens, segments != 0, model.config.types)

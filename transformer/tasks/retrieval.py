@@ -1,4 +1,5 @@
 """Retrieval of the documents that answer a query: by vectors, by words (BM25), or by both.
+from transformer.tasks.task import Batch, Captured, Metrics, OptionalKey
 
 BM25 needs the extra `retrieval`: pip install 'functional-transformer[retrieval]'.
 """
@@ -14,10 +15,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from transformer.data.corpora import Source, chunks
+from transformer.data.corpora import Source
 from transformer.data.documents import collection
-from transformer.data.pipeline import Columns, concatenate
-from transformer.data.processors import TextProcessor
+from transformer.data.pipeline import Columns
+from transformer.data.processors import TextProcessor, encode_columns
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean, accuracy, cross_entropy
 from transformer.inference.batching import split_padding
@@ -26,6 +27,7 @@ from transformer.inference.predict import AttentionMap, Rows, run_batches, self_
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import Embedding
 from transformer.modules.layers import split_key
+from transformer.tasks.task import Batch, Captured, Metrics, OptionalKey
 
 QUERY, DOCUMENT = 0, 1  # types of tokens
 RANK_CONSTANT = 60  # of reciprocal rank fusion, as published
@@ -129,16 +131,9 @@ class Retrieval:
   def columns(self, source: Source) -> Columns:
     """Return the tokens of queries and of their documents, both truncated."""
     encode = self.processor.encode_column
-    return concatenate(
-      [
-        {side: encode([example[side] for example in examples]) for side in self.text_fields}
-        for examples in chunks(source)
-      ]
-    )
+    return encode_columns(source, inputs=('inputs', encode), targets=('targets', encode))
 
-  def loss(
-    self, model: Embedding, batch: dict[str, Int[Array, 'B _']], key: Key[Array, ''] | None
-  ) -> tuple[Mean, dict[str, Mean]]:
+  def loss(self, model: Embedding, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
     """Return the loss, in nats, and the accuracy of the best document of the batch."""
     cloze_key, *keys = split_key(key, 3)
     if cloze_key is not None and self.cloze:
@@ -151,7 +146,7 @@ class Retrieval:
       loss = loss._replace(sum=(loss.sum + back.sum) / 2)
     return loss, {'accuracy_in_batch': accuracy(logits, own, weights)}
 
-  def batch_metrics(self, model: Embedding, batch: dict[str, Int[Array, 'B _']]) -> dict[str, Mean]:
+  def batch_metrics(self, model: Embedding, batch: Batch) -> Metrics:
     """Return how well queries find their documents among those of a batch."""
     logits, weights = self._logits(model, batch, (None, None))
     own = jnp.arange(len(logits))
@@ -175,9 +170,7 @@ class Retrieval:
     logits = jnp.where(own | others, queries @ documents.T / self.temperature, -1e30)
     return logits, real.astype(jnp.float32)
 
-  def with_pieces(
-    self, batch: dict[str, Int[Array, 'B _']], key: Key[Array, '']
-  ) -> dict[str, Int[Array, 'B _']]:
+  def with_pieces(self, batch: Batch, key: Key[Array, '']) -> dict[str, Int[Array, 'B _']]:
     """Return the batch with some of its queries replaced by a piece of their document."""
     keys = jax.random.split(key, 4)
     documents, segments = batch['targets'], batch['targets_segments']
@@ -212,9 +205,7 @@ class Retrieval:
       whole=documents,
     )
 
-  def capture(
-    self, model: Embedding, batch: dict[str, Int[Array, 'B _']]
-  ) -> dict[str, dict[str, Array]]:
+  def capture(self, model: Embedding, batch: Batch) -> Captured:
     """Return the states and attention weights of every layer, of queries and of documents."""
     sides = zip(self.text_fields, (QUERY, DOCUMENT), strict=True)
     return {

@@ -10,9 +10,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from transformer.data.corpora import Source, chunks
-from transformer.data.pipeline import Columns, concatenate
-from transformer.data.processors import Line, Processor, Row, TextProcessor
+from transformer.data.corpora import Source
+from transformer.data.pipeline import Columns
+from transformer.data.processors import Line, Processor, Row, TextProcessor, encode_columns
 from transformer.data.tokenizers import Tokenizer
 from transformer.evaluation.likelihood import TOKEN_METRICS, token_metrics
 from transformer.functional.losses import Mean
@@ -23,6 +23,7 @@ from transformer.inference.predict import AttentionMap, cross_attention, run_bat
 from transformer.modules.config import ModelConfig
 from transformer.modules.layers import split_key
 from transformer.modules.model import EncoderDecoder
+from transformer.tasks.task import Batch, Captured, Metrics, OptionalKey
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,32 +79,18 @@ class Seq2Seq:
 
   def columns(self, source: Source) -> Columns:
     """Return the encoded inputs and the target tokens."""
-    targets = TextProcessor(self.tokenizer, self.length)
-    return concatenate(
-      [
-        {
-          'inputs': self.processor.encode_column([example['inputs'] for example in examples]),
-          'targets': targets.encode_column([example['targets'] for example in examples]),
-        }
-        for examples in chunks(source)
-      ]
-    )
+    inputs = self.processor.encode_column
+    targets = TextProcessor(self.tokenizer, self.length).encode_column
+    return encode_columns(source, inputs=('inputs', inputs), targets=('targets', targets))
 
-  def loss(
-    self,
-    model: EncoderDecoder,
-    batch: dict[str, Shaped[Array, 'B ...']],
-    key: Key[Array, ''] | None,
-  ) -> tuple[Mean, dict[str, Mean]]:
+  def loss(self, model: EncoderDecoder, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
     """Return the smoothed cross-entropy, and the plain one, in nats."""
     states, targets, weights = self._states(model, batch, key)
     smoothing = dict(label_smoothing=self.label_smoothing, z_loss=self.z_loss)
     loss, nll = model.readout.cross_entropy(states, targets, weights, **smoothing)
     return loss, {'nll_per_token': nll}
 
-  def batch_metrics(
-    self, model: EncoderDecoder, batch: dict[str, Shaped[Array, 'B ...']]
-  ) -> dict[str, Mean]:
+  def batch_metrics(self, model: EncoderDecoder, batch: Batch) -> Metrics:
     """Return the metrics of teacher forcing."""
     states, *targets = self._states(model, batch, None)
     return token_metrics(model.readout.attend(states), *targets)
@@ -124,9 +111,7 @@ class Seq2Seq:
     )
     return states, targets, (segments != 0).astype(jnp.float32)
 
-  def capture(
-    self, model: EncoderDecoder, batch: dict[str, Shaped[Array, 'B ...']]
-  ) -> dict[str, dict[str, Array]]:
+  def capture(self, model: EncoderDecoder, batch: Batch) -> Captured:
     """Return the states and attention weights of every layer of both stacks."""
     inputs, input_segments = self.processor.prepare_batch(
       batch['inputs'], batch['inputs_segments'], None

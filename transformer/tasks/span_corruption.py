@@ -23,6 +23,7 @@ from transformer.modules.config import ModelConfig
 from transformer.modules.layers import split_key
 from transformer.modules.model import EncoderDecoder
 from transformer.tasks.seq2seq import Seq2Seq
+from transformer.tasks.task import Batch, Captured, Metrics, OptionalKey
 
 EVALUATION_SEED = 0  # of the spans in evaluation, which are the same every time
 
@@ -108,9 +109,7 @@ class SpanCorruption:
     """Return the windows of all texts."""
     return {'inputs': Ragged.from_sequences(list(windows(self.tokenizer, source, self.length)))}
 
-  def corrupt(
-    self, batch: dict[str, Int[Array, 'B _']], key: Key[Array, ''] | None
-  ) -> dict[str, Int[Array, 'B _']]:
+  def corrupt(self, batch: Batch, key: OptionalKey) -> dict[str, Int[Array, 'B _']]:
     """Return the inputs of the encoder and the targets of the decoder, both with an end token."""
     key = jax.random.key(EVALUATION_SEED) if key is None else key
     tokens, real = batch['inputs'], batch['inputs_segments'] != 0
@@ -139,22 +138,16 @@ class SpanCorruption:
       'targets_segments': targets[1] * rows,
     }
 
-  def loss(
-    self, model: EncoderDecoder, batch: dict[str, Int[Array, 'B _']], key: Key[Array, ''] | None
-  ) -> tuple[Mean, dict[str, Mean]]:
+  def loss(self, model: EncoderDecoder, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
     """Return the cross-entropy of the missing tokens, others in every step."""
     noise_key, model_key = split_key(key, 2)
     return self._seq2seq.loss(model, self.corrupt(batch, noise_key), model_key)
 
-  def batch_metrics(
-    self, model: EncoderDecoder, batch: dict[str, Int[Array, 'B _']]
-  ) -> dict[str, Mean]:
+  def batch_metrics(self, model: EncoderDecoder, batch: Batch) -> Metrics:
     """Return the metrics of the missing tokens, always the same; with sentinels and ends."""
     return self._seq2seq.batch_metrics(model, self.corrupt(batch, None))
 
-  def capture(
-    self, model: EncoderDecoder, batch: dict[str, Int[Array, 'B _']]
-  ) -> dict[str, dict[str, Array]]:
+  def capture(self, model: EncoderDecoder, batch: Batch) -> Captured:
     """Return the states and attention weights of every layer of both stacks."""
     return self._seq2seq.capture(model, self.corrupt(batch, None))
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Array, Key
+from jaxtyping import Array, Key, Shaped
 
 from transformer.data.corpora import Source
 from transformer.data.pipeline import Columns
@@ -11,6 +11,11 @@ from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean
 from transformer.inference.predict import Model, Predictor
 from transformer.modules.config import ModelConfig
+
+Batch = dict[str, Shaped[Array, 'B ...']]
+OptionalKey = Key[Array, ''] | None
+Metrics = dict[str, Mean]
+Captured = dict[str, dict[str, Array]]  # of each stack, what its layers computed
 
 
 @runtime_checkable
@@ -35,16 +40,11 @@ class Objective(Protocol):
   def columns(self, source: Source) -> Columns:
     """Return the columns of a batch that the objective makes of each example."""
 
-  def loss(
-    self, model: Model, batch: dict[str, Array], key: Key[Array, ''] | None
-  ) -> tuple[Mean, dict[str, Mean]]:
+  def loss(self, model: Model, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
     """Return the loss of a batch, and other metrics to log; a key turns dropout on."""
 
-  def batch_metrics(self, model: Model, batch: dict[str, Array]) -> dict[str, Mean]:
+  def batch_metrics(self, model: Model, batch: Batch) -> Metrics:
     """Return the metrics of a batch in evaluation."""
-
-  def capture(self, model: Model, batch: dict[str, Array]) -> dict[str, dict[str, Array]]:
-    """Return the states and attention weights of every layer, for each stack, of a batch."""
 
 
 @runtime_checkable

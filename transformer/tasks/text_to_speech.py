@@ -13,9 +13,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from transformer.data import audio
-from transformer.data.corpora import Source, chunks
-from transformer.data.pipeline import Columns, Ragged, concatenate
-from transformer.data.processors import TextProcessor
+from transformer.data.corpora import Source
+from transformer.data.pipeline import Columns, Ragged
+from transformer.data.processors import TextProcessor, encode_columns
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean
 from transformer.inference.batching import split_padding
@@ -24,6 +24,7 @@ from transformer.inference.predict import AttentionMap, cross_attention, run_bat
 from transformer.modules.cache import Cache
 from transformer.modules.config import ModelConfig
 from transformer.modules.speech import Synthesizer
+from transformer.tasks.task import Batch, Captured, Metrics, OptionalKey
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,15 +117,12 @@ class TextToSpeech:
 
   def columns(self, source: Source) -> Columns:
     """Return the texts as tokens, and the sounds as steps of frames."""
-    return concatenate(
-      [
-        {
-          'inputs': self.processor.encode_column([example['targets'] for example in examples]),
-          'targets': Ragged.from_sequences([self.steps(example['inputs']) for example in examples]),
-        }
-        for examples in chunks(source)
-      ]
-    )
+
+    def steps(sounds: list[audio.Sound]) -> Ragged:
+      return Ragged.from_sequences([self.steps(sound) for sound in sounds])
+
+    texts = self.processor.encode_column
+    return encode_columns(source, inputs=('targets', texts), targets=('inputs', steps))
 
   def steps(self, sound: audio.Sound) -> Float[np.ndarray, 'T X']:
     """Return the frames of a sound, in steps; the last step is filled up with silence."""
@@ -141,9 +139,7 @@ class TextToSpeech:
     made = self.log_mel.inverse(frames, iterations=self.decoding.iterations)
     return audio.encode(made, self.rate)
 
-  def loss(
-    self, model: Synthesizer, batch: dict[str, Array], key: Key[Array, ''] | None
-  ) -> tuple[Mean, dict[str, Mean]]:
+  def loss(self, model: Synthesizer, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
     """Return the loss, a mean over steps, and its parts."""
     found = self._losses(model, batch, key)
     weight = found['mel_error'].weight
@@ -152,7 +148,7 @@ class TextToSpeech:
     total = error + found['weighted_stop_nll'].sum + self.diagonal * found['off_diagonal'].sum
     return Mean(total, weight), {name: found[name] for name in self.metrics}
 
-  def batch_metrics(self, model: Synthesizer, batch: dict[str, Array]) -> dict[str, Mean]:
+  def batch_metrics(self, model: Synthesizer, batch: Batch) -> Metrics:
     """Return the error of a band's magnitude in nats, that of the end in nats, and a share."""
     found = self._losses(model, batch, None)
     return {name: found[name] for name in self.metrics}
@@ -183,7 +179,7 @@ class TextToSpeech:
       'off_diagonal': Mean(jnp.sum(seen * off * real[..., None]), total),
     }
 
-  def capture(self, model: Synthesizer, batch: dict[str, Array]) -> dict[str, dict[str, Array]]:
+  def capture(self, model: Synthesizer, batch: Batch) -> Captured:
     """Return the states and attention weights of every layer of both stacks."""
     return _capture(
       model,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Key
 
 from transformer.data.corpora import Source
 from transformer.data.pipeline import Columns, Ragged
@@ -22,8 +22,7 @@ from transformer.inference.decoding import Batching
 from transformer.inference.predict import AttentionMap, run_batches, self_attention
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import Classifier
-
-Batch = dict[str, Int[Array, 'B T']]
+from transformer.tasks.task import Batch, Captured, Metrics, OptionalKey
 
 
 class Words(NamedTuple):
@@ -102,15 +101,13 @@ class TokenClassification:
         targets[-1][place] = number[label] if place >= 0 else PAD  # -1 is the end token
     return {'inputs': Ragged.from_sequences(rows), 'targets': Ragged.from_sequences(targets)}
 
-  def loss(
-    self, model: Classifier, batch: Batch, key: Key[Array, ''] | None
-  ) -> tuple[Mean, dict[str, Mean]]:
+  def loss(self, model: Classifier, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
     """Return the smoothed cross-entropy, and the plain one, in nats."""
     scored = self._logits(model, batch, key)
     smoothed = cross_entropy(*scored, label_smoothing=self.label_smoothing)
     return smoothed, {'nll_per_word': cross_entropy(*scored)}
 
-  def batch_metrics(self, model: Classifier, batch: Batch) -> dict[str, Mean]:
+  def batch_metrics(self, model: Classifier, batch: Batch) -> Metrics:
     """Return the negative log-likelihood per word, in nats, and the share of right labels."""
     scored = self._logits(model, batch, None)
     return {'nll_per_word': cross_entropy(*scored), 'word_accuracy': accuracy(*scored)}
@@ -121,7 +118,7 @@ class TokenClassification:
     scored = (segments != 0) & (targets != PAD)
     return logits, jnp.maximum(targets, 0), scored.astype(jnp.float32)
 
-  def capture(self, model: Classifier, batch: Batch) -> dict[str, dict[str, Array]]:
+  def capture(self, model: Classifier, batch: Batch) -> Captured:
     """Return the states and attention weights of every layer of the encoder."""
     return {'encoder': model.encoder.capture(batch['inputs'], batch['inputs_segments'])}
 
