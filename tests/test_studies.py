@@ -59,7 +59,7 @@ def test_an_lstm_does_not_see_padding(lstm, close):
 
 def test_an_lstm_steps_as_it_was_taught(lstm, close):
   inputs, targets = jnp.array([[4, 5, 2, 0], [7, 8, 9, 2]]), jnp.array([[1, 4, 5], [1, 7, 8]])
-  logits = lstm.readout.attend(lstm.states(inputs, targets))
+  logits = lstm.lm_head.attend(lstm.states(inputs, targets))
   carries = lstm.encode(inputs)
   for t in range(3):
     one, carries = lstm.step(targets[:, t], carries)
@@ -72,7 +72,7 @@ def test_both_learn_the_copy_from_the_tokens_before(lstm):
   assert np.all((tokens != recurrence.PAD).sum(axis=1) == ends + 1) and ends.min() >= 1
   read = np.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=recurrence.BOS)
   read = np.where(tokens == recurrence.PAD, recurrence.PAD, read)
-  logits = lstm.readout.attend(lstm.states(jnp.asarray(tokens), jnp.asarray(read)))
+  logits = lstm.lm_head.attend(lstm.states(jnp.asarray(tokens), jnp.asarray(read)))
   tokens = jnp.asarray(tokens)
   expected = cross_entropy(logits, tokens, (tokens != 0).astype(jnp.float32))
   found, _ = recurrence.loss(lstm, {'tokens': tokens})

@@ -71,7 +71,7 @@ def decoder(shape: dict, *, rows: int, dtype: str, steps: int = 1):
   def loss(model, batch, key):
     states = model.states(batch['tokens'], key=key)
     weights = jnp.ones(batch['tokens'].shape)
-    loss, nll = model.readout.cross_entropy(states, batch['targets'], weights)
+    loss, nll = model.lm_head.cross_entropy(states, batch['targets'], weights)
     return loss, {'nll_per_token': nll}
 
   return prepare(lambda key: Decoder(config, nnx.Rngs(key)), loss, config.width, batch, steps)

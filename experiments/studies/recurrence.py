@@ -60,7 +60,7 @@ class LSTM(nnx.Module):
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.config = config
-    self.embed, self.readout = Tokens(config, rngs), Tokens(config, rngs, reads=True)
+    self.embed, self.lm_head = Tokens(config, rngs), Tokens(config, rngs, lm_head=True)
     self.encoder = nnx.List([Recurrent(config, rngs) for _ in range(config.depth)])
     self.decoder = nnx.List([Recurrent(config, rngs) for _ in range(config.depth)])
 
@@ -94,7 +94,7 @@ class LSTM(nnx.Module):
     for layer, carry in zip(self.decoder, carries, strict=True):
       carry, x = layer(carry, x)
       new.append(carry)
-    return self.readout.attend(x[:, None])[:, 0], new
+    return self.lm_head.attend(x[:, None])[:, 0], new
 
 
 MODELS = {
@@ -129,7 +129,7 @@ def loss(model, batch, key=None):
   tokens = batch['tokens']
   real = (tokens != PAD).astype(jnp.int32)
   states = model.states(tokens, shift_right(tokens, real, BOS))
-  return model.readout.cross_entropy(states, tokens, real.astype(jnp.float32))[0], {}
+  return model.lm_head.cross_entropy(states, tokens, real.astype(jnp.float32))[0], {}
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

@@ -34,6 +34,9 @@ ERRORS = [
   (dict(width=30, heads=4), r'model\.heads=4 does not divide model\.width=30.*model\.head_size'),
   (dict(heads=8, kv_heads=3), r'model\.kv_heads=3 does not divide model\.heads=8.*divisor'),
   (dict(width=15, heads=5), r'model\.position=sinusoidal needs an even model\.width, not 15'),
+  (dict(layers=(dict(windw=3),)), r'model\.layers=.*windw.* give each as dict\(window'),
+  (dict(layers=(dict(window=-3),)), r'model\.layers=.*a window must be at least 0'),
+  (dict(depth=3, layers=({}, {})), r'pattern of 2 layers, .* not divide model\.depth=3'),
   (dict(position='rotary', head_size=7), r'model\.position=rotary needs an even head size, not 7'),
 ]
 
@@ -66,10 +69,12 @@ def test_a_config_cannot_change_and_is_a_key_of_a_cache():
 
 
 def test_presets_say_every_key_of_the_architecture():
-  keys = {field.name for field in dataclasses.fields(ModelConfig)} - {'vocab', 'pad', 'platform'}
+  # the run gives the vocabulary and the platform; modality and padding are tokens and none
+  given = {'vocab', 'pad', 'platform', 'layers', 'inputs', 'features', 'stem'}
+  keys = {field.name for field in dataclasses.fields(ModelConfig)}
   found = {k: v for k, v in vars(presets).items() if k.isupper() and 'heads' in v}
   assert found
   for preset in found.values():
-    assert set(preset) == keys
+    assert keys - given <= set(preset) <= keys
     ModelConfig(vocab=10, **preset)
   assert ModelConfig(vocab=10, **presets.TRANSFORMER_BASE) == ModelConfig(vocab=10)

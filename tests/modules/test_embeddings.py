@@ -130,14 +130,14 @@ def test_a_summary_does_not_see_padding(rng, close, summary, side):
     pooled = states @ model.pooler.kernel[...] + model.pooler.bias[...]
     expected['attention'] = (jax.nn.softmax(pooled[..., :1], axis=1) * states).sum(axis=1)
     expected['pooler'] = jnp.tanh(pooled[:, 0])
-  found = jax.jit(model.summarize)(jnp.pad(tokens, pad))
+  found = jax.jit(model.encode_pooled)(jnp.pad(tokens, pad))
   close(found, expected[summary])
 
 
 def test_logits_may_be_scaled_and_have_a_bias(rng, close):
   """And the loss that never holds them knows of both."""
   config = ModelConfig(**TINY, bias_output=True, scale_logits=True)
-  table = drawn(lambda: Tokens(config, nnx.Rngs(0), reads=True), rng)
+  table = drawn(lambda: Tokens(config, nnx.Rngs(0), lm_head=True), rng)
   x = jnp.asarray(rng.normal(size=(2, 3, 16)), jnp.float32)
   logits = table.attend(x)
   close(logits, x / 4 @ table.table[...].T + table.bias[...])

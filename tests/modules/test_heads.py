@@ -52,7 +52,7 @@ def test_heads_are_linear_in_states_and_summary(build, close):
   states = call(spans.encoder, TOKENS)
   close(call(spans, TOKENS), states @ spans.out.kernel[...] + spans.out.bias[...])
   classes = build(lambda config, rngs: Classifier(config, 3, rngs))
-  summary = jax.jit(classes.encoder.summarize)(TOKENS)
+  summary = jax.jit(classes.encoder.encode_pooled)(TOKENS)
   close(call(classes, TOKENS), summary @ classes.out.kernel[...] + classes.out.bias[...])
 
 

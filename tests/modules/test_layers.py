@@ -11,18 +11,20 @@ from flax import nnx
 
 from transformer.functional import masks
 from transformer.functional.masks import AttentionMask
+from transformer.functional.positions import rotary
+from transformer.modules.attention import Attention, View
+from transformer.modules.block import Block
 from transformer.modules.config import ModelConfig
-from transformer.modules.embeddings import Positions, Tokens
+from transformer.modules.embeddings import Tokens
 from transformer.modules.layers import (
-  Attention,
-  Block,
   FeedForward,
   Linear,
   Norm,
-  View,
+  fused_linear,
   split_key,
-  together,
 )
+from transformer.modules.positions import SCHEMES
+from transformer.modules.sites import observe
 
 TINY = dict(vocab=7, width=8, heads=4, kv_heads=2, feedforward=12, head_size=4)
 
@@ -125,33 +127,26 @@ def test_feedforward_plain_and_gated(activation, rng, close):
 
 @pytest.mark.parametrize('scaled', [True, False])
 def test_attention_projects_attends_and_projects(scaled, rng, close):
-  module = build(Attention, turns=False, settings=dict(scale_attention=scaled))
+  module = build(Attention, settings=dict(scale_attention=scaled))
   x, memory = rng.normal(size=(2, 3, 8)), rng.normal(size=(2, 5, 8))
   mask = rng.random((2, 1, 3, 5)) < 0.6
   mask[..., 0] = True
   view = View(jnp.zeros((2, 3), int), AttentionMask(explicit=jnp.asarray(mask)))
 
-  @partial(jit, static_argnames='weights')
-  def run(x, memory, weights):
-    q = module.queries(x, view.positions)
-    return module(q, *module.keys_values(memory), view, weights=weights)
-
-  x32, memory32 = jnp.asarray(x, 'float32'), jnp.asarray(memory, 'float32')
-  y, weights = run(x32, memory32, weights=True)
+  observed = jit(observe(lambda *x: module(x[0], view, memory=x[1])[0], read=['*.weights']))
+  y, values = observed(jnp.asarray(x, 'float32'), jnp.asarray(memory, 'float32'))
   want, want_weights = attention(wide(module), x, memory, mask, 0.5 if scaled else 1.0)
   close(y, want)
-  close(weights, want_weights)
-  assert run(x32, memory32, weights=False)[1] is None
+  close(values['attention.weights'], want_weights)
 
 
 def test_rotary_attention_does_not_change_when_all_positions_shift(rng, close):
-  module = build(Attention, turns=True)
+  module = build(Attention)
   x = jnp.asarray(rng.normal(size=(1, 4, 8)), 'float32')
 
   @jit
   def run(positions):
-    q, k, v = module.queries_keys_values(x, positions)
-    return module(q, k, v, View(positions))[0]
+    return module(x, View(positions, rotate=rotary))[0]
 
   at = jnp.arange(4)[None]
   close(run(at + 9), run(at))
@@ -159,11 +154,11 @@ def test_rotary_attention_does_not_change_when_all_positions_shift(rng, close):
 
 
 @pytest.mark.parametrize('bias', [True, False])
-def test_layers_together_are_the_layers(bias, rng, close):
-  module = build(Attention, turns=True, settings=dict(bias=bias, kv_heads=1))
+def test_fused_layers_are_the_layers(bias, rng, close):
+  module = build(Attention, settings=dict(bias=bias, kv_heads=1))
   x = jnp.asarray(rng.normal(size=(2, 3, 8)), 'float32')
   layers = module.query, module.key, module.value
-  for y, layer in zip(jit(lambda x: together(x, *layers))(x), layers, strict=True):
+  for y, layer in zip(jit(lambda x: fused_linear(x, *layers))(x), layers, strict=True):
     close(y, np.asarray(layer(x), np.float64))
 
 
@@ -173,8 +168,8 @@ def test_a_block_is_residual_sublayers_normed_before_or_after(prenorm, rng, clos
   x, memory = rng.normal(size=(2, 3, 8)), rng.normal(size=(2, 5, 8))
   causal, all_ = np.tri(3, dtype=bool)[None, None], np.ones((1, 1, 3, 5), bool)
   at = jnp.zeros((2, 3), int)
-  run = jit(lambda x, memory: block(x, View(at, masks.causal()), memory, weights=True))
-  y, cache, maps = run(jnp.asarray(x, 'float32'), (jnp.asarray(memory, 'float32'), View(at)))
+  run = jit(lambda x, memory: block(x, View(at, masks.causal()), memory))
+  y, cache, aux = run(jnp.asarray(x, 'float32'), (jnp.asarray(memory, 'float32'), View(at)))
   p = wide(block)
   for name, sublayer in [
     ('attention', lambda h: attention(p['attention'], h, h, causal)[0]),
@@ -184,7 +179,7 @@ def test_a_block_is_residual_sublayers_normed_before_or_after(prenorm, rng, clos
     scale = p[f'{name}_norm']
     x = x + sublayer(norm(scale, x)) if prenorm else norm(scale, x + sublayer(x))
   close(y, x)
-  assert cache is None and set(maps) == {'self', 'cross'}
+  assert cache is None and aux == {}
 
 
 def test_split_key_passes_no_key_on(key):
@@ -203,18 +198,41 @@ def test_tokens_embed_and_attend_with_one_table(scaled, rng, close):
   close(module.attend(jnp.asarray(x, 'float32')), x @ table.T)
 
 
+def scheme(position, causal=False):
+  module = SCHEMES[position]
+  settings = dict(position=position)
+  return build(module, length=4, causal=causal, settings=settings)
+
+
 def test_learned_positions_are_rows_of_a_table_and_nan_beyond_it(rng, close):
-  module = build(Positions, length=4, settings=dict(position='learned'))
+  module = scheme('learned')
   (table,) = wide(module).values()
   x = rng.normal(size=(1, 3, 8))
-  close(module(jnp.asarray(x, 'float32'), jnp.array([[3, 0, 2]])), x + table[[3, 0, 2]])
-  y = module(jnp.asarray(x, 'float32'), jnp.array([[3, 4, 99]]))
+  close(module.embed(jnp.asarray(x, 'float32'), jnp.array([[3, 0, 2]])), x + table[[3, 0, 2]])
+  y = module.embed(jnp.asarray(x, 'float32'), jnp.array([[3, 4, 99]]))
   assert np.isfinite(y[0, 0]).all() and np.isnan(y[0, 1:]).all()
+  module.check(4)
+  with pytest.raises(ValueError, match='5 tokens are more than the 4 learned positions'):
+    module.check(5)
 
 
 @pytest.mark.parametrize('position', ['rotary', 'relative', 'alibi', 'none'])
 def test_other_schemes_add_nothing_to_the_embedding(position, rng):
-  module = build(Positions, length=4, settings=dict(position=position))
+  module = scheme(position)
   x = jnp.asarray(rng.normal(size=(1, 3, 8)), 'float32')
-  assert module(x, jnp.arange(3)[None]) is x
-  assert not jax.tree.leaves(module)
+  assert module.embed(x, jnp.arange(3)[None]) is x
+  assert bool(jax.tree.leaves(module)) == (position == 'relative')
+  module.check(99)
+
+
+@pytest.mark.parametrize('position', SCHEMES)
+def test_a_scheme_rotates_or_biases_if_it_is_of_that_kind(position, rng, close):
+  module, at = scheme(position, causal=True), jnp.arange(3)[None]
+  x = jnp.asarray(rng.normal(size=(1, 3, 2, 4)), 'float32')
+  turned = module.rotate(x, at, 100.0)
+  close(turned, rotary(x, at, 100.0) if position == 'rotary' else x)
+  bias = module.bias(at, at)
+  assert (bias is not None) == (position in ('relative', 'alibi'))
+  if bias is not None:
+    assert bias.shape == (1, 4, 3, 3)
+    np.testing.assert_array_equal(bias[:, :, 2, 2], bias[:, :, 1, 1])  # by distance

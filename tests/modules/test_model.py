@@ -11,10 +11,10 @@ from flax import nnx
 
 from transformer.functional import masks
 from transformer.functional.kernels import dot_product_attention
-from transformer.functional.positions import from_segments
-from transformer.modules import layers
+from transformer.functional.positions import from_segments, rotary
+from transformer.modules import attention, sites
+from transformer.modules.attention import View
 from transformer.modules.config import ModelConfig
-from transformer.modules.layers import View
 from transformer.modules.model import Decoder, Encoder, EncoderDecoder, Memory, functionalize
 from transformer.zoo import presets
 
@@ -304,11 +304,18 @@ def test_learned_positions_beyond_the_table_are_nan_and_reach_no_earlier_token(c
   short = build(Decoder, **settings)
   short.stack.positions.table = nnx.Param(long.stack.positions.table[...][:5])
   tokens = jnp.asarray([A + B, at(A, 8, 3)])
-  run = jit(lambda model: model(tokens))
+  run = jit(lambda model: model(tokens, segments=jnp.sign(tokens)))
   y = run(short)
   assert np.isnan(y[0, 5:]).all()
   close(y[0, :5], run(long)[0, :5])
   assert np.isfinite(y[1, 3:]).all()  # by position, not by column
+
+
+@pytest.mark.parametrize('pad', [-1, 0])
+def test_more_tokens_than_learned_positions_are_an_error_with_both_numbers(pad):
+  model = build(Decoder, position='learned', length=5, pad=pad)
+  with pytest.raises(ValueError, match='8 tokens are more than the 5 learned positions'):
+    jax.eval_shape(lambda: model(jnp.asarray([A + B])))
 
 
 def test_the_scan_is_a_loop_over_its_layers_however_far_unrolled(close):
@@ -318,9 +325,10 @@ def test_the_scan_is_a_loop_over_its_layers_however_far_unrolled(close):
   @jit
   def loop(model):
     x, positions = model.embed(tokens), from_segments(segments)
-    view = View(positions, masks.segments(segments, segments) & masks.causal())
+    mask = masks.segments(segments, segments) & masks.causal()
+    view = View(positions, mask, rotate=rotary)
     for i in range(2):
-      x = jax.tree.map(lambda p, i=i: p[i], model.stack.blocks)(x, view)[0]
+      x = jax.tree.map(lambda p, i=i: p[i], model.stack.blocks)(x, view).x
     return model.embed.attend(model.stack.norm(x))
 
   want = loop(model)
@@ -418,8 +426,8 @@ def test_dropout_is_on_with_a_key_and_differs_from_layer_to_layer(close):
   @jit
   def states(model, key):
     x = model.embed(tokens)
-    layers = model.stack(x, jnp.sign(tokens), key=key, capture=True).layers['states']
-    return x, jnp.diff(layers, axis=0)
+    layers = sites.capture(model.stack)(x, jnp.sign(tokens), key=key)[1]['']
+    return x, jnp.diff(layers['states'], axis=0)
 
   same, other = (np.asarray(states(model, jax.random.key(i))[1]) for i in (0, 1))
   np.testing.assert_allclose(same, np.where(same > 1, 2, 0), atol=1e-5)
@@ -479,7 +487,7 @@ def test_functionalize_is_the_model_over_plain_arrays():
   assert apply.__doc__ == Decoder.__call__.__doc__
   states, _ = functionalize(model, 'states')
   np.testing.assert_array_equal(
-    jit(lambda params: model.readout.attend(states(params, tokens)))(params), want
+    jit(lambda params: model.lm_head.attend(states(params, tokens)))(params), want
   )
   # two models at once
   both = jax.tree.map(lambda x: jnp.asarray(np.stack([x, 2 * np.asarray(x)])), model)
@@ -547,7 +555,7 @@ def test_rows_without_segments_are_rows_of_ones_and_the_mask_keeps_its_structure
     seen.append(mask)
     return dot_product_attention(q, k, v, mask, **kwargs)
 
-  monkeypatch.setattr(layers, 'dot_product_attention', spy)
+  monkeypatch.setattr(attention, 'dot_product_attention', spy)
   want = jit(lambda model: model.stack(model.embed(tokens), jnp.ones_like(tokens)).x)(model)
   assert not any(mask.is_static for mask in seen)
   close(jit(lambda model: model.stack(model.embed(tokens)).x)(model), want)
@@ -570,3 +578,38 @@ def test_a_token_is_padding_only_if_the_model_says_so(cls, close):
   close(run(None, pad=-1), run(ones, pad=-1))
   close(run(None, pad=7), run((arguments[0] != 7).astype('int32'), pad=-1))
   assert np.abs(run(None, pad=0) - run(ones, pad=-1)).max() > 1e-3
+
+
+PATTERN = (dict(window=2, rotary_base=100.0), dict(window=0, rotary_base=1e4), {})
+
+
+@pytest.mark.parametrize('unroll', [0, 1, 3])
+def test_a_pattern_of_layers_repeats_over_the_depth(unroll, close):
+  settings = dict(position='rotary', depth=6, window=3, prenorm=True)
+  model = build(Decoder, **settings, layers=PATTERN, unroll=unroll)
+  tokens, segments = jnp.asarray(TOKENS), jnp.asarray(SEGMENTS)
+
+  @jit
+  def loop(model):
+    x, positions = model.embed(tokens), from_segments(segments)
+    for i in range(6):
+      window, base = [(2, 100.0), (0, 1e4), (3, 1e4)][i % 3]
+      mask = masks.segments(segments, segments) & masks.causal()
+      mask = mask & masks.sliding_window(window) if window else mask
+      view = View(positions, mask, rotate=partial(rotary, base=base))
+      x = jax.tree.map(lambda p, i=i: p[i], model.stack.blocks)(x, view).x
+    return model.embed.attend(model.stack.norm(x))
+
+  want = loop(model)
+  close(jit(lambda m: m(tokens, segments=segments))(model), want)
+  uniform = build(Decoder, **settings)
+  assert np.abs(want - jit(lambda m: m(tokens, segments=segments))(uniform)).max() > 1e-3
+  # the same parameters by the same names, whatever the pattern
+  assert nnx.to_pure_dict(nnx.state(model)).keys() == nnx.to_pure_dict(nnx.state(uniform)).keys()
+  # and through a cache, one token after the other
+  row = jnp.asarray(TOKENS[:1])
+  cache, found = model.init_cache(1, 8), []
+  for t in range(5):
+    y, cache = cached(model, row[:, t : t + 1], jnp.ones((1, 1), int), cache)
+    found.append(y[0, 0])
+  close(jnp.stack(found), want[0, :5])

@@ -1,7 +1,6 @@
 """Laws of tasks/text_to_speech.py, modules/speech.py and evaluation/distortion.py."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from transformer.data import audio, tokenizers
 from transformer.data.pipeline import Batches, bucket
 from transformer.evaluation import distortion
 from transformer.inference.predict import attend, predict
+from transformer.modules import sites
 from transformer.modules.speech import Synthesizer
 from transformer.tasks.task import Task
 from transformer.tasks.text_to_speech import (
@@ -74,7 +74,7 @@ def batch(task):
 
 
 forward = jax.jit(Synthesizer.__call__)
-captured = jax.jit(functools.partial(Synthesizer.__call__, capture=True))
+captured = jax.jit(sites.capture(Synthesizer.__call__))
 
 
 @pytest.fixture(scope='module')
@@ -117,7 +117,7 @@ def test_one_loss_says_what_its_parts_say(task, model, batch, loss, measure):
   whole, parts = loss(model, batch, None)
   measured = measure(model, batch)
   assert set(parts) == set(measured) == set(task.metrics)
-  made, ends, inside = captured(
+  (made, ends), inside = captured(
     model,
     batch['inputs'],
     one_step_late(batch['targets']),

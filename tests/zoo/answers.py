@@ -66,7 +66,7 @@ def answered(model, inputs, segments, types, targets, target_segments):
   states = encoder(inputs, **given)
   found = {'last_hidden_state': states}
   if encoder.pooler is not None:
-    found['pooler_output'] = encoder.summary(states, segments)
+    found['pooler_output'] = encoder.pool(states, segments)
   if isinstance(model, MaskedTokens):
     found |= {'logits': model(inputs, **given), 'prediction_logits': model(inputs, **given)}
     if model.next_sentence is not None:

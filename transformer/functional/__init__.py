@@ -1,1 +1,1 @@
-"""Equations on arrays: jax only, no parameters, no state."""
+"""Pure functions on arrays: jax only, no parameters, no state."""

@@ -1,6 +1,6 @@
-"""Images as they might as well have been: each function draws anew for every image of a batch.
+"""Random augmentation of images, independent for each image of a batch.
 
-Values are floats on any scale; shapes stay. All are identities where their strength is 0.
+Values are floats on any scale; shapes stay. A strength of 0 changes nothing.
 """
 
 import math
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 
 
 def flip(key: Key[Array, ''], images: Float[Array, 'B H W C']) -> Float[Array, 'B H W C']:
-  """Left and right exchanged in half of the images."""
+  """Exchange left and right in half of the images."""
   chosen = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
   return jnp.where(chosen, images[:, :, ::-1], images)
 
@@ -19,9 +19,9 @@ def flip(key: Key[Array, ''], images: Float[Array, 'B H W C']) -> Float[Array, '
 def shift(
   key: Key[Array, ''], images: Float[Array, 'B H W C'], most: int
 ) -> Float[Array, 'B H W C']:
-  """Each image moved by up to `most` pixels along each side; edges are repeated to fill.
+  """Move each image by up to `most` pixels along each axis, repeating its edges.
 
-  It is the random crop of a padded image (He et al. 2016, https://arxiv.org/abs/1512.03385, 4.2).
+  This is the random crop of a padded image (He et al. 2016, https://arxiv.org/abs/1512.03385, 4.2).
   """
   if not most:
     return images
@@ -37,10 +37,10 @@ def shift(
 def turn(
   key: Key[Array, ''], images: Float[Array, 'B H W C'], degrees: float, zoom: float
 ) -> Float[Array, 'B H W C']:
-  """Each image turned by up to `degrees` and scaled by 1 - zoom to 1 + zoom about its centre.
+  """Rotate each image by up to `degrees` and scale it by 1 - zoom to 1 + zoom.
 
-  Height and width are scaled apart. Between pixels values are interpolated linearly; beyond the
-  edge the nearest pixel counts.
+  Height and width are scaled independently. Values between pixels are interpolated linearly; beyond
+  the edge the nearest pixel counts.
   """
   if not (degrees or zoom):
     return images
@@ -65,7 +65,7 @@ def turn(
 def erase(
   key: Key[Array, ''], images: Float[Array, 'B H W C'], size: int
 ) -> Float[Array, 'B H W C']:
-  """A square of `size` pixels, at any place and maybe partly outside, becomes the image's mean.
+  """Replace a random square of `size` pixels, maybe partly outside, by the mean of the image.
 
   Cutout, DeVries & Taylor 2017, https://arxiv.org/abs/1708.04552.
   """
@@ -87,11 +87,10 @@ def erase(
 def recolor(
   key: Key[Array, ''], images: Float[Array, 'B H W C'], strength: float
 ) -> Float[Array, 'B H W C']:
-  """Brightness, contrast and saturation, each times 1 - strength to 1 + strength.
+  """Multiply brightness, contrast and saturation, each by 1 - strength to 1 + strength.
 
-  A value v becomes b v; then its distance to the image's mean, and that to the pixel's grey, are
-  scaled. Of Krizhevsky's colour distortions the common ones (Howard 2013,
-  https://arxiv.org/abs/1312.5402, section 2).
+  Contrast is the distance to the mean of the image, saturation that to the grey of the pixel.
+  Howard 2013, https://arxiv.org/abs/1312.5402, section 2.
   """
   if not strength:
     return images

@@ -1,6 +1,6 @@
-"""What is hidden from a model that is to restore it: masked tokens, spans, the end of a text.
+"""Corruption of text for denoising objectives: masked tokens and spans.
 
-Pure functions of a key, so that every epoch hides something else and every device the same.
+Pure functions of a key: every epoch hides other tokens, every device the same.
 """
 
 import jax
@@ -14,14 +14,14 @@ def choose(
   rate: float,
   words: Int[Array, 'B T'] | None = None,
 ) -> Bool[Array, 'B T']:
-  """Which tokens to hide: of each row the share `rate` of those eligible.
+  """Return which tokens to hide: in each row a share of those eligible.
 
   Args:
-    key: of the choice.
+    key: for the random choice.
     eligible: which tokens may be hidden.
-    rate: of them in each row, rounded; at least one.
-    words: the word that each token belongs to: words are hidden whole, and no more tokens than the
-      rate allows; none if the first word drawn is longer.
+    rate: the share of each row, rounded; at least one token.
+    words: the index of the word that each token belongs to. If given, words are hidden whole, and
+      no more tokens than the rate allows; none if the first word chosen is longer.
 
   >>> choose(jax.random.key(0), jnp.ones((1, 8), bool), 0.25).sum().tolist()
   2
@@ -33,7 +33,7 @@ def choose(
   draw = jnp.where(eligible, draw, 0)
   count = jnp.sum(eligible, axis=1)
   wanted = jnp.maximum(jnp.round(count * rate), 1).astype(jnp.int32)
-  # the largest draw that is left out; a word that reaches over it is left out whole
+  # the largest number that is not chosen; a word that reaches over it is not chosen
   ranked = jnp.sort(jnp.pad(draw, ((0, 0), (0, 1))), axis=1, descending=True)
   return draw > jnp.take_along_axis(ranked, wanted[:, None], axis=1)
 
@@ -46,7 +46,7 @@ def replace_chosen(
   mask: int,
   vocab: int,
 ) -> Int[Array, 'B T']:
-  """Of the chosen tokens 80 % become the mask, 10 % a random token and 10 % stay.
+  """Replace 80 % of the chosen tokens by the mask and 10 % by a random token; 10 % stay.
 
   Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3.1.
 
@@ -64,14 +64,14 @@ def replace_chosen(
 def noise_spans(
   key: Key[Array, ''], lengths: Int[Array, 'B'], T: int, *, rate: float, mean_span: float
 ) -> Bool[Array, 'B T']:
-  """Which tokens to leave out, in spans of random length: of each row `rate`, never the first.
+  """Return which tokens to hide, in spans of random length; never the first of a row.
 
-  Kept and hidden spans take turns, as many of each; how each kind's tokens are divided among its
-  spans is drawn uniformly.
+  Kept and hidden spans alternate, as many of each; the division of tokens into spans is uniform
+  among all possible ones.
 
   Args:
-    key: of the choice.
-    lengths: of the rows; what comes after is not hidden.
+    key: for the random choice.
+    lengths: of the rows; later positions are not hidden.
     T: length of the mask.
     rate: share of hidden tokens, rounded, at least one.
     mean_span: mean length of hidden spans.
@@ -92,9 +92,9 @@ def noise_spans(
 
 
 def noise_counts(lengths, *, rate: float, mean_span: float, np=jnp):
-  """(tokens, spans) that `noise_spans` hides of rows of these lengths.
+  """Return the numbers (tokens, spans) that `noise_spans` hides in rows of these lengths.
 
-  With np=numpy the same numbers where shapes depend on them: both round float32 to even.
+  np=numpy gives the same numbers on the host, for shapes: both round float32 to even.
 
   >>> [int(n) for n in noise_counts(jnp.int32(190), rate=0.15, mean_span=3.0)]
   [29, 10]
@@ -107,7 +107,7 @@ def noise_counts(lengths, *, rate: float, mean_span: float, np=jnp):
 
 
 def _random_parts(key, totals, parts, T):
-  """[B, T]: totals as sums of so many positive parts, all divisions equally likely; then zeros."""
+  """[B, T]: totals divided into positive parts, all divisions equally likely; then zeros."""
   B, at = len(totals), jnp.arange(T)
   # parts - 1 of the totals - 1 places between neighbours are ends
   draw = jnp.where(at < totals[:, None] - 1, jax.random.uniform(key, (B, T)), 2.0)
@@ -121,11 +121,10 @@ def _random_parts(key, totals, parts, T):
 def with_sentinels(
   tokens: Int[Array, 'B T'], hidden: Bool[Array, 'B T'], sentinels: Int[Array, 'X']
 ) -> tuple[Int[Array, 'B T'], Bool[Array, 'B T']]:
-  """The tokens with each hidden span as one sentinel, the first, the second, ...; and what is kept.
+  """Replace the first token of each hidden span by the next sentinel.
 
   Returns:
-    (tokens, kept): where kept is False a hidden span has more tokens than the one that became its
-    sentinel; `compact` takes them out.
+    (tokens, kept): kept is False at the other tokens of hidden spans, which `compact` removes.
 
   >>> hidden = jnp.array([[False, True, True, False]])
   >>> with_sentinels(jnp.array([[5, 6, 7, 8]]), hidden, jnp.array([99, 98]))[0].tolist()
@@ -139,10 +138,10 @@ def with_sentinels(
 def compact(
   tokens: Int[Array, 'B T'], kept: Bool[Array, 'B T'], length: int, eos: int
 ) -> tuple[Int[Array, 'B U'], Int[Array, 'B U']]:
-  """The tokens kept, moved together from the left, with the end token after them.
+  """Remove the tokens not kept, and add the end token.
 
   Returns:
-    (tokens, segments) of that length: 0 and 0 where nothing is. What does not fit is cut off.
+    (tokens, segments) [B, length]: 0 and 0 where there is no token. Rows are truncated to `length`.
 
   >>> compact(jnp.array([[5, 6, 7]]), jnp.array([[True, False, True]]), 4, eos=2)[0].tolist()
   [[5, 7, 2, 0]]

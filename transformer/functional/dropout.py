@@ -1,4 +1,4 @@
-"""Dropout whose mask is computed, not drawn: a hash of the key and of where each element stands."""
+"""Dropout whose mask is a hash of the key and the index of each element."""
 
 import functools
 
@@ -9,7 +9,9 @@ from jaxtyping import Array, Bool, Float, Key, UInt32
 
 
 def dropout(x: Float[Array, '*X'], rate: float, key: Key[Array, ''] | None) -> Float[Array, '*X']:
-  """Zeroes each element with probability `rate` and divides the rest by 1 - rate; off without key.
+  """Set each element to 0 with probability `rate` and divide the rest by 1 - rate.
+
+  Without a key nothing changes.
 
   The mask is a function of key, shape and rate alone, so it is the same on every device and mesh.
   The backward pass computes it again instead of reading it from memory: a small model's training
@@ -26,13 +28,13 @@ def dropout(x: Float[Array, '*X'], rate: float, key: Key[Array, ''] | None) -> F
 
 
 def keep_mask(shape: tuple[int, ...], rate: float, seed: UInt32[Array, '2']) -> Bool[Array, '...']:
-  """True with probability 1 - rate, independently for each place: a hash of its index.
+  """Return a mask that is True with probability 1 - rate, independently at each index.
 
   Args:
     shape: of the mask.
-    rate: how often it is False, to 1/2^32.
-    seed: two random words. One moves the index, the other enters after a first round of mixing, so
-      that no two seeds give shifted copies of one mask.
+    rate: the probability of False, to a precision of 1/2^32.
+    seed: two random words. One is combined with the index, the other enters after a first round of
+      mixing, so that no two seeds give shifted copies of one mask.
 
   Appleby's fmix32, https://github.com/aappleby/smhasher/blob/master/src/MurmurHash3.cpp.
   """

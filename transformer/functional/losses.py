@@ -1,4 +1,4 @@
-"""What is minimised, as (sum, weight): sums add over any split of a batch, and divide once."""
+"""Losses as (sum, weight), which add over any split of a batch and are divided once."""
 
 import functools
 from typing import NamedTuple
@@ -12,9 +12,9 @@ from jaxtyping import Array, Bool, Float, Int
 from transformer.functional import platforms
 from transformer.functional.matmul import matmul, matmul_nt, matmul_tn
 
-# Rows of logits that linear_cross_entropy holds at once: what a CPU's caches like, and elsewhere so
-# many that reading and writing the table's gradient [N, D] for every chunk is little beside its
-# products; with N = 50,000 that is 2.5 GB.
+# Rows of logits that linear_cross_entropy holds at once: what fits a CPU's caches, and elsewhere so
+# many that reading and writing the table's gradient [N, D] for every chunk takes little time beside
+# the products; with N = 50,000 that is 2.5 GB.
 CHUNK, CHUNK_ELSEWHERE = 1024, 8192
 
 
@@ -26,7 +26,7 @@ class Mean(NamedTuple):
 
   @property
   def value(self) -> Float[Array, '']:
-    """sum / weight, and 0 where nothing had weight."""
+    """sum / weight, or 0 if the weight is 0."""
     return self.sum / jnp.where(self.weight == 0, 1, self.weight)
 
 
@@ -38,7 +38,7 @@ def cross_entropy(
   label_smoothing: float = 0.0,
   z_loss: float = 0.0,
 ) -> Mean:
-  """-sum_n p(n) log softmax(logits)(n), p = (1 - a) onehot(target) + a / N, a the label smoothing.
+  """Cross-entropy -sum_n p(n) log softmax(logits)(n), p = (1 - a) onehot(target) + a / N.
 
   Args:
     logits: of any dtype; computed in float32.
@@ -77,11 +77,10 @@ def linear_cross_entropy(
   z_loss: float = 0.0,
   platform: str | None = None,
 ) -> tuple[Mean, Mean]:
-  """`cross_entropy` of the logits x tableT, which never exist as a whole.
+  """`cross_entropy` of the logits x tableT, which are never stored as a whole.
 
-  A few rows at a time: the logits, the loss, and at once the gradient, for softmax - p is what the
-  loss has just computed. That is the memory of one chunk instead of four arrays [*B, N], and half
-  the time.
+  A chunk of rows at a time: the logits, the loss, and at once the gradient, which needs the same
+  softmax. That takes the memory of one chunk instead of four arrays [*B, N], and half the time.
 
   Args:
     x: the states before the output layer.
@@ -91,7 +90,7 @@ def linear_cross_entropy(
     platform: what the program is compiled for; see `platforms`.
 
   Returns:
-    (the loss, the plain negative log-likelihood): the second has no gradient.
+    (the loss, the negative log-likelihood): the second has no gradient.
 
   >>> x, table = jnp.eye(2), jnp.zeros((4, 2))
   >>> linear_cross_entropy(x, table, jnp.array([1, 0]), jnp.ones(2))[0].value.round(3)
@@ -106,13 +105,21 @@ def linear_cross_entropy(
   return Mean(loss, total), Mean(jax.lax.stop_gradient(nll), total)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
 def _linear_cross_entropy(x, table, targets, weights, settings):
   return _loss_and_gradient(x, table, targets, weights, settings)[0]
 
 
+@_linear_cross_entropy.defjvp
+def _linear_cross_entropy_derivative(settings, primals, tangents):
+  (loss, nll), gradients = _loss_and_gradient(*primals, settings)
+  x_gradient, table_gradient = gradients
+  slope = jnp.sum(x_gradient * tangents[0]) + jnp.sum(table_gradient * tangents[1])
+  return (loss, nll), (slope, jnp.zeros_like(nll))
+
+
 def _loss_and_gradient(x, table, targets, weights, settings):
-  """((loss, nll), (their gradient in x, in the table)): the loss's, weighted and summed."""
+  """((loss, nll), (gradient of the loss in x, in the table)), weighted and summed."""
   dtype, smoothing, z_loss, on_cpu = settings
   (R, D), N = x.shape, len(table)
   narrow = table.astype(dtype)
@@ -147,7 +154,10 @@ def _loss_and_gradient(x, table, targets, weights, settings):
     ),
     (x, targets, weights),
   )
-  table_gradient, (loss, nll, x_gradient) = jax.lax.scan(chunk, jnp.zeros((D, N)), split)
+  # zeros that vary over the axes of a shard_map as the gradient will; XLA removes the choice
+  start = (x[0, 0] == 0) & (targets[0] == 0) & (weights[0] == 0) & (table[0, 0] == 0)
+  zeros = jnp.where(start, jnp.zeros((D, N)), jnp.zeros((D, N)))
+  table_gradient, (loss, nll, x_gradient) = jax.lax.scan(chunk, zeros, split)
   x_gradient = x_gradient.swapaxes(0, 1).reshape(-1, D)[:R]
 
   # the rest of the gradient, from p = (1 - smoothing) onehot(target) + smoothing / N
@@ -158,12 +168,7 @@ def _loss_and_gradient(x, table, targets, weights, settings):
   return (jnp.sum(loss), jnp.sum(nll)), (x_gradient.astype(x.dtype), table_gradient)
 
 
-def _backward(how, gradients, cotangents):
-  x_gradient, table_gradient = gradients
-  g, _ = cotangents
-  return g * x_gradient, g * table_gradient, None, None
-
-
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _round(x, dtype):
   """x.astype(dtype); to bfloat16 by integers, which XLA's CPU backend fuses and vectorises."""
   if dtype != jnp.bfloat16:
@@ -173,7 +178,9 @@ def _round(x, dtype):
   return jax.lax.bitcast_convert_type(bits.astype(jnp.uint16), dtype)
 
 
-_linear_cross_entropy.defvjp(_loss_and_gradient, _backward)
+@_round.defjvp
+def _round_derivative(dtype, primals, tangents):
+  return _round(*primals, dtype), tangents[0].astype(dtype)
 
 
 def ctc(
@@ -184,21 +191,21 @@ def ctc(
   *,
   blank: int,
 ) -> Mean:
-  """-log sum_a prod_s softmax(logits_s)(a_s), over all a that read as the targets.
+  """CTC loss: -log sum_a prod_s softmax(logits_s)(a_s) over all alignments a of the targets.
 
-  An alignment a has a token or the blank at every real position; it is read by leaving out tokens
-  that repeat the one just before them, and then the blanks.
+  An alignment has a token or the blank at every real position; without tokens that repeat the one
+  just before, and then without blanks, it is the targets.
 
   Args:
     logits: of any dtype; computed in float32.
-    real: which positions are no padding.
-    targets: without the blank; what they have at weight 0 stands behind the rest.
+    real: which positions are not padding.
+    targets: without the blank; padding, of weight 0, comes last.
     weights: 1, or 0 for padding.
-    blank: the token that says nothing.
+    blank: the token that stands for none.
 
   Returns:
-    The sum over rows, and how many tokens they have. A row that has no alignment, for its positions
-    are fewer than its tokens and the blanks between equal ones, counts nothing.
+    The sum over rows, and their number of tokens. A row without an alignment, which has fewer
+    positions than tokens and blanks between equal ones, does not count.
 
   Graves et al. 2006, https://doi.org/10.1145/1143844.1143891, equations 2-8; optax sums.
 
@@ -223,7 +230,7 @@ def ctc(
 def accuracy(
   logits: Float[Array, '*B N'], targets: Int[Array, '*B'], weights: Float[Array, '*B']
 ) -> Mean:
-  """How often the likeliest class is the target.
+  """Accuracy: how often the most probable class is the target.
 
   >>> accuracy(jnp.eye(3), jnp.array([0, 1, 2]), jnp.ones(3)).value
   Array(1., dtype=float32)

@@ -10,16 +10,16 @@ from jaxtyping import Array, Float
 def normalize(
   x: Float[Array, '*B D'], epsilon: float, *, centred: bool = True
 ) -> Float[Array, '*B D']:
-  """(x - mean) / sqrt(var + e), or not centred: x / sqrt(mean x^2 + e).
+  """Return (x - mean) / sqrt(var + e), or x / sqrt(mean x^2 + e) if not centred.
 
-  What LayerNorm (Ba et al. 2016, https://arxiv.org/abs/1607.06450) and RMSNorm (Zhang & Sennrich
-  2019, https://arxiv.org/abs/1910.07467) then scale. The derivative is written out: two averages
-  where plain differentiation keeps and reads every step in between.
+  LayerNorm (Ba et al. 2016, https://arxiv.org/abs/1607.06450) and RMSNorm (Zhang & Sennrich 2019,
+  https://arxiv.org/abs/1910.07467) without their scale. The derivative is written out: two averages
+  where plain differentiation stores and reads every step.
 
   Args:
-    x: anything; computed in float32.
+    x: of any dtype; computed in float32.
     epsilon: e, added to the variance.
-    centred: whether the mean is taken away.
+    centred: whether the mean is subtracted.
 
   >>> normalize(jnp.array([1., 3.]), 0.)
   Array([-1.,  1.], dtype=float32)

@@ -1,6 +1,6 @@
-"""Where a token stands: added to its embedding, turned into its keys, or biasing its scores.
+"""Positions of tokens, and the functions of them that schemes of positions use.
 
-Every scheme takes the positions themselves, never the column index of a padded or packed batch.
+Every function takes the positions themselves, not the columns of a padded or packed batch.
 """
 
 import math
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 
 def from_segments(segments: Int[Array, 'B T']) -> Int[Array, 'B T']:
-  """0, 1, 2, ... counted anew from the start of every segment; on padding (0) as it comes.
+  """Return positions 0, 1, 2, ... from the start of every segment; padding (0) is counted, too.
 
   >>> from_segments(jnp.array([[0, 1, 1, 2, 2, 2, 0]]))
   Array([[0, 0, 1, 0, 1, 2, 0]], dtype=int32)
@@ -26,12 +26,12 @@ def from_segments(segments: Int[Array, 'B T']) -> Int[Array, 'B T']:
 def sinusoidal(
   positions: Int[Array, '*B T'], width: int, *, halves: bool = False
 ) -> Float[Array, '*B T D']:
-  """PE(p, 2i) = sin(p / 10000^(2i/D)), PE(p, 2i+1) = cos(p / 10000^(2i/D)).
+  """Return sinusoids: PE(p, 2i) = sin(p / 10000^(2i/D)), PE(p, 2i+1) = cos(p / 10000^(2i/D)).
 
   Args:
     positions: p.
     width: D.
-    halves: all sines before all cosines, as tensor2tensor and Marian have them: the same up to a
+    halves: put all sines before all cosines, as tensor2tensor and Marian do: the same up to a
       permutation of D.
 
   Vaswani et al. 2017, section 3.5.
@@ -40,7 +40,7 @@ def sinusoidal(
   Array([[0., 1., 0., 1.]], dtype=float32)
   """
   if width % 2:
-    raise ValueError(f'sinusoidal positions come in pairs: width {width} must be even')
+    raise ValueError(f'sinusoidal positions are pairs: width {width} must be even')
   angle = positions[..., None] * _frequencies(width, 10_000.0)
   axis = -2 if halves else -1
   return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=axis).reshape(*positions.shape, width)
@@ -49,7 +49,7 @@ def sinusoidal(
 def rotary(
   x: Float[Array, 'B T H K'], positions: Int[Array, 'B T'], base: float = 10_000.0
 ) -> Float[Array, 'B T H K']:
-  """Rotates (x[i], x[i + K/2]) by p / base^(2i/K), so that q k depends on the distance alone.
+  """Rotate (x[i], x[i + K/2]) by p / base^(2i/K), so that q k depends on the distance only.
 
   The halves are paired as in GPT-NeoX and Llama (Su et al. 2021 pair neighbours, which is the same
   up to a permutation of K). Computed in float32, returned in x's dtype.
@@ -60,12 +60,12 @@ def rotary(
   Array([1., 1.], dtype=float32)
   """
   if x.shape[-1] % 2:
-    raise ValueError(f'rotary positions turn pairs: head size {x.shape[-1]} must be even')
+    raise ValueError(f'rotary positions rotate pairs: head size {x.shape[-1]} must be even')
   angle = positions[:, :, None, None] * _frequencies(x.shape[-1], base)
   cos, sin = jnp.cos(angle), jnp.sin(angle)
   left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
-  return turned.astype(x.dtype)
+  rotated = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+  return rotated.astype(x.dtype)
 
 
 def relative_buckets(
@@ -76,13 +76,13 @@ def relative_buckets(
   buckets: int = 32,
   max_distance: int = 128,
 ) -> Int[Array, 'B T S']:
-  """The bucket of each distance s - t: exact when near, logarithmic when far, shared beyond.
+  """Return the bucket of each distance s - t: exact if near, logarithmic if far.
 
   Args:
     targets, sources: positions.
-    causal: all buckets for the past; else half of them for each direction.
-    buckets: how many.
-    max_distance: from here on all distances share the last bucket.
+    causal: all buckets are for the past; otherwise half of them for each direction.
+    buckets: their number.
+    max_distance: all distances from here on share the last bucket.
 
   Raffel et al. 2020, section 2.1.
 
@@ -105,9 +105,9 @@ def relative_buckets(
 def alibi_bias(
   targets: Int[Array, 'B T'], sources: Int[Array, 'B S'], heads: int
 ) -> Float[Array, 'B H T S']:
-  """-slope |t - s|: each head prefers near sources, by its own slope 2^(-8h/H), h = 1 ... H.
+  """Return the ALiBi bias -slope |t - s|, with slope 2^(-8h/H) for heads h = 1 ... H.
 
-  For a number of heads that is no power of two, the slopes of the next smaller power are followed
+  If the number of heads is not a power of two, the slopes of the next smaller power are followed
   by every other slope of the next larger one. Press et al. 2022, https://arxiv.org/abs/2108.12409.
 
   >>> alibi_bias(jnp.array([[1]]), jnp.array([[0, 1]]), 2).ravel()

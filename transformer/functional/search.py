@@ -1,16 +1,16 @@
-"""What to say next: greedy, sampled and beam search over step(tokens, cache) -> (logits, cache).
+"""Greedy, sampled and beam search over a function step(tokens, cache) -> (logits, cache).
 
-`step` reads one token a row and a cache of what came before, any pytree, and returns the logits of
-the next token and the new cache; its rows must not look at each other. Each search is one
-`lax.while_loop` that ends when every row has: put `jax.jit` around the call, or JAX compiles the
-loop anew each time. All searches take, besides `step` and `cache`,
+`step` takes the last token of each row and a cache of earlier ones, any pytree, and returns the
+logits of the next token and the new cache; rows must not depend on each other. Each search is one
+`lax.while_loop` that ends when every row has ended: put `jax.jit` around the call, or JAX compiles
+the loop anew each time. All searches take, besides `step` and `cache`,
 
   first: the token each row starts from; not part of the result.
   steps: the most tokens to generate.
   eos: the token that ends a row, part of the result; -1 if none does.
-  pad: fills the row after eos.
+  pad: fills the row after eos; if None 0, or -1 where eos is 0.
 
-as Python numbers except `first`, and raise ValueError for those that make no sense.
+as Python numbers except `first`, and raise ValueError for invalid ones.
 """
 
 from collections.abc import Callable
@@ -25,9 +25,9 @@ Step = Callable[[Int[Array, 'B'], PyTree], tuple[Float[Array, 'B N'], PyTree]]
 
 
 def greedy(
-  step: Step, cache: PyTree, first: Int[Array, 'B'], *, steps: int, eos: int, pad: int = 0
+  step: Step, cache: PyTree, first: Int[Array, 'B'], *, steps: int, eos: int, pad: int | None = None
 ) -> tuple[Int[Array, 'B steps'], Float[Array, 'B']]:
-  """y_t = argmax_n log P(n | y_<t): always the most probable token, the lowest of equals.
+  """Greedy search: y_t = argmax_n log P(n | y_<t), the lowest token of equals.
 
   Returns:
     The generated tokens, and log P of each row: the sum over its tokens, eos included, in nats.
@@ -38,7 +38,7 @@ def greedy(
   >>> tokens.tolist(), jnp.exp(scores)
   ([[1, 0, -1], [0, -1, -1]], Array([0.3, 0.9], dtype=float32))
   """
-  _check(first, steps, eos, pad)
+  pad = _checked_pad(first, steps, eos, pad)
   return _generate(step, cache, first, lambda logits, _: argmax(logits), steps, eos, pad)
 
 
@@ -50,20 +50,20 @@ def sample(
   *,
   steps: int,
   eos: int,
-  pad: int = 0,
+  pad: int | None = None,
   temperature: float = 1.0,
   top_k: int = 0,
   top_p: float = 1.0,
   min_p: float = 0.0,
 ) -> tuple[Int[Array, 'B steps'], Float[Array, 'B']]:
-  """y_t ~ P(n | y_<t), tempered and cut off by `filter_logits`; temperature 0 is `greedy`.
+  """Sampling: y_t ~ P(n | y_<t) after `filter_logits`; temperature 0 is `greedy`.
 
   Args:
-    keys: one for each row, `jax.random.split(key, B)`: what a row draws depends on its own key
-      only, not on the rows beside it.
+    keys: one for each row, `jax.random.split(key, B)`: the tokens of a row depend on its own key
+      only, not on other rows.
 
   Returns:
-    The generated tokens, and log P of each row under the model itself, untempered and not cut off.
+    The generated tokens, and log P of each row by the unfiltered logits.
 
   >>> dice = lambda tokens, cache: (jnp.zeros((len(tokens), 6)), cache)
   >>> keys = jax.random.split(jax.random.key(0), 2)
@@ -71,7 +71,7 @@ def sample(
   >>> tokens.shape, jnp.exp(-scores).round()
   ((2, 3), Array([216., 216.], dtype=float32))
   """
-  _check(first, steps, eos, pad)
+  pad = _checked_pad(first, steps, eos, pad)
   if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.shape != first.shape:
     raise ValueError(
       f'sample takes a typed key for each row, {list(first.shape)}, not {keys.dtype}'
@@ -86,7 +86,7 @@ def sample(
 
 
 def argmax(logits: Float[Array, 'B N']) -> Int[Array, 'B']:
-  """What `greedy` says after these logits.
+  """Return the token that `greedy` chooses.
 
   >>> argmax(jnp.array([[0., 2., 2.], [5., 1., 0.]])).tolist()
   [1, 0]
@@ -97,7 +97,7 @@ def argmax(logits: Float[Array, 'B N']) -> Int[Array, 'B']:
 def draw(
   keys: Key[Array, 'B'], logits: Float[Array, 'B N'], position: Int[Array, ''] | int, **filters
 ) -> Int[Array, 'B']:
-  """What `sample` says after these logits, as the token of this number; filters as there.
+  """Return the token that `sample` chooses at this position of a row; filters as there.
 
   >>> keys = jax.random.split(jax.random.key(0), 1)
   >>> draw(keys, jnp.array([[0., 2., 1.]]), 0, top_k=1).tolist()
@@ -120,16 +120,16 @@ def filter_logits(
   top_p: float = 1.0,
   min_p: float = 0.0,
 ) -> Float[Array, 'N']:
-  """logits / temperature, with -inf for the tokens never to be drawn; one row, `jax.vmap` for more.
+  """Return logits / temperature, -inf for tokens that the filters exclude; for one row.
 
-  The filters apply in the order of the arguments, each to what the one before it left.
+  The filters apply in the order of the arguments, each to the tokens that the one before left.
 
   Args:
     temperature: below 1 sharpens, above 1 flattens; 0 leaves the most probable token only.
     top_k: keeps the k most probable tokens; 0 keeps all (Fan et al. 2018).
     top_p: keeps the nucleus, the fewest most probable tokens whose mass reaches top_p (Holtzman et
       al. 2020, section 3.1).
-    min_p: keeps tokens at least min_p times as probable as the first (Nguyen et al. 2024).
+    min_p: keeps tokens at least min_p times as probable as the best (Nguyen et al. 2024).
 
   Returns:
     float32 logits, shifted so that the largest is 0. At least one token is left.
@@ -168,11 +168,13 @@ def filter_logits(
 def largest(
   x: Float[Array, 'B N'], k: int, *, size: int = 64
 ) -> tuple[Float[Array, 'B k'], Int[Array, 'B k']]:
-  """`lax.top_k`, a tenth of its time on a CPU: the k best are in the k chunks of greatest maximum.
+  """Return `lax.top_k` in a tenth of its time on a CPU.
+
+  The k largest are in the k chunks with the largest maxima.
 
   Args:
-    x: without NaN; of a row with NaN any k are chosen.
-    k: how many, the lowest index first of equals.
+    x: without NaN; of a row with NaN any k are returned.
+    k: how many; of equals the lowest index first.
     size: of a chunk.
 
   >>> largest(jnp.array([[3., 9., 9., 1.]]), 2, size=1)[1]
@@ -184,14 +186,14 @@ def largest(
     return best, places
   x = jnp.pad(x, ((0, 0), (0, count * size - N)), constant_values=-jnp.inf)
   x = x.reshape(B, count, size)
-  chunks = jnp.sort(lax.top_k(jnp.max(x, axis=-1), k)[1])  # in order, for the sake of equals
+  chunks = jnp.sort(lax.top_k(jnp.max(x, axis=-1), k)[1])  # in order, so that equals are, too
   best, places = lax.top_k(jnp.take_along_axis(x, chunks[:, :, None], axis=1).reshape(B, -1), k)
   tokens = jnp.take_along_axis(chunks, places // size, axis=1) * size + places % size
   return best, jnp.minimum(tokens, N - 1)  # a NaN may rank below what was padded
 
 
 class Rows(NamedTuple):
-  """Sequences in the making, one a row."""
+  """The state of a search of one sequence a row."""
 
   position: Int[Array, '']
   last: Int[Array, 'B']
@@ -202,7 +204,7 @@ class Rows(NamedTuple):
 
 
 def _generate(step, cache, first, choose, steps, eos, pad):
-  """Extends every row by choose(logits, position) until it says eos."""
+  """Extend every row by choose(logits, position) until that is eos."""
 
   def unfinished(rows: Rows):
     return (rows.position < steps) & ~jnp.all(rows.finished)
@@ -232,9 +234,9 @@ def _generate(step, cache, first, choose, steps, eos, pad):
 
 
 def take_rows(tree: PyTree, rows: Int[Array, 'R'], *, axis: int = 0) -> PyTree:
-  """Row rows[r] of every array as its new row r; a scalar belongs to all rows and stays.
+  """Return the tree with row rows[r] of every array as its new row r; scalars stay.
 
-  Layers stacked before the rows: `functools.partial(take_rows, axis=1)`.
+  If a layer axis comes before the rows: `functools.partial(take_rows, axis=1)`.
 
   >>> take_rows({'k': jnp.array([5, 6, 7])}, jnp.array([2, 2, 0]))['k'].tolist()
   [7, 7, 5]
@@ -254,7 +256,7 @@ def take_rows(tree: PyTree, rows: Int[Array, 'R'], *, axis: int = 0) -> PyTree:
 
 
 def repeat_rows(tree: PyTree, beams: int, *, axis: int = 0) -> PyTree:
-  """Every row `beams` times over, row b at b * beams ... b * beams + beams - 1; scalars stay.
+  """Return the tree with every row `beams` times, row b at b * beams + w; scalars stay.
 
   >>> repeat_rows({'k': jnp.array([5, 6])}, 3)['k'].tolist()
   [5, 5, 5, 6, 6, 6]
@@ -265,7 +267,7 @@ def repeat_rows(tree: PyTree, beams: int, *, axis: int = 0) -> PyTree:
 
 
 class Beams(NamedTuple):
-  """The best unfinished and finished hypotheses, best first; an empty slot scores -inf."""
+  """The state of a beam search: hypotheses, best first; an empty slot scores -inf."""
 
   position: Int[Array, '']
   last: Int[Array, 'B W']
@@ -284,27 +286,28 @@ def beam_search(
   beams: int,
   steps: int,
   eos: int,
-  pad: int = 0,
+  pad: int | None = None,
   alpha: float = 0.0,
   reorder: Callable[[PyTree, Int[Array, 'B*W']], PyTree] = take_rows,
 ) -> tuple[Int[Array, 'B W steps'], Float[Array, 'B W']]:
-  """The y of highest log P(y) / ((5 + |y|) / 6)^alpha, searched `beams` prefixes abreast.
+  """Beam search for the y of highest log P(y) / ((5 + |y|) / 6)^alpha.
 
   Of all one-token extensions of the prefixes the best `beams` count: those by eos are finished, and
-  the next best fill up their places, so that `beams` prefixes are always alive. What is cut off
-  after `steps` tokens counts as finished. A sentence ends, and stays as it is whatever the others
-  do, once no extension can enter its n-best list. One beam with alpha 0 is `greedy`.
+  the next best take their places, so that `beams` prefixes are always unfinished. A hypothesis of
+  `steps` tokens counts as finished. A sentence ends, independently of the others, once no extension
+  can enter its n-best list. One beam with alpha 0 is `greedy`.
 
   Args:
-    step: sees B * beams rows, beam w of sentence b as row b * beams + w.
+    step: gets B * beams rows, beam w of sentence b as row b * beams + w.
     cache: of B * beams rows: `repeat_rows(cache, beams)`. `first` stays [B].
-    beams: W, the prefixes kept alive and the hypotheses returned.
+    beams: W, the number of prefixes kept and of hypotheses returned.
     alpha: 0 compares log P, more prefers longer; |y| counts the generated tokens, eos included.
-    reorder: row rows[r] of a cache as its new row r; it may leave alone what all beams share.
+    reorder: (cache, rows) to the cache with row rows[r] as its new row r; it may leave what all
+      beams share.
 
   Returns:
-    The n-best list of each sentence, best first, and its scores. Where fewer than `beams`
-    hypotheses exist, the rest is pad and scores -inf.
+    The n-best list of each sentence, best first, and its scores. If there are fewer than `beams`
+    hypotheses, the rest is pad and scores -inf.
 
   Wu et al. 2016, equation 14, without the coverage term; Vaswani et al. 2017: beams 4, alpha 0.6.
 
@@ -314,13 +317,13 @@ def beam_search(
   >>> tokens.tolist(), (100 * jnp.exp(scores)).round()
   ([[[2, 0, -1], [1, 0, -1]]], Array([[36., 30.]], dtype=float32))
   """
-  _check(first, steps, eos, pad)
+  pad = _checked_pad(first, steps, eos, pad)
   if beams < 1:
     raise ValueError(f'beams {beams} keeps no hypothesis: pass 1 or more')
   if not alpha >= 0:
     raise ValueError(f'alpha {alpha} is negative, so no early end is safe: pass 0 or more')
   batch = first.shape[0]
-  # refuses a wrong cache by its own message, before step does by another
+  # a wrong cache gets this function's message, not that of step
   jax.eval_shape(reorder, cache, jnp.arange(batch * beams))
   penalties = ((5 + jnp.arange(1, steps + 1, dtype=jnp.float32)) / 6) ** alpha
 
@@ -335,9 +338,9 @@ def beam_search(
     log_p = best - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     so_far = state.log_p[..., None]
     log_p = so_far + log_p.reshape(batch, beams, -1)
-    # top_k puts a negative NaN last, where the model's error would go unseen
+    # top_k puts a negative NaN last, where it would not be seen
     log_p = jnp.where(jnp.isnan(log_p), jnp.nan, log_p)
-    # an empty slot's cache may hold anything, so its NaN is no error
+    # the cache of an empty slot may hold anything, so its NaN is no error
     log_p = jnp.where(so_far == -jnp.inf, -jnp.inf, log_p).reshape(batch, -1)
 
     # 2 * beams, because up to `beams` of them may end in eos
@@ -378,10 +381,14 @@ def _pick(slots: Int[Array, 'B W ...'], chosen: Int[Array, 'B C']) -> Int[Array,
   return jax.vmap(lambda slot, choice: slot[choice])(slots, chosen)
 
 
-def _check(first, steps, eos, pad):
+def _checked_pad(first, steps, eos, pad):
+  """The padding token, if the arguments of a search are valid."""
   if first.ndim != 1:
     raise ValueError(f'first is {list(first.shape)}: pass one start token for each row, [B]')
   if steps < 1:
     raise ValueError(f'steps {steps} generates nothing: pass 1 or more')
+  if pad is None:
+    return 0 if eos else -1  # some published models end with token 0
   if eos == pad:
     raise ValueError(f'eos and pad are both {eos}, so an end cannot be seen: pass another pad')
+  return pad

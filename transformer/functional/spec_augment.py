@@ -1,6 +1,6 @@
-"""Sounds varied at random: bands of time and of frequency left out, and the tempo changed.
+"""Random augmentation of sounds: masks over time and frequency (SpecAugment), and tempo.
 
-Park et al. 2019, https://arxiv.org/abs/1904.08779 (SpecAugment). Pure functions of a key.
+Park et al. 2019, https://arxiv.org/abs/1904.08779. Pure functions of a key.
 """
 
 import jax
@@ -11,16 +11,17 @@ from jaxtyping import Array, Bool, Float, Int, Key
 def masks(
   key: Key[Array, ''], lengths: Int[Array, ' B'], size: int, *, count: int, width: Int[Array, ' B']
 ) -> Bool[Array, 'B size']:
-  """What to keep of each row: all but `count` stretches of 0 to `width` places, which may overlap.
+  """Return what to keep of each row: all but `count` intervals, which may overlap.
 
-  Park et al. 2019, section 2: a stretch's size and then its start are uniform.
+  Park et al. 2019, section 2: the size of an interval, 0 to `width`, and then its start are
+  uniform.
 
   Args:
-    key: of the choice.
-    lengths: of the rows; a stretch begins and ends within.
+    key: for the random choice.
+    lengths: of the rows; intervals lie within.
     size: of the result.
-    count: of stretches in each row.
-    width: longest stretch of each row, at most its length.
+    count: of intervals in each row.
+    width: the longest interval of each row, at most its length.
 
   >>> masks(jax.random.key(0), jnp.array([6]), 6, count=1, width=jnp.array([6])).astype(int)
   Array([[1, 1, 0, 1, 1, 1]], dtype=int32)
@@ -45,15 +46,15 @@ def mask_frames(
   frequency_masks: int,
   frequency_width: int,
 ) -> Float[Array, 'B S X']:
-  """The frames with some stretches of time and of neighbouring bands set to 0, their mean.
+  """Set intervals of time and of neighbouring bands to 0, the mean of the frames.
 
   Args:
-    key: of the choice.
+    key: for the random choice.
     frames: normalised; the first of S are real.
     segments: 0 is padding.
-    time_masks, time_width: m_T stretches of 0 to T frames,
-    time_share: each at most p of the sound.
-    frequency_masks, frequency_width: m_F stretches of 0 to F bands.
+    time_masks, time_width: m_T intervals of 0 to T frames,
+    time_share: each at most this share p of the sound.
+    frequency_masks, frequency_width: m_F intervals of 0 to F bands.
   """
   time_key, frequency_key = jax.random.split(key)
   (B, S, X), lengths = frames.shape, jnp.sum(segments != 0, axis=1)
@@ -67,17 +68,20 @@ def mask_frames(
 def change_tempo(
   key: Key[Array, ''], frames: Float[Array, 'B S X'], segments: Int[Array, 'B S'], *, most: float
 ) -> tuple[Float[Array, 'B S X'], Int[Array, 'B S']]:
-  """Each row faster or slower, by a factor between 1 - most and 1 + most; and its new segments.
+  """Change the tempo of each row by a factor from 1 - most to 1 + most.
 
-  y_t = x_{t / factor}, between two frames in proportion. Rows are never longer than S: the factor
-  is smaller where they would be. After the speed perturbation of Ko et al. 2015
+  y_t = x_{t / factor}, interpolated linearly. Rows are never longer than S: their factor is smaller
+  if they would be. After the speed perturbation of Ko et al. 2015
   (https://www.isca-archive.org/interspeech_2015/ko15_interspeech.html), which also changes pitch.
 
   Args:
-    key: of the choice.
+    key: for the random choice.
     frames: the first of S are real.
     segments: 0 is padding, of 0 and 1.
     most: 0 changes nothing.
+
+  Returns:
+    The frames and their segments.
   """
   B, S, _ = frames.shape
   lengths = jnp.sum(segments != 0, axis=1)

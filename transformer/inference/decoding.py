@@ -103,8 +103,7 @@ def search_tokens(
     keys: of sampling.
     decoding: which search.
   """
-  pad = 0 if eos else -1  # some published models end with token 0
-  settings: dict[str, Any] = dict(steps=decoding.length, eos=eos, pad=pad)
+  settings: dict[str, Any] = dict(steps=decoding.length, eos=eos)
   if decoding.beams > 1:
     settings |= dict(beams=decoding.beams, alpha=decoding.alpha, reorder=reorder)
     return search.beam_search(step, cache, first, **settings)

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens seen so far: an argument and a result of the decoder."""
+"""Keys and values of earlier tokens: an argument and a result of a decoder."""
 
 from typing import NamedTuple
 
@@ -12,16 +12,16 @@ from transformer.modules.config import ModelConfig
 
 
 class Cache(NamedTuple):
-  """What self-attention remembers, in slots filled from the left.
+  """Keys and values of self-attention, in slots filled from the left.
 
-  The W beams of a sentence share its slots, W of them a token, and each sees those of its own past
-  only: to reorder beams is to change what they see, and no key or value is ever moved.
+  The W beams of a sentence share its slots, W of them for each token, and each beam sees those of
+  its own past only: reordering beams changes what they see, and moves no key or value.
 
   Attributes:
-    k, v: keys and values of every layer, C = B / W. Arrays of their own, because XLA's CPU backend
-      would copy a layer out of a stack at every step: a tenth of its time.
-    segments: 0 where a slot is empty, holds padding or another beam's token, so that it is never
-      attended to.
+    k, v: keys and values of every layer, C = B / W. One array a layer, because XLA's CPU backend
+      would copy a layer out of a stacked array at every step: a tenth of its time.
+    segments: 0 where a slot is empty, or holds padding or another beam's token: it is not attended
+      to.
     positions: of the token in each slot, counted without padding.
     length: slots used so far.
   """
@@ -36,10 +36,10 @@ class Cache(NamedTuple):
   def empty(
     cls, config: ModelConfig, depth: int, rows: int, capacity: int, beams: int = 1
   ) -> 'Cache':
-    """A cache for `rows` sequences of at most `capacity` tokens each, padding included.
+    """Return an empty cache for `rows` sequences of at most `capacity` tokens, padding included.
 
     Raises:
-      ValueError: the rows are not whole sentences.
+      ValueError: beams does not divide rows.
     """
     if rows % beams:
       raise ValueError(f'{rows} rows are not sentences of {beams} beams: pass a multiple')
@@ -59,22 +59,22 @@ class Cache(NamedTuple):
     return self.segments.shape[1] // self.beams
 
   def next_positions(self, segments: Int[Array, 'B T']) -> Int[Array, 'B T']:
-    """The positions of tokens that come next: padding does not count, on whichever side it is."""
+    """Return the positions of the next tokens; padding does not count, on either side."""
     seen = jnp.sum(self.segments != 0, axis=1, keepdims=True)
     return (seen + jnp.maximum(jnp.cumsum(segments != 0, axis=1) - 1, 0)).astype(jnp.int32)
 
   def extend(self, segments: Int[Array, 'B T'], positions: Int[Array, 'B T']) -> 'Cache':
-    """Takes the next T slots for these tokens; their keys and values follow layer by layer.
+    """Return the cache with the next T slots given to these tokens; layers write keys and values.
 
     Raises:
-      ValueError: they do not fit. Where the length is traced (inside a compiled loop) that cannot
-        be known, and `overflows` tells; the decoder then answers NaN, never a wrong token.
+      ValueError: they do not fit. Inside a compiled loop, where the length is traced, `overflows`
+        is set instead, and the decoder returns NaN.
     """
     (B, T), W = segments.shape, self.beams
-    known = None if isinstance(self.length, jax.core.Tracer) else int(self.length) // W
-    if (known or 0) + T > self.capacity:
+    used = 0 if isinstance(self.length, jax.core.Tracer) else int(self.length) // W
+    if used + T > self.capacity:
       raise ValueError(
-        f'{T} more tokens do not fit a cache of {self.capacity} of which {known or 0} are used: '
+        f'{T} more tokens do not fit a cache of {self.capacity} of which {used} are used: '
         'make it with a larger capacity'
       )
     own = jnp.arange(B)[:, None] % W == jnp.arange(W)
@@ -88,11 +88,11 @@ class Cache(NamedTuple):
 
   @property
   def overflows(self) -> Array:
-    """Whether more was written than fits."""
+    """Whether more tokens were written than fit."""
     return self.length > self.segments.shape[1]
 
   def take(self, rows: Int[Array, ' R']) -> 'Cache':
-    """The cache in which row r continues row rows[r]: a beam of the same sentence, if any share."""
+    """Return the cache in which row r continues row rows[r], a beam of the same sentence."""
     cache = self._replace(segments=self.segments[rows], positions=self.positions[rows])
     if self.beams > 1:
       return cache
@@ -100,10 +100,10 @@ class Cache(NamedTuple):
 
 
 def dtype_of(config: ModelConfig) -> DTypeLike:
-  """What keys and values are kept in between steps: the config's dtype, but float32 on a CPU.
+  """Return the type in which keys and values are kept: the config's, but float32 on a CPU.
 
-  There XLA would widen a whole 16-bit cache and narrow it again to write one token. The numbers are
-  the same: they were rounded when they were made.
+  There XLA would convert a whole 16-bit cache to float32 and back to write one token. The numbers
+  are the same: they were rounded before.
   """
   return jnp.float32 if platforms.resolve(config.platform) == 'cpu' else config.dtype
 
@@ -114,7 +114,7 @@ class LayerCache(NamedTuple):
   Attributes:
     k, v: of the slots.
     start: the slot of the first new token.
-    real: which new tokens are no padding; the others are written as 0, whatever they hold.
+    real: which new tokens are not padding; the others are written as 0, whatever they hold.
   """
 
   k: Float[Array, 'C G K S']
@@ -123,7 +123,7 @@ class LayerCache(NamedTuple):
   real: Bool[Array, 'B T']
 
   def write(self, k: Float[Array, 'B T G K'], v: Float[Array, 'B T G K']) -> 'LayerCache':
-    """With those of the new tokens."""
+    """Return the cache with the keys and values of the new tokens."""
 
     def slots(new):
       new = jnp.where(self.real[:, :, None, None], new, 0).astype(self.v.dtype)

@@ -1,7 +1,21 @@
 """The architecture as data: every family is a value of ModelConfig."""
 
 import dataclasses
-from typing import Literal, get_args, get_type_hints
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layer:
+  """One layer of a repeating pattern: what it does otherwise than the config says.
+
+  Attributes:
+    window: that of this layer, 0 for none; None: as in the config.
+    rotary_base: that of this layer; None: as in the config.
+  """
+
+  window: int | None = None
+  rotary_base: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +46,8 @@ class ModelConfig:
       the scores; none leaves order to the causal mask.
     rotary_base: wavelength base of rotary positions.
     window: attend only to positions fewer than this away; 0 means all.
+    layers: a pattern that the layers repeat, as local and global attention in turn:
+      (dict(window=1024), dict(rotary_base=1e6)). Its length divides the depth; () means all alike.
     activation: of the feed-forward layer; gelu_erf is exact (BERT), gelu_tanh approximate (GPT-2).
     gated: (activation(x W) * x G) O instead of activation(x W) O.
     bias: whether linear layers and LayerNorms have biases.
@@ -80,6 +96,7 @@ class ModelConfig:
   ] = 'sinusoidal'
   rotary_base: float = 10_000.0
   window: int = 0
+  layers: tuple[Layer | Mapping[str, Any], ...] = ()
   activation: Literal['relu', 'gelu_erf', 'gelu_tanh', 'silu'] = 'relu'
   gated: bool = False
   bias: bool = True
@@ -101,7 +118,7 @@ class ModelConfig:
   def __post_init__(self):
     for name, hint in get_type_hints(type(self)).items():
       value, choices = getattr(self, name), get_args(hint)
-      if choices and value not in choices:
+      if get_origin(hint) is Literal and value not in choices:
         raise ValueError(f'model.{name}={value!r} is none of {", ".join(map(repr, choices))}')
     sizes = ('vocab', 'width', 'depth', 'heads', 'feedforward', 'length')
     for name in sizes:
@@ -139,6 +156,22 @@ class ModelConfig:
       raise ValueError(
         f'model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}: choose a divisor'
       )
+    try:
+      layers = tuple(x if isinstance(x, Layer) else Layer(**x) for x in self.layers)
+    except TypeError as error:
+      raise ValueError(
+        f'model.layers={self.layers} is not a tuple of layers: give each as dict(window=..., '
+        f'rotary_base=...) ({error})'
+      ) from error
+    object.__setattr__(self, 'layers', layers)
+    if any(layer.window is not None and layer.window < 0 for layer in layers):
+      raise ValueError(f'model.layers={self.layers}: a window must be at least 0')
+    for name in ('depth', 'decoder_depth'):
+      if layers and getattr(self, name) % len(layers):
+        raise ValueError(
+          f'model.layers is a pattern of {len(layers)} layers, which does not divide '
+          f'model.{name}={getattr(self, name)}: choose a multiple'
+        )
     if self.position.startswith('sinusoidal') and self.width % 2:
       raise ValueError(
         f'model.position={self.position} needs an even model.width, not {self.width}'
@@ -150,6 +183,18 @@ class ModelConfig:
   def key_size(self) -> int:
     """K, size of a head."""
     return self.head_size or self.width // self.heads
+
+  @property
+  def pattern(self) -> tuple[Layer, ...]:
+    """The layers of one period, each with its own window and rotary base."""
+    layers: tuple[Any, ...] = self.layers or (Layer(),)
+    return tuple(
+      Layer(
+        window=self.window if layer.window is None else layer.window,
+        rotary_base=self.rotary_base if layer.rotary_base is None else layer.rotary_base,
+      )
+      for layer in layers
+    )
 
   @property
   def groups(self) -> int:

@@ -1,4 +1,4 @@
-"""From a batch to float32[B, T, D]: tokens, patches of an image, frames of a sound; and places."""
+"""Embeddings: from tokens, patches of an image or frames of a sound to float32[B, T, D]."""
 
 import itertools
 import math
@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from transformer.functional import positions
 from transformer.functional.losses import Mean, linear_cross_entropy
 from transformer.functional.matmul import matmul, matmul_nt
 from transformer.modules.config import ModelConfig
@@ -17,53 +16,62 @@ from transformer.modules.layers import ACTIVATIONS, Linear, Norm
 
 
 class Tokens(nnx.Module):
-  """A table of one vector per token type, read forwards (embed) and backwards (attend)."""
+  """A table of one vector for each token, which embeds tokens and gives logits.
 
-  def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, reads: bool = False):
+  Args:
+    config: of the model.
+    rngs: for fresh parameters.
+    lm_head: whether this table gives the logits, which may have a bias.
+  """
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, lm_head: bool = False):
     self.config = config
     self.table = _table(config.vocab, config.width, rngs)
-    # of the logits, where this is the table that they are read with
-    self.bias = nnx.Param(jnp.zeros(config.vocab)) if reads and config.bias_output else None
+    self.bias = nnx.Param(jnp.zeros(config.vocab)) if lm_head and config.bias_output else None
 
   def __call__(self, tokens: Int[Array, 'B T']) -> Float[Array, 'B T D']:
-    """The tokens' vectors, times sqrt D if the config says so (Vaswani et al. 2017, 3.4)."""
+    """Return the tokens' vectors, times sqrt D if so configured (Vaswani et al. 2017, 3.4)."""
     scale = math.sqrt(self.config.width) if self.config.scale_embedding else 1.0
     return self.table[...][tokens] * scale
 
   def attend(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T N']:
-    """x tableT + b: the logits, where x tableT may be divided by sqrt D (T5)."""
-    logits = matmul_nt(self._scaled(x), self.table[...], self.config.dtype)
+    """Return the logits x tableT + b; x tableT may be divided by sqrt D (T5)."""
+    config = self.config
+    logits = matmul_nt(self._scaled(x), self.table[...], config.dtype, platform=config.platform)
     return logits if self.bias is None else logits + self.bias[...]
 
-  def cross_entropy(self, x: Float[Array, 'B T D'], targets, weights, **how) -> tuple[Mean, Mean]:
-    """`losses.linear_cross_entropy` of what `attend` would give, without its memory."""
+  def cross_entropy(
+    self, x: Float[Array, 'B T D'], targets, weights, **kwargs
+  ) -> tuple[Mean, Mean]:
+    """Return `losses.linear_cross_entropy` of the logits, which are never stored as a whole."""
     x, table, dtype = self._scaled(x), self.table[...], self.config.dtype
     if self.bias is not None:  # the weight of one more input, which is always 1
       x = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
       table = jnp.concatenate([table, self.bias[...][:, None]], axis=1)
-    return linear_cross_entropy(x, table, targets, weights, dtype=dtype, **how)
+    kwargs |= dict(dtype=dtype, platform=self.config.platform)
+    return linear_cross_entropy(x, table, targets, weights, **kwargs)
 
   def _scaled(self, x):
     return x / math.sqrt(self.config.width) if self.config.scale_logits else x
 
 
-class Types(nnx.Module):
-  """A vector for each kind of token, such as BERT's sentences A and B (Devlin et al. 2019)."""
+class TokenTypes(nnx.Module):
+  """A vector for each type of token, such as BERT's sentences A and B (Devlin et al. 2019)."""
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.table = _table(config.types, config.width, rngs)
 
   def __call__(self, types: Int[Array, 'B T']) -> Float[Array, 'B T D']:
-    """The vector of each token's type."""
+    """Return the vector of each token's type."""
     return self.table[...][types]
 
 
 class Patches(nnx.Module):
-  """Squares of an image, each made a vector, after one learned vector that will sum them up.
+  """Embedded patches of an image after one learned vector, the class token.
 
   Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929, equation 1. With `config.stem` the
-  squares, which then are small ones or pixels, go through convolutions first, each of which halves
-  height and width: an image is learnt in a fraction of the epochs (Xiao et al. 2021,
+  patches, then small ones or pixels, first go through convolutions, each of which halves height and
+  width, so that images are learnt in a fraction of the epochs (Xiao et al. 2021,
   https://arxiv.org/abs/2106.14881; Hassani et al. 2021, https://arxiv.org/abs/2104.05704).
   """
 
@@ -82,11 +90,11 @@ class Patches(nnx.Module):
   def __call__(
     self, patches: Float[Array, 'B S X'], segments: Int[Array, 'B S'] | None = None
   ) -> tuple[Float[Array, 'B T D'], Int[Array, 'B T'] | None]:
-    """The vectors and their segments: one more than there are patches, or are left of them.
+    """Return the vectors, one more than there are patches after the stem, and their segments.
 
     Args:
       patches: row by row; with a stem, of a square image.
-      segments: 0 is padding. With a stem an image is whole or all padding.
+      segments: 0 is padding; None if there is none. With a stem a row is all image or all padding.
 
     Raises:
       ValueError: a stem is given an image that is not square, or too small.
@@ -103,7 +111,7 @@ class Patches(nnx.Module):
     if (side := math.isqrt(S)) ** 2 != S:
       raise ValueError(
         f'{S} patches are not those of a square image, which model.stem={len(self.stem)} needs: '
-        'give images as high as wide, or set model.stem=0'
+        'give square images, or set model.stem=0'
       )
     x = patches.reshape(B, side, side, X)
     for conv, norm in self.stem:
@@ -112,7 +120,7 @@ class Patches(nnx.Module):
 
 
 class Frames(nnx.Module):
-  """Two convolutions over time, the second of which halves it.
+  """Frames of a sound through two convolutions over time, the second of stride 2.
 
   Radford et al. 2022, https://arxiv.org/abs/2212.04356, section 2.2.
   """
@@ -125,7 +133,7 @@ class Frames(nnx.Module):
   def __call__(
     self, frames: Float[Array, 'B S X'], segments: Int[Array, 'B S'] | None = None
   ) -> tuple[Float[Array, 'B (S+1)//2 D'], Int[Array, 'B (S+1)//2'] | None]:
-    """The vectors and their segments: one for every two frames. Padding is read as silence, 0."""
+    """Return a vector for every two frames, and their segments. Padding counts as silence, 0."""
 
     def silent(x):
       return x if segments is None else jnp.where((segments != 0)[..., None], x, 0)
@@ -150,13 +158,14 @@ class Convolution(nnx.Module):
     axes: int = 1,
     width: int = 0,
   ):
-    self.dtype, self.stride, self.axes = config.dtype, stride, axes
+    self.dtype, self.platform = config.dtype, config.platform
+    self.stride, self.axes = stride, axes
     shape = (*[3] * axes, inputs, width or config.width)
     self.kernel = nnx.Param(jax.nn.initializers.glorot_uniform()(rngs.params(), shape))
     self.bias = nnx.Param(jnp.zeros(shape[-1])) if config.bias else None
 
   def __call__(self, x: Float[Array, 'B *S I']) -> Float[Array, 'B *T D']:
-    # one wide product: on a CPU faster than lax.conv, whose bfloat16 does not reach the units
+    # one wide product: on a CPU faster than lax.conv, which has no fast bfloat16
     padded = jnp.pad(x, ((0, 0), *[(1, 1)] * self.axes, (0, 0)))
     shifts = itertools.product(range(3), repeat=self.axes)
     windows = [
@@ -165,30 +174,8 @@ class Convolution(nnx.Module):
     ]
     near = jnp.concatenate([padded[:, *window] for window in windows], axis=-1)
     kernel = self.kernel[...].reshape(-1, self.kernel.shape[-1])
-    y = matmul(near, kernel, self.dtype).astype(jnp.float32)
+    y = matmul(near, kernel, self.dtype, platform=self.platform).astype(jnp.float32)
     return y if self.bias is None else y + self.bias[...]
-
-
-class Positions(nnx.Module):
-  """What is added to an embedding for where it stands; nothing for rotary, relative and alibi."""
-
-  def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, length: int):
-    self.config = config
-    if config.position == 'learned':
-      self.table = _table(length, config.width, rngs)
-
-  def __call__(
-    self, x: Float[Array, 'B T D'], positions_: Int[Array, 'B T']
-  ) -> Float[Array, 'B T D']:
-    """x plus the vectors of its positions."""
-    scheme = self.config.position
-    if scheme.startswith('sinusoidal'):
-      halves = scheme == 'sinusoidal_halves'
-      return x + positions.sinusoidal(positions_, self.config.width, halves=halves)
-    if scheme == 'learned':
-      # beyond the table there is no answer; jax would clamp to the last row without a word
-      return x + jnp.take(self.table[...], positions_, axis=0, mode='fill', fill_value=jnp.nan)
-    return x
 
 
 def _table(rows, width, rngs):

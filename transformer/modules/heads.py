@@ -1,4 +1,4 @@
-"""What an encoder says besides its states: tokens, a class, a span, a transcript, one vector."""
+"""Models with a head on an encoder: masked tokens, classes, answer spans, CTC, one vector."""
 
 from typing import Any
 
@@ -15,14 +15,14 @@ from transformer.modules.model import Encoder, EncoderDecoder
 
 
 class MaskedTokens(nnx.Module):
-  """Logits of the token at each position, read through the encoder's own embedding.
+  """An encoder with logits of the token at each position, through its own embedding (BERT).
 
   Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3.1 and its published code.
 
   Args:
     config: of the encoder.
     rngs: for fresh parameters.
-    next_sentence: whether it is also told if two sentences follow each other.
+    next_sentence: whether it also classifies if two sentences follow each other.
   """
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, next_sentence: bool = False):
@@ -32,26 +32,26 @@ class MaskedTokens(nnx.Module):
     self.norm = Norm(config)
     self.next_sentence = Linear(config, config.width, 2, rngs) if next_sentence else None
 
-  def __call__(self, tokens: Int[Array, 'B T'], **how: Any) -> Float[Array, 'B T N']:
-    """The logits; arguments as of the encoder."""
-    return self.readout.attend(self.states(tokens, **how))
+  def __call__(self, tokens: Int[Array, 'B T'], **kwargs: Any) -> Float[Array, 'B T N']:
+    """Return the logits; arguments as of the encoder."""
+    return self.lm_head.attend(self.states(tokens, **kwargs))
 
-  def states(self, tokens: Int[Array, 'B T'], **how: Any) -> Float[Array, 'B T D']:
-    """What the logits are read from."""
-    return self.transform(self.encoder(tokens, **how))
+  def states(self, tokens: Int[Array, 'B T'], **kwargs: Any) -> Float[Array, 'B T D']:
+    """Return the states that the logits are computed from."""
+    return self.transform(self.encoder(tokens, **kwargs))
 
   def transform(self, states: Float[Array, '*B D']) -> Float[Array, '*B D']:
-    """norm(activation(x W + b)) of the encoder's states: all of them, or those that are masked."""
+    """Return norm(activation(x W + b)) of the encoder's states, all of them or some."""
     return self.norm(ACTIVATIONS[self.config.activation](self.hidden(states)))
 
   @property
-  def readout(self) -> Tokens:
-    """The table that logits are read with."""
+  def lm_head(self) -> Tokens:
+    """The table that gives the logits."""
     return self.encoder.embed
 
 
 class Classifier(nnx.Module):
-  """Logits of C classes from the encoder's summary of a row."""
+  """An encoder with logits of C classes from the pooled states of a row."""
 
   def __init__(self, config: ModelConfig, classes: int, rngs: nnx.Rngs):
     self.config = config
@@ -63,16 +63,16 @@ class Classifier(nnx.Module):
     inputs: Int[Array, 'B S'] | Float[Array, 'B S X'],
     *,
     key: Key[Array, ''] | None = None,
-    **how: Any,
+    **kwargs: Any,
   ) -> Float[Array, 'B C']:
-    """The logits; arguments as of the encoder."""
-    encoder_key, summary_key = split_key(key, 2)
-    summary = self.encoder.summarize(inputs, key=encoder_key, **how)
-    return self.out(dropout(summary, self.config.dropout, summary_key))
+    """Return the logits; arguments as of the encoder."""
+    encoder_key, pooled_key = split_key(key, 2)
+    pooled = self.encoder.encode_pooled(inputs, key=encoder_key, **kwargs)
+    return self.out(dropout(pooled, self.config.dropout, pooled_key))
 
 
 class Spans(nnx.Module):
-  """Logits of where an answer starts and where it ends: two numbers for each position.
+  """An encoder with logits of where an answer starts and ends: two numbers for each position.
 
   Devlin et al. 2019, section 4.2.
   """
@@ -82,13 +82,13 @@ class Spans(nnx.Module):
     self.encoder = Encoder(config, rngs)
     self.out = Linear(config, config.width, 2, rngs)
 
-  def __call__(self, tokens: Int[Array, 'B T'], **how: Any) -> Float[Array, 'B T 2']:
-    """The logits of starts [..., 0] and ends [..., 1]; arguments as of the encoder."""
-    return self.out(self.encoder(tokens, **how))
+  def __call__(self, tokens: Int[Array, 'B T'], **kwargs: Any) -> Float[Array, 'B T 2']:
+    """Return the logits of starts [..., 0] and ends [..., 1]; arguments as of the encoder."""
+    return self.out(self.encoder(tokens, **kwargs))
 
 
 class Transcriber(nnx.Module):
-  """Logits of the token that each position says, or that it says none: the blank is a token, too.
+  """An encoder with logits of the token at each position, or of the blank (CTC).
 
   Graves et al. 2006, https://doi.org/10.1145/1143844.1143891, section 3.1.
   """
@@ -99,30 +99,30 @@ class Transcriber(nnx.Module):
     self.out = Linear(config, config.width, config.vocab, rngs)
 
   def __call__(
-    self, inputs: Int[Array, 'B S'] | Float[Array, 'B S X'], **how: Any
+    self, inputs: Int[Array, 'B S'] | Float[Array, 'B S X'], **kwargs: Any
   ) -> tuple[Float[Array, 'B T N'], Int[Array, 'B T']]:
-    """The logits, and the segments of their positions; arguments as of the encoder."""
-    states, segments = self.encoder.encode(inputs, **how)
+    """Return the logits and the segments of their positions; arguments as of the encoder."""
+    states, segments = self.encoder.encode(inputs, **kwargs)
     return self.out(states), segments
 
 
 class Embedding(nnx.Module):
-  """A text, image or sound as one vector of length 1, so that products are cosines."""
+  """A text, image or sound as one vector of length 1, so that inner products are cosines."""
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.config = config
     self.encoder = Encoder(config, rngs)
 
   def __call__(
-    self, inputs: Int[Array, 'B S'] | Float[Array, 'B S X'], **how: Any
+    self, inputs: Int[Array, 'B S'] | Float[Array, 'B S X'], **kwargs: Any
   ) -> Float[Array, 'B D']:
-    """The encoder's summaries, divided by their length; arguments as of the encoder."""
-    summary = self.encoder.summarize(inputs, **how).astype(jnp.float32)
-    return summary * jax.lax.rsqrt(jnp.maximum(jnp.sum(summary**2, axis=-1, keepdims=True), 1e-12))
+    """Return the pooled states, divided by their length; arguments as of the encoder."""
+    pooled = self.encoder.encode_pooled(inputs, **kwargs).astype(jnp.float32)
+    return pooled * jax.lax.rsqrt(jnp.maximum(jnp.sum(pooled**2, axis=-1, keepdims=True), 1e-12))
 
 
 class AlignedEncoderDecoder(EncoderDecoder):
-  """An encoder and decoder of which the encoder says, too, what is said: `align(states)` [B, T, N].
+  """An encoder-decoder whose encoder also gives logits for CTC: `align(states)` [B, T, N].
 
   Watanabe et al. 2017, https://doi.org/10.1109/JSTSP.2017.2763455, figure 1.
   """

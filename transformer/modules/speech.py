@@ -1,7 +1,5 @@
 """Text to the frames of a sound: an encoder of tokens, and a decoder that reads its own frames."""
 
-from typing import Any
-
 import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
@@ -11,21 +9,21 @@ from transformer.modules.cache import Cache
 from transformer.modules.config import ModelConfig
 from transformer.modules.embeddings import Tokens
 from transformer.modules.layers import Linear, split_key
-from transformer.modules.model import Memory, Stack
+from transformer.modules.stack import Memory, Stack
 
 
 class Prenet(nnx.Module):
-  """relu(relu(x W) V) O: what the decoder sees of the frames before.
+  """relu(relu(x W) V) O: the embedding of the frames before, for the decoder.
 
-  Narrow and with much dropout, so that it cannot just go on as they went and has to ask the text.
-  Wang et al. 2017, https://arxiv.org/abs/1703.10135, section 3.2; O is that of Li et al. 2019,
-  section 3.3, and puts what was never negative around zero, as positions are.
+  Narrow and with much dropout, so that the decoder cannot only continue them and must attend to the
+  text. Wang et al. 2017, https://arxiv.org/abs/1703.10135, section 3.2; O is that of Li et al.
+  2019, section 3.3, and centres on zero what was never negative.
 
   Args:
     config: of the decoder.
     features: numbers in a step.
-    rate: of dropout, which is on where a key is given: in training, and not when frames are made.
-      (Shen et al. 2018 leave it on to make them at random.)
+    rate: of dropout, which is on where a key is given: in training, not in synthesis. (Shen et al.
+      2018 leave it on, for variety.)
     rngs: for fresh parameters.
   """
 
@@ -51,7 +49,7 @@ class Synthesizer(nnx.Module):
 
   Args:
     config: of both stacks; `vocab` is that of the text.
-    features: numbers in what the decoder reads and writes in a step.
+    features: numbers in a step of the decoder.
     rngs: for fresh parameters.
     prenet_dropout: its rate.
   """
@@ -62,10 +60,12 @@ class Synthesizer(nnx.Module):
     self.config = config
     self.embed = Tokens(config, rngs)
     length = config.source_length or config.length
-    self.encoder = Stack(config, rngs, depth=config.depth, causal=False, cross=False, length=length)
+    self.encoder = Stack(
+      config, rngs, depth=config.depth, causal=False, cross=False, length=length, name='encoder'
+    )
     self.prenet = Prenet(config, features, prenet_dropout, rngs)
     depth = config.decoder_depth or config.depth
-    self.decoder = Stack(config, rngs, depth=depth, causal=True, cross=True)
+    self.decoder = Stack(config, rngs, depth=depth, causal=True, cross=True, name='decoder')
     self.out = Linear(config, config.width, features, rngs)
     self.stop = Linear(config, config.width, 1, rngs)
 
@@ -74,34 +74,28 @@ class Synthesizer(nnx.Module):
     tokens: Int[Array, 'B S'],
     before: Float[Array, 'B T X'],
     *,
-    input_segments: Int[Array, 'B S'],
-    target_segments: Int[Array, 'B T'],
+    input_segments: Int[Array, 'B S'] | None = None,
+    target_segments: Int[Array, 'B T'] | None = None,
     key: Key[Array, ''] | None = None,
-    capture: bool = False,
-  ) -> tuple[Float[Array, 'B T X'], Float[Array, 'B T'], dict[str, Any]]:
-    """Teacher forcing: every step's frames, and the logit that it is the last.
+  ) -> tuple[Float[Array, 'B T X'], Float[Array, 'B T']]:
+    """Return each step's frames, and the logit that it is the last (teacher forcing).
 
     Args:
       tokens: the text.
-      before: what the decoder reads: the true frames, one step late.
-      input_segments, target_segments: 0 is padding.
+      before: the true frames, one step late.
+      input_segments, target_segments: 0 is padding; None if there is none.
       key: turns dropout on.
-      capture: also return what happens inside, `Output.layers` of 'encoder' and 'decoder'.
     """
     encoder_key, prenet_key, decoder_key = split_key(key, 3)
-    encoder = self.encoder(self.embed(tokens), input_segments, key=encoder_key, capture=capture)
-    decoder = self.decoder(
-      self.prenet(before, prenet_key),
-      target_segments,
-      memory=Memory(encoder.x, input_segments),
-      key=decoder_key,
-      capture=capture,
+    memory = Memory(
+      self.encoder(self.embed(tokens), input_segments, key=encoder_key).x, input_segments
     )
-    inside = {'encoder': encoder.layers, 'decoder': decoder.layers}
-    return self.out(decoder.x), self.stop(decoder.x)[..., 0], inside
+    x = self.prenet(before, prenet_key)
+    x = self.decoder(x, target_segments, memory=memory, key=decoder_key).x
+    return self.out(x), self.stop(x)[..., 0]
 
   def encode(self, tokens: Int[Array, 'B S'], segments: Int[Array, 'B S']) -> Memory:
-    """The text as the decoder sees it at every step."""
+    """Return the encoded text, which the decoder attends to at every step."""
     states = self.encoder(self.embed(tokens), segments).x
     return self.decoder.prepare(Memory(states, segments))
 
@@ -112,10 +106,10 @@ class Synthesizer(nnx.Module):
     cache: Cache,
     segments: Int[Array, 'B T'],
   ) -> tuple[Float[Array, 'B T X'], Float[Array, 'B T'], Cache]:
-    """The frames after those in the cache and `before`, the logits of the end, and the cache."""
+    """Return the frames after those in the cache and `before`, the logits of the end, the cache."""
     out = self.decoder(self.prenet(before), segments, memory=memory, cache=cache)
     return self.out(out.x), self.stop(out.x)[..., 0], out.cache  # type: ignore[return-value]
 
   def init_cache(self, rows: int, capacity: int) -> Cache:
-    """An empty cache for `rows` sounds of at most `capacity` steps."""
+    """Return an empty cache for `rows` sounds of at most `capacity` steps."""
     return Cache.empty(self.config, self.decoder.depth, rows, capacity)

@@ -150,7 +150,7 @@ class JointCTC(Seq2Seq):
 
     weights = (segments != 0).astype(jnp.float32)
     smoothing = dict(label_smoothing=self.label_smoothing, z_loss=self.z_loss)
-    attended, nll = model.readout.cross_entropy(states, targets, weights, **smoothing)
+    attended, nll = model.lm_head.cross_entropy(states, targets, weights, **smoothing)
     aligned = ctc(
       model.align(memory.states),
       memory.segments != 0,  # type: ignore[arg-type]  # given, so not None

@@ -142,13 +142,13 @@ class LanguageModel:
     """Return the smoothed cross-entropy, and the plain one, in nats."""
     smoothing = dict(label_smoothing=self.label_smoothing, z_loss=self.z_loss)
     states, targets, weights = self._states(model, batch, key)
-    loss, nll = model.readout.cross_entropy(states, targets, weights, **smoothing)
+    loss, nll = model.lm_head.cross_entropy(states, targets, weights, **smoothing)
     return loss, {'nll_per_token': nll}
 
   def batch_metrics(self, model: Decoder, batch: Batch) -> Metrics:
     """Return the metrics of teacher forcing."""
     states, *targets = self._states(model, batch, None)
-    return token_metrics(model.readout.attend(states), *targets)
+    return token_metrics(model.lm_head.attend(states), *targets)
 
   def _states(self, model, batch, key):
     """Return the states, the targets, and the weights of these."""

@@ -103,7 +103,7 @@ class MaskedLM:
     mask_key, model_key = split_key(key, 2)
     masked = self.mask(batch, mask_key)
     states, *at_masks = self._at_masks(model, batch, masked, model_key)
-    loss, nll = model.readout.cross_entropy(*at_masks)
+    loss, nll = model.lm_head.cross_entropy(*at_masks)
     metrics = {'nll_per_token': nll}
     if self.next_sentence:
       order = _order_metrics(model, states, masked, batch)
@@ -117,7 +117,7 @@ class MaskedLM:
     """Return the metrics of masked tokens, always the same ones."""
     masked = self.mask(batch, None)
     states, x, *targets = self._at_masks(model, batch, masked, None)
-    found = token_metrics(model.readout.attend(x), *targets)
+    found = token_metrics(model.lm_head.attend(x), *targets)
     return found | (_order_metrics(model, states, masked, batch) if self.next_sentence else {})
 
   def mask(self, batch: Batch, key: OptionalKey) -> 'Masked':
@@ -206,7 +206,7 @@ class Masked:
 
 def _order_metrics(model, states, masked: Masked, batch) -> Metrics:
   segments = batch['inputs_segments']
-  logits = model.next_sentence(model.encoder.summary(states, segments))
+  logits = model.next_sentence(model.encoder.pool(states, segments))
   weights = jnp.any(segments != 0, axis=1).astype(jnp.float32)
   swapped = masked.swapped.astype(jnp.int32)
   return {

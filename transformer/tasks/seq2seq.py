@@ -87,13 +87,13 @@ class Seq2Seq:
     """Return the smoothed cross-entropy, and the plain one, in nats."""
     states, targets, weights = self._states(model, batch, key)
     smoothing = dict(label_smoothing=self.label_smoothing, z_loss=self.z_loss)
-    loss, nll = model.readout.cross_entropy(states, targets, weights, **smoothing)
+    loss, nll = model.lm_head.cross_entropy(states, targets, weights, **smoothing)
     return loss, {'nll_per_token': nll}
 
   def batch_metrics(self, model: EncoderDecoder, batch: Batch) -> Metrics:
     """Return the metrics of teacher forcing."""
     states, *targets = self._states(model, batch, None)
-    return token_metrics(model.readout.attend(states), *targets)
+    return token_metrics(model.lm_head.attend(states), *targets)
 
   def _states(self, model, batch, key):
     """Return the decoder's states, the targets, and the weights of these."""

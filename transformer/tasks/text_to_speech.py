@@ -21,6 +21,7 @@ from transformer.functional.losses import Mean
 from transformer.inference.batching import split_padding
 from transformer.inference.decoding import Batching, check_positive
 from transformer.inference.predict import AttentionMap, cross_attention, run_batches
+from transformer.modules import sites
 from transformer.modules.cache import Cache
 from transformer.modules.config import ModelConfig
 from transformer.modules.speech import Synthesizer
@@ -158,13 +159,12 @@ class TextToSpeech:
     frames, segments = batch['targets'], batch['targets_segments']
     real = (segments != 0).astype(jnp.float32)
     total = jnp.sum(real)
-    made, ends, inside = model(
+    (made, ends), inside = sites.capture(model)(
       batch['inputs'],
       one_step_late(frames),
       input_segments=batch['inputs_segments'],
       target_segments=segments,
       key=key,
-      capture=True,
     )
     last = real - jnp.pad(real[:, 1:], ((0, 0), (0, 1)))
     stop = optax.sigmoid_binary_cross_entropy(ends, last) * real
@@ -295,4 +295,4 @@ def _synthesize(model: Synthesizer, rows, *, decoding: Synthesis):
 @jax.jit
 def _capture(model: Synthesizer, tokens, steps, input_segments, target_segments):
   segments = dict(input_segments=input_segments, target_segments=target_segments)
-  return model(tokens, one_step_late(steps), **segments, capture=True)[2]
+  return sites.capture(model)(tokens, one_step_late(steps), **segments)[1]

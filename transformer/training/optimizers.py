@@ -16,7 +16,7 @@ from transformer.data.lookup import one_of
 # By path, not by number of axes: stacking layers gives a norm's scale two axes.
 DECAY = (
   (r'(^|/)(scale|bias|first)$', False),
-  (r'(^|/)(table|relative)$', False),
+  (r'(^|/)table$', False),
   (r'(^|/)kernel$', True),
   (r'/adapter/(down|up)$', False),
 )

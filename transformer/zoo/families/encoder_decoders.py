@@ -52,7 +52,7 @@ def _t5_rows(config, kind):
       rows += layers(names, f'{side}/blocks/{ours}/', f'{layer}{theirs}.')
       rows += layers({f'{ours}_norm': 'layer_norm'}, f'{side}/blocks/', layer)
     relative = f'{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight'
-    rows += plain({f'{side}/relative': relative})
+    rows += plain({f'{side}/positions/table': relative})
     rows += layers({f'{side}/norm': f'{side}.final_layer_norm'})
   return rows
 

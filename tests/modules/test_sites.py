@@ -1,0 +1,151 @@
+"""Sites: reading changes nothing, and the model continues with a value that was replaced."""
+
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from parameters import drawn
+
+from transformer.functional.attention import multi_head_attention_weights
+from transformer.modules import sites
+from transformer.modules.config import ModelConfig
+from transformer.modules.model import Decoder, EncoderDecoder
+
+TINY = dict(vocab=11, width=16, depth=3, heads=4, kv_heads=2, feedforward=24, prenorm=True)
+TOKENS = jnp.array([[3, 7, 1, 9, 4], [5, 2, 8, 1, 6]])
+
+# compiling is all that these tests take time for
+jit = partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+
+
+@pytest.fixture
+def model(rng):
+  return drawn(lambda: Decoder(ModelConfig(**TINY), nnx.Rngs(0)), rng)
+
+
+def run(model, tokens=TOKENS, read=(), edit=None):
+  return jit(sites.observe(lambda model: model(tokens), read=read, edit=edit))(model)
+
+
+def test_every_site_can_be_read_and_reading_changes_nothing(model, close):
+  logits, values = run(model, read=['*'])
+  close(logits, jit(lambda model: model(TOKENS))(model))
+  B, T, H, G, K, D, F = 2, 5, 4, 2, 4, 16, 24
+  shapes = {
+    'attention.queries': (B, T, H, K),
+    'attention.keys': (B, T, G, K),
+    'attention.values': (B, T, G, K),
+    'attention.weights': (B, H, T, T),
+    'attention.heads': (B, T, H, K),
+    'attention.output': (B, T, D),
+    'feedforward.hidden': (B, T, F),
+    'feedforward.output': (B, T, D),
+    'output': (B, T, D),
+  }
+  want = {f'blocks.{i}.{name}': shape for i in range(3) for name, shape in shapes.items()}
+  want |= {'embedding': (B, T, D), 'output': (B, T, D)}
+  assert {name: value.shape for name, value in values.items()} == want
+  close(model.lm_head.attend(values['output']), logits)
+  weights = multi_head_attention_weights(
+    *(values['blocks.1.attention.queries'], values['blocks.1.attention.keys']),
+    mask=jnp.tri(5, dtype=bool)[None, None],
+  )
+  close(values['blocks.1.attention.weights'], weights)
+  residual = values['blocks.0.output'] + sum(
+    values[f'blocks.1.{name}.output'] for name in ('attention', 'feedforward')
+  )
+  close(values['blocks.1.output'], residual)
+
+
+def test_a_replaced_value_is_what_the_model_goes_on_with(model, close):
+  plain, _ = run(model)
+  same, _ = run(model, edit={'blocks.*.attention.weights': lambda x: x})
+  close(same, plain)
+  # without its attention and feed-forward a layer is nothing
+  without, values = run(
+    model,
+    read=['blocks.*.output'],
+    edit={f'blocks.1.{name}.output': jnp.zeros_like for name in ('attention', 'feedforward')},
+  )
+  np.testing.assert_array_equal(values['blocks.1.output'], values['blocks.0.output'])
+  assert np.abs(without - plain).max() > 1e-3
+
+
+def test_a_head_that_is_ablated_is_one_whose_rows_of_the_output_are_zero(model, close):
+  ablated, _ = run(model, edit={'blocks.2.attention.heads': lambda x: x.at[:, :, 1].set(0)})
+  kernel = model.stack.blocks.attention.out.kernel
+  kernel[...] = kernel[...].at[2, 4:8].set(0)  # as the parameter layout says
+  close(ablated, run(model)[0])
+
+
+def test_a_state_patched_from_another_run_gives_its_logits(model, close):
+  other = TOKENS[::-1]
+  want, values = run(model, tokens=other, read=['blocks.0.output'])
+  patched, _ = run(model, edit={'blocks.0.output': lambda _: values['blocks.0.output']})
+  close(patched, want)
+
+
+def test_replaced_weights_weigh_the_values(model, close):
+  to_first = jnp.zeros((2, 4, 5, 5)).at[..., 0].set(1)
+  name = 'blocks.0.attention'
+  _, values = run(
+    model,
+    read=[f'{name}.heads', f'{name}.values'],
+    edit={f'{name}.weights': lambda _: to_first},
+  )
+  first = values[f'{name}.values'][:, :1].repeat(2, axis=2)
+  close(values[f'{name}.heads'], np.broadcast_to(first, values[f'{name}.heads'].shape))
+
+
+def test_stacks_of_a_model_have_their_names_and_gradients_pass_through_remat(rng, close):
+  config = ModelConfig(**TINY | dict(depth=1, remat='block'))
+  model = drawn(lambda: EncoderDecoder(config, nnx.Rngs(0)), rng)
+
+  def loss(model, observed):
+    f = lambda model: jnp.sum(jnp.tanh(model(TOKENS, TOKENS)))  # noqa: E731
+    if not observed:
+      return f(model)
+    value, values = sites.observe(f, read=['*.weights'])(model)
+    assert {*values} == {
+      'encoder.blocks.0.attention.weights',
+      'decoder.blocks.0.attention.weights',
+      'decoder.blocks.0.cross.weights',
+    }
+    return value
+
+  found, want = (jit(jax.grad(partial(loss, observed=o)))(model) for o in (True, False))
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+    close(a, b)
+
+
+def test_capture_stacks_the_layers(model, close):
+  logits, layers = jit(sites.capture(Decoder.__call__))(model, TOKENS)
+  assert {*layers} == {''} and {*layers['']} == {'states', 'self'}
+  assert layers['']['self'].shape == (3, 2, 4, 5, 5)
+  _, values = run(model, read=['blocks.*'])
+  for i, (kind, name) in itertools.product(
+    range(3), {'states': 'output', 'self': 'attention.weights'}.items()
+  ):
+    close(layers[''][kind][i], values[f'blocks.{i}.{name}'])
+
+
+def test_a_name_that_fits_no_site_is_an_error_that_lists_them(model):
+  with pytest.raises(ValueError, match=r"'blocks.3.\*' fits no site: .* blocks.0.attention.keys"):
+    run(model, read=['blocks.3.*'])
+  with pytest.raises(ValueError, match="'block.output' fits no site"):
+    run(model, edit={'block.output': lambda x: x})
+
+
+def test_a_compiled_function_is_refused_for_it_would_miss_the_sites(model):
+  with pytest.raises(TypeError, match=r'write jax.jit\(observe\(f\)\)'):
+    sites.observe(jax.jit(lambda model: model(TOKENS)), read=['*'])
+
+
+def test_a_program_without_observer_holds_no_trace_of_the_sites(model):
+  before = str(jax.make_jaxpr(lambda model: model(TOKENS))(model))
+  run(model, read=['*'])
+  assert str(jax.make_jaxpr(lambda model: model(TOKENS))(model)) == before

@@ -1,0 +1,130 @@
+"""Multi-head attention with its projections."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from transformer.functional.attention import weighted_values
+from transformer.functional.dropout import dropout
+from transformer.functional.kernels import attention_weights_of, dot_product_attention
+from transformer.functional.masks import AttentionMask
+from transformer.modules.cache import LayerCache
+from transformer.modules.config import ModelConfig
+from transformer.modules.layers import Linear, fused_linear
+from transformer.modules.sites import edits, reads, site
+
+
+class View(NamedTuple):
+  """What the targets of a layer may see, and from where.
+
+  Attributes:
+    positions: of the targets.
+    mask: which sources a target may attend to.
+    bias: added to the scores, over [B, H, T, S].
+    rotate: (queries or keys, their positions) to what is compared; None: they are not turned.
+  """
+
+  positions: Int[Array, 'B T']
+  mask: AttentionMask = AttentionMask()
+  bias: Float[Array, '#B #H #T #S'] | None = None
+  rotate: Callable[[Array, Array], Array] | None = None
+
+
+class Attention(nnx.Module):
+  """Multi-head attention: Concat(head_1, ..., head_H) W_O.
+
+  The kernels [D, heads K] of queries, keys and values hold head h in columns h K to (h + 1) K, that
+  of the output [H K, D] in the same rows. Query head h uses key/value head h // (H / G).
+
+  Vaswani et al. 2017, section 3.2.2.
+
+  Args:
+    config: of the model.
+    rngs: for fresh parameters.
+    name: of its sites.
+  """
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, name: str = 'attention'):
+    self.config, self.name = config, name
+    D, H, G, K = config.width, config.heads, config.groups, config.key_size
+    bias = config.bias or config.bias_qkv
+    self.query = Linear(config, D, H * K, rngs, bias=bias)
+    self.key = Linear(config, D, G * K, rngs, bias=bias)
+    self.value = Linear(config, D, G * K, rngs, bias=bias)
+    self.out = Linear(config, H * K, D, rngs)
+
+  def __call__(
+    self,
+    x: Float[Array, 'B T D'],
+    view: View,
+    *,
+    memory: Any = None,
+    cache: LayerCache | None = None,
+    key: Key[Array, ''] | None = None,
+  ) -> tuple[Float[Array, 'B T D'], LayerCache | None]:
+    """Return what each position gathers, and the cache with the keys and values of x.
+
+    Args:
+      x: the targets; also the sources of self-attention.
+      view: what they may see.
+      memory: the sources of cross-attention: states [C, S, D], or keys and values made of them
+        before. B may be a multiple of C: neighbouring rows of x (the beams of a sentence) then
+        share a row of the memory, which is not copied, and the mask is over [C, H, B/C T, S].
+      cache: the sources of self-attention that were seen before.
+      key: turns dropout on.
+    """
+    assume_finite = False
+    if memory is not None:
+      assume_finite = isinstance(memory, tuple)
+      q = self._heads(self.query(x), view)
+      k, v = _from_storage(*memory) if assume_finite else self.keys_values(memory)
+    else:
+      q, k, v = fused_linear(x, self.query, self.key, self.value)
+      q, k, v = self._heads(q, view), self._heads(k, view), self._heads(v)
+    if cache is not None:
+      cache = cache.write(k, v)
+      k, v = _from_storage(cache.k, cache.v)
+      # a cache holds 0 where there is no token; of more new tokens each must not see the next
+      assume_finite = x.shape[1] == 1
+    q, k, v = (site(f'{self.name}.{n}', y) for n, y in zip(_QKV, (q, k, v), strict=True))
+    y = self._attend(q, k, v, view, assume_finite, key).reshape(*x.shape[:2], -1, q.shape[-1])
+    y = site(f'{self.name}.heads', y)
+    return self.out(y.reshape(*x.shape[:2], -1)), cache
+
+  def keys_values(
+    self, memory: Float[Array, 'B S D']
+  ) -> tuple[Float[Array, 'B S G K'], Float[Array, 'B S G K']]:
+    """Return the keys and values of a memory's states."""
+    k, v = fused_linear(memory, self.key, self.value)
+    return self._heads(k), self._heads(v)
+
+  def _heads(self, x, view=None):
+    """[B, T, heads K] as [B, T, heads, K], turned by positions, in the config's dtype."""
+    x = x.reshape(*x.shape[:2], -1, self.config.key_size)
+    if view is not None and view.rotate is not None:
+      x = view.rotate(x, view.positions)
+    return x.astype(self.config.dtype)
+
+  def _attend(self, q, k, v, view, assume_finite, key):
+    """What each head gathers: [C, B/C T, H, K]."""
+    config, weights = self.config, f'{self.name}.weights'
+    q = q.astype(k.dtype).reshape(len(k), -1, *q.shape[2:])  # k may be kept wider
+    kwargs: dict[str, Any] = dict(bias=view.bias, scale=None if config.scale_attention else 1.0)
+    drops = key is not None and config.attention_dropout
+    if drops or edits(weights):
+      p = site(weights, attention_weights_of(q, k, view.mask, **kwargs))
+      return weighted_values(dropout(p, config.attention_dropout, key), v)
+    if reads(weights):
+      site(weights, attention_weights_of(q, k, view.mask, **kwargs))
+    kwargs |= dict(assume_finite=assume_finite, platform=config.platform)
+    return dot_product_attention(q, k, v, view.mask, **kwargs)
+
+
+_QKV = ('queries', 'keys', 'values')
+
+
+def _from_storage(k, v):
+  """Keys [C, G, K, S] and values [C, G, S, K], as they are kept, as [C, S, G, K]."""
+  return k.transpose(0, 3, 1, 2), v.swapaxes(1, 2)

@@ -1,0 +1,92 @@
+"""One layer of every model."""
+
+from typing import Any, NamedTuple
+
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from transformer.functional.dropout import dropout
+from transformer.modules.attention import Attention, View
+from transformer.modules.cache import LayerCache
+from transformer.modules.config import ModelConfig
+from transformer.modules.layers import FeedForward, Norm, split_key
+from transformer.modules.sites import site
+
+
+class BlockOutput(NamedTuple):
+  """What a layer returns.
+
+  Attributes:
+    x: the residual stream after it.
+    cache: the cache given, with the keys and values of the new tokens; None if none was given.
+    aux: what the layer adds to the loss, by name, such as the balance of a router.
+  """
+
+  x: Float[Array, 'B T D']
+  cache: LayerCache | None
+  aux: dict[str, Array]
+
+
+class Block(nnx.Module):
+  """A layer of an encoder or decoder, pre- or post-norm: residual sublayers.
+
+  Self-attention, cross-attention if there is a memory, feed-forward. Vaswani et al. 2017, figure 1;
+  Xiong et al. 2020, https://arxiv.org/abs/2002.04745, for pre-norm.
+
+  Args:
+    config: of the model.
+    rngs: for fresh parameters.
+    cross: whether it attends to a memory.
+  """
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, cross: bool):
+    self.config = config
+    self.attention = Attention(config, rngs)
+    self.attention_norm = Norm(config)
+    self.cross = Attention(config, rngs, name='cross') if cross else None
+    self.cross_norm = Norm(config) if cross else None
+    self.feedforward = FeedForward(config, rngs)
+    self.feedforward_norm = Norm(config)
+
+  def __call__(
+    self,
+    x: Float[Array, 'B T D'],
+    view: View,
+    memory: tuple[Any, View] | None = None,
+    cache: LayerCache | None = None,
+    *,
+    key: Key[Array, ''] | None = None,
+  ) -> BlockOutput:
+    """Run the layer.
+
+    Args:
+      x: the residual stream.
+      view: what self-attention may see.
+      memory: what cross-attention attends to (see `Attention`), and what it may see of it.
+      cache: keys and values that self-attention has seen before.
+      key: turns dropout on.
+    """
+    keys = split_key(key, 6)
+
+    def attend(h):
+      return self.attention(h, view, cache=cache, key=keys[0])
+
+    def attend_to_memory(h):
+      states, memory_view = memory
+      return self.cross(h, memory_view, memory=states, key=keys[1])
+
+    def feed_forward(h):
+      return self.feedforward(h, keys[4]), {}
+
+    x, cache = self._residual(x, 'attention', attend, keys[2])
+    if memory is not None:
+      x, _ = self._residual(x, 'cross', attend_to_memory, keys[3])
+    x, aux = self._residual(x, 'feedforward', feed_forward, keys[5])
+    return BlockOutput(site('output', x), cache, aux)
+
+  def _residual(self, x, name, sublayer, key):
+    """x + dropout(f(norm(x))), or post-norm norm(x + dropout(f(x))); and what f returns besides."""
+    norm = getattr(self, f'{name}_norm')
+    y, more = sublayer(norm(x) if self.config.prenorm else x)
+    x = x + dropout(site(f'{name}.output', y), self.config.dropout, key)
+    return x if self.config.prenorm else norm(x), more

@@ -1,0 +1,127 @@
+"""Schemes of positions: how a model knows where a token stands.
+
+A scheme may add a vector to the embedding (`embed`), turn queries and keys (`rotate`), or add a
+bias to the scores of attention (`bias`). To add one, write its class here and name it in
+`ModelConfig.position`.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from transformer.functional import positions as functional
+from transformer.modules.config import ModelConfig
+
+RELATIVE_BUCKETS, RELATIVE_DISTANCE = 32, 128  # Raffel et al. 2020, section 2.1
+
+
+class Unordered(nnx.Module):
+  """No positions, so that only the causal mask tells an order; the defaults of every scheme.
+
+  Args:
+    config: of the model.
+    rngs: for fresh parameters.
+    length: the longest sequence.
+    causal: whether targets see earlier positions only.
+  """
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, length: int, causal: bool):
+    self.config, self.length, self.causal = config, length, causal
+
+  def check(self, length: int):
+    """Raise if the scheme has no positions for so many tokens."""
+
+  def embed(self, x: Float[Array, 'B T D'], positions: Int[Array, 'B T']) -> Float[Array, 'B T D']:
+    """Return embeddings with the vectors of their positions added."""
+    return x
+
+  def rotate(
+    self, x: Float[Array, 'B T H K'], positions: Int[Array, 'B T'], base: float
+  ) -> Float[Array, 'B T H K']:
+    """Return queries or keys turned by their positions."""
+    return x
+
+  def bias(
+    self, targets: Int[Array, 'B T'], sources: Int[Array, 'B S']
+  ) -> Float[Array, 'B H T S'] | None:
+    """Return what is added to the scores, if anything."""
+    return None
+
+
+class Sinusoidal(Unordered):
+  """Sines and cosines, added; Vaswani et al. 2017, section 3.5."""
+
+  halves = False
+
+  def embed(self, x, positions):
+    return x + functional.sinusoidal(positions, self.config.width, halves=self.halves)
+
+
+class SinusoidalHalves(Sinusoidal):
+  """The same with all sines before all cosines, as in Marian."""
+
+  halves = True
+
+
+class Learned(Unordered):
+  """A learned vector for each position, added; Gehring et al. 2017, Devlin et al. 2019."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, length: int, causal: bool):
+    super().__init__(config, rngs, length=length, causal=causal)
+    initial = config.width**-0.5 * jax.random.normal(rngs.params(), (length, config.width))
+    self.table = nnx.Param(initial)
+
+  def check(self, length):
+    if length > len(self.table[...]):
+      raise ValueError(
+        f'{length} tokens are more than the {len(self.table[...])} learned positions of this model '
+        '(model.length): truncate them, or pass segments if the rest is padding or other examples'
+      )
+
+  def embed(self, x, positions):
+    # NaN beyond the table, where positions are known only when running: jax would clamp them
+    return x + jnp.take(self.table[...], positions, axis=0, mode='fill', fill_value=jnp.nan)
+
+
+class Rotary(Unordered):
+  """Queries and keys turned by their positions; Su et al. 2021."""
+
+  def rotate(self, x, positions, base):
+    return functional.rotary(x, positions, base)
+
+
+class Relative(Unordered):
+  """A learned bias for each head and bucket of distances; Raffel et al. 2020, section 2.1."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, length: int, causal: bool):
+    super().__init__(config, rngs, length=length, causal=causal)
+    shape = (RELATIVE_BUCKETS, config.heads)
+    self.table = nnx.Param(config.width**-0.5 * jax.random.normal(rngs.params(), shape))
+
+  def bias(self, targets, sources):
+    buckets = functional.relative_buckets(
+      *(targets, sources),
+      causal=self.causal,
+      buckets=RELATIVE_BUCKETS,
+      max_distance=RELATIVE_DISTANCE,
+    )
+    return self.table[...][buckets].transpose(0, 3, 1, 2)
+
+
+class Alibi(Unordered):
+  """A bias that falls with the distance, faster in some heads; Press et al. 2022."""
+
+  def bias(self, targets, sources):
+    return functional.alibi_bias(targets, sources, self.config.heads)
+
+
+SCHEMES = {
+  'sinusoidal': Sinusoidal,
+  'sinusoidal_halves': SinusoidalHalves,
+  'learned': Learned,
+  'rotary': Rotary,
+  'relative': Relative,
+  'alibi': Alibi,
+  'none': Unordered,
+}

@@ -1,0 +1,181 @@
+"""Named sites inside a model, where a caller reads a value or replaces it.
+
+The sites of a layer, as in `blocks.3.attention.weights`:
+
+  attention.queries, .keys, .values    [B, T, heads, K]
+  attention.weights                    [B, H, T, S]
+  attention.heads                      [B, T, H, K], what each head gathers
+  attention.output                     [B, T, D], what attention adds to the residual stream
+  cross.*                              the same of cross-attention
+  feedforward.hidden, .output          [B, T, F], [B, T, D]
+  output                               [B, T, D], the residual stream after the layer
+
+and of a stack `embedding` and `output`, before the first layer and after the last. In a model of
+two stacks they begin with `encoder.` or `decoder.`.
+
+`observe` runs a function and reads or replaces: ablate a head, patch a state of another run, steer
+by a vector. A program that is traced without it holds no trace of the sites.
+"""
+
+import contextlib
+import contextvars
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+
+class _Observer(NamedTuple):
+  read: tuple[str, ...]
+  edit: dict[str, Callable[[Array], Array]]
+  prefix: str
+  values: dict[str, Array]  # what was read
+  seen: set[str]  # the names of all sites
+
+
+_observer: contextvars.ContextVar[_Observer | None] = contextvars.ContextVar('sites', default=None)
+
+
+def observe(
+  f: Callable,
+  *,
+  read: Iterable[str] = (),
+  edit: Mapping[str, Callable[[Array], Array]] | None = None,
+) -> Callable[..., tuple[Any, dict[str, Array]]]:
+  """Return a function that calls f and also returns values of sites, some of them replaced.
+
+  Layers run one by one instead of in a scan, so a deep model takes longer to compile.
+
+  Args:
+    f: calls a model, such as the model itself. Not a function that `jax.jit` made: what that has
+      compiled before knows nothing of the sites. Compile, vmap or differentiate the result.
+    read: names of sites, or patterns such as 'blocks.*.attention.weights'.
+    edit: name or pattern to a function of the value; its result takes the value's place.
+
+  Returns:
+    A function of f's arguments that returns (f's result, {name: value} of what is read).
+
+  Raises:
+    TypeError: f is the result of `jax.jit`.
+    ValueError: when called, if a name fits no site; names all there are.
+
+  >>> from transformer import Decoder, ModelConfig
+  >>> model = Decoder(ModelConfig(vocab=5, width=8, heads=2, depth=2), nnx.Rngs(0))
+  >>> without = {'blocks.1.attention.heads': lambda heads: heads.at[:, :, 0].set(0)}
+  >>> run = observe(model, read=['blocks.*.attention.weights'], edit=without)
+  >>> logits, values = run(jnp.array([[1, 2, 3]]))
+  >>> list(values), values['blocks.0.attention.weights'].shape
+  (['blocks.0.attention.weights', 'blocks.1.attention.weights'], (1, 2, 3, 3))
+  """
+  if hasattr(f, 'lower'):
+    raise TypeError('observe(jax.jit(f)) would miss what is compiled: write jax.jit(observe(f))')
+  read, edit = tuple(read), dict(edit or {})
+
+  def observed(*args, **kwargs):
+    observer = _Observer(read, edit, '', {}, set())
+    with _active(observer):
+      result = f(*args, **kwargs)
+    for pattern in (*read, *edit):
+      if not fnmatch.filter(observer.seen, pattern):
+        raise ValueError(f'{pattern!r} fits no site: there are {", ".join(sorted(observer.seen))}')
+    return result, observer.values
+
+  return observed
+
+
+def capture(f: Callable) -> Callable[..., tuple[Any, dict[str, dict[str, Array]]]]:
+  """Return a function that calls f and also returns what all layers computed, stacked.
+
+  Args:
+    f: as of `observe`.
+
+  Returns:
+    A function of f's arguments that returns f's result and, for every stack ('encoder' and
+    'decoder', or '' if there is one), 'states' [L, B, T, D] after each layer and the attention
+    weights 'self' [L, B, H, T, S] and, of a decoder with a memory, 'cross'.
+  """
+  kinds = {'output': 'states', 'attention.weights': 'self', 'cross.weights': 'cross'}
+
+  def captured(*args, **kwargs):
+    patterns = [f'*blocks.*.{site}' for site in kinds if site != 'cross.weights']
+    with _active(_Observer((*patterns, '*blocks.*.cross.weights'), {}, '', {}, set())) as observer:
+      result = f(*args, **kwargs)
+    layers: dict[str, dict[str, list]] = {}
+    for name, value in observer.values.items():
+      stack, _, rest = name.rpartition('blocks.')
+      site = rest.partition('.')[2]
+      if site in kinds:
+        of_stack = layers.setdefault(stack.rstrip('.'), {})
+        of_stack.setdefault(kinds[site], []).append(value)
+    return result, jax.tree.map(jnp.stack, layers, is_leaf=lambda x: isinstance(x, list))
+
+  return captured
+
+
+def site(name: str, value: Any) -> Any:
+  """Return the value at a site of the running model, replaced if a caller asked for it."""
+  observer = _observer.get()
+  if observer is None:
+    return value
+  name = observer.prefix + name
+  observer.seen.add(name)
+  for pattern, function in observer.edit.items():
+    if fnmatch.fnmatchcase(name, pattern):
+      value = function(value)
+  if _fits(name, observer.read):
+    observer.values[name] = value
+  return value
+
+
+def reads(name: str) -> bool:
+  """Whether a caller reads this site, so that its value must be computed."""
+  observer = _observer.get()
+  return observer is not None and _fits(observer.prefix + name, observer.read)
+
+
+def edits(name: str) -> bool:
+  """Whether a caller replaces the value of this site."""
+  observer = _observer.get()
+  return observer is not None and _fits(observer.prefix + name, observer.edit)
+
+
+def observing() -> bool:
+  """Whether any site is read or replaced: layers must then run one by one."""
+  return _observer.get() is not None
+
+
+def within(prefix: str, f: Callable) -> Callable[..., tuple[Any, dict[str, Array]]]:
+  """Return f with a prefix before the names of its sites; it also returns the values read.
+
+  They are results, not side effects, so that f may be transformed, as by `jax.checkpoint`; hand
+  them to `record`.
+  """
+
+  def scoped(*args, **kwargs):
+    observer = _observer.get()
+    with _active(observer._replace(prefix=observer.prefix + prefix, values={})) as inner:
+      return f(*args, **kwargs), inner.values
+
+  return scoped
+
+
+def record(values: dict[str, Array]):
+  """Hand the values that `within` returned to the caller of `observe`."""
+  if (observer := _observer.get()) is not None:
+    observer.values.update(values)
+
+
+@contextlib.contextmanager
+def _active(observer):
+  token = _observer.set(observer)
+  try:
+    yield observer
+  finally:
+    _observer.reset(token)
+
+
+def _fits(name, patterns):
+  return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

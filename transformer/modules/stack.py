@@ -1,0 +1,277 @@
+"""The layers of an encoder or decoder, run by one scan."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from transformer.functional import masks
+from transformer.functional.dropout import dropout
+from transformer.functional.masks import AttentionMask
+from transformer.functional.positions import from_segments
+from transformer.modules import sites
+from transformer.modules.attention import View
+from transformer.modules.block import Block
+from transformer.modules.cache import Cache, LayerCache, dtype_of
+from transformer.modules.config import ModelConfig
+from transformer.modules.layers import Norm, split_key
+from transformer.modules.positions import SCHEMES
+
+
+class Memory(NamedTuple):
+  """What a decoder cross-attends to.
+
+  Attributes:
+    states: the encoder's output.
+    segments: as for any tokens: 0 is padding, packed examples see only their own; None if nothing
+      is packed or padded.
+    keys_values: of every layer [L, B, G, S, K], 0 at padding, if they were made before: in decoding
+      the same memory is read at every step.
+  """
+
+  states: Float[Array, 'B S D']
+  segments: Int[Array, 'B S'] | None = None
+  keys_values: tuple[Array, Array] | None = None
+
+
+class Output(NamedTuple):
+  """What a stack returns.
+
+  Attributes:
+    x: the states of the last layer.
+    cache: the cache given, with the new tokens; None if none was given.
+    aux: what all layers add to the loss, by name.
+  """
+
+  x: Float[Array, 'B T D']
+  cache: Cache | None
+  aux: dict[str, Array]
+
+
+class Stack(nnx.Module):
+  """The layers of an encoder or decoder: one Block whose parameters have a leading layer axis.
+
+  Args:
+    config: of the model.
+    rngs: for fresh parameters.
+    depth: L.
+    causal: whether a position sees earlier ones only.
+    cross: whether layers attend to a memory.
+    length: the longest sequence; that of the config if None.
+    name: a prefix of its sites, where a model has several stacks.
+  """
+
+  def __init__(
+    self,
+    config: ModelConfig,
+    rngs: nnx.Rngs,
+    *,
+    depth: int,
+    causal: bool,
+    cross: bool,
+    length: int | None = None,
+    name: str = '',
+  ):
+    self.config, self.depth, self.causal = config, depth, causal
+    self.prefix = f'{name}.' if name else ''
+    scheme = SCHEMES[config.position]
+    self.positions = scheme(config, rngs, length=length or config.length, causal=causal)
+    self.blocks = jax.vmap(lambda key: Block(config, nnx.Rngs(key), cross=cross))(
+      jax.random.split(rngs.params(), depth)
+    )
+    self.embedding_norm = Norm(config) if config.norm_embedding else None
+    self.norm = Norm(config) if config.prenorm else None
+
+  def __call__(
+    self,
+    x: Float[Array, 'B T D'],
+    segments: Int[Array, 'B T'] | None = None,
+    *,
+    memory: Memory | None = None,
+    cache: Cache | None = None,
+    key: Key[Array, ''] | None = None,
+  ) -> Output:
+    """Run all layers on embedded inputs.
+
+    Args:
+      x: embeddings without positions.
+      segments: which packed example each position belongs to, 0 for padding; None if nothing is
+        packed or padded.
+      memory: what to cross-attend to.
+      cache: keys and values of earlier tokens; those of the new ones are added.
+      key: turns dropout on.
+
+    Raises:
+      ValueError: more positions than the model has learned, or than the cache has room for.
+    """
+    if segments is None:
+      self.positions.check(x.shape[1])
+    if cache is None:
+      positions = _columns(x) if segments is None else from_segments(segments)
+    else:
+      segments = jnp.ones(x.shape[:2], jnp.int32) if segments is None else segments
+      positions = cache.next_positions(segments)
+    embedding_key, *_ = keys = split_key(key, 1 + self.depth)
+    x = self.positions.embed(x, positions)
+    if self.embedding_norm is not None:
+      x = self.embedding_norm(x)
+    x = dropout(x, self.config.dropout, embedding_key)
+    x = sites.site(f'{self.prefix}embedding', x)
+    layer_keys = None if key is None else keys[1:]
+    x, cache, aux = self._layers(x, segments, positions, memory, cache, layer_keys)
+    if self.norm is not None:
+      x = self.norm(x)
+    if cache is not None:
+      x = jnp.where(cache.overflows, jnp.nan, x)
+    return Output(sites.site(f'{self.prefix}output', x), cache, aux)
+
+  def prepare(self, memory: Memory) -> Memory:
+    """Return the memory with the cross-attention keys and values of every layer."""
+    keys_values = jax.vmap(lambda block: block.cross.keys_values(memory.states))(self.blocks)
+    k, v = (x.swapaxes(2, 3) for x in keys_values)
+    if memory.segments is not None:
+      real = (memory.segments != 0)[:, None, :, None]
+      k, v = (jnp.where(real, x, 0) for x in (k, v))
+    k, v = (x.astype(dtype_of(self.config)) for x in (k, v))
+    return memory._replace(keys_values=(k.mT, v))
+
+  def _layers(self, x, segments, positions, memory, cache, keys):
+    """(the states after all layers, the cache, their sum of aux)."""
+    start, kv = None, (None,)
+    if cache is not None:
+      start, kv = cache.length, tuple(zip(cache.k, cache.v, strict=True))
+      cache = cache.extend(segments, positions)
+    views = self._views(positions, segments, cache)
+    cross = None
+    if memory is not None:
+      cross = View(positions, _cross_mask(segments, memory, x.shape[:2]))
+
+    def layer(carry, xs, view):
+      x, (kv, *others) = carry
+      block, keys_values, key = xs
+      if kv is not None:
+        # else XLA cuts the layers out of the stack at every step of a search, and not once before
+        block, keys_values = jax.tree.map(jax.lax.optimization_barrier, (block, keys_values))
+      seen = None if memory is None else (keys_values or memory.states, cross)
+      of_layer = None if kv is None else LayerCache(*kv, start, segments != 0)
+      x, of_layer, aux = block(x, view, seen, of_layer, key=key)
+      kv = None if of_layer is None else (of_layer.k, of_layer.v)
+      # each layer takes the first cache and puts it last, so that in the end they stand as before
+      return (x, (*others, kv)), aux
+
+    keys_values = None if memory is None else memory.keys_values
+    run = self._one_by_one if sites.observing() else self._scan
+    (x, kv), aux = run(layer, (x, kv), (self.blocks, keys_values, keys), views)
+    if cache is not None:
+      k, v = zip(*kv, strict=True)
+      cache = cache._replace(k=k, v=v)
+    return x, cache, aux
+
+  def _scan(self, layer, carry, xs, views):
+    """Run the layers by a scan whose step is one period of the pattern of layers."""
+    period = len(views)
+
+    def step(carry, xs):
+      total: dict[str, Any] = {}
+      for i, view in enumerate(views):
+        one = xs if period == 1 else jax.tree.map(lambda a, i=i: a[i], xs)
+        carry, aux = _rematerialized(layer, self.config, view)(carry, one)
+        total = jax.tree.map(jnp.add, total, aux) if total else aux
+      return carry, total
+
+    if period > 1:
+      xs = jax.tree.map(lambda a: a.reshape(-1, period, *a.shape[1:]), xs)
+    cached = carry[1][0] is not None
+    unroll = self.depth if cached else self.config.unroll or self.depth
+    carry, aux = jax.lax.scan(step, carry, xs, unroll=max(1, unroll // period))
+    return carry, jax.tree.map(lambda a: a.sum(0), aux)
+
+  def _one_by_one(self, layer, carry, xs, views):
+    """Run the layers by a loop, each with its sites."""
+    total: dict[str, Any] = {}
+    for i in range(self.depth):
+      one = jax.tree.map(lambda a, i=i: a[i], xs)
+      scoped = sites.within(f'{self.prefix}blocks.{i}.', layer)
+      run = _rematerialized(scoped, self.config, views[i % len(views)])
+      (carry, aux), values = run(carry, one)
+      sites.record(values)
+      total = jax.tree.map(jnp.add, total, aux) if total else aux
+    return carry, total
+
+  def _views(self, positions, segments, cache) -> list[View]:
+    """What self-attention may see, for each layer of the pattern.
+
+    Without a cache the positions of a segment are as far apart as its columns, so that the mask may
+    count columns, which kernels understand.
+    """
+    sources = positions if cache is None else cache.positions
+    beams = 1 if cache is None else cache.beams
+    T, S = positions.shape[1], sources.shape[1]
+    at = None if cache is None else (positions, sources)
+    common = AttentionMask()
+    if segments is not None:
+      common = masks.segments(segments, segments if cache is None else cache.segments)
+    if self.causal:
+      common &= masks.causal(positions=at)
+    bias = self.positions.bias(positions, sources)
+    if beams > 1 and bias is not None:
+      bias = _side_by_side(bias, beams)
+
+    def masked(window):
+      mask = common & masks.sliding_window(window, positions=at) if window else common
+      if beams > 1:  # the queries of all beams of a sentence stand side by side
+        mask = AttentionMask(explicit=_side_by_side(mask.dense(T, S), beams))
+      return mask.with_array(beams * T, S)
+
+    pattern = self.config.pattern
+    by_window = {window: masked(window) for window in {layer.window for layer in pattern}}
+
+    def rotate(layer):
+      return lambda x, positions: self.positions.rotate(x, positions, layer.rotary_base)
+
+    return [View(positions, by_window[layer.window], bias, rotate(layer)) for layer in pattern]
+
+
+def _columns(x):
+  return jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
+
+
+def _cross_mask(segments, memory: Memory, shape) -> AttentionMask:
+  """What targets may see of a memory, whose rows several neighbouring rows of targets may share."""
+  C, S, _ = memory.states.shape
+  if segments is None and memory.segments is None:
+    return AttentionMask()
+  q = jnp.ones(shape, jnp.int32) if segments is None else segments
+  k = jnp.ones((C, S), jnp.int32) if memory.segments is None else memory.segments
+  q = q.reshape(C, -1)
+  return masks.segments(q, k).with_array(q.shape[1], S)
+
+
+def _side_by_side(x, beams):
+  """[B, H, T, S] as [B/W, H, W T, S]."""
+  B, H, T, S = x.shape
+  return x.reshape(B // beams, beams, H, T, S).swapaxes(1, 2).reshape(-1, H, beams * T, S)
+
+
+def _rematerialized(layer, config: ModelConfig, view: View):
+  """layer(carry, xs) with this view, storing of its insides what config.remat says."""
+
+  def run(carry, xs):
+    return layer(carry, xs, view)
+
+  if config.remat == 'none':
+    return run
+  products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+
+  def policy(primitive, *avals, **kwargs):
+    # cuDNN's attention is one primitive, and as dear as a product
+    return products(primitive, *avals, **kwargs) or 'dot_product_attention' in primitive.name
+
+  return jax.checkpoint(
+    run,
+    policy=policy if config.remat == 'products' else None,
+    # a loop is barrier enough; unrolled, XLA would find the two computations and merge them
+    prevent_cse=config.unroll != 1,
+  )
