@@ -175,7 +175,7 @@ def test_what_is_made_step_by_step_is_what_was_taught(task, model, close):
   )
   assert counts.tolist() == [12, 12]
   ones = jnp.ones((2, 12), jnp.int32)
-  taught, ends, _ = forward(
+  taught, ends = forward(
     model, rows, one_step_late(steps), input_segments=rows * 0 + 1, target_segments=ones
   )
   close(steps, taught)
