@@ -55,6 +55,7 @@ class Sinusoidal(Unordered):
   halves = False
 
   def embed(self, x, positions):
+    """Return embeddings plus sinusoids."""
     return x + functional.sinusoidal(positions, self.config.width, halves=self.halves)
 
 
@@ -73,6 +74,7 @@ class Learned(Unordered):
     self.table = nnx.Param(initial)
 
   def check(self, length):
+    """Raise if there are more tokens than learned positions."""
     if length > len(self.table[...]):
       raise ValueError(
         f'{length} tokens are more than the {len(self.table[...])} learned positions of this model '
@@ -80,6 +82,7 @@ class Learned(Unordered):
       )
 
   def embed(self, x, positions):
+    """Return embeddings plus the learned vectors of their positions."""
     # NaN beyond the table, where positions are known only when running: jax would clamp them
     return x + jnp.take(self.table[...], positions, axis=0, mode='fill', fill_value=jnp.nan)
 
@@ -88,6 +91,7 @@ class Rotary(Unordered):
   """Queries and keys turned by their positions; Su et al. 2021."""
 
   def rotate(self, x, positions, base):
+    """Return queries or keys turned by their positions."""
     return functional.rotary(x, positions, base)
 
 
@@ -100,6 +104,7 @@ class Relative(Unordered):
     self.table = nnx.Param(config.width**-0.5 * jax.random.normal(rngs.params(), shape))
 
   def bias(self, targets, sources):
+    """Return the learned bias of each distance."""
     buckets = functional.relative_buckets(
       *(targets, sources),
       causal=self.causal,
@@ -113,6 +118,7 @@ class Alibi(Unordered):
   """A bias that falls with the distance, faster in some heads; Press et al. 2022."""
 
   def bias(self, targets, sources):
+    """Return the slopes times the distances."""
     return functional.alibi_bias(targets, sources, self.config.heads)
 
 
