@@ -21,7 +21,9 @@ def get_config(task: str = 'reverse') -> ConfigDict:
     raise ValueError(f'algorithmic.py:{task} is unknown: give copy, reverse or sort')
   c = config.for_task('seq2seq')
   c.experiment = f'algorithmic_{task}'
-  c.data.update(name=task, test=('test', 'longer'), length=80, tokens=2048, packing=True, buckets=1)
+  c.data.update(
+    name=task, test=('test', 'longer'), max_length=80, batch_tokens=2048, packing=True, buckets=1
+  )
   c.tokenizer.update(kind='characters', vocab=64, split_digits=True)
   c.model.update(presets.TRANSFORMER_TINY, depth=2, width=64, prenorm=True, dropout=0.0)
   c.model.position = 'rotary'
@@ -29,7 +31,7 @@ def get_config(task: str = 'reverse') -> ConfigDict:
   c.train.update(steps=1200, log_every_steps=50, save_every_steps=600)
   c.eval.update(every_steps=600, limit=200, samples=6)
   c.eval.update(metrics=('exact_match',), best='exact_match')
-  c.decode.update(length=80, rows=256)
+  c.decode.update(max_new_tokens=80, batch_size=256)
   return c
 
 

@@ -26,14 +26,14 @@ def get_config(variant: str = 'ctc') -> ConfigDict:
   attention, choose = variant == 'attention', variant == 'choose'
   c = config.for_task('joint_ctc' if attention else 'ctc', modality='frames')
   c.experiment = f'an4_{variant}'
-  c.data.update(name='frames', dir=config.data_dir('an4'), inputs='utt_id', targets='text')
+  c.data.update(name='frames', dir=config.data_dir('an4'), source='utt_id', target='text')
   c.data.update(train='train[204:]' if choose else 'train[100:]', val='train[100:204]')
-  c.data.update(test=() if choose else ('train[:100]',), length=700, tokens=4000)
-  c.inputs.update(window=0.0, bands=13, tempo=0.15)  # window=0: the frames are in the files
-  c.inputs.update(time_masks=2, time_width=25, time_share=0.1)
-  c.inputs.update(frequency_masks=2, frequency_width=2)
+  c.data.update(test=() if choose else ('train[:100]',), max_length=700, batch_tokens=4000)
+  c.processor.update(window=0.0, bands=13, tempo=0.15)  # window=0: the frames are in the files
+  c.processor.update(time_masks=2, time_width=25, time_share=0.1)
+  c.processor.update(frequency_masks=2, frequency_width=2)
   c.tokenizer.update(kind='characters', vocab=64, split_digits=True)
-  c.model.update(presets.TRANSFORMER_TINY, features=13, length=700)
+  c.model.update(presets.TRANSFORMER_TINY, features=13, max_length=700)
   c.model.update(depth=6, decoder_depth=2 if attention else 0, feedforward=512, prenorm=True)
   c.model.update(position='rotary', activation='gelu_tanh', tie='output', dropout=0.2)
   c.model.dtype = 'bfloat16'
@@ -42,5 +42,5 @@ def get_config(variant: str = 'ctc') -> ConfigDict:
   c.eval.update(metrics=('wer', 'cer'), best='wer')
   if attention:
     c.loss.update(label_smoothing=0.1, ctc=0.3)
-    c.decode.update(beams=4, alpha=0.6, length=64)
+    c.decode.update(beams=4, alpha=0.6, max_new_tokens=64)
   return c

@@ -30,20 +30,20 @@ def get_config(corpus: str = '') -> ConfigDict:
     raise ValueError(f'cifar10.py:{corpus} is unknown: give shapes, or nothing')
   c = config.for_task('classification', modality='patches')
   c.experiment = 'cifar10'
-  c.data.update(name='images', dir=config.data_dir('cifar10_jpeg'), inputs='image')
-  c.data.update(targets='label', train='train[:95%]', val='train[95%:]', test=('test_visible',))
-  c.data.update(length=1, tokens=128, buckets=1)
-  c.inputs.update(height=32, width=32, channels=3, patch=1)
-  c.inputs.update(flip=True, shift=4, erase=8, recolor=0.2)
+  c.data.update(name='images', dir=config.data_dir('cifar10_jpeg'), source='image')
+  c.data.update(target='label', train='train[:95%]', val='train[95%:]', test=('test_visible',))
+  c.data.update(max_length=1, batch_tokens=128, buckets=1)
+  c.processor.update(height=32, width=32, channels=3, patch=1)
+  c.processor.update(flip=True, shift=4, erase=8, recolor=0.2)
   c.tokenizer.update(kind='characters', vocab=32)
-  c.model.update(presets.VIT_S16, features=3, stem=2, length=65, width=128, depth=5, heads=4)
-  c.model.update(feedforward=256, activation='gelu_tanh', summary='mean', dropout=0.0)
+  c.model.update(presets.VIT_S16, features=3, stem=2, max_length=65, width=128, depth=5, heads=4)
+  c.model.update(feedforward=256, activation='gelu_tanh', pooling='mean', dropout=0.0)
   c.model.dtype = 'bfloat16'
   c.loss.update(classes=CLASSES, label_smoothing=0.1)
   c.optimizer.update(name='muon', learning_rate=1e-2, warmup_steps=200, weight_decay=0.05)
   c.train.steps = 11_000
   c.eval.update(every_steps=1000, metrics=('accuracy',), best='accuracy')
-  c.decode.rows = 128
+  c.decode.batch_size = 128
   if corpus:
     c.experiment = 'cifar10_shapes'
     c.data.update(name='shapes', dir='', train='train', val='val', test=('test',))

@@ -19,13 +19,13 @@ def get_config() -> ConfigDict:
   c = config.for_task('seq2seq')
   c.experiment = 'dates'
   c.data.update(name='dates', test=('test', 'test_unseen_locales'))
-  c.data.update(length=64, tokens=1536, buckets=2)
+  c.data.update(max_length=64, batch_tokens=1536, buckets=2)
   c.tokenizer.update(vocab=2000, split_digits=True)
-  c.model.update(presets.TRANSFORMER_TINY, depth=2, decoder_depth=1, length=64)
+  c.model.update(presets.TRANSFORMER_TINY, depth=2, decoder_depth=1, max_length=64)
   c.model.update(prenorm=True, position='rotary', dropout=0.0)
   c.optimizer.learning_rate = 4e-3
   c.train.update(steps=1200, log_every_steps=50, save_every_steps=300)
   c.eval.update(every_steps=300, limit=200, samples=8, by='locale')
   c.eval.update(metrics=('exact_match',), best='exact_match')
-  c.decode.update(length=16, rows=64)
+  c.decode.update(max_new_tokens=16, batch_size=64)
   return c

@@ -13,8 +13,8 @@ images is the validation set. TFDS has `coco_captions` in the same form:
 --config=experiments/flickr8k.py:shapes generates pictures.
 
 The decoder is first trained without images, in a translation model of the 28,591 German captions of
-Multi30k; sentences about images of the validation and test sets are left out (--config.init= and
---config.optimizer.rates='()' start from random parameters instead). For images, convolutions leave
+Multi30k; sentences about images of the validation and test sets are left out. (To start from random
+parameters: --config.warm_start= --config.optimizer.lr_multipliers=.) For images, convolutions leave
 8 x 8 patches, which two encoder layers read; the decoder has two layers. Every caption is an
 example.
 
@@ -37,33 +37,33 @@ def get_config(variant: str = 'captions') -> ConfigDict:
   translation = variant == 'translation'
   c = config.for_task('seq2seq', modality='tokens' if translation else 'patches')
   c.experiment = 'flickr8k' if variant == 'captions' else f'flickr8k_{variant}'
-  c.data.update(length=32, tokens=2048, buckets=1)
+  c.data.update(max_length=32, batch_tokens=2048, buckets=1)
   c.tokenizer.update(vocab=1500, lowercase=True)
   c.model.update(presets.TRANSFORMER_TINY, depth=2, decoder_depth=2, prenorm=True)
   c.model.update(position='learned', activation='gelu_tanh', tie='output', dtype='bfloat16')
   c.loss.label_smoothing = 0.1
   c.optimizer.update(name='muon', learning_rate=5e-3, warmup_steps=200, weight_decay=0.05)
-  c.decode.update(beams=4, alpha=1.0, length=32)
+  c.decode.update(beams=4, alpha=1.0, max_new_tokens=32)
   c.eval.samples = 6
   if translation:
-    c.data.update(name='parallel', dir='runs/captions', inputs='de', targets='en')
-    c.data.update(length=64, buckets=4)
+    c.data.update(name='parallel', dir='runs/captions', source='de', target='en')
+    c.data.update(max_length=64, buckets=4)
     c.tokenizer.vocab = 4000
     c.model.dropout = 0.2
     c.train.steps = 3000
     c.eval.update(every_steps=1000, limit=300, metrics=('bleu',))
     return c
-  c.data.update(name='captions', dir=config.data_dir('flickr8k_1000'), inputs='image')
-  c.data.update(targets='captions/text', train='train[:90%]', val='train[90%:]', test=('val',))
-  c.inputs.update(height=64, width=64, channels=3, patch=2)
-  c.inputs.update(flip=True, shift=6, turn=10.0, zoom=0.15, recolor=0.2)
+  c.data.update(name='captions', dir=config.data_dir('flickr8k_1000'), source='image')
+  c.data.update(target='captions/text', train='train[:90%]', val='train[90%:]', test=('val',))
+  c.processor.update(height=64, width=64, channels=3, patch=2)
+  c.processor.update(flip=True, shift=6, turn=10.0, zoom=0.15, recolor=0.2)
   c.model.update(features=2 * 2 * 3, stem=2, dropout=0.4)
   c.train.update(steps=1500, ema=0.99, save_every_steps=250)
   c.eval.update(every_steps=250, metrics=('bleu1_lowercase_words', 'bleu4_lowercase_words'))
   c.eval.best = 'bleu4_lowercase_words'
   if variant == 'captions':
-    c.init, c.optimizer.rates = 'runs/flickr8k_translation', (('decoder/', 0.2),)
+    c.warm_start, c.optimizer.lr_multipliers = 'runs/flickr8k_translation', (('decoder/', 0.2),)
   else:
-    c.data.update(name='shapes', dir='', targets='caption', train='train', val='val')
+    c.data.update(name='shapes', dir='', target='caption', train='train', val='val')
     c.data.test = ('test',)
   return c

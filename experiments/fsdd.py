@@ -26,13 +26,13 @@ def get_config(variant: str = 'ctc') -> ConfigDict:
   attention = variant == 'attention'
   c = config.for_task('joint_ctc' if attention else 'ctc', modality='frames')
   c.experiment = f'fsdd_{variant}'
-  c.data.update(name='fsdd_strings', dir=config.data_dir('fsdd'), length=640, tokens=4000)
+  c.data.update(name='fsdd_strings', dir=config.data_dir('fsdd'), max_length=640, batch_tokens=4000)
   c.data.update(train='train[:2400]', val='train[2400:]', test=('test_visible',))
   if variant == 'keypad':
     c.data.update(name='keypad_strings', dir='', train='train', val='val', test=('test',))
-  c.inputs.update(rate=8000, window=0.032, hop=0.016, bands=40, tempo=0.15)
-  c.inputs.update(time_masks=2, time_width=12, time_share=0.1)
-  c.inputs.update(frequency_masks=1, frequency_width=8)
+  c.processor.update(rate=8000, window=0.032, hop=0.016, bands=40, tempo=0.15)
+  c.processor.update(time_masks=2, time_width=12, time_share=0.1)
+  c.processor.update(frequency_masks=1, frequency_width=8)
   c.tokenizer.update(vocab=400, split_digits=True)
   c.model.update(presets.TRANSFORMER_TINY, features=40, feedforward=512)
   c.model.update(decoder_depth=2 if attention else 0, prenorm=True, position='rotary')
@@ -42,5 +42,5 @@ def get_config(variant: str = 'ctc') -> ConfigDict:
   c.eval.update(every_steps=1000, limit=200, metrics=('wer', 'cer'), best='wer')
   if attention:
     c.loss.update(label_smoothing=0.1, ctc=0.3)
-    c.decode.update(beams=4, alpha=0.6, length=16)
+    c.decode.update(beams=4, alpha=0.6, max_new_tokens=16)
   return c

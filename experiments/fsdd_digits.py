@@ -25,16 +25,18 @@ def get_config(variant: str = 'speakers') -> ConfigDict:
     raise ValueError(f'fsdd_digits.py:{variant} is unknown: give speakers or keypad')
   c = config.for_task('classification', modality='frames')
   c.experiment = 'fsdd_digits'
-  c.data.update(name='fsdd', dir=config.data_dir('fsdd'), length=120, tokens=3840, buckets=2)
+  c.data.update(
+    name='fsdd', dir=config.data_dir('fsdd'), max_length=120, batch_tokens=3840, buckets=2
+  )
   c.data.update(train='train[:2400]', val='train[2400:]', test=('test_visible',))
   if variant == 'keypad':
     c.data.update(name='keypad', dir='', train='train', val='val', test=('test',))
-  c.inputs.update(rate=8000, bands=40, tempo=0.15, time_masks=2, time_width=15, time_share=0.2)
-  c.inputs.update(frequency_masks=2, frequency_width=8)
+  c.processor.update(rate=8000, bands=40, tempo=0.15, time_masks=2, time_width=15, time_share=0.2)
+  c.processor.update(frequency_masks=2, frequency_width=8)
   c.tokenizer.update(kind='bytes', vocab=260, split_digits=True)
-  c.model.update(presets.TRANSFORMER_TINY, features=40, depth=3, length=128)
+  c.model.update(presets.TRANSFORMER_TINY, features=40, depth=3, max_length=128)
   c.model.update(prenorm=True, position='rotary', activation='gelu_tanh', tie='none')
-  c.model.update(summary='mean', dropout=0.1, dtype='bfloat16')
+  c.model.update(pooling='mean', dropout=0.1, dtype='bfloat16')
   c.loss.update(classes=CLASSES, label_smoothing=0.1)
   c.optimizer.update(name='muon', learning_rate=1e-2, weight_decay=0.1)
   c.train.update(steps=3600, save_every_steps=600)

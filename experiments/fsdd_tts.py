@@ -27,19 +27,19 @@ def get_config(variant: str = 'speakers') -> ConfigDict:
     raise ValueError(f'fsdd_tts.py:{variant} is unknown: give speakers or keypad')
   c = config.for_task('text_to_speech')
   c.experiment = 'fsdd_tts'
-  c.data.update(name='fsdd', dir=config.data_dir('fsdd'), targets='speaker: digit')
+  c.data.update(name='fsdd', dir=config.data_dir('fsdd'), target='speaker: digit')
   c.data.update(train='train[:2400]', val='train[2400:]', test=('test_visible',))
-  c.data.update(length=32, tokens=1024, buckets=1)
+  c.data.update(max_length=32, batch_tokens=1024, buckets=1)
   if variant == 'keypad':
-    c.data.update(name='keypad', dir='', targets='targets')
+    c.data.update(name='keypad', dir='', target='targets')
     c.data.update(train='train', val='val', test=('test',))
   c.tokenizer.update(kind='characters', vocab=64, split_digits=True)
-  c.model.update(presets.TRANSFORMER_TINY, depth=2, feedforward=512, length=32, prenorm=True)
+  c.model.update(presets.TRANSFORMER_TINY, depth=2, feedforward=512, max_length=32, prenorm=True)
   c.model.update(activation='gelu_tanh', tie='none', dropout=0.1, dtype='bfloat16')
-  c.loss.update(rate=8000, window=0.032, mels=40, together=3)
+  c.loss.update(rate=8000, window=0.032, mels=40, frames_per_step=3)
   c.optimizer.update(name='muon', learning_rate=5e-3, warmup_steps=200)
   c.train.steps = 8000
   c.eval.update(limit=60, samples=0, metrics=('mel_cepstral_distortion', 'length_ratio'))
   c.eval.best = 'mel_cepstral_distortion'
-  c.decode.update(rows=60, length=32)
+  c.decode.update(batch_size=60, max_new_tokens=32)
   return c

@@ -26,15 +26,15 @@ from transformer.zoo import presets
 def get_config() -> ConfigDict:
   c = config.for_task('text_to_speech')
   c.experiment = 'kathleen'
-  c.data.update(name='recordings', dir=config.data_dir('kathleen16k'), inputs='utt_id')
-  c.data.update(targets='text', train='train[:152]', val='train[152:164]', test=('train[164:]',))
-  c.data.update(length=96, tokens=1536, buckets=2)
+  c.data.update(name='recordings', dir=config.data_dir('kathleen16k'), source='utt_id')
+  c.data.update(target='text', train='train[:152]', val='train[152:164]', test=('train[164:]',))
+  c.data.update(max_length=96, batch_tokens=1536, buckets=2)
   c.tokenizer.update(kind='characters', vocab=96, lowercase=True, split_digits=True)
-  c.model.update(presets.TRANSFORMER_TINY, depth=3, feedforward=512, length=96, prenorm=True)
+  c.model.update(presets.TRANSFORMER_TINY, depth=3, feedforward=512, max_length=96, prenorm=True)
   c.model.update(activation='gelu_tanh', tie='none', dropout=0.2, dtype='bfloat16')
-  c.loss.update(rate=16_000, window=0.05, mels=80, together=4, diagonal=1.0)
+  c.loss.update(rate=16_000, window=0.05, mels=80, frames_per_step=4, diagonal=1.0)
   c.optimizer.update(name='muon', learning_rate=4e-3, warmup_steps=200)
   c.train.steps = 4000
   c.eval.update(samples=0, metrics=('mel_cepstral_distortion', 'length_ratio'), best='mel_error')
-  c.decode.update(rows=12, length=96)
+  c.decode.update(batch_size=12, max_new_tokens=96)
   return c

@@ -26,19 +26,19 @@ def get_config(corpus: str = '') -> ConfigDict:
     raise ValueError(f'mnist.py:{corpus} is unknown: give shapes, or nothing')
   c = config.for_task('classification', modality='patches')
   c.experiment = 'mnist'
-  c.data.update(name='idx', dir=config.data_dir('mnist'), inputs='image', targets='label')
+  c.data.update(name='idx', dir=config.data_dir('mnist'), source='image', target='label')
   c.data.update(train='train[:90%]', val='train[90%:]', test=('t10k_even',))
-  c.data.update(length=1, tokens=128, buckets=1)
-  c.inputs.update(height=28, width=28, channels=1, patch=1, shift=3, turn=15.0, zoom=0.15)
+  c.data.update(max_length=1, batch_tokens=128, buckets=1)
+  c.processor.update(height=28, width=28, channels=1, patch=1, shift=3, turn=15.0, zoom=0.15)
   c.tokenizer.update(kind='characters', vocab=32)
-  c.model.update(presets.VIT_S16, features=1, stem=2, length=50, width=64, depth=4, heads=2)
-  c.model.update(feedforward=128, activation='gelu_tanh', summary='mean', dropout=0.1)
+  c.model.update(presets.VIT_S16, features=1, stem=2, max_length=50, width=64, depth=4, heads=2)
+  c.model.update(feedforward=128, activation='gelu_tanh', pooling='mean', dropout=0.1)
   c.model.dtype = 'bfloat16'
   c.loss.update(classes=tuple('0123456789'), label_smoothing=0.1)
   c.optimizer.update(name='muon', learning_rate=1e-2, warmup_steps=200, weight_decay=0.05)
   c.train.update(steps=6330, save_every_steps=422)
   c.eval.update(every_steps=1266, metrics=('accuracy',), best='accuracy')
-  c.decode.rows = 128
+  c.decode.batch_size = 128
   if corpus:
     c.experiment = 'mnist_shapes'
     c.data.update(name='shapes', dir='', train='train', val='val', test=('test',))

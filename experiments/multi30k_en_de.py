@@ -21,15 +21,15 @@ from transformer.zoo import presets
 def get_config() -> ConfigDict:
   c = config.for_task('seq2seq')
   c.experiment = 'multi30k_en_de'
-  c.data.update(name='parallel', dir=config.data_dir('multi30k'), inputs='en', targets='de')
-  c.data.update(test=('test_2016_flickr',), length=64, tokens=2048, packing=True)
+  c.data.update(name='parallel', dir=config.data_dir('multi30k'), source='en', target='de')
+  c.data.update(test=('test_2016_flickr',), max_length=64, batch_tokens=2048, packing=True)
   c.tokenizer.vocab = 6000
   c.model.update(presets.TRANSFORMER_TINY, prenorm=True, position='rotary', dropout=0.25)
   c.model.dtype = 'bfloat16'
   c.loss.label_smoothing = 0.1
   c.optimizer.update(learning_rate=3e-3, warmup_steps=1000)
-  c.train.update(steps=10_000, average=5, keep=5, save_every_steps=250)
+  c.train.update(steps=10_000, average_checkpoints=5, keep_checkpoints=5, save_every_steps=250)
   c.eval.update(every_steps=2500, metrics=('bleu', 'chrf', 'bleu_lowercase_moses'))
   c.eval.best = 'bleu_lowercase_moses'
-  c.decode.update(beams=5, alpha=1.3, length=96)
+  c.decode.update(beams=5, alpha=1.3, max_new_tokens=96)
   return c

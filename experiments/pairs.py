@@ -18,7 +18,7 @@ from transformer.zoo import presets
 def get_config() -> ConfigDict:
   c = config.for_task('seq2seq')
   c.experiment = 'pairs'
-  c.data.update(name='pairs', test=('test',), length=128)
+  c.data.update(name='pairs', test=('test',), max_length=128)
   c.tokenizer.update(vocab=8000, split_digits=True)
   c.model.update(presets.TRANSFORMER_TINY, width=256, feedforward=1024, prenorm=True)
   c.loss.label_smoothing = 0.1

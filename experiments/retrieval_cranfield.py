@@ -29,10 +29,10 @@ def get_config() -> ConfigDict:
   c.data.update(name='cranfield', dir=config.data_dir('cranfield'))
   c.data.update(train='documents[10%:]', val='documents[:10%]')  # titles: no query is used
   c.data.test = ('queries', 'queries[:50%]', 'queries[50%:]')
-  c.data.update(length=192, tokens=64 * 192, buckets=1)
+  c.data.update(max_length=192, batch_tokens=64 * 192, buckets=1)
   c.tokenizer.update(kind='wordpiece', vocab=4000, lowercase=True, sentinels=1)
-  c.model.update(presets.TRANSFORMER_TINY, types=2, width=256, depth=1, feedforward=512)
-  c.model.update(length=192, prenorm=True, norm='rms', position='rotary', summary='mean')
+  c.model.update(presets.TRANSFORMER_TINY, token_types=2, width=256, depth=1, feedforward=512)
+  c.model.update(max_length=192, prenorm=True, norm='rms', position='rotary', pooling='mean')
   c.model.update(activation='gelu_tanh', dropout=0.2, dtype='bfloat16')
   c.loss.update(symmetric=True, cloze=0.7)
   c.optimizer.update(name='muon', learning_rate=5e-3, warmup_steps=50, weight_decay=0.1)
@@ -40,5 +40,5 @@ def get_config() -> ConfigDict:
   c.eval.update(every_steps=100, samples=2, best='mean_average_precision')
   c.eval.metrics = ('mean_average_precision', 'ndcg_at_10', 'recall_at_100', 'reciprocal_rank')
   c.decode.update(collection=config.data_dir('cranfield/docs.jsonl.gz'), first=1000)
-  c.decode.update(bm25=0.5, fusion='ranks', rows=64)
+  c.decode.update(bm25=0.5, fusion='ranks', batch_size=64)
   return c

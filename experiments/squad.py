@@ -33,10 +33,12 @@ def get_config(stage: str = 'finetune') -> ConfigDict:
     raise ValueError(f'squad.py:{stage} is unknown: give pretrain, finetune or tiny')
   c = config.for_task('question_answering')
   c.experiment = 'squad' if stage == 'finetune' else f'squad_{stage}'
-  c.data.update(name='squad', dir=config.data_dir(''), length=320, tokens=8192, buckets=3)
+  c.data.update(name='squad', dir=config.data_dir(''), max_length=320, batch_tokens=8192, buckets=3)
   c.data.update(train=TRAIN, val='squad/dev_visible[:12]', test=('squad/dev_visible[12:]',))
   c.tokenizer.update(kind='wordpiece', vocab=8000, lowercase=True, sentinels=1)
-  c.model.update(presets.TRANSFORMER_TINY, types=3, feedforward=512, length=320, prenorm=True)
+  c.model.update(
+    presets.TRANSFORMER_TINY, token_types=3, feedforward=512, max_length=320, prenorm=True
+  )
   c.model.update(norm='rms', position='rotary', activation='gelu_tanh', dropout=0.1)
   c.model.dtype = 'bfloat16'
   c.optimizer.update(name='muon', learning_rate=2e-3, weight_decay=0.1)
@@ -44,7 +46,7 @@ def get_config(stage: str = 'finetune') -> ConfigDict:
   c.eval.update(limit=500, metrics=('squad_exact_match', 'squad_f1'), best='squad_f1')
   c.decode.longest = 24
   if stage == 'finetune':
-    c.init = 'runs/squad_pretrain'
+    c.warm_start = 'runs/squad_pretrain'
   elif stage == 'pretrain':
     c.data.update(train=f'{TRAIN}+{CLOZE}', test=())
     c.optimizer.learning_rate, c.train.steps = 8e-3, 2000

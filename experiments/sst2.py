@@ -28,21 +28,21 @@ def get_config(stage: str = 'finetune') -> ConfigDict:
   pretrain = stage == 'pretrain'
   c = config.for_task('masked_lm' if pretrain else 'classification')
   c.experiment = f'sst2_{stage}'
-  c.data.update(inputs='sentence', targets='label')
+  c.data.update(source='sentence', target='label')
   c.tokenizer.update(vocab=8000, lowercase=True, sentinels=1)
-  c.model.update(presets.TRANSFORMER_TINY, feedforward=512, length=128, prenorm=True)
+  c.model.update(presets.TRANSFORMER_TINY, feedforward=512, max_length=128, prenorm=True)
   c.model.update(position='rotary', activation='gelu_tanh', dtype='bfloat16')
   c.optimizer.update(name='muon', warmup_steps=200, weight_decay=0.1)
   if pretrain:
-    c.data.update(name='text', dir='runs/text', length=128, packing=True)
-    c.model.update(summary='mean', dropout=0.0)
+    c.data.update(name='text', dir='runs/text', max_length=128, packing=True)
+    c.model.update(pooling='mean', dropout=0.0)
     c.loss.rate = 0.2
     c.optimizer.learning_rate, c.train.steps, c.eval.every_steps = 1e-2, 8000, 1000
   else:
-    c.init = 'runs/sst2_pretrain'
-    c.data.update(name='pairs', dir=config.data_dir('sst2'), length=64, tokens=2048)
+    c.warm_start = 'runs/sst2_pretrain'
+    c.data.update(name='pairs', dir=config.data_dir('sst2'), max_length=64, batch_tokens=2048)
     c.data.update(train='train_phrases', val='dev')
-    c.model.update(summary='attention', dropout=0.3)
+    c.model.update(pooling='attention', dropout=0.3)
     c.loss.update(classes=('0', '1'), label_smoothing=0.1)
     c.optimizer.learning_rate = 2e-3
     c.train.update(steps=1500, ema=0.995)

@@ -22,13 +22,13 @@ def get_config() -> ConfigDict:
   c = config.for_task('language_model')
   c.experiment = 'tinyshakespeare'
   c.data.update(name='text', dir=config.data_dir('tinyshakespeare/input.txt.gz'))
-  c.data.update(inputs='', targets='', length=64, tokens=12 * 64, buckets=1)
+  c.data.update(source='', target='', max_length=64, batch_tokens=12 * 64, buckets=1)
   c.tokenizer.update(kind='characters', vocab=80)
-  c.model.update(presets.TRANSFORMER_TINY, feedforward=512, length=64, prenorm=True, norm='rms')
+  c.model.update(presets.TRANSFORMER_TINY, feedforward=512, max_length=64, prenorm=True, norm='rms')
   c.model.update(position='rotary', activation='silu', gated=True, bias=False, dropout=0.0)
   c.model.dtype = 'bfloat16'
   c.optimizer.learning_rate = 3e-3
   c.train.update(steps=2000, steps_per_call=10)
   c.eval.samples = 2
-  c.decode.update(temperature=0.8, length=300, rows=4)
+  c.decode.update(temperature=0.8, max_new_tokens=300, batch_size=4)
   return c

@@ -7,8 +7,8 @@ r"""Classification of questions by the kind of answer, TREC: six classes.
 
 Data: data/trec/train.txt.gz, lines of `COARSE:fine question` (Li & Roth 2002; TFDS: `trec`),
 divided by hash: 90 % for training, 5 % for validation and 5 % for the test. The model is trained on
-the 50 fine classes and evaluated on the six coarse ones. With --config.init= it starts from random
-parameters, without the first two commands.
+the 50 fine classes and evaluated on the six coarse ones. With --config.warm_start= it starts from
+random parameters, without the first two commands.
 
 Result (seed 0, 3 minutes on one CPU core after the pretraining), coarse accuracy: 89.2 % on
 validation (288 questions) and 84.0 % on the test (275). Seeds 1 to 4: 88.5, 88.9, 89.2 and 89.6,
@@ -37,12 +37,12 @@ CLASSES = tuple(f'{coarse}:{fine}' for coarse in FINE for fine in FINE[coarse].s
 
 def get_config() -> ConfigDict:
   c = config.for_task('classification')
-  c.experiment, c.init = 'trec', 'runs/sst2_pretrain'
-  c.data.update(name='labelled', dir=config.data_dir('trec/train.txt.gz'), targets='label')
-  c.data.update(test=('test',), length=48, tokens=1024, buckets=2)
+  c.experiment, c.warm_start = 'trec', 'runs/sst2_pretrain'
+  c.data.update(name='labelled', dir=config.data_dir('trec/train.txt.gz'), target='label')
+  c.data.update(test=('test',), max_length=48, batch_tokens=1024, buckets=2)
   c.tokenizer.update(vocab=8000, lowercase=True, sentinels=1)
-  c.model.update(presets.TRANSFORMER_TINY, feedforward=512, length=128, prenorm=True)
-  c.model.update(position='rotary', activation='gelu_tanh', summary='mean', dropout=0.3)
+  c.model.update(presets.TRANSFORMER_TINY, feedforward=512, max_length=128, prenorm=True)
+  c.model.update(position='rotary', activation='gelu_tanh', pooling='mean', dropout=0.3)
   c.model.dtype = 'bfloat16'
   c.loss.update(classes=CLASSES, label_smoothing=0.1, coarse_until=':')
   c.optimizer.update(name='muon', learning_rate=2e-3, weight_decay=0.1)

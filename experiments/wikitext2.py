@@ -23,7 +23,9 @@ from transformer.zoo import presets
 def get_config() -> ConfigDict:
   c = config.for_task('language_model')
   c.experiment = 'wikitext2'
-  c.data.update(name='text', dir=config.data_dir('wikitext2'), val='valid', length=256, buckets=1)
+  c.data.update(
+    name='text', dir=config.data_dir('wikitext2'), val='valid', max_length=256, buckets=1
+  )
   c.tokenizer.vocab = 8000
   c.model.update(presets.TRANSFORMER_TINY, width=192, depth=6, feedforward=512, prenorm=True)
   c.model.update(norm='rms', position='rotary', activation='silu', gated=True, bias=False)
@@ -32,5 +34,5 @@ def get_config() -> ConfigDict:
   c.optimizer.update(weight_decay=0.1, b2=0.95)
   c.train.update(steps=4000, log_every_steps=50, save_every_steps=200)
   c.eval.update(every_steps=800, samples=2)
-  c.decode.update(temperature=0.8, rows=4)
+  c.decode.update(temperature=0.8, batch_size=4)
   return c

@@ -20,13 +20,13 @@ from transformer.zoo import presets
 def get_config() -> ConfigDict:
   c = config.for_task('seq2seq')
   c.experiment = 'wmt14_en_de_base'
-  c.data.update(name='wmt14_translate/de-en', inputs='en', targets='de', val='validation')
-  c.data.update(test=('test',), length=256, tokens=25_000, buckets=8)
+  c.data.update(name='wmt14_translate/de-en', source='en', target='de', val='validation')
+  c.data.update(test=('test',), max_length=256, batch_tokens=25_000, buckets=8)
   c.tokenizer.vocab = 37_000
   c.model.update(presets.TRANSFORMER_BASE, dtype='bfloat16', unroll=1)
   c.loss.label_smoothing = 0.1
   c.optimizer.update(learning_rate=1.0, schedule='noam', warmup_steps=4000, clip=0.0)
-  c.train.update(steps=100_000, average=5, keep=5, save_every_steps=1500)
+  c.train.update(steps=100_000, average_checkpoints=5, keep_checkpoints=5, save_every_steps=1500)
   c.eval.update(every_steps=5000, limit=500, metrics=('bleu', 'chrf'))
-  c.decode.update(beams=4, alpha=0.6, length=256, rows=64)
+  c.decode.update(beams=4, alpha=0.6, max_new_tokens=256, batch_size=64)
   return c

@@ -21,12 +21,12 @@ def get_config(variant: str = 'messages') -> ConfigDict:
     raise ValueError(f'wnut17.py:{variant} is unknown: give messages or entities')
   c = config.for_task('token_classification')
   c.experiment = 'wnut17'
-  c.data.update(name='conll', dir=config.data_dir('wnut17'), length=128, tokens=1024)
+  c.data.update(name='conll', dir=config.data_dir('wnut17'), max_length=128, batch_tokens=1024)
   c.data.update(train='train[:90%]', val='train[90%:]', test=('dev',), buckets=3)
   if variant == 'entities':
     c.data.update(name='entities', dir='', train='train', val='val', test=('test',))
   c.tokenizer.update(vocab=2000)
-  c.model.update(presets.TRANSFORMER_TINY, feedforward=512, length=128, prenorm=True)
+  c.model.update(presets.TRANSFORMER_TINY, feedforward=512, max_length=128, prenorm=True)
   c.model.update(position='rotary', activation='gelu_tanh', dropout=0.3, dtype='bfloat16')
   c.loss.update(labels=('O', *(f'{mark}-{name}' for name in TYPES for mark in 'BI')))
   c.loss.label_smoothing = 0.1

@@ -24,11 +24,13 @@ from transformer.zoo import presets
 def get_config() -> ConfigDict:
   c = config.for_task('ctc', modality='frames')
   c.experiment = 'yesno'
-  c.data.update(name='yesno', dir=config.data_dir('yesno'), length=400, tokens=2000, buckets=1)
+  c.data.update(
+    name='yesno', dir=config.data_dir('yesno'), max_length=400, batch_tokens=2000, buckets=1
+  )
   c.data.update(train='joined[:26]', val='train[26:]', test=('test_visible',))
-  c.inputs.update(rate=8000, window=0.032, hop=0.020, bands=24, tempo=0.15)
-  c.inputs.update(time_masks=2, time_width=6, time_share=0.1)
-  c.inputs.update(frequency_masks=1, frequency_width=5)
+  c.processor.update(rate=8000, window=0.032, hop=0.020, bands=24, tempo=0.15)
+  c.processor.update(time_masks=2, time_width=6, time_share=0.1)
+  c.processor.update(frequency_masks=1, frequency_width=5)
   c.tokenizer.update(vocab=280, split_digits=True)
   c.model.update(presets.TRANSFORMER_TINY, features=24, width=64, depth=2)
   c.model.update(heads=2, feedforward=256, prenorm=True, position='rotary')
@@ -36,5 +38,5 @@ def get_config() -> ConfigDict:
   c.optimizer.update(name='muon', learning_rate=1e-2, weight_decay=0.1)
   c.train.update(steps=4000, ema=0.99, save_every_steps=400)
   c.eval.update(every_steps=400, metrics=('wer', 'cer'))
-  c.decode.rows = 8
+  c.decode.batch_size = 8
   return c

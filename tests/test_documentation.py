@@ -28,7 +28,7 @@ def test_relative_links_lead_to_files(page):
 def test_the_layout_of_parameters_is_the_documented_one():
   sizes = dict(L=3, D=32, H=8, G=2, K=5, F=48, N=100, P=64)
   config = ModelConfig(
-    vocab=100, width=32, depth=3, heads=8, kv_heads=2, head_size=5, feedforward=48, length=64,
+    vocab=100, width=32, depth=3, heads=8, kv_heads=2, head_size=5, feedforward=48, max_length=64,
     tie='none', gated=True, position='learned',
   )  # fmt: skip
   model = jax.eval_shape(lambda: EncoderDecoder(config, nnx.Rngs(0)))

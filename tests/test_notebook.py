@@ -14,7 +14,7 @@ NOTEBOOK = pathlib.Path(__file__).parents[1] / 'experiments' / 'quickstart.ipynb
 SMALLER = {
   r'^STEPS = .*': 'STEPS = 2',
   r'^config.data.limit = .*': (
-    'config.data.update(limit=200, tokens=256, buckets=1)\n'
+    'config.data.update(limit=200, batch_tokens=256, buckets=1)\n'
     'config.model.update(width=16, feedforward=16, depth=1)'
   ),
   r'limit=64\)': 'limit=8, samples=2)',

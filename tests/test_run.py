@@ -10,8 +10,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = [
-  '--config.data.length=16',
-  '--config.data.tokens=512',
+  '--config.data.max_length=16',
+  '--config.data.batch_tokens=512',
   '--config.data.buckets=1',
   '--config.tokenizer.kind=characters',
   '--config.tokenizer.vocab=40',
@@ -23,8 +23,8 @@ SMALL = [
   '--config.train.log_every_steps=1',
   '--config.eval.every_steps=2',
   '--config.eval.limit=8',
-  '--config.decode.length=8',
-  '--config.decode.rows=8',
+  '--config.decode.max_new_tokens=8',
+  '--config.decode.batch_size=8',
 ]
 
 
@@ -247,7 +247,10 @@ def test_config_prints_every_key_with_its_value_and_meaning(run):
   ],
 )
 def test_lists_on_the_command_line(run, text, metrics):
-  pairs = ('--config.optimizer.rates=embed=0,a|b=0.5', '--config.train.adapters=query|value=8')
+  pairs = (
+    '--config.optimizer.lr_multipliers=embed=0,a|b=0.5',
+    '--config.train.adapters=query|value=8',
+  )
   flags = f'--config.eval.metrics={text}', '--config.eval.best='
   lines = run('--mode=config', *flags, *pairs).stdout.decode()
   assert f'\neval.metrics = {metrics!r}  (tuple of names' in lines
@@ -277,7 +280,7 @@ def test_speech_is_learnt_and_read_from_wav_files(run, tmp_path):
     '--config.train.save_every_steps=2',
     '--config.eval.every_steps=2',
     '--config.eval.limit=8',
-    '--config.decode.rows=8',
+    '--config.decode.batch_size=8',
   )
   assert done.returncode == 0, done.stderr.decode()
   result = json.loads(done.stdout.splitlines()[-1])

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = [
   '--config.data.limit=20',
-  '--config.data.tokens=256',
+  '--config.data.batch_tokens=256',
   '--config.data.test=',
   '--config.model.width=16',
   '--config.model.feedforward=16',
@@ -21,7 +21,7 @@ TINY = [
   '--config.train.save_every_steps=2',
   '--config.eval.every_steps=2',
   '--config.eval.limit=2',
-  '--config.decode.rows=4',
+  '--config.decode.batch_size=4',
 ]
 
 
@@ -41,7 +41,7 @@ def run(commands):
 def trained(run, tmp_path_factory):
   """The folder of a run that speaks, and what it said of itself."""
   folder = tmp_path_factory.mktemp('speech')
-  flags = ['--config.decode.iterations=2', '--config.decode.length=8']
+  flags = ['--config.decode.iterations=2', '--config.decode.max_new_tokens=8']
   experiments = ROOT / 'experiments'
   told = run(f'--config={experiments}/fsdd_tts.py:keypad', f'--workdir={folder}/tts', *TINY, *flags)
   return folder, json.loads(told[-1])

@@ -13,7 +13,7 @@ from experiments.studies import gradients, positions, recurrence
 from transformer import ModelConfig
 from transformer.functional.losses import cross_entropy
 
-CONFIG = ModelConfig(vocab=19, width=8, depth=2, tie='none', length=16)
+CONFIG = ModelConfig(vocab=19, width=8, depth=2, tie='none', max_length=16)
 
 
 def kept(folder, name):
@@ -81,7 +81,7 @@ def test_both_learn_the_copy_from_the_tokens_before(lstm):
 
 @pytest.mark.slow
 def test_recurrence_is_drawn(tmp_path, monkeypatch):
-  tiny = dict(vocab=19, width=8, depth=1, heads=2, feedforward=8, length=16, tie='none')
+  tiny = dict(vocab=19, width=8, depth=1, heads=2, feedforward=8, max_length=16, tie='none')
   models = {n: (build, ModelConfig(**tiny)) for n, (build, _) in recurrence.MODELS.items()}
   monkeypatch.setattr(recurrence, 'MODELS', models)
   sizes = dict(steps=2, rows=2, longest=4, lengths=(2,), timed=(3,), positions=8, turns=1)

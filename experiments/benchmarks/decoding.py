@@ -43,12 +43,12 @@ def ours(shape: dict, rows: int, beams: int, outputs: int, dtype: str):
   from transformer.inference.decoding import Decoding
   from transformer.tasks.seq2seq import Seq2Seq
 
-  config = ModelConfig(**dict(shape, length=128), prenorm=True, dtype=dtype)
+  config = ModelConfig(**dict(shape, max_length=128), prenorm=True, dtype=dtype)
   model = EncoderDecoder(config, nnx.Rngs(0))
   task = Seq2Seq(
     tokenizer=type('Tokenizer', (), dict(bos=1, eos=-1, pad=0)),  # never ends
-    decoding=Decoding(beams=beams, alpha=0.0, length=outputs, rows=rows),
-    length=INPUTS,
+    decoding=Decoding(beams=beams, alpha=0.0, max_new_tokens=outputs, batch_size=rows),
+    max_length=INPUTS,
     label_smoothing=0.0,
     z_loss=0.0,
     start='bos',

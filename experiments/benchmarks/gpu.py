@@ -34,7 +34,9 @@ from experiments.benchmarks import harness
 from experiments.benchmarks.ours import BASE
 
 DATASHEET = 989e12  # dense bfloat16 of an H100 SXM and an H200, operations a second
-GPT2 = dict(vocab=50304, width=768, heads=12, depth=12, feedforward=3072, dropout=0.0, length=1024)
+GPT2 = dict(
+  vocab=50304, width=768, heads=12, depth=12, feedforward=3072, dropout=0.0, max_length=1024
+)
 XL = dict(GPT2, width=1600, heads=25, depth=48, feedforward=6400)
 PRODUCTS, DECODED = 10, 48  # matrix products in a call; tokens of an output
 # what is only norms and activations is read from memory no faster than computed again
@@ -67,9 +69,9 @@ CASES = {
   'gpt2': Case(16, GPT2, 'gpt-compiled', {'ours': LEAN, 'ours-stored': STORED}, seconds=170),
   'decode': Case(64, BASE, 'hf', seconds=60),
   'xl': Case(8, XL, 'gpt-blocks', {'ours': LEAN}, seconds=190, apart=True),
-  'base': Case(256, dict(BASE, length=64), 'torch-compiled', {'ours': STORED}, seconds=120),
+  'base': Case(256, dict(BASE, max_length=64), 'torch-compiled', {'ours': STORED}, seconds=120),
 }
-SMALL = dict(vocab=256, width=64, heads=2, depth=2, feedforward=128, dropout=0.0, length=32)
+SMALL = dict(vocab=256, width=64, heads=2, depth=2, feedforward=128, dropout=0.0, max_length=32)
 _CASES = flags.DEFINE_list('cases', list(CASES), 'which to run; the peak is always measured')
 _MINUTES = flags.DEFINE_float('minutes', 9.5, 'time for everything')
 _SMOKE = flags.DEFINE_bool('smoke', False, 'small sizes, to test the script')

@@ -2,10 +2,12 @@
 
 import functools
 
-TINY = dict(vocab=10240, width=128, heads=4, depth=4, feedforward=256, dropout=0.1, length=32)
-BASE = dict(vocab=16384, width=512, heads=8, depth=6, feedforward=2048, dropout=0.1, length=32)
-NANO_CPU = dict(vocab=65, width=128, heads=4, depth=4, feedforward=512, dropout=0.0, length=64)
-NANO_GPU = dict(vocab=65, width=384, heads=6, depth=6, feedforward=1536, dropout=0.2, length=256)
+TINY = dict(vocab=10240, width=128, heads=4, depth=4, feedforward=256, dropout=0.1, max_length=32)
+BASE = dict(vocab=16384, width=512, heads=8, depth=6, feedforward=2048, dropout=0.1, max_length=32)
+NANO_CPU = dict(vocab=65, width=128, heads=4, depth=4, feedforward=512, dropout=0.0, max_length=64)
+NANO_GPU = dict(
+  vocab=65, width=384, heads=6, depth=6, feedforward=1536, dropout=0.2, max_length=256
+)
 
 
 def adam(width: int):
@@ -41,13 +43,15 @@ def encoder_decoder(shape: dict, *, rows: int, dtype: str, steps: int = 1):
   from transformer.tasks.seq2seq import Seq2Seq
 
   config = ModelConfig(**dict(prenorm=True, tie='output', dtype=dtype) | shape)
-  tokens = np.random.default_rng(0).integers(2, config.vocab, (2, rows, config.length), np.int32)
+  tokens = np.random.default_rng(0).integers(
+    2, config.vocab, (2, rows, config.max_length), np.int32
+  )
   ones = np.ones_like(tokens[0])
   batch = dict(inputs=tokens[0], inputs_segments=ones, targets=tokens[1], targets_segments=ones)
   task = Seq2Seq(
     tokenizer=tokenizers.train([], kind='bytes'),  # only its start token is used
-    decoding=Decoding(beams=1, alpha=0.0, length=config.length, rows=rows),
-    length=config.length,
+    decoding=Decoding(beams=1, alpha=0.0, max_new_tokens=config.max_length, batch_size=rows),
+    max_length=config.max_length,
     label_smoothing=0.1,
     z_loss=0.0,
     start='bos',
@@ -65,7 +69,7 @@ def decoder(shape: dict, *, rows: int, dtype: str, steps: int = 1):
 
   gpt = dict(prenorm=True, tie='output', position='learned', activation='gelu_erf', bias=False)
   config = ModelConfig(**gpt, **shape, dtype=dtype)
-  tokens = np.random.default_rng(0).integers(0, config.vocab, (rows, config.length), np.int32)
+  tokens = np.random.default_rng(0).integers(0, config.vocab, (rows, config.max_length), np.int32)
   batch = dict(tokens=tokens, targets=np.roll(tokens, -1, 1))
 
   def loss(model, batch, key):

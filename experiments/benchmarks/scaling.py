@@ -15,10 +15,10 @@ from absl import app
 
 from experiments.benchmarks import harness
 
-PLAIN = dict(vocab=1024, width=128, heads=4, depth=2, feedforward=512, dropout=0.1, length=64)
+PLAIN = dict(vocab=1024, width=128, heads=4, depth=2, feedforward=512, dropout=0.1, max_length=64)
 TOKENS = 2048
 VARIANTS = {
-  'length': [dict(length=n) for n in (32, 64, 128, 256, 512)],
+  'length': [dict(max_length=n) for n in (32, 64, 128, 256, 512)],
   'width': [dict(width=n, feedforward=4 * n) for n in (64, 128, 256, 512)],
   'depth': [dict(depth=n) for n in (1, 2, 4, 8)],
   'depth, rolled': [dict(depth=n, unroll=1) for n in (1, 2, 4, 8)],

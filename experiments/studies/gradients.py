@@ -64,7 +64,9 @@ def of_model(size: int, scaled: bool, *, steps: int, rows: int = 64) -> dict[str
   """The gradient at the start, and the mean loss of every PART steps."""
   tokenizer = tokenizers.train(algorithmic.SYMBOLS[:10] + ' ', kind='characters')
   task = Seq2Seq(
-    tokenizer=tokenizer, decoding=Decoding(length=2 * LENGTH, rows=1), length=2 * LENGTH
+    tokenizer=tokenizer,
+    decoding=Decoding(max_new_tokens=2 * LENGTH, batch_size=1),
+    max_length=2 * LENGTH,
   )
   config = ModelConfig(
     vocab=tokenizer.size,
@@ -72,7 +74,7 @@ def of_model(size: int, scaled: bool, *, steps: int, rows: int = 64) -> dict[str
     depth=1,
     heads=WIDTH // size,
     feedforward=WIDTH,
-    length=2 * LENGTH,
+    max_length=2 * LENGTH,
     prenorm=True,
     tie='none',
     dropout=0.0,

@@ -33,7 +33,9 @@ from transformer.training.step import init, train_step
 
 PAD, BOS, EOS, FIRST, SYMBOLS = 0, 1, 2, 3, 16
 LONGEST = 60
-SIZES = dict(vocab=FIRST + SYMBOLS, depth=2, dropout=0.0, tie='none', length=512, dtype='bfloat16')
+SIZES = dict(
+  vocab=FIRST + SYMBOLS, depth=2, dropout=0.0, tie='none', max_length=512, dtype='bfloat16'
+)
 
 
 class Recurrent(nnx.Module):

@@ -41,7 +41,7 @@ def main(speaks: str, hears: str, folder=RESULTS):
   speaks, hears = (str(pathlib.Path(workdir).absolute()) for workdir in (speaks, hears))
   config = json.loads((pathlib.Path(speaks) / 'config.json').read_text())
   data, loss = config['data'], config['loss']
-  names = {name: data[name] for name in ('dir', 'inputs', 'targets')}
+  names = dict(dir=data['dir'], inputs=data['source'], targets=data['target'])
   source = corpora.load(data['name'], data['val'], **names)
   real = {source[i]['targets']: source[i]['inputs'] for i in range(len(source))}
   texts = sorted(real)

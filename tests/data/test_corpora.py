@@ -475,7 +475,7 @@ def test_labelled_lines(tmp_path):
     'targets': 'GOOD',
   }
   assert load('train', dir=tmp_path / 'all.txt', targets='fine')[0]['targets'] in 'xyz'
-  with pytest.raises(ValueError, match="data.targets='kind' is none of label, coarse, fine"):
+  with pytest.raises(ValueError, match="data.target='kind' is none of label, coarse, fine"):
     load('val', dir=tmp_path, targets='kind')
   (tmp_path / 'val.txt').write_text('GOOD words\nBAD\n')
   with pytest.raises(ValueError, match='val.txt:2: inputs is'):

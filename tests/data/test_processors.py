@@ -20,7 +20,7 @@ from transformer.modules.config import ModelConfig
 from transformer.tasks.classification import Classification
 from transformer.tasks.seq2seq import Seq2Seq
 
-SMALL = dict(width=16, depth=2, heads=2, feedforward=32, length=32, dropout=0.0, tie='output')
+SMALL = dict(width=16, depth=2, heads=2, feedforward=32, max_length=32, dropout=0.0, tie='output')
 
 
 @pytest.fixture(scope='module')
@@ -49,8 +49,8 @@ def pictures():
 def labels(tokenizer):
   return Classification(
     tokenizer=tokenizer,
-    decoding=Batching(rows=4),
-    length=1,
+    decoding=Batching(batch_size=4),
+    max_length=1,
     input_processor=ImageProcessor(height=6, width=9, channels=1, patch=3),
     classes=('left', 'right'),
     label_smoothing=0.0,
@@ -61,8 +61,8 @@ def labels(tokenizer):
 def sounds(tokenizer):
   return Seq2Seq(
     tokenizer=tokenizer,
-    decoding=Decoding(length=6, rows=4),
-    length=20,
+    decoding=Decoding(max_new_tokens=6, batch_size=4),
+    max_length=20,
     input_processor=SoundProcessor(bands=5, max_length=20),
   )
 
@@ -85,7 +85,7 @@ def test_patches_are_squares_row_by_row():
 
 def test_images_are_learnt_and_their_labels_found(labels, seed, bounded):
   pictures = halves(24)
-  config = ModelConfig(vocab=40, inputs='patches', features=9, position='learned', **SMALL)
+  config = ModelConfig(vocab=40, modality='patches', features=9, position='learned', **SMALL)
   model = jax.jit(lambda key: labels.init(config, key))(jax.random.key(seed))
   batch = Batches(labels.columns(pictures), unpacked(24), tokens=24, seed=None)[0]
   batch = jax.tree.map(jnp.asarray, batch)
@@ -101,7 +101,7 @@ def test_images_are_learnt_and_their_labels_found(labels, seed, bounded):
 def test_rows_that_fill_a_batch_weigh_nothing(labels, pictures):
   batches = Batches(labels.columns(pictures), unpacked(11), tokens=8, seed=None)
   assert batches[1]['label_segments'].tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
-  config = ModelConfig(vocab=40, inputs='patches', features=9, position='learned', **SMALL)
+  config = ModelConfig(vocab=40, modality='patches', features=9, position='learned', **SMALL)
   model = drawn(lambda: labels.init(config, jax.random.key(0)))
   total = sum(float(measured(labels, model, batches[i])['nll'].weight) for i in range(2))
   assert total == 11
@@ -148,7 +148,7 @@ def test_a_stem_leaves_fewer_pieces():
   assert reader.labels(np.zeros((8, 8, 3), np.uint8)) == ['all', '0,0', '0,1', '1,0', '1,1']
   assert reader.positions == 5
   assert ImageProcessor(height=7, width=7, channels=3, patch=1, stem=2).positions == 5
-  with pytest.raises(ValueError, match='inputs.height=8 .* inputs.width=6.*model.stem=0'):
+  with pytest.raises(ValueError, match='processor.height=8 .* processor.width=6.*model.stem=0'):
     ImageProcessor(height=8, width=6, channels=3, patch=1, stem=2)
 
 
@@ -166,7 +166,7 @@ def test_an_image_with_many_captions_is_decoded_once(monkeypatch, pictures):
 
 
 def test_a_sound_is_answered_alike_alone_and_beside_longer_ones(sounds, tokenizer):
-  config = ModelConfig(vocab=tokenizer.size, inputs='frames', features=5, **SMALL)
+  config = ModelConfig(vocab=tokenizer.size, modality='frames', features=5, **SMALL)
   model = drawn(lambda: sounds.init(config, jax.random.key(1)))
   lines = frames(3, 20, 7, 12, 9)
   together = sounds.best(model, lines)
@@ -177,7 +177,7 @@ def test_a_sound_is_answered_alike_alone_and_beside_longer_ones(sounds, tokenize
 
 
 def test_padded_frames_change_no_loss(sounds, tokenizer):
-  config = ModelConfig(vocab=tokenizer.size, inputs='frames', features=5, **SMALL)
+  config = ModelConfig(vocab=tokenizer.size, modality='frames', features=5, **SMALL)
   model = drawn(lambda: sounds.init(config, jax.random.key(1)))
   texts = 'a b', 'c', 'hg'
   source = [{'inputs': f, 'targets': t} for f, t in zip(frames(3, 20, 8), texts, strict=True)]
@@ -202,7 +202,7 @@ def test_padding_comes_off_again():
   'reader, line, words',
   [
     (SoundProcessor(bands=5, max_length=4), np.zeros((9, 5)), 'has 9 frames, more than the 4'),
-    (SoundProcessor(bands=5, max_length=4), np.zeros((3, 6)), 'inputs.bands=5 to that'),
+    (SoundProcessor(bands=5, max_length=4), np.zeros((3, 6)), 'processor.bands=5 to that'),
   ],
 )
 def test_what_cannot_be_read_is_refused(reader, line, words):
@@ -224,8 +224,8 @@ def test_texts_are_cut_where_it_is_asked(tokenizer):
 
 
 def test_patches_must_fit():
-  with pytest.raises(ValueError, match='inputs.patch=4 does not divide'):
+  with pytest.raises(ValueError, match='processor.patch=4 does not divide'):
     ImageProcessor(height=6, width=8, channels=1, patch=4)
   for wrong in (dict(shift=-1), dict(erase=-1), dict(turn=-1.0), dict(zoom=1.0), dict(recolor=1.5)):
-    with pytest.raises(ValueError, match=f'inputs.{next(iter(wrong))}'):
+    with pytest.raises(ValueError, match=f'processor.{next(iter(wrong))}'):
       ImageProcessor(height=8, width=8, channels=1, patch=4, **wrong)

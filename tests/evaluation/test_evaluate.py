@@ -20,7 +20,9 @@ def parrot(monkeypatch):
 
   monkeypatch.setattr(Seq2Seq, 'answer', answer)
   tokenizer = tokenizers.train(['abcdefghijklmnopqrstuvwxyz 0123'], kind='characters', vocab=64)
-  return Seq2Seq(tokenizer=tokenizer, decoding=Decoding(length=8, rows=1), length=40), asked
+  return Seq2Seq(
+    tokenizer=tokenizer, decoding=Decoding(max_new_tokens=8, batch_size=1), max_length=40
+  ), asked
 
 
 def captions(images=4, each=3):

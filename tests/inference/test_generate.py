@@ -16,7 +16,7 @@ from transformer.modules.model import Decoder, EncoderDecoder
 from transformer.tasks.language_model import LanguageModel
 from transformer.tasks.seq2seq import Seq2Seq
 
-SIZES = dict(width=16, depth=2, heads=2, feedforward=24, length=24, prenorm=True, unroll=1)
+SIZES = dict(width=16, depth=2, heads=2, feedforward=24, max_length=24, prenorm=True, unroll=1)
 PROMPTS = [[5, 6, 7, 8, 9], [10], [11, 5, 12]]
 
 
@@ -85,15 +85,15 @@ def test_an_output_ends_with_eos_and_then_has_pad(decoder):
 
 @pytest.mark.parametrize('settings', [dict(), dict(beams=3, alpha=0.6)], ids=['greedy', 'beams'])
 def test_it_is_the_search_of_the_tasks(decoder, translator, tokenizer, settings):
-  decoding = Decoding(length=6, rows=2, **settings)
-  task = LanguageModel(tokenizer=tokenizer, decoding=decoding, length=16, documents=True)
+  decoding = Decoding(max_new_tokens=6, batch_size=2, **settings)
+  task = LanguageModel(tokenizer=tokenizer, decoding=decoding, max_length=16, documents=True)
   lines = ['abc', 'd', 'ponm']
   prompts = [task.processor.encode_example(line) for line in lines]
   eos = tokenizer.eos
   found = generate(decoder, prompts, max_new_tokens=6, eos=eos, pad=0, **settings)
   assert [tokenizer.decode(row) for row in found.tolist()] == predict(task, decoder, lines)
 
-  task = Seq2Seq(tokenizer=tokenizer, decoding=decoding, length=16)
+  task = Seq2Seq(tokenizer=tokenizer, decoding=decoding, max_length=16)
   inputs = [task.processor.encode_example(line) for line in lines]
   found = generate(
     translator, inputs, max_new_tokens=6, start=tokenizer.bos, eos=eos, pad=0, **settings
@@ -157,8 +157,8 @@ def test_a_model_of_nan_is_an_error_in_every_way_of_use(decoder, tokenizer):
   for settings in (dict(), dict(temperature=1.0), dict(temperature=1.0, top_p=0.9)):
     with pytest.raises(FloatingPointError, match='NaN'):
       generate(broken, PROMPTS, max_new_tokens=4, key=jax.random.key(0), **settings)
-    decoding = Decoding(length=4, rows=1, **settings)
-    task = LanguageModel(tokenizer=tokenizer, decoding=decoding, length=16)
+    decoding = Decoding(max_new_tokens=4, batch_size=1, **settings)
+    task = LanguageModel(tokenizer=tokenizer, decoding=decoding, max_length=16)
     with pytest.raises(FloatingPointError, match='NaN'):
       predict(task, broken, ['abc'])
     with pytest.raises(FloatingPointError, match='NaN'):
@@ -166,8 +166,8 @@ def test_a_model_of_nan_is_an_error_in_every_way_of_use(decoder, tokenizer):
 
 
 def test_more_tokens_than_learned_positions_are_an_error(decoder, tokenizer):
-  decoding = Decoding(length=6, rows=1)
-  task = LanguageModel(tokenizer=tokenizer, decoding=decoding, length=1024)
+  decoding = Decoding(max_new_tokens=6, batch_size=1)
+  task = LanguageModel(tokenizer=tokenizer, decoding=decoding, max_length=1024)
   prompt = 'abcdefghijklmnopabcdefghij'  # 26 tokens for 24 positions
   for use in (lambda: predict(task, decoder, [prompt]), lambda: list(task.stream(decoder, prompt))):
     with pytest.raises(ValueError, match='more than the 24 learned positions'):

@@ -25,7 +25,7 @@ ERRORS = [
   (dict(dtype='float64'), r"model\.dtype='float64' is none of 'float32', 'bfloat16', 'float16'"),
   (dict(vocab=0), r'model\.vocab=0 must be at least 1'),
   (dict(depth=0), r'model\.depth=0 must be at least 1'),
-  (dict(length=-1), r'model\.length=-1 must be at least 1'),
+  (dict(max_length=-1), r'model\.max_length=-1 must be at least 1'),
   (dict(decoder_depth=-1), r'model\.decoder_depth=-1 must be at least 0'),
   (dict(window=-2), r'model\.window=-2 must be at least 0'),
   (dict(unroll=-1), r'model\.unroll=-1 must be at least 0'),

@@ -13,9 +13,9 @@ from transformer.modules.config import ModelConfig
 from transformer.modules.embeddings import Convolution, Frames, Patches, Tokens
 from transformer.modules.model import Encoder, EncoderDecoder
 
-TINY = dict(vocab=11, width=16, depth=2, heads=4, feedforward=24, length=16)
-FRAMES = dict(TINY, inputs='frames', features=5, tie='output', activation='gelu_erf')
-PATCHES = dict(TINY, inputs='patches', features=12, tie='output', position='learned')
+TINY = dict(vocab=11, width=16, depth=2, heads=4, feedforward=24, max_length=16)
+FRAMES = dict(TINY, modality='frames', features=5, tie='output', activation='gelu_erf')
+PATCHES = dict(TINY, modality='patches', features=12, tie='output', position='learned')
 
 
 @pytest.mark.parametrize('stride', [1, 2])
@@ -41,7 +41,9 @@ def test_padding_frames_change_nothing(rng, close, length):
 
 
 def test_frames_reach_the_decoder_as_without_padding(rng, close):
-  model = drawn(lambda: EncoderDecoder(ModelConfig(**FRAMES, source_length=4), nnx.Rngs(0)), rng)
+  model = drawn(
+    lambda: EncoderDecoder(ModelConfig(**FRAMES, max_source_length=4), nnx.Rngs(0)), rng
+  )
   frames = jnp.asarray(rng.normal(size=(1, 7, 5)), jnp.float32)
   targets = jnp.array([[3, 4, 5]])
   segments = jnp.pad(jnp.ones((1, 7), int), ((0, 0), (0, 5)))
@@ -51,7 +53,7 @@ def test_frames_reach_the_decoder_as_without_padding(rng, close):
 
 
 def test_source_length_is_the_encoders_own():
-  config = ModelConfig(**FRAMES, position='learned', source_length=9)
+  config = ModelConfig(**FRAMES, position='learned', max_source_length=9)
   model = drawn(lambda: EncoderDecoder(config, nnx.Rngs(0)))
   assert len(model.encoder.positions.table[...]) == 9
   assert len(model.decoder.positions.table[...]) == 16
@@ -109,7 +111,7 @@ def test_a_stem_sees_rows_and_columns(rng):
 
 def test_types_are_added_and_default_to_0(rng, close):
   model = drawn(
-    lambda: Encoder(ModelConfig(**TINY, types=2, norm_embedding=True), nnx.Rngs(0)), rng
+    lambda: Encoder(ModelConfig(**TINY, token_types=2, norm_embedding=True), nnx.Rngs(0)), rng
   )
   tokens = jnp.array([[1, 2, 3]])
   run = jax.jit(lambda types: model(tokens, types=types))
@@ -121,7 +123,7 @@ def test_types_are_added_and_default_to_0(rng, close):
 @pytest.mark.parametrize('summary', ['first', 'mean', 'attention', 'pooler'])
 @pytest.mark.parametrize('side', [0, 1])
 def test_a_summary_does_not_see_padding(rng, close, summary, side):
-  model = drawn(lambda: Encoder(ModelConfig(**TINY, summary=summary, pad=0), nnx.Rngs(0)), rng)
+  model = drawn(lambda: Encoder(ModelConfig(**TINY, pooling=summary, pad=0), nnx.Rngs(0)), rng)
   tokens = jnp.asarray(rng.integers(1, 11, (1, 5)))
   pad = ((0, 0), (3, 0) if side == 0 else (0, 3))
   states = jax.jit(lambda: model(tokens))()
@@ -167,10 +169,10 @@ def test_which_tables_are_one():
 
 
 def test_what_contradicts_itself_is_refused():
-  with pytest.raises(ValueError, match='features=0 with model.inputs=frames'):
-    ModelConfig(**TINY, inputs='frames', tie='output')
+  with pytest.raises(ValueError, match='features=0 with model.modality=frames'):
+    ModelConfig(**TINY, modality='frames', tie='output')
   with pytest.raises(ValueError, match='tie=all needs tokens'):
-    ModelConfig(**TINY, inputs='patches', features=12)
+    ModelConfig(**TINY, modality='patches', features=12)
   with pytest.raises(ValueError, match=r'model.stem=5 .* 2\^5 divides, not patches and 16'):
     ModelConfig(**PATCHES, stem=5)
   with pytest.raises(ValueError, match='8 patches .* square .* model.stem=0'):

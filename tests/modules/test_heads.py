@@ -16,11 +16,11 @@ TINY = dict(
   depth=1,
   heads=4,
   feedforward=24,
-  length=16,
-  types=2,
+  max_length=16,
+  token_types=2,
   pad=0,
   bias_output=True,
-  summary='pooler',
+  pooling='pooler',
   activation='gelu_erf',
 )
 TOKENS = jnp.array([[4, 5, 6, 7], [8, 9, 0, 0]])

@@ -18,7 +18,7 @@ from transformer.modules.config import ModelConfig
 from transformer.modules.model import Decoder, Encoder, EncoderDecoder, Memory, functionalize
 from transformer.zoo import presets
 
-TINY = dict(vocab=11, width=16, depth=2, heads=4, feedforward=24, length=16, unroll=1, pad=0)
+TINY = dict(vocab=11, width=16, depth=2, heads=4, feedforward=24, max_length=16, unroll=1, pad=0)
 MODELS = [Encoder, Decoder, EncoderDecoder]
 # every scheme of positions, with full (kv_heads=0) and grouped heads, pre- and post-norm, a window
 SCHEMES = [

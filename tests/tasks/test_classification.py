@@ -19,8 +19,8 @@ CLASSES = ['NUM:date', 'LOC:city', 'NUM:money', 'LOC:state', 'NUM:other']
 def task():
   return Classification(
     tokenizer=tokenizers.train(['abc'], kind='bytes', vocab=260),
-    decoding=Batching(rows=2),
-    length=8,
+    decoding=Batching(batch_size=2),
+    max_length=8,
     classes=tuple(CLASSES),
     label_smoothing=0.0,
     coarse_until=':',
@@ -30,7 +30,7 @@ def task():
 @pytest.fixture
 def model(task):
   config = ModelConfig(
-    vocab=260, width=16, depth=1, heads=2, feedforward=32, length=8, dropout=0.0, summary='mean'
+    vocab=260, width=16, depth=1, heads=2, feedforward=32, max_length=8, dropout=0.0, pooling='mean'
   )
   return drawn(lambda: task.init(config, jax.random.key(0)))
 

@@ -20,13 +20,13 @@ from transformer.tasks.seq2seq import Seq2Seq
 
 CONFIG = ModelConfig(
   vocab=9,
-  inputs='frames',
+  modality='frames',
   features=5,
   width=16,
   depth=1,
   heads=2,
   feedforward=32,
-  length=64,
+  max_length=64,
   position='rotary',
   prenorm=True,
   tie='output',
@@ -38,7 +38,9 @@ CONFIG = ModelConfig(
 def task():
   tokenizer = tokenizers.train(['abcde'], kind='characters', vocab=9)
   inputs = SoundProcessor(max_length=64, bands=5)
-  return CTC(tokenizer=tokenizer, decoding=Batching(rows=4), length=64, input_processor=inputs)
+  return CTC(
+    tokenizer=tokenizer, decoding=Batching(batch_size=4), max_length=64, input_processor=inputs
+  )
 
 
 @pytest.fixture(scope='module')
@@ -159,7 +161,7 @@ def test_ready_made_frames_are_read_and_no_sound(tmp_path, task, model, rng):
   np.save(tmp_path / 'ours.npy', frames)
   np.save(tmp_path / 'wide.npy', np.pad(frames, ((0, 0), (0, 1))))
   assert predict(task, model, [str(tmp_path / 'ours.npy')]) == predict(task, model, [frames])
-  with pytest.raises(ValueError, match=r'line 1: .*6 numbers each: set inputs\.bands=5'):
+  with pytest.raises(ValueError, match=r'line 1: .*6 numbers each: set processor\.bands=5'):
     predict(task, model, [str(tmp_path / 'wide.npy')])
   sound, flat = tmp_path / 'sound.wav', tmp_path / 'flat.npy'
   audio.write(sound, frames[:, 0] * 0.1, 8000)
@@ -168,7 +170,7 @@ def test_ready_made_frames_are_read_and_no_sound(tmp_path, task, model, rng):
   np.savez(tmp_path / 'many.npz', frames)
   (tmp_path / 'damaged.npz').write_bytes((tmp_path / 'many.npz').read_bytes()[:90])
   for file in (sound, flat, *(tmp_path / name for name in ('nan.npy', 'many.npz', 'damaged.npz'))):
-    with pytest.raises(ValueError, match=rf'line 1: .*{file.name} is no .npy.*inputs\.window=0'):
+    with pytest.raises(ValueError, match=rf'line 1: .*{file.name} is no .npy.*processor\.window=0'):
       predict(task, model, [str(file)])
   with pytest.raises(ValueError, match='line 1: the sound is no .npy'):
     predict(task, model, [sound.read_bytes()])
@@ -193,10 +195,10 @@ def test_a_tokenizer_without_padding_has_no_blank(task):
 @pytest.mark.parametrize(
   'wrong, message',
   [
-    (dict(tempo=1.0), r'inputs\.tempo=1\.0'),
-    (dict(time_share=1.5), r'inputs\.time_share=1\.5'),
-    (dict(time_masks=-1), r'inputs\.time_masks=-1'),
-    (dict(hop=0.5), r'inputs: hop=0\.5'),
+    (dict(tempo=1.0), r'processor\.tempo=1\.0'),
+    (dict(time_share=1.5), r'processor\.time_share=1\.5'),
+    (dict(time_masks=-1), r'processor\.time_masks=-1'),
+    (dict(hop=0.5), r'processor: hop=0\.5'),
   ],
 )
 def test_impossible_inputs_are_named(wrong, message):
@@ -214,8 +216,8 @@ def test_sounds_are_normalised(rng):
 
 @pytest.fixture(scope='module')
 def joint(task):
-  how = dict(tokenizer=task.tokenizer, length=64, input_processor=task.input_processor)
-  return JointCTC(decoding=Decoding(length=8, rows=4), label_smoothing=0.1, **how)
+  how = dict(tokenizer=task.tokenizer, max_length=64, input_processor=task.input_processor)
+  return JointCTC(decoding=Decoding(max_new_tokens=8, batch_size=4), label_smoothing=0.1, **how)
 
 
 def test_joint_is_attention_and_ctc_in_shares(task, joint, examples):
@@ -230,7 +232,10 @@ def test_joint_is_attention_and_ctc_in_shares(task, joint, examples):
   assert losses[0.25] == pytest.approx(0.75 * losses[0.0] + 0.25 * losses[1.0], rel=1e-5)
 
   how = dict(
-    tokenizer=task.tokenizer, length=64, input_processor=task.input_processor, label_smoothing=0.1
+    tokenizer=task.tokenizer,
+    max_length=64,
+    input_processor=task.input_processor,
+    label_smoothing=0.1,
   )
   plain = Seq2Seq(decoding=joint.decoding, **how)
   attended, nll = jax.jit(lambda m, b: plain.loss(m, b, None))(model, batch)

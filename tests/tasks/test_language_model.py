@@ -19,7 +19,7 @@ from transformer.modules.config import ModelConfig
 from transformer.tasks.language_model import LanguageModel
 
 TEXT = 'the quick brown fox\njumps over the lazy dog\n'
-GREEDY = Decoding(beams=1, alpha=0.0, length=21, rows=3)
+GREEDY = Decoding(beams=1, alpha=0.0, max_new_tokens=21, batch_size=3)
 DRAWN = dataclasses.replace(GREEDY, temperature=1.0, top_k=20, seed=3)
 
 
@@ -28,7 +28,7 @@ def task():
   return LanguageModel(
     tokenizer=tokenizers.train([TEXT], kind='characters', vocab=40),
     decoding=GREEDY,
-    length=8,
+    max_length=8,
     documents=False,
     overlap=0,
     label_smoothing=0.0,
@@ -44,7 +44,7 @@ def model(task):
     depth=2,
     heads=2,
     feedforward=24,
-    length=8,
+    max_length=8,
     position='learned',
     prenorm=True,
     unroll=1,
@@ -88,7 +88,7 @@ def test_what_overlaps_is_read_again_and_judged_once(task, text):
 
 
 def test_documents_begin_and_end(task):
-  whole = dataclasses.replace(task, documents=True, length=16)
+  whole = dataclasses.replace(task, documents=True, max_length=16)
   fields = whole.columns([{'targets': 'fox'}])
   fox = task.tokenizer.encode('fox')
   assert fields['inputs'][0].tolist() == [1, *fox]
@@ -101,7 +101,7 @@ def test_a_text_in_parts_is_the_text(task, monkeypatch):
 
 
 def test_windows_that_do_not_move_are_an_error(task):
-  with pytest.raises(ValueError, match=r'loss.overlap=8 of data.length=8'):
+  with pytest.raises(ValueError, match=r'loss.overlap=8 of data.max_length=8'):
     dataclasses.replace(task, overlap=8)
 
 
@@ -119,9 +119,9 @@ def test_the_loss_is_the_logits_cross_entropy(task, model, close, overlap):
   loss, _ = jax.jit(task.loss)(model, jax.tree.map(jnp.asarray, batch), None)
   total = 0.0
   for i in range(len(fields['inputs'])):
-    row = np.zeros((1, task.length), np.int32)
+    row = np.zeros((1, task.max_length), np.int32)
     row[0, : len(fields['inputs'][i])] = fields['inputs'][i]
-    segments = np.arange(task.length) < len(fields['inputs'][i])
+    segments = np.arange(task.max_length) < len(fields['inputs'][i])
     logits = logits_of(model, row, segments.astype(np.int32)[None])[0, segments]
     log_p = scipy.special.log_softmax(np.asarray(logits, np.float64), axis=-1)
     judged = np.arange(overlap if i else 0, len(logits))
@@ -139,12 +139,12 @@ def longhand(task, model, prompt):
   """Greedy, one full pass over the window for every token."""
   text = task.tokenizer.encode(prompt)
   produced = 0
-  while produced < task.decoding.length:
-    steps = min(task.length // 2, task.decoding.length - produced)
-    context = text[-(task.length - steps) :]
+  while produced < task.decoding.max_new_tokens:
+    steps = min(task.max_length // 2, task.decoding.max_new_tokens - produced)
+    context = text[-(task.max_length - steps) :]
     for _ in range(steps):
-      row = jnp.asarray([context + [0] * (task.length - len(context))])
-      segments = (jnp.arange(task.length) < len(context)).astype(int)[None]
+      row = jnp.asarray([context + [0] * (task.max_length - len(context))])
+      segments = (jnp.arange(task.max_length) < len(context)).astype(int)[None]
       logits = logits_of(model, row, segments)[0, len(context) - 1]
       context.append(int(jnp.argmax(logits)))
       text.append(context[-1])
@@ -179,7 +179,7 @@ def test_a_line_is_drawn_the_same_whatever_comes_with_it(task, model):
 
 def test_documents_end(task, model):
   """The model is made to say the end token at once."""
-  ends = dataclasses.replace(task, documents=True, length=16)
+  ends = dataclasses.replace(task, documents=True, max_length=16)
   sure = jax.tree.map(lambda x: x, model)
   sure.embed.table[...] = (
     model.embed.table[...].at[2].set(100 * model.states(jnp.array([[1]]))[0, 0])
@@ -191,7 +191,7 @@ def test_documents_end(task, model):
 def test_beams_find_no_worse_and_need_room(task, model):
   with pytest.raises(ValueError, match='beams cannot move'):
     dataclasses.replace(task, decoding=dataclasses.replace(GREEDY, beams=4))
-  wide = dataclasses.replace(task, decoding=dataclasses.replace(GREEDY, beams=4, length=4))
+  wide = dataclasses.replace(task, decoding=dataclasses.replace(GREEDY, beams=4, max_new_tokens=4))
   assert with_fast_decoding(wide).decoding.beams == 1
   prompts, compared = ['the', 'fox', 'over', 'dog', 'lazy', 'quick b'], 0
 

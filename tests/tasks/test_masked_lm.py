@@ -23,7 +23,7 @@ from transformer.tasks.seq2seq import shift_right
 from transformer.tasks.span_corruption import SpanCorruption
 
 TEXTS = ['red ant\n', 'big red ant\n', 'big blue bee\n', 'blue bee\n']
-SIZES = dict(width=16, depth=1, heads=2, feedforward=32, length=16, dropout=0.0, prenorm=True)
+SIZES = dict(width=16, depth=1, heads=2, feedforward=32, max_length=16, dropout=0.0, prenorm=True)
 SIZES |= dict(position='learned', unroll=1)
 
 
@@ -35,15 +35,15 @@ def tokenizer():
 @pytest.fixture(scope='module')
 def masking(tokenizer):
   how = dict(rate=0.2, whole_words=False, next_sentence=False)
-  return MaskedLM(tokenizer=tokenizer, decoding=Batching(rows=2), length=16, **how)
+  return MaskedLM(tokenizer=tokenizer, decoding=Batching(batch_size=2), max_length=16, **how)
 
 
 @pytest.fixture(scope='module')
 def denoising(tokenizer):
   return SpanCorruption(
     tokenizer=tokenizer,
-    decoding=Decoding(beams=2, alpha=0.0, length=14, rows=2),
-    length=13,
+    decoding=Decoding(beams=2, alpha=0.0, max_new_tokens=14, batch_size=2),
+    max_length=13,
     objective='spans',
     rate=0.2,
     mean_span=2.0,
@@ -57,8 +57,8 @@ def denoising(tokenizer):
 def labels(tokenizer):
   return Classification(
     tokenizer=tokenizer,
-    decoding=Batching(rows=2),
-    length=16,
+    decoding=Batching(batch_size=2),
+    max_length=16,
     classes=('ant', 'bee'),
     label_smoothing=0.0,
   )
@@ -107,7 +107,7 @@ def test_whole_words_are_hidden_whole():
     ['redder bluer antic beeline'] * 9, kind='bpe', vocab=270, sentinels=1
   )
   how = dict(rate=0.3, whole_words=True, next_sentence=False)
-  task = MaskedLM(tokenizer=tokenizer, decoding=Batching(rows=2), length=40, **how)
+  task = MaskedLM(tokenizer=tokenizer, decoding=Batching(batch_size=2), max_length=40, **how)
   line = 'redder bluer antic beeline redder antic'
   batch = batch_of(task, texts([line]))
   words = np.asarray(task.words(batch['inputs']))[0]
@@ -123,7 +123,7 @@ def test_whole_words_are_hidden_whole():
 
 def test_halves_of_other_rows_are_told_apart(tokenizer):
   how = dict(rate=0.2, whole_words=False, next_sentence=True)
-  task = MaskedLM(tokenizer=tokenizer, decoding=Batching(rows=2), length=14, **how)
+  task = MaskedLM(tokenizer=tokenizer, decoding=Batching(batch_size=2), max_length=14, **how)
   same = ['abcdefghijk', 'lmnopqrstuv', 'wxyzabcdefg', 'hijklmnopqr', 'stuvwxyzabc', 'defghijklmn']
   task = dataclasses.replace(
     task, tokenizer=tokenizers.train(same, kind='characters', vocab=40, sentinels=1)
@@ -140,7 +140,7 @@ def test_halves_of_other_rows_are_told_apart(tokenizer):
       source = row - 1 if h.swapped[row] else row
       assert (np.asarray(h.targets)[row][second[row]] == before[source][second[row]]).all()
       assert (np.asarray(h.targets)[row][~second[row]] == before[row][~second[row]]).all()
-  config = ModelConfig(vocab=task.tokenizer.size, types=2, summary='pooler', **SIZES)
+  config = ModelConfig(vocab=task.tokenizer.size, token_types=2, pooling='pooler', **SIZES)
   model = drawn(lambda: task.init(config, jax.random.key(0)))
   loss, metrics = jax.jit(task.loss)(model, batch, jax.random.key(1))
   assert np.isfinite(loss.sum) and {'nll_of_order', 'accuracy_of_order'} <= metrics.keys()
@@ -277,4 +277,4 @@ def test_what_cannot_be_learnt_is_refused(labels, masking, denoising):
   with pytest.raises(ValueError, match='tokenizer.sentinels=1'):
     dataclasses.replace(masking, tokenizer=plain)
   with pytest.raises(ValueError, match='tokenizer.sentinels='):
-    dataclasses.replace(denoising, length=60)
+    dataclasses.replace(denoising, max_length=60)

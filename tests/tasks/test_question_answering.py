@@ -17,8 +17,8 @@ from transformer.modules.config import ModelConfig
 from transformer.tasks.question_answering import MATCH, Extraction, QuestionAnswering, best_spans
 
 TEXT = 'Émile   owns 3 goats, (says “Zoë”) and  lives in Nîmes\u00a0today.'
-SIZES = dict(width=32, depth=2, heads=2, feedforward=64, length=64, dropout=0.0, prenorm=True)
-SIZES |= dict(position='rotary', types=3, unroll=1)
+SIZES = dict(width=32, depth=2, heads=2, feedforward=64, max_length=64, dropout=0.0, prenorm=True)
+SIZES |= dict(position='rotary', token_types=3, unroll=1)
 
 
 def asked_of(text, *answers):
@@ -40,9 +40,9 @@ def task(request):
 
 
 def of(tokenizer, length=64, **how):
-  decoding = Extraction(rows=3, longest=12)
+  decoding = Extraction(batch_size=3, longest=12)
   how = dict(stride=8) | how
-  return QuestionAnswering(tokenizer=tokenizer, decoding=decoding, length=length, **how)
+  return QuestionAnswering(tokenizer=tokenizer, decoding=decoding, max_length=length, **how)
 
 
 def batch_of(task, source):
@@ -97,7 +97,7 @@ def test_windows_overlap_and_leave_nothing_out(task):
   assert len(windows) > 2
   read = set()
   for before, window in zip([None, *windows], windows, strict=False):
-    assert len(window.tokens) <= task.length
+    assert len(window.tokens) <= task.max_length
     part = range(window.start, window.start + len(window.tokens) - 1 - window.first)
     assert window.tokens[window.first : -1] == asked.paragraph[part.start : part.stop]
     assert before is None or part.start < max(read)

@@ -18,8 +18,8 @@ from transformer.modules.config import ModelConfig
 from transformer.tasks.retrieval import Ranking, Retrieval, bm25
 
 WORDS = 'ant bee cat dog elk fox gnu hen ibex jay koi lynx mole newt owl pig quail ram'.split()
-SIZES = dict(width=32, depth=1, heads=2, feedforward=32, length=32, dropout=0.0, prenorm=True)
-SIZES |= dict(position='rotary', types=2, summary='mean', unroll=1)
+SIZES = dict(width=32, depth=1, heads=2, feedforward=32, max_length=32, dropout=0.0, prenorm=True)
+SIZES |= dict(position='rotary', token_types=2, pooling='mean', unroll=1)
 
 
 @pytest.fixture(scope='module')
@@ -39,8 +39,8 @@ def file(texts, tmp_path_factory):
 def task(texts, file):
   return Retrieval(
     tokenizer=tokenizers.train(texts, kind='wordpiece', vocab=80),
-    decoding=Ranking(rows=4, collection=file, first=12, bm25=0.0, fusion='scores'),
-    length=32,
+    decoding=Ranking(batch_size=4, collection=file, first=12, bm25=0.0, fusion='scores'),
+    max_length=32,
     temperature=0.1,
   )
 

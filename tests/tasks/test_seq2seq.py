@@ -20,8 +20,8 @@ from transformer.modules.config import ModelConfig
 from transformer.tasks.seq2seq import Seq2Seq, shift_right
 from transformer.training.diagnosis import first_not_finite
 
-GREEDY = Decoding(beams=1, alpha=0.0, length=20, rows=4)
-BEAM = Decoding(beams=4, alpha=0.6, length=20, rows=4)
+GREEDY = Decoding(beams=1, alpha=0.0, max_new_tokens=20, batch_size=4)
+BEAM = Decoding(beams=4, alpha=0.6, max_new_tokens=20, batch_size=4)
 LONGEST = 16
 LINES = [
   'abc', 'cab', 't', 'qrst ab', 'ponmlkj', 'a', 'hello there', 'bca', 'abcdefghijklmno', 'no', 'abc'
@@ -38,7 +38,7 @@ def greedy(tokenizer):
   return Seq2Seq(
     tokenizer=tokenizer,
     decoding=GREEDY,
-    length=LONGEST,
+    max_length=LONGEST,
     label_smoothing=0.1,
     z_loss=0.0,
     start='bos',
@@ -58,7 +58,7 @@ def config(tokenizer):
     depth=2,
     heads=2,
     feedforward=32,
-    length=24,
+    max_length=24,
     prenorm=True,
     position='learned',
     tie='none',
@@ -168,7 +168,7 @@ def test_objective_and_plain_likelihood_are_apart(greedy, model, batch, forward,
     Seq2Seq(
       tokenizer=greedy.tokenizer,
       decoding=GREEDY,
-      length=16,
+      max_length=16,
       label_smoothing=a,
       z_loss=z,
       start='bos',
@@ -253,7 +253,7 @@ def test_teacher_forcing_gives_the_score_of_the_search(task, model, forward, clo
   found, scores = found_by(task, model)
   assert [tokenizer.decode(best) for best in found[:, 0]] == predict(task, model, LINES)
   inputs = np.zeros((len(LINES) * 4, 13 + 3), np.int32)
-  targets, segments = np.zeros((2, len(LINES) * 4, task.decoding.length), np.int32)
+  targets, segments = np.zeros((2, len(LINES) * 4, task.decoding.max_new_tokens), np.int32)
   expected = np.zeros(len(targets), np.float32)
   for row in range(len(targets)):
     line, beam = row // 4, row % found.shape[1]
@@ -293,14 +293,16 @@ def test_greedy_is_beam_search_with_one_beam(greedy, model):
   inputs = np.zeros((4, 8), np.int32)
   for row, line in enumerate(lines):
     inputs[row, : len(line) + 1] = greedy.processor.encode_example(line)
-  tokens, scores = one_beam(model, jnp.asarray(inputs), GREEDY.length)
+  tokens, scores = one_beam(model, jnp.asarray(inputs), GREEDY.max_new_tokens)
   expected, expected_scores = greedy.search(model, jnp.asarray(inputs))
   np.testing.assert_array_equal(tokens, expected)
   np.testing.assert_allclose(scores, expected_scores, rtol=1e-5)
 
 
 def test_more_beams_find_no_worse(greedy, model):
-  plain = dataclasses.replace(greedy, decoding=Decoding(beams=4, alpha=0.6, length=20, rows=4))
+  plain = dataclasses.replace(
+    greedy, decoding=Decoding(beams=4, alpha=0.6, max_new_tokens=20, batch_size=4)
+  )
   best, alone = found_by(plain, model), found_by(greedy, model)
   lengths = np.array([[*row, 2].index(2) + 1 for row in alone[0][:, 0].tolist()]).clip(max=20)
   greedy_scores = alone[1][:, 0] / ((5 + lengths) / 6) ** 0.6
@@ -350,12 +352,13 @@ def test_a_model_of_nan_is_an_error(task, model):
 
 
 @pytest.mark.parametrize(
-  'change', [{'beams': 0}, {'length': 0}, {'rows': 0}, {'alpha': -0.1}, {'alpha': math.nan}]
+  'change',
+  [{'beams': 0}, {'max_new_tokens': 0}, {'batch_size': 0}, {'alpha': -0.1}, {'alpha': math.nan}],
 )
 def test_senseless_decoding_is_refused(change):
   ((name, _),) = change.items()
   with pytest.raises(ValueError, match=f'decode.{name}='):
-    Decoding(**{**dict(beams=1, alpha=0.0, length=1, rows=1), **change})
+    Decoding(**{**dict(beams=1, alpha=0.0, max_new_tokens=1, batch_size=1), **change})
 
 
 @pytest.mark.parametrize(

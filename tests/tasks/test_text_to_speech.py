@@ -26,7 +26,7 @@ from transformer.tasks.text_to_speech import (
 
 RATE = 4000
 CONFIG = dict(
-  width=16, depth=1, heads=2, feedforward=16, length=32, prenorm=True, tie='none', dropout=0.0
+  width=16, depth=1, heads=2, feedforward=16, max_length=32, prenorm=True, tie='none', dropout=0.0
 )
 
 
@@ -45,14 +45,14 @@ SOURCE = [
 def task():
   return TextToSpeech(
     tokenizer=tokenizers.train([e['targets'] for e in SOURCE], kind='characters'),
-    decoding=Synthesis(rows=2, length=12, stop=0.5, iterations=4),
-    length=24,
+    decoding=Synthesis(batch_size=2, max_new_tokens=12, stop=0.5, iterations=4),
+    max_length=24,
     rate=RATE,
     window=0.03,
     hop=0.01,
     mels=6,
     floor=1e-4,
-    together=2,
+    frames_per_step=2,
     prenet_dropout=0.5,
     stop_weight=3.0,
     diagonal=1.0,
@@ -233,7 +233,7 @@ def test_it_learns_three_tones(task, batch, seed, bounded):
 @pytest.mark.parametrize(
   'changed, message',
   [
-    ({'together': 0}, 'together'),
+    ({'frames_per_step': 0}, 'frames_per_step'),
     ({'prenet_dropout': 1.0}, 'prenet_dropout'),
     ({'stop_weight': 0.0}, 'stop_weight'),
     ({'hop': 0.05}, 'hop'),
@@ -243,7 +243,7 @@ def test_what_makes_no_sense_is_refused(task, changed, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(task, **changed)
   with pytest.raises(ValueError, match=r'decode\.stop'):
-    Synthesis(rows=1, length=1, stop=1.0, iterations=1)
+    Synthesis(batch_size=1, max_new_tokens=1, stop=1.0, iterations=1)
 
 
 def noise(seed, seconds=0.3):

@@ -27,7 +27,7 @@ def task():
   texts = [example['inputs'] for example in entities('train')[:50]]
   tokenizer = tokenizers.train(texts, kind='bpe', vocab=290)
   return TokenClassification(
-    tokenizer=tokenizer, decoding=Batching(rows=3), length=24, labels=LABELS
+    tokenizer=tokenizer, decoding=Batching(batch_size=3), max_length=24, labels=LABELS
   )
 
 

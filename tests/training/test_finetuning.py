@@ -16,13 +16,13 @@ from transformer.zoo.pretrained import load_pretrained
 
 WORDS = 'good bad film very dull fine plot slow'.split()
 SMALL = {
-  'data.tokens': 128,
-  'data.length': 16,
+  'data.batch_tokens': 128,
+  'data.max_length': 16,
   'data.buckets': 1,
   'model.width': 16,
   'model.heads': 2,
   'model.feedforward': 16,
-  'model.length': 16,
+  'model.max_length': 16,
   'model.depth': 2,
   'model.dtype': 'float32',
   'train.steps': 2,
@@ -31,7 +31,7 @@ SMALL = {
   'train.steps_per_call': 1,
   'eval.every_steps': 2,
   'eval.samples': 1,
-  'decode.rows': 2,
+  'decode.batch_size': 2,
 }
 
 
@@ -84,9 +84,9 @@ def test_masked_tokens_then_labels_by_adapters(run, pretrained, folder, works):
   """Only adapters and the new head move; the encoder is the pretrained one to the last bit."""
   tuned = {
     'data.dir': folder,
-    'init': pretrained,
+    'warm_start': pretrained,
     'train.adapters': 'query|value=2',
-    'optimizer.rates': '^out/=0.5',
+    'optimizer.lr_multipliers': '^out/=0.5',
     'optimizer.learning_rate': 0.1,
     'optimizer.warmup_steps': 0,
     'train.ema': 0.0,
@@ -110,7 +110,7 @@ def language_model(run, folder, works):
   gpt2 = {f'model.{key}': value for key, value in presets.GPT2.items()} | {
     key: value for key, value in SMALL.items() if key.startswith('model.')
   }
-  changed = dict(gpt2, **{'data.dir': folder / 'text.txt', 'decode.length': 12})
+  changed = dict(gpt2, **{'data.dir': folder / 'text.txt', 'decode.max_new_tokens': 12})
   exported = works / 'gpt' / 'export'
   if not exported.exists():
     (line,) = run('tinyshakespeare.py', 'gpt', **changed)
@@ -129,7 +129,7 @@ def same_logits(close, model, other, tokenizer):
 @pytest.mark.slow
 def test_an_exported_model_is_gone_on_with(run, language_model, works, close):
   changed, exported = language_model
-  given = {'init': exported, 'optimizer.learning_rate': 0.0}
+  given = {'warm_start': exported, 'optimizer.learning_rate': 0.0}
   run('tinyshakespeare.py', 'again', **changed, **given)
   same_logits(close, best(works, 'again'), *load_pretrained(exported))
 
@@ -149,6 +149,6 @@ def test_a_language_model_is_exported_and_speaks(run, language_model, folder, wo
 
 
 def test_other_equations_are_refused_by_key(experiment, pretrained, folder, works):
-  changed = {'data.dir': folder, 'init': pretrained, 'model.activation': 'relu'}
+  changed = {'data.dir': folder, 'warm_start': pretrained, 'model.activation': 'relu'}
   status, _, err = experiment('sst2.py:finetune', works / 'refused', **dict(SMALL, **changed))
   assert status == commands.USAGE and '--config.model.activation=gelu_tanh' in err

@@ -14,10 +14,10 @@ from transformer.training.workdir import Workdir
 
 SMALL = {
   'data.limit': 12,
-  'data.tokens': 1024,
+  'data.batch_tokens': 1024,
   'data.test': '',
-  'inputs.height': 16,
-  'inputs.width': 16,
+  'processor.height': 16,
+  'processor.width': 16,
   'model.width': 16,
   'model.heads': 2,
   'model.feedforward': 16,
@@ -29,13 +29,13 @@ SMALL = {
   'eval.every_steps': 2,
   'eval.limit': 4,
   'eval.samples': 1,
-  'decode.rows': 4,
+  'decode.batch_size': 4,
 }
 CAPTIONS = {
-  'data.length': 16,
+  'data.max_length': 16,
   'tokenizer.vocab': 270,
   'model.decoder_depth': 1,
-  'decode.length': 6,
+  'decode.max_new_tokens': 6,
   'decode.beams': 1,
 }
 
@@ -80,14 +80,16 @@ def test_a_captioner_starts_from_the_decoder_of_a_translation_model(experiment, 
     (tmp_path / f'{split}.de').write_text('ein Kreis\nein Kreuz\n' * 3)
     (tmp_path / f'{split}.en').write_text('a circle\na cross\n' * 3)
   words = tmp_path / 'words'
-  sizes = {name: SMALL[name] for name in SMALL if not name.startswith(('inputs.', 'data.test'))}
+  sizes = {name: SMALL[name] for name in SMALL if not name.startswith(('processor.', 'data.test'))}
   changed = {**CAPTIONS, **sizes, 'data.dir': tmp_path}
   status, _, err = experiment('flickr8k.py:translation', words, **changed)
   assert status == 0, err
   source = restore_best(reopen(Workdir(words).read_config(), Workdir(words)), Workdir(words))[0]
 
   config = flickr8k.get_config('shapes')
-  config.update_from_flattened_dict({**CAPTIONS, **SMALL, 'data.test': (), 'init': str(words)})
+  config.update_from_flattened_dict(
+    {**CAPTIONS, **SMALL, 'data.test': (), 'warm_start': str(words)}
+  )
   captioner = prepare(config.to_dict(), Workdir(tmp_path / 'images'))
   found = warm_start(jax.jit(captioner.init)(jax.random.key(0)), captioner)
   pairs = zip(jax.tree.leaves(found.decoder), jax.tree.leaves(source.decoder), strict=True)

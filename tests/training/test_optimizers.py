@@ -108,7 +108,7 @@ VARIANTS = [
 
 
 def abstract(model, **changed):
-  sizes = dict(vocab=11, width=16, heads=2, depth=2, feedforward=32, length=8)
+  sizes = dict(vocab=11, width=16, heads=2, depth=2, feedforward=32, max_length=8)
   config = ModelConfig(**dict(sizes, **changed))
   return jax.eval_shape(lambda key: model(config, nnx.Rngs(key)), jax.random.key(0))
 

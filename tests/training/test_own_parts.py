@@ -44,13 +44,13 @@ def letters(dir, split, inputs, targets):
 def get_config():
   c = config.for_task(Doubled)
   c.experiment = 'doubled'
-  c.data.update(name=config.reference(letters), test=('test',), length=8, tokens=32)
+  c.data.update(name=config.reference(letters), test=('test',), max_length=8, batch_tokens=32)
   c.tokenizer.kind = 'characters'
-  c.model.update(width=16, depth=1, heads=2, feedforward=16, length=8, dropout=0.0)
+  c.model.update(width=16, depth=1, heads=2, feedforward=16, max_length=8, dropout=0.0)
   c.optimizer.learning_rate = 1e-3
   c.train.update(steps=2, save_every_steps=2, log_every_steps=1)
   c.eval.update(every_steps=2, metrics=('exact_match',))
-  c.decode.length = 4
+  c.decode.max_new_tokens = 4
   return c
 '''
 
@@ -74,7 +74,7 @@ def test_parts_of_a_file_are_found_again(file, tmp_path):
   assert type(run.task) is type(prepared.task) is lookup('', f'{file}:Doubled', {})
   model = run.init(jax.random.key(0))
   batch = jax.tree.map(jax.numpy.asarray, run.batches('train')[0])
-  plain = Seq2Seq(tokenizer=run.task.tokenizer, decoding=run.task.decoding, length=8)
+  plain = Seq2Seq(tokenizer=run.task.tokenizer, decoding=run.task.decoding, max_length=8)
   twice, once = (task.loss(model, batch, None)[0].sum for task in (run.task, plain))
   np.testing.assert_allclose(twice, 2 * once, rtol=1e-6)
 

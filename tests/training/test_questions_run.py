@@ -8,7 +8,7 @@ import pytest
 from transformer.training import commands
 
 SMALL = {
-  'data.tokens': 512,
+  'data.batch_tokens': 512,
   'data.limit': 40,
   'data.buckets': 1,
   'model.width': 16,
@@ -21,7 +21,7 @@ SMALL = {
   'train.log_every_steps': 1,
   'eval.every_steps': 2,
   'eval.limit': 8,
-  'decode.rows': 8,
+  'decode.batch_size': 8,
 }
 
 

@@ -46,7 +46,7 @@ def test_every_experiment_is_right(file):
   checked = check(config)
   for section in SECTIONS:
     assert sorted(config[section]) == sorted(
-      keys(section, config['task'], config['model']['inputs'])
+      keys(section, config['task'], config['model']['modality'])
     ), section
     for key, value in checked.as_dict()[section].items():
       # what the file leaves to other keys is filled in
@@ -114,8 +114,8 @@ WRONG = [
   ('task', None, 'sequences', "config.task='sequences' is none of .*'seq2seq'"),
   ('model', None, 3, 'config.model=3 must be a section'),
   ('data', 'limit', -1, 'data.limit=-1 must be at least 0'),
-  ('data', 'length', 0, 'data.length=0 must be at least 1'),
-  ('data', 'tokens', 0, 'data.tokens=0 must be at least 1'),
+  ('data', 'max_length', 0, 'data.max_length=0 must be at least 1'),
+  ('data', 'batch_tokens', 0, 'data.batch_tokens=0 must be at least 1'),
   ('data', 'buckets', 0, 'data.buckets=0 must be at least 1'),
   ('model', 'heads', 3, 'model.heads=3 does not divide model.width'),
   ('model', 'kv_heads', 3, 'model.kv_heads=3 does not divide model.heads'),
@@ -138,9 +138,14 @@ WRONG = [
   ('train', 'microbatches', 0, 'train.microbatches=0 must be at least 1'),
   ('train', 'log_every_steps', 0, 'train.log_every_steps=0 must be at least 1'),
   ('train', 'save_every_steps', 0, 'train.save_every_steps=0 must be at least 1'),
-  ('train', 'keep', 0, 'train.keep=0 must be at least 1'),
+  ('train', 'keep_checkpoints', 0, 'train.keep_checkpoints=0 must be at least 1'),
   ('train', 'ema', 1.0, 'train.ema=1.0 is a decay'),
-  ('train', 'average', 9, 'train.average=9 needs as many checkpoints: set train.keep=9'),
+  (
+    'train',
+    'average_checkpoints',
+    9,
+    'train.average_checkpoints=9 needs as many checkpoints: set train.keep_checkpoints=9',
+  ),
   ('eval', 'every_steps', 0, 'eval.every_steps=0 must be at least 1'),
   ('eval', 'samples', -1, 'eval.samples=-1 must be at least 0'),
   (
@@ -152,7 +157,7 @@ WRONG = [
   ('eval', 'best', 'nll_per_tokn', "eval.best=.* did you mean 'nll_per_token'"),
   ('eval', 'best', 'bleu', "eval.best='bleu' is none of .*exact_match"),
   ('decode', 'beams', 0, 'decode.beams=0 must be at least 1'),
-  ('decode', 'length', 0, 'decode.length=0 must be at least 1'),
+  ('decode', 'max_new_tokens', 0, 'decode.max_new_tokens=0 must be at least 1'),
 ]
 
 
@@ -172,18 +177,20 @@ def test_contradictions_are_named(config):
       other[section].update(values)
     return refusal(other)
 
-  text = refused(train=dict(average=2, keep=2, ema=0.9))
-  assert 'train.average and train.ema' in text and 'set one' in text
-  text = refused(model=dict(position='learned', length=16), data=dict(length=64))
-  assert 'model.length=16' in text and 'at least 64' in text
+  text = refused(train=dict(average_checkpoints=2, keep_checkpoints=2, ema=0.9))
+  assert 'train.average_checkpoints and train.ema' in text and 'set one' in text
+  text = refused(model=dict(position='learned', max_length=16), data=dict(max_length=64))
+  assert 'model.max_length=16' in text and 'at least 64' in text
   text = refused(
-    model=dict(position='learned', length=16), data=dict(length=16), decode=dict(length=99)
+    model=dict(position='learned', max_length=16),
+    data=dict(max_length=16),
+    decode=dict(max_new_tokens=99),
   )
-  assert 'decode.length' in text and 'at least 99' in text
+  assert 'decode.max_new_tokens' in text and 'at least 99' in text
   assert 'even model.width' in refused(model=dict(position='sinusoidal', width=15, heads=5))
 
 
-REQUIRED = ('experiment', 'data.name', 'data.length', 'optimizer.learning_rate', 'train.steps')
+REQUIRED = ('experiment', 'data.name', 'data.max_length', 'optimizer.learning_rate', 'train.steps')
 
 
 def test_a_config_of_a_task_needs_its_required_keys_alone():
@@ -212,7 +219,7 @@ def test_a_config_is_locked():
   with pytest.raises((AttributeError, KeyError), match='did you mean|Did you mean'):
     config.model.widht = 3
   with pytest.raises((AttributeError, KeyError)):
-    config.inputs.update(height=3)  # of images
+    config.processor.update(height=3)  # of images
   with pytest.raises(TypeError):
     config.train.steps = 'many'
 
@@ -262,7 +269,7 @@ def test_a_new_optimizer_and_schedule_are_keys_of_the_config(config, monkeypatch
     ('embed=1', r"must be a tuple: give \('embed=1',\)"),
   ],
 )
-@pytest.mark.parametrize('section, key', [('optimizer', 'rates'), ('train', 'adapters')])
+@pytest.mark.parametrize('section, key', [('optimizer', 'lr_multipliers'), ('train', 'adapters')])
 def test_pairs_that_are_none_are_named(config, section, key, value, message):
   config[section][key] = value
   text = refusal(config)
@@ -271,10 +278,10 @@ def test_pairs_that_are_none_are_named(config, section, key, value, message):
 
 def test_pairs_and_lists_of_any_form(config):
   """As the command line and JSON have them."""
-  config['optimizer']['rates'] = ['embed=0', ['a=b', 0.5]]
+  config['optimizer']['lr_multipliers'] = ['embed=0', ['a=b', 0.5]]
   config['train']['adapters'] = ('query|value=8',)
   config['eval']['metrics'] = ['bleu', 'exact_match']
   settings = check(config)
-  assert settings.optimizer['rates'] == (('embed', 0.0), ('a=b', 0.5))
+  assert settings.optimizer['lr_multipliers'] == (('embed', 0.0), ('a=b', 0.5))
   assert settings.train.adapters == (('query|value', 8),)
   assert settings.eval.metrics == ('bleu', 'exact_match')

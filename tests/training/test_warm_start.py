@@ -16,7 +16,7 @@ from transformer.training import optimizers
 from transformer.training.optimizers import parameter_path
 from transformer.training.warm_start import copy_parameters
 
-TINY = ModelConfig(vocab=11, width=16, depth=2, heads=2, feedforward=24, length=8, unroll=1)
+TINY = ModelConfig(vocab=11, width=16, depth=2, heads=2, feedforward=24, max_length=8, unroll=1)
 TOKENS = jnp.array([[1, 2, 3], [4, 5, 0]])
 
 
@@ -78,7 +78,7 @@ SETTINGS = dict(
 
 def moved(model, rates=(), steps=2):
   """Return by how much each parameter changes, by path, and the state of the optimizer."""
-  optimizer, _ = optimizers.build(**dict(SETTINGS, rates=rates))
+  optimizer, _ = optimizers.build(**dict(SETTINGS, lr_multipliers=rates))
   state, start = jax.jit(optimizer.init)(model), model
 
   def loss(model):

@@ -98,7 +98,7 @@ def test_a_run_of_another_format_is_refused(workdir, number, cure):
   'key, value',
   [
     ('train__steps', 99),
-    ('train__keep', 5),
+    ('train__keep_checkpoints', 5),
     ('train__save_every_steps', 1),
     ('eval__limit', 0),
     ('decode__beams', 5),

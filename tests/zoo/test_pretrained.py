@@ -343,10 +343,10 @@ def test_sentence_encoders_take_the_mean(copy, tmp_path):
   pooling = {'word_embedding_dimension': 24, 'pooling_mode_mean_tokens': True}
   (folder / '1_Pooling' / 'config.json').write_text(json.dumps(pooling))
   model, _ = load_pretrained(folder)
-  assert model.config.summary == 'mean' and model.pooler is None
+  assert model.config.pooling == 'mean' and model.pooler is None
   save_pretrained(tmp_path / 'out', model)
   again, _ = load_pretrained(tmp_path / 'out')
-  assert again.config.summary == 'mean' and same(model, again)
+  assert again.config.pooling == 'mean' and same(model, again)
   pooling = {'pooling_mode_max_tokens': True}
   (folder / '1_Pooling' / 'config.json').write_text(json.dumps(pooling))
   with pytest.raises(ValueError, match='pooling_mode_max_tokens is not supported'):
@@ -354,7 +354,7 @@ def test_sentence_encoders_take_the_mean(copy, tmp_path):
 
 
 def test_a_model_of_no_family_is_refused_and_nothing_is_written(tmp_path):
-  shape = dict(vocab=11, width=16, depth=1, heads=2, feedforward=24, length=8)
+  shape = dict(vocab=11, width=16, depth=1, heads=2, feedforward=24, max_length=8)
   config = ModelConfig(**shape, position='alibi', tie='output')
   model = jax.eval_shape(lambda: Decoder(config, nnx.Rngs(0)))
   with pytest.raises(ValueError, match="shape of this Decoder; the nearest, gpt2, needs .*'alibi'"):
@@ -367,7 +367,7 @@ def test_a_model_of_no_family_is_refused_and_nothing_is_written(tmp_path):
 
 
 def test_only_the_padding_token_of_config_json_is_padding(tmp_path, close):
-  small = dict(vocab=50, width=16, depth=1, heads=2, feedforward=24, length=16)
+  small = dict(vocab=50, width=16, depth=1, heads=2, feedforward=24, max_length=16)
   row = jnp.array([[7, 0, 9, 1]])
   ones = jnp.ones_like(row)
 

@@ -192,19 +192,19 @@ class ImageProcessor:
       value = getattr(self, name)
       if value < 0 or (below and value >= below):
         limit = ' and below 1' if below else ''
-        raise ValueError(f'inputs.{name}={value} must be at least 0{limit}')
+        raise ValueError(f'processor.{name}={value} must be at least 0{limit}')
     for name in ('height', 'width', 'channels', 'patch'):
       if getattr(self, name) < 1:
-        raise ValueError(f'inputs.{name}={getattr(self, name)} must be at least 1')
+        raise ValueError(f'processor.{name}={getattr(self, name)} must be at least 1')
     if self.height % self.patch or self.width % self.patch:
       raise ValueError(
-        f'inputs.patch={self.patch} does not divide inputs.height={self.height} and '
-        f'inputs.width={self.width}: choose a divisor of both'
+        f'processor.patch={self.patch} does not divide processor.height={self.height} and '
+        f'processor.width={self.width}: choose a divisor of both'
       )
     if self.stem and self.height != self.width:
       raise ValueError(
-        f'inputs.height={self.height} is not inputs.width={self.width}, as model.stem={self.stem} '
-        'wants it: make them equal, or set model.stem=0'
+        f'processor.height={self.height} is not processor.width={self.width}, which '
+        f'model.stem={self.stem} needs: make them equal, or set model.stem=0'
       )
 
   @property
@@ -324,16 +324,16 @@ class SoundProcessor:
   def __post_init__(self):
     for name in ('time_masks', 'time_width', 'frequency_masks', 'frequency_width'):
       if getattr(self, name) < 0:
-        raise ValueError(f'inputs.{name}={getattr(self, name)} must be at least 0')
+        raise ValueError(f'processor.{name}={getattr(self, name)} must be at least 0')
     if not 0 <= self.tempo < 1 or not 0 <= self.time_share <= 1:
       raise ValueError(
-        f'inputs.tempo={self.tempo} and inputs.time_share={self.time_share} are shares: give 0 <= '
-        'tempo < 1 and 0 <= time_share <= 1'
+        f'processor.tempo={self.tempo} and processor.time_share={self.time_share} are shares: give '
+        '0 <= tempo < 1 and 0 <= time_share <= 1'
       )
     try:
       _ = self.window and self._log_mel
     except ValueError as error:
-      raise ValueError(f'inputs: {error}') from error
+      raise ValueError(f'processor: {error}') from error
 
   @functools.cached_property
   def _log_mel(self) -> LogMel:
@@ -397,7 +397,7 @@ class SoundProcessor:
       frames = _precomputed(line)
     if frames.shape[1] != self.bands:
       raise ValueError(
-        f'the frames have {frames.shape[1]} numbers each: set inputs.bands={self.bands} to that'
+        f'the frames have {frames.shape[1]} numbers each: set processor.bands={self.bands} to that'
       )
     # a constant band stays 0
     return (frames - frames.mean(axis=0)) / np.maximum(frames.std(axis=0), 1e-3)
@@ -412,7 +412,7 @@ def _precomputed(file: Line) -> Float[np.ndarray, 'S X']:
   if frames.ndim != 2 or not frames.size or not np.isfinite(frames).all():
     raise ValueError(
       f'{file if isinstance(file, str) else "the sound"} is no .npy file of an array [frames, '
-      'numbers], all finite: the model takes precomputed frames alone (inputs.window=0)'
+      'numbers], all finite: the model takes precomputed frames alone (processor.window=0)'
     )
   return frames
 

@@ -28,7 +28,7 @@ class Shapes:
     if self.split not in SPLITS:
       raise ValueError(f'split {self.split!r} of shapes: take one of {", ".join(SPLITS)}')
     if self.targets not in ('label', 'caption'):
-      raise ValueError(f'shapes have no {self.targets!r}: take label or caption as data.targets')
+      raise ValueError(f'shapes have no {self.targets!r}: take label or caption as data.target')
 
   def __len__(self) -> int:
     return self.size

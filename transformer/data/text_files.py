@@ -73,7 +73,7 @@ def labelled(path: pathlib.Path, split: str, targets: str) -> Pairs:
   """
   parts = {'label': slice(None), 'coarse': slice(0, 1), 'fine': slice(1, None)}
   if targets not in parts:
-    raise ValueError(f'data.targets={targets!r} is none of {", ".join(parts)}')
+    raise ValueError(f'data.target={targets!r} is none of {", ".join(parts)}')
   file, one_file = _file_of(path, split, ['.txt', '.txt.gz'])
   rows = []
   for number, line in read_lines(file):

@@ -74,7 +74,8 @@ def load(
     ):
       raise ValueError(
         f'{name} has no feature {column!r} that is text or a class (or, of inputs, an image); name '
-        f'one of its features ({", ".join(sorted(features))}) as {key} (data.{key}).'
+        f'one of its features ({", ".join(sorted(features))}) as {key} '
+        f'(data.{dict(inputs="source", targets="target")[key]}).'
       )
     columns.append((key, column, names))
   return TfdsSource(builder.as_data_source(split), tuple(columns))

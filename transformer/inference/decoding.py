@@ -16,14 +16,14 @@ class Batching:
   """Settings of a task that has nothing to search for.
 
   Attributes:
-    rows: requests in a batch, filled up if there are fewer: with one shape for all batches, an
-      answer does not depend on the other requests, to the last bit.
+    batch_size: requests in a batch, filled up if there are fewer: with one shape for all batches,
+      an answer does not depend on the other requests, to the last bit.
   """
 
-  rows: int = 32
+  batch_size: int = 32
 
   def __post_init__(self):
-    check_positive(self, 'rows')
+    check_positive(self, 'batch_size')
 
   def fast(self) -> 'Batching':
     """Return the settings for validation during training: the same, or cheaper ones."""
@@ -41,7 +41,7 @@ class Decoding(Batching):
       model's own distribution.
     top_k, top_p, min_p: filters of the sampled tokens; see search.filter_logits.
     seed: of sampling. A request gets the same sample whatever other requests come with it.
-    length: most tokens of an output, end token included.
+    max_new_tokens: most tokens of an output, end token included.
   """
 
   beams: int = 1
@@ -51,10 +51,10 @@ class Decoding(Batching):
   top_p: float = 1.0
   min_p: float = 0.0
   seed: int = 0
-  length: int = 128
+  max_new_tokens: int = 128
 
   def __post_init__(self):
-    check_positive(self, 'beams', 'length', 'rows')
+    check_positive(self, 'beams', 'max_new_tokens', 'batch_size')
     if not self.alpha >= 0:
       raise ValueError(f'decode.alpha={self.alpha} must be at least 0: more prefers longer outputs')
     if self.temperature and self.beams > 1:
@@ -103,7 +103,7 @@ def search_tokens(
     keys: of sampling.
     decoding: which search.
   """
-  settings: dict[str, Any] = dict(steps=decoding.length, eos=eos)
+  settings: dict[str, Any] = dict(steps=decoding.max_new_tokens, eos=eos)
   if decoding.beams > 1:
     settings |= dict(beams=decoding.beams, alpha=decoding.alpha, reorder=reorder)
     return search.beam_search(step, cache, first, **settings)

@@ -73,7 +73,7 @@ def generate(
     top_k=top_k,
     top_p=top_p,
     min_p=min_p,
-    length=max_new_tokens,
+    max_new_tokens=max_new_tokens,
   )
   if temperature and key is None:
     raise ValueError(f'temperature={temperature} samples: pass key=jax.random.key(seed)')
@@ -113,7 +113,7 @@ def continue_prompts(
     decoding: which search.
     eos: the end token, -1 for none.
   """
-  cache, last = _prefill(model, prompts, decoding.length, decoding.beams)
+  cache, last = _prefill(model, prompts, decoding.max_new_tokens, decoding.beams)
   step = functools.partial(_step, model)
   keys = row_keys(key, prompts)
   return search_tokens(step, cache, last, keys, decoding, eos=eos, reorder=Cache.take)
@@ -142,7 +142,9 @@ def decode_inputs(
   """
   inputs, segments = encoded
   memory = model.decoder.prepare(model.encode(inputs, segments=segments))
-  cache = model.init_cache(len(inputs) * decoding.beams, decoding.length, beams=decoding.beams)
+  cache = model.init_cache(
+    len(inputs) * decoding.beams, decoding.max_new_tokens, beams=decoding.beams
+  )
 
   def step(tokens, cache):
     ones = jnp.ones((len(tokens), 1), jnp.int32)
@@ -162,8 +164,8 @@ def stream_tokens(
   Raises:
     FloatingPointError: the model computes NaN.
   """
-  cache, last, keys = _start_stream(model, jnp.asarray(prompt), key, decoding.length)
-  for position in range(decoding.length):
+  cache, last, keys = _start_stream(model, jnp.asarray(prompt), key, decoding.max_new_tokens)
+  for position in range(decoding.max_new_tokens):
     last, score, cache = _next(model, last, cache, keys, position, decoding)
     check_finite(np.asarray(score))
     yield int(last[0])
@@ -177,10 +179,10 @@ def up_to_end(tokens: Int[np.ndarray, ' T'], eos: int) -> Int[np.ndarray, ' n']:
 
 def check_positions(config: ModelConfig, length: int):
   """Raise ValueError where a model has fewer learned positions than a text has tokens."""
-  if config.position == 'learned' and length > config.length:
+  if config.position == 'learned' and length > config.max_length:
     raise ValueError(
-      f'{length} tokens are more than the {config.length} learned positions of the model: use a '
-      f'length of at most {config.length}'
+      f'{length} tokens are more than the {config.max_length} learned positions of the model: use '
+      f'{config.max_length} tokens at most'
     )
 
 
@@ -217,7 +219,7 @@ def _max_positions(config: ModelConfig, is_decoder: bool) -> int:
   """Return the most tokens of an input, 0 for no limit."""
   if config.position != 'learned':
     return 0
-  return config.length if is_decoder else config.source_length or config.length
+  return config.max_length if is_decoder else config.max_source_length or config.max_length
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

@@ -120,10 +120,10 @@ def run_batches(
   lengths = [bucket_length(len(rows[i]), longest) for i in range(len(rows))]
   for length in sorted(set(lengths)):
     same = [i for i in range(len(rows)) if lengths[i] == length]
-    for start in range(0, len(same), task.decoding.rows):
-      members = same[start : start + task.decoding.rows]
+    for start in range(0, len(same), task.decoding.batch_size):
+      members = same[start : start + task.decoding.batch_size]
       # an incomplete batch repeats its last row: an empty one would never end
-      filled = [*members, *members[-1:] * (task.decoding.rows - len(members))]
+      filled = [*members, *members[-1:] * (task.decoding.batch_size - len(members))]
       batch = forward(pad_rows([rows[i] for i in filled], length, left=left))
       batch = jax.tree.map(np.asarray, batch)
       check_finite(batch)
@@ -167,7 +167,7 @@ def cross_attention(
     labels: of the outputs.
   """
   # padded, so that few programs are compiled
-  targets, segments = split_padding(jnp.asarray(pad_rows([outputs], task.decoding.length)))
+  targets, segments = split_padding(jnp.asarray(pad_rows([outputs], task.decoding.max_new_tokens)))
   batch = one_row(task, row) | {'targets': targets, 'targets_segments': segments}
   weights = np.asarray(task.capture(model, batch)['decoder']['cross'])
   columns = task.processor.labels(row)

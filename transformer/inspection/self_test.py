@@ -32,7 +32,7 @@ PATHS = {
 POSITIONS = ('sinusoidal', 'learned', 'rotary', 'relative', 'alibi', 'none')
 B, T, S, K, V = 2, 5, 7, 8, 6
 TINY: dict[str, Any] = dict(
-  vocab=17, width=16, depth=2, heads=4, kv_heads=2, feedforward=32, length=16, unroll=1
+  vocab=17, width=16, depth=2, heads=4, kv_heads=2, feedforward=32, max_length=16, unroll=1
 )
 
 Check = dict[str, Any]

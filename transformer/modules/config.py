@@ -24,10 +24,10 @@ class ModelConfig:
 
   Attributes:
     vocab: N, number of token types.
-    inputs: what the encoder reads: tokens, patches of an image or frames of a sound.
+    modality: what the encoder reads: tokens, patches of an image or frames of a sound.
     features: numbers in a patch (rows x columns x channels) or a frame.
     stem: convolutions of 3 x 3 patches, each halving height and width, before a model sees them.
-    types: kinds of tokens, each with a vector added to the embedding (BERT's sentences A and B).
+    token_types: kinds of tokens, each with a vector added to the embedding (BERT's sentences).
     width: D, size of the residual stream.
     depth: L, layers of the encoder, and of the decoder unless decoder_depth says otherwise.
     decoder_depth: layers of the decoder; 0 means depth.
@@ -35,8 +35,8 @@ class ModelConfig:
     kv_heads: G, key/value heads, a divisor of heads; 0 means heads.
     head_size: K = V; 0 means width / heads.
     feedforward: F, hidden size of the feed-forward layer.
-    length: the longest sequence; also the number of learned positions.
-    source_length: the same of an encoder that is not the decoder's; 0 means length.
+    max_length: the longest sequence; also the number of learned positions.
+    max_source_length: the same of an encoder that is not the decoder's; 0 means length.
     norm: LayerNorm, or RMSNorm without mean and bias.
     norm_epsilon: added to the variance.
     norm_embedding: normalise what enters the first layer (BERT, BART).
@@ -58,7 +58,7 @@ class ModelConfig:
     scale_embedding: multiply embeddings by sqrt D, as the paper does.
     scale_attention: multiply scores by 1 / sqrt K; T5 does not.
     scale_logits: multiply logits by 1 / sqrt D, as T5 does where the output is tied.
-    summary: what one vector an encoder makes of a sequence: the first state, the mean of all, their
+    pooling: what one vector an encoder makes of a sequence: the first state, the mean of all, their
       mean by weights softmax(w^T state) (attention; Yang et al. 2016, equations 5 to 7, without the
       layer in between), or pooler, tanh(W first + b) (BERT).
     dropout: rate on embeddings and on the output of every sublayer and hidden feed-forward unit.
@@ -74,10 +74,10 @@ class ModelConfig:
   """
 
   vocab: int
-  inputs: Literal['tokens', 'patches', 'frames'] = 'tokens'
+  modality: Literal['tokens', 'patches', 'frames'] = 'tokens'
   features: int = 0
   stem: int = 0
-  types: int = 0
+  token_types: int = 0
   width: int = 512
   depth: int = 6
   decoder_depth: int = 0
@@ -85,8 +85,8 @@ class ModelConfig:
   kv_heads: int = 0
   head_size: int = 0
   feedforward: int = 2048
-  length: int = 512
-  source_length: int = 0
+  max_length: int = 512
+  max_source_length: int = 0
   norm: Literal['layer', 'rms'] = 'layer'
   norm_epsilon: float = 1e-6
   norm_embedding: bool = False
@@ -106,7 +106,7 @@ class ModelConfig:
   scale_embedding: bool = True
   scale_attention: bool = True
   scale_logits: bool = False
-  summary: Literal['first', 'mean', 'attention', 'pooler'] = 'first'
+  pooling: Literal['first', 'mean', 'attention', 'pooler'] = 'first'
   dropout: float = 0.1
   attention_dropout: float = 0.0
   dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
@@ -120,29 +120,36 @@ class ModelConfig:
       value, choices = getattr(self, name), get_args(hint)
       if get_origin(hint) is Literal and value not in choices:
         raise ValueError(f'model.{name}={value!r} is none of {", ".join(map(repr, choices))}')
-    sizes = ('vocab', 'width', 'depth', 'heads', 'feedforward', 'length')
+    sizes = ('vocab', 'width', 'depth', 'heads', 'feedforward', 'max_length')
     for name in sizes:
       if getattr(self, name) < 1:
         raise ValueError(f'model.{name}={getattr(self, name)} must be at least 1')
-    optional = ('features', 'types', 'source_length', 'decoder_depth', 'kv_heads', 'head_size')
+    optional = (
+      'features',
+      'token_types',
+      'max_source_length',
+      'decoder_depth',
+      'kv_heads',
+      'head_size',
+    )
     for name in (*optional, 'stem', 'window', 'unroll'):
       if getattr(self, name) < 0:
         raise ValueError(f'model.{name}={getattr(self, name)} must be at least 0')
-    if (self.inputs == 'tokens') != (self.features == 0):
+    if (self.modality == 'tokens') != (self.features == 0):
       raise ValueError(
-        f'model.features={self.features} with model.inputs={self.inputs}: give the numbers in a '
-        'patch or frame, and 0 for tokens'
+        f'model.features={self.features} with model.modality={self.modality}: give the numbers in '
+        'a patch or frame, and 0 for tokens'
       )
-    if self.stem and (self.inputs != 'patches' or self.width % 2**self.stem):
+    if self.stem and (self.modality != 'patches' or self.width % 2**self.stem):
       raise ValueError(
         f'model.stem={self.stem} convolves patches, each time to twice the width: it needs '
-        f'model.inputs=patches and a model.width that 2^{self.stem} divides, not {self.inputs} and '
-        f'{self.width}'
+        f'model.modality=patches and a model.width that 2^{self.stem} divides, not {self.modality} '
+        f'and {self.width}'
       )
-    if self.inputs != 'tokens' and self.tie in ('inputs', 'all'):
+    if self.modality != 'tokens' and self.tie in ('inputs', 'all'):
       raise ValueError(
-        f'model.tie={self.tie} needs tokens on both sides, but model.inputs={self.inputs}: set it '
-        'to output or none'
+        f'model.tie={self.tie} needs tokens on both sides, but model.modality={self.modality}: set '
+        'it to output or none'
       )
     for name in ('dropout', 'attention_dropout'):
       if not 0 <= getattr(self, name) < 1:

@@ -59,7 +59,7 @@ class TokenTypes(nnx.Module):
   """A vector for each type of token, such as BERT's sentences A and B (Devlin et al. 2019)."""
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-    self.table = _table(config.types, config.width, rngs)
+    self.table = _table(config.token_types, config.width, rngs)
 
   def __call__(self, types: Int[Array, 'B T']) -> Float[Array, 'B T D']:
     """Return the vector of each token's type."""

@@ -25,9 +25,9 @@ class Encoder(nnx.Module):
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.config = config
     self.embed = _embedding(config, rngs, lm_head=True)
-    self.types = TokenTypes(config, rngs) if config.types else None
+    self.types = TokenTypes(config, rngs) if config.token_types else None
     self.stack = Stack(config, rngs, depth=config.depth, causal=False, cross=False)
-    pooled = {'pooler': config.width, 'attention': 1}.get(config.summary)
+    pooled = {'pooler': config.width, 'attention': 1}.get(config.pooling)
     self.pooler = Linear(config, config.width, pooled, rngs) if pooled else None
 
   def __call__(
@@ -77,13 +77,13 @@ class Encoder(nnx.Module):
   def pool(self, states: Float[Array, 'B T D'], segments: Int[Array, 'B T']) -> Float[Array, 'B D']:
     """Return one vector for the states of each row, without those of padding."""
     real = segments != 0
-    if self.config.summary == 'mean':
+    if self.config.pooling == 'mean':
       total = jnp.sum(jnp.where(real[..., None], states, 0), axis=1)
       return total / jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1)
     first = states[jnp.arange(len(states)), jnp.argmax(real, axis=1)]
     if self.pooler is None:
       return first
-    if self.config.summary == 'attention':
+    if self.config.pooling == 'attention':
       scores = self.pooler(states)[..., 0].astype(jnp.float32)
       weights = jax.nn.softmax(jnp.where(real, scores, jnp.finfo(jnp.float32).min), axis=1)
       return jnp.einsum('bt,btd->bd', weights, states)
@@ -169,7 +169,7 @@ class EncoderDecoder(nnx.Module):
     self.embed = Tokens(config, rngs, lm_head=tied)  # of the decoder
     self.input_embed = None if shared else _embedding(config, rngs)
     self.output = None if tied else Tokens(config, rngs, lm_head=True)
-    length = config.source_length or config.length
+    length = config.max_source_length or config.max_length
     self.encoder = Stack(
       config, rngs, depth=config.depth, causal=False, cross=False, length=length, name='encoder'
     )
@@ -300,9 +300,9 @@ def functionalize(model: nnx.Module, method: str = '__call__') -> tuple[Callable
 
 def _embedding(config: ModelConfig, rngs: nnx.Rngs, *, lm_head: bool = False):
   """What embeds the inputs of an encoder."""
-  if config.inputs == 'tokens':
+  if config.modality == 'tokens':
     return Tokens(config, rngs, lm_head=lm_head)
-  return {'patches': Patches, 'frames': Frames}[config.inputs](config, rngs)
+  return {'patches': Patches, 'frames': Frames}[config.modality](config, rngs)
 
 
 def _embed(embed: Tokens | Patches | Frames, stack: Stack, inputs, segments):

@@ -78,7 +78,7 @@ class Learned(Unordered):
     if length > len(self.table[...]):
       raise ValueError(
         f'{length} tokens are more than the {len(self.table[...])} learned positions of this model '
-        '(model.length): truncate them, or pass segments if the rest is padding or other examples'
+        '(model.max_length): truncate them, or pass segments if the rest is padding or examples'
       )
 
   def embed(self, x, positions):

@@ -59,7 +59,7 @@ class Synthesizer(nnx.Module):
   ):
     self.config = config
     self.embed = Tokens(config, rngs)
-    length = config.source_length or config.length
+    length = config.max_source_length or config.max_length
     self.encoder = Stack(
       config, rngs, depth=config.depth, causal=False, cross=False, length=length, name='encoder'
     )

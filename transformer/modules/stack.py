@@ -77,7 +77,7 @@ class Stack(nnx.Module):
     self.config, self.depth, self.causal = config, depth, causal
     self.prefix = f'{name}.' if name else ''
     scheme = SCHEMES[config.position]
-    self.positions = scheme(config, rngs, length=length or config.length, causal=causal)
+    self.positions = scheme(config, rngs, length=length or config.max_length, causal=causal)
     self.blocks = jax.vmap(lambda key: Block(config, nnx.Rngs(key), cross=cross))(
       jax.random.split(rngs.params(), depth)
     )

@@ -32,7 +32,7 @@ class Classification:
   Attributes:
     tokenizer: text to tokens.
     decoding: settings of inference.
-    length: longest text in tokens, start and end token included.
+    max_length: longest text in tokens, start and end token included.
     input_processor: of images or sounds; None for texts.
     classes: the names of the classes.
     label_smoothing: of the training loss; see losses.cross_entropy.
@@ -43,7 +43,7 @@ class Classification:
 
   tokenizer: Tokenizer
   decoding: Batching
-  length: int
+  max_length: int
   input_processor: Processor | None = None
   classes: tuple[str, ...]
   label_smoothing: float = 0.0
@@ -63,7 +63,7 @@ class Classification:
   def processor(self) -> Processor:
     """Return the processor of inputs."""
     return self.input_processor or TextProcessor(
-      self.tokenizer, self.length, start=True, truncate=True
+      self.tokenizer, self.max_length, start=True, truncate=True
     )
 
   @property

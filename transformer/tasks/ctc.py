@@ -33,13 +33,13 @@ class CTC:
   Attributes:
     tokenizer: text to tokens and back.
     decoding: settings of inference, which takes the best token of each position.
-    length: longest input.
+    max_length: longest input.
     input_processor: of images or sounds; None for texts.
   """
 
   tokenizer: Tokenizer
   decoding: Batching
-  length: int
+  max_length: int
   input_processor: Processor | None = None
 
   text_fields = ('inputs', 'targets')
@@ -53,7 +53,7 @@ class CTC:
   @property
   def processor(self) -> Processor:
     """Return the processor of inputs."""
-    return self.input_processor or TextProcessor(self.tokenizer, self.length)
+    return self.input_processor or TextProcessor(self.tokenizer, self.max_length)
 
   def init(self, config: ModelConfig, key: Key[Array, '']) -> Transcriber:
     """Return a freshly initialized model."""

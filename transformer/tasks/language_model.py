@@ -64,7 +64,7 @@ class LanguageModel:
   Attributes:
     tokenizer: text to tokens and back.
     decoding: settings of inference.
-    length: of a window. Generation looks back no further either.
+    max_length: of a window. Generation looks back no further either.
     documents: whether each text is a whole document, with start and end token. If not, it is a part
       of an endless text: its first token is not predicted and it has no end.
     overlap: tokens of a window that were predicted in the window before. They are read again but
@@ -77,7 +77,7 @@ class LanguageModel:
 
   tokenizer: Tokenizer
   decoding: Decoding
-  length: int
+  max_length: int
   documents: bool = False
   overlap: int = 0
   label_smoothing: float = 0.0
@@ -88,18 +88,18 @@ class LanguageModel:
   supports_packing = True
 
   def __post_init__(self):
-    if self.length < 2:
-      raise ValueError(f'data.length={self.length} leaves no context: give 2 or more')
-    if not 0 <= self.overlap < self.length:
+    if self.max_length < 2:
+      raise ValueError(f'data.max_length={self.max_length} leaves no context: give 2 or more')
+    if not 0 <= self.overlap < self.max_length:
       raise ValueError(
-        f'loss.overlap={self.overlap} of data.length={self.length}: give 0 or more, and fewer than '
-        'the window has'
+        f'loss.overlap={self.overlap} of data.max_length={self.max_length}: give 0 or more, and '
+        'fewer than the window has'
       )
-    if self.decoding.beams > 1 and self.decoding.length >= self.length:
+    if self.decoding.beams > 1 and self.decoding.max_new_tokens >= self.max_length:
       raise ValueError(
-        f'decode.length={self.decoding.length} with decode.beams={self.decoding.beams} must be '
-        f'less than data.length={self.length}, for beams cannot move to a new window: shorten it, '
-        'or set beams to 1'
+        f'decode.max_new_tokens={self.decoding.max_new_tokens} with decode.beams='
+        f'{self.decoding.beams} must be less than data.max_length={self.max_length}, because beams '
+        'cannot move to a new window: lower it, or set beams to 1'
       )
     if self.documents and None in (self.tokenizer.bos, self.tokenizer.eos):
       raise ValueError(
@@ -109,7 +109,7 @@ class LanguageModel:
   @property
   def processor(self) -> PromptProcessor:
     """Return the processor of prompts."""
-    return PromptProcessor(self.tokenizer, self.length, start=self.documents)
+    return PromptProcessor(self.tokenizer, self.max_length, start=self.documents)
 
   def init(self, config: ModelConfig, key: Key[Array, '']) -> Decoder:
     """Return a freshly initialized model."""
@@ -118,14 +118,14 @@ class LanguageModel:
   def columns(self, source: Source) -> dict[str, Ragged]:
     """Return the windows, and as targets the same tokens one place later."""
     inputs, targets = [], []
-    stride = self.length - self.overlap
+    stride = self.max_length - self.overlap
     for examples in chunks(source):
       for example in examples:
         tokens = np.asarray(self._encode(example['targets']), np.int32)
         steps = len(tokens) - 1
         # every window but the first has something new after the overlap
         for start in range(0, max(steps - self.overlap, min(steps, 1)), stride):
-          end = min(start + self.length, steps)
+          end = min(start + self.max_length, steps)
           later = tokens[start + 1 : end + 1].copy()
           later[: self.overlap if start else 0] = PAD
           inputs.append(tokens[start:end])
@@ -172,7 +172,7 @@ class LanguageModel:
     texts = [list(prompt) for prompt in requests]
     for steps, before in self._windows():
       going_on = [text for text in texts if text and not (before and text[-1] == self._eos)]
-      decoding = dataclasses.replace(self.decoding, length=steps)
+      decoding = dataclasses.replace(self.decoding, max_new_tokens=steps)
       key = jax.random.key(self.decoding.seed)
 
       def search(prompts, decoding=decoding, key=key):
@@ -196,8 +196,8 @@ class LanguageModel:
     text, shown = list(prompt), ''
     for steps, _ in self._windows():
       context = self._context(text, steps, model.config)
-      rows = pad_rows([context], bucket_length(len(context), self.length), left=True)
-      decoding = dataclasses.replace(self.decoding, length=steps)
+      rows = pad_rows([context], bucket_length(len(context), self.max_length), left=True)
+      decoding = dataclasses.replace(self.decoding, max_new_tokens=steps)
       for token in stream_tokens(model, rows, jax.random.key(self.decoding.seed), decoding):
         text.append(token)
         so_far = self._continuation(text, len(prompt))
@@ -209,7 +209,7 @@ class LanguageModel:
 
   def attention(self, model: Decoder, request: Sequence[int]) -> AttentionMap:
     """Return how each token of a prompt attends to those before it."""
-    return self_attention(self, model, request[-self.length :], stack='decoder')
+    return self_attention(self, model, request[-self.max_length :], stack='decoder')
 
   @property
   def _eos(self) -> int:
@@ -220,12 +220,12 @@ class LanguageModel:
 
     A window begins with the end of the text so far; half of it stays free for new tokens.
     """
-    step = self.decoding.length if self.decoding.beams > 1 else max(self.length // 2, 1)
-    for before in range(0, self.decoding.length, step):
-      yield min(step, self.decoding.length - before), before
+    step = self.decoding.max_new_tokens if self.decoding.beams > 1 else max(self.max_length // 2, 1)
+    for before in range(0, self.decoding.max_new_tokens, step):
+      yield min(step, self.decoding.max_new_tokens - before), before
 
   def _context(self, text: Sequence[int], steps: int, config: ModelConfig) -> Sequence[int]:
-    context = text[-(self.length - steps) :]
+    context = text[-(self.max_length - steps) :]
     check_positions(config, len(context) + steps - 1)
     return context
 

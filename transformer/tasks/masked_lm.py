@@ -39,7 +39,7 @@ class MaskedLM:
   Attributes:
     tokenizer: text to tokens and back; with a mask token.
     decoding: settings of inference.
-    length: of a window.
+    max_length: of a window.
     rate: share of tokens that are masked; 0.15 in the paper.
     whole_words: mask all tokens of a word or none.
     next_sentence: split each window in two, and learn to tell whether the second part belongs to
@@ -48,7 +48,7 @@ class MaskedLM:
 
   tokenizer: Tokenizer
   decoding: Batching
-  length: int
+  max_length: int
   rate: float = 0.15
   whole_words: bool = False
   next_sentence: bool = False
@@ -59,8 +59,10 @@ class MaskedLM:
   def __post_init__(self):
     if not 0 < self.rate < 1:
       raise ValueError(f'loss.rate={self.rate} is a share of tokens: give 0 < rate < 1, as 0.15')
-    if self.length < 3 + 2 * self.next_sentence:
-      raise ValueError(f'data.length={self.length} leaves no room for text: make windows longer')
+    if self.max_length < 3 + 2 * self.next_sentence:
+      raise ValueError(
+        f'data.max_length={self.max_length} leaves no room for text: make windows longer'
+      )
     if self.whole_words and not any(self.tokenizer.begins_word):
       raise ValueError(
         'loss.whole_words=True needs a tokenizer whose pieces show where a word begins, such as '
@@ -81,8 +83,8 @@ class MaskedLM:
   @property
   def processor(self) -> BlankProcessor:
     """Return the processor of requests."""
-    fillers = (self.tokenizer.mask,) * self.length
-    return BlankProcessor(self.tokenizer, self.length, start=True, fillers=fillers)
+    fillers = (self.tokenizer.mask,) * self.max_length
+    return BlankProcessor(self.tokenizer, self.max_length, start=True, fillers=fillers)
 
   def init(self, config: ModelConfig, key: Key[Array, '']) -> MaskedTokens:
     """Return a freshly initialized model."""
@@ -92,7 +94,7 @@ class MaskedLM:
     """Return the windows: <s> text </s>, or <s> first half </s> second half </s>."""
     bos, eos = self.tokenizer.bos, self.tokenizer.eos
     rows = []
-    for window in windows(self.tokenizer, source, self.length - 2 - self.next_sentence):
+    for window in windows(self.tokenizer, source, self.max_length - 2 - self.next_sentence):
       middle = [eos] if self.next_sentence else []
       half = len(window) // 2
       rows.append([bos, *window[:half], *middle, *window[half:], eos])

@@ -40,7 +40,7 @@ class Extraction(Batching):
   longest: int = 30
 
   def __post_init__(self):
-    check_positive(self, 'rows', 'longest')
+    check_positive(self, 'batch_size', 'longest')
 
 
 class Question(NamedTuple):
@@ -171,20 +171,20 @@ class QuestionAnswering:
   Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 4.2, and its published code: a long
   paragraph is read in windows that overlap, and in one without the answer the target is <s>. Where
   several answers are known each counts alike, and windows are compared by probability. With
-  model.types=2 question and paragraph have types of their own, with 3 also a token of the paragraph
+  model.token_types=2 question and paragraph have types of their own, with 3 also a token of it
   that is in the question (Chen et al. 2017, https://arxiv.org/abs/1704.00051, section 3.2, exact
   match).
 
   Attributes:
     tokenizer: text to tokens.
     decoding: settings of inference.
-    length: of a window in tokens, question and special tokens included.
+    max_length: of a window in tokens, question and special tokens included.
     stride: tokens between the beginnings of two windows of a paragraph.
   """
 
   tokenizer: Tokenizer
   decoding: Extraction
-  length: int
+  max_length: int
   stride: int = 128
 
   text_fields = ('inputs', 'targets')  # the question and the paragraph
@@ -195,18 +195,20 @@ class QuestionAnswering:
     bos, eos = self.tokenizer.bos, self.tokenizer.eos
     if None in (bos, eos) or bos == eos:
       raise ValueError('the tokenizer has no start and end token, which question answering needs')
-    if self.length < 8:
-      raise ValueError(f'data.length={self.length} leaves no room for text: make windows longer')
-    if not 0 < self.stride < self.length:
+    if self.max_length < 8:
       raise ValueError(
-        f'loss.stride={self.stride} must be at least 1 and less than data.length={self.length}, or '
-        'windows do not overlap'
+        f'data.max_length={self.max_length} leaves no room for text: make windows longer'
+      )
+    if not 0 < self.stride < self.max_length:
+      raise ValueError(
+        f'loss.stride={self.stride} must be at least 1 and less than data.max_length='
+        f'{self.max_length}, or windows do not overlap'
       )
 
   @property
   def processor(self) -> QuestionProcessor:
     """Return the processor of questions."""
-    return QuestionProcessor(self.tokenizer, self.length, self.stride)
+    return QuestionProcessor(self.tokenizer, self.max_length, self.stride)
 
   def init(self, config: ModelConfig, key: Key[Array, '']) -> Spans:
     """Return a freshly initialized model."""
@@ -254,7 +256,7 @@ class QuestionAnswering:
     self, model: Spans, tokens: Int[Array, 'B T'], real: Bool[Array, 'B T'], key: OptionalKey = None
   ) -> Float[Array, 'B T 2']:
     """Return the logits of starts and ends: in the paragraph, or at 0 for outside the window."""
-    types, inside = self.types(tokens, real, model.config.types)
+    types, inside = self.types(tokens, real, model.config.token_types)
     logits = model(tokens, segments=real.astype(jnp.int32), types=types, key=key)
     allowed = inside.at[:, 0].set(True)
     return jnp.where(allowed[..., None], logits.astype(jnp.float32), -1e30)
@@ -281,7 +283,7 @@ class QuestionAnswering:
   def capture(self, model: Spans, batch: Batch) -> Captured:
     """Return the states and attention weights of every layer of the encoder."""
     tokens, segments = batch['inputs'], batch['inputs_segments']
-    types, _ = self.types(tokens, segments != 0, model.config.types)
+    types, _ = self.types(tokens, segments != 0, model.config.token_types)
     return {'encoder': model.encoder.capture(tokens, (segments != 0).astype(jnp.int32), types)}
 
   def example(self, example: dict[str, Any]) -> tuple[str, str]:
@@ -354,5 +356,5 @@ def _tokens_of(places: list[tuple[int, int]], start: int, end: int) -> tuple[int
 def _best_answers(model: Spans, task: QuestionAnswering, rows):
   tokens, segments = split_padding(rows)
   real = segments != 0
-  _, inside = task.types(tokens, real, model.config.types)
+  _, inside = task.types(tokens, real, model.config.token_types)
   return best_spans(task.logits(model, tokens, real), inside, task.decoding.longest)

@@ -50,7 +50,7 @@ class Ranking(Batching):
   fusion: Literal['scores', 'ranks'] = 'scores'
 
   def __post_init__(self):
-    check_positive(self, 'rows', 'first')
+    check_positive(self, 'batch_size', 'first')
     if not 0 <= self.bm25 <= 1:
       raise ValueError(f'decode.bm25={self.bm25} is a weight: give 0 (vectors) to 1 (BM25)')
 
@@ -80,14 +80,14 @@ class Retrieval:
 
   q and d are unit vectors from one encoder (InfoNCE, van den Oord et al. 2018,
   https://arxiv.org/abs/1807.03748, equation 4; in-batch negatives as in Karpukhin et al. 2020,
-  https://arxiv.org/abs/2004.04906, section 3.2). With model.types=2 queries and documents have
-  types of their own. The loss depends on the other documents of the batch, and so on its size and
-  on microbatches.
+  https://arxiv.org/abs/2004.04906, section 3.2). With model.token_types=2 queries and documents
+  have types of their own. The loss depends on the other documents of the batch, and so on its size
+  and on microbatches.
 
   Attributes:
     tokenizer: text to tokens.
     decoding: settings of inference.
-    length: of queries and documents in tokens, <s> and </s> included; longer ones are truncated.
+    max_length: of queries and documents in tokens, <s> and </s> included; others are truncated.
     temperature: t; 0.05 is common.
     symmetric: the mean of this loss and that of the query given the document.
     cloze: share of queries that are replaced in training by a piece of their own document, which is
@@ -98,7 +98,7 @@ class Retrieval:
 
   tokenizer: Tokenizer
   decoding: Ranking
-  length: int
+  max_length: int
   temperature: float = 0.05
   symmetric: bool = False
   cloze: float = 0.0
@@ -122,7 +122,7 @@ class Retrieval:
   @property
   def processor(self) -> QueryProcessor:
     """Return the processor of queries and documents."""
-    return QueryProcessor(self.tokenizer, self.length, start=True, truncate=True)
+    return QueryProcessor(self.tokenizer, self.max_length, start=True, truncate=True)
 
   def init(self, config: ModelConfig, key: Key[Array, '']) -> Embedding:
     """Return a freshly initialized model."""
@@ -295,7 +295,7 @@ def _index(where: str):
 
 
 def _types(model, tokens, kind):
-  return jnp.full_like(tokens, min(kind, max(model.config.types - 1, 0)))
+  return jnp.full_like(tokens, min(kind, max(model.config.token_types - 1, 0)))
 
 
 def _embed(model, tokens, segments, kind, key):

@@ -33,7 +33,7 @@ class Seq2Seq:
   Attributes:
     tokenizer: text to tokens and back, of inputs and targets.
     decoding: settings of inference.
-    length: longest input in tokens, end token included.
+    max_length: longest input in tokens, end token included.
     input_processor: of images or sounds; None for texts.
     label_smoothing, z_loss: of the training loss; see losses.cross_entropy.
     start: the token that the decoder starts from; of published models also the end token (BART) or
@@ -42,7 +42,7 @@ class Seq2Seq:
 
   tokenizer: Tokenizer
   decoding: Decoding
-  length: int
+  max_length: int
   input_processor: Processor | None = None
   label_smoothing: float = 0.0
   z_loss: float = 0.0
@@ -71,7 +71,7 @@ class Seq2Seq:
   @property
   def processor(self) -> Processor:
     """Return the processor of inputs."""
-    return self.input_processor or TextProcessor(self.tokenizer, self.length)
+    return self.input_processor or TextProcessor(self.tokenizer, self.max_length)
 
   def init(self, config: ModelConfig, key: Key[Array, '']) -> EncoderDecoder:
     """Return a freshly initialized model."""
@@ -80,7 +80,7 @@ class Seq2Seq:
   def columns(self, source: Source) -> Columns:
     """Return the encoded inputs and the target tokens."""
     inputs = self.processor.encode_column
-    targets = TextProcessor(self.tokenizer, self.length).encode_column
+    targets = TextProcessor(self.tokenizer, self.max_length).encode_column
     return encode_columns(source, inputs=('inputs', inputs), targets=('targets', targets))
 
   def loss(self, model: EncoderDecoder, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:

@@ -37,7 +37,7 @@ class SpanCorruption:
   Attributes:
     tokenizer: text to tokens and back; with a sentinel for each span of a window.
     decoding: settings of inference.
-    length: of a window.
+    max_length: of a window.
     objective: 'spans' removes spans, which the decoder predicts, each after its sentinel; 'prefix'
       gives the encoder the beginning of a text, of random length, and the decoder the rest.
     rate: share of tokens in removed spans; 0.15 in the paper.
@@ -47,7 +47,7 @@ class SpanCorruption:
 
   tokenizer: Tokenizer
   decoding: Decoding
-  length: int
+  max_length: int
   objective: Literal['spans', 'prefix'] = 'spans'
   rate: float = 0.15
   mean_span: float = 3.0
@@ -68,7 +68,7 @@ class SpanCorruption:
     _, spans = self._counts
     if self.objective == 'spans' and len(self.tokenizer.sentinels) < spans:
       raise ValueError(
-        f'data.length={self.length} leaves out up to {spans} spans, but the tokenizer has '
+        f'data.max_length={self.max_length} leaves out up to {spans} spans, but the tokenizer has '
         f'{len(self.tokenizer.sentinels)} sentinels: train one with '
         f'--config.tokenizer.sentinels={spans}, or use shorter windows or longer spans'
       )
@@ -80,7 +80,7 @@ class SpanCorruption:
     return Seq2Seq(
       tokenizer=self.tokenizer,
       decoding=self.decoding,
-      length=self.length + 1,
+      max_length=self.max_length + 1,
       label_smoothing=self.label_smoothing,
       z_loss=self.z_loss,
       start=self.start,
@@ -90,7 +90,7 @@ class SpanCorruption:
   def _counts(self) -> tuple[int, int]:
     """Return how many tokens of a whole window are removed, and in how many spans."""
     settings = dict(rate=self.rate, mean_span=self.mean_span)
-    tokens, spans = corruption.noise_counts(np.int32(self.length), **settings, np=np)
+    tokens, spans = corruption.noise_counts(np.int32(self.max_length), **settings, np=np)
     return int(tokens), int(spans)
 
   @property
@@ -99,7 +99,7 @@ class SpanCorruption:
     if self.objective == 'prefix':
       return self._seq2seq.processor  # type: ignore[return-value]
     fillers = tuple(self.tokenizer.sentinels)
-    return BlankProcessor(self.tokenizer, self.length + 1, fillers=fillers)
+    return BlankProcessor(self.tokenizer, self.max_length + 1, fillers=fillers)
 
   def init(self, config: ModelConfig, key: Key[Array, '']) -> EncoderDecoder:
     """Return a freshly initialized model."""
@@ -107,7 +107,7 @@ class SpanCorruption:
 
   def columns(self, source: Source) -> dict[str, Ragged]:
     """Return the windows of all texts."""
-    return {'inputs': Ragged.from_sequences(list(windows(self.tokenizer, source, self.length)))}
+    return {'inputs': Ragged.from_sequences(list(windows(self.tokenizer, source, self.max_length)))}
 
   def corrupt(self, batch: Batch, key: OptionalKey) -> dict[str, Int[Array, 'B _']]:
     """Return the inputs of the encoder and the targets of the decoder, both with an end token."""
@@ -124,10 +124,10 @@ class SpanCorruption:
       removed = corruption.noise_spans(key, lengths, T, rate=self.rate, mean_span=self.mean_span)
       sentinels = jnp.asarray(self.tokenizer.sentinels)
       marked, kept = corruption.with_sentinels(tokens, removed, sentinels)
-      longest = T if T < self.length else self.length - count + spans
+      longest = T if T < self.max_length else self.max_length - count + spans
       inputs = corruption.compact(marked, kept & real, longest + 1, eos)
       marked, kept = corruption.with_sentinels(tokens, ~removed, sentinels)
-      longest = T if T < self.length else count + spans
+      longest = T if T < self.max_length else count + spans
       targets = corruption.compact(marked, kept & real, longest + 1, eos)
     # a row without a text has no target
     rows = (lengths > 0)[:, None]

@@ -33,17 +33,17 @@ class Synthesis(Batching):
   """Settings of the synthesis of sounds.
 
   Attributes:
-    length: most steps of a sound.
+    max_new_tokens: most steps of a sound.
     stop: probability of the end above which a sound ends.
     iterations: of Griffin and Lim's algorithm.
   """
 
-  length: int = 128
+  max_new_tokens: int = 128
   stop: float = 0.5
   iterations: int = 60
 
   def __post_init__(self):
-    check_positive(self, 'rows', 'length', 'iterations')
+    check_positive(self, 'batch_size', 'max_new_tokens', 'iterations')
     if not 0 < self.stop < 1:
       raise ValueError(f'decode.stop={self.stop} is a probability: give 0 < stop < 1, such as 0.5')
 
@@ -58,9 +58,9 @@ class TextToSpeech:
   Attributes:
     tokenizer: text to tokens.
     decoding: settings of inference.
-    length: longest text in tokens, end token included; also longest sound in steps.
+    max_length: longest text in tokens, end token included; also longest sound in steps.
     rate, window, hop, mels, floor: of the frames; see audio.LogMel.
-    together: frames in each step, the reduction factor of Wang et al. 2017, section 3.3.
+    frames_per_step: frames in each step, the reduction factor of Wang et al. 2017, section 3.3.
     prenet_dropout: see modules.speech.Prenet.
     stop_weight: weight of the last step, relative to another, in the loss of the end; 5 to 8 in Li
       et al. 2019, section 3.7.
@@ -70,13 +70,13 @@ class TextToSpeech:
 
   tokenizer: Tokenizer
   decoding: Synthesis
-  length: int
+  max_length: int
   rate: int = 16_000
   window: float = 0.05
   hop: float = 0.0125
   mels: int = 80
   floor: float = 1e-4
-  together: int = 1
+  frames_per_step: int = 1
   prenet_dropout: float = 0.5
   stop_weight: float = 5.0
   diagonal: float = 0.0
@@ -88,9 +88,9 @@ class TextToSpeech:
   def __post_init__(self):
     if self.tokenizer.eos is None:
       raise ValueError('the tokenizer has no end token, which speech synthesis needs')
-    if self.together < 1 or not 0 <= self.prenet_dropout < 1:
+    if self.frames_per_step < 1 or not 0 <= self.prenet_dropout < 1:
       raise ValueError(
-        f'loss.together={self.together} must be at least 1, and loss.prenet_dropout='
+        f'loss.frames_per_step={self.frames_per_step} must be at least 1, and loss.prenet_dropout='
         f'{self.prenet_dropout} a rate: give 0 <= rate < 1'
       )
     if not self.stop_weight > 0 or not self.diagonal >= 0 or not self.floor < 1:
@@ -109,11 +109,11 @@ class TextToSpeech:
   @property
   def processor(self) -> TextProcessor:
     """Return the processor of texts."""
-    return TextProcessor(self.tokenizer, self.length)
+    return TextProcessor(self.tokenizer, self.max_length)
 
   def init(self, config: ModelConfig, key: Key[Array, '']) -> Synthesizer:
     """Return a freshly initialized model."""
-    size = self.together * self.mels
+    size = self.frames_per_step * self.mels
     return Synthesizer(config, size, nnx.Rngs(key), prenet_dropout=self.prenet_dropout)
 
   def columns(self, source: Source) -> Columns:
@@ -128,9 +128,9 @@ class TextToSpeech:
   def steps(self, sound: audio.Sound) -> Float[np.ndarray, 'T X']:
     """Return the frames of a sound, in steps; the last step is filled up with silence."""
     frames = 1 - 2 * self.log_mel(audio.read(sound, self.rate)) / np.log(self.floor)
-    short = -len(frames) % self.together
+    short = -len(frames) % self.frames_per_step
     frames = np.pad(frames, ((0, short), (0, 0)), constant_values=-1)
-    return frames.reshape(-1, self.together * self.mels).astype(np.float32)
+    return frames.reshape(-1, self.frames_per_step * self.mels).astype(np.float32)
 
   def sound(self, steps: Float[np.ndarray, 'T X']) -> bytes:
     """Return a sound of these steps, as a wav file."""
@@ -209,7 +209,7 @@ class TextToSpeech:
   def attention(self, model: Synthesizer, request: Sequence[int]) -> AttentionMap:
     """Return how the steps of a text's sound attend to it; the steps by their seconds."""
     (steps,) = self.synthesize(model, [request])
-    seconds = [f'{i * self.together * self.hop:.2f}' for i in range(len(steps))]
+    seconds = [f'{i * self.frames_per_step * self.hop:.2f}' for i in range(len(steps))]
     return cross_attention(self, model, request, steps, seconds)
 
 
@@ -266,7 +266,7 @@ def _synthesize(model: Synthesizer, rows, *, decoding: Synthesis):
   ones = jnp.ones((B, 1), jnp.int32)
 
   def unfinished(sounds: Synthesized):
-    return (sounds.position < decoding.length) & ~jnp.all(sounds.finished)
+    return (sounds.position < decoding.max_new_tokens) & ~jnp.all(sounds.finished)
 
   def extend(sounds: Synthesized) -> Synthesized:
     made, ends, cache = model.decode(sounds.before[:, None], memory, sounds.cache, ones)
@@ -282,10 +282,10 @@ def _synthesize(model: Synthesizer, rows, *, decoding: Synthesis):
   start = Synthesized(
     position=jnp.int32(0),
     before=jnp.zeros((B, X)),
-    steps=jnp.zeros((B, decoding.length, X)),
+    steps=jnp.zeros((B, decoding.max_new_tokens, X)),
     counts=jnp.zeros(B, jnp.int32),
     finished=jnp.zeros(B, bool),
-    cache=model.init_cache(B, decoding.length),
+    cache=model.init_cache(B, decoding.max_new_tokens),
   )
   done = jax.lax.while_loop(unfinished, extend, start)
   finite = jnp.all(jnp.isfinite(done.steps), axis=(1, 2))

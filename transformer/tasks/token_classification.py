@@ -56,14 +56,14 @@ class TokenClassification:
 
   Attributes:
     tokenizer, decoding: text to tokens, and settings of inference.
-    length: longest text in tokens, start and end token included; longer ones are truncated.
+    max_length: longest text in tokens, start and end token included; longer ones are truncated.
     labels: the names of the labels; truncated words get the first one.
     label_smoothing: of the training loss; see losses.cross_entropy.
   """
 
   tokenizer: Tokenizer
   decoding: Batching
-  length: int
+  max_length: int
   labels: tuple[str, ...]
   label_smoothing: float = 0.0
 
@@ -80,7 +80,7 @@ class TokenClassification:
   @property
   def processor(self) -> WordProcessor:
     """Return the processor of lines."""
-    return WordProcessor(self.tokenizer, self.length)
+    return WordProcessor(self.tokenizer, self.max_length)
 
   def init(self, config: ModelConfig, key: Key[Array, '']) -> Classifier:
     """Return a freshly initialized model."""

@@ -103,7 +103,7 @@ def _predict(config, workdir, flags) -> int:
   if sys.stdout.isatty() and hasattr(task, 'stream') and task.decoding.beams == 1:
     return _stream(task, model, flags)
   with _lines(flags.input) as lines:
-    for chunk in _chunks(lines, size=16 * task.decoding.rows):
+    for chunk in _chunks(lines, size=16 * task.decoding.batch_size):
       good = {}
       for number, line in chunk:
         try:

@@ -51,15 +51,26 @@ TASKS: dict[str, Any] = {
 # Tasks that decode to positions that training may not have reached.
 WITH_DECODER = ('seq2seq', 'joint_ctc', 'span_corruption', 'text_to_speech')
 
-TOP = ('experiment', 'task', 'seed', 'init')  # keys outside of any section
+TOP = ('experiment', 'task', 'seed', 'warm_start')  # keys outside of any section
 SECTIONS = (
-  *('data', 'inputs', 'tokenizer', 'model', 'loss', 'optimizer', 'train', 'eval', 'decode', 'mesh'),
+  *(
+    'data',
+    'processor',
+    'tokenizer',
+    'model',
+    'loss',
+    'optimizer',
+    'train',
+    'eval',
+    'decode',
+    'mesh',
+  ),
 )
 NOT_FROM_CONFIG = {  # arguments of readers that a run gives itself
-  'inputs': ('tokenizer', 'max_length', 'start', 'truncate', 'stem'),
+  'processor': ('tokenizer', 'max_length', 'start', 'truncate', 'stem'),
   'tokenizer': ('texts',),
   'model': ('vocab', 'pad', 'platform'),
-  'loss': ('tokenizer', 'decoding', 'length', 'input_processor'),
+  'loss': ('tokenizer', 'decoding', 'max_length', 'input_processor'),
   'optimizer': ('steps', 'width'),
 }
 REQUIRED = inspect.Parameter.empty
@@ -97,7 +108,7 @@ def for_task(task: str | type, *, modality: str = 'tokens') -> ConfigDict:
     for section in ('', *SECTIONS)
   }
   config = ConfigDict(values.pop('') | values)
-  config.task, config.model.inputs = name, modality
+  config.task, config.model.modality = name, modality
   return config.lock()
 
 
@@ -132,7 +143,7 @@ def _reader(section: str, task: str, modality: str) -> Callable:
   readers: dict[str, Callable] = {
     '': Settings,
     'data': Data,
-    'inputs': lookup('model.inputs', modality, PROCESSORS),
+    'processor': lookup('model.modality', modality, PROCESSORS),
     'tokenizer': tokenizers.train,
     'model': ModelConfig,
     'optimizer': optimizers.build,
@@ -174,7 +185,7 @@ def describe(config: Mapping[str, Any]) -> str:
   lines = []
   for section in ('', *SECTIONS):
     values, prefix = (config[section], f'{section}.') if section else (config, '')
-    for name, key in keys(section, config['task'], config['model']['inputs']).items():
+    for name, key in keys(section, config['task'], config['model']['modality']).items():
       lines.append(f'{prefix}{name} = {values[name]!r}  ({_about(key)})')
       lines += textwrap.wrap(key.meaning, 100, initial_indent='    ', subsequent_indent='    ')
   return '\n'.join(lines)
@@ -205,8 +216,8 @@ def check(config: Mapping[str, Any] | ConfigDict) -> Settings:
       raise ValueError(f'config.{section}={config[section]!r} must be a section of keys')
   task = config['task']
   objective = lookup('config.task', task, TASKS)
-  modality = config['model'].get('inputs', 'tokens')
-  lookup('model.inputs', modality, PROCESSORS)
+  modality = config['model'].get('modality', 'tokens')
+  lookup('model.modality', modality, PROCESSORS)
   typed = {name: _typed(f'config.{name}', config[name], k) for name, k in keys('', task).items()}
   for section in SECTIONS:
     known = keys(section, task, modality)
@@ -320,27 +331,30 @@ def _check_intervals(settings: Settings):
 
 def _check_processor(settings: Settings, objective: Any) -> int:
   """Return the longest input, in positions of the encoder."""
-  modality = settings.model['inputs']
+  modality = settings.model['modality']
   if modality != 'tokens' and 'input_processor' not in inspect.signature(objective).parameters:
-    raise ValueError(f'model.inputs={modality}, but config.task={settings.task} reads tokens alone')
+    raise ValueError(
+      f'model.modality={modality}, but config.task={settings.task} reads tokens alone'
+    )
   processor = processor_of(settings)
   if processor is None:
-    return settings.data.length
+    return settings.data.max_length
   if settings.model['features'] != processor.features:
     raise ValueError(
-      f'model.features={settings.model["features"]}, but each of the {modality} that inputs='
-      f'{settings.inputs} describes has {processor.features} numbers: set it to that'
+      f'model.features={settings.model["features"]}, but each of the {modality} that processor='
+      f'{settings.processor} describes has {processor.features} numbers: set it to that'
     )
   return processor.positions
 
 
 def _check_lengths(settings: Settings, longest: int):
   if settings.task in WITH_DECODER:
-    longest = max(longest + (settings.task == 'span_corruption'), settings.decode.length)
-  if settings.model['position'] == 'learned' and longest > settings.model['length']:
+    longest = max(longest + (settings.task == 'span_corruption'), settings.decode.max_new_tokens)
+  if settings.model['position'] == 'learned' and longest > settings.model['max_length']:
     raise ValueError(
-      f'model.length={settings.model["length"]} learned positions are fewer than '
-      f'data.length={settings.data.length} or decode.length: set it to at least {longest}'
+      f'model.max_length={settings.model["max_length"]} learned positions are fewer than '
+      f'data.max_length={settings.data.max_length} or decode.max_new_tokens: set it to at least '
+      f'{longest}'
     )
 
 
@@ -348,14 +362,14 @@ def processor_of(settings: Settings) -> Any:
   """Return the processor of images or sounds; None where the model reads texts.
 
   Raises:
-    ValueError: what is wrong with the section 'inputs'.
+    ValueError: what is wrong with the section 'processor'.
   """
-  if settings.model['inputs'] == 'tokens':
+  if settings.model['modality'] == 'tokens':
     return None
-  processor = PROCESSORS[settings.model['inputs']]
-  given = {'max_length': settings.data.length, 'stem': settings.model['stem']}
+  processor = PROCESSORS[settings.model['modality']]
+  given = {'max_length': settings.data.max_length, 'stem': settings.model['stem']}
   names = inspect.signature(processor).parameters
-  return processor(**settings.inputs, **{k: v for k, v in given.items() if k in names})
+  return processor(**settings.processor, **{k: v for k, v in given.items() if k in names})
 
 
 def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -374,7 +388,7 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
   added: dict[str, Any] = {}
   for later in sorted(ADDED, reverse=True):
     added |= ADDED[later] if later > number else {}
-  modality = config['model'].get('inputs', 'tokens')
+  modality = config['model'].get('modality', 'tokens')
   for section in SECTIONS:
     values = config.setdefault(section, {})
     known = keys(section, config['task'], modality)
@@ -390,6 +404,6 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 def from_values(values: Mapping[str, Any]) -> ConfigDict:
   """Return the config of these values, typed and locked as `for_task` returns it."""
-  config = for_task(values['task'], modality=values['model']['inputs'])
+  config = for_task(values['task'], modality=values['model']['modality'])
   config.update(values)
   return config

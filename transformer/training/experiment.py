@@ -43,18 +43,20 @@ class Experiment(NamedTuple):
     ragged = [f.lengths for f in fields.values() if isinstance(f, pipeline.Ragged)]
     count = len(next(iter(fields.values())))
     lengths = np.stack(ragged or [np.ones(count, np.int64)], axis=1)
-    short = np.flatnonzero(lengths.max(axis=1) <= data.length)
+    short = np.flatnonzero(lengths.max(axis=1) <= data.max_length)
     if len(short) < len(lengths):
       say = logging.info if train else logging.warning  # figures of teacher forcing lack them
       say(
-        '%d of %d examples of %s are longer than data.length=%d tokens and left out',
+        '%d of %d examples of %s are longer than data.max_length=%d tokens and left out',
         len(lengths) - len(short),
         len(lengths),
         split,
-        data.length,
+        data.max_length,
       )
     if not len(short):
-      raise ValueError(f'every example of {split} is longer than data.length={data.length} tokens')
+      raise ValueError(
+        f'every example of {split} is longer than data.max_length={data.max_length} tokens'
+      )
     if data.packing and not self.task.supports_packing:
       raise ValueError(
         f'data.packing=True, but {self.settings.task} needs a row for each example here: set it to '
@@ -63,20 +65,20 @@ class Experiment(NamedTuple):
     if not ragged:
       rows = pipeline.unpacked(len(short))
     elif data.packing:
-      rows = pipeline.pack(lengths[short], length=data.length, seed=self.settings.seed)
+      rows = pipeline.pack(lengths[short], length=data.max_length, seed=self.settings.seed)
     else:
       rows = pipeline.bucket(lengths[short], buckets=data.buckets)
     if ragged and (rows.shapes % self.mesh.shape['sequence']).any():
       raise ValueError(
         f'mesh.sequence={self.mesh.shape["sequence"]} does not divide the lengths of the batches, '
-        f'{np.unique(rows.shapes)}: choose a divisor, or another data.length'
+        f'{np.unique(rows.shapes)}: choose a divisor, or another data.max_length'
       )
     rows = rows._replace(members=[short[m] for m in rows.members])
     microbatches = self.settings.train.microbatches if train else 1
     return pipeline.Batches(
       fields,
       rows,
-      tokens=data.tokens,
+      tokens=data.batch_tokens,
       multiple=sharding.batch_parts(self.mesh) * microbatches,
       seed=self.settings.seed if train else None,
       process=(jax.process_index(), jax.process_count()),
@@ -90,10 +92,12 @@ class Experiment(NamedTuple):
     return model
 
   @property
-  def rates(self) -> tuple[tuple[str, float], ...]:
+  def lr_multipliers(self) -> tuple[tuple[str, float], ...]:
     """Factors of the learning rate by path; with adapters, what is not named is frozen."""
-    rates = self.settings.optimizer['rates']
-    return (('/adapter/', 1.0), *rates, ('', 0.0)) if self.settings.train.adapters else rates
+    multipliers = self.settings.optimizer['lr_multipliers']
+    return (
+      (('/adapter/', 1.0), *multipliers, ('', 0.0)) if self.settings.train.adapters else multipliers
+    )
 
   def abstract_model(self) -> Model:
     """The shapes and shardings of the parameters, without any memory."""
@@ -116,17 +120,17 @@ def prepare(config: dict[str, Any], workdir: Workdir) -> Experiment:
     workdir.lock()
   workdir.compare(checked.as_dict())
   tokenizer = known = workdir.tokenizer()
-  if tokenizer is None and checked.init:
-    tokenizer = Workdir(checked.init).tokenizer()  # published models call it the same
+  if tokenizer is None and checked.warm_start:
+    tokenizer = Workdir(checked.warm_start).tokenizer()  # published models call it the same
     if tokenizer is None:
       raise FileNotFoundError(
-        f'config.init={checked.init} has no tokenizer.json, without which its embeddings mean '
-        "nothing: train that run first, as the experiment's file says, or give the folder of "
-        'another, or of a published model with that file'
+        f'config.warm_start={checked.warm_start} has no tokenizer.json, without which its '
+        "embeddings mean nothing: train that run first, as the experiment's file says, or give the "
+        'folder of another, or of a published model with that file'
       )
   if tokenizer is None:
     reads = lookup('config.task', checked.task, TASKS).text_fields
-    if checked.model['inputs'] != 'tokens':
+    if checked.model['modality'] != 'tokens':
       reads = ('targets',)  # labels are texts, too
     examples = (source[i] for i in range(len(source)))
     texts = (example[side] for example in examples for side in reads)
@@ -172,7 +176,7 @@ def _load(data: Data, split: str, limit: int = 0) -> corpora.Source:
   name = lookup('data.name', data.name, {}) if is_reference(data.name) else data.name
   try:
     return corpora.load(
-      name, split, dir=data.dir, inputs=data.inputs, targets=data.targets, limit=limit
+      name, split, dir=data.dir, inputs=data.source, targets=data.target, limit=limit
     )
   except FileNotFoundError as error:
     if published := where_published(data.dir):
@@ -184,7 +188,7 @@ def _load(data: Data, split: str, limit: int = 0) -> corpora.Source:
 
 
 def _experiment(checked: Settings, tokenizer: Any, mesh: Mesh) -> Experiment:
-  given = dict(tokenizer=tokenizer, decoding=checked.decode, length=checked.data.length)
+  given = dict(tokenizer=tokenizer, decoding=checked.decode, max_length=checked.data.max_length)
   if processor := processor_of(checked):
     given['input_processor'] = processor
   task = lookup('config.task', checked.task, TASKS)(**given, **checked.loss)

@@ -44,7 +44,7 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
   """
   task, train, config = experiment.task, experiment.settings.train, experiment.settings
   optimizer, learning_rate = optimizers.build(
-    **dict(config.optimizer, rates=experiment.rates),
+    **dict(config.optimizer, lr_multipliers=experiment.lr_multipliers),
     steps=train.steps,
     width=experiment.model.width,
   )
@@ -53,7 +53,7 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
     return init(experiment.init(key), optimizer, ema=train.ema)
 
   def loss(model, batch, key):
-    return task.loss(optimizers.frozen(model, experiment.rates), batch, key)
+    return task.loss(optimizers.frozen(model, experiment.lr_multipliers), batch, key)
 
   key = jax.random.key(config.seed)
   like = with_shardings(jax.eval_shape(fresh, key), experiment.mesh)
@@ -70,11 +70,11 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
   batches = experiment.batches(config.data.train)
   validate = _validation(experiment)
 
-  kept = dict(keep=train.keep, every=train.save_every_steps)
+  kept = dict(keep=train.keep_checkpoints, every=train.save_every_steps)
   with Checkpoints(workdir.path, **kept) as checkpoints, _Signals() as signals:
     if checkpoints.last_step is None:
       state = jax.jit(fresh, out_shardings=placed)(key)
-      if config.init:
+      if config.warm_start:
         state = init(warm_start(state.model, experiment), optimizer, ema=train.ema)
     else:
       state = checkpoints.restore(like)
@@ -128,8 +128,8 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
           raise Stopped(stop, step)
 
       final = state.average or state.model
-      if train.average > 1:
-        final = checkpoints.average(like, train.average).model
+      if train.average_checkpoints > 1:
+        final = checkpoints.average(like, train.average_checkpoints).model
       validated(train.steps, final)
       if signals.received:
         raise Stopped(signals.received, train.steps)

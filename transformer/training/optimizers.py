@@ -162,7 +162,7 @@ def build(
   warmup_steps: int = 100,
   weight_decay: float = 0.0,
   clip: float = 1.0,
-  rates: tuple[tuple[str, float], ...] = (),
+  lr_multipliers: tuple[tuple[str, float], ...] = (),
   steps: int,
   width: int,
   **options: float | None,
@@ -176,8 +176,8 @@ def build(
     warmup_steps: steps in which the rate grows linearly from 0 to its peak.
     weight_decay: decoupled (Loshchilov & Hutter 2019), on the parameters that DECAY names.
     clip: global norm above which gradients are scaled down; 0 for never.
-    rates: (pattern, factor) pairs: the learning rate of a parameter is multiplied by the factor of
-      the first pattern that its path matches (re.search). A factor of 0 freezes; see `frozen`.
+    lr_multipliers: (pattern, factor) pairs: the learning rate of a parameter is multiplied by the
+      factor of the first pattern that its path matches (re.search). 0 freezes; see `frozen`.
     steps: of the whole training.
     width: D, for noam.
     options: keyword arguments of the optimizer and of the schedule; None for their defaults.
@@ -207,7 +207,7 @@ def build(
   if weight_decay:
     chain += [optax.add_decayed_weights(weight_decay, mask=decays)]
   chain += [optax.scale_by_learning_rate(rate)]
-  return _scaled(optax.chain(*chain), rates), rate
+  return _scaled(optax.chain(*chain), lr_multipliers), rate
 
 
 def defaults(name: str, schedule: str) -> dict[str, float]:
@@ -231,23 +231,23 @@ def _read_by(function: Callable, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scaled(
-  optimizer: optax.GradientTransformation, rates: tuple[tuple[str, float], ...]
+  optimizer: optax.GradientTransformation, lr_multipliers: tuple[tuple[str, float], ...]
 ) -> optax.GradientTransformation:
   """The optimizer with learning rates by path; frozen parameters have no statistics."""
-  if not rates:
+  if not lr_multipliers:
     return optimizer
 
   def moving(params):
-    return jax.tree.map(bool, factors(params, rates))
+    return jax.tree.map(bool, factors(params, lr_multipliers))
 
   def scale(updates, _):
-    return jax.tree.map(jnp.multiply, updates, factors(updates, rates))
+    return jax.tree.map(jnp.multiply, updates, factors(updates, lr_multipliers))
 
   return optax.chain(optax.masked(optimizer, moving), optax.stateless(scale))
 
 
-def factors(params: Any, rates: tuple[tuple[str, float], ...]) -> Any:
-  """Return for each parameter the factor of its learning rate; `rates` as of `build`.
+def factors(params: Any, lr_multipliers: tuple[tuple[str, float], ...]) -> Any:
+  """Return for each parameter the multiplier of its learning rate; `lr_multipliers` as of `build`.
 
   Raises:
     ValueError: a pattern matches no parameter.
@@ -255,23 +255,26 @@ def factors(params: Any, rates: tuple[tuple[str, float], ...]) -> Any:
 
   def factor_of(path, _):
     name = parameter_path(path)
-    return next((factor for pattern, factor in rates if re.search(pattern, name)), 1.0)
+    return next((factor for pattern, factor in lr_multipliers if re.search(pattern, name)), 1.0)
 
   names = [parameter_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-  for pattern, _ in rates:
+  for pattern, _ in lr_multipliers:
     if not any(re.search(pattern, name) for name in names):
       raise ValueError(
-        f'optimizer.rates={rates!r}: {pattern!r} matches no parameter; there are {", ".join(names)}'
+        f'optimizer.lr_multipliers={lr_multipliers!r}: {pattern!r} matches no parameter; there are '
+        f'{", ".join(names)}'
       )
   return jax.tree.map_with_path(factor_of, params)
 
 
-def frozen(params: Any, rates: tuple[tuple[str, float], ...]) -> Any:
+def frozen(params: Any, lr_multipliers: tuple[tuple[str, float], ...]) -> Any:
   """Return the parameters, with no gradient for those whose factor is 0."""
-  if not rates:
+  if not lr_multipliers:
     return params
   return jax.tree.map(
-    lambda x, factor: x if factor else jax.lax.stop_gradient(x), params, factors(params, rates)
+    lambda x, factor: x if factor else jax.lax.stop_gradient(x),
+    params,
+    factors(params, lr_multipliers),
   )
 
 

@@ -12,34 +12,34 @@ class Data:
     name: one of data.corpora.SOURCES, a TFDS name, or module:name of a function of your own
       (dir, split, inputs, targets) that returns a sequence of examples.
     dir: the folder or file of the data set; '' for one that is generated.
-    inputs, targets: names of the two sides: languages, columns or features.
+    source, target: names of the two sides: languages, columns or features.
     train: the split to train on.
     val: the split to validate on, and to choose the best checkpoint by.
     test: the splits to report after training.
     limit: use only so many training examples; 0 for all.
-    length: longest example in tokens, end token included; longer ones are left out and counted.
-    tokens: size of a batch in positions of its longer side, padding included; in examples where
-      nothing has a length, as of images and their labels.
+    max_length: of an example in tokens, end token included; longer ones are left out and counted.
+    batch_tokens: size of a batch in positions of its longer side, padding included; in examples
+      where nothing has a length, as of images and their labels.
     buckets: at most so many shapes of batches.
-    packing: put several examples in a row of `length` instead of padding each.
+    packing: put several examples in a row of `max_length` instead of padding each.
   """
 
   name: str
   dir: str = ''
-  inputs: str = 'inputs'
-  targets: str = 'targets'
+  source: str = 'inputs'
+  target: str = 'targets'
   train: str = 'train'
   val: str = 'val'
   test: tuple[str, ...] = ()
   limit: int = 0
-  length: int
-  tokens: int = 4096
+  max_length: int
+  batch_tokens: int = 4096
   buckets: int = 4
   packing: bool = False
 
   def __post_init__(self):
     _at_least(0, 'data', self, 'limit')
-    _at_least(1, 'data', self, 'length', 'tokens', 'buckets')
+    _at_least(1, 'data', self, 'max_length', 'batch_tokens', 'buckets')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,26 +52,35 @@ class Train:
       helps models whose steps take less than about 50 ms.
     microbatches: parts that a batch is run in, to save memory; the gradient stays the same.
     ema: decay of a moving average of the parameters that is evaluated in their place; 0 for none.
-    average: evaluate the mean of the last so many checkpoints; 1 for the last one alone.
+    average_checkpoints: evaluate the mean of the last so many checkpoints; 1 for the last alone.
     log_every_steps: interval of training metrics.
     save_every_steps: interval of checkpoints.
-    keep: checkpoints kept beside the best one.
+    keep_checkpoints: checkpoints kept beside the best one.
     adapters: (pattern, rank) pairs: layers whose path matches get low-rank adapters, and then only
-      these are trained, and what optimizer.rates names; see modules.adapters.
+      these are trained, and what optimizer.lr_multipliers names; see modules.adapters.
   """
 
   steps: int
   steps_per_call: int = 1
   microbatches: int = 1
   ema: float = 0.0
-  average: int = 1
+  average_checkpoints: int = 1
   log_every_steps: int = 100
   save_every_steps: int = 500
-  keep: int = 2
+  keep_checkpoints: int = 2
   adapters: tuple[tuple[str, int], ...] = ()
 
   def __post_init__(self):
-    _at_least(1, 'train', self, 'steps', 'steps_per_call', 'microbatches', 'average', 'keep')
+    _at_least(
+      1,
+      'train',
+      self,
+      'steps',
+      'steps_per_call',
+      'microbatches',
+      'average_checkpoints',
+      'keep_checkpoints',
+    )
     _at_least(1, 'train', self, 'log_every_steps', 'save_every_steps')
     for pattern, rank in self.adapters:
       if not pattern or rank < 1:
@@ -81,12 +90,15 @@ class Train:
         )
     if not 0 <= self.ema < 1:
       raise ValueError(f'train.ema={self.ema} is a decay: give 0 <= ema < 1, such as 0.999')
-    if self.average > self.keep:
+    if self.average_checkpoints > self.keep_checkpoints:
       raise ValueError(
-        f'train.average={self.average} needs as many checkpoints: set train.keep={self.average}'
+        f'train.average_checkpoints={self.average_checkpoints} needs as many checkpoints: set '
+        f'train.keep_checkpoints={self.average_checkpoints}'
       )
-    if self.average > 1 and self.ema:
-      raise ValueError('train.average and train.ema both average parameters: set one of them only')
+    if self.average_checkpoints > 1 and self.ema:
+      raise ValueError(
+        'train.average_checkpoints and train.ema both average parameters: set one of them only'
+      )
     for name in ('save_every_steps',):
       if getattr(self, name) % self.steps_per_call:
         raise ValueError(
@@ -130,10 +142,10 @@ class Settings:
     experiment: the name of the run, and of its folder in runs/.
     task: what is learnt: a name of config.TASKS, or module:name of a class of your own.
     seed: of the initial parameters, the order of the data, and dropout.
-    init: folder of a run, or of a published model, whose parameters training starts from; '' for
-      random ones.
+    warm_start: folder of a run, or of a published model, whose parameters training starts from;
+      '' for random ones.
     data, train, eval: the sections of these names.
-    inputs: arguments of what reads images or sounds.
+    processor: arguments of what reads images or sounds.
     tokenizer: arguments of data.tokenizers.train.
     model: arguments of ModelConfig but for the vocabulary, whose size the tokenizer knows.
     loss: arguments of the task.
@@ -145,9 +157,9 @@ class Settings:
   experiment: str
   task: str
   seed: int = 0
-  init: str = ''
+  warm_start: str = ''
   data: Data
-  inputs: dict[str, Any]
+  processor: dict[str, Any]
   tokenizer: dict[str, Any]
   model: dict[str, Any]
   loss: dict[str, Any]

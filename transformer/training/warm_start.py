@@ -17,20 +17,29 @@ from transformer.training.workdir import Workdir
 # Arguments of ModelConfig that may differ between a model and the one it starts from: they change
 # no equation, or add parameters, or show in the shapes of parameters.
 MAY_DIFFER = (
-  *('vocab', 'length', 'source_length', 'dropout', 'attention_dropout', 'dtype', 'remat', 'unroll'),
+  *(
+    'vocab',
+    'max_length',
+    'max_source_length',
+    'dropout',
+    'attention_dropout',
+    'dtype',
+    'remat',
+    'unroll',
+  ),
   *('pad', 'platform'),
-  *('inputs', 'features', 'stem', 'summary', 'bias_output'),
+  *('modality', 'features', 'stem', 'pooling', 'bias_output'),
 )
 TOKEN_TABLES = ('embed/table', 'output/table', 'embed/bias', 'output/bias')  # a row for each token
 
 
 def warm_start(model: Model, experiment: Experiment) -> Model:
-  """Return the model with every parameter that is in `config.init`; the others are unchanged.
+  """Return the model with every parameter that is in `config.warm_start`; the others are unchanged.
 
   Raises:
     FileNotFoundError, ValueError: there is no model in the folder, or one of another architecture.
   """
-  folder = pathlib.Path(experiment.settings.init).expanduser()
+  folder = pathlib.Path(experiment.settings.warm_start).expanduser()
   source: Any
   if (folder / 'checkpoints').is_dir():
     workdir = Workdir(folder)

@@ -15,8 +15,8 @@ from transformer.training.config import FORMAT, from_values, upgraded
 
 # What may differ when a run goes on: how long, how often, and how it is judged, not what is learnt.
 FREE = (
-  *('train.steps', 'train.log_every_steps', 'train.save_every_steps', 'train.keep'),
-  *('train.average', 'eval.', 'decode.', 'mesh.', 'data.dir', 'data.test'),
+  *('train.steps', 'train.log_every_steps', 'train.save_every_steps', 'train.keep_checkpoints'),
+  *('train.average_checkpoints', 'eval.', 'decode.', 'mesh.', 'data.dir', 'data.test'),
 )
 
 

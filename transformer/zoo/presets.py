@@ -5,7 +5,7 @@ They have every argument, but for the vocabulary and, where models read tokens, 
 
 # Vaswani et al. 2017, table 3, base: 65 M parameters with its 37,000 joint tokens.
 TRANSFORMER_BASE = dict(
-  types=0,
+  token_types=0,
   width=512,
   depth=6,
   decoder_depth=0,
@@ -13,8 +13,8 @@ TRANSFORMER_BASE = dict(
   kv_heads=0,
   head_size=0,
   feedforward=2048,
-  length=512,
-  source_length=0,
+  max_length=512,
+  max_source_length=0,
   norm='layer',
   norm_epsilon=1e-6,
   norm_embedding=False,
@@ -31,7 +31,7 @@ TRANSFORMER_BASE = dict(
   scale_embedding=True,
   scale_attention=True,
   scale_logits=False,
-  summary='first',
+  pooling='first',
   dropout=0.1,
   attention_dropout=0.0,
   dtype='float32',
@@ -44,14 +44,14 @@ TRANSFORMER_BIG = dict(TRANSFORMER_BASE, width=1024, heads=16, feedforward=4096,
 
 # Wu et al. 2021, https://arxiv.org/abs/2105.14462, Transformer-Tiny for Multi30k.
 TRANSFORMER_TINY = dict(
-  TRANSFORMER_BASE, width=128, depth=4, heads=4, feedforward=256, length=256, dropout=0.3
+  TRANSFORMER_BASE, width=128, depth=4, heads=4, feedforward=256, max_length=256, dropout=0.3
 )
 
 # Devlin et al. 2019, https://arxiv.org/abs/1810.04805: 110 M and 340 M, tanh(W first + b) included.
 # `MaskedTokens` of the published ones also has bias_output=True.
 BERT_BASE = dict(
   TRANSFORMER_BASE,
-  types=2,
+  token_types=2,
   width=768,
   depth=12,
   heads=12,
@@ -61,7 +61,7 @@ BERT_BASE = dict(
   position='learned',
   activation='gelu_erf',
   scale_embedding=False,
-  summary='pooler',
+  pooling='pooler',
   attention_dropout=0.1,
 )
 BERT_LARGE = dict(BERT_BASE, width=1024, depth=24, heads=16, feedforward=4096)
@@ -73,13 +73,13 @@ BERT_SMALL = dict(BERT_BASE, width=512, depth=4, heads=8, feedforward=2048)
 BERT_MEDIUM = dict(BERT_SMALL, depth=8)
 
 # Liu et al. 2019, https://arxiv.org/abs/1907.11692, table 9: 125 M and 355 M.
-ROBERTA_BASE = dict(BERT_BASE, types=1, norm_epsilon=1e-5)
-ROBERTA_LARGE = dict(BERT_LARGE, types=1, norm_epsilon=1e-5)
+ROBERTA_BASE = dict(BERT_BASE, token_types=1, norm_epsilon=1e-5)
+ROBERTA_LARGE = dict(BERT_LARGE, token_types=1, norm_epsilon=1e-5)
 
 # Wang et al. 2020, https://arxiv.org/abs/2002.10957: 22 M and 33 M, as sentence-transformers
 # (Reimers & Gurevych 2019, https://arxiv.org/abs/1908.10084) uses them: the mean of the states.
 MINILM_L6 = dict(
-  BERT_BASE, width=384, depth=6, heads=12, feedforward=1536, summary='mean', norm_epsilon=1e-12
+  BERT_BASE, width=384, depth=6, heads=12, feedforward=1536, pooling='mean', norm_epsilon=1e-12
 )
 MINILM_L12 = dict(MINILM_L6, depth=12)
 
@@ -91,7 +91,7 @@ GPT2 = dict(
   depth=12,
   heads=12,
   feedforward=3072,
-  length=1024,
+  max_length=1024,
   norm_epsilon=1e-5,
   prenorm=True,
   position='learned',
@@ -143,7 +143,7 @@ BART_BASE = dict(
   width=768,
   heads=12,
   feedforward=3072,
-  length=1024,
+  max_length=1024,
   norm_epsilon=1e-5,
   norm_embedding=True,
   position='learned',
@@ -166,13 +166,13 @@ MARIAN = dict(
 # Touvron et al. 2021, 2012.12877: 22 M. Patches of 16 x 16 pixels of 224 x 224, in three colours.
 VIT_B16 = dict(
   TRANSFORMER_BASE,
-  inputs='patches',
+  modality='patches',
   features=16 * 16 * 3,
   width=768,
   depth=12,
   heads=12,
   feedforward=3072,
-  length=(224 // 16) ** 2 + 1,
+  max_length=(224 // 16) ** 2 + 1,
   prenorm=True,
   position='learned',
   activation='gelu_erf',
@@ -185,14 +185,14 @@ VIT_L16 = dict(VIT_B16, width=1024, depth=24, heads=16, feedforward=4096)
 # Radford et al. 2022, https://arxiv.org/abs/2212.04356, table 1: 39 M, 74 M, 244 M, 769 M, 1550 M.
 WHISPER_TINY = dict(
   TRANSFORMER_BASE,
-  inputs='frames',
+  modality='frames',
   features=80,
   width=384,
   depth=4,
   heads=6,
   feedforward=1536,
-  length=448,
-  source_length=1500,
+  max_length=448,
+  max_source_length=1500,
   norm_epsilon=1e-5,
   prenorm=True,
   position='learned',
@@ -213,7 +213,7 @@ LLAMA_7B = dict(
   depth=32,
   heads=32,
   feedforward=11008,
-  length=2048,
+  max_length=2048,
   norm='rms',
   prenorm=True,
   position='rotary',
@@ -233,7 +233,7 @@ SMOLLM_135M = dict(
   heads=9,
   kv_heads=3,
   feedforward=1536,
-  length=8192,
+  max_length=8192,
   norm_epsilon=1e-5,
   rotary_base=100_000.0,
   tie='output',
@@ -248,7 +248,7 @@ QWEN2_0_5B = dict(
   heads=14,
   kv_heads=2,
   feedforward=4864,
-  length=131_072,
+  max_length=131_072,
   rotary_base=1e6,
   bias_qkv=True,
   tie='output',

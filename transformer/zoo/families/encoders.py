@@ -68,8 +68,8 @@ BERT = Family(
     'depth': ('num_hidden_layers', 12),
     'heads': ('num_attention_heads', 12),
     'feedforward': ('intermediate_size', 3072),
-    'length': ('max_position_embeddings', 512),
-    'types': ('type_vocab_size', 2),
+    'max_length': ('max_position_embeddings', 512),
+    'token_types': ('type_vocab_size', 2),
     'activation': ('hidden_act', 'gelu'),
     'norm_epsilon': ('layer_norm_eps', 1e-12),
     'dropout': ('hidden_dropout_prob', 0.1),
@@ -86,7 +86,7 @@ BERT = Family(
   ),
   rows=_bert_rows,
   derive=lambda theirs, names, kind: dict(
-    summary=_summary(names), bias_output='cls.predictions.bias' in names
+    pooling=_summary(names), bias_output='cls.predictions.bias' in names
   ),
   prefix='bert.',
   aliases={
@@ -118,11 +118,11 @@ ROBERTA = BERT._replace(
   only=BERT.only | dict(pad_token_id=1, hidden_act='gelu'),
   rows=_roberta_rows,
   derive=lambda theirs, names, kind: dict(
-    length=theirs.get('max_position_embeddings', 512) - 2,
-    summary='pooler' if kind is Classifier else _summary(names),
+    max_length=theirs.get('max_position_embeddings', 512) - 2,
+    pooling='pooler' if kind is Classifier else _summary(names),
     bias_output='lm_head.bias' in names,
   ),
-  express=lambda config: dict(max_position_embeddings=config.length + 2, pad_token_id=1),
+  express=lambda config: dict(max_position_embeddings=config.max_length + 2, pad_token_id=1),
   prefix='roberta.',
   aliases={
     'lm_head.decoder.weight': 'embeddings.word_embeddings.weight',
@@ -148,14 +148,14 @@ def _vit_derive(theirs, names, kind):
   return dict(
     vocab=1,
     features=patch * patch * theirs.get('num_channels', 3),
-    length=(image // patch) ** 2 + 1,
-    summary='first' if kind is Classifier else _summary(names),
+    max_length=(image // patch) ** 2 + 1,
+    pooling='first' if kind is Classifier else _summary(names),
   )
 
 
 def _vit_express(config):
   patch, channels = _patch(config)
-  side = math.isqrt(config.length - 1)
+  side = math.isqrt(config.max_length - 1)
   return dict(image_size=side * patch, patch_size=patch, num_channels=channels)
 
 
@@ -204,7 +204,7 @@ VIT = Family(
     'attention_dropout': ('attention_probs_dropout_prob', 0.0),
   },
   fixed=dict(
-    inputs='patches',
+    modality='patches',
     norm='layer',
     prenorm=True,
     position='learned',

@@ -104,7 +104,7 @@ def read_config(
     head_size=found['width'] // found['heads'],
     kv_heads=found['heads'],
     decoder_depth=found['depth'],
-    source_length=found['length'],
+    max_source_length=found['max_length'],
   )
   return found | {name: 0 for name, value in followed.items() if found.get(name) == value}
 
@@ -123,5 +123,5 @@ def in_full(config: ModelConfig) -> dict[str, Any]:
     kv_heads=config.groups,
     head_size=config.key_size,
     decoder_depth=config.decoder_depth or config.depth,
-    source_length=config.source_length or config.length,
+    max_source_length=config.max_source_length or config.max_length,
   )

@@ -74,7 +74,7 @@ def load_pretrained(folder: str | os.PathLike, **settings: Any) -> tuple[nnx.Mod
       fields['summary'] = 'mean'
       # it was trained with the body, and is not used
       tensors = {name: x for name, x in tensors.items() if not name.startswith('pooler.')}
-    if kind is not Decoder and fields.get('inputs', 'tokens') == 'tokens':
+    if kind is not Decoder and fields.get('modality', 'tokens') == 'tokens':
       fields['pad'] = -1 if theirs.get('pad_token_id') is None else theirs['pad_token_id']
     config = ModelConfig(**fields | settings)
   except ValueError as error:
@@ -241,7 +241,7 @@ def _mean_of_tokens(folder: pathlib.Path) -> bool:
 def _tokenizer(folder: pathlib.Path, config: ModelConfig):
   """The folder's tokenizer, whose ids the model knows; None without a file or the package."""
   if not (folder / 'tokenizer.json').is_file():
-    if config.inputs == 'tokens':
+    if config.modality == 'tokens':
       logging.getLogger(__name__).warning(
         '%s has no tokenizer.json: the tokenizer is None. transformers writes one: AutoTokenizer.'
         'from_pretrained(folder).save_pretrained(folder)',

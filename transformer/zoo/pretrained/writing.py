@@ -70,7 +70,7 @@ def save_pretrained(
   save_file(tensors, partial, metadata={'format': 'pt'})
   partial.replace(folder / WEIGHTS)
   _dump(folder / 'config.json', written | {'dtype': 'float32'} | config)
-  if kind is Encoder and ours.summary == 'mean':
+  if kind is Encoder and ours.pooling == 'mean':
     modules = [
       {'idx': i, 'name': str(i), 'path': path, 'type': f'sentence_transformers.models.{name}'}
       for i, (name, path) in enumerate({'Transformer': '', 'Pooling': '1_Pooling'}.items())
@@ -116,8 +116,8 @@ def family_of(
       differences[model_type] = [str(error)]
       continue
     one, other = _essence(config, kind), _essence(said, kind)
-    if config.summary == 'mean' and kind is Encoder:
-      other['summary'] = 'mean'  # which stands in a file of its own
+    if config.pooling == 'mean' and kind is Encoder:
+      other['pooling'] = 'mean'  # which stands in a file of its own
     if one == other:
       return model_type, config, rows
     differences[model_type] = [
@@ -142,9 +142,9 @@ def _essence(config: ModelConfig, kind: type) -> dict[str, Any]:
   if config.position != 'rotary':
     nothing.add('rotary_base')
   if kind is not EncoderDecoder:
-    nothing |= {'decoder_depth', 'source_length', 'summary' if kind is Decoder else 'tie'}
+    nothing |= {'decoder_depth', 'max_source_length', 'pooling' if kind is Decoder else 'tie'}
     values['tie'] = config.tie in ('output', 'all')
-    if config.inputs != 'tokens':
+    if config.modality != 'tokens':
       nothing.add('vocab')
   return {name: value for name, value in values.items() if name not in nothing}
 
