@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,15 +67,8 @@ def generate(
   >>> generate(model, [[5, 6, 7], [8]], max_new_tokens=4).shape
   (2, 4)
   """
-  decoding = Decoding(
-    beams=beams,
-    alpha=alpha,
-    temperature=temperature,
-    top_k=top_k,
-    top_p=top_p,
-    min_p=min_p,
-    max_new_tokens=max_new_tokens,
-  )
+  filters: dict[str, Any] = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+  decoding = Decoding(beams=beams, alpha=alpha, max_new_tokens=max_new_tokens, **filters)
   if temperature and key is None:
     raise ValueError(f'temperature={temperature} samples: pass key=jax.random.key(seed)')
   key = jax.random.key(0) if key is None else key

@@ -100,25 +100,20 @@ class Classification:
 
   def loss(self, model: Classifier, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
     """Return the smoothed cross-entropy, and the plain one of coarse classes, in nats."""
-    logits, labels, weights = self._logits(model, batch, key)
-    smoothed = cross_entropy(logits, labels, weights, label_smoothing=self.label_smoothing)
-    return smoothed, self._nll(logits, labels, weights)
-
-  def batch_metrics(self, model: Classifier, batch: Batch) -> Metrics:
-    """Return the negative log-likelihood of the coarse class, in nats."""
-    return self._nll(*self._logits(model, batch, None))
-
-  def _logits(self, model, batch, key):
     input_key, key = split_key(key, 2) if self.input_processor else (None, key)
     x, segments = self.processor.prepare_batch(batch['inputs'], batch['inputs_segments'], input_key)
     logits = model(x, segments=segments, key=key)
-    return logits, batch['label'], batch['label_segments'].astype(jnp.float32)
-
-  def _nll(self, logits, labels, weights) -> Metrics:
+    labels, weights = batch['label'], batch['label_segments'].astype(jnp.float32)
+    smoothed = cross_entropy(logits, labels, weights, label_smoothing=self.label_smoothing)
     labels = jnp.asarray(self._coarse_numbers())[labels]
-    return {'nll': cross_entropy(self.coarse_logits(logits), labels, weights)}
+    return smoothed, {'nll': cross_entropy(self.coarse_logits(logits), labels, weights)}
+
+  def batch_metrics(self, model: Classifier, batch: Batch) -> Metrics:
+    """Return the negative log-likelihood of the coarse class, in nats."""
+    return self.loss(model, batch, None)[1]
 
   def _coarse_numbers(self) -> Int[np.ndarray, ' C']:
+    """Return the number of the coarse class of each class."""
     return np.asarray([self.coarse.index(self._coarse_of(name)) for name in self.classes])
 
   def coarse_logits(self, logits: Float[Array, '*B C']) -> Float[Array, '*B coarse']:

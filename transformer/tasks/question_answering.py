@@ -235,22 +235,21 @@ class QuestionAnswering:
     return {'inputs': Ragged.concatenate(inputs), 'starts': at[..., 0], 'ends': at[..., 1]}
 
   def loss(self, model: Spans, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
-    """Return -(log p(start) + log p(end)) / 2 in nats, the mean over the known answers."""
-    loss = _nll(self._logits(model, batch, key), batch)
-    return loss, {'nll': loss}
+    """Return -(log p(start) + log p(end)) / 2, the mean over known answers, and the metrics.
+
+    The loss is in nats; the accuracies of start and end are those of the first answer, by windows.
+    """
+    logits = self.logits(model, batch['inputs'], batch['inputs_segments'] != 0, key)
+    loss, metrics = _nll(logits, batch), {}
+    weights = _real(batch).astype(jnp.float32)
+    for i, side in enumerate(('start', 'end')):
+      at = jnp.maximum(batch[f'{side}s'][:, 0], 0)
+      metrics[f'{side}_accuracy'] = accuracy(logits[..., i], at, weights)
+    return loss, {'nll': loss, **metrics}
 
   def batch_metrics(self, model: Spans, batch: Batch) -> Metrics:
-    """Return the loss, and the accuracy of starts and ends against the first answer, by windows."""
-    logits = self._logits(model, batch, None)
-    weights = _real(batch).astype(jnp.float32)
-    first = {'start': batch['starts'][:, 0], 'end': batch['ends'][:, 0]}
-    return {'nll': _nll(logits, batch)} | {
-      f'{side}_accuracy': accuracy(logits[..., i], jnp.maximum(at, 0), weights)
-      for i, (side, at) in enumerate(first.items())
-    }
-
-  def _logits(self, model, batch, key):
-    return self.logits(model, batch['inputs'], batch['inputs_segments'] != 0, key)
+    """Return the loss, and the accuracies of start and end."""
+    return self.loss(model, batch, None)[1]
 
   def logits(
     self, model: Spans, tokens: Int[Array, 'B T'], real: Bool[Array, 'B T'], key: OptionalKey = None

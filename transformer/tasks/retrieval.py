@@ -134,26 +134,21 @@ class Retrieval:
     return encode_columns(source, inputs=('inputs', encode), targets=('targets', encode))
 
   def loss(self, model: Embedding, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
-    """Return the loss, in nats, and the accuracy of the best document of the batch."""
+    """Return the loss, in nats, and how well queries find their documents in the batch."""
     cloze_key, *keys = split_key(key, 3)
     if cloze_key is not None and self.cloze:
       batch = self.with_pieces(batch, cloze_key)
     logits, weights = self._logits(model, batch, keys)
     own = jnp.arange(len(logits))
-    loss = cross_entropy(logits, own, weights)
+    loss = nll = cross_entropy(logits, own, weights)
     if self.symmetric:
       back = cross_entropy(logits.T, own, weights)
       loss = loss._replace(sum=(loss.sum + back.sum) / 2)
-    return loss, {'accuracy_in_batch': accuracy(logits, own, weights)}
+    return loss, {'nll_in_batch': nll, 'accuracy_in_batch': accuracy(logits, own, weights)}
 
   def batch_metrics(self, model: Embedding, batch: Batch) -> Metrics:
     """Return how well queries find their documents among those of a batch."""
-    logits, weights = self._logits(model, batch, (None, None))
-    own = jnp.arange(len(logits))
-    return {
-      'nll_in_batch': cross_entropy(logits, own, weights),
-      'accuracy_in_batch': accuracy(logits, own, weights),
-    }
+    return self.loss(model, batch, None)[1]
 
   def _logits(self, model, batch, keys) -> tuple[Float[Array, 'B B'], Float[Array, ' B']]:
     """Return q D^T / t, with -1e30 for padding and for copies of the own document."""

@@ -141,21 +141,10 @@ class TextToSpeech:
     return audio.encode(made, self.rate)
 
   def loss(self, model: Synthesizer, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
-    """Return the loss, a mean over steps, and its parts."""
-    found = self._losses(model, batch, key)
-    weight = found['mel_error'].weight
-    # in the frames' own scale, which is about 1, and not in nats
-    error = found['mel_error'].sum * 2 / abs(np.log(self.floor))
-    total = error + found['weighted_stop_nll'].sum + self.diagonal * found['off_diagonal'].sum
-    return Mean(total, weight), {name: found[name] for name in self.metrics}
+    """Return the loss, and its parts, means over steps.
 
-  def batch_metrics(self, model: Synthesizer, batch: Batch) -> Metrics:
-    """Return the error of a band's magnitude in nats, that of the end in nats, and a share."""
-    found = self._losses(model, batch, None)
-    return {name: found[name] for name in self.metrics}
-
-  def _losses(self, model, batch, key):
-    """Return every metric as a mean over steps."""
+    These are the error of a band's magnitude in nats, that of the end in nats, and a share.
+    """
     frames, segments = batch['targets'], batch['targets_segments']
     real = (segments != 0).astype(jnp.float32)
     total = jnp.sum(real)
@@ -170,14 +159,16 @@ class TextToSpeech:
     stop = optax.sigmoid_binary_cross_entropy(ends, last) * real
     off = off_diagonal(batch['inputs_segments'] != 0, segments != 0)
     seen = jnp.mean(inside['decoder']['cross'], axis=(0, 2))
-    scale = abs(np.log(self.floor)) / 2
-    error = scale * jnp.mean(jnp.abs(made - frames), axis=-1) * real
-    return {
-      'mel_error': Mean(jnp.sum(error), total),
-      'stop_nll': Mean(jnp.sum(stop), total),
-      'weighted_stop_nll': Mean(jnp.sum(stop * jnp.where(last == 1, self.stop_weight, 1)), total),
-      'off_diagonal': Mean(jnp.sum(seen * off * real[..., None]), total),
-    }
+    nats = abs(np.log(self.floor)) / 2  # of a unit of the frames' scale
+    error = nats * jnp.mean(jnp.abs(made - frames), axis=-1) * real
+    sums = jnp.sum(error), jnp.sum(stop), jnp.sum(seen * off * real[..., None])
+    weighted_stop = jnp.sum(stop * jnp.where(last == 1, self.stop_weight, 1))
+    loss = sums[0] * 2 / abs(np.log(self.floor)) + weighted_stop + self.diagonal * sums[2]
+    return Mean(loss, total), {k: Mean(x, total) for k, x in zip(self.metrics, sums, strict=True)}
+
+  def batch_metrics(self, model: Synthesizer, batch: Batch) -> Metrics:
+    """Return the parts of the loss."""
+    return self.loss(model, batch, None)[1]
 
   def capture(self, model: Synthesizer, batch: Batch) -> Captured:
     """Return the states and attention weights of every layer of both stacks."""

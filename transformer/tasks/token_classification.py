@@ -102,21 +102,17 @@ class TokenClassification:
     return {'inputs': Ragged.from_sequences(rows), 'targets': Ragged.from_sequences(targets)}
 
   def loss(self, model: Classifier, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
-    """Return the smoothed cross-entropy, and the plain one, in nats."""
-    scored = self._logits(model, batch, key)
-    smoothed = cross_entropy(*scored, label_smoothing=self.label_smoothing)
-    return smoothed, {'nll_per_word': cross_entropy(*scored)}
-
-  def batch_metrics(self, model: Classifier, batch: Batch) -> Metrics:
-    """Return the negative log-likelihood per word, in nats, and the share of right labels."""
-    scored = self._logits(model, batch, None)
-    return {'nll_per_word': cross_entropy(*scored), 'word_accuracy': accuracy(*scored)}
-
-  def _logits(self, model, batch, key):
+    """Return the smoothed cross-entropy, and the metrics: nats per word, share of right labels."""
     segments, targets = batch['inputs_segments'], batch['targets']
     logits = model.out(model.encoder(batch['inputs'], segments=segments, key=key))
-    scored = (segments != 0) & (targets != PAD)
-    return logits, jnp.maximum(targets, 0), scored.astype(jnp.float32)
+    scored = ((segments != 0) & (targets != PAD)).astype(jnp.float32)
+    labeled = logits, jnp.maximum(targets, 0), scored
+    smoothed = cross_entropy(*labeled, label_smoothing=self.label_smoothing)
+    return smoothed, {'nll_per_word': cross_entropy(*labeled), 'word_accuracy': accuracy(*labeled)}
+
+  def batch_metrics(self, model: Classifier, batch: Batch) -> Metrics:
+    """Return the metrics of a batch."""
+    return self.loss(model, batch, None)[1]
 
   def capture(self, model: Classifier, batch: Batch) -> Captured:
     """Return the states and attention weights of every layer of the encoder."""
