@@ -1,4 +1,4 @@
-"""The quickstart runs as it stands, only shorter, and is kept in git without outputs."""
+"""The quickstart runs from top to bottom, with fewer steps, and is stored without outputs."""
 
 import json
 import pathlib
@@ -60,7 +60,7 @@ def test_runs_from_top_to_bottom(cells, tmp_path, bounded):
   found = json.loads(ran.stdout.splitlines()[-1])
   assert len(found['answers']) == len(found['lines']) > 2
   assert found['step'] == 2
-  assert 'as the library computes it: True' in ran.stdout
+  assert 'equal to the function of the library: True' in ran.stdout
   assert '7 ·····███' in ran.stdout  # a window of three
   bounded('loss, of its start', found['learnt'][-1] / found['learnt'][0], below=0.5)
   assert re.search(r'after \[1 2 3 4 5 6\] comes \d', ran.stdout)
