@@ -44,6 +44,7 @@ from transformer.modules.model import Encoder as Encoder
 from transformer.modules.model import EncoderDecoder as EncoderDecoder
 from transformer.modules.model import Output as Output
 from transformer.modules.model import functionalize as functionalize
+from transformer.modules.sites import observe as observe
 
 if TYPE_CHECKING:  # for type checkers and editors; at run time see `_LAZY`
   from transformer.inference.decoding import Decoding as Decoding

@@ -18,6 +18,7 @@ from transformer.inspection import environment, reference_float64
 from transformer.modules.cache import Cache
 from transformer.modules.config import ModelConfig
 from transformer.modules.model import Decoder, EncoderDecoder
+from transformer.modules.positions import SCHEMES
 
 # Relative to the largest expected magnitude. Products of 16-bit numbers are summed in 32 bits, so
 # the error of a 16-bit path is that of rounding its operands and results, for any length.
@@ -29,7 +30,7 @@ PATHS = {
   'grouped attention': (4, 2),
   'multi-query attention': (4, 1),
 }
-POSITIONS = ('sinusoidal', 'learned', 'rotary', 'relative', 'alibi', 'none')
+POSITIONS = tuple(SCHEMES)
 B, T, S, K, V = 2, 5, 7, 8, 6
 TINY: dict[str, Any] = dict(
   vocab=17, width=16, depth=2, heads=4, kv_heads=2, feedforward=32, max_length=16, unroll=1
