@@ -84,7 +84,7 @@ class Characters:
   eos, pad, bos = 2, 1, 0
 
   def encode(self, text):
-    return [3 + ord(c) % 90 for c in text]
+    return [3 + ord(character) % 90 for character in text[:8]]
 
   def decode(self, ids):
     return ' '.join(map(str, ids))

@@ -59,9 +59,11 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time see `_LAZY`
   from transformer.tasks.seq2seq import Seq2Seq as Seq2Seq
   from transformer.tasks.span_corruption import SpanCorruption as SpanCorruption
   from transformer.tasks.text_to_speech import TextToSpeech as TextToSpeech
+  from transformer.tasks.token_classification import TokenClassification as TokenClassification
   from transformer.training import optimizers as optimizers
   from transformer.training.checkpoints import Checkpoints as Checkpoints
   from transformer.training.step import State as State
+  from transformer.training.step import init_state as init_state
   from transformer.training.step import train_step as train_step
   from transformer.zoo import presets as presets
   from transformer.zoo.pretrained import load_pretrained as load_pretrained
@@ -84,7 +86,9 @@ _LAZY = {
   'SpanCorruption': 'transformer.tasks.span_corruption',
   'State': 'transformer.training.step',
   'TextToSpeech': 'transformer.tasks.text_to_speech',
+  'TokenClassification': 'transformer.tasks.token_classification',
   'generate': 'transformer.inference.generate',
+  'init_state': 'transformer.training.step',
   'load_pretrained': 'transformer.zoo.pretrained',
   'optimizers': 'transformer.training',
   'presets': 'transformer.zoo',

@@ -25,10 +25,10 @@ def prepare(build, loss, width: int, batch: dict, steps: int):
   import jax
   import jax.numpy as jnp
 
-  from transformer.training.step import init, train_steps
+  from transformer.training.step import init_state, train_steps
 
   optimizer = adam(width)
-  state = jax.jit(lambda key: init(build(key), optimizer, ema=0.0))(jax.random.key(0))
+  state = jax.jit(lambda key: init_state(build(key), optimizer, ema=0.0))(jax.random.key(0))
   update = jax.jit(functools.partial(train_steps, loss=loss, optimizer=optimizer), donate_argnums=0)
   return state, update, jax.tree.map(lambda x: jnp.stack([x] * steps), batch)
 

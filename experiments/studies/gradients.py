@@ -35,7 +35,7 @@ from transformer.data import algorithmic, pipeline, tokenizers
 from transformer.inference.decoding import Decoding
 from transformer.tasks.seq2seq import Seq2Seq
 from transformer.training import optimizers
-from transformer.training.step import init, train_step
+from transformer.training.step import init_state, train_step
 
 SIZES = (4, 8, 16, 32, 64, 128, 256)  # d_k
 WIDTH, LENGTH = 256, 10
@@ -90,7 +90,7 @@ def of_model(size: int, scaled: bool, *, steps: int, rows: int = 64) -> dict[str
     learning_rate=1e-3, schedule='constant', warmup_steps=20, clip=0.0, steps=steps, width=WIDTH
   )
   key = jax.random.key(0)
-  state = jax.jit(lambda key: init(task.init(config, key), optimizer, ema=0.0))(key)
+  state = jax.jit(lambda key: init_state(task.init(config, key), optimizer, ema=0.0))(key)
 
   def mean(model, batch):
     return task.loss(model, batch, None)[0].value

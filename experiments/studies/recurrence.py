@@ -29,7 +29,7 @@ from transformer.modules.embeddings import Tokens
 from transformer.modules.layers import Linear
 from transformer.tasks.seq2seq import shift_right
 from transformer.training import optimizers
-from transformer.training.step import init, train_step
+from transformer.training.step import init_state, train_step
 
 PAD, BOS, EOS, FIRST, SYMBOLS = 0, 1, 2, 3, 16
 LONGEST = 60
@@ -156,7 +156,7 @@ def start(name: str, *, steps: int):
   optimizer, _ = optimizers.build(
     learning_rate=2e-3, warmup_steps=min(100, steps), steps=steps, width=config.width
   )
-  state = jax.jit(lambda key: init(build(config, nnx.Rngs(key)), optimizer, ema=0.0))
+  state = jax.jit(lambda key: init_state(build(config, nnx.Rngs(key)), optimizer, ema=0.0))
   update = jax.jit(functools.partial(train_step, loss=loss, optimizer=optimizer))
   return state(jax.random.key(0)), update
 

@@ -20,7 +20,7 @@ from transformer.training.checkpoints import Checkpoints, digest
 from transformer.training.experiment import with_shardings
 from transformer.training.optimizers import parameter_path
 from transformer.training.sharding import RULES
-from transformer.training.step import init, train_step
+from transformer.training.step import init_state, train_step
 
 CONFIG = ModelConfig(
   vocab=24, width=16, heads=4, depth=2, feedforward=32, dropout=0.25, prenorm=True, unroll=1
@@ -69,7 +69,7 @@ def optimizer():
 
 
 def fresh(key):
-  return init(Decoder(CONFIG, nnx.Rngs(key)), optimizer(), ema=0.9)
+  return init_state(Decoder(CONFIG, nnx.Rngs(key)), optimizer(), ema=0.9)
 
 
 @functools.cache
@@ -159,7 +159,7 @@ def test_rules_cover_every_path_of_the_state(name):
   )
   for variant in (dict(tie='none', gated=True, norm='rms'), dict(position='learned', bias=False)):
     config = dataclasses.replace(CONFIG, width=128, feedforward=256, **variant)
-    make = lambda key, c=config: init(EncoderDecoder(c, nnx.Rngs(key)), chain, ema=0.9)
+    make = lambda key, c=config: init_state(EncoderDecoder(c, nnx.Rngs(key)), chain, ema=0.9)
     state = jax.eval_shape(make, KEY)
     placed = sharding.shardings(state, mesh)
     leaves = jax.tree_util.tree_leaves_with_path(state)

@@ -13,7 +13,7 @@ from transformer.data import pipeline
 from transformer.functional.losses import cross_entropy
 from transformer.modules.config import ModelConfig
 from transformer.modules.model import EncoderDecoder
-from transformer.training.step import State, init, train_step, train_steps
+from transformer.training.step import State, init_state, train_step, train_steps
 
 CONFIG = ModelConfig(
   vocab=13, width=16, heads=2, depth=2, feedforward=32, dropout=0.0, prenorm=True, unroll=1
@@ -78,7 +78,7 @@ def padded(examples):
 @functools.partial(jax.jit, static_argnames='microbatches')
 def gradient_of(model, batch, microbatches=1):
   step = functools.partial(train_step, loss=loss, optimizer=identity(), microbatches=microbatches)
-  state = init(model, identity(), ema=0.0)
+  state = init_state(model, identity(), ema=0.0)
   # no dropout in CONFIG: the key does nothing
   new, metrics = step(state, batch, jax.random.key(0))
   return jax.tree.map(jnp.subtract, new.model, model), metrics
@@ -161,7 +161,7 @@ def line_batch(step, poison=None):
 
 
 def fresh(ema=0.0):
-  return init(Line([1.0, -2.0, 0.5]), ADAM, ema=ema)
+  return init_state(Line([1.0, -2.0, 0.5]), ADAM, ema=ema)
 
 
 def numpy(tree):
@@ -254,7 +254,7 @@ def test_every_step_and_microbatch_has_randomness_of_its_own():
     return mean, {'noise': mean._replace(sum=jax.random.normal(key) ** 2)}
 
   step = functools.partial(train_step, loss=seen, optimizer=identity(), microbatches=2)
-  state = init(Line([1.0]), identity(), ema=0.0)
+  state = init_state(Line([1.0]), identity(), ema=0.0)
   _, metrics = jax.jit(step)(state, zeros, jax.random.key(0))
   key = jax.random.fold_in(jax.random.key(0), 0)
   draws = [float(jax.random.normal(jax.random.fold_in(key, i)) ** 2) for i in range(2)]

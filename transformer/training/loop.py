@@ -17,7 +17,7 @@ from transformer.training import optimizers, reporting, sharding
 from transformer.training.checkpoints import Checkpoints
 from transformer.training.diagnosis import first_not_finite
 from transformer.training.experiment import Experiment, with_shardings
-from transformer.training.step import Model, State, init, train_steps
+from transformer.training.step import Model, State, init_state, train_steps
 from transformer.training.warm_start import warm_start
 from transformer.training.workdir import Workdir, line_of, write
 
@@ -50,7 +50,7 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
   )
 
   def fresh(key):
-    return init(experiment.init(key), optimizer, ema=train.ema)
+    return init_state(experiment.init(key), optimizer, ema=train.ema)
 
   def loss(model, batch, key):
     return task.loss(optimizers.frozen(model, experiment.lr_multipliers), batch, key)
@@ -75,7 +75,7 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
     if checkpoints.last_step is None:
       state = jax.jit(fresh, out_shardings=placed)(key)
       if config.warm_start:
-        state = init(warm_start(state.model, experiment), optimizer, ema=train.ema)
+        state = init_state(warm_start(state.model, experiment), optimizer, ema=train.ema)
     else:
       state = checkpoints.restore(like)
       logging.info('going on from step %d of %s', checkpoints.last_step, workdir)

@@ -29,8 +29,8 @@ class State(NamedTuple):
   average: Model | None
 
 
-def init(model: Model, optimizer: optax.GradientTransformation, *, ema: float) -> State:
-  """Return the state before the first step."""
+def init_state(model: Model, optimizer: optax.GradientTransformation, *, ema: float = 0.0) -> State:
+  """Return the state before the first step; with an average of the parameters if ema is not 0."""
   average = jax.tree.map(jnp.copy, model) if ema else None
   return State(jnp.zeros((), jnp.int32), model, optimizer.init(model), average)
 
