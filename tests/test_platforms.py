@@ -17,7 +17,7 @@ from transformer.data import tokenizers
 from transformer.functional import kernels
 from transformer.modules.config import ModelConfig
 from transformer.training.config import TASKS
-from transformer.training.step import init, train_step
+from transformer.training.step import init_state, train_step
 
 SIZES = dict(width=32, heads=2, depth=2, feedforward=32, length=64, dtype='bfloat16', unroll=1)
 B, T = 4, 32
@@ -49,7 +49,7 @@ def step_of(name, tokenizer, **model):
   config = ModelConfig(vocab=tokenizer.size, **SIZES | model)
   optimizer = optax.sgd(0.1)
   state = jax.eval_shape(
-    lambda key: init(task.init(config, key), optimizer, ema=0.0), jax.random.key(0)
+    lambda key: init_state(task.init(config, key), optimizer, ema=0.0), jax.random.key(0)
   )
   ids, row = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((B, T), (B,)))
   batch = dict.fromkeys(('inputs', 'inputs_segments', 'targets', 'targets_segments'), ids)
