@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from transformer.functional import platforms
 from transformer.functional.matmul import matmul, matmul_nt, matmul_tn
+from transformer.functional.meshes import vary_alike, with_auto_axes
 
 # Rows of logits that linear_cross_entropy holds at once: what fits a CPU's caches, and elsewhere so
 # many that reading and writing the table's gradient [N, D] for every chunk takes little time beside
@@ -30,6 +31,7 @@ class Mean(NamedTuple):
     return self.sum / jnp.where(self.weight == 0, 1, self.weight)
 
 
+@with_auto_axes
 def cross_entropy(
   logits: Float[Array, '*B N'],
   targets: Int[Array, '*B'],
@@ -66,6 +68,7 @@ def cross_entropy(
   return Mean(jnp.sum(loss * weights), jnp.sum(weights))
 
 
+@with_auto_axes
 def linear_cross_entropy(
   x: Float[Array, '*B D'],
   table: Float[Array, 'N D'],
@@ -154,9 +157,7 @@ def _loss_and_gradient(x, table, targets, weights, settings):
     ),
     (x, targets, weights),
   )
-  # zeros that vary over the axes of a shard_map as the gradient will; XLA removes the choice
-  start = (x[0, 0] == 0) & (targets[0] == 0) & (weights[0] == 0) & (table[0, 0] == 0)
-  zeros = jnp.where(start, jnp.zeros((D, N)), jnp.zeros((D, N)))
+  zeros, *_ = vary_alike(jnp.zeros((D, N)), x, table, targets, weights)
   table_gradient, (loss, nll, x_gradient) = jax.lax.scan(chunk, zeros, split)
   x_gradient = x_gradient.swapaxes(0, 1).reshape(-1, D)[:R]
 
@@ -183,6 +184,7 @@ def _round_derivative(dtype, primals, tangents):
   return _round(*primals, dtype), tangents[0].astype(dtype)
 
 
+@with_auto_axes
 def ctc(
   logits: Float[Array, 'B S N'],
   real: Bool[Array, 'B S'],
@@ -227,6 +229,7 @@ def ctc(
   return Mean(jnp.sum(loss), jnp.sum(jnp.where(aligned, tokens, 0)).astype(jnp.float32))
 
 
+@with_auto_axes
 def accuracy(
   logits: Float[Array, '*B N'], targets: Int[Array, '*B'], weights: Float[Array, '*B']
 ) -> Mean:

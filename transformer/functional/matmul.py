@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from transformer.functional import platforms
+from transformer.functional.meshes import vary_alike
 
 
 def matmul(
@@ -45,7 +46,7 @@ def matmul(
   if dtype.itemsize > 2:
     y = rows.astype(dtype) @ b.astype(dtype)
   else:
-    y = _matmul(rows, b, (dtype, a.dtype, b.dtype))
+    y = _matmul(*vary_alike(rows, b), (dtype, a.dtype, b.dtype))
   return y.reshape(*a.shape[:-1], b.shape[1])
 
 
@@ -66,7 +67,7 @@ def matmul_nt(
   if dtype.itemsize > 2:
     y = rows.astype(dtype) @ b.astype(dtype).T
   else:
-    y = _matmul_nt(rows, b, (dtype, a.dtype, b.dtype))
+    y = _matmul_nt(*vary_alike(rows, b), (dtype, a.dtype, b.dtype))
   return y.reshape(*a.shape[:-1], b.shape[0])
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from transformer.functional.losses import Mean, linear_cross_entropy
 from transformer.functional.matmul import matmul, matmul_nt
+from transformer.functional.meshes import with_auto_axes
 from transformer.modules.config import ModelConfig
 from transformer.modules.layers import ACTIVATIONS, Linear, Norm
 
@@ -34,12 +35,14 @@ class Tokens(nnx.Module):
     scale = math.sqrt(self.config.width) if self.config.scale_embedding else 1.0
     return self.table[...][tokens] * scale
 
+  @with_auto_axes
   def attend(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T N']:
     """Return the logits x tableT + b; x tableT may be divided by sqrt D (T5)."""
     config = self.config
     logits = matmul_nt(self._scaled(x), self.table[...], config.dtype, platform=config.platform)
     return logits if self.bias is None else logits + self.bias[...]
 
+  @with_auto_axes
   def cross_entropy(
     self, x: Float[Array, 'B T D'], targets, weights, **kwargs
   ) -> tuple[Mean, Mean]:

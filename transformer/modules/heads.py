@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from transformer.functional.dropout import dropout
+from transformer.functional.meshes import with_auto_axes
 from transformer.modules.config import ModelConfig
 from transformer.modules.embeddings import Tokens
 from transformer.modules.layers import ACTIVATIONS, Linear, Norm, split_key
@@ -32,10 +33,12 @@ class MaskedTokens(nnx.Module):
     self.norm = Norm(config)
     self.next_sentence = Linear(config, config.width, 2, rngs) if next_sentence else None
 
+  @with_auto_axes
   def __call__(self, tokens: Int[Array, 'B T'], **kwargs: Any) -> Float[Array, 'B T N']:
     """Return the logits; arguments as of the encoder."""
     return self.lm_head.attend(self.states(tokens, **kwargs))
 
+  @with_auto_axes
   def states(self, tokens: Int[Array, 'B T'], **kwargs: Any) -> Float[Array, 'B T D']:
     """Return the states that the logits are computed from."""
     return self.transform(self.encoder(tokens, **kwargs))
@@ -58,6 +61,7 @@ class Classifier(nnx.Module):
     self.encoder = Encoder(config, rngs)
     self.out = Linear(config, config.width, classes, rngs)
 
+  @with_auto_axes
   def __call__(
     self,
     inputs: Int[Array, 'B S'] | Float[Array, 'B S X'],
@@ -82,6 +86,7 @@ class Spans(nnx.Module):
     self.encoder = Encoder(config, rngs)
     self.out = Linear(config, config.width, 2, rngs)
 
+  @with_auto_axes
   def __call__(self, tokens: Int[Array, 'B T'], **kwargs: Any) -> Float[Array, 'B T 2']:
     """Return the logits of starts [..., 0] and ends [..., 1]; arguments as of the encoder."""
     return self.out(self.encoder(tokens, **kwargs))
@@ -98,6 +103,7 @@ class Transcriber(nnx.Module):
     self.encoder = Encoder(config, rngs)
     self.out = Linear(config, config.width, config.vocab, rngs)
 
+  @with_auto_axes
   def __call__(
     self, inputs: Int[Array, 'B S'] | Float[Array, 'B S X'], **kwargs: Any
   ) -> tuple[Float[Array, 'B T N'], Int[Array, 'B T']]:
@@ -113,6 +119,7 @@ class Embedding(nnx.Module):
     self.config = config
     self.encoder = Encoder(config, rngs)
 
+  @with_auto_axes
   def __call__(
     self, inputs: Int[Array, 'B S'] | Float[Array, 'B S X'], **kwargs: Any
   ) -> Float[Array, 'B D']:

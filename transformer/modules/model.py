@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from transformer.functional.meshes import with_auto_axes
 from transformer.modules import sites
 from transformer.modules.cache import Cache
 from transformer.modules.config import ModelConfig
@@ -30,6 +31,7 @@ class Encoder(nnx.Module):
     pooled = {'pooler': config.width, 'attention': 1}.get(config.pooling)
     self.pooler = Linear(config, config.width, pooled, rngs) if pooled else None
 
+  @with_auto_axes
   def __call__(
     self,
     inputs: Int[Array, 'B S'] | Float[Array, 'B S X'],
@@ -49,6 +51,7 @@ class Encoder(nnx.Module):
     """
     return self.encode(inputs, segments, types, key)[0]
 
+  @with_auto_axes
   def encode(
     self,
     inputs: Int[Array, 'B S'] | Float[Array, 'B S X'],
@@ -63,6 +66,7 @@ class Encoder(nnx.Module):
     states = self.stack(x, segments, key=key).x
     return states, jnp.ones(x.shape[:2], jnp.int32) if segments is None else segments
 
+  @with_auto_axes
   def encode_pooled(
     self,
     inputs: Int[Array, 'B S'] | Float[Array, 'B S X'],
@@ -110,6 +114,7 @@ class Decoder(nnx.Module):
     self.stack = Stack(config, rngs, depth=config.depth, causal=True, cross=False)
     self.output = None if tied else Tokens(config, rngs, lm_head=True)
 
+  @with_auto_axes
   def __call__(
     self,
     tokens: Int[Array, 'B T'],
@@ -131,6 +136,7 @@ class Decoder(nnx.Module):
     logits = self.lm_head.attend(out.x)
     return logits if cache is None else (logits, out.cache)
 
+  @with_auto_axes
   def states(
     self,
     tokens: Int[Array, 'B T'],
@@ -175,6 +181,7 @@ class EncoderDecoder(nnx.Module):
     )
     self.decoder = Stack(config, rngs, depth=depth, causal=True, cross=True, name='decoder')
 
+  @with_auto_axes
   def __call__(
     self,
     inputs: Int[Array, 'B S'] | Float[Array, 'B S X'],
@@ -200,6 +207,7 @@ class EncoderDecoder(nnx.Module):
     segments = dict(input_segments=input_segments, target_segments=target_segments)
     return self.lm_head.attend(self.states(inputs, targets, **segments, key=key))
 
+  @with_auto_axes
   def states(
     self,
     inputs: Int[Array, 'B S'] | Float[Array, 'B S X'],
@@ -219,6 +227,7 @@ class EncoderDecoder(nnx.Module):
     """The table that gives the logits."""
     return self.output or self.embed
 
+  @with_auto_axes
   def encode(
     self,
     inputs: Int[Array, 'B S'] | Float[Array, 'B S X'],
@@ -230,6 +239,7 @@ class EncoderDecoder(nnx.Module):
     x, segments = _embed(self.input_embed or self.embed, self.encoder, inputs, segments)
     return Memory(self.encoder(x, segments, key=key).x, segments)
 
+  @with_auto_axes
   def decode(
     self,
     targets: Int[Array, 'B T'],

@@ -1,0 +1,74 @@
+"""What JAX asks of code on meshes by default: explicit axes, and the checks of `jax.shard_map`."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
+
+
+def with_auto_axes(f: Callable) -> Callable:
+  """Return f with automatic axes inside, where arrays are on a mesh with explicit ones.
+
+  With explicit axes JAX refuses operations such as reading a table at sharded tokens, unless each
+  names the sharding of its result. Inside f the compiler chooses instead. Results with as many rows
+  as the first array that is sharded over rows are sharded like it, all others are replicated.
+  Without explicit axes f is called as it is.
+  """
+
+  @functools.wraps(f)
+  def wrapped(*args, **kwargs):
+    leaves, tree = jax.tree.flatten((args, kwargs))
+    at = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array)]
+    mesh, rows, axes = _layout([jax.typeof(leaves[i]) for i in at])
+    if mesh is None:
+      return f(*args, **kwargs)
+
+    def on_arrays(*arrays):
+      for i, array in zip(at, arrays, strict=True):
+        leaves[i] = array
+      args, kwargs = jax.tree.unflatten(tree, leaves)
+      return f(*args, **kwargs)
+
+    def spec(shape: Any) -> P:
+      return P(axes) if shape.ndim and shape.shape[0] == rows else P()
+
+    arrays = [leaves[i] for i in at]
+    with jax.sharding.use_abstract_mesh(mesh):
+      replicated = jax.sharding.auto_axes(on_arrays, out_sharding=P())
+      specs = jax.tree.map(spec, jax.eval_shape(replicated, *arrays))
+      return jax.sharding.auto_axes(on_arrays, out_sharding=specs)(*arrays)
+
+  return wrapped
+
+
+def vary_alike(*arrays: Array) -> list[Array]:
+  """Return the arrays, cast to vary over the same axes of a `jax.shard_map`.
+
+  Its checks ask this of the operands of a custom derivative and of the carry of a scan.
+  """
+  axes = [_varying(jax.typeof(x)) for x in arrays]
+  missing = [tuple(frozenset().union(*axes) - own) for own in axes]
+  if hasattr(jax.lax, 'pcast'):
+    cast = functools.partial(jax.lax.pcast, to='varying')
+  else:
+    cast = jax.lax.pvary  # type: ignore[attr-defined]  # before JAX 0.9
+  return [cast(x, names) if names else x for x, names in zip(arrays, missing, strict=True)]
+
+
+def _varying(array_type):
+  if hasattr(array_type, 'vma'):  # before JAX 0.10
+    return array_type.vma
+  return array_type.manual_axis_type.varying
+
+
+def _layout(types):
+  """(a mesh with explicit axes, the number of sharded rows, their mesh axes), from array types."""
+  types = [x for x in types if AxisType.Explicit in x.sharding.mesh.axis_types]
+  for x in types:
+    if x.ndim and x.sharding.spec[0] is not None:
+      return x.sharding.mesh, x.shape[0], x.sharding.spec[0]
+  return (types[0].sharding.mesh, 0, None) if types else (None, 0, None)
