@@ -63,6 +63,6 @@ def test_operations_are_six_for_each_weight_and_those_of_the_scores():
   ]
   N = sum(x.size for x in [*kernels, model.embed.table])
   # forward: q k and p v are 2 T D each for a token; backward twice that
-  scores = 3 * shape['depth'] * 2 * 2 * shape['length'] * shape['width']
+  scores = 3 * shape['depth'] * 2 * 2 * shape['max_length'] * shape['width']
   assert gpu.operations_per_token(**shape, causal=False) == 6 * N + scores
   assert gpu.operations_per_token(**shape) == 6 * N + scores // 2

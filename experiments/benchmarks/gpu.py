@@ -86,12 +86,12 @@ def case_of(name: str) -> Case:
 
 
 def operations_per_token(
-  *, vocab: int, width: int, depth: int, feedforward: int, length: int, causal: bool = True, **_
+  *, vocab: int, width: int, depth: int, feedforward: int, max_length: int, causal: bool = True, **_
 ) -> int:
   """Return 6 N + 12 L T D: operations of a GPT's training step for each token.
 
   Args:
-    vocab, width, depth, feedforward, length: sizes of the model.
+    vocab, width, depth, feedforward, max_length: sizes of the model.
     causal: count the causal half of the scores only.
 
   Chowdhery et al. 2022, appendix B, with N without embeddings but with the output layer.
@@ -100,7 +100,7 @@ def operations_per_token(
   (0.798031872, 0.854654976)
   """
   N = depth * (4 * width**2 + 2 * width * feedforward) + vocab * width
-  return 6 * N + 12 * depth * length * width // (2 if causal else 1)
+  return 6 * N + 12 * depth * max_length * width // (2 if causal else 1)
 
 
 def ours(name: str, variant: str = 'ours'):
@@ -272,7 +272,7 @@ def main(argv):
     elif name == 'decode':
       work, unit = case.rows * DECODED, 'tokens/s'
     else:
-      work, unit = case.rows * case.shape['length'], 'tokens/s'
+      work, unit = case.rows * case.shape['max_length'], 'tokens/s'
     for worker, values in found.items() if name in ('gpt2', 'xl') else ():
       rate = work / values['median_s'] * operations_per_token(**case.shape)
       values['mfu_datasheet'] = rate / DATASHEET

@@ -16,7 +16,7 @@ THREADS = 2
 class TorchEncoderDecoder(nn.Module):
   """nn.Transformer with embeddings and a tied output layer, pre-norm, with the same dropout."""
 
-  def __init__(self, *, vocab, width, heads, depth, feedforward, dropout, length):
+  def __init__(self, *, vocab, width, heads, depth, feedforward, dropout, max_length):
     super().__init__()
     self.width = width
     self.source, self.target = (nn.Embedding(vocab, width) for _ in range(2))
@@ -29,10 +29,10 @@ class TorchEncoderDecoder(nn.Module):
       if isinstance(module, nn.MultiheadAttention):
         module.dropout = 0.0  # on weights: ours has none either, and it would cost the peer
     self.dropout = nn.Dropout(dropout)
-    angle = torch.arange(length)[:, None] / 10_000 ** (torch.arange(0, width, 2) / width)
+    angle = torch.arange(max_length)[:, None] / 10_000 ** (torch.arange(0, width, 2) / width)
     positions = torch.stack([angle.sin(), angle.cos()], -1).flatten(1)
     self.register_buffer('positions', positions)
-    self.register_buffer('future', torch.ones(length, length).triu(1).bool())
+    self.register_buffer('future', torch.ones(max_length, max_length).triu(1).bool())
 
   def forward(self, inputs, targets):
     shifted = functional.pad(targets[:, :-1], (1, 0), value=1)
@@ -56,9 +56,9 @@ class TorchEncoderDecoder(nn.Module):
 class TorchGpt(nn.Module):
   """A model like nanoGPT: fused qkv, fused attention, GELU, learned positions, tied output."""
 
-  def __init__(self, *, vocab, width, heads, depth, feedforward, dropout, length):
+  def __init__(self, *, vocab, width, heads, depth, feedforward, dropout, max_length):
     super().__init__()
-    self.tokens, self.positions = nn.Embedding(vocab, width), nn.Embedding(length, width)
+    self.tokens, self.positions = nn.Embedding(vocab, width), nn.Embedding(max_length, width)
     self.blocks = nn.ModuleList(
       TorchGptBlock(width, heads, feedforward, dropout) for _ in range(depth)
     )
@@ -107,7 +107,7 @@ class TorchGptBlock(nn.Module):
     return x + self.dropout(self.back(functional.gelu(self.hidden(self.norm(x)))))
 
 
-def marian(*, vocab, width, heads, depth, feedforward, dropout, length):
+def marian(*, vocab, width, heads, depth, feedforward, dropout, max_length):
   """Return Hugging Face's encoder-decoder of these sizes."""
   from transformers import MarianConfig, MarianMTModel
 
@@ -125,7 +125,7 @@ def marian(*, vocab, width, heads, depth, feedforward, dropout, length):
       activation_dropout=dropout,
       attention_dropout=0.0,
       activation_function='relu',
-      max_position_embeddings=4 * length,
+      max_position_embeddings=4 * max_length,
       pad_token_id=0,
       bos_token_id=1,
       eos_token_id=2,
@@ -137,14 +137,14 @@ def marian(*, vocab, width, heads, depth, feedforward, dropout, length):
   )
 
 
-def gpt2(*, vocab, width, heads, depth, feedforward, dropout, length):
+def gpt2(*, vocab, width, heads, depth, feedforward, dropout, max_length):
   """Return Hugging Face's decoder of these sizes."""
   from transformers import GPT2Config, GPT2LMHeadModel
 
   return GPT2LMHeadModel(
     GPT2Config(
       vocab_size=vocab,
-      n_positions=length,
+      n_positions=max_length,
       n_embd=width,
       n_layer=depth,
       n_head=heads,
@@ -164,7 +164,7 @@ def training(model: str, dtype: str, *, compiled: bool | str, shape: dict, rows:
   network = {'torch': TorchEncoderDecoder, 'gpt': TorchGpt, 'marian': marian, 'gpt2': gpt2}[model]
   with torch.device(device):  # a large one is quicker made there than brought
     network = network(**shape).train()
-  random, length = np.random.default_rng(0), shape['length']
+  random, length = np.random.default_rng(0), shape['max_length']
   tokens = torch.from_numpy(random.integers(2, shape['vocab'], (2, rows, length))).to(device)
   inputs, targets = tokens
   if model == 'gpt' or model == 'gpt2':

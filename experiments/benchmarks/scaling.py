@@ -32,7 +32,7 @@ def measure(sizes: dict) -> dict[str, float]:
   from experiments.benchmarks.ours import encoder_decoder
 
   state, update, batch = encoder_decoder(
-    dict(PLAIN, **sizes), rows=TOKENS // dict(PLAIN, **sizes)['length'], dtype='bfloat16'
+    dict(PLAIN, **sizes), rows=TOKENS // dict(PLAIN, **sizes)['max_length'], dtype='bfloat16'
   )
   update = functools.partial(update, key=jax.random.key(1))
   began = time.perf_counter()

@@ -86,7 +86,7 @@ def main(argv):
     for values in found.values():  # several steps in a call
       for key in ('median_s', 'min_s', 'max_s'):
         values[key] /= values.get('steps', 1)
-    work = rows * shape['length']
+    work = rows * shape['max_length']
     harness.report(
       f'training_{case}',
       found,

@@ -75,7 +75,7 @@ class Encoder(nnx.Module):
     types: Int[Array, 'B S'] | None = None,
     key: Key[Array, ''] | None = None,
   ) -> Float[Array, 'B D']:
-    """Return one vector for each row, as `config.summary` says; arguments as of a call."""
+    """Return one vector for each row, as `config.pooling` says; arguments as of a call."""
     return self.pool(*self.encode(inputs, segments, types, key))
 
   def pool(self, states: Float[Array, 'B T D'], segments: Int[Array, 'B T']) -> Float[Array, 'B D']:

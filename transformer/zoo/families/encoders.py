@@ -24,7 +24,7 @@ def _within(kind, rows):
   return [row._replace(ours=tuple(f'encoder/{path}' for path in row.ours)) for row in rows]
 
 
-def _summary(names):
+def _pooling(names):
   return 'pooler' if 'pooler.dense.weight' in names else 'first'
 
 
@@ -86,7 +86,7 @@ BERT = Family(
   ),
   rows=_bert_rows,
   derive=lambda theirs, names, kind: dict(
-    pooling=_summary(names), bias_output='cls.predictions.bias' in names
+    pooling=_pooling(names), bias_output='cls.predictions.bias' in names
   ),
   prefix='bert.',
   aliases={
@@ -119,7 +119,7 @@ ROBERTA = BERT._replace(
   rows=_roberta_rows,
   derive=lambda theirs, names, kind: dict(
     max_length=theirs.get('max_position_embeddings', 512) - 2,
-    pooling='pooler' if kind is Classifier else _summary(names),
+    pooling='pooler' if kind is Classifier else _pooling(names),
     bias_output='lm_head.bias' in names,
   ),
   express=lambda config: dict(max_position_embeddings=config.max_length + 2, pad_token_id=1),
@@ -149,7 +149,7 @@ def _vit_derive(theirs, names, kind):
     vocab=1,
     features=patch * patch * theirs.get('num_channels', 3),
     max_length=(image // patch) ** 2 + 1,
-    pooling='first' if kind is Classifier else _summary(names),
+    pooling='first' if kind is Classifier else _pooling(names),
   )
 
 

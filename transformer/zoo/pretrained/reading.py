@@ -71,7 +71,7 @@ def load_pretrained(folder: str | os.PathLike, **settings: Any) -> tuple[nnx.Mod
   try:
     fields = read_config(family, theirs, tensors, kind)
     if _mean_of_tokens(folder):
-      fields['summary'] = 'mean'
+      fields['pooling'] = 'mean'
       # it was trained with the body, and is not used
       tensors = {name: x for name, x in tensors.items() if not name.startswith('pooler.')}
     if kind is not Decoder and fields.get('modality', 'tokens') == 'tokens':
