@@ -196,6 +196,10 @@ def test_sweep_runs_every_variant(run, tiny, tmp_path):
       ['/nowhere', '.inputs', 'data.dir'],
     ),
     ([f'--config={ROOT}/experiments/pairs.py', '--config.data.dir=my.tsv'], ['my.tsv']),
+    (
+      [f'--config={ROOT}/experiments/mnist.py', '--config.data.dir=/nowhere/mnist'],
+      ['/nowhere/mnist', 'yann.lecun.com', 'train-images-idx3-ubyte', 'TRANSFORMER_DATA'],
+    ),
     (['--config.data.name=no_such_set'], ['no_such_set', 'download_and_prepare']),
     (['--config.mesh.tensor=3'], ['tensor=3', 'devices']),
   ],

@@ -1,1 +1,1 @@
-"""Data sets made of others, by hand and before a run."""
+"""Scripts that make data sets of others, to be called before a run."""

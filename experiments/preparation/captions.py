@@ -1,10 +1,10 @@
-"""Pairs of captions to learn to describe in words, before there is anything to see.
+"""Make pairs of German and English captions for flickr8k.py:translation.
 
-  python -m experiments.preparation.captions ../shared/data runs/captions
+  python -m experiments.preparation.captions data runs/captions
 
-writes train.de, train.en, val.de and val.en, those of Multi30k (Elliott et al. 2016) but for the
-sentences that are like a caption of a Flickr8k image which flickr8k.py chooses or reports by: most
-of these images are in Multi30k, and one of their five captions with them.
+This writes train.de, train.en, val.de and val.en: the captions of Multi30k (Elliott et al. 2016)
+without those similar to a caption of a validation or test image of flickr8k.py. Most of these
+images are in Multi30k, each with one caption. The first argument is the folder of data sets.
 """
 
 import pathlib
@@ -14,35 +14,35 @@ import sys
 from experiments import flickr8k
 from transformer.data import corpora
 
-ALIKE = 0.6  # of the words that two sentences have, the share that both have
+SIMILAR = 0.6  # two sentences are similar if they share this part of all their words
 
 
 def words(sentence: str) -> frozenset[str]:
-  """Its words, without case and punctuation."""
+  """Return the words of a sentence, without case and punctuation."""
   return frozenset(re.findall(r'\w+', sentence.lower()))
 
 
-def alike(a: frozenset[str], b: frozenset[str]) -> bool:
-  """Whether two sets of words have so much in common that one sentence may tell the other."""
-  return len(a & b) >= ALIKE * len(a | b)
+def are_similar(a: frozenset[str], b: frozenset[str]) -> bool:
+  """Return whether two sets of words are so similar that one sentence may reveal the other."""
+  return len(a & b) >= SIMILAR * len(a | b)
 
 
 def main(data: str, folder: str):
-  """Writes the files; says how many pairs are left out."""
+  """Write the files, and print how many pairs are left out."""
   images, multi30k = pathlib.Path(data, 'flickr8k_1000'), pathlib.Path(data, 'multi30k')
   splits = flickr8k.get_config().data
-  sources = [corpora.load('captions', split, dir=images) for split in (splits.val, splits.test)]
-  judged = {words(source[i]['targets']) for source in sources for i in range(len(source))}
+  sources = [corpora.load('captions', split, dir=images) for split in (splits.val, *splits.test)]
+  evaluated = {words(source[i]['targets']) for source in sources for i in range(len(source))}
 
-  def told(sentence: str) -> bool:
+  def is_revealed(sentence: str) -> bool:
     ours = words(sentence)
-    return any(alike(ours, other) for other in judged)
+    return any(are_similar(ours, other) for other in evaluated)
 
   out = pathlib.Path(folder)
   out.mkdir(parents=True, exist_ok=True)
   for split in ('train', 'val'):
     pairs = corpora.load('parallel', split, dir=multi30k, inputs='de', targets='en')
-    kept = [pairs[i] for i in range(len(pairs)) if not told(pairs[i]['targets'])]
+    kept = [pairs[i] for i in range(len(pairs)) if not is_revealed(pairs[i]['targets'])]
     print(f'{split}: {len(pairs) - len(kept)} of {len(pairs)} pairs left out', file=sys.stderr)
     for language, side in (('de', 'inputs'), ('en', 'targets')):
       text = ''.join(f'{pair[side]}\n' for pair in kept)

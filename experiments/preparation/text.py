@@ -1,9 +1,10 @@
-"""One folder of plain text to pretrain on, from the real data sets that are at hand.
+"""Make one folder of plain text for pretraining, from several data sets.
 
-  python -m experiments.preparation.text ../shared/data runs/text
+  python -m experiments.preparation.text data runs/text
 
-writes train.txt (WikiText-2, phrases of SST-2, paragraphs and questions of SQuAD's kind; none of
-them from a split that anything is judged by) and val.txt (valid of WikiText-2).
+This writes train.txt (WikiText-2, phrases of SST-2, paragraphs and questions of SQuAD; nothing from
+a validation or test split) and val.txt (valid of WikiText-2). The first argument is the folder of
+data sets.
 """
 
 import gzip
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 
 
 def lines(data: pathlib.Path) -> Iterator[str]:
-  """The texts to learn from, each with its line end."""
+  """Yield the texts to train on, each with its line end."""
   yield from _read(data / 'wikitext2' / 'train.txt.gz')
   for line in _read(data / 'sst2' / 'train_phrases.tsv.gz')[1:]:
     yield line.split('\t')[1]
@@ -29,7 +30,7 @@ def lines(data: pathlib.Path) -> Iterator[str]:
 
 
 def main(data: str, folder: str):
-  """Writes the files."""
+  """Write the files."""
   out = pathlib.Path(folder)
   out.mkdir(parents=True, exist_ok=True)
   (out / 'train.txt').write_text(''.join(lines(pathlib.Path(data))), encoding='utf-8')

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, what may change when it goes on, and one process at a time."""
+"""The folder of a run: its config, what may change when it is resumed, one process at a time."""
 
 import copy
 import json
@@ -13,7 +13,7 @@ from transformer.data import tokenizers
 from transformer.training import config
 from transformer.training import workdir as module
 from transformer.training.config import FORMAT, check
-from transformer.training.workdir import FREE, Workdir, get_config, write
+from transformer.training.workdir import MAY_CHANGE, Workdir, get_config, write
 
 CONFIG = check(algorithmic.get_config()).as_dict()
 
@@ -36,7 +36,7 @@ def workdir(tmp_path):
   return run
 
 
-def test_a_claimed_folder_describes_itself(workdir):
+def test_the_config_of_a_run_is_stored(workdir):
   assert workdir.has_config() and workdir.read_config() == CONFIG
   assert get_config(str(workdir)).to_dict() == CONFIG
   workdir.claim(CONFIG)
@@ -48,7 +48,7 @@ def test_text_of_any_language(tmp_path):
   assert run.read_config()['data']['dir'] == '/Größe/日本'
 
 
-def test_another_experiment_is_refused(workdir):
+def test_a_run_of_another_experiment_is_an_error(workdir):
   """Names each key that differs and both values, and leaves the folder as it is."""
   with pytest.raises(ValueError) as error:
     workdir.claim(changed(model__width=32, seed=1, data__name='sort'))
@@ -88,7 +88,7 @@ def test_an_unknown_key_of_a_run_is_named(workdir):
 
 
 @pytest.mark.parametrize('number, cure', [(FORMAT + 1, 'update this code'), (1, 'train it anew')])
-def test_a_run_of_another_format_is_refused(workdir, number, cure):
+def test_a_run_of_another_format_is_an_error(workdir, number, cure):
   stored(workdir, lambda values: values.update(format=number))
   with pytest.raises(ValueError, match=f'it has format {number}.*{cure}'):
     workdir.read_config()
@@ -107,24 +107,24 @@ def test_a_run_of_another_format_is_refused(workdir, number, cure):
     ('data__test', ('test', 'other')),
   ],
 )
-def test_what_may_differ(workdir, key, value):
-  """How long, how often, where and how judged: the folder then has the new value."""
+def test_keys_that_may_change(workdir, key, value):
+  """The folder then has the new value."""
   workdir.claim(changed(**{key: value}))
   assert workdir.read_config() == changed(**{key: value})
 
 
 @pytest.mark.parametrize('key', ['train__microbatches', 'data__train', 'model__dropout'])
-def test_what_is_learnt_may_not(workdir, key):
+def test_keys_of_what_is_trained_may_not_change(workdir, key):
   with pytest.raises(ValueError, match=key.replace('__', '.')):
     workdir.claim(changed(**{key: 7}))
 
 
-def test_free_keys_exist():
-  """A key that was renamed would silently no longer be free."""
+def test_keys_that_may_change_exist():
+  """A renamed key could no longer be changed, without an error."""
   every = [
     f'{section}.{key}' for section in config.SECTIONS for key in config.keys(section, 'seq2seq')
   ]
-  for prefix in FREE:
+  for prefix in MAY_CHANGE:
     assert any(key.startswith(prefix) for key in every), prefix
 
 
@@ -145,12 +145,12 @@ def test_a_folder_without_a_run(tmp_path):
   assert not Workdir(tmp_path).has_config() and Workdir(tmp_path).tokenizer() is None
 
 
-def test_the_home_folder_is_known(monkeypatch, tmp_path):
+def test_a_path_in_the_home_folder(monkeypatch, tmp_path):
   monkeypatch.setenv('HOME', str(tmp_path))
   assert Workdir('~/run').path == tmp_path / 'run'
 
 
-def test_the_tokenizer_stays_with_the_run(workdir):
+def test_the_tokenizer_of_a_run_is_stored(workdir):
   tokenizer = tokenizers.train(
     ['a b c'], kind='characters', vocab=10, lowercase=False, split_digits=False
   )
@@ -178,7 +178,7 @@ time.sleep(60)
 
 
 def test_one_process_at_a_time(workdir):
-  """The lock names its holder, and ends with it, even if that is killed."""
+  """The error names the process that has the lock; the lock ends with it, even if it is killed."""
   command = [sys.executable, '-c', HOLDER, str(workdir)]
   with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
     assert holder.stdout.readline() == 'locked\n'
@@ -188,11 +188,11 @@ def test_one_process_at_a_time(workdir):
     assert f'is training in {workdir}: wait for it' in str(error.value)
     holder.kill()
   workdir.lock()
-  workdir.lock()  # a process does not shut itself out
+  workdir.lock()  # again by the same process
   assert workdir.read_config() == CONFIG
 
 
-def test_what_a_run_takes_is_added_up(tmp_path):
+def test_the_seconds_of_a_run_are_added_up(tmp_path):
   workdir = Workdir(tmp_path / 'run')
-  assert [workdir.spend(seconds) for seconds in (2.0, 0.5)] == [2.0, 2.5]
-  assert Workdir(tmp_path / 'run').spend(1.0) == 3.5
+  assert [workdir.add_seconds(seconds) for seconds in (2.0, 0.5)] == [2.0, 2.5]
+  assert Workdir(tmp_path / 'run').add_seconds(1.0) == 3.5

@@ -22,7 +22,7 @@ from transformer.training.command_line import FAILURE, USAGE, explained, usage_e
 from transformer.training.config import check, describe
 from transformer.training.experiment import prepare, reopen, restore_best
 from transformer.training.process import cores, tune
-from transformer.training.workdir import Workdir, line_of, write
+from transformer.training.workdir import Workdir, as_line, write
 
 
 def main(flags: Any, folders: Sequence[str] = ()) -> int:
@@ -60,13 +60,13 @@ def _train(config, workdir, flags) -> int:
   try:
     state = loop.fit(experiment, workdir)
   except loop.Stopped as stopped:
-    workdir.spend(time.perf_counter() - began)
+    workdir.add_seconds(time.perf_counter() - began)
     print(stopped, file=sys.stderr)
     return 128 + stopped.number
   model, step = restore_best(experiment, workdir)
   result = loop.report_result(experiment, model, workdir)
   facts = {'step': int(state.step), 'best_step': step, 'state_sha256': digest(state)}
-  seconds = workdir.spend(time.perf_counter() - began)  # with what it took before a signal
+  seconds = workdir.add_seconds(time.perf_counter() - began)  # with what it took before a signal
   return _answer(config, workdir, 'train', seconds, facts | result)
 
 
@@ -116,7 +116,7 @@ def _predict(config, workdir, flags) -> int:
       outputs = dict(zip(good, predict(task, model, good.values()), strict=True))
       for number, _ in chunk:
         file = workdir.path / 'wav' / f'{number}.wav'
-        print(line_of(outputs.get(number, ''), file).replace('\n', ' '), flush=True)
+        print(as_line(outputs.get(number, ''), file).replace('\n', ' '), flush=True)
   return status
 
 
@@ -150,7 +150,7 @@ def _attend(config, workdir, flags) -> int:
         raise ValueError(f'line {number}: {error}') from error
       file = workdir.path / 'attention' / f'{number}.html'
       (answer,) = predict(experiment.task, model, [line], truncate=True)
-      output = line_of(answer, file.with_suffix('.wav'))
+      output = as_line(answer, file.with_suffix('.wav'))
       write(file, heatmap.html(weights, rows, columns, title=line, subtitle=output))
       heatmap.png(weights, rows, columns, file.with_suffix('.png'), title=line)
       pictures.append(

@@ -1,4 +1,4 @@
-"""A config made real: the tokenizer, task, model, mesh and data of one run."""
+"""The parts of a run, made from its config: tokenizer, task, model, mesh and data."""
 
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from transformer.training.workdir import Workdir
 
 
 class Experiment(NamedTuple):
-  """What a run is made of; nothing is trained or loaded yet."""
+  """The parts of a run; nothing is trained or loaded yet."""
 
   settings: Settings
   task: Task
@@ -31,22 +31,22 @@ class Experiment(NamedTuple):
   mesh: Mesh
 
   def source(self, split: str) -> corpora.Source:
-    """The examples of a split."""
+    """Return the examples of a split."""
     data = self.settings.data
     limit = data.limit if split == data.train else 0
     return _load(data, split, limit)
 
   def batches(self, split: str) -> pipeline.Batches:
-    """The batches of a split: shuffled and with seed for training, in order for the rest."""
+    """Return the batches of a split: shuffled for training, in order for the others."""
     data, train = self.settings.data, split == self.settings.data.train
-    fields = self.task.columns(self.source(split))
-    ragged = [f.lengths for f in fields.values() if isinstance(f, pipeline.Ragged)]
-    count = len(next(iter(fields.values())))
+    columns = self.task.columns(self.source(split))
+    ragged = [c.lengths for c in columns.values() if isinstance(c, pipeline.Ragged)]
+    count = len(next(iter(columns.values())))
     lengths = np.stack(ragged or [np.ones(count, np.int64)], axis=1)
     short = np.flatnonzero(lengths.max(axis=1) <= data.max_length)
     if len(short) < len(lengths):
-      say = logging.info if train else logging.warning  # figures of teacher forcing lack them
-      say(
+      log = logging.info if train else logging.warning  # metrics of teacher forcing leave them out
+      log(
         '%d of %d examples of %s are longer than data.max_length=%d tokens and left out',
         len(lengths) - len(short),
         len(lengths),
@@ -76,7 +76,7 @@ class Experiment(NamedTuple):
     rows = rows._replace(members=[short[m] for m in rows.members])
     microbatches = self.settings.train.microbatches if train else 1
     return pipeline.Batches(
-      fields,
+      columns,
       rows,
       tokens=data.batch_tokens,
       multiple=sharding.batch_parts(self.mesh) * microbatches,
@@ -85,7 +85,7 @@ class Experiment(NamedTuple):
     )
 
   def init(self, key: jax.Array) -> Model:
-    """A fresh model, with adapters where the config asks for some."""
+    """Return a model with random parameters, and with adapters if the config has some."""
     model = self.task.init(self.model, key)
     for i, (pattern, rank) in enumerate(self.settings.train.adapters, start=1):
       adapt(model, pattern, rank, jax.random.fold_in(key, i))
@@ -93,78 +93,81 @@ class Experiment(NamedTuple):
 
   @property
   def lr_multipliers(self) -> tuple[tuple[str, float], ...]:
-    """Factors of the learning rate by path; with adapters, what is not named is frozen."""
+    """The learning rate multipliers; with adapters, parameters that match none are frozen."""
     multipliers = self.settings.optimizer['lr_multipliers']
-    return (
-      (('/adapter/', 1.0), *multipliers, ('', 0.0)) if self.settings.train.adapters else multipliers
-    )
+    if not self.settings.train.adapters:
+      return multipliers
+    return (('/adapter/', 1.0), *multipliers, ('', 0.0))
 
   def abstract_model(self) -> Model:
-    """The shapes and shardings of the parameters, without any memory."""
+    """Return the shapes and shardings of the parameters, without arrays."""
     return with_shardings(jax.eval_shape(self.init, jax.random.key(0)), self.mesh)
 
 
 def prepare(config: dict[str, Any], workdir: Workdir) -> Experiment:
-  """A run to train: checks the config, claims the workdir, trains the tokenizer if there is none.
+  """Return a run to train: check the config, store it, and train the tokenizer if there is none.
 
   Raises:
     ValueError, FileNotFoundError: what is wrong with the config, the data or the workdir.
   """
-  checked = check(config)
-  mesh = sharding.make_mesh(**checked.mesh)
-  data = checked.data
+  settings = check(config)
+  mesh, data = sharding.make_mesh(**settings.mesh), settings.data
   for split in (data.val, *data.test):
-    _load(data, split)  # a missing file is better found now than after training
+    _load(data, split)  # finds a missing file before training
   source = _load(data, data.train, data.limit)
   if jax.process_index() == 0:
     workdir.lock()
-  workdir.compare(checked.as_dict())
-  tokenizer = known = workdir.tokenizer()
-  if tokenizer is None and checked.warm_start:
-    tokenizer = Workdir(checked.warm_start).tokenizer()  # published models call it the same
-    if tokenizer is None:
-      raise FileNotFoundError(
-        f'config.warm_start={checked.warm_start} has no tokenizer.json, without which its '
-        "embeddings mean nothing: train that run first, as the experiment's file says, or give the "
-        'folder of another, or of a published model with that file'
-      )
-  if tokenizer is None:
-    reads = lookup('config.task', checked.task, TASKS).text_fields
-    if checked.model['modality'] != 'tokens':
-      reads = ('targets',)  # labels are texts, too
-    examples = (source[i] for i in range(len(source)))
-    texts = (example[side] for example in examples for side in reads)
-    tokenizer = tokenizers.train(texts, **checked.tokenizer)
-  # first, for a task may refuse its config, and the folder is then still free for another
-  experiment = _experiment(checked, tokenizer, mesh)
-  workdir.claim(checked.as_dict())
-  if known is None:
+  workdir.compare(settings.as_dict())
+  stored = workdir.tokenizer()
+  tokenizer = _new_tokenizer(settings, source) if stored is None else stored
+  # before the config is stored: a task may raise an error, and the folder is then still free
+  experiment = _experiment(settings, tokenizer, mesh)
+  workdir.claim(settings.as_dict())
+  if stored is None:
     workdir.save_tokenizer(tokenizer)
   return experiment
 
 
+def _new_tokenizer(settings: Settings, source: corpora.Source) -> tokenizers.Tokenizer:
+  """Return the tokenizer of the model to start from, or train one on the texts of examples."""
+  if settings.warm_start:
+    tokenizer = Workdir(settings.warm_start).tokenizer()  # published models call the file the same
+    if tokenizer is None:
+      raise FileNotFoundError(
+        f'config.warm_start={settings.warm_start} has no tokenizer.json, without which its '
+        "embeddings mean nothing: train that run first, as the experiment's file says, or give the "
+        'folder of another, or of a published model with that file'
+      )
+    return tokenizer
+  fields = lookup('config.task', settings.task, TASKS).text_fields
+  if settings.model['modality'] != 'tokens':
+    fields = ('targets',)
+  examples = (source[i] for i in range(len(source)))
+  texts = (example[field] for example in examples for field in fields)
+  return tokenizers.train(texts, **settings.tokenizer)
+
+
 def reopen(config: dict[str, Any], workdir: Workdir, mesh: Mesh | None = None) -> Experiment:
-  """A run that was prepared before, on its own mesh if no other is given.
+  """Return a run that was prepared before, on its own mesh if no other is given.
 
   Raises:
     FileNotFoundError: there is none in the workdir.
   """
-  checked = check(config)
-  tokenizer = workdir.tokenizer()
+  settings, tokenizer = check(config), workdir.tokenizer()
   if tokenizer is None:
     raise FileNotFoundError(f'there is no trained model in {workdir}: train one first')
-  return _experiment(checked, tokenizer, mesh or sharding.make_mesh(**checked.mesh))
+  return _experiment(settings, tokenizer, mesh or sharding.make_mesh(**settings.mesh))
 
 
 def restore_best(experiment: Experiment, workdir: Workdir) -> tuple[Model, int]:
-  """The best model of a run, and its step."""
+  """Return the best model of a run, and its step."""
   with Checkpoints(workdir.path) as checkpoints:
     model, best = checkpoints.restore(experiment.abstract_model(), which='best'), checkpoints.best
   return model, best[0] if best else 0
 
 
 def with_shardings(tree: Any, mesh: Mesh) -> Any:
-  """The abstract arrays of a tree with the shardings that they are to have."""
+  """Return the shapes and shardings of the arrays of a tree."""
   return jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
     tree,
@@ -187,11 +190,11 @@ def _load(data: Data, split: str, limit: int = 0) -> corpora.Source:
     raise
 
 
-def _experiment(checked: Settings, tokenizer: Any, mesh: Mesh) -> Experiment:
-  given = dict(tokenizer=tokenizer, decoding=checked.decode, max_length=checked.data.max_length)
-  if processor := processor_of(checked):
+def _experiment(settings: Settings, tokenizer: Any, mesh: Mesh) -> Experiment:
+  given = dict(tokenizer=tokenizer, decoding=settings.decode, max_length=settings.data.max_length)
+  if processor := processor_of(settings):
     given['input_processor'] = processor
-  task = lookup('config.task', checked.task, TASKS)(**given, **checked.loss)
+  task = lookup('config.task', settings.task, TASKS)(**given, **settings.loss)
   platform = platforms.of_device(mesh.devices.flat[0])
-  model = ModelConfig(vocab=tokenizer.size, **checked.model, platform=platform)
-  return Experiment(checked, task, model, mesh)
+  model = ModelConfig(vocab=tokenizer.size, **settings.model, platform=platform)
+  return Experiment(settings, task, model, mesh)

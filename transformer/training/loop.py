@@ -1,17 +1,18 @@
-"""The host's side of training: feeds batches, saves, evaluates, and never makes the device wait."""
+"""The training loop on the host: feeds batches, reports, evaluates and saves."""
 
 import collections
 import functools
 import operator
 import signal
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import logging
 
 from transformer.data import pipeline
-from transformer.evaluation.evaluate import Evaluation, evaluate
+from transformer.evaluation.evaluate import evaluate
 from transformer.evaluation.metrics import is_better
 from transformer.training import optimizers, reporting, sharding
 from transformer.training.checkpoints import Checkpoints
@@ -19,7 +20,7 @@ from transformer.training.diagnosis import first_not_finite
 from transformer.training.experiment import Experiment, with_shardings
 from transformer.training.step import Model, State, init_state, train_steps
 from transformer.training.warm_start import warm_start
-from transformer.training.workdir import Workdir, line_of, write
+from transformer.training.workdir import Workdir, as_line, write
 
 
 class Stopped(Exception):
@@ -27,117 +28,188 @@ class Stopped(Exception):
 
   def __init__(self, number: int, step: int):
     super().__init__(
-      f'{signal.Signals(number).name}: saved step {step}; the same command goes on from there'
+      f'{signal.Signals(number).name}: saved step {step}; the same command resumes from there'
     )
     self.number = number
 
 
+class _Programs(NamedTuple):
+  """The compiled functions of a run.
+
+  Attributes:
+    start: a key to the state before the first step.
+    update: (state, stacked batches, key) to the state after these steps, and their metrics.
+    learning_rate: of a step.
+    like: the shapes and shardings of the state.
+  """
+
+  start: Callable[[jax.Array], State]
+  update: Callable[[State, dict[str, jax.Array], jax.Array], tuple[State, dict[str, Any]]]
+  learning_rate: Callable[[int], jax.Array]
+  like: State
+
+
 def fit(experiment: Experiment, workdir: Workdir) -> State:
-  """Trains to the last step from wherever the workdir is, and keeps the best model by val.
+  """Train to the last step from the newest checkpoint, and keep the best model by validation.
 
   Returns:
     The state after the last step.
 
   Raises:
-    Stopped: SIGTERM or SIGINT came; the same command goes on from there.
+    Stopped: SIGTERM or SIGINT came; the same command resumes.
     FloatingPointError: a loss or gradient is not finite; names the step, the batch and the layer.
   """
-  task, train, config = experiment.task, experiment.settings.train, experiment.settings
-  optimizer, learning_rate = optimizers.build(
-    **dict(config.optimizer, lr_multipliers=experiment.lr_multipliers),
-    steps=train.steps,
-    width=experiment.model.width,
-  )
+  train, programs = experiment.settings.train, _compile(experiment)
+  batches = experiment.batches(experiment.settings.data.train)
+  kept = dict(keep=train.keep_checkpoints, every=train.save_every_steps)
+  with Checkpoints(workdir.path, **kept) as checkpoints, _Signals() as signals:
+    state = _first_state(experiment, programs, checkpoints)
+    _describe(experiment, state, batches)
+    with reporting.Report(workdir.path, step=int(state.step), steps=train.steps) as report:
+      loop = _Loop(experiment, workdir, programs, checkpoints, report, state)
+      loop.run(batches, signals)
+      if signals.received:
+        raise Stopped(signals.received, train.steps)
+      return loop.state
 
-  def fresh(key):
+
+def _compile(experiment: Experiment) -> _Programs:
+  settings, train, task = experiment.settings, experiment.settings.train, experiment.task
+  optimizer, learning_rate = _optimizer(experiment)
+
+  def start(key):
     return init_state(experiment.init(key), optimizer, ema=train.ema)
 
   def loss(model, batch, key):
     return task.loss(optimizers.frozen(model, experiment.lr_multipliers), batch, key)
 
-  key = jax.random.key(config.seed)
-  like = with_shardings(jax.eval_shape(fresh, key), experiment.mesh)
-  placed = jax.tree.map(lambda x: x.sharding, like)
-  steps_of = functools.partial(
-    train_steps,
-    loss=loss,
-    optimizer=optimizer,
-    microbatches=train.microbatches,
-    ema=train.ema,
+  like = with_shardings(jax.eval_shape(start, jax.random.key(settings.seed)), experiment.mesh)
+  shardings = jax.tree.map(lambda x: x.sharding, like)
+  update = functools.partial(
+    train_steps, loss=loss, optimizer=optimizer, microbatches=train.microbatches, ema=train.ema
   )
-  update = jax.jit(steps_of, donate_argnums=0, out_shardings=(placed, None))
-  learning_rate = jax.jit(learning_rate)  # one program, not one for each of its operations
-  batches = experiment.batches(config.data.train)
-  validate = _validation(experiment)
+  return _Programs(
+    start=jax.jit(start, out_shardings=shardings),
+    update=jax.jit(update, donate_argnums=0, out_shardings=(shardings, None)),
+    learning_rate=jax.jit(learning_rate),  # one program, not one for each of its operations
+    like=like,
+  )
 
-  kept = dict(keep=train.keep_checkpoints, every=train.save_every_steps)
-  with Checkpoints(workdir.path, **kept) as checkpoints, _Signals() as signals:
-    if checkpoints.last_step is None:
-      state = jax.jit(fresh, out_shardings=placed)(key)
-      if config.warm_start:
-        state = init_state(warm_start(state.model, experiment), optimizer, ema=train.ema)
-    else:
-      state = checkpoints.restore(like)
-      logging.info('going on from step %d of %s', checkpoints.last_step, workdir)
-    start = int(state.step)
-    _describe(experiment, state, batches)
 
-    with reporting.Report(workdir.path, step=start, steps=train.steps) as report:
+def _optimizer(experiment: Experiment):
+  settings = experiment.settings
+  return optimizers.build(
+    **dict(settings.optimizer, lr_multipliers=experiment.lr_multipliers),
+    steps=settings.train.steps,
+    width=experiment.model.width,
+  )
 
-      def validated(step: int, model: Model):
-        found = validate(model)
-        report.evaluation(step, config.data.val, found.metrics, found.samples)
-        name, best = config.eval.best, checkpoints.best
-        before = None if best is None else best[1].get(name)  # it may have been chosen by another
-        if before is None or is_better(name, found.metrics[name], before, task.metrics):
-          checkpoints.save_best(model, step, found.metrics)
 
-      def settle(last: int, group: list[pipeline.Batch], metrics: dict[str, Any]):
-        metrics = jax.device_get(metrics)
-        for i, batch in enumerate(group):
-          step, found = last - len(group) + 1 + i, jax.tree.map(operator.itemgetter(i), metrics)
-          if not found.pop('finite'):
-            _explain(experiment, state.model, batch, step, workdir)
-          report.advance(_tokens(batch))
-          if step % train.log_every_steps == 0:
-            values = {name: float(getattr(v, 'value', v)) for name, v in found.items()}
-            report.train(step, dict(values, learning_rate=float(learning_rate(step - 1))))
+def _first_state(experiment: Experiment, programs: _Programs, checkpoints: Checkpoints) -> State:
+  """Return the newest checkpoint, or else the state before the first step."""
+  settings = experiment.settings
+  if checkpoints.last_step is not None:
+    logging.info('resuming from step %d of %s', checkpoints.last_step, checkpoints.folder.parent)
+    return checkpoints.restore(programs.like)
+  state = programs.start(jax.random.key(settings.seed))
+  if not settings.warm_start:
+    return state
+  optimizer, _ = _optimizer(experiment)
+  return init_state(warm_start(state.model, experiment), optimizer, ema=settings.train.ema)
 
-      def due(step: int) -> bool:
-        return step % config.eval.every_steps == 0 and 0 < step < train.steps
 
-      if due(start) and not report.evaluated:
-        validated(start, state.average or state.model)  # stopped by a signal before it was
-      waiting: collections.deque = collections.deque()
-      stream = pipeline.prefetch(batches, start, train.steps)
-      for step, group in pipeline.group_steps(stream, start, train.steps_per_call):
-        stacked = {name: np.stack([batch[name] for batch in group]) for name in group[0]}
-        placed_batches = sharding.shard_batch(stacked, experiment.mesh, stacked=True)
-        state, metrics = update(state, placed_batches, key)
-        waiting.append((step, group, metrics))
-        stop = signals.received  # read once: it may come at any time
-        save = stop or step % train.save_every_steps == 0 or step == train.steps
-        # one call late: reading a result waits for it, and the device is busy with the next by then
-        while len(waiting) > (0 if save or due(step) else 1):
-          settle(*waiting.popleft())
-        if due(step) and not stop:
-          validated(step, state.average or state.model)
-        if save:
-          checkpoints.save(state, step)
-        if stop:
-          raise Stopped(stop, step)
+class _Loop:
+  """The steps of a run from a state on, with its evaluations, saves and reports.
 
-      final = state.average or state.model
-      if train.average_checkpoints > 1:
-        final = checkpoints.average(like, train.average_checkpoints).model
-      validated(train.steps, final)
-      if signals.received:
-        raise Stopped(signals.received, train.steps)
-  return state
+  Attributes:
+    state: after the last step that was started.
+  """
+
+  def __init__(
+    self,
+    experiment: Experiment,
+    workdir: Workdir,
+    programs: _Programs,
+    checkpoints: Checkpoints,
+    report: reporting.Report,
+    state: State,
+  ):
+    self.experiment, self.workdir, self.programs = experiment, workdir, programs
+    self.checkpoints, self.report, self.state = checkpoints, report, state
+    self.train, self.eval = experiment.settings.train, experiment.settings.eval
+    self.validation = experiment.settings.data.val
+    self.source = experiment.source(self.validation)
+    self.batches = experiment.batches(self.validation)
+
+  def run(self, batches: pipeline.Batches, signals: '_Signals'):
+    """Make the steps that are left; raise Stopped after a signal."""
+    start, train = int(self.state.step), self.train
+    key = jax.random.key(self.experiment.settings.seed)
+    if self._is_evaluated_after(start) and not self.report.evaluated:
+      self._validate(start, self._model())  # a signal stopped the run before it was
+    waiting: collections.deque = collections.deque()
+    stream = pipeline.prefetch(batches, start, train.steps)
+    for step, group in pipeline.group_steps(stream, start, train.steps_per_call):
+      stacked = {name: np.stack([batch[name] for batch in group]) for name in group[0]}
+      on_devices = sharding.shard_batch(stacked, self.experiment.mesh, stacked=True)
+      self.state, metrics = self.programs.update(self.state, on_devices, key)
+      waiting.append((step, group, metrics))
+      stop = signals.received  # read once: it may come at any time
+      save = stop or step % train.save_every_steps == 0 or step == train.steps
+      # One call late: reading metrics waits for them, and by then the device has the next call.
+      while len(waiting) > (0 if save or self._is_evaluated_after(step) else 1):
+        self._report(*waiting.popleft())
+      if self._is_evaluated_after(step) and not stop:
+        self._validate(step, self._model())
+      if save:
+        self.checkpoints.save(self.state, step)
+      if stop:
+        raise Stopped(stop, step)
+    final = self._model()
+    if train.average_checkpoints > 1:
+      final = self.checkpoints.average(self.programs.like, train.average_checkpoints).model
+    self._validate(train.steps, final)
+
+  def _model(self) -> Model:
+    return self.state.average or self.state.model
+
+  def _is_evaluated_after(self, step: int) -> bool:
+    return step % self.eval.every_steps == 0 and 0 < step < self.train.steps
+
+  def _validate(self, step: int, model: Model):
+    """Evaluate a model on the validation split, and save it if it is the best one so far."""
+    found = evaluate(
+      self.experiment.task,
+      model,
+      self.source,
+      sharding.placed(self.batches, self.experiment.mesh),
+      metrics=self.eval.metrics,
+      limit=self.eval.limit,
+      samples=self.eval.samples,
+      fast=True,
+    )
+    self.report.evaluation(step, self.validation, found.metrics, found.samples)
+    name, best = self.eval.best, self.checkpoints.best
+    before = None if best is None else best[1].get(name)  # None if another metric chose it
+    if before is None or is_better(name, found.metrics[name], before, self.experiment.task.metrics):
+      self.checkpoints.save_best(model, step, found.metrics)
+
+  def _report(self, last: int, group: list[pipeline.Batch], metrics: dict[str, Any]):
+    """Report the metrics of the steps of a call, the last of which is `last`."""
+    metrics = jax.device_get(metrics)
+    for i, batch in enumerate(group):
+      step, found = last - len(group) + 1 + i, jax.tree.map(operator.itemgetter(i), metrics)
+      if not found.pop('finite'):
+        _raise_not_finite(self.experiment, self.state.model, batch, step, self.workdir)
+      self.report.advance(_count_tokens(batch))
+      if step % self.train.log_every_steps == 0:
+        values = {name: float(getattr(v, 'value', v)) for name, v in found.items()}
+        rate = float(self.programs.learning_rate(step - 1))
+        self.report.train(step, dict(values, learning_rate=rate))
 
 
 def report_result(experiment: Experiment, model: Model, workdir: Workdir) -> dict[str, Any]:
-  """Decodes val and test whole, writes predictions and references, and returns all metrics."""
+  """Evaluate val and test, write predictions and references, and return all metrics."""
   config, data = experiment.settings.eval, experiment.settings.data
   metrics: dict[str, float] = {}
   signatures: dict[str, str] = {}
@@ -156,14 +228,14 @@ def report_result(experiment: Experiment, model: Model, workdir: Workdir) -> dic
     signatures |= {f'{split}/{name}': text for name, text in found.signatures.items()}
     folder = workdir.path / 'predictions'
     for name, answers in ((split, found.predictions), (f'{split}.reference', found.references)):
-      lines = (line_of(x, folder / name / f'{i}.wav') for i, x in enumerate(answers, start=1))
+      lines = (as_line(x, folder / name / f'{i}.wav') for i, x in enumerate(answers, start=1))
       write(folder / f'{name}.txt', ''.join(f'{line}\n' for line in lines))
     logging.info('samples of %s:\n%s', split, reporting.table(found.samples))
   return {'metrics': metrics, 'signatures': signatures}
 
 
 class _Signals:
-  """Remembers SIGTERM and SIGINT instead of dying of them; a second SIGINT kills as usual."""
+  """Notes SIGTERM and SIGINT, which then do not end the process; a second SIGINT does."""
 
   received = 0
 
@@ -181,34 +253,14 @@ class _Signals:
     logging.info('%s: saving after this step', signal.Signals(number).name)
 
 
-def _validation(experiment: Experiment):
-  """Return a function of a model: its evaluation on the validation split, with fast decoding."""
-  config = experiment.settings
-  batches, source = experiment.batches(config.data.val), experiment.source(config.data.val)
-
-  def validate(model: Model) -> Evaluation:
-    return evaluate(
-      experiment.task,
-      model,
-      source,
-      sharding.placed(batches, experiment.mesh),
-      metrics=config.eval.metrics,
-      limit=config.eval.limit,
-      samples=config.eval.samples,
-      fast=True,
-    )
-
-  return validate
-
-
-def _tokens(batch: pipeline.Batch) -> int:
-  """How many positions are learnt from, of the field that says so."""
+def _count_tokens(batch: pipeline.Batch) -> int:
+  """Return the number of positions of the targets, or else of the inputs."""
   name = next(f'{side}_segments' for side in ('targets', 'inputs') if f'{side}_segments' in batch)
   return int(np.count_nonzero(batch[name]))
 
 
 def _describe(experiment: Experiment, state: State, batches: pipeline.Batches):
-  """What is about to be trained, in the log."""
+  """Log what is trained."""
   parameters = sum(x.size for x in jax.tree.leaves(state.model))
   shapes = ', '.join(
     f'{size} x {"/".join(map(str, shape))} ({count})'
@@ -224,8 +276,8 @@ def _describe(experiment: Experiment, state: State, batches: pipeline.Batches):
   )
 
 
-def _explain(experiment: Experiment, model: Model, batch, step: int, workdir: Workdir):
-  """Raises FloatingPointError, saying where a step went wrong."""
+def _raise_not_finite(experiment: Experiment, model: Model, batch, step: int, workdir: Workdir):
+  """Raise FloatingPointError with the first place that is not finite."""
   file = workdir.path / f'not-finite-step-{step}.npz'
   np.savez(file, **batch)
   where = first_not_finite(experiment.task, model, batch)

@@ -1,4 +1,4 @@
-"""The folder of a run, which describes itself: config, tokenizer, checkpoints, metrics, samples."""
+"""The folder of a run: its config, tokenizer, checkpoints, metrics and predictions."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 from transformer.data.tokenizers import Tokenizer
 from transformer.training.config import FORMAT, from_values, upgraded
 
-# What may differ when a run goes on: how long, how often, and how it is judged, not what is learnt.
-FREE = (
+# Keys that may change when a run is resumed: those that do not change what is trained.
+MAY_CHANGE = (
   *('train.steps', 'train.log_every_steps', 'train.save_every_steps', 'train.keep_checkpoints'),
   *('train.average_checkpoints', 'eval.', 'decode.', 'mesh.', 'data.dir', 'data.test'),
 )
@@ -27,18 +27,18 @@ class Workdir:
     self.path = pathlib.Path(path).expanduser().absolute()
 
   def has_config(self) -> bool:
-    """Whether there is a run here."""
+    """Return whether there is a run here."""
     return (self.path / 'config.json').exists()
 
   def __str__(self) -> str:
     return str(self.path)
 
   def read_config(self) -> dict[str, Any]:
-    """The config of the run.
+    """Return the config of the run, with the keys that it did not have when it was stored.
 
     Raises:
       FileNotFoundError: there is no run here.
-      ValueError: the file is damaged.
+      ValueError: the file is damaged, or of another version.
     """
     file = self.path / 'config.json'
     if not self.has_config():
@@ -60,7 +60,7 @@ class Workdir:
       ) from error
 
   def lock(self):
-    """Keeps other processes from training here for as long as this one lives, even if it is killed.
+    """Keep other processes from training here until this one ends, even if it is killed.
 
     Raises:
       ValueError: another process trains here.
@@ -86,17 +86,17 @@ class Workdir:
     os.write(file, f'{os.getpid()} on {platform.node()}\n'.encode())
 
   def compare(self, config: Mapping[str, Any]):
-    """Does nothing where the folder is free or holds a run of this config.
+    """Check that the folder is free, or has a run of this config.
 
     Raises:
-      ValueError: it is the run of another experiment already; names the keys that differ.
+      ValueError: it has the run of another experiment; names the keys that differ.
     """
     if self.has_config():
       old, new = flatten(self.read_config()), flatten(config)
       differ = [
         f'{key} is {old.get(key)!r} there and {new.get(key)!r} here'
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(FREE)
+        if old.get(key) != new.get(key) and not key.startswith(MAY_CHANGE)
       ]
       if differ:
         raise ValueError(
@@ -105,24 +105,24 @@ class Workdir:
         )
 
   def claim(self, config: Mapping[str, Any]):
-    """Makes the folder the run of this config; raises as `compare` does."""
+    """Store the config of the run; raises as `compare` does."""
     self.compare(config)
     text = json.dumps({'format': FORMAT, **config}, indent=2, ensure_ascii=False)
     write(self.path / 'config.json', text + '\n')
 
   def tokenizer(self) -> Tokenizer | None:
-    """The run's tokenizer; None if it has none yet."""
+    """Return the run's tokenizer; None if it has none yet."""
     file = self.path / 'tokenizer.json'
     return Tokenizer.load(file) if file.exists() else None
 
   def save_tokenizer(self, tokenizer: Tokenizer):
-    """Keeps the tokenizer for as long as the run."""
+    """Store the tokenizer of the run."""
     temporary = self.path / 'tokenizer.json.tmp'
     tokenizer.save(temporary)
     temporary.replace(self.path / 'tokenizer.json')
 
-  def spend(self, seconds: float) -> float:
-    """Adds what a process took to what the run has taken so far; all of it, in seconds."""
+  def add_seconds(self, seconds: float) -> float:
+    """Add the seconds of a process to those of the run, and return their sum."""
     file = self.path / 'seconds'
     total = seconds + (float(file.read_text()) if file.exists() else 0.0)
     write(file, f'{total:.1f}\n')
@@ -130,20 +130,20 @@ class Workdir:
 
 
 def get_config(path: str) -> ConfigDict:
-  """The config of a workdir, as an experiment file gives it: `--config=workdir.py:PATH`."""
+  """Return the config of a workdir, so that `--config=workdir.py:PATH` reads it."""
   return from_values(Workdir(path).read_config())
 
 
 def write(file: pathlib.Path, content: str | bytes):
-  """Writes a file whole or not at all."""
+  """Write a file whole or not at all."""
   file.parent.mkdir(parents=True, exist_ok=True)
   temporary = file.with_name(file.name + '.tmp')
   temporary.write_bytes(content.encode() if isinstance(content, str) else content)
   temporary.replace(file)
 
 
-def line_of(answer: str | bytes, file: pathlib.Path) -> str:
-  """An answer as a line: a text as it is; a sound is kept in `file`, and the line is its path."""
+def as_line(answer: str | bytes, file: pathlib.Path) -> str:
+  """Return an answer as a line: a text itself; of a sound the path, after writing it to `file`."""
   if isinstance(answer, str):
     return answer
   write(file, answer)
