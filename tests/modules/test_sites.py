@@ -149,3 +149,16 @@ def test_a_program_without_observer_holds_no_trace_of_the_sites(model):
   before = str(jax.make_jaxpr(lambda model: model(TOKENS))(model))
   run(model, read=['*'])
   assert str(jax.make_jaxpr(lambda model: model(TOKENS))(model)) == before
+
+
+def test_a_capture_within_a_capture_is_seen_by_both():
+  config = ModelConfig(vocab=7, width=8, depth=2, heads=2, feedforward=16, unroll=1)
+  model, tokens = Decoder(config, nnx.Rngs(0)), jnp.array([[1, 2, 3]])
+
+  def inner(tokens):
+    return sites.capture(model)(tokens)[1]['']['self']
+
+  found, layers = sites.capture(inner)(tokens)
+  np.testing.assert_array_equal(found, layers['']['self'])
+  assert found.shape == (2, 1, 2, 3, 3)
+  assert sites.within('a.', model)(tokens)[1] == {}  # nobody looks

@@ -13,7 +13,7 @@ from parameters import drawn
 
 from transformer.data import tokenizers
 from transformer.data.pipeline import Batches, bucket
-from transformer.inference.predict import attend, predict
+from transformer.inference.predict import attend, captured_layers, predict
 from transformer.modules.config import ModelConfig
 from transformer.tasks.retrieval import Ranking, Retrieval, bm25
 
@@ -190,7 +190,9 @@ def test_documents_are_found(task, tmp_path, seed, bounded):
   assert totals['accuracy_in_batch'].value == pytest.approx(np.mean(right))
   weights, pieces, _ = attend(task, model, lines[0])
   assert weights.shape == (1, 2, len(pieces), len(pieces))
-  assert {*task.capture(model, batch)} == {'inputs', 'targets'}
+  layers = captured_layers(task, model, batch)
+  assert {*layers} == {'inputs', 'targets'}
+  assert not np.array_equal(layers['inputs']['states'], layers['targets']['states'])
 
 
 def test_a_ranking_needs_to_know_what_is_relevant(task):

@@ -19,7 +19,7 @@ from transformer.tasks.task import Task
 from transformer.tasks.text_to_speech import (
   Synthesis,
   TextToSpeech,
-  _synthesize,
+  generate_steps,
   off_diagonal,
   one_step_late,
 )
@@ -167,12 +167,11 @@ def test_dropout_of_the_prenet_is_on_where_there_is_a_key(model, batch, loss, ke
 
 
 def test_what_is_made_step_by_step_is_what_was_taught(task, model, close):
+  synthesize = jax.jit(generate_steps, static_argnums=2)
   rows = jnp.array(
     [task.processor.encode_example('middle'), task.processor.encode_example('hidden')]
   )
-  steps, counts, _ = _synthesize(
-    model, rows, decoding=dataclasses.replace(task.decoding, stop=0.999)
-  )
+  steps, counts, _ = synthesize(model, rows, dataclasses.replace(task.decoding, stop=0.999))
   assert counts.tolist() == [12, 12]
   ones = jnp.ones((2, 12), jnp.int32)
   taught, ends = forward(
@@ -181,7 +180,7 @@ def test_what_is_made_step_by_step_is_what_was_taught(task, model, close):
   close(steps, taught)
   # and it ends with the first step whose end is likely enough
   stop = float(np.sort(np.asarray(jax.nn.sigmoid(ends)).max(axis=1))[0]) - 1e-6
-  _, counts, _ = _synthesize(model, rows, decoding=dataclasses.replace(task.decoding, stop=stop))
+  _, counts, _ = synthesize(model, rows, dataclasses.replace(task.decoding, stop=stop))
   expected = np.argmax(np.asarray(jax.nn.sigmoid(ends)) > stop, axis=1) + 1
   assert counts.tolist() == expected.tolist()
 

@@ -1,6 +1,7 @@
 """Predictions of a task: requests are encoded, batched, answered and checked here for all tasks."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float, Shaped
 
 from transformer.data.pipeline import Ragged
 from transformer.inference.batching import Row, bucket_length, pad_rows, split_padding
+from transformer.modules import sites
 
 Rows = Sequence[Row] | Ragged
 Model = Any  # a Flax module, of the class that the task makes
@@ -48,9 +50,6 @@ class Predictor(Protocol):
 
   def attention(self, model: Model, request: Any) -> AttentionMap:
     """Return the attention weights of an encoded request."""
-
-  def capture(self, model: Model, batch: dict[str, Array]) -> dict[str, dict[str, Array]]:
-    """Return the states and attention weights of every layer, for each stack, of a batch."""
 
 
 P = TypeVar('P', bound=Any)
@@ -95,7 +94,17 @@ def with_fast_decoding(task: P) -> P:
   return dataclasses.replace(task, decoding=task.decoding.fast())
 
 
-def run_batches(
+def run_batches(task: Any, model: Model, rows: Rows, *args: Any) -> list[Any]:
+  """Return `task.forward(model, rows, *args)` of each row; see `map_batches`."""
+  return map_batches(task, lambda batch: _forward(task, model, batch, *args), rows)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _forward(task, model, rows, *args):
+  return task.forward(model, rows, *args)
+
+
+def map_batches(
   task: Predictor,
   forward: Callable[[Shaped[np.ndarray, 'B S ...']], Any],
   rows: Rows,
@@ -139,21 +148,23 @@ def check_finite(results: Any):
       raise FloatingPointError('the model computes NaN for these lines: its training diverged')
 
 
-def self_attention(
-  task: Predictor, model: Model, row: Row, *, stack: str = 'encoder'
-) -> AttentionMap:
-  """Return how the positions of an encoded request attend to each other.
-
-  Args:
-    task: captures, and names the positions.
-    model: of that task.
-    row: tokens, an image or frames.
-    stack: of the model, as `capture` names it.
-  """
-  weights = task.capture(model, one_row(task, row))[stack]['self']
+def self_attention(task: Any, model: Model, row: Row) -> AttentionMap:
+  """Return how the positions of an encoded request attend to each other in `task.forward`."""
+  length = bucket_length(len(row), task.processor.max_length)
+  weights = _capture_forward(task, model, pad_rows([row], length))['']['self']
   labels = task.processor.labels(row)
   n = len(labels)
   return AttentionMap(np.asarray(weights)[:, 0, :, :n, :n], labels, labels)
+
+
+def causal_attention(task: Any, model: Model, row: Row) -> AttentionMap:
+  """Return how the positions of a prompt attend to those before them."""
+  batch = one_row(task, row)
+  weights = np.asarray(
+    captured_layers(task, model, batch | {'targets': batch['inputs']})['']['self']
+  )
+  labels = task.processor.labels(row)
+  return AttentionMap(weights[:, 0, :, : len(row), : len(row)], labels, labels)
 
 
 def cross_attention(
@@ -169,9 +180,22 @@ def cross_attention(
   # padded, so that few programs are compiled
   targets, segments = split_padding(jnp.asarray(pad_rows([outputs], task.decoding.max_new_tokens)))
   batch = one_row(task, row) | {'targets': targets, 'targets_segments': segments}
-  weights = np.asarray(task.capture(model, batch)['decoder']['cross'])
+  weights = np.asarray(captured_layers(task, model, batch)['decoder']['cross'])
   columns = task.processor.labels(row)
   return AttentionMap(weights[:, 0, :, : len(outputs), : len(columns)], labels, columns)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def captured_layers(
+  task: Any, model: Model, batch: dict[str, Array]
+) -> dict[str, dict[str, Array]]:
+  """Return the states and attention weights of all layers in `task.loss`; see sites.capture."""
+  return sites.capture(task.loss)(model, batch, None)[1]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _capture_forward(task, model, rows):
+  return sites.capture(task.forward)(model, rows)[1]
 
 
 def one_row(task: Predictor, row: Row) -> dict[str, Array]:

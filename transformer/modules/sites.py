@@ -103,6 +103,9 @@ def capture(f: Callable) -> Callable[..., tuple[Any, dict[str, dict[str, Array]]
     patterns = [f'*blocks.*.{site}' for site in kinds if site != 'cross.weights']
     with _active(_Observer((*patterns, '*blocks.*.cross.weights'), {}, '', {}, set())) as observer:
       result = f(*args, **kwargs)
+    if (outer := _observer.get()) is not None:  # captured within another capture
+      outer.seen.update(observer.seen)
+      record({name: x for name, x in observer.values.items() if _fits(name, outer.read)})
     layers: dict[str, dict[str, list]] = {}
     for name, value in observer.values.items():
       stack, _, rest = name.rpartition('blocks.')
@@ -156,6 +159,8 @@ def within(prefix: str, f: Callable) -> Callable[..., tuple[Any, dict[str, Array
 
   def scoped(*args, **kwargs):
     observer = _observer.get()
+    if observer is None:
+      return f(*args, **kwargs), {}
     with _active(observer._replace(prefix=observer.prefix + prefix, values={})) as inner:
       return f(*args, **kwargs), inner.values
 

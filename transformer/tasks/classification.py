@@ -1,7 +1,6 @@
 """Classification of texts, images and sounds."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from transformer.data.corpora import Source, chunks
 from transformer.data.pipeline import Columns, concatenate
@@ -22,7 +21,7 @@ from transformer.inference.predict import AttentionMap, run_batches, self_attent
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import Classifier
 from transformer.modules.layers import split_key
-from transformer.tasks.task import Batch, Captured, Metrics, OptionalKey
+from transformer.tasks.task import Batch, Metrics, OptionalKey
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,28 +120,20 @@ class Classification:
     belongs = self._coarse_numbers() == np.arange(len(self.coarse))[:, None]
     return jax.nn.logsumexp(jnp.where(belongs, logits[..., None, :], -jnp.inf), axis=-1)
 
-  def capture(self, model: Classifier, batch: Batch) -> Captured:
-    """Return the states and attention weights of every layer of the encoder."""
-    encoded = self.processor.prepare_batch(batch['inputs'], batch['inputs_segments'], None)
-    return {'encoder': model.encoder.capture(*encoded)}
-
   def example(self, example: dict[str, Any]) -> tuple[Line, str]:
     """Return the text, image or sound, and its coarse class."""
     return example['inputs'], self._coarse_of(example['targets'])
 
   def answer(self, model: Classifier, requests: Sequence[Row]) -> list[str]:
     """Return the most probable coarse class of each input."""
-    found = run_batches(self, functools.partial(_classify, self, model), requests)
-    return [self.coarse[best] for best, _ in found]
+    return [self.coarse[best] for best, _ in run_batches(self, model, requests)]
+
+  def forward(self, model: Classifier, rows: Shaped[Array, 'B ...']):
+    """Return the number of the best coarse class of each row, and its logit."""
+    x, segments = self.processor.prepare_batch(*split_padding(rows), None)
+    logits = self.coarse_logits(model(x, segments=segments))
+    return jnp.argmax(logits, axis=-1), jnp.max(logits, axis=-1)
 
   def attention(self, model: Classifier, request: Row) -> AttentionMap:
     """Return how the positions of an input attend to each other."""
     return self_attention(self, model, request)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _classify(task: Classification, model: Classifier, rows):
-  """Return the number of the best coarse class of each row, and its logit."""
-  x, segments = task.processor.prepare_batch(*split_padding(rows), None)
-  logits = task.coarse_logits(model(x, segments=segments))
-  return jnp.argmax(logits, axis=-1), jnp.max(logits, axis=-1)

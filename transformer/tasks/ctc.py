@@ -1,15 +1,13 @@
 """Transcription by an encoder with the CTC loss, alone or beside a decoder."""
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Key
+from jaxtyping import Array, Key, Shaped
 
 from transformer.data.corpora import Source
 from transformer.data.pipeline import Columns, Ragged
@@ -23,7 +21,7 @@ from transformer.modules.config import ModelConfig
 from transformer.modules.heads import AlignedEncoderDecoder, Transcriber
 from transformer.modules.layers import split_key
 from transformer.tasks.seq2seq import Seq2Seq, shift_right
-from transformer.tasks.task import Batch, Captured, Metrics, OptionalKey
+from transformer.tasks.task import Batch, Metrics, OptionalKey
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,20 +79,23 @@ class CTC:
     """Return -log P of the targets, in nats per token."""
     return self.loss(model, batch, None)[1]
 
-  def capture(self, model: Transcriber, batch: Batch) -> Captured:
-    """Return the states and attention weights of every layer of the encoder."""
-    encoded = self.processor.prepare_batch(batch['inputs'], batch['inputs_segments'], None)
-    return {'encoder': model.encoder.capture(*encoded)}
-
   def example(self, example: dict[str, Any]) -> tuple[Line, str]:
     """Return the input, and its transcript."""
     return example['inputs'], example['targets']
 
   def answer(self, model: Transcriber, requests: Sequence[Row]) -> list[str]:
     """Return the transcript of each input."""
-    find = functools.partial(_best_path, self.processor, self.tokenizer.pad, model)
-    paths = run_batches(self, find, requests)
+    paths = run_batches(self, model, requests)
     return [self.tokenizer.decode(self.collapse(path.tolist())) for path, _ in paths]
+
+  def forward(self, model: Transcriber, rows: Shaped[Array, 'B ...']):
+    """Return the best token of each position, the blank at padding; NaN if a logit is no number."""
+    inputs, segments = self.processor.prepare_batch(*split_padding(rows), None)
+    logits, segments = model(inputs, segments=segments)
+    real = segments != 0
+    path = jnp.where(real, jnp.argmax(logits, axis=-1), self.tokenizer.pad)
+    finite = jnp.all(jnp.isfinite(logits) | ~real[..., None], axis=(1, 2))
+    return path, jnp.where(finite, 0.0, jnp.nan)
 
   def collapse(self, path: Iterable[int]) -> list[int]:
     """Return the tokens of an alignment: without repetitions, then without blanks."""
@@ -160,14 +161,3 @@ class JointCTC(Seq2Seq):
     )
     loss = Mean((1 - self.ctc) * attended.sum + self.ctc * aligned.sum, attended.weight)
     return loss, {'nll_per_token': nll, 'ctc_per_token': aligned}
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _best_path(processor: Processor, blank: int, model: Transcriber, rows):
-  """Return the best token of each position, the blank at padding, and a NaN if a logit is NaN."""
-  inputs, segments = processor.prepare_batch(*split_padding(rows), None)
-  logits, segments = model(inputs, segments=segments)
-  real = segments != 0
-  path = jnp.where(real, jnp.argmax(logits, axis=-1), blank)
-  finite = jnp.all(jnp.isfinite(logits) | ~real[..., None], axis=(1, 2))
-  return path, jnp.where(finite, 0.0, jnp.nan)

@@ -23,10 +23,10 @@ from transformer.inference.generate import (
   stream_tokens,
   up_to_end,
 )
-from transformer.inference.predict import AttentionMap, run_batches, self_attention
+from transformer.inference.predict import AttentionMap, causal_attention, map_batches
 from transformer.modules.config import ModelConfig
 from transformer.modules.model import Decoder
-from transformer.tasks.task import Batch, Captured, Metrics, OptionalKey
+from transformer.tasks.task import Batch, Metrics, OptionalKey
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,10 +157,6 @@ class LanguageModel:
     scored = (segments != 0) & (targets != PAD)
     return states, jnp.maximum(targets, 0), scored.astype(jnp.float32)
 
-  def capture(self, model: Decoder, batch: Batch) -> Captured:
-    """Return the states and attention weights of every layer."""
-    return {'decoder': model.capture(batch['inputs'], batch['inputs_segments'])}
-
   def example(self, example: dict[str, str]) -> tuple[str, str]:
     """Return the first words of a text, and its continuation."""
     words = example['targets'][:400].split(' ')
@@ -179,7 +175,7 @@ class LanguageModel:
         return continue_prompts(model, jnp.asarray(prompts), key, decoding, self._eos)
 
       contexts = [self._context(text, steps, model.config) for text in going_on]
-      outputs = run_batches(self, search, contexts, left=True)
+      outputs = map_batches(self, search, contexts, left=True)
       for text, (output, _) in zip(going_on, outputs, strict=True):
         text += up_to_end(output[0], self._eos).tolist()
     return [
@@ -209,7 +205,7 @@ class LanguageModel:
 
   def attention(self, model: Decoder, request: Sequence[int]) -> AttentionMap:
     """Return how each token of a prompt attends to those before it."""
-    return self_attention(self, model, request[-self.max_length :], stack='decoder')
+    return causal_attention(self, model, request[-self.max_length :])
 
   @property
   def _eos(self) -> int:

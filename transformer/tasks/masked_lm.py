@@ -1,7 +1,6 @@
 """Masked language modeling: the tokens behind masks (BERT, RoBERTa)."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -24,7 +23,7 @@ from transformer.inference.predict import AttentionMap, run_batches, self_attent
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import MaskedTokens
 from transformer.modules.layers import split_key
-from transformer.tasks.task import Batch, Captured, Metrics, OptionalKey
+from transformer.tasks.task import Batch, Metrics, OptionalKey
 
 EVALUATION_SEED = 0  # of the masks in evaluation, which are the same every time
 
@@ -162,10 +161,6 @@ class MaskedLM:
     x = model.transform(jnp.take_along_axis(states, at[..., None], axis=1))
     return states, x, jnp.take_along_axis(masked.targets, at, axis=1), weights
 
-  def capture(self, model: MaskedTokens, batch: Batch) -> Captured:
-    """Return the states and attention weights of every layer, with nothing masked."""
-    return {'encoder': model.encoder.capture(batch['inputs'], batch['inputs_segments'])}
-
   def example(self, example: dict[str, str]) -> tuple[str, str]:
     """Return a line of a text with a blank for its middle word, and the line."""
     line, words, _ = blanked_middle(example['targets'])
@@ -173,13 +168,19 @@ class MaskedLM:
 
   def answer(self, model: MaskedTokens, requests: Sequence[Sequence[int]]) -> list[str]:
     """Return each line with the most probable token for every ___."""
-    fill = functools.partial(_most_probable, model, tuple(self.tokenizer.specials))
     texts = []
-    for row, (best, _) in zip(requests, run_batches(self, fill, requests), strict=True):
+    for row, (best, _) in zip(requests, run_batches(self, model, requests), strict=True):
       tokens = np.asarray(row)
       filled = np.where(tokens == self.tokenizer.mask, best[: len(row)], tokens)
       texts.append(self.tokenizer.decode(filled[1:-1]))
     return texts
+
+  def forward(self, model: MaskedTokens, rows: Int[Array, 'B T']):
+    """Return the best token at each position that is no special one, and its logit."""
+    tokens, segments = split_padding(rows)
+    logits = model(tokens, segments=segments)
+    logits = logits.at[..., jnp.asarray(self.tokenizer.specials)].set(-jnp.inf)
+    return jnp.argmax(logits, axis=-1), jnp.max(logits, axis=-1)
 
   def attention(self, model: MaskedTokens, request: Sequence[int]) -> AttentionMap:
     """Return how the tokens of a line attend to each other."""
@@ -215,11 +216,3 @@ def _order_metrics(model, states, masked: Masked, batch) -> Metrics:
     'nll_of_order': cross_entropy(logits, swapped, weights),
     'accuracy_of_order': accuracy(logits, swapped, weights),
   }
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _most_probable(model: MaskedTokens, specials: tuple[int, ...], rows):
-  """Return the best token at each position that is no special one, and its logit."""
-  tokens, segments = split_padding(rows)
-  logits = model(tokens, segments=segments).at[..., jnp.asarray(specials)].set(-jnp.inf)
-  return jnp.argmax(logits, axis=-1), jnp.max(logits, axis=-1)

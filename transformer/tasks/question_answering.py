@@ -2,7 +2,6 @@
 
 import bisect
 import dataclasses
-import functools
 import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from transformer.inference.decoding import Batching, check_positive
 from transformer.inference.predict import AttentionMap, run_batches, self_attention
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import Spans
-from transformer.tasks.task import Batch, Captured, Metrics, OptionalKey
+from transformer.tasks.task import Batch, Metrics, OptionalKey
 
 QUESTION, PARAGRAPH, MATCH = 0, 1, 2  # types of tokens
 NO_ANSWER = -1  # padding of the lists of answers
@@ -279,12 +278,6 @@ class QuestionAnswering:
     kinds = jnp.where(inside & found, MATCH, jnp.where(after, PARAGRAPH, QUESTION))
     return jnp.minimum(kinds, max(types - 1, 0)), inside
 
-  def capture(self, model: Spans, batch: Batch) -> Captured:
-    """Return the states and attention weights of every layer of the encoder."""
-    tokens, segments = batch['inputs'], batch['inputs_segments']
-    types, _ = self.types(tokens, segments != 0, model.config.token_types)
-    return {'encoder': model.encoder.capture(tokens, (segments != 0).astype(jnp.int32), types)}
-
   def example(self, example: dict[str, Any]) -> tuple[str, str]:
     """Return the line question<TAB>paragraph, and its different answers separated by tabs."""
     answers = dict.fromkeys(example['answers'])
@@ -293,14 +286,20 @@ class QuestionAnswering:
   def answer(self, model: Spans, requests: Sequence[Question]) -> list[str]:
     """Return the answer to each question, as it is written in its paragraph."""
     windows = [(i, w) for i, one in enumerate(requests) for w in self.processor.windows(one)]
-    find = functools.partial(_best_answers, model, self)
-    found = run_batches(self, find, [window.tokens for _, window in windows])
+    found = run_batches(self, model, [window.tokens for _, window in windows])
     best: dict[int, tuple[float, str]] = {}
     for (i, window), (score, start, end) in zip(windows, found, strict=True):
       if i not in best or score > best[i][0]:
         place = int(start) - window.shift, int(end) - window.shift
         best[i] = float(score), requests[i].answer(*place)
     return [best[i][1] for i in range(len(requests))]
+
+  def forward(self, model: Spans, rows: Int[Array, 'B T']):
+    """Return the score, start and end of the best answer in each window."""
+    tokens, segments = split_padding(rows)
+    _, inside = self.types(tokens, segments != 0, model.config.token_types)
+    logits = self.logits(model, tokens, segments != 0)
+    return best_spans(logits, inside, self.decoding.longest)
 
   def attention(self, model: Spans, request: Question) -> AttentionMap:
     """Return how the tokens of a question's first window attend to each other."""
@@ -349,11 +348,3 @@ def _tokens_of(places: list[tuple[int, int]], start: int, end: int) -> tuple[int
   first = bisect.bisect_right(places, start, key=lambda place: place[1])
   last = bisect.bisect_left(places, end, key=lambda place: place[0]) - 1
   return (first, last) if first <= last else (len(places), len(places))  # nowhere
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _best_answers(model: Spans, task: QuestionAnswering, rows):
-  tokens, segments = split_padding(rows)
-  real = segments != 0
-  _, inside = task.types(tokens, real, model.config.token_types)
-  return best_spans(task.logits(model, tokens, real), inside, task.decoding.longest)

@@ -24,10 +24,11 @@ from transformer.functional.losses import Mean, accuracy, cross_entropy
 from transformer.inference.batching import split_padding
 from transformer.inference.decoding import Batching, check_positive
 from transformer.inference.predict import AttentionMap, Rows, run_batches, self_attention
+from transformer.modules import sites
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import Embedding
 from transformer.modules.layers import split_key
-from transformer.tasks.task import Batch, Captured, Metrics, OptionalKey
+from transformer.tasks.task import Batch, Metrics, OptionalKey
 
 QUERY, DOCUMENT = 0, 1  # types of tokens
 RANK_CONSTANT = 60  # of reciprocal rank fusion, as published
@@ -152,10 +153,13 @@ class Retrieval:
 
   def _logits(self, model, batch, keys) -> tuple[Float[Array, 'B B'], Float[Array, ' B']]:
     """Return q D^T / t, with -1e30 for padding and for copies of the own document."""
-    queries, documents = (
-      _embed(model, batch[side], batch[f'{side}_segments'], kind, key)
-      for side, kind, key in zip(self.text_fields, (QUERY, DOCUMENT), keys, strict=True)
-    )
+    vectors = []
+    for side, kind, key in zip(self.text_fields, (QUERY, DOCUMENT), keys, strict=True):
+      embed = sites.within(f'{side}.', _embed)  # one encoder, with two names for its sites
+      found, seen = embed(model, batch[side], batch[f'{side}_segments'], kind, key)
+      sites.record(seen)
+      vectors.append(found)
+    queries, documents = vectors
     tokens, real = batch['targets'], jnp.any(batch['targets_segments'] != 0, axis=1)
     # by their original tokens: a piece may be removed from one copy and not from the other
     whole = batch.get('whole', tokens)
@@ -200,17 +204,6 @@ class Retrieval:
       whole=documents,
     )
 
-  def capture(self, model: Embedding, batch: Batch) -> Captured:
-    """Return the states and attention weights of every layer, of queries and of documents."""
-    sides = zip(self.text_fields, (QUERY, DOCUMENT), strict=True)
-    return {
-      side: model.encoder.capture(
-        batch[side], batch[f'{side}_segments'], _types(model, batch[side], kind)
-      )
-      for side, kind in sides
-      if side in batch
-    }
-
   def example(self, example: dict[str, Any]) -> tuple[str, str]:
     """Return the query, and the names of relevant documents with their gains, '12:4 184:1'.
 
@@ -246,7 +239,11 @@ class Retrieval:
 
   def embed(self, model: Embedding, rows: Rows, kind: int) -> Float[np.ndarray, 'N D']:
     """Return the vectors of rows of tokens, which are queries (0) or documents (1)."""
-    return np.stack(run_batches(self, functools.partial(_vectors, model, kind), rows))
+    return np.stack(run_batches(self, model, rows, kind))
+
+  def forward(self, model: Embedding, rows: Int[Array, 'B T'], kind: int = QUERY):
+    """Return the vector of each row."""
+    return _embed(model, *split_padding(rows), kind, None)
 
   def _comparable(self, scores: np.ndarray) -> np.ndarray:
     """Return the scores of queries in the units of the fusion."""
@@ -258,7 +255,7 @@ class Retrieval:
 
   def attention(self, model: Embedding, request: Query) -> AttentionMap:
     """Return how the tokens of a query attend to each other."""
-    return self_attention(self, model, request.tokens, stack='inputs')
+    return self_attention(self, model, request.tokens)
 
 
 def bm25(where: str, queries: Sequence[str]) -> Float[np.ndarray, 'Q N']:
@@ -295,8 +292,3 @@ def _types(model, tokens, kind):
 
 def _embed(model, tokens, segments, kind, key):
   return model(tokens, segments=segments, types=_types(model, tokens, kind), key=key)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _vectors(model: Embedding, kind: int, rows):
-  return _embed(model, *split_padding(rows), kind, None)

@@ -19,11 +19,11 @@ from transformer.functional.losses import Mean
 from transformer.inference.batching import split_padding
 from transformer.inference.decoding import Decoding
 from transformer.inference.generate import decode_inputs, up_to_end
-from transformer.inference.predict import AttentionMap, cross_attention, run_batches
+from transformer.inference.predict import AttentionMap, cross_attention, map_batches
 from transformer.modules.config import ModelConfig
 from transformer.modules.layers import split_key
 from transformer.modules.model import EncoderDecoder
-from transformer.tasks.task import Batch, Captured, Metrics, OptionalKey
+from transformer.tasks.task import Batch, Metrics, OptionalKey
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,18 +111,6 @@ class Seq2Seq:
     )
     return states, targets, (segments != 0).astype(jnp.float32)
 
-  def capture(self, model: EncoderDecoder, batch: Batch) -> Captured:
-    """Return the states and attention weights of every layer of both stacks."""
-    inputs, input_segments = self.processor.prepare_batch(
-      batch['inputs'], batch['inputs_segments'], None
-    )
-    targets, segments = batch['targets'], batch['targets_segments']
-    shifted = shift_right(targets, segments, self.first)
-    captured = model.capture(
-      inputs, shifted, input_segments=input_segments, target_segments=segments
-    )
-    return {stack: captured[stack] for stack in ('encoder', 'decoder')}  # in this order
-
   def example(self, example: dict[str, Any]) -> tuple[Line, str]:
     """Return the input, and its target; several references are separated by tabs."""
     return example['inputs'], '\t'.join(example.get('references', [example['targets']]))
@@ -133,7 +121,7 @@ class Seq2Seq:
 
   def best(self, model: EncoderDecoder, requests: Sequence[Row]) -> list[Int[np.ndarray, ' T']]:
     """Return the best output tokens of each input, up to the end token."""
-    found = run_batches(self, lambda rows: self.search(model, jnp.asarray(rows)), requests)
+    found = map_batches(self, lambda rows: self.search(model, jnp.asarray(rows)), requests)
     return [up_to_end(outputs[0], self.tokenizer.eos) for outputs, _ in found]
 
   def search(

@@ -23,7 +23,7 @@ from transformer.modules.config import ModelConfig
 from transformer.modules.layers import split_key
 from transformer.modules.model import EncoderDecoder
 from transformer.tasks.seq2seq import Seq2Seq
-from transformer.tasks.task import Batch, Captured, Metrics, OptionalKey
+from transformer.tasks.task import Batch, Metrics, OptionalKey
 
 EVALUATION_SEED = 0  # of the spans in evaluation, which are the same every time
 
@@ -146,10 +146,6 @@ class SpanCorruption:
   def batch_metrics(self, model: EncoderDecoder, batch: Batch) -> Metrics:
     """Return the metrics of the missing tokens, always the same; with sentinels and ends."""
     return self._seq2seq.batch_metrics(model, self.corrupt(batch, None))
-
-  def capture(self, model: EncoderDecoder, batch: Batch) -> Captured:
-    """Return the states and attention weights of every layer of both stacks."""
-    return self._seq2seq.capture(model, self.corrupt(batch, None))
 
   def example(self, example: dict[str, str]) -> tuple[str, str]:
     """Return a line without its middle word, or without its end, and the missing words."""

@@ -15,7 +15,6 @@ from transformer.modules.config import ModelConfig
 Batch = dict[str, Shaped[Array, 'B ...']]
 OptionalKey = Key[Array, ''] | None
 Metrics = dict[str, Mean]
-Captured = dict[str, dict[str, Array]]  # of each stack, what its layers computed
 
 
 @runtime_checkable

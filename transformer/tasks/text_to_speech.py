@@ -25,7 +25,7 @@ from transformer.modules import sites
 from transformer.modules.cache import Cache
 from transformer.modules.config import ModelConfig
 from transformer.modules.speech import Synthesizer
-from transformer.tasks.task import Batch, Captured, Metrics, OptionalKey
+from transformer.tasks.task import Batch, Metrics, OptionalKey
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -170,16 +170,6 @@ class TextToSpeech:
     """Return the parts of the loss."""
     return self.loss(model, batch, None)[1]
 
-  def capture(self, model: Synthesizer, batch: Batch) -> Captured:
-    """Return the states and attention weights of every layer of both stacks."""
-    return _capture(
-      model,
-      batch['inputs'],
-      batch['targets'],
-      batch['inputs_segments'],
-      batch['targets_segments'],
-    )
-
   def example(self, example: dict[str, Any]) -> tuple[str, Any]:
     """Return the text, and its recording."""
     sound = example['inputs']
@@ -194,8 +184,11 @@ class TextToSpeech:
     self, model: Synthesizer, requests: Sequence[Sequence[int]]
   ) -> list[Float[np.ndarray, 'T X']]:
     """Return the steps of each text's sound, up to its predicted end."""
-    find = functools.partial(_synthesize, model, decoding=self.decoding)
-    return [steps[:count] for steps, count, _ in run_batches(self, find, requests)]
+    return [steps[:count] for steps, count, _ in run_batches(self, model, requests)]
+
+  def forward(self, model: Synthesizer, rows: Int[Array, 'B S']):
+    """Return the steps of each row, how many count, and NaN if one is not finite."""
+    return generate_steps(model, rows, self.decoding)
 
   def attention(self, model: Synthesizer, request: Sequence[int]) -> AttentionMap:
     """Return how the steps of a text's sound attend to it; the steps by their seconds."""
@@ -248,8 +241,9 @@ class Synthesized(NamedTuple):
   cache: Cache
 
 
-@functools.partial(jax.jit, static_argnames='decoding')
-def _synthesize(model: Synthesizer, rows, *, decoding: Synthesis):
+def generate_steps(
+  model: Synthesizer, rows: Int[Array, 'B S'], decoding: Synthesis
+) -> tuple[Float[Array, 'B T X'], Int[Array, ' B'], Float[Array, ' B']]:
   """Return the steps [B, T, X] of each row, how many count, and a NaN if one is not finite."""
   tokens, segments = split_padding(rows)
   B, X = len(rows), model.out.kernel.shape[1]
@@ -281,9 +275,3 @@ def _synthesize(model: Synthesizer, rows, *, decoding: Synthesis):
   done = jax.lax.while_loop(unfinished, extend, start)
   finite = jnp.all(jnp.isfinite(done.steps), axis=(1, 2))
   return done.steps, done.counts, jnp.where(finite, 0.0, jnp.nan)
-
-
-@jax.jit
-def _capture(model: Synthesizer, tokens, steps, input_segments, target_segments):
-  segments = dict(input_segments=input_segments, target_segments=target_segments)
-  return sites.capture(model)(tokens, one_step_late(steps), **segments)[1]

@@ -1,16 +1,14 @@
 """Classification of the words of a text: named entities, parts of speech."""
 
 import dataclasses
-import functools
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int, Key
 
 from transformer.data.corpora import Source
 from transformer.data.pipeline import Columns, Ragged
@@ -22,7 +20,7 @@ from transformer.inference.decoding import Batching
 from transformer.inference.predict import AttentionMap, run_batches, self_attention
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import Classifier
-from transformer.tasks.task import Batch, Captured, Metrics, OptionalKey
+from transformer.tasks.task import Batch, Metrics, OptionalKey
 
 
 class Words(NamedTuple):
@@ -114,29 +112,24 @@ class TokenClassification:
     """Return the metrics of a batch."""
     return self.loss(model, batch, None)[1]
 
-  def capture(self, model: Classifier, batch: Batch) -> Captured:
-    """Return the states and attention weights of every layer of the encoder."""
-    return {'encoder': model.encoder.capture(batch['inputs'], batch['inputs_segments'])}
-
   def example(self, example: dict[str, Any]) -> tuple[str, str]:
     """Return the line of words, and the line of their labels."""
     return example['inputs'], example['targets']
 
   def answer(self, model: Classifier, requests: Sequence[Words]) -> list[str]:
     """Return a line of labels for each line of words."""
-    rows = run_batches(self, functools.partial(_label, model), [words.tokens for words in requests])
+    rows = run_batches(self, model, [words.tokens for words in requests])
     return [
       ' '.join(self.labels[best[place] if place >= 0 else 0] for place in words.first)
       for words, (best, _) in zip(requests, rows, strict=True)
     ]
 
+  def forward(self, model: Classifier, rows: Int[Array, 'B T']):
+    """Return the number of the best label of each token, and its logit."""
+    tokens, segments = split_padding(rows)
+    logits = model.out(model.encoder(tokens, segments=segments))
+    return jnp.argmax(logits, axis=-1), jnp.max(logits, axis=-1)
+
   def attention(self, model: Classifier, request: Words) -> AttentionMap:
     """Return how the tokens of a line attend to each other."""
     return self_attention(self, model, request.tokens)
-
-
-@jax.jit
-def _label(model: Classifier, rows):
-  tokens, segments = split_padding(rows)
-  logits = model.out(model.encoder(tokens, segments=segments))
-  return jnp.argmax(logits, axis=-1), jnp.max(logits, axis=-1)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer.data.pipeline import Batch
+from transformer.inference.predict import captured_layers
 from transformer.tasks.task import Task
 from transformer.training.optimizers import parameter_path
 
@@ -16,10 +17,12 @@ def first_not_finite(task: Task, model: Any, batch: Batch) -> str:
   if place := _first(model):
     return f'parameter {place}'
   arrays = {name: jnp.asarray(rows) for name, rows in batch.items()}
-  for stack, layers in task.capture(model, arrays).items():
+  layers_of = captured_layers(task, model, arrays)
+  for stack in sorted(layers_of, reverse=True):  # the encoder before the decoder
+    layers = layers_of[stack]
     bad = ~np.isfinite(np.asarray(layers['states'])).all(axis=(1, 2, 3))
     if bad.any():
-      return f'the states of {stack} layer {np.argmax(bad)}'
+      return f'the states of {stack} layer {np.argmax(bad)}'.replace('  ', ' ')
   gradient = jax.jit(jax.grad(lambda model: task.loss(model, arrays, None)[0].sum))(model)
   if place := _first(gradient):
     return f'the gradient of {place}'
