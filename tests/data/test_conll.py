@@ -1,4 +1,4 @@
-"""Laws of data/conll.py."""
+"""Tests of data/conll.py."""
 
 import gzip
 

@@ -1,4 +1,4 @@
-"""Laws of data/processors.py: tasks over images and frames, padded or not."""
+"""Tests of data/processors.py: tasks on images and frames, padded or not."""
 
 import io
 
@@ -83,7 +83,7 @@ def test_patches_are_squares_row_by_row():
   np.testing.assert_array_equal(found, np.stack(expected, axis=1))
 
 
-def test_images_are_learnt_and_their_labels_found(labels, seed, bounded):
+def test_classes_of_images_are_learnt(labels, seed, bounded):
   pictures = halves(24)
   config = ModelConfig(vocab=40, modality='patches', features=9, position='learned', **SMALL)
   model = jax.jit(lambda key: labels.init(config, key))(jax.random.key(seed))
@@ -98,7 +98,7 @@ def test_images_are_learnt_and_their_labels_found(labels, seed, bounded):
   assert weights.shape == (2, 2, 7, 7) and rows == columns and rows[:3] == ['all', '0,0', '0,1']
 
 
-def test_rows_that_fill_a_batch_weigh_nothing(labels, pictures):
+def test_padding_rows_have_no_weight(labels, pictures):
   batches = Batches(labels.columns(pictures), unpacked(11), tokens=8, seed=None)
   assert batches[1]['label_segments'].tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
   config = ModelConfig(vocab=40, modality='patches', features=9, position='learned', **SMALL)
@@ -107,7 +107,7 @@ def test_rows_that_fill_a_batch_weigh_nothing(labels, pictures):
   assert total == 11
 
 
-def test_files_arrays_and_other_sizes_are_read_alike(tmp_path):
+def test_files_and_arrays_of_any_size_are_accepted(tmp_path):
   reader = ImageProcessor(height=8, width=8, channels=3, patch=4)
   pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
   Image.fromarray(pixels).save(tmp_path / 'a.png')
@@ -125,7 +125,7 @@ def test_files_arrays_and_other_sizes_are_read_alike(tmp_path):
     reader.encode_example('nowhere.png')
 
 
-def test_images_vary_with_the_key_alone(pictures):
+def test_images_are_augmented_only_with_a_key(pictures):
   varied = dict(shift=1, flip=True, turn=10.0, zoom=0.1, erase=3, recolor=0.3)
   size = dict(height=6, width=9, channels=1, patch=3)
   plain, reader = ImageProcessor(**size), ImageProcessor(**size, **varied)
@@ -143,7 +143,7 @@ def test_images_vary_with_the_key_alone(pictures):
   assert of_x.shape == (11, 6) and of_x.all()
 
 
-def test_a_stem_leaves_fewer_pieces():
+def test_stem_reduces_the_number_of_labels():
   reader = ImageProcessor(height=8, width=8, channels=3, patch=1, stem=2)
   assert reader.labels(np.zeros((8, 8, 3), np.uint8)) == ['all', '0,0', '0,1', '1,0', '1,1']
   assert reader.positions == 5
@@ -152,7 +152,7 @@ def test_a_stem_leaves_fewer_pieces():
     ImageProcessor(height=8, width=6, channels=3, patch=1, stem=2)
 
 
-def test_an_image_with_many_captions_is_decoded_once(monkeypatch, pictures):
+def test_image_with_many_captions_is_decoded_once(monkeypatch, pictures):
   from transformer.data import images
 
   read, seen = images.read, []
@@ -165,7 +165,7 @@ def test_an_image_with_many_captions_is_decoded_once(monkeypatch, pictures):
   np.testing.assert_array_equal(field, [first, first, second, second])
 
 
-def test_a_sound_is_answered_alike_alone_and_beside_longer_ones(sounds, tokenizer):
+def test_answer_does_not_depend_on_longer_sounds_in_the_batch(sounds, tokenizer):
   config = ModelConfig(vocab=tokenizer.size, modality='frames', features=5, **SMALL)
   model = drawn(lambda: sounds.init(config, jax.random.key(1)))
   lines = frames(3, 20, 7, 12, 9)
@@ -176,7 +176,7 @@ def test_a_sound_is_answered_alike_alone_and_beside_longer_ones(sounds, tokenize
   assert weights.shape == (2, 2, len(outputs), 4) and len(inputs) == 4
 
 
-def test_padded_frames_change_no_loss(sounds, tokenizer):
+def test_padding_of_frames_does_not_change_the_loss(sounds, tokenizer):
   config = ModelConfig(vocab=tokenizer.size, modality='frames', features=5, **SMALL)
   model = drawn(lambda: sounds.init(config, jax.random.key(1)))
   texts = 'a b', 'c', 'hg'
@@ -191,7 +191,7 @@ def test_padded_frames_change_no_loss(sounds, tokenizer):
   assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
-def test_padding_comes_off_again():
+def test_split_padding_inverts_pad_rows():
   rows, segments = split_padding(jnp.asarray(pad_rows(frames(2, 3), 4)))
   assert segments.tolist() == [[1, 1, 0, 0], [1, 1, 1, 0]] and not jnp.isnan(rows).any()
   rows, segments = split_padding(jnp.asarray(pad_rows([[5, 0], [7]], 3)))
@@ -205,12 +205,12 @@ def test_padding_comes_off_again():
     (SoundProcessor(bands=5, max_length=4), np.zeros((3, 6)), 'processor.bands=5 to that'),
   ],
 )
-def test_what_cannot_be_read_is_refused(reader, line, words):
+def test_invalid_inputs_are_refused(reader, line, words):
   with pytest.raises(ValueError, match=words):
     reader.encode_example(line)
 
 
-def test_texts_are_cut_where_it_is_asked(tokenizer):
+def test_texts_are_truncated_on_request(tokenizer):
   for start in (False, True):
     reader = TextProcessor(tokenizer, 5, start=start, truncate=True)
     assert [len(reader.encode_example(line, truncate=True)) for line in ('a', 'abcdefgh')] == [
@@ -223,7 +223,7 @@ def test_texts_are_cut_where_it_is_asked(tokenizer):
       reader.encode_example('abcdefgh')
 
 
-def test_patches_must_fit():
+def test_patch_size_must_divide_the_image():
   with pytest.raises(ValueError, match='processor.patch=4 does not divide'):
     ImageProcessor(height=6, width=8, channels=1, patch=4)
   for wrong in (dict(shift=-1), dict(erase=-1), dict(turn=-1.0), dict(zoom=1.0), dict(recolor=1.5)):

@@ -1,4 +1,4 @@
-"""Laws of evaluation/metrics.py."""
+"""Tests of evaluation/metrics.py."""
 
 import functools
 import gzip
@@ -69,7 +69,7 @@ def test_bleu_and_chrf_are_sacrebleu(texts):
   assert found.value == sacrebleu.corpus_chrf(predictions, [references]).score
 
 
-def test_signatures_say_what_makes_scores_comparable(texts):
+def test_signatures_tell_settings_and_versions(texts):
   sacre = f'version:{sacrebleu.__version__}'
   expected = {
     'bleu': {'nrefs:1', 'case:mixed', 'eff:no', 'tok:13a', 'smooth:exp', sacre},
@@ -106,7 +106,7 @@ def test_signatures_say_what_makes_scores_comparable(texts):
     assert set(found.signature.split('|')) == wanted
 
 
-def test_lowercase_moses_is_bleu_of_moses_tokens_in_any_case(texts):
+def test_lowercase_moses_equals_bleu_of_moses_tokens(texts):
   predictions, references = texts
   found = bleu_lowercase_moses(predictions, references)
   tokens = moses(predictions), moses(references)
@@ -117,7 +117,7 @@ def test_lowercase_moses_is_bleu_of_moses_tokens_in_any_case(texts):
   assert bleu_lowercase_moses(predictions, [line.upper() for line in references]) == found
 
 
-def test_multi30k_has_as_many_moses_tokens_as_the_literature_counts(real_data):
+def test_multi30k_has_the_published_number_of_moses_tokens(real_data):
   file = real_data('multi30k') / 'test_2016_flickr.de.gz'
   references = gzip.decompress(file.read_bytes()).decode().splitlines()
   assert len(references) == 1000
@@ -141,7 +141,7 @@ def test_a_perfect_prediction_scores_100_and_an_unrelated_one_about_0(name, text
 
 
 @pytest.mark.parametrize('name', sorted(METRICS.keys() - SOUNDS))
-def test_every_reference_needs_its_prediction(name):
+def test_missing_predictions_are_refused(name):
   for predictions, references in ((['a'], ['a', 'b']), (['a', 'b'], ['a']), ([], [])):
     message = f'{len(predictions)} predictions for {len(references)} references'
     with pytest.raises(ValueError, match=message):
@@ -158,7 +158,7 @@ def distance(a, b):
   return row[-1]
 
 
-def test_error_rates_are_edits_of_the_whole_split(texts, rng):
+def test_error_rates_count_edits_of_the_whole_split(texts, rng):
   predictions, references = texts
   predictions = [' '.join(w for w in line.split() if rng.random() < 0.8) for line in predictions]
   predictions[3] = ''
@@ -174,7 +174,7 @@ def test_error_rates_are_edits_of_the_whole_split(texts, rng):
   assert wer(['A'], ['a']).value == 100
 
 
-def test_captions_are_scored_by_words_against_all_of_their_references():
+def test_caption_bleu_counts_words_of_all_references():
   """By Papineni's definition, on a pair small enough to count by hand."""
   predictions = ['A dog runs, runs !', 'a cat']
   references = ['the dog runs .\tA Dog is running and runs', 'a cat sits\tthe cat']
@@ -187,7 +187,7 @@ def test_captions_are_scored_by_words_against_all_of_their_references():
   assert 'order:4' in same.signature and 'order:1' in one.signature
 
 
-def test_a_constant_caption_scores_what_the_data_says(real_data):
+def test_constant_caption_has_its_published_score(real_data):
   """36.1 and 6.8 were measured by others on the same captions."""
   from transformer.data import corpora
 
@@ -199,7 +199,7 @@ def test_a_constant_caption_scores_what_the_data_says(real_data):
   assert found[4].value == pytest.approx(6.8, abs=0.1)
 
 
-def test_squad_takes_the_best_reference_without_articles_and_marks():
+def test_squad_metrics_use_the_best_normalized_reference():
   predictions = ['The U.S. Army!', 'in 1996', 'no idea', 'a']
   references = ['us army', 'the year 1996\t1996', 'blue\tred', 'the']
   assert score('squad_exact_match', predictions, references).value == 50  # 1 and 4
@@ -208,11 +208,11 @@ def test_squad_takes_the_best_reference_without_articles_and_marks():
   assert 'n:4' in f1.signature
 
 
-def test_repeated_words_count_as_often_as_they_are_in_both():
+def test_squad_f1_counts_repeated_words():
   assert score('squad_f1', ['b b c'], ['b b b d']).value == pytest.approx(100 * 4 / 7)
 
 
-def test_ranks_are_judged_as_by_hand():
+def test_ranking_metrics_equal_hand_calculations():
   pytest.importorskip('pytrec_eval')
   predictions = ['a b c d', 'x y z']
   references = ['b:2 d:1 e:1', 'q:1']
@@ -226,7 +226,7 @@ def test_ranks_are_judged_as_by_hand():
   assert values['ndcg_at_10'] == pytest.approx(100 * gain / ideal / 2)
 
 
-def test_the_table_says_what_an_improvement_is():
+def test_table_tells_the_direction_of_metrics():
   lower = {name for name, metric in METRICS.items() if not metric.higher_is_better}
   assert lower == {'wer', 'cer', 'mel_cepstral_distortion'}
   own = {'nll': False, 'start_accuracy': True}
@@ -235,7 +235,7 @@ def test_the_table_says_what_an_improvement_is():
   assert not is_better('bleu', 2.0, 2.0, own) and not is_better('nll', 2.0, 2.0, own)
 
 
-def test_matthews_correlation_is_that_of_a_table_of_two_classes():
+def test_matthews_correlation_equals_the_formula_of_two_classes():
   predictions = ['1'] * 6 + ['0'] * 4 + ['1'] * 1 + ['0'] * 9
   references = ['1'] * 10 + ['0'] * 10
   matthews = functools.partial(score, 'matthews_correlation')
@@ -249,7 +249,7 @@ def test_matthews_correlation_is_that_of_a_table_of_two_classes():
   assert matthews(three, three).value == pytest.approx(100)
 
 
-def test_correlations_are_those_of_scipy(rng):
+def test_correlations_equal_those_of_scipy(rng):
   x, y = rng.normal(size=(2, 30)).round(1)
   texts = [list(map(str, values)) for values in (x, x + y)]
   for name, expected in (('pearson', scipy.stats.pearsonr), ('spearman', scipy.stats.spearmanr)):
@@ -271,11 +271,11 @@ def test_correlations_are_those_of_scipy(rng):
     ('B-creative-work I-creative-work', [('creative-work', 0, 1)]),
   ],
 )
-def test_entities_are_those_of_seqeval(tags, expected):
+def test_entities_follow_seqeval(tags, expected):
   assert list(entities(tags.split())) == expected
 
 
-def test_entity_f1_counts_whole_entities_of_all_lines():
+def test_entity_f1_counts_whole_entities():
   references = ['B-PER I-PER O B-LOC', 'O O', 'B-ORG I-ORG']
   predictions = ['B-PER I-PER O B-ORG', 'B-LOC O', 'B-ORG O']
   # 1 right of 4 found and 3 true; a wrong type or end counts for nothing

@@ -1,4 +1,4 @@
-"""Laws of inference/generate.py."""
+"""Tests of inference/generate.py."""
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ def longhand(model, prompt, steps, eos=None):
   return tokens[len(prompt) :]
 
 
-def test_greedy_is_a_loop_without_a_cache_however_prompts_are_padded(decoder):
+def test_greedy_equals_a_loop_without_cache_for_any_padding(decoder):
   expected = [longhand(decoder, prompt, 8) for prompt in PROMPTS]
   assert len({*map(tuple, expected)}) == 3 and len({*expected[0]}) > 2
   assert generate(decoder, PROMPTS, max_new_tokens=8).tolist() == expected
@@ -72,7 +72,7 @@ def test_greedy_is_a_loop_without_a_cache_however_prompts_are_padded(decoder):
   assert whole.tolist() == expected[:1]
 
 
-def test_an_output_ends_with_eos_and_then_has_pad(decoder):
+def test_output_has_pad_after_eos(decoder):
   (plain,) = generate(decoder, PROMPTS[:1], max_new_tokens=8).tolist()
   eos = plain[3]
   end = plain.index(eos)
@@ -84,7 +84,7 @@ def test_an_output_ends_with_eos_and_then_has_pad(decoder):
 
 
 @pytest.mark.parametrize('settings', [dict(), dict(beams=3, alpha=0.6)], ids=['greedy', 'beams'])
-def test_it_is_the_search_of_the_tasks(decoder, translator, tokenizer, settings):
+def test_generate_equals_predict_of_the_tasks(decoder, translator, tokenizer, settings):
   decoding = Decoding(max_new_tokens=6, batch_size=2, **settings)
   task = LanguageModel(tokenizer=tokenizer, decoding=decoding, max_length=16, documents=True)
   lines = ['abc', 'd', 'ponm']
@@ -113,7 +113,7 @@ def test_samples_are_a_function_of_the_key_and_the_row(decoder):
     generate(decoder, PROMPTS, max_new_tokens=8, temperature=1.0)
 
 
-def test_a_second_call_of_the_same_shape_compiles_nothing(decoder, translator):
+def test_second_call_of_the_same_shape_compiles_nothing(decoder, translator):
   calls = [
     lambda seed: generate(
       decoder, PROMPTS, max_new_tokens=5, temperature=0.7, key=jax.random.key(seed)
@@ -141,18 +141,18 @@ def test_a_second_call_of_the_same_shape_compiles_nothing(decoder, translator):
     ([[5]], dict(beams=2, temperature=1.0), 'set beams to 1 or temperature to 0'),
   ],
 )
-def test_what_cannot_be_generated_is_said(decoder, tokens, settings, message):
+def test_invalid_arguments_are_refused(decoder, tokens, settings, message):
   settings = dict(max_new_tokens=4, key=jax.random.key(0)) | settings
   with pytest.raises(ValueError, match=message):
     generate(decoder, tokens, **settings)
 
 
-def test_an_encoder_decoder_needs_a_start_token(translator):
+def test_encoder_decoder_needs_a_start_token(translator):
   with pytest.raises(ValueError, match='pass the token that the decoder starts from'):
     generate(translator, PROMPTS, max_new_tokens=4)
 
 
-def test_a_model_of_nan_is_an_error_in_every_way_of_use(decoder, tokenizer):
+def test_nan_raises_in_generate_predict_and_stream(decoder, tokenizer):
   broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), decoder)
   for settings in (dict(), dict(temperature=1.0), dict(temperature=1.0, top_p=0.9)):
     with pytest.raises(FloatingPointError, match='NaN'):
@@ -165,7 +165,7 @@ def test_a_model_of_nan_is_an_error_in_every_way_of_use(decoder, tokenizer):
       list(task.stream(broken, 'abc'))
 
 
-def test_more_tokens_than_learned_positions_are_an_error(decoder, tokenizer):
+def test_more_tokens_than_learned_positions_are_refused(decoder, tokenizer):
   decoding = Decoding(max_new_tokens=6, batch_size=1)
   task = LanguageModel(tokenizer=tokenizer, decoding=decoding, max_length=1024)
   prompt = 'abcdefghijklmnopabcdefghij'  # 26 tokens for 24 positions

@@ -1,4 +1,4 @@
-"""Classes that are told apart while training, and judged by what they have in common."""
+"""Tests of tasks/classification.py: fine classes in training, coarse ones in evaluation."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def model(task):
   return drawn(lambda: task.init(config, jax.random.key(0)))
 
 
-def test_a_coarse_label_has_the_probability_of_its_classes_together(task, model, close):
+def test_coarse_class_probability_is_the_sum_of_its_classes(task, model, close):
   fields = task.columns([{'inputs': 'abc', 'targets': name} for name in CLASSES])
   rows = jnp.asarray(np.stack([fields['inputs'][i] for i in range(len(CLASSES))]))
   batch = {
@@ -56,6 +56,6 @@ def test_a_coarse_label_has_the_probability_of_its_classes_together(task, model,
   assert predict(task, model, ['abc']) == ['NUM' if number > place else 'LOC']
 
 
-def test_an_example_shows_the_coarse_label(task):
+def test_example_gives_the_coarse_class(task):
   assert task.coarse == ['NUM', 'LOC']
   assert task.example({'inputs': 'abc', 'targets': 'LOC:city'}) == ('abc', 'LOC')

@@ -1,4 +1,4 @@
-"""Laws of tasks/ctc.py."""
+"""Tests of tasks/ctc.py."""
 
 import dataclasses
 
@@ -69,7 +69,7 @@ def batches(task, examples, tokens=256):
   return Batches(fields, bucket(lengths, buckets=1), tokens=tokens, seed=None)
 
 
-def test_it_learns_to_read(task, examples, seed, bounded):
+def test_ctc_learns_to_transcribe(task, examples, seed, bounded):
   model = jax.jit(lambda key: task.init(CONFIG, key))(jax.random.key(seed))
   batch = jax.tree.map(jnp.asarray, batches(task, examples, tokens=64 * 40)[0])
   learnt, losses = fit(task, model, batch, steps=150, learning_rate=2e-2, seed=seed)
@@ -80,7 +80,7 @@ def test_it_learns_to_read(task, examples, seed, bounded):
   assert predict(task, learnt, inputs[5:6]) == found[5:6]  # whatever lines come with it
 
 
-def test_the_loss_is_that_of_each_sound_alone(task, model, examples):
+def test_loss_is_the_sum_over_single_sounds(task, model, examples):
   batch = batches(task, examples[:6], tokens=64 * 9)[0]
   assert len(batch['inputs']) > 6  # with empty rows
   loss = jax.jit(lambda batch: task.loss(model, batch, None))
@@ -104,7 +104,7 @@ def test_the_loss_is_that_of_each_sound_alone(task, model, examples):
   np.testing.assert_allclose(mean.sum, expected.sum, rtol=1e-5)
 
 
-def test_augmentation_is_for_learning_alone(task, model, examples):
+def test_augmentation_is_off_in_evaluation(task, model, examples):
   varied = dataclasses.replace(
     task,
     input_processor=dataclasses.replace(
@@ -121,13 +121,13 @@ def test_augmentation_is_for_learning_alone(task, model, examples):
   np.testing.assert_allclose(measured['nll_per_token'].sum, plain, rtol=1e-6)
 
 
-def test_an_alignment_is_read_by_leaving_out_repeats_and_then_blanks(task):
+def test_collapse_removes_repetitions_and_then_blanks(task):
   assert task.collapse([0, 5, 5, 0, 5, 6, 6, 0]) == [5, 5, 6]
   assert task.collapse([0, 0]) == []
   assert task.collapse([4, 4, 4]) == [4]
 
 
-def test_wav_files_of_any_rate_are_read(tmp_path, task, rng):
+def test_wav_files_of_any_rate_are_transcribed(tmp_path, task, rng):
   inputs = SoundProcessor(max_length=64, rate=8000, bands=5)
   task = dataclasses.replace(task, input_processor=inputs)
   model = jax.jit(lambda key: task.init(CONFIG, key))(jax.random.key(1))
@@ -153,7 +153,7 @@ def test_wav_files_of_any_rate_are_read(tmp_path, task, rng):
     predict(task, model, ['none.wav'])
 
 
-def test_ready_made_frames_are_read_and_no_sound(tmp_path, task, model, rng):
+def test_precomputed_frames_are_accepted_and_sounds_refused(tmp_path, task, model, rng):
   task = dataclasses.replace(
     task, input_processor=SoundProcessor(max_length=64, bands=5, window=0.0)
   )
@@ -178,13 +178,13 @@ def test_ready_made_frames_are_read_and_no_sound(tmp_path, task, model, rng):
     predict(task, model, ['none.npy'])
 
 
-def test_a_model_that_is_not_finite_says_so(task, model, examples):
+def test_predicting_with_nan_raises(task, model, examples):
   broken = jax.tree.map(lambda x: x * jnp.nan, model)
   with pytest.raises(FloatingPointError, match='computes NaN'):
     predict(task, broken, [examples[0]['inputs']])
 
 
-def test_a_tokenizer_without_padding_has_no_blank(task):
+def test_tokenizer_without_padding_token_is_refused(task):
   import tokenizers as library
 
   without = tokenizers.Tokenizer(library.Tokenizer(library.models.BPE({'a': 0}, [])))
@@ -201,12 +201,12 @@ def test_a_tokenizer_without_padding_has_no_blank(task):
     (dict(hop=0.5), r'processor: hop=0\.5'),
   ],
 )
-def test_impossible_inputs_are_named(wrong, message):
+def test_invalid_processor_settings_are_refused(wrong, message):
   with pytest.raises(ValueError, match=message):
     SoundProcessor(max_length=64, **wrong)
 
 
-def test_sounds_are_normalised(rng):
+def test_sounds_are_normalized(rng):
   frames = rng.normal(size=(50, 5)) * [1, 2, 3, 4, 0] + [5, 6, 7, 8, 9]
   read = SoundProcessor(max_length=64, bands=5).encode_example(frames)
   assert read.dtype == np.float32
@@ -220,7 +220,7 @@ def joint(task):
   return JointCTC(decoding=Decoding(max_new_tokens=8, batch_size=4), label_smoothing=0.1, **how)
 
 
-def test_joint_is_attention_and_ctc_in_shares(task, joint, examples):
+def test_joint_loss_is_the_weighted_sum_of_both(task, joint, examples):
   model = jax.jit(lambda key: joint.init(CONFIG, key))(jax.random.key(2))
   batch = jax.tree.map(jnp.asarray, batches(joint, examples[:5])[0])
   losses = {}
@@ -254,6 +254,6 @@ def test_joint_is_attention_and_ctc_in_shares(task, joint, examples):
 
 
 @pytest.mark.parametrize('share', [-0.1, 1.5])
-def test_a_share_of_ctc_is_a_share(joint, share):
+def test_ctc_weight_outside_0_to_1_is_refused(joint, share):
   with pytest.raises(ValueError, match=rf'loss\.ctc={share} is a share'):
     dataclasses.replace(joint, ctc=share)

@@ -1,4 +1,4 @@
-"""Laws of tasks/language_model.py: windows, and ways to go on with a text."""
+"""Tests of tasks/language_model.py: windows, and continuations of prompts."""
 
 import dataclasses
 import math
@@ -59,7 +59,7 @@ def logits_of(model, tokens, segments):
   return model(tokens, segments=segments)
 
 
-def test_windows_read_every_token_and_predict_the_one_after(task):
+def test_windows_cover_every_token_and_predict_the_next(task):
   """The windows of an endless text, joined, are the text, and the text one token later."""
   fields = task.columns([{'targets': TEXT}, {'targets': 'fox'}])
   tokens = task.tokenizer.encode(TEXT)
@@ -73,7 +73,7 @@ def test_windows_read_every_token_and_predict_the_one_after(task):
 
 
 @pytest.mark.parametrize('text', [TEXT, TEXT[:9], TEXT[:10], TEXT[:4], TEXT[:2]])
-def test_what_overlaps_is_read_again_and_judged_once(task, text):
+def test_overlapping_tokens_are_scored_once(task, text):
   far = dataclasses.replace(task, overlap=5)
   fields = far.columns([{'targets': text}])
   tokens = task.tokenizer.encode(text)
@@ -87,7 +87,7 @@ def test_what_overlaps_is_read_again_and_judged_once(task, text):
   assert judged == tokens[1:]
 
 
-def test_documents_begin_and_end(task):
+def test_documents_have_start_and_end_tokens(task):
   whole = dataclasses.replace(task, documents=True, max_length=16)
   fields = whole.columns([{'targets': 'fox'}])
   fox = task.tokenizer.encode('fox')
@@ -95,23 +95,23 @@ def test_documents_begin_and_end(task):
   assert fields['targets'][0].tolist() == [*fox, 2]
 
 
-def test_a_text_in_parts_is_the_text(task, monkeypatch):
+def test_encoding_in_parts_equals_encoding_the_whole(task, monkeypatch):
   monkeypatch.setattr('transformer.data.text.PART', 5)
   assert encode(task.tokenizer, TEXT * 3) == task.tokenizer.encode(TEXT * 3)
 
 
-def test_windows_that_do_not_move_are_an_error(task):
+def test_overlap_of_a_whole_window_is_refused(task):
   with pytest.raises(ValueError, match=r'loss.overlap=8 of data.max_length=8'):
     dataclasses.replace(task, overlap=8)
 
 
-def test_no_text_is_an_error(task):
+def test_corpus_without_text_is_refused(task):
   with pytest.raises(ValueError, match='two tokens or more'):
     task.columns([{'targets': 'f'}])
 
 
 @pytest.mark.parametrize('overlap', [0, 5])
-def test_the_loss_is_the_logits_cross_entropy(task, model, close, overlap):
+def test_loss_is_the_cross_entropy_of_the_logits(task, model, close, overlap):
   task = dataclasses.replace(task, overlap=overlap)
   fields = task.columns([{'targets': TEXT}])
   lengths = np.stack([f.lengths for f in fields.values()], axis=1)
@@ -152,14 +152,14 @@ def longhand(task, model, prompt):
   return task.tokenizer.decode(text)[len(prompt) :]
 
 
-def test_greedy_is_the_longhand_search_in_moving_windows(task, model):
+def test_greedy_equals_a_search_without_cache_in_moving_windows(task, model):
   prompts = ['the', 'quick brown fox', 'o']
   found = predict(task, model, prompts)
   assert found == [longhand(task, model, prompt) for prompt in prompts]
 
 
 @pytest.mark.parametrize('decoding', [GREEDY, DRAWN], ids=['greedy', 'drawn'])
-def test_streaming_says_what_predict_says(task, model, decoding):
+def test_stream_equals_predict(task, model, decoding):
   task = dataclasses.replace(task, decoding=decoding)
   for prompt in ('the', 'over the lazy dog'):
     pieces = list(task.stream(model, prompt))
@@ -167,7 +167,7 @@ def test_streaming_says_what_predict_says(task, model, decoding):
     assert ''.join(pieces) == predict(task, model, [prompt])[0]
 
 
-def test_a_line_is_drawn_the_same_whatever_comes_with_it(task, model):
+def test_samples_of_a_line_do_not_depend_on_other_lines(task, model):
   drawn = dataclasses.replace(task, decoding=DRAWN)
   prompts = ['the', 'fox', 'quick', 'dog', 'lazy']
   together = predict(drawn, model, prompts)
@@ -177,7 +177,7 @@ def test_a_line_is_drawn_the_same_whatever_comes_with_it(task, model):
   assert len(set(together)) == 5
 
 
-def test_documents_end(task, model):
+def test_generation_stops_at_the_end_token(task, model):
   """The model is made to say the end token at once."""
   ends = dataclasses.replace(task, documents=True, max_length=16)
   sure = jax.tree.map(lambda x: x, model)
@@ -188,7 +188,7 @@ def test_documents_end(task, model):
   assert ''.join(ends.stream(sure, '')) == ''
 
 
-def test_beams_find_no_worse_and_need_room(task, model):
+def test_beam_search_scores_no_worse_than_greedy_and_needs_one_window(task, model):
   with pytest.raises(ValueError, match='beams cannot move'):
     dataclasses.replace(task, decoding=dataclasses.replace(GREEDY, beams=4))
   wide = dataclasses.replace(task, decoding=dataclasses.replace(GREEDY, beams=4, max_new_tokens=4))
@@ -216,14 +216,14 @@ def test_beams_find_no_worse_and_need_room(task, model):
   assert compared
 
 
-def test_attention_of_a_line_looks_back_alone(task, model, close):
+def test_attention_of_a_line_is_causal(task, model, close):
   weights, rows, columns = attend(task, model, 'the fox')
   assert weights.shape == (2, 2, 7, 7) and rows == columns == list('the fox')
   close(weights.sum(-1), np.ones((2, 2, 7)))
   assert not np.triu(weights, 1).any()
 
 
-def test_an_empty_prompt_needs_a_start_token(task, model):
+def test_empty_prompt_needs_a_start_token(task, model):
   with pytest.raises(ValueError, match='the line is empty'):
     predict(task, model, [''])
   with pytest.raises(ValueError, match='pass a list'):

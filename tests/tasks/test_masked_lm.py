@@ -1,4 +1,4 @@
-"""Laws of masking, denoising and labels: what is asked, what is learnt, what lines are answered."""
+"""Tests of masked language modeling, span corruption and classification of texts."""
 
 import dataclasses
 
@@ -84,7 +84,7 @@ def learn(task, source, steps, seed, **settings):
   return fit(task, model, batch, steps=steps, learning_rate=5e-3, seed=seed)
 
 
-def test_what_is_hidden_is_what_is_asked(masking, close):
+def test_masked_tokens_are_the_scored_ones(masking, close):
   """The loss is the cross-entropy of all positions with a weight where a token was hidden."""
   batch = batch_of(masking, texts())
   config = ModelConfig(vocab=masking.tokenizer.size, bias_output=True, **SIZES)
@@ -102,7 +102,7 @@ def test_what_is_hidden_is_what_is_asked(masking, close):
   close(loss.weight, expected.weight)
 
 
-def test_whole_words_are_hidden_whole():
+def test_whole_words_are_masked_together():
   tokenizer = tokenizers.train(
     ['redder bluer antic beeline'] * 9, kind='bpe', vocab=270, sentinels=1
   )
@@ -121,7 +121,7 @@ def test_whole_words_are_hidden_whole():
     assert tokenizer.decode(kept).strip() == text
 
 
-def test_halves_of_other_rows_are_told_apart(tokenizer):
+def test_swapped_halves_come_from_the_row_before(tokenizer):
   how = dict(rate=0.2, whole_words=False, next_sentence=True)
   task = MaskedLM(tokenizer=tokenizer, decoding=Batching(batch_size=2), max_length=14, **how)
   same = ['abcdefghijk', 'lmnopqrstuv', 'wxyzabcdefg', 'hijklmnopqr', 'stuvwxyzabc', 'defghijklmn']
@@ -192,7 +192,7 @@ def test_spans_are_restored(denoising, seed, bounded):
     predict(denoising, model, ['big red ant'])
 
 
-def test_what_belongs_at_each_blank_is_told(denoising, monkeypatch):
+def test_span_corruption_answers_each_blank(denoising, monkeypatch):
   config = ModelConfig(vocab=denoising.tokenizer.size, **SIZES)
   model = drawn(lambda: denoising.init(config, jax.random.key(0)))
   first, second, *_ = denoising.tokenizer.sentinels
@@ -209,7 +209,7 @@ def test_what_belongs_at_each_blank_is_told(denoising, monkeypatch):
   assert asked == [[*b, first, *e, second, *bi, 2]]
 
 
-def test_a_prefix_is_gone_on_with(denoising):
+def test_prefix_objective_splits_a_text_in_two(denoising):
   task = dataclasses.replace(denoising, objective='prefix')
   batch = batch_of(task, texts())
   parts = jax.jit(task.corrupt)(batch, jax.random.key(0))
@@ -224,7 +224,7 @@ def test_a_prefix_is_gone_on_with(denoising):
   assert task.processor.encode_example('big') == [*task.tokenizer.encode('big'), 2]
 
 
-def test_whole_windows_of_spans_have_fixed_room(denoising):
+def test_whole_windows_of_spans_have_a_fixed_length(denoising):
   """What is cut to a static length is exactly what a whole window needs."""
   batch = batch_of(denoising, texts(['big red antbig red antbig ']))
   corrupt = jax.jit(denoising.corrupt)
@@ -236,7 +236,7 @@ def test_whole_windows_of_spans_have_fixed_room(denoising):
   assert parts['inputs'].shape[1] == 13 - 3 + 2 + 1 and parts['targets'].shape[1] == 3 + 2 + 1
 
 
-def test_labels_are_learnt(labels, seed, bounded):
+def test_classes_of_texts_are_learnt(labels, seed, bounded):
   rng = np.random.default_rng(0)
   names = rng.permutation(['ant', 'bee'] * 12)
   words = [rng.choice(['big', 'red', 'blue', 'shy'], 2) for _ in names]
@@ -258,7 +258,7 @@ def test_labels_are_learnt(labels, seed, bounded):
     predict(labels, model, [''])
 
 
-def test_a_blank_takes_the_space_before_it():
+def test_blank_includes_the_space_before_it():
   """As in training, where a word's token begins with its space."""
   tokenizer = tokenizers.train(TEXTS * 9, kind='bpe', vocab=300, sentinels=1)
   whole = tokenizer.encode('big blue bee')
@@ -266,7 +266,7 @@ def test_a_blank_takes_the_space_before_it():
   assert with_blanks(tokenizer, 'big ___ bee', mask) == [whole[0], *mask, whole[-1]]
 
 
-def test_what_cannot_be_learnt_is_refused(labels, masking, denoising):
+def test_contradictory_settings_are_refused(labels, masking, denoising):
   with pytest.raises(ValueError, match="label 'wasp' of 'big' is none of"):
     labels.columns([{'inputs': 'big', 'targets': 'wasp'}])
   with pytest.raises(ValueError, match='two or more labels'):

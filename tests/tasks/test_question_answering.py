@@ -1,4 +1,4 @@
-"""Laws of tasks/question_answering.py: windows, the best span, answers as they are written."""
+"""Tests of tasks/question_answering.py: windows, the best span, the text of answers."""
 
 import json
 
@@ -53,7 +53,7 @@ def batch_of(task, source):
   return jax.tree.map(jnp.asarray, batch)
 
 
-def test_best_spans_are_the_best_of_all(rng):
+def test_best_spans_equals_a_search_of_all_spans(rng):
   logits = rng.normal(size=(20, 9, 2)).astype(np.float32)
   inside = rng.random((20, 9)) < 0.6
   inside[0] = False
@@ -75,7 +75,7 @@ def test_best_spans_are_the_best_of_all(rng):
 
 
 @pytest.mark.parametrize('answer', ['Émile', '3 goats', 'Zoë', 'Nîmes', 'lives in', 'today', TEXT])
-def test_places_are_the_characters_of_the_text(task, answer):
+def test_places_are_characters_of_the_text(task, answer):
   """Answers as places in windows, and back to characters, are the answers."""
   (asked,) = task.processor.encode([('what does he own ?', TEXT)])
   fields = task.columns([asked_of(TEXT, answer)])
@@ -90,7 +90,7 @@ def test_places_are_the_characters_of_the_text(task, answer):
   assert found or len(windows) > 1
 
 
-def test_windows_overlap_and_leave_nothing_out(task):
+def test_windows_overlap_and_cover_the_paragraph(task):
   text = ' '.join(f'goat {i}' for i in range(100))
   (asked,) = task.processor.encode([('how many goats are there ?', text)])
   windows = task.processor.windows(asked)
@@ -106,7 +106,7 @@ def test_windows_overlap_and_leave_nothing_out(task):
   assert not {*range(len(asked.paragraph) - 1)} <= read - {*part}  # the last was needed
 
 
-def test_an_answer_is_where_its_window_has_it(task):
+def test_answer_positions_are_relative_to_their_window(task):
   text = ' '.join(f'goat {i}' for i in range(100))
   fields = task.columns([asked_of(text, 'goat 57')])
   (asked,) = task.processor.encode([('what does he own ?', text)])
@@ -119,7 +119,7 @@ def test_an_answer_is_where_its_window_has_it(task):
   assert 1 <= seen < len(windows)
 
 
-def test_the_loss_is_the_mean_over_answers(task, close):
+def test_loss_is_the_mean_over_answers(task, close):
   source = [asked_of(TEXT, '3 goats', 'goats', '3 goats'), asked_of(TEXT, 'Zoë')]
   batch = batch_of(task, source)
   config = ModelConfig(vocab=task.tokenizer.size, **SIZES)
@@ -139,7 +139,7 @@ def test_the_loss_is_the_mean_over_answers(task, close):
   close(loss.weight, len(expected))
 
 
-def test_only_the_paragraph_and_its_start_are_possible(task):
+def test_answers_are_inside_the_paragraph_or_at_the_start_token(task):
   batch = batch_of(task, [asked_of(TEXT, 'Zoë')])
   config = ModelConfig(vocab=task.tokenizer.size, **SIZES)
   model = drawn(lambda: task.init(config, jax.random.key(0)))
@@ -149,7 +149,7 @@ def test_only_the_paragraph_and_its_start_are_possible(task):
   assert set(np.flatnonzero(np.asarray(logits[0, :, 0]) > -1e29)) == possible
 
 
-def test_words_of_the_question_are_marked():
+def test_paragraph_tokens_in_the_question_have_their_own_type():
   tokenizer = tokenizers.train(['red ants eat big bees ?'] * 9, kind='wordpiece', vocab=99)
   task = of(tokenizer)
   (asked,) = task.processor.encode([('bees eat ?', 'big ants eat red bees')])
@@ -199,14 +199,14 @@ def test_answers_are_found(learnt, bounded):
     ('who ' * 99 + '?\tAnna', 'shorten'),
   ],
 )
-def test_bad_lines_say_what_is_wrong(learnt, line, words):
+def test_invalid_lines_are_refused(learnt, line, words):
   task, model, *_ = learnt
   with pytest.raises(ValueError, match=words):
     task.processor.encode_example(line)
   assert len(predict(task, model, [line], truncate=True)) == 1
 
 
-def test_contradictions_are_named(learnt):
+def test_contradictory_settings_are_refused(learnt):
   task, *_ = learnt
   with pytest.raises(ValueError, match='stride'):
     of(task.tokenizer, stride=64)

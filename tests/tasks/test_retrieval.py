@@ -1,4 +1,4 @@
-"""Laws of tasks/retrieval.py: what is told apart, what is cut out, how rankings are joined."""
+"""Tests of tasks/retrieval.py: the loss in a batch, cloze pieces, fusion of rankings."""
 
 import dataclasses
 import math
@@ -59,7 +59,7 @@ def model_of(task):
 
 
 @pytest.mark.parametrize('symmetric', [False, True])
-def test_queries_are_told_apart_by_the_documents_of_others(task, texts, symmetric, close):
+def test_loss_uses_the_other_documents_of_the_batch(task, texts, symmetric, close):
   """The loss is the cross-entropy among different documents, of queries and of documents."""
   task = dataclasses.replace(task, symmetric=symmetric)
   pairs = [('ant bee', texts[0]), ('cat', texts[1]), ('dog', texts[0]), ('elk fox', texts[2])]
@@ -78,14 +78,14 @@ def test_queries_are_told_apart_by_the_documents_of_others(task, texts, symmetri
   close(loss.weight, 4)
 
 
-def test_vectors_have_length_one_and_know_what_they_are(task, texts):
+def test_vectors_have_unit_length_and_depend_on_their_type(task, texts):
   model, rows = model_of(task), task.processor.encode_column(texts)
   queries, documents = task.embed(model, rows, 0), task.embed(model, rows, 1)
   np.testing.assert_allclose(np.linalg.norm(queries, axis=1), 1, rtol=1e-5)
   assert np.abs(queries - documents).max() > 1e-3
 
 
-def test_pieces_are_cut_out_of_their_documents(task, texts):
+def test_cloze_pieces_are_removed_from_their_documents(task, texts):
   task = dataclasses.replace(task, cloze=0.5, piece=6)
   batch = batch_of(task, [('ant', text) for text in texts])
   cut, replaced, sizes = [], [], set()
@@ -116,7 +116,7 @@ def test_pieces_are_cut_out_of_their_documents(task, texts):
   assert np.isfinite(jax.jit(task.loss)(model, batch, jax.random.key(0))[0].value)
 
 
-def test_bm25_is_the_published_formula(file, texts):
+def test_bm25_equals_the_published_formula(file, texts):
   queries = ['ant owl', 'pig pig zebra']
   documents = [Counter(text.split()) for text in texts]
   mean = np.mean([d.total() for d in documents])
@@ -138,7 +138,7 @@ def order(scores):
   return [f'd{i}' for i in np.argsort(-np.asarray(scores), kind='stable')]
 
 
-def test_rankings_are_joined(task, file, texts):
+def test_rankings_are_fused_by_scores_or_ranks(task, file, texts):
   model, lines = model_of(task), ['ant owl bee', 'pig']
   by_words = bm25(file, lines)
   queries = task.embed(model, task.processor.encode_column(lines), 0)
@@ -195,13 +195,13 @@ def test_documents_are_found(task, tmp_path, seed, bounded):
   assert not np.array_equal(layers['inputs']['states'], layers['targets']['states'])
 
 
-def test_a_ranking_needs_to_know_what_is_relevant(task):
+def test_ranking_without_relevance_judgements_is_refused(task):
   assert task.example({'inputs': 'a?', 'relevant': '1:4'}) == ('a?', '1:4')
   with pytest.raises(ValueError, match="which documents answer 'a\\?'.*cranfield"):
     task.example({'inputs': 'a?', 'targets': 'b'})
 
 
-def test_what_is_wrong_is_named(task):
+def test_invalid_settings_and_lines_are_refused(task):
   model = model_of(task)
   with pytest.raises(ValueError, match='empty'):
     predict(task, model, [''])

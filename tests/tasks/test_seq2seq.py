@@ -1,4 +1,4 @@
-"""Laws of tasks/seq2seq.py, over a tiny model whose outputs are long and varied."""
+"""Tests of tasks/seq2seq.py, with a tiny model whose outputs are long and varied."""
 
 import dataclasses
 import functools
@@ -132,7 +132,7 @@ def forward():
 SEGMENTS = ('input_segments', 'target_segments')
 
 
-def test_shift_right_is_a_loop_over_segments(rng):
+def test_shift_right_equals_a_loop_over_segments(rng):
   for _ in range(50):
     targets, segments = np.zeros((2, 4, 17), np.int32)
     expected = np.zeros_like(targets)
@@ -147,14 +147,14 @@ def test_shift_right_is_a_loop_over_segments(rng):
     np.testing.assert_array_equal(np.where(segments, found, 0), expected)
 
 
-def test_features_are_the_tokens_and_an_end(greedy, tokenizer):
+def test_columns_are_tokens_and_end_token(greedy, tokenizer):
   pairs = random_pairs(5)
   for side, ragged in greedy.columns(pairs).items():
     for pair, tokens in zip(pairs, ragged, strict=True):
       assert list(tokens) == [*tokenizer.encode(pair[side]), tokenizer.eos]
 
 
-def test_objective_and_plain_likelihood_are_apart(greedy, model, batch, forward, close):
+def test_loss_is_smoothed_and_its_metric_is_not(greedy, model, batch, forward, close):
   read = shift_right(batch['targets'], batch['targets_segments'], 1)
   segments = batch['inputs_segments'], batch['targets_segments']
   logits = np.asarray(forward(model, batch['inputs'], read, *segments), np.float64)
@@ -188,7 +188,7 @@ def test_objective_and_plain_likelihood_are_apart(greedy, model, batch, forward,
   close(measured['token_accuracy'].value, right[valid].mean())
 
 
-def test_a_batch_loses_the_sum_of_its_rows_alone_and_packed(greedy, model, batch, close):
+def test_loss_of_a_batch_is_the_sum_over_rows_packed_or_not(greedy, model, batch, close):
   loss = jax.jit(lambda model, batch: greedy.loss(model, batch, None))
   pairs = random_pairs(7)
   whole, _ = loss(model, batch)
@@ -206,7 +206,7 @@ def test_a_batch_loses_the_sum_of_its_rows_alone_and_packed(greedy, model, batch
   close(metrics['nll_per_token'].weight, float(whole.weight))
 
 
-def test_the_random_model_says_something(task, model):
+def test_random_model_has_varied_outputs(task, model):
   """Else the laws below would hold for a model that always says the same."""
   outputs = [row.tolist() for row in found_by(task, model)[0][:, 0]]
   ends = [row.index(2) if 2 in row else len(row) for row in outputs]
@@ -217,7 +217,7 @@ def test_the_random_model_says_something(task, model):
   assert any(0 in row for row in said)  # a wandering model says <pad> like any other word
 
 
-def test_a_line_has_one_output_whatever_comes_with_it(task, model, rng):
+def test_output_does_not_depend_on_other_lines(task, model, rng):
   outputs = dict(zip(LINES, predict(task, model, LINES), strict=True))
   for line in outputs:
     assert predict(task, model, [line]) == [outputs[line]]
@@ -227,7 +227,7 @@ def test_a_line_has_one_output_whatever_comes_with_it(task, model, rng):
   assert predict(task, model, []) == []
 
 
-def test_a_line_has_one_score_to_the_last_bit_in_any_row(task, model):
+def test_score_is_bit_identical_in_any_row(task, model):
   tokens = [[*task.tokenizer.encode(line), task.tokenizer.eos] for line in LINES[:4]]
   inputs = np.zeros((4, 8), np.int32)
   for row, of_line in enumerate(tokens):
@@ -248,7 +248,7 @@ def found_by(task, model):
   return [np.concatenate([np.asarray(part[i]) for part in parts])[: len(LINES)] for i in (0, 1)]
 
 
-def test_teacher_forcing_gives_the_score_of_the_search(task, model, forward, close):
+def test_search_score_equals_teacher_forcing(task, model, forward, close):
   tokenizer = task.tokenizer
   found, scores = found_by(task, model)
   assert [tokenizer.decode(best) for best in found[:, 0]] == predict(task, model, LINES)
@@ -274,7 +274,7 @@ def test_teacher_forcing_gives_the_score_of_the_search(task, model, forward, clo
   close(expected, log_p.sum(1) / penalty)
 
 
-def test_greedy_is_beam_search_with_one_beam(greedy, model):
+def test_greedy_equals_beam_search_with_one_beam(greedy, model):
   @functools.partial(jax.jit, static_argnums=2)
   def one_beam(model, inputs, steps):
     memory = model.encode(inputs)
@@ -299,7 +299,7 @@ def test_greedy_is_beam_search_with_one_beam(greedy, model):
   np.testing.assert_allclose(scores, expected_scores, rtol=1e-5)
 
 
-def test_more_beams_find_no_worse(greedy, model):
+def test_beam_search_mostly_scores_no_worse_than_greedy(greedy, model):
   plain = dataclasses.replace(
     greedy, decoding=Decoding(beams=4, alpha=0.6, max_new_tokens=20, batch_size=4)
   )
@@ -322,23 +322,23 @@ def test_more_beams_find_no_worse(greedy, model):
     ('abc', r'pass a list, \[line\]'),
   ],
 )
-def test_lines_that_cannot_be_predicted_are_named(greedy, model, lines, message):
+def test_invalid_lines_are_refused_by_number(greedy, model, lines, message):
   with pytest.raises(ValueError, match=message):
     predict(greedy, model, lines)
 
 
-def test_what_is_no_text_is_an_error(greedy, model):
+def test_values_that_are_no_text_are_refused(greedy, model):
   for line in ('\ud800', None, b'abc', 3):
     with pytest.raises((TypeError, ValueError)):
       greedy.processor.encode_column([line])
 
 
-def test_odd_text_is_only_text(greedy, model):
+def test_special_tokens_in_text_are_plain_text(greedy, model):
   odd = ['</s>', '<pad><s>', 'naïve', '日本', '\x00', 'a\nb', '😀']
   assert len(predict(greedy, model, odd)) == len(odd)
 
 
-def test_cut_shortens_and_takes_empty_lines(task, model):
+def test_truncate_shortens_long_and_accepts_empty_lines(task, model):
   long = 'abcdefghijklmnopqrst' * 3
   assert predict(task, model, [long, '', 'abc'], truncate=True)[::2] == predict(
     task, model, [long[:15], 'abc']
@@ -346,7 +346,7 @@ def test_cut_shortens_and_takes_empty_lines(task, model):
   assert len(predict(task, model, ['', long, ''], truncate=True)) == 3
 
 
-def test_a_model_of_nan_is_an_error(task, model):
+def test_predicting_with_nan_raises(task, model):
   with pytest.raises(FloatingPointError, match='NaN'):
     predict(task, poisoned(model, 'decoder/norm/scale', jnp.nan), ['abc'])
 
@@ -355,7 +355,7 @@ def test_a_model_of_nan_is_an_error(task, model):
   'change',
   [{'beams': 0}, {'max_new_tokens': 0}, {'batch_size': 0}, {'alpha': -0.1}, {'alpha': math.nan}],
 )
-def test_senseless_decoding_is_refused(change):
+def test_invalid_decoding_settings_are_refused(change):
   ((name, _),) = change.items()
   with pytest.raises(ValueError, match=f'decode.{name}='):
     Decoding(**{**dict(beams=1, alpha=0.0, max_new_tokens=1, batch_size=1), **change})
@@ -377,7 +377,7 @@ def test_senseless_decoding_is_refused(change):
     ('output/table', 3e38, None, 'the gradient of '),
   ],
 )
-def test_the_first_place_that_is_not_finite_is_named(
+def test_first_not_finite_names_parameter_layer_or_gradient(
   greedy, model, batch, path, value, layer, where
 ):
   broken = poisoned(model, path, value, layer)
@@ -389,7 +389,7 @@ def test_the_first_place_that_is_not_finite_is_named(
   assert found.startswith(where or f'parameter {path}, layer {layer}')
 
 
-def test_attend_is_of_the_output_that_predict_gives(task, model, close):
+def test_attend_uses_the_predicted_output(task, model, close):
   for line in LINES:
     weights, rows, columns = attend(task, model, line)
     assert weights.shape == (2, 2, len(rows), len(columns))
@@ -401,7 +401,7 @@ def test_attend_is_of_the_output_that_predict_gives(task, model, close):
     close(weights.sum(-1), np.ones(weights.shape[:-1]))
 
 
-def test_attend_gives_the_weights_of_the_teacher_forced_pass(greedy, model, close):
+def test_attend_equals_the_teacher_forced_weights(greedy, model, close):
   weights, rows, _ = attend(greedy, model, 'qrst ab')
   ids = [greedy.tokenizer._tokenizer.token_to_id(piece) for piece in rows]
   inputs = jnp.asarray([greedy.processor.encode_example('qrst ab')])
@@ -413,7 +413,7 @@ def test_attend_gives_the_weights_of_the_teacher_forced_pass(greedy, model, clos
     attend(greedy, model, '')
 
 
-def test_pairs_are_learnt_by_heart(greedy, config, seed, bounded):
+def test_pairs_are_memorized(greedy, config, seed, bounded):
   pairs = random_pairs(8, seed=1)
   batch = batch_of(greedy, pairs)
   model = random_model(greedy, config, seed=seed + 1, size=0.25)

@@ -1,4 +1,4 @@
-"""Laws of tasks/text_to_speech.py, modules/speech.py and evaluation/distortion.py."""
+"""Tests of tasks/text_to_speech.py, modules/speech.py and evaluation/distortion.py."""
 
 import dataclasses
 
@@ -87,13 +87,13 @@ def measure(task):
   return jax.jit(task.batch_metrics)
 
 
-def test_it_is_a_task(task):
+def test_text_to_speech_is_a_task(task):
   assert isinstance(task, Task)
   text, sound = task.example(SOURCE[0])
   assert text == 'low' and audio.rate_of(sound) == RATE
 
 
-def test_frames_are_scaled_between_silence_and_one(task):
+def test_frames_are_scaled_to_minus_one_to_one(task):
   steps = task.steps(SOURCE[1]['inputs'])
   frames = task.log_mel(SOURCE[1]['inputs'])
   assert steps.shape == (-(-len(frames) // 2), 12)
@@ -102,7 +102,7 @@ def test_frames_are_scaled_between_silence_and_one(task):
   assert np.all(task.steps(np.zeros(400, np.float32)) == -1)
 
 
-def test_a_sound_comes_back_with_its_frames_and_its_length(task):
+def test_sound_of_steps_has_their_frames_and_length(task):
   better = dataclasses.replace(
     task, decoding=dataclasses.replace(task.decoding, iterations=60), mels=24, hop=0.0075
   )
@@ -113,7 +113,7 @@ def test_a_sound_comes_back_with_its_frames_and_its_length(task):
   assert abs(np.argmax(spectrum) / len(samples) * RATE - 500) < 40
 
 
-def test_one_loss_says_what_its_parts_say(task, model, batch, loss, measure):
+def test_loss_is_the_weighted_sum_of_its_parts(task, model, batch, loss, measure):
   whole, parts = loss(model, batch, None)
   measured = measure(model, batch)
   assert set(parts) == set(measured) == set(task.metrics)
@@ -141,7 +141,7 @@ def test_one_loss_says_what_its_parts_say(task, model, batch, loss, measure):
     np.testing.assert_allclose(part.sum, value, rtol=1e-4)
 
 
-def test_a_step_depends_on_the_steps_before_and_all_of_the_text(task, model, batch):
+def test_step_depends_on_earlier_steps_and_the_whole_text(task, model, batch):
   def one(before, tokens_of_text):
     return forward(
       model,
@@ -160,13 +160,13 @@ def test_a_step_depends_on_the_steps_before_and_all_of_the_text(task, model, bat
   assert one(before, other) != one(before, batch['inputs'])
 
 
-def test_dropout_of_the_prenet_is_on_where_there_is_a_key(model, batch, loss, key):
+def test_prenet_dropout_is_on_with_a_key(model, batch, loss, key):
   plain, again = (loss(model, batch, None)[0].sum for _ in range(2))
   assert plain == again
   assert loss(model, batch, key)[0].sum != plain
 
 
-def test_what_is_made_step_by_step_is_what_was_taught(task, model, close):
+def test_generated_steps_equal_teacher_forcing(task, model, close):
   synthesize = jax.jit(generate_steps, static_argnums=2)
   rows = jnp.array(
     [task.processor.encode_example('middle'), task.processor.encode_example('hidden')]
@@ -185,20 +185,20 @@ def test_what_is_made_step_by_step_is_what_was_taught(task, model, close):
   assert counts.tolist() == expected.tolist()
 
 
-def test_a_line_sounds_the_same_whatever_lines_come_with_it(task, model):
+def test_sound_does_not_depend_on_other_lines(task, model):
   alone = predict(task, model, ['high'])
   beside = predict(task, model, ['low', 'middle low high', 'high'])
   assert beside[2] == alone[0] and audio.rate_of(alone[0]) == RATE
 
 
-def test_bad_lines_are_named(task, model):
+def test_invalid_lines_are_refused_by_number(task, model):
   with pytest.raises(ValueError, match='line 2: the line is empty'):
     predict(task, model, ['low', ' '])
   with pytest.raises(ValueError, match='split it'):
     task.processor.encode_example('low ' * 9)
 
 
-def test_attend_shows_a_row_for_each_step(task, model):
+def test_attend_has_a_row_for_each_step(task, model):
   weights, seconds, pieces = attend(task, model, 'low')
   (steps,) = task.synthesize(model, [task.processor.encode_example('low')])
   assert weights.shape == (1, 2, len(steps), 4) and len(seconds) == len(steps)
@@ -206,7 +206,7 @@ def test_attend_shows_a_row_for_each_step(task, model):
   np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-5)
 
 
-def test_the_diagonal_is_that_of_what_is_real():
+def test_off_diagonal_ignores_padding():
   inputs = jnp.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]], bool)
   off = off_diagonal(inputs, inputs)
   np.testing.assert_allclose(np.diagonal(off[1]), 0)
@@ -214,7 +214,7 @@ def test_the_diagonal_is_that_of_what_is_real():
   assert off[1, 0, 5] > off[1, 0, 3] > off[1, 0, 1] > 0
 
 
-def test_it_learns_three_tones(task, batch, seed, bounded):
+def test_three_tones_are_learnt(task, batch, seed, bounded):
   config = ModelConfig(vocab=task.tokenizer.size, **CONFIG)
   model = jax.jit(lambda key: task.init(config, key))(jax.random.key(seed))
   model, losses = fit(task, model, batch, steps=150, learning_rate=1e-2, seed=seed)
@@ -238,7 +238,7 @@ def test_it_learns_three_tones(task, batch, seed, bounded):
     ({'hop': 0.05}, 'hop'),
   ],
 )
-def test_what_makes_no_sense_is_refused(task, changed, message):
+def test_invalid_settings_are_refused(task, changed, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(task, **changed)
   with pytest.raises(ValueError, match=r'decode\.stop'):
@@ -249,7 +249,7 @@ def noise(seed, seconds=0.3):
   return np.random.default_rng(seed).normal(size=round(16_000 * seconds)).astype(np.float32) / 9
 
 
-def test_distortion_is_that_of_spectra_and_not_of_loudness_or_speed():
+def test_distortion_ignores_loudness_and_speed():
   measure = distortion.distortion
   sound = noise(0)
   assert measure(sound, sound, 16_000) == 0
@@ -261,7 +261,7 @@ def test_distortion_is_that_of_spectra_and_not_of_loudness_or_speed():
   assert measure(*parts, 16_000) < measure(sound, low, 16_000) / 4
 
 
-def test_distortion_is_the_root_mean_square_of_smooth_spectra_in_decibels(monkeypatch):
+def test_distortion_is_the_rms_difference_of_smooth_spectra(monkeypatch):
   monkeypatch.setattr(distortion, 'CEPSTRA', distortion.BANDS - 1)  # nothing is smoothed
   sounds = noise(0, 0.02), noise(1, 0.02)
   bands = [audio.LogMel(rate=16_000, mels=distortion.BANDS)(x).astype(np.float64) for x in sounds]
@@ -282,13 +282,13 @@ def test_distortion_is_the_root_mean_square_of_smooth_spectra_in_decibels(monkey
   assert distortion.distortion(*sounds, 16_000) == pytest.approx(total / steps)
 
 
-def test_every_reference_needs_its_sound():
+def test_missing_sounds_are_refused():
   for metric in (distortion.mel_cepstral_distortion, distortion.length_ratio):
     with pytest.raises(ValueError, match='1 predictions for 2 references'):
       metric([b'x'], [b'x', b'y'])
 
 
-def test_metrics_of_sounds_are_in_decibels_and_percent():
+def test_sound_metrics_are_in_decibels_and_percent():
   made = [audio.encode(noise(0, 0.2), 16_000), audio.encode(noise(1, 0.1), 16_000)]
   true = [audio.encode(noise(0, 0.1), 8_000), audio.encode(noise(1, 0.1), 16_000)]
   # noise() has 1,600 samples in a tenth of a second, which are two at 8 kHz

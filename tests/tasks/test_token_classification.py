@@ -1,4 +1,4 @@
-"""Laws of tasks/token_classification.py."""
+"""Tests of tasks/token_classification.py."""
 
 import dataclasses
 
@@ -44,7 +44,7 @@ def batch_of(task, source, length=0):
   return jax.tree.map(jnp.asarray, Batches(fields, rows, tokens=9999, seed=None)[0])
 
 
-def test_a_label_belongs_to_the_first_token_of_its_word(task):
+def test_label_is_at_the_first_token_of_its_word(task):
   text, labels = 'Annason  visits Reykjavik', 'B-person O B-location'
   fields = task.columns([{'inputs': text, 'targets': labels}])
   tokens, targets = fields['inputs'][0].tolist(), fields['targets'][0].tolist()
@@ -58,7 +58,7 @@ def test_a_label_belongs_to_the_first_token_of_its_word(task):
   assert places == task.processor.encode_example(text).first
 
 
-def test_the_loss_is_that_of_first_tokens_alone_packed_or_not(task, model, close):
+def test_loss_counts_first_tokens_packed_or_not(task, model, close):
   source = entities('val')[:7]
   batch, packed_batch = batch_of(task, source), batch_of(task, source, length=48)
   loss = jax.jit(lambda batch: task.loss(model, batch, None)[0])
@@ -93,7 +93,7 @@ def test_entities_are_learnt(task, seed, bounded):
     assert len(labels.split()) == len(example['inputs'].split())
 
 
-def test_a_line_has_the_same_labels_whatever_comes_with_it(task, model):
+def test_labels_do_not_depend_on_other_lines(task, model):
   lines = ['Anna visits Rome', 'David', 'Clara likes New Oslo', 'Boris left']
   together = predict(task, model, lines)
   assert [predict(task, model, [line])[0] for line in lines] == together
@@ -101,7 +101,7 @@ def test_a_line_has_the_same_labels_whatever_comes_with_it(task, model):
   assert weights.shape == (1, 2, len(rows), len(columns)) and rows[0] == '<s>'
 
 
-def test_long_and_empty_lines_are_named_or_truncated(task, model):
+def test_long_and_empty_lines_are_refused_or_truncated(task, model):
   long = ' '.join(['Anna'] * 40)
   with pytest.raises(ValueError, match='line 2: the line is empty'):
     predict(task, model, ['Anna', ' '])
