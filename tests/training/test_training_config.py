@@ -1,7 +1,8 @@
-"""Every key is checked before anything is built: misspelt, missing, mistyped, contradictory."""
+"""Configs: defaults from signatures, and an error for every wrong key before anything is built."""
 
 import copy
 import importlib.util
+import json
 import pathlib
 import re
 
@@ -40,8 +41,8 @@ def refusal(config):
 
 
 @pytest.mark.parametrize('file', WITH_CONFIG, ids=lambda file: file.stem)
-def test_every_experiment_is_right(file):
-  """Each has every key and no other. That each is read: sections go whole to their readers."""
+def test_every_experiment_is_valid(file):
+  """It has every key and no other."""
   config = module_of(file).get_config().to_dict()
   checked = check(config)
   for section in SECTIONS:
@@ -54,7 +55,7 @@ def test_every_experiment_is_right(file):
 
 
 @pytest.mark.parametrize('file', WITH_CONFIG, ids=lambda file: file.stem)
-def test_every_variant_of_a_sweep_is_right(file):
+def test_every_variant_of_a_sweep_is_valid(file):
   module = module_of(file)
   variants = []
   getattr(module, 'sweep', lambda add: None)(variants.append)
@@ -95,13 +96,13 @@ def test_a_section_misspelt_or_missing(config, section):
 
 @pytest.mark.parametrize('section, key', every_key(), ids=lambda name: name)
 def test_a_value_of_another_type_is_named(config, section, key):
-  """Text for a number, a number for text: nothing is converted in silence."""
+  """A text instead of a number, or a number instead of a text."""
   value = config[section][key]
   config[section][key] = 7 if isinstance(value, str | tuple) else 'seven'
   assert f'{section}.{key}=' in refusal(config)
 
 
-def test_whole_numbers_are_numbers_and_truth_is_not(config):
+def test_an_integer_is_a_valid_float_and_a_bool_no_valid_integer(config):
   config['optimizer']['learning_rate'] = 1
   check(config)
   config['train']['steps'] = True
@@ -225,7 +226,7 @@ def test_a_config_is_locked():
 
 
 def test_a_new_optimizer_and_schedule_are_keys_of_the_config(config, monkeypatch):
-  """Their functions are all that is to be written: signature and docstring give the keys."""
+  """Only their functions need to be written: signature and docstring give the keys."""
 
   def averaged(*, horizon: float = 3.0):
     """Momentum.
@@ -270,14 +271,13 @@ def test_a_new_optimizer_and_schedule_are_keys_of_the_config(config, monkeypatch
   ],
 )
 @pytest.mark.parametrize('section, key', [('optimizer', 'lr_multipliers'), ('train', 'adapters')])
-def test_pairs_that_are_none_are_named(config, section, key, value, message):
+def test_wrong_pairs_are_named(config, section, key, value, message):
   config[section][key] = value
   text = refusal(config)
   assert text.startswith(f'{section}.{key}') and re.search(message, text)
 
 
-def test_pairs_and_lists_of_any_form(config):
-  """As the command line and JSON have them."""
+def test_pairs_and_lists_as_on_the_command_line_and_in_json(config):
   config['optimizer']['lr_multipliers'] = ['embed=0', ['a=b', 0.5]]
   config['train']['adapters'] = ('query|value=8',)
   config['eval']['metrics'] = ['bleu', 'exact_match']
@@ -285,3 +285,13 @@ def test_pairs_and_lists_of_any_form(config):
   assert settings.optimizer['lr_multipliers'] == (('embed', 0.0), ('a=b', 0.5))
   assert settings.train.adapters == (('query|value', 8),)
   assert settings.eval.metrics == ('bleu', 'exact_match')
+
+
+def test_a_config_survives_json(config):
+  """As it is stored beside a run, patterns of layers included."""
+  config['model']['decoder_depth'] = 0
+  config['model']['layers'] = ({'window': 4, 'rotary_base': None}, {'window': 0})
+  config['optimizer']['lr_multipliers'] = (('embed', 0.5),)
+  settings = check(config)
+  stored = json.loads(json.dumps(settings.as_dict()))
+  assert check(module.upgraded(stored | {'format': module.FORMAT})) == settings

@@ -1,4 +1,4 @@
-"""What `run.py` does in each mode."""
+"""The modes of `run.py`."""
 
 import contextlib
 import itertools
@@ -66,8 +66,8 @@ def _train(config, workdir, flags) -> int:
   model, step = restore_best(experiment, workdir)
   result = loop.report_result(experiment, model, workdir)
   facts = {'step': int(state.step), 'best_step': step, 'state_sha256': digest(state)}
-  seconds = workdir.add_seconds(time.perf_counter() - began)  # with what it took before a signal
-  return _answer(config, workdir, 'train', seconds, facts | result)
+  seconds = workdir.add_seconds(time.perf_counter() - began)  # with those before an interruption
+  return _print_result(config, workdir, 'train', seconds, facts | result)
 
 
 def _evaluate(config, workdir, flags) -> int:
@@ -76,12 +76,12 @@ def _evaluate(config, workdir, flags) -> int:
   model, step = restore_best(experiment, workdir)
   result = loop.report_result(experiment, model, workdir)
   facts = {'step': step, 'state_sha256': digest(model)}
-  return _answer(config, workdir, 'evaluate', time.perf_counter() - began, facts | result)
+  return _print_result(config, workdir, 'evaluate', time.perf_counter() - began, facts | result)
 
 
-def _answer(config, workdir, mode, seconds, result) -> int:
-  """The result as JSON: on the last line of stdout and in the workdir."""
-  answer = {
+def _print_result(config, workdir, mode, seconds, result) -> int:
+  """Print the result as one line of JSON, and write it to the workdir."""
+  result = {
     'experiment': config['experiment'],
     'mode': mode,
     **result,
@@ -90,7 +90,7 @@ def _answer(config, workdir, mode, seconds, result) -> int:
     'cores': cores(),
     'workdir': str(workdir),
   }
-  line = json.dumps(answer, ensure_ascii=False)
+  line = json.dumps(result, ensure_ascii=False)
   write(workdir.path / f'{mode}.json', line + '\n')
   print(line)
   return 0
@@ -121,7 +121,7 @@ def _predict(config, workdir, flags) -> int:
 
 
 def _stream(task, model, flags) -> int:
-  """Continues each line before the eyes of its reader, line ends and all."""
+  """Print the continuation of each line while it is generated, line ends included."""
   status = 0
   with _lines(flags.input) as lines:
     for number, line in lines:
@@ -156,8 +156,8 @@ def _attend(config, workdir, flags) -> int:
       pictures.append(
         {'input': line, 'output': output, 'html': str(file), 'png': str(file.with_suffix('.png'))}
       )
-  answer = {'experiment': config['experiment'], 'mode': 'attend', 'pictures': pictures}
-  print(json.dumps(answer, ensure_ascii=False))
+  result = {'experiment': config['experiment'], 'mode': 'attend', 'pictures': pictures}
+  print(json.dumps(result, ensure_ascii=False))
   return 0
 
 
@@ -169,7 +169,7 @@ def _sweep(config, workdir, flags) -> int:
   variants: list[dict[str, Any]] = []
   experiment['sweep'](variants.append)
   configs = []
-  for variant in variants:  # all are checked before the first is run
+  for variant in variants:  # checks all before the first is run
     changed = ConfigDict(config)
     try:
       changed.update_from_flattened_dict(variant)
@@ -201,7 +201,7 @@ def _compare_runs(folders: Sequence[str], folder: pathlib.Path) -> int:
   return 0
 
 
-def _config_keys(config, workdir, flags) -> int:
+def _print_config(config, workdir, flags) -> int:
   print(describe(check(config).as_dict()))
   return 0
 
@@ -217,7 +217,7 @@ def _export(config, workdir, flags) -> int:
   folder = workdir.path / 'export'
   save_pretrained(folder, model, experiment.task.tokenizer)
   facts = {'step': step, 'folder': str(folder)}
-  return _answer(config, workdir, 'export', time.perf_counter() - began, facts)
+  return _print_result(config, workdir, 'export', time.perf_counter() - began, facts)
 
 
 def _doctor(config, workdir, flags) -> int:
@@ -228,7 +228,7 @@ def _doctor(config, workdir, flags) -> int:
   return 0 if report['passed'] else FAILURE
 
 
-# by name; 'runs' has no config and is run by `main`
+# Without 'runs', which has no config.
 MODES = {
   'train': _train,
   'evaluate': _evaluate,
@@ -236,24 +236,24 @@ MODES = {
   'attend': _attend,
   'export': _export,
   'sweep': _sweep,
-  'config': _config_keys,
+  'config': _print_config,
   'doctor': _doctor,
 }
 
 
 def _config(flags) -> dict[str, Any]:
-  """The config as plain Python values; a file that could not be read is only found here."""
+  """Return the config as plain Python values."""
   if flags.config is None:
     raise ValueError('--config names no file: give one of experiments/*.py')
   try:
     return flags.config.to_dict()
-  except AttributeError as error:  # ml_collections keeps the error of the file for its first use
+  except AttributeError as error:  # ml_collections raises an error in the file only here
     raise ValueError(f'--config cannot be read: {error}') from error
 
 
 @contextlib.contextmanager
 def _lines(name: str) -> Iterator[Iterator[tuple[int, bytes]]]:
-  """The numbered lines of a file, or of stdin for '-'."""
+  """Open a file, or stdin for '-', and yield its numbered lines."""
   if name != '-' and not pathlib.Path(name).is_file():
     raise FileNotFoundError(f'--input={name} is no file: give a file of lines, or - for stdin')
   with sys.stdin.buffer if name == '-' else open(name, 'rb') as file:
@@ -270,7 +270,7 @@ def _text(line: bytes) -> str:
 
 
 def _chunks(items: Iterable, size: int) -> Iterator[list]:
-  """Lists of at most `size` items, in order."""
+  """Yield lists of at most `size` items, in order."""
   items = iter(items)
   while chunk := list(itertools.islice(items, size)):
     yield chunk

@@ -52,20 +52,7 @@ TASKS: dict[str, Any] = {
 WITH_DECODER = ('seq2seq', 'joint_ctc', 'span_corruption', 'text_to_speech')
 
 TOP = ('experiment', 'task', 'seed', 'warm_start')  # keys outside of any section
-SECTIONS = (
-  *(
-    'data',
-    'processor',
-    'tokenizer',
-    'model',
-    'loss',
-    'optimizer',
-    'train',
-    'eval',
-    'decode',
-    'mesh',
-  ),
-)
+SECTIONS = tuple('data processor tokenizer model loss optimizer train eval decode mesh'.split())
 NOT_FROM_CONFIG = {  # arguments of readers that a run gives itself
   'processor': ('tokenizer', 'max_length', 'start', 'truncate', 'stem'),
   'tokenizer': ('texts',),
@@ -197,7 +184,9 @@ def _about(key: Key) -> str:
   if get_origin(key.type) is Literal:
     kind = ' | '.join(map(repr, get_args(key.type)))
   elif get_origin(key.type) is tuple:
-    kind = 'tuple of ' + ('names' if get_args(key.type)[0] is str else 'pattern=number')
+    item = get_args(key.type)[0]
+    kind = 'tuple of ' + ('names' if item is str else 'pattern=number')
+    kind = kind if item is str or get_origin(item) is tuple else 'tuple'
   if key.default is REQUIRED:
     return f'{kind}, required'
   return kind if key.default is None else f'{kind}, default {key.default!r}'
@@ -282,12 +271,14 @@ def _typed(where: str, value: Any, key: Key) -> Any:
 
 
 def _item(where: str, item: Any, kind: Any) -> Any:
-  """Return an item of a tuple: a name, or a pair of a pattern and a number (or pattern=number)."""
+  """Return an item of a tuple: a name, a pair of a pattern and a number, or as it is."""
   if kind is str:
     if callable(item):
       return reference(item)
     if not isinstance(item, str):
       raise ValueError(f'{where}: {item!r} must be of type str')
+    return item
+  if get_origin(kind) is not tuple:
     return item
   try:
     pattern, number = item.rpartition('=')[::2] if isinstance(item, str) else item
