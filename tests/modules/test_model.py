@@ -313,7 +313,7 @@ def test_learned_positions_beyond_the_table_are_nan_and_reach_no_earlier_token(c
 
 @pytest.mark.parametrize('pad', [-1, 0])
 def test_more_tokens_than_learned_positions_are_an_error_with_both_numbers(pad):
-  model = build(Decoder, position='learned', length=5, pad=pad)
+  model = build(Decoder, position='learned', max_length=5, pad=pad)
   with pytest.raises(ValueError, match='8 tokens are more than the 5 learned positions'):
     jax.eval_shape(lambda: model(jnp.asarray([A + B])))
 
@@ -613,3 +613,28 @@ def test_a_pattern_of_layers_repeats_over_the_depth(unroll, close):
     y, cache = cached(model, row[:, t : t + 1], jnp.ones((1, 1), int), cache)
     found.append(y[0, 0])
   close(jnp.stack(found), want[0, :5])
+
+
+@pytest.mark.parametrize('settings', [*SCHEMES, dict(dtype='bfloat16', dropout=0.1)], ids=name)
+@pytest.mark.parametrize('cls', MODELS)
+def test_no_operation_broadcasts_axes_silently(cls, settings):
+  """jax_numpy_rank_promotion='raise', which careful users set, is no error in our code."""
+  model, tokens = build(cls, **settings, bias_output=True), jnp.asarray(TOKENS)
+  many = cls is EncoderDecoder
+
+  def loss(model, segments):
+    names = ('input_segments', 'target_segments') if many else ('segments',)
+    kwargs = dict.fromkeys(names, segments) | dict(key=jax.random.key(0))
+    return jnp.sum(model(*[tokens] * (1 + many), **kwargs))
+
+  def decode(model):
+    if many:
+      memory = model.decoder.prepare(model.encode(tokens))
+      return model.decode(tokens[:, :2], memory, cache=model.init_cache(8, 8))
+    return model(tokens[:, :2], cache=model.init_cache(8, 8))
+
+  with jax.numpy_rank_promotion('raise'):
+    jax.eval_shape(jax.grad(loss), model, None)
+    jax.eval_shape(jax.grad(loss), model, jnp.asarray(SEGMENTS))
+    if cls is not Encoder:
+      jax.eval_shape(decode, model)

@@ -308,7 +308,7 @@ def test_settings_are_ours_and_shapes_the_files(copy):
   assert (model.config.dtype, model.config.dropout) == ('bfloat16', 0.25)
   assert model.config.remat == 'block'
   assert model.stack.blocks.attention.query.kernel.dtype == jnp.float32
-  with pytest.raises(ValueError, match="width is the file's to say"):
+  with pytest.raises(ValueError, match='width comes from config.json'):
     load_pretrained(GOLDEN / 'gpt2', width=32)
 
 

@@ -113,9 +113,11 @@ class AttentionMask:
       q, k = self.positions or (jnp.arange(S - T, S), jnp.arange(S))
       allowed = self._order(q[..., :, None], k[..., None, :])
       allowed = allowed[:, None] if self.positions else allowed
-    if self.segments is not None:
-      allowed &= _same_segment(*self.segments)
-    return allowed if self.explicit is None else allowed & self.explicit
+    others = [] if self.segments is None else [_same_segment(*self.segments)]
+    others += [] if self.explicit is None else [self.explicit]
+    for other in others:
+      allowed = (allowed if allowed.ndim == 4 else allowed[None, None]) & other
+    return allowed
 
   def _order(self, q, k):
     allowed = True

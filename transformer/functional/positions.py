@@ -17,7 +17,7 @@ def from_segments(segments: Int[Array, 'B T']) -> Int[Array, 'B T']:
   >>> from_segments(jnp.array([[0, 1, 1, 2, 2, 2, 0]]))
   Array([[0, 0, 1, 0, 1, 2, 0]], dtype=int32)
   """
-  index = jnp.arange(segments.shape[1])
+  index = jnp.arange(segments.shape[1])[None]
   previous = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
   start = jnp.where(segments != previous, index, 0)
   return (index - jax.lax.cummax(start, axis=1)).astype(jnp.int32)
@@ -41,7 +41,8 @@ def sinusoidal(
   """
   if width % 2:
     raise ValueError(f'sinusoidal positions are pairs: width {width} must be even')
-  angle = positions[..., None] * _frequencies(width, 10_000.0)
+  frequencies = _frequencies(width, 10_000.0).reshape((1,) * positions.ndim + (-1,))
+  angle = positions[..., None] * frequencies
   axis = -2 if halves else -1
   return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=axis).reshape(*positions.shape, width)
 
@@ -61,7 +62,7 @@ def rotary(
   """
   if x.shape[-1] % 2:
     raise ValueError(f'rotary positions rotate pairs: head size {x.shape[-1]} must be even')
-  angle = positions[:, :, None, None] * _frequencies(x.shape[-1], base)
+  angle = positions[:, :, None, None] * _frequencies(x.shape[-1], base)[None, None, None]
   cos, sin = jnp.cos(angle), jnp.sin(angle)
   left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   rotated = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
@@ -117,7 +118,8 @@ def alibi_bias(
   slopes = [2 ** (-8 * h / power) for h in range(1, power + 1)]
   slopes += [2 ** (-4 * h / power) for h in range(1, 2 * power, 2)][: heads - power]
   distance = jnp.abs(targets[:, :, None] - sources[:, None, :])
-  return -jnp.asarray(slopes, jnp.float32)[:, None, None] * distance[:, None].astype(jnp.float32)
+  slope = jnp.asarray(slopes, jnp.float32)[None, :, None, None]
+  return -slope * distance[:, None].astype(jnp.float32)
 
 
 def _frequencies(width: int, base: float) -> np.ndarray:

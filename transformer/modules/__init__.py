@@ -1,1 +1,1 @@
-"""Parameters + equations, in Flax NNX."""
+"""Models in Flax NNX: parameters and the functions that use them."""

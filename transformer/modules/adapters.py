@@ -1,4 +1,4 @@
-"""Low-rank adapters: fine-tune a large model by few new parameters, W + A B, with W as it was."""
+"""Low-rank adapters (LoRA): fine-tune a model by few new parameters, W + A B with W unchanged."""
 
 import math
 import re
@@ -12,7 +12,7 @@ from transformer.modules.layers import Linear
 
 
 class LowRank(nnx.Module):
-  """A B of rank r, which is 0 before training because B is."""
+  """A product A B of rank r, which is 0 before training because B is 0."""
 
   def __init__(self, shape: tuple[int, ...], rank: int, rngs: nnx.Rngs):
     *layers, inputs, outputs = shape
@@ -22,23 +22,23 @@ class LowRank(nnx.Module):
     self.up = nnx.Param(jnp.zeros((*layers, rank, outputs)))
 
   def __call__(self) -> Float[Array, '*L I O']:
-    """What is added to the kernel."""
+    """Return what is added to the kernel."""
     return self.down[...] @ self.up[...]
 
 
 def adapt(model: nnx.Module, paths: str, rank: int, key: Key[Array, '']):
-  """Gives every Linear of the model whose path fits an adapter; changes the model in place.
+  """Add an adapter to every Linear whose path fits; changes the model in place.
 
   Hu et al. 2021, https://arxiv.org/abs/2106.09685, equation 3, with alpha = r.
 
   Args:
-    model: of any family, its layers stacked or not.
+    model: any module.
     paths: a pattern (re.search) of paths such as decoder/blocks/attention/query.
     rank: r.
-    key: of what A begins with.
+    key: for the initial A.
 
   Raises:
-    ValueError: no path fits, or the rank is no positive number.
+    ValueError: no path fits, or the rank is not positive.
   """
   if rank < 1:
     raise ValueError(f'an adapter of rank {rank} does nothing: give 1 or more')
@@ -53,7 +53,7 @@ def adapt(model: nnx.Module, paths: str, rank: int, key: Key[Array, '']):
 
 
 def merge(model: nnx.Module):
-  """Adds every adapter to its kernel and takes it away, in place: the same model, as it was."""
+  """Add every adapter to its kernel and remove it, in place: the same function without adapters."""
   for layer in _linears(model).values():
     if layer.adapter is not None:
       layer.kernel[...] = layer.weight

@@ -77,7 +77,7 @@ class Cache(NamedTuple):
         f'{T} more tokens do not fit a cache of {self.capacity} of which {used} are used: '
         'make it with a larger capacity'
       )
-    own = jnp.arange(B)[:, None] % W == jnp.arange(W)
+    own = jnp.arange(B)[:, None] % W == jnp.arange(W)[None]
     seen = jnp.where(own[:, :, None], segments[:, None], 0).reshape(B, W * T).astype(jnp.int32)
     at = (0, self.length)
     return self._replace(

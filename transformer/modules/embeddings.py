@@ -13,7 +13,7 @@ from transformer.functional.losses import Mean, linear_cross_entropy
 from transformer.functional.matmul import matmul, matmul_nt
 from transformer.functional.meshes import with_auto_axes
 from transformer.modules.config import ModelConfig
-from transformer.modules.layers import ACTIVATIONS, Linear, Norm
+from transformer.modules.layers import ACTIVATIONS, Linear, Norm, along_last
 
 
 class Tokens(nnx.Module):
@@ -40,7 +40,7 @@ class Tokens(nnx.Module):
     """Return the logits x tableT + b; x tableT may be divided by sqrt D (T5)."""
     config = self.config
     logits = matmul_nt(self._scaled(x), self.table[...], config.dtype, platform=config.platform)
-    return logits if self.bias is None else logits + self.bias[...]
+    return logits if self.bias is None else logits + along_last(self.bias[...], logits)
 
   @with_auto_axes
   def cross_entropy(
@@ -178,7 +178,7 @@ class Convolution(nnx.Module):
     near = jnp.concatenate([padded[:, *window] for window in windows], axis=-1)
     kernel = self.kernel[...].reshape(-1, self.kernel.shape[-1])
     y = matmul(near, kernel, self.dtype, platform=self.platform).astype(jnp.float32)
-    return y if self.bias is None else y + self.bias[...]
+    return y if self.bias is None else y + along_last(self.bias[...], y)
 
 
 def _table(rows, width, rngs):

@@ -30,6 +30,11 @@ def split_key(key: Key[Array, ''] | None, n: int) -> Key[Array, ' n'] | list[Non
   return [None] * n if key is None else jax.random.split(key, n)
 
 
+def along_last(parameter: Float[Array, ' D'], x: Float[Array, '*B D']) -> Float[Array, '*_ D']:
+  """Return a parameter with as many axes as x, as `jax_numpy_rank_promotion='raise'` asks."""
+  return parameter.reshape((1,) * (x.ndim - 1) + parameter.shape)
+
+
 class Linear(nnx.Module):
   """x W + b: the product in the config's dtype, the result in float32.
 
@@ -54,7 +59,7 @@ class Linear(nnx.Module):
 
   def __call__(self, x: Float[Array, '*B I']) -> Float[Array, '*B O']:
     y = matmul(x, self.weight, self.dtype, platform=self.platform).astype(jnp.float32)
-    return y if self.bias is None else y + self.bias[...]
+    return y if self.bias is None else y + along_last(self.bias[...], y)
 
   @property
   def weight(self) -> Float[Array, '*L I O']:
@@ -70,7 +75,7 @@ def fused_linear(x: Float[Array, '*B I'], *layers: Linear) -> list[Float[Array, 
   y = matmul(x, kernel, dtype, platform=platform).astype(jnp.float32)
   ends = list(itertools.accumulate(layer.kernel.shape[1] for layer in layers))
   return [
-    part if layer.bias is None else part + layer.bias[...]
+    part if layer.bias is None else part + along_last(layer.bias[...], part)
     for part, layer in zip(jnp.split(y, ends[:-1], axis=-1), layers, strict=True)
   ]
 
@@ -89,8 +94,9 @@ class Norm(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(width or config.width)) if has_bias else None
 
   def __call__(self, x: Float[Array, '*B D']) -> Float[Array, '*B D']:
-    y = normalize(x, self.epsilon, centred=self.kind == 'layer') * self.scale[...]
-    return y if self.bias is None else y + self.bias[...]
+    y = normalize(x, self.epsilon, centred=self.kind == 'layer')
+    y = y * along_last(self.scale[...], y)
+    return y if self.bias is None else y + along_last(self.bias[...], y)
 
 
 class FeedForward(nnx.Module):

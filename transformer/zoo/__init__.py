@@ -1,1 +1,1 @@
-"""The known models."""
+"""Known models: presets, and reading and writing of published weights."""

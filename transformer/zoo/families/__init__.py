@@ -1,7 +1,7 @@
-"""How published models are called: for each family its config and its tensors, in both directions.
+"""Families of published models: for each the keys of its config.json and the names of its tensors.
 
-A family is data: which of their keys say what of our `ModelConfig`, and a table of rows. To add
-one, write it beside its like and name it here; `pretrained` reads and writes with it.
+A family is data: which keys give which fields of our `ModelConfig`, and a table of rows. To add
+one, write it beside a similar one and name it here; `pretrained` reads and writes with it.
 """
 
 from transformer.zoo.families.decoders import GPT2, LLAMA, QWEN2

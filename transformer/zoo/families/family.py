@@ -1,4 +1,4 @@
-"""What is known of a family of models, and its config.json in both directions."""
+"""A family of published models: the table of its tensors, and its config.json."""
 
 import dataclasses
 import re
@@ -21,21 +21,21 @@ ACTIVATIONS = {
 
 
 class Family(NamedTuple):
-  """What is known of a family.
+  """How a family of models is published.
 
   Attributes:
     architectures: their classes and ours.
-    fields: ours -> (their keys, default): the first key counts, all are written, and sizes given by
+    fields: ours to (their keys, default): the first key counts, all are written, and sizes given by
       several must agree.
-    fixed: what all models of the family have in common.
-    only: their keys whose other values have no counterpart here.
-    rows: (our config, our class) -> the table, in names without prefix. What a model does not have
-      is not looked for; of two rows of the same parameters the last counts.
-    derive: (their config, names in their files, our class) -> fields that take more than a key.
-    express: our config -> the keys of these fields.
+    fixed: our fields that are the same for all models of the family.
+    only: their keys of which only this value is supported.
+    rows: (our config, our class) to the table, in names without prefix. Rows of parameters that a
+      model does not have are skipped; of two rows of the same parameters the last counts.
+    derive: (their config, names in their files, our class) to fields that need more than one key.
+    express: our config to the keys of these fields.
     prefix: of the names of the body, in files of a model with a head.
-    aliases: name -> the name that it is a copy of, if a file holds both.
-    ignored: names in files that hold nothing learnt, or nothing used.
+    aliases: name to the name that it is a copy of, if a file holds both.
+    ignored: names of tensors that are not parameters, or not used.
   """
 
   architectures: dict[str, type]
@@ -53,10 +53,10 @@ class Family(NamedTuple):
 def rows_of(
   family: Family, config: ModelConfig, kind: type, parameters: Collection[str]
 ) -> list[Row]:
-  """The rows of the parameters that a model has, which must be all of them.
+  """Return the rows of the parameters that a model has.
 
   Raises:
-    ValueError: the family has no name for some.
+    ValueError: the family has no row for some of them.
   """
   table = {row.ours: row for row in family.rows(config, kind)}
   rows = [row for row in table.values() if set(row.ours) <= set(parameters)]
@@ -71,7 +71,7 @@ def rows_of(
 def read_config(
   family: Family, theirs: Mapping[str, Any], names: Collection[str], kind: type
 ) -> dict[str, Any]:
-  """The fields of our `ModelConfig` that their config.json says.
+  """Return the fields of `ModelConfig` that a config.json gives.
 
   Args:
     family: the model's.
@@ -80,7 +80,7 @@ def read_config(
     kind: our class.
 
   Raises:
-    ValueError: it says what this codebase cannot do.
+    ValueError: it asks for what this codebase does not have.
   """
   for key, value in family.only.items():
     if theirs.get(key, value) not in (value, None):
@@ -99,7 +99,7 @@ def read_config(
       f'only {", ".join(ACTIVATIONS)} are'
     )
   found['activation'] = ACTIVATIONS[found['activation']]
-  # what follows from the rest is said as by default
+  # sizes that follow from others are left at their default
   followed = dict(
     head_size=found['width'] // found['heads'],
     kv_heads=found['heads'],
@@ -110,7 +110,7 @@ def read_config(
 
 
 def write_config(family: Family, config: ModelConfig) -> dict[str, Any]:
-  """The keys of their config.json that say what our config does."""
+  """Return the keys of config.json that express our config."""
   values = in_full(config)
   values['activation'] = {v: k for k, v in reversed(ACTIVATIONS.items())}[config.activation]
   written = {key: values[ours] for ours, (keys, _) in family.fields.items() for key in keys.split()}
@@ -118,7 +118,7 @@ def write_config(family: Family, config: ModelConfig) -> dict[str, Any]:
 
 
 def in_full(config: ModelConfig) -> dict[str, Any]:
-  """The fields, with the sizes that 0 leaves to others."""
+  """Return all fields, with the sizes that 0 stands for."""
   return dataclasses.asdict(config) | dict(
     kv_heads=config.groups,
     head_size=config.key_size,

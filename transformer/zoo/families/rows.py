@@ -1,4 +1,4 @@
-"""Rows of a family's table: our parameters, their tensor, and how one becomes the other."""
+"""Rows of a family's table: our parameters, the published tensor, and the conversions."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,13 +8,13 @@ import numpy as np
 
 
 class Row(NamedTuple):
-  """Parameters of ours that are one tensor of theirs.
+  """Our parameters that are stored in one published tensor.
 
   Attributes:
-    ours: paths; in a stack of layers, what follows is done for each layer.
-    theirs: name, with {} for the number of the layer; None if their files leave it out as 0.
-    read: their array -> ours, one for each path.
-    write: ours -> their array.
+    ours: paths; stacked layers are converted one by one.
+    theirs: name of the tensor, with {} for the number of the layer; None if it is 0 and not stored.
+    read: the tensor to our arrays, one for each path.
+    write: our arrays to the tensor.
   """
 
   ours: tuple[str, ...]
@@ -24,22 +24,27 @@ class Row(NamedTuple):
 
 
 def plain(names: Mapping[str, str | None]) -> list[Row]:
-  """Parameters that are tensors as they stand."""
+  """Return rows of parameters that are stored unchanged."""
   return [Row((ours,), theirs) for ours, theirs in names.items()]
 
 
 def layers(names: Mapping[str, str], ours='', theirs='', *, transposed=True) -> list[Row]:
-  """Linear layers, convolutions, norms and tables, whose names begin with `ours` and `theirs`.
+  """Return rows of linear layers, convolutions, norms and tables.
 
-  Each gives a row for all that our layers may have: what theirs is called is weight or bias.
-  PyTorch has its kernels as [outputs, inputs, ...].
+  Each layer gives a row for every parameter that it may have; PyTorch calls them weight and bias
+  and stores kernels as [outputs, inputs, ...].
+
+  Args:
+    names: our layers to theirs.
+    ours, theirs: prefixes of these names.
+    transposed: whether kernels are stored as in PyTorch.
   """
-  turn = (lambda x: (x.T,), np.transpose) if transposed else ()
+  convert = (lambda x: (x.T,), np.transpose) if transposed else ()
   rows = []
   for one, other in names.items():
     one, other = ours + one, theirs + other
     rows += [
-      Row((f'{one}/kernel',), f'{other}.weight', *turn),
+      Row((f'{one}/kernel',), f'{other}.weight', *convert),
       *plain({f'{one}/{weight}': f'{other}.weight' for weight in ('scale', 'table')}),
       *plain({f'{one}/bias': f'{other}.bias'}),
     ]
@@ -47,7 +52,7 @@ def layers(names: Mapping[str, str], ours='', theirs='', *, transposed=True) -> 
 
 
 def fused(ours: Sequence[str], theirs: str) -> Row:
-  """Parameters side by side in one tensor."""
+  """Return a row of parameters that are concatenated in one tensor."""
   return Row(
     tuple(ours),
     theirs,
@@ -57,17 +62,17 @@ def fused(ours: Sequence[str], theirs: str) -> Row:
 
 
 def shifted(ours: str, theirs: str) -> Row:
-  """A table of positions that begins with two rows for padding, which are never read here."""
+  """Return a row of a table of positions that begins with two unused rows for padding."""
   return Row((ours,), theirs, lambda x: (x[2:],), lambda x: np.pad(x, ((2, 0), (0, 0))))
 
 
 def wrapped(ours: str, theirs: str, axes: int = 1) -> Row:
-  """A tensor with leading axes of size 1."""
+  """Return a row of a tensor with leading axes of size 1."""
   return Row((ours,), theirs, lambda x: (x.reshape(x.shape[axes:]),), lambda x: x[(None,) * axes])
 
 
 def leaves(model: Any) -> dict[str, Any]:
-  """A model's parameters by their paths, such as 'stack/blocks/attention/query/kernel'."""
+  """Return a model's parameters by their paths, such as 'stack/blocks/attention/query/kernel'."""
   return {
     jax.tree_util.keystr(path, simple=True, separator='/').removesuffix('/value'): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(model)

@@ -1,7 +1,7 @@
-"""Reads folders as they are published.
+"""Reading folders of published models.
 
-No pickle is ever opened. Tensors are read one after the other into the place where they stay, so
-that a model needs little more memory than its weights.
+No pickle is ever opened. Tensors are read one after the other into their final place, so that a
+model needs little more memory than its weights.
 """
 
 import difflib
@@ -27,14 +27,14 @@ from transformer.zoo.families.rows import Row, leaves, named, some
 WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.h5', '.msgpack', '.npz')
 DTYPES = ('F32', 'F16', 'BF16', 'F64')
-# what a file has no say in
+# fields that do not come from a file
 OURS = ('dropout', 'attention_dropout', 'dtype', 'remat', 'unroll', 'pad', 'platform')
 
 
 def load_pretrained(folder: str | os.PathLike, **settings: Any) -> tuple[nnx.Module, Any]:
-  """(model, tokenizer) of a folder as published on the Hugging Face hub.
+  """Return (model, tokenizer) of a folder as published on the Hugging Face hub.
 
-  The model is what the folder's config.json says: an Encoder, Decoder or EncoderDecoder, or an
+  config.json decides what the model is: an Encoder, Decoder or EncoderDecoder, or an
   Encoder within MaskedTokens, Classifier or Spans. Parameters become float32.
 
   Args:
@@ -52,7 +52,7 @@ def load_pretrained(folder: str | os.PathLike, **settings: Any) -> tuple[nnx.Mod
   folder = pathlib.Path(folder)
   theirs = _json(folder / 'config.json')
   if wrong := settings.keys() - set(OURS):
-    raise ValueError(f"{', '.join(sorted(wrong))} is the file's to say: give only {OURS}")
+    raise ValueError(f'{", ".join(sorted(wrong))} comes from config.json: give only {OURS}')
   model_type = theirs.get('model_type')
   if model_type not in FAMILIES:
     raise ValueError(
@@ -91,14 +91,14 @@ def load_pretrained(folder: str | os.PathLike, **settings: Any) -> tuple[nnx.Mod
 
   tokenizer = _tokenizer(folder, config)
   loaded: dict[str, jax.Array] = {}
-  # the largest first: what is needed beside them is needed while there is little else
+  # the largest first, while there is the most free memory
   for row in sorted(rows, key=lambda row: -sum(parameters[path].size for path in row.ours)):
     loaded |= _read(row, parameters, tensors)
   return jax.tree.unflatten(jax.tree.structure(shapes), map(loaded.get, parameters)), tokenizer
 
 
 class Stored(NamedTuple):
-  """A tensor in a file: where, under which name, and of what shape and type."""
+  """A tensor in a file."""
 
   file: pathlib.Path
   name: str
@@ -106,7 +106,7 @@ class Stored(NamedTuple):
   dtype: str
 
   def read(self) -> np.ndarray:
-    """Its numbers. The file is opened anew, so that its pages do not count as ours afterwards."""
+    """Read the tensor; opens the file again, so that its pages are not kept in memory."""
     from safetensors import safe_open
 
     with safe_open(self.file, 'np') as file:
@@ -114,7 +114,7 @@ class Stored(NamedTuple):
 
 
 def _tensors(folder: pathlib.Path, family: Family) -> dict[str, Stored]:
-  """What is in the folder's weights, by names without prefix."""
+  """Return the tensors of a folder by their names without prefix."""
   from safetensors import SafetensorError, safe_open
 
   if (folder / WEIGHTS).is_file():
@@ -162,7 +162,7 @@ def _tensors(folder: pathlib.Path, family: Family) -> dict[str, Stored]:
 
 
 def _short(name: str, family: Family) -> str:
-  """The name without its family's prefix, as new files have it."""
+  """Return the name without its family's prefix, as new files have it."""
   name = name.removeprefix(family.prefix)
   for old, new in (('LayerNorm.gamma', 'LayerNorm.weight'), ('LayerNorm.beta', 'LayerNorm.bias')):
     if name.endswith(old):
@@ -171,7 +171,7 @@ def _short(name: str, family: Family) -> str:
 
 
 def _check(folder, family: Family, rows, parameters, tensors: dict[str, Stored]) -> None:
-  """Every tensor is used once, and as what it is; adds the copies that are stored alone."""
+  """Raise unless every tensor is used once, with its shape; adds copies stored without original."""
   shapes = {}
   for row in rows:
     for name, layer in named(row, parameters):
@@ -208,19 +208,19 @@ def _check(folder, family: Family, rows, parameters, tensors: dict[str, Stored])
 
 
 def _read(row: Row, parameters, tensors: Mapping[str, Stored]) -> dict[str, jax.Array]:
-  """The parameters of a row, layer by layer in the place where they stay."""
+  """Return the parameters of a row, read layer by layer into their final place."""
   if row.theirs is None:
     return {path: jnp.zeros(parameters[path].shape, parameters[path].dtype) for path in row.ours}
   places = {path: _aligned(parameters[path].shape, parameters[path].dtype) for path in row.ours}
   for name, layer in named(row, parameters):
     for place, value in zip(places.values(), row.read(tensors[name].read()), strict=True):
       place[... if layer is None else layer] = value
-  # nobody else holds the memory: the device may use it as it is
+  # nothing else refers to the memory: the device may use it without a copy
   return {path: jax.device_put(place, may_alias=True) for path, place in places.items()}
 
 
 def _aligned(shape, dtype) -> np.ndarray:
-  """An empty array at an address that XLA's CPU backend takes without a copy."""
+  """Return an empty array at an address that XLA's CPU backend uses without a copy."""
   size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
   memory = np.empty(size + 64, np.uint8)
   start = -memory.ctypes.data % 64
@@ -228,7 +228,7 @@ def _aligned(shape, dtype) -> np.ndarray:
 
 
 def _mean_of_tokens(folder: pathlib.Path) -> bool:
-  """Whether sentence-transformers is told to take the mean of the states."""
+  """Whether sentence-transformers pools by the mean of the states."""
   file = folder / '1_Pooling' / 'config.json'
   if not file.is_file():
     return False
@@ -239,7 +239,7 @@ def _mean_of_tokens(folder: pathlib.Path) -> bool:
 
 
 def _tokenizer(folder: pathlib.Path, config: ModelConfig):
-  """The folder's tokenizer, whose ids the model knows; None without a file or the package."""
+  """Return the folder's tokenizer; None without a file or the package."""
   if not (folder / 'tokenizer.json').is_file():
     if config.modality == 'tokens':
       logging.getLogger(__name__).warning(

@@ -1,4 +1,4 @@
-"""Writes folders as they are published."""
+"""Writing folders as models are published."""
 
 import json
 import os
@@ -16,24 +16,24 @@ from transformer.zoo.families.family import in_full, read_config, rows_of, write
 from transformer.zoo.families.rows import Row, leaves, named
 from transformer.zoo.pretrained.reading import OURS, WEIGHTS
 
-# what begins so is a head's, which has no prefix in the files of any family
+# prefixes of names of heads, which have no family prefix in any file
 HEADS = ('cls.', 'classifier.', 'qa_outputs.', 'lm_head.', 'proj_out.', 'final_logits_bias')
 
 
 def save_pretrained(
   folder: str | os.PathLike, model: nnx.Module, tokenizer: Any = None, **config: Any
 ) -> None:
-  """Writes a folder that `load_pretrained` and the `transformers` library read.
+  """Write a folder that `load_pretrained` and the `transformers` library can read.
 
   Args:
-    folder: made if there is none.
-    model: shaped like one of the families that can be read.
+    folder: created if it does not exist.
+    model: one that a family of `zoo.families` can express.
     tokenizer: a `data.tokenizers.Tokenizer`, if there is one.
     config: further keys of config.json, such as decoder_start_token_id; model_type where several
-      families have the same shape (a RoBERTa is written as a bert unless it says roberta).
+      families have the same shape (a RoBERTa is written as bert unless model_type is roberta).
 
   Raises:
-    ValueError: no family has this shape; with what the nearest would need.
+    ValueError: no family can express the model; says what the nearest would need.
   """
   parameters, kind = leaves(model), type(model)
   model_type, ours, rows = family_of(model, parameters, config.get('model_type'))
@@ -91,15 +91,15 @@ def save_pretrained(
 def family_of(
   model: Any, parameters: dict[str, Any], wanted: str | None
 ) -> tuple[str, ModelConfig, list[Row]]:
-  """The family that can say all of the model's config, that config, and the rows.
+  """Return (model_type, config, rows) of the family that can express a model.
 
   Args:
     model: any module.
     parameters: its `leaves`.
-    wanted: the model_type; of all those there are, if None.
+    wanted: the model_type; any if None.
 
   Raises:
-    ValueError: there is none; with what the nearest would need.
+    ValueError: there is none; says what the nearest would need.
   """
   kind = type(model)
   if not any(kind in family.architectures.values() for family in FAMILIES.values()):
@@ -135,7 +135,7 @@ def family_of(
 
 
 def _essence(config: ModelConfig, kind: type) -> dict[str, Any]:
-  """The config without what says the same in another way, or nothing."""
+  """Return the fields that matter to a model of this kind, in one form."""
   values, nothing = in_full(config), set(OURS)
   if config.bias:
     nothing.add('bias_qkv')
