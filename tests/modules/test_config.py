@@ -70,7 +70,7 @@ def test_a_config_cannot_change_and_is_a_key_of_a_cache():
 
 def test_presets_say_every_key_of_the_architecture():
   # the run gives the vocabulary and the platform; modality and padding are tokens and none
-  given = {'vocab', 'pad', 'platform', 'layers', 'inputs', 'features', 'stem'}
+  given = {'vocab', 'pad', 'platform', 'layers', 'modality', 'features', 'stem'}
   keys = {field.name for field in dataclasses.fields(ModelConfig)}
   found = {k: v for k, v in vars(presets).items() if k.isupper() and 'heads' in v}
   assert found

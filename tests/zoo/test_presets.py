@@ -105,9 +105,10 @@ def test_parameters_are_as_many_as_in_the_paper_and_in_the_published_files(name)
   if name in PAPERS:
     assert count(model) == pytest.approx(PAPERS[name] * 1e6, rel=0.035)
   assert name in COUNTS or name.startswith('TRANSFORMER_')
-  # every size, and every key of a config file but for the modality
+  # every size, and every key of a config file but for the modality and what the run gives
   every = {field.name for field in dataclasses.fields(ModelConfig)}
-  assert every - MODELS[name].keys() <= {'vocab', 'inputs', 'features', 'stem'}
+  given = {'vocab', 'modality', 'features', 'stem', 'layers', 'pad', 'platform'}
+  assert every - MODELS[name].keys() <= given
   if not name.startswith('TRANSFORMER_'):  # it is one of those that can be read and written
     family = name.split('_')[0]
     assert family_of(model, leaves(model), None)[0] == FAMILIES.get(family, family.lower())
