@@ -13,9 +13,10 @@ from PIL import Image
 from transformer.data import tokenizers
 from transformer.data.pipeline import Batches, bucket, unpacked
 from transformer.data.processors import ImageProcessor, SoundProcessor, TextProcessor, patches
+from transformer.inference.attention_maps import attend
 from transformer.inference.batching import pad_rows, split_padding
 from transformer.inference.decoding import Batching, Decoding
-from transformer.inference.predict import attend, predict
+from transformer.inference.predict import predict
 from transformer.modules.config import ModelConfig
 from transformer.tasks.classification import Classification
 from transformer.tasks.seq2seq import Seq2Seq

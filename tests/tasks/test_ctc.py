@@ -12,8 +12,9 @@ from transformer.data import audio, tokenizers
 from transformer.data.pipeline import Batches, bucket
 from transformer.data.processors import SoundProcessor
 from transformer.functional.losses import ctc
+from transformer.inference.attention_maps import attend
 from transformer.inference.decoding import Batching, Decoding
-from transformer.inference.predict import attend, predict
+from transformer.inference.predict import predict
 from transformer.modules.config import ModelConfig
 from transformer.tasks.ctc import CTC, JointCTC
 from transformer.tasks.seq2seq import Seq2Seq

@@ -13,8 +13,9 @@ from transformer.data import tokenizers
 from transformer.data.pipeline import Batches, bucket
 from transformer.data.text import encode
 from transformer.evaluation.evaluate import teacher_forced
+from transformer.inference.attention_maps import attend
 from transformer.inference.decoding import Decoding
-from transformer.inference.predict import attend, predict, with_fast_decoding
+from transformer.inference.predict import predict, with_fast_decoding
 from transformer.modules.config import ModelConfig
 from transformer.tasks.language_model import LanguageModel
 

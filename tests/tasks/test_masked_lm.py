@@ -14,8 +14,9 @@ from transformer.data.pipeline import Batches, bucket
 from transformer.data.text import with_blanks
 from transformer.evaluation.evaluate import evaluate
 from transformer.functional.losses import cross_entropy
+from transformer.inference.attention_maps import attend
 from transformer.inference.decoding import Batching, Decoding
-from transformer.inference.predict import attend, predict
+from transformer.inference.predict import predict
 from transformer.modules.config import ModelConfig
 from transformer.tasks.classification import Classification
 from transformer.tasks.masked_lm import MaskedLM

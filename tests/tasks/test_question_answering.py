@@ -12,7 +12,8 @@ from parameters import drawn
 from transformer.data import tokenizers
 from transformer.data.facts import facts
 from transformer.data.pipeline import Batches, bucket
-from transformer.inference.predict import attend, predict
+from transformer.inference.attention_maps import attend
+from transformer.inference.predict import predict
 from transformer.modules.config import ModelConfig
 from transformer.tasks.question_answering import MATCH, Extraction, QuestionAnswering, best_spans
 

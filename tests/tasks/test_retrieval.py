@@ -13,7 +13,8 @@ from parameters import drawn
 
 from transformer.data import tokenizers
 from transformer.data.pipeline import Batches, bucket
-from transformer.inference.predict import attend, captured_layers, predict
+from transformer.inference.attention_maps import attend, captured_layers
+from transformer.inference.predict import predict
 from transformer.modules.config import ModelConfig
 from transformer.tasks.retrieval import Ranking, Retrieval, bm25
 

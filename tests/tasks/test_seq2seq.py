@@ -13,8 +13,9 @@ from fitting import fit
 
 from transformer.data import pipeline, tokenizers
 from transformer.functional import search
+from transformer.inference.attention_maps import attend
 from transformer.inference.decoding import Decoding
-from transformer.inference.predict import attend, predict
+from transformer.inference.predict import predict
 from transformer.modules.cache import Cache
 from transformer.modules.config import ModelConfig
 from transformer.tasks.seq2seq import Seq2Seq, shift_right

@@ -12,7 +12,8 @@ from transformer import ModelConfig
 from transformer.data import audio, tokenizers
 from transformer.data.pipeline import Batches, bucket
 from transformer.evaluation import distortion
-from transformer.inference.predict import attend, predict
+from transformer.inference.attention_maps import attend
+from transformer.inference.predict import predict
 from transformer.modules import sites
 from transformer.modules.speech import Synthesizer
 from transformer.tasks.task import Task

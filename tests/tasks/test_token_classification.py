@@ -13,8 +13,9 @@ from transformer.data import tokenizers
 from transformer.data.conll import entities
 from transformer.data.pipeline import Batches, bucket, pack
 from transformer.evaluation.evaluate import evaluate
+from transformer.inference.attention_maps import attend
 from transformer.inference.decoding import Batching
-from transformer.inference.predict import attend, predict
+from transformer.inference.predict import predict
 from transformer.modules.config import ModelConfig
 from transformer.tasks.token_classification import TokenClassification
 

@@ -3,27 +3,18 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Shaped
 
 from transformer.data.pipeline import Ragged
-from transformer.inference.batching import Row, bucket_length, pad_rows, split_padding
-from transformer.modules import sites
+from transformer.inference.attention_maps import AttentionMap
+from transformer.inference.batching import Row, bucket_length, pad_rows
 
 Rows = Sequence[Row] | Ragged
 Model = Any  # a Flax module, of the class that the task makes
-
-
-class AttentionMap(NamedTuple):
-  """The attention weights of one request, and the labels of its target and source positions."""
-
-  weights: Float[np.ndarray, 'L H T S']
-  rows: list[str]
-  columns: list[str]
 
 
 @runtime_checkable
@@ -80,15 +71,6 @@ def predict(task: Predictor, model: Model, lines: Iterable[Any], *, truncate: bo
   return task.answer(model, requests) if requests else []
 
 
-def attend(task: Predictor, model: Model, line: Any) -> AttentionMap:
-  """Return how the positions of a request, or of its answer, attend to the request.
-
-  Raises:
-    ValueError: the line cannot be answered; says why, and what to do.
-  """
-  return task.attention(model, task.processor.encode_example(line))
-
-
 def with_fast_decoding(task: P) -> P:
   """Return the task with the cheaper settings of inference, for validation during training."""
   return dataclasses.replace(task, decoding=task.decoding.fast())
@@ -113,10 +95,10 @@ def map_batches(
 ) -> list[Any]:
   """Return the result of each row, in order.
 
-  All batches have `decoding.rows` rows, padded to few lengths, each by its own length alone.
+  All batches have `decoding.batch_size` rows, padded to few lengths, each by its own length alone.
 
   Args:
-    task: says how many rows, and the longest.
+    task: its settings give the rows of a batch and their longest length.
     forward: padded rows to a tree of arrays with one entry for each row; a compiled function.
     rows: tokens, frames or images.
     left: whether to pad on the left.
@@ -146,60 +128,3 @@ def check_finite(results: Any):
   for leaf in jax.tree.leaves(results):
     if np.issubdtype(leaf.dtype, np.floating) and np.isnan(leaf).any():
       raise FloatingPointError('the model computes NaN for these lines: its training diverged')
-
-
-def self_attention(task: Any, model: Model, row: Row) -> AttentionMap:
-  """Return how the positions of an encoded request attend to each other in `task.forward`."""
-  length = bucket_length(len(row), task.processor.max_length)
-  weights = _capture_forward(task, model, pad_rows([row], length))['']['self']
-  labels = task.processor.labels(row)
-  n = len(labels)
-  return AttentionMap(np.asarray(weights)[:, 0, :, :n, :n], labels, labels)
-
-
-def causal_attention(task: Any, model: Model, row: Row) -> AttentionMap:
-  """Return how the positions of a prompt attend to those before them."""
-  batch = one_row(task, row)
-  weights = np.asarray(
-    captured_layers(task, model, batch | {'targets': batch['inputs']})['']['self']
-  )
-  labels = task.processor.labels(row)
-  return AttentionMap(weights[:, 0, :, : len(row), : len(row)], labels, labels)
-
-
-def cross_attention(
-  task: Predictor, model: Model, row: Row, outputs: Row, labels: list[str]
-) -> AttentionMap:
-  """Return how the positions of an answer attend to its encoded request.
-
-  Args:
-    task, model, row: as of `self_attention`.
-    outputs: the answer, as targets in training: tokens or frames.
-    labels: of the outputs.
-  """
-  # padded, so that few programs are compiled
-  targets, segments = split_padding(jnp.asarray(pad_rows([outputs], task.decoding.max_new_tokens)))
-  batch = one_row(task, row) | {'targets': targets, 'targets_segments': segments}
-  weights = np.asarray(captured_layers(task, model, batch)['decoder']['cross'])
-  columns = task.processor.labels(row)
-  return AttentionMap(weights[:, 0, :, : len(outputs), : len(columns)], labels, columns)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def captured_layers(
-  task: Any, model: Model, batch: dict[str, Array]
-) -> dict[str, dict[str, Array]]:
-  """Return the states and attention weights of all layers in `task.loss`; see sites.capture."""
-  return sites.capture(task.loss)(model, batch, None)[1]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _capture_forward(task, model, rows):
-  return sites.capture(task.forward)(model, rows)[1]
-
-
-def one_row(task: Predictor, row: Row) -> dict[str, Array]:
-  """Return an encoded request as the inputs of a batch."""
-  length = bucket_length(len(row), task.processor.max_length)
-  rows, segments = split_padding(jnp.asarray(pad_rows([row], length)))
-  return {'inputs': rows, 'inputs_segments': segments}

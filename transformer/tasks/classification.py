@@ -15,9 +15,10 @@ from transformer.data.pipeline import Columns, concatenate
 from transformer.data.processors import Line, Processor, Row, TextProcessor
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean, cross_entropy
+from transformer.inference.attention_maps import AttentionMap, self_attention
 from transformer.inference.batching import split_padding
 from transformer.inference.decoding import Batching
-from transformer.inference.predict import AttentionMap, run_batches, self_attention
+from transformer.inference.predict import run_batches
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import Classifier
 from transformer.modules.layers import split_key

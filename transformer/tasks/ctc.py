@@ -14,9 +14,10 @@ from transformer.data.pipeline import Columns, Ragged
 from transformer.data.processors import Line, Processor, Row, TextProcessor, encode_columns
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean, ctc
+from transformer.inference.attention_maps import AttentionMap, self_attention
 from transformer.inference.batching import split_padding
 from transformer.inference.decoding import Batching
-from transformer.inference.predict import AttentionMap, run_batches, self_attention
+from transformer.inference.predict import run_batches
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import AlignedEncoderDecoder, Transcriber
 from transformer.modules.layers import split_key

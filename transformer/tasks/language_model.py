@@ -15,6 +15,7 @@ from transformer.data.text import encode
 from transformer.data.tokenizers import Tokenizer
 from transformer.evaluation.likelihood import TEXT_METRICS, TOKEN_METRICS, token_metrics
 from transformer.functional.losses import Mean
+from transformer.inference.attention_maps import AttentionMap, causal_attention
 from transformer.inference.batching import PAD, bucket_length, pad_rows
 from transformer.inference.decoding import Decoding
 from transformer.inference.generate import (
@@ -23,7 +24,7 @@ from transformer.inference.generate import (
   stream_tokens,
   up_to_end,
 )
-from transformer.inference.predict import AttentionMap, causal_attention, map_batches
+from transformer.inference.predict import map_batches
 from transformer.modules.config import ModelConfig
 from transformer.modules.model import Decoder
 from transformer.tasks.task import Batch, Metrics, OptionalKey

@@ -17,9 +17,10 @@ from transformer.data.tokenizers import Tokenizer
 from transformer.evaluation.likelihood import TOKEN_METRICS, token_metrics
 from transformer.functional import corruption
 from transformer.functional.losses import Mean, accuracy, cross_entropy
+from transformer.inference.attention_maps import AttentionMap, self_attention
 from transformer.inference.batching import split_padding
 from transformer.inference.decoding import Batching
-from transformer.inference.predict import AttentionMap, run_batches, self_attention
+from transformer.inference.predict import run_batches
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import MaskedTokens
 from transformer.modules.layers import split_key

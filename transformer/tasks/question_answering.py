@@ -16,9 +16,10 @@ from transformer.data.corpora import Source, chunks
 from transformer.data.pipeline import Columns, Ragged
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean, accuracy, cross_entropy
+from transformer.inference.attention_maps import AttentionMap, self_attention
 from transformer.inference.batching import split_padding
 from transformer.inference.decoding import Batching, check_positive
-from transformer.inference.predict import AttentionMap, run_batches, self_attention
+from transformer.inference.predict import run_batches
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import Spans
 from transformer.tasks.task import Batch, Metrics, OptionalKey

@@ -21,9 +21,10 @@ from transformer.data.pipeline import Columns
 from transformer.data.processors import TextProcessor, encode_columns
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean, accuracy, cross_entropy
+from transformer.inference.attention_maps import AttentionMap, self_attention
 from transformer.inference.batching import split_padding
 from transformer.inference.decoding import Batching, check_positive
-from transformer.inference.predict import AttentionMap, Rows, run_batches, self_attention
+from transformer.inference.predict import Rows, run_batches
 from transformer.modules import sites
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import Embedding

@@ -16,10 +16,11 @@ from transformer.data.processors import Line, Processor, Row, TextProcessor, enc
 from transformer.data.tokenizers import Tokenizer
 from transformer.evaluation.likelihood import TOKEN_METRICS, token_metrics
 from transformer.functional.losses import Mean
+from transformer.inference.attention_maps import AttentionMap, cross_attention
 from transformer.inference.batching import split_padding
 from transformer.inference.decoding import Decoding
 from transformer.inference.generate import decode_inputs, up_to_end
-from transformer.inference.predict import AttentionMap, cross_attention, map_batches
+from transformer.inference.predict import map_batches
 from transformer.modules.config import ModelConfig
 from transformer.modules.layers import split_key
 from transformer.modules.model import EncoderDecoder

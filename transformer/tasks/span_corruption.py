@@ -17,8 +17,8 @@ from transformer.data.tokenizers import Tokenizer
 from transformer.evaluation.likelihood import TOKEN_METRICS
 from transformer.functional import corruption
 from transformer.functional.losses import Mean
+from transformer.inference.attention_maps import AttentionMap
 from transformer.inference.decoding import Decoding
-from transformer.inference.predict import AttentionMap
 from transformer.modules.config import ModelConfig
 from transformer.modules.layers import split_key
 from transformer.modules.model import EncoderDecoder

@@ -18,9 +18,10 @@ from transformer.data.pipeline import Columns, Ragged
 from transformer.data.processors import TextProcessor, encode_columns
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean
+from transformer.inference.attention_maps import AttentionMap, cross_attention
 from transformer.inference.batching import split_padding
 from transformer.inference.decoding import Batching, check_positive
-from transformer.inference.predict import AttentionMap, cross_attention, run_batches
+from transformer.inference.predict import run_batches
 from transformer.modules import sites
 from transformer.modules.cache import Cache
 from transformer.modules.config import ModelConfig

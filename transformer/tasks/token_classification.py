@@ -15,9 +15,10 @@ from transformer.data.pipeline import Columns, Ragged
 from transformer.data.processors import TextProcessor, check_text
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean, accuracy, cross_entropy
+from transformer.inference.attention_maps import AttentionMap, self_attention
 from transformer.inference.batching import PAD, split_padding
 from transformer.inference.decoding import Batching
-from transformer.inference.predict import AttentionMap, run_batches, self_attention
+from transformer.inference.predict import run_batches
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import Classifier
 from transformer.tasks.task import Batch, Metrics, OptionalKey

@@ -15,7 +15,8 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict, config_flags
 
-from transformer.inference.predict import attend, predict
+from transformer.inference.attention_maps import attend
+from transformer.inference.predict import predict
 from transformer.training import loop
 from transformer.training.checkpoints import digest
 from transformer.training.command_line import FAILURE, USAGE, explained, usage_error

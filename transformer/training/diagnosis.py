@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer.data.pipeline import Batch
-from transformer.inference.predict import captured_layers
+from transformer.inference.attention_maps import captured_layers
 from transformer.tasks.task import Task
 from transformer.training.optimizers import parameter_path
 
