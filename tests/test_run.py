@@ -258,7 +258,9 @@ def test_lists_on_the_command_line(run, text, metrics):
   flags = f'--config.eval.metrics={text}', '--config.eval.best='
   lines = run('--mode=config', *flags, *pairs).stdout.decode()
   assert f'\neval.metrics = {metrics!r}  (tuple of names' in lines
-  assert "\noptimizer.rates = (('embed', 0.0), ('a|b', 0.5))  (tuple of pattern=number" in lines
+  assert (
+    "\noptimizer.lr_multipliers = (('embed', 0.0), ('a|b', 0.5))  (tuple of pattern=number" in lines
+  )
   assert "\ntrain.adapters = (('query|value', 8),)  " in lines
 
 

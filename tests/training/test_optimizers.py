@@ -1,4 +1,4 @@
-"""How parameters move: schedules by their formulas, decay by path, every optimiser learns."""
+"""Optimizers and schedules: formulas, weight decay by path, and a problem that each learns."""
 
 import itertools
 import math
@@ -34,7 +34,7 @@ def given(**changed):
 
 
 def rates(steps=range(1, 131), **changed):
-  """The learning rate of the updates of these steps, the first being step 1."""
+  """Return the learning rate of these steps, the first being step 1."""
   _, rate = given(**changed)
   return np.asarray(jax.vmap(rate)(jnp.asarray(steps) - 1), np.float64)
 
@@ -76,7 +76,7 @@ def test_noam_of_the_paper():
 @pytest.mark.parametrize('schedule', ['cosine', 'linear', 'trapezoid'])
 @pytest.mark.parametrize('warmup', [0, 10, 100, 200])
 def test_ends_at_zero_and_is_never_negative(schedule, warmup):
-  """Also after the end, where a run may go on, and with more warm-up than steps."""
+  """Also after the last step, as a run may be continued, and with more warm-up than steps."""
   found = rates(schedule=schedule, warmup_steps=warmup)
   assert (found >= 0).all() and (found <= 0.5).all() and np.isfinite(found).all()
   if warmup < 100:
@@ -84,7 +84,11 @@ def test_ends_at_zero_and_is_never_negative(schedule, warmup):
     assert (found[99:] == 0).all()
 
 
-def test_the_schedule_is_what_the_optimiser_does():
+def test_every_schedule_has_a_formula_here():
+  assert FORMULAS.keys() == optimizers.SCHEDULES.keys()
+
+
+def test_updates_have_the_learning_rate_of_the_schedule():
   """Update number s of a constant gradient under plain SGD is rate(s - 1) times it."""
   optimizer, rate = given(name='sgd', momentum=0.0, schedule='cosine')
   params = {'kernel': jnp.ones(())}
@@ -118,7 +122,7 @@ def paths(model):
 
 
 @pytest.mark.parametrize('model', [Encoder, Decoder, EncoderDecoder])
-def test_decay_is_on_kernels_alone(model):
+def test_only_kernels_decay(model):
   """In every variant, whatever the number of axes: stacked norm scales have two."""
   for variant in VARIANTS[::11]:
     parameters = abstract(model, **variant)
@@ -139,7 +143,7 @@ def test_decay_covers_every_preset():
       assert sum(jax.tree.leaves(decided)) > 10, name
 
 
-def test_decay_of_an_unknown_parameter_is_asked_for():
+def test_a_parameter_without_a_rule_of_decay_is_an_error():
   with pytest.raises(ValueError, match='whether parameter blocks/novel decays: add a pattern'):
     decays({'blocks': {'novel': jnp.ones(2)}})
 
@@ -169,7 +173,7 @@ def test_clip_scales_the_whole_gradient_down():
   np.testing.assert_allclose(moved(2.0)['kernel'], [1.2, 0.0], rtol=1e-6)
 
 
-@pytest.mark.parametrize('name', sorted({*OPTIMIZERS} - {'muon'}))  # muon: of blocks, below
+@pytest.mark.parametrize('name', OPTIMIZERS)
 def test_every_optimizer_learns(name, seed, bounded):
   """A least-squares problem with a large stacked kernel, which adafactor factors."""
   rng = np.random.default_rng(seed)
@@ -206,7 +210,7 @@ def test_adam_is_adam(rng):
     np.testing.assert_allclose(updates['kernel'], expected, rtol=1e-4, atol=1e-7)
 
 
-def test_muon_moves_by_the_orthogonal_part(rng):
+def test_muon_updates_by_the_orthogonal_part(rng):
   """The first update of a hidden matrix has all its singular values near one another."""
   model = Decoder(ModelConfig(vocab=9, width=16, depth=2, heads=2, feedforward=32), nnx.Rngs(0))
   grads = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), jnp.float32), model)
@@ -249,7 +253,7 @@ def test_numbers_out_of_range_are_named(key, value):
     given(**{key: value})
 
 
-def test_an_option_that_nothing_reads_is_named():
+def test_an_option_that_is_not_read_is_named():
   with pytest.raises(ValueError, match='optimizer.momentum=0.5 is read neither by .*name=adamw'):
     given(momentum=0.5)
   with pytest.raises(ValueError, match='optimizer.decay_share=0.1 .*schedule=constant'):

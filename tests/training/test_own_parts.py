@@ -1,4 +1,4 @@
-"""An experiment brings its own task and data source, by functions or by their names."""
+"""An experiment brings its own task, metric and data source."""
 
 import json
 import re
@@ -18,8 +18,13 @@ from __future__ import annotations
 
 import dataclasses
 
+from transformer.evaluation.text import Score
 from transformer.tasks.seq2seq import Seq2Seq
 from transformer.training import config
+
+
+def mean_length(predictions, references):
+  return Score(sum(map(len, predictions)) / len(predictions), 'mean length')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +54,7 @@ def get_config():
   c.model.update(width=16, depth=1, heads=2, feedforward=16, max_length=8, dropout=0.0)
   c.optimizer.learning_rate = 1e-3
   c.train.update(steps=2, save_every_steps=2, log_every_steps=1)
-  c.eval.update(every_steps=2, metrics=('exact_match',))
+  c.eval.update(every_steps=2, metrics=('exact_match', config.reference(mean_length)))
   c.decode.max_new_tokens = 4
   return c
 '''
@@ -82,7 +87,8 @@ def test_parts_of_a_file_are_found_again(file, tmp_path):
 def test_a_file_with_own_parts_is_run(commands, file, tmp_path):
   done = commands.run(f'--config={file}', f'--workdir={tmp_path}/run')
   assert done.returncode == 0, done.stderr.decode()
-  assert 'test/nll_per_token' in json.loads(done.stdout.splitlines()[-1])['metrics']
+  metrics = json.loads(done.stdout.splitlines()[-1])['metrics']
+  assert 'test/nll_per_token' in metrics and 0 <= metrics[f'test/{file}:mean_length'] <= 3
   done = commands.run('--mode=predict', f'--workdir={tmp_path}/run', input=b'a\nb\n')
   assert done.returncode == 0 and len(done.stdout.splitlines()) == 2, done.stderr.decode()
 

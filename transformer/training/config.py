@@ -100,14 +100,11 @@ def for_task(task: str | type, *, modality: str = 'tokens') -> ConfigDict:
 
 
 def _initial(key: Key) -> Any:
+  """Return the default, or a placeholder of its type where there is none."""
   if key.default is not None and key.default is not REQUIRED:
     return key.default
-  return config_dict.placeholder(_class_of(key.type))
-
-
-def _class_of(annotation: Any) -> type:
-  origin = get_origin(annotation)
-  return str if origin is Literal else origin or annotation
+  origin = get_origin(key.type)
+  return config_dict.placeholder(str if origin is Literal else origin or key.type)
 
 
 def keys(section: str, task: str, modality: str = 'tokens') -> dict[str, Key]:
@@ -155,7 +152,7 @@ def _optimizer_options() -> dict[str, Key]:
 
 
 def _meanings(reader: Callable) -> dict[str, str]:
-  """Return what a docstring says of each argument, in its part Args or Attributes."""
+  """Return the texts of the arguments in a docstring, from its section Args or Attributes."""
   found: dict[str, str] = {}
   for each in reversed(inspect.getmro(reader)) if inspect.isclass(reader) else [reader]:
     part = re.split(r'^(?:Args|Attributes):\n', inspect.getdoc(each) or '', flags=re.MULTILINE)
@@ -216,7 +213,8 @@ def check(config: Mapping[str, Any] | ConfigDict) -> Settings:
     }
   ModelConfig(vocab=1, **typed['model'])  # raises what is wrong with it
   optimizers.build(**typed['optimizer'], steps=1, width=1)  # the same
-  for name, default in optimizers.defaults(**_chosen(typed['optimizer'])).items():
+  chosen = {key: typed['optimizer'][key] for key in ('name', 'schedule')}
+  for name, default in optimizers.defaults(**chosen).items():
     if typed['optimizer'][name] is None:
       typed['optimizer'][name] = default
   for section in ('data', 'train', 'eval', 'decode'):
@@ -231,10 +229,6 @@ def check(config: Mapping[str, Any] | ConfigDict) -> Settings:
   return settings
 
 
-def _chosen(optimizer: Mapping[str, Any]) -> dict[str, str]:
-  return {key: optimizer[key] for key in ('name', 'schedule')}
-
-
 def _same_keys(where: str, given: Mapping[str, Any], known: Iterable[str]):
   for key in given:
     if key not in known:
@@ -247,10 +241,10 @@ def _same_keys(where: str, given: Mapping[str, Any], known: Iterable[str]):
 
 
 def _typed(where: str, value: Any, key: Key) -> Any:
-  """Return the value of a key in its type: whole numbers as floats, lists as tuples.
+  """Return the value of a key in its type: integers as floats, lists as tuples.
 
   Raises:
-    ValueError: it is missing or of another type, or none of the values that there are.
+    ValueError: it is missing, of another type, or not among the values of a Literal.
   """
   if value is None and key.default is REQUIRED:
     where = where if where.startswith('config.') else f'config.{where}'
@@ -316,7 +310,7 @@ def _check_intervals(settings: Settings):
     if every % settings.train.steps_per_call:
       raise ValueError(
         f'{name}={every} is no multiple of train.steps_per_call={settings.train.steps_per_call}: '
-        'the model is not seen between the steps of a call'
+        'nothing is evaluated or saved between the steps of a call'
       )
 
 
@@ -381,14 +375,18 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
     added |= ADDED[later] if later > number else {}
   modality = config['model'].get('modality', 'tokens')
   for section in SECTIONS:
-    values = config.setdefault(section, {})
     known = keys(section, config['task'], modality)
-    for name in known.keys() - values.keys():
-      values[name] = added.get(f'{section}.{name}', known[name].default)
+    values = {
+      name: added.get(f'{section}.{name}', key.default)
+      for name, key in known.items()
+      if key.default is not REQUIRED
+    }
+    values |= config.get(section, {})
     _same_keys(f'config.{section}', values, known)
     for name, value in values.items():
       if get_origin(known[name].type) is tuple:
         values[name] = tuple(tuple(x) if isinstance(x, list) else x for x in value)
+    config[section] = values
   _same_keys('config', config, [*TOP, *SECTIONS])
   return config
 

@@ -99,12 +99,6 @@ class Train:
       raise ValueError(
         'train.average_checkpoints and train.ema both average parameters: set one of them only'
       )
-    for name in ('save_every_steps',):
-      if getattr(self, name) % self.steps_per_call:
-        raise ValueError(
-          f'train.{name}={getattr(self, name)} is no multiple of train.steps_per_call='
-          f'{self.steps_per_call}: the model is not seen between the steps of a call'
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
