@@ -20,52 +20,53 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-  """What a Transformer looks like. The defaults are Vaswani et al. 2017's base model.
+  """The architecture of a Transformer. The defaults are the base model of Vaswani et al. 2017.
 
   Attributes:
-    vocab: N, number of token types.
-    modality: what the encoder reads: tokens, patches of an image or frames of a sound.
-    features: numbers in a patch (rows x columns x channels) or a frame.
-    stem: convolutions of 3 x 3 patches, each halving height and width, before a model sees them.
-    token_types: kinds of tokens, each with a vector added to the embedding (BERT's sentences).
+    vocab: N, the number of tokens in the vocabulary.
+    modality: the encoder's input: tokens, patches of an image or frames of a sound.
+    features: how many numbers are in a patch (rows x columns x channels) or a frame.
+    stem: number of 3 x 3 convolutions over patches before the first layer; each halves height and
+      width.
+    token_types: types of tokens, each with a vector added to the embedding (BERT's sentences).
     width: D, size of the residual stream.
-    depth: L, layers of the encoder, and of the decoder unless decoder_depth says otherwise.
+    depth: L, layers of the encoder, and of the decoder unless decoder_depth is given.
     decoder_depth: layers of the decoder; 0 means depth.
     heads: H, query heads.
     kv_heads: G, key/value heads, a divisor of heads; 0 means heads.
     head_size: K = V; 0 means width / heads.
     feedforward: F, hidden size of the feed-forward layer.
     max_length: the longest sequence; also the number of learned positions.
-    max_source_length: the same of an encoder that is not the decoder's; 0 means length.
+    max_source_length: the same for the encoder of an encoder-decoder; 0 means max_length.
     norm: LayerNorm, or RMSNorm without mean and bias.
     norm_epsilon: added to the variance.
-    norm_embedding: normalise what enters the first layer (BERT, BART).
+    norm_embedding: normalise the embeddings before the first layer (BERT, BART).
     prenorm: x + f(norm(x)) and a final norm, instead of the paper's norm(x + f(x)).
     position: sinusoidal and learned are added to the embedding (sinusoidal_halves: all sines before
-      all cosines, as Marian has them), rotary turns queries and keys, relative (T5) and alibi bias
-      the scores; none leaves order to the causal mask.
-    rotary_base: wavelength base of rotary positions.
+      all cosines, as in Marian), rotary turns queries and keys, relative (T5) and alibi add a bias
+      to the scores; with none only the causal mask tells an order.
+    rotary_base: base of the wavelengths of rotary positions.
     window: attend only to positions fewer than this away; 0 means all.
-    layers: a pattern that the layers repeat, as local and global attention in turn:
+    layers: a pattern that the layers repeat, such as local and global attention alternating:
       (dict(window=1024), dict(rotary_base=1e6)). Its length divides the depth; () means all alike.
     activation: of the feed-forward layer; gelu_erf is exact (BERT), gelu_tanh approximate (GPT-2).
     gated: (activation(x W) * x G) O instead of activation(x W) O.
     bias: whether linear layers and LayerNorms have biases.
-    bias_qkv: whether queries, keys and values have one even so (Qwen2).
+    bias_qkv: whether queries, keys and values have biases even if bias is False (Qwen2).
     bias_output: whether logits have one (BERT, BART).
     tie: which embeddings are one table: none, inputs (encoder's and decoder's), output (decoder's
       input and output), all.
     scale_embedding: multiply embeddings by sqrt D, as the paper does.
     scale_attention: multiply scores by 1 / sqrt K; T5 does not.
     scale_logits: multiply logits by 1 / sqrt D, as T5 does where the output is tied.
-    pooling: what one vector an encoder makes of a sequence: the first state, the mean of all, their
+    pooling: how an encoder gives one vector for a sequence: the first state, the mean of all, their
       mean by weights softmax(w^T state) (attention; Yang et al. 2016, equations 5 to 7, without the
       layer in between), or pooler, tanh(W first + b) (BERT).
     dropout: rate on embeddings and on the output of every sublayer and hidden feed-forward unit.
     attention_dropout: rate on attention weights.
     dtype: operands of matrix products; parameters, sums, norms and the residual are float32.
-    remat: what the backward pass computes again instead of finding it stored: none, of a block all
-      but the products, or the whole block.
+    remat: what the backward pass computes again instead of storing: none, products (all of a block
+      but its matrix products), or block (all of a block).
     pad: id of the padding token in calls without segments; -1: every token is real.
     platform: what the model is compiled for, such as 'cuda'; '': JAX's default device; see
       `functional.platforms`.
