@@ -1,4 +1,4 @@
-"""The command line as its user meets it: results on stdout, mistakes in one line and status 2."""
+"""The command line: results on stdout, errors of the user in one line with exit status 2."""
 
 import json
 import pathlib
@@ -30,7 +30,7 @@ SMALL = [
 
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
-  """The flags of a tiny run, of texts to write in capitals."""
+  """The flags of a tiny run, which learns to write texts in capitals."""
   folder, rng = tmp_path_factory.mktemp('capitals'), random.Random(0)
   for split, lines in (('train', 64), ('val', 12), ('test', 12)):
     words = [''.join(rng.choices('abcdefgh 0123456789', k=rng.randint(2, 7))) for _ in range(lines)]
@@ -60,7 +60,7 @@ def trained(run, tiny, tmp_path_factory):
 
 
 def fails(done, *words):
-  """Checks that a command failed as wrong usage, with one line that has all the words."""
+  """Check that a command failed as wrong usage, with one line that has all the words."""
   errors = [line for line in done.stderr.decode().splitlines() if line.startswith('error: ')]
   assert done.returncode == 2, done.stderr.decode()
   assert len(errors) == 1 and b'Traceback' not in done.stderr, done.stderr.decode()
@@ -68,7 +68,7 @@ def fails(done, *words):
     assert word in errors[0], errors[0]
 
 
-def test_train_prints_one_json_object_and_describes_itself(trained):
+def test_train_prints_one_json_object_and_stores_a_run(trained):
   workdir, result = trained
   assert result['mode'] == 'train' and result['step'] == 4
   assert re.fullmatch('[0-9a-f]{64}', result['state_sha256'])
@@ -146,7 +146,7 @@ def test_runs_are_compared(run, tiny, trained, tmp_path):
   assert line == ['train.steps', '4', '2', '4']
 
 
-def test_runs_that_are_none_are_named(run, tmp_path):
+def test_folders_without_a_run_are_named(run, tmp_path):
   fails(run('--mode=runs'), 'give their folders')
   fails(run('--mode=runs', tmp_path), 'no trained model', str(tmp_path))
 
@@ -204,11 +204,11 @@ def test_sweep_runs_every_variant(run, tiny, tmp_path):
     (['--config.mesh.tensor=3'], ['tensor=3', 'devices']),
   ],
 )
-def test_wrong_usage_names_the_culprit(run, flags, words):
+def test_wrong_usage_is_named(run, flags, words):
   fails(run(*flags), *words)
 
 
-def test_a_workdir_of_another_experiment_is_left_alone(run, tiny, trained):
+def test_a_workdir_of_another_experiment_is_not_changed(run, tiny, trained):
   workdir, _ = trained
   before = (workdir / 'config.json').read_text()
   done = run(*tiny, f'--workdir={workdir}', '--config.model.depth=2')
@@ -216,7 +216,7 @@ def test_a_workdir_of_another_experiment_is_left_alone(run, tiny, trained):
   assert (workdir / 'config.json').read_text() == before
 
 
-def test_a_foreign_checkpoint_is_named(run, trained, tmp_path):
+def test_a_checkpoint_of_another_model_is_named(run, trained, tmp_path):
   workdir = shutil.copytree(trained[0], tmp_path / 'foreign')
   config = json.loads((workdir / 'config.json').read_text())
   config['model']['feedforward'] = 32
@@ -271,7 +271,7 @@ def test_help_names_the_modes(run):
 
 
 @pytest.mark.slow
-def test_speech_is_learnt_and_read_from_wav_files(run, tmp_path):
+def test_speech_recognition_trains_and_reads_wav_files(run, tmp_path):
   from transformer.data import audio, concatenation, digits
 
   workdir = tmp_path / 'keypad'

@@ -1,4 +1,4 @@
-"""Studies measure what they say, on tiny sizes."""
+"""The studies, on tiny sizes."""
 
 import json
 import pathlib

@@ -7,16 +7,16 @@ dot products grow large in magnitude, pushing the softmax function into regions 
 extremely small gradients".
 
 The equation: p = softmax(s), s = scale q k over 64 keys, q and k of independent standard normal
-numbers. Its Jacobian diag(p) - p pT is what a gradient has to pass.
+numbers. A gradient is multiplied by its Jacobian, diag(p) - p pT.
 
-The model: one encoder and one decoder layer of width 256 = heads x d_k, so that every model has as
-many parameters and products as any other, prenorm (the inputs of attention have unit scale), Adam,
-learning to reverse digits. What differs within a pair is `ModelConfig.scale_attention` alone.
+The model: one encoder and one decoder layer of width 256 = heads x d_k, so that all models have the
+same number of parameters and products; pre-norm (the inputs of attention have unit scale); Adam;
+the task is to reverse digits. The models of a pair differ in `ModelConfig.scale_attention` only.
 
-Found (results/gradients.png): with the scale nothing depends on d_k. Without it the softmax falls
+Result (results/gradients.png): with the scale nothing depends on d_k. Without it the softmax falls
 to 0.3 of 4.2 nats of entropy at d_k = 256, and 42 % of the queries have a Jacobian below 0.01. The
-gradient of W_q and W_k does not vanish at the start, it is three times as large: the same scale,
-missing from the scores, is missing from their derivative too. But the model learns ever slower: the
+gradient of W_q and W_k does not vanish at the start, it is three times as large, because the scale
+is missing from the derivative of the scores, too. But the model learns more and more slowly: the
 loss after 300 steps is at most 0.06 nats with the scale, and without it 0.06, 0.29, 0.72 and 1.06
 for d_k = 4, 16, 64 and 256.
 """
@@ -45,7 +45,7 @@ SCALES = {'1 / sqrt(d_k)': True, 'no scale': False}
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def of_softmax(key: jax.Array, size: int, scaled: bool, keys: int = 64) -> dict[str, jax.Array]:
-  """What softmax(scale q kT) of 256 queries is like."""
+  """Return statistics of softmax(scale q kT) for 256 queries."""
   q, k = jax.random.normal(key, (2, 256, size))
   p = attention_weights(q, k[:keys], scale=None if scaled else 1.0)
   # the Frobenius norm of diag(p) - p pT, squared: sum p^2 - 2 sum p^3 + (sum p^2)^2
@@ -61,7 +61,7 @@ def of_softmax(key: jax.Array, size: int, scaled: bool, keys: int = 64) -> dict[
 
 
 def of_model(size: int, scaled: bool, *, steps: int, rows: int = 64) -> dict[str, list | float]:
-  """The gradient at the start, and the mean loss of every PART steps."""
+  """Return the norm of the first gradient, and the mean loss of every PART steps."""
   tokenizer = tokenizers.train(algorithmic.SYMBOLS[:10] + ' ', kind='characters')
   task = Seq2Seq(
     tokenizer=tokenizer,
@@ -129,7 +129,7 @@ def main(sizes=SIZES, steps: int = 300, learnt=(4, 16, 64, 256), folder=RESULTS)
 
 
 def drawn(numbers: dict[str, Any]) -> Any:
-  """The plots of what was found."""
+  """Return the figure of the results."""
   from matplotlib.figure import Figure
 
   softmax, model = numbers['softmax'], numbers['model']

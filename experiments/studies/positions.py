@@ -1,4 +1,4 @@
-"""Which position scheme learns copy, reverse and sort, and which goes on beyond the lengths learnt.
+"""Which position schemes learn to copy, reverse and sort, also beyond the lengths of training.
 
   python -m experiments.studies.positions [FOLDER]       # of the runs, runs/positions if not given
 

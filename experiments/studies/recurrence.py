@@ -1,4 +1,4 @@
-"""Attention against recurrence: copying over distance, and tokens a second, by sequence length.
+"""Attention against recurrence: copying long sequences, and tokens per second, by length.
 
   python -m experiments.studies.recurrence
 
@@ -49,7 +49,7 @@ class Recurrent(nnx.Module):
     self.gates.bias[...] = self.gates.bias[...].at[config.width : 2 * config.width].set(1.0)
 
   def __call__(self, carry, x):
-    """(c, h) and an input [B, D] to the next (c, h), and h."""
+    """Return the next (c, h), and h, of an input [B, D]."""
     c, h = carry
     i, f, g, o = jnp.split(self.gates(jnp.concatenate([x, h], axis=-1)), 4, axis=-1)
     c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
@@ -58,7 +58,7 @@ class Recurrent(nnx.Module):
 
 
 class LSTM(nnx.Module):
-  """Sequence to sequence by two stacks of LSTMs; read as an EncoderDecoder is."""
+  """Sequence to sequence by two stacks of LSTMs, with the methods of an EncoderDecoder."""
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.config = config
@@ -67,7 +67,7 @@ class LSTM(nnx.Module):
     self.decoder = nnx.List([Recurrent(config, rngs) for _ in range(config.depth)])
 
   def encode(self, inputs):
-    """The last state of every layer; padding, on the right, changes none."""
+    """Return the last state of every layer; padding, on the right, changes none."""
     x, zeros = self.embed(inputs), jnp.zeros((len(inputs), self.config.width))
     carries = []
     for layer in self.encoder:
@@ -84,14 +84,14 @@ class LSTM(nnx.Module):
     return carries
 
   def states(self, inputs, targets):
-    """What the logits are read from, by teacher forcing."""
+    """Return the states before the logits, by teacher forcing."""
     x = self.embed(targets).swapaxes(0, 1)
     for layer, carry in zip(self.decoder, self.encode(inputs), strict=True):
       _, x = jax.lax.scan(layer, carry, x)
     return x.swapaxes(0, 1)
 
   def step(self, tokens, carries):
-    """One token a row, for a search: logits and the new states."""
+    """Return the logits and the new states after one token of each row."""
     x, new = self.embed(tokens[:, None])[:, 0], []
     for layer, carry in zip(self.decoder, carries, strict=True):
       carry, x = layer(carry, x)
@@ -118,7 +118,7 @@ MODELS = {
 
 
 def batch_of(random: np.random.Generator, rows: int, length: int, *, exact: bool = False):
-  """Sequences of 1 to `length` random symbols, or exactly so many, each with its end."""
+  """Return sequences of 1 to `length` random symbols, or exactly so many, with end tokens."""
   lengths = np.full(rows, length) if exact else random.integers(1, length, rows, endpoint=True)
   at = np.arange(length + 1)
   symbols = random.integers(FIRST, FIRST + SYMBOLS, (rows, length + 1))
@@ -127,7 +127,7 @@ def batch_of(random: np.random.Generator, rows: int, length: int, *, exact: bool
 
 
 def loss(model, batch, key=None):
-  """Teacher forcing: nats a token of the copy."""
+  """Return the nats per token of the copy, by teacher forcing."""
   tokens = batch['tokens']
   real = (tokens != PAD).astype(jnp.int32)
   states = model.states(tokens, shift_right(tokens, real, BOS))

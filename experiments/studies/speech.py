@@ -1,4 +1,4 @@
-"""Does a recogniser of real recordings understand what was synthesised?
+"""Whether a recogniser of real recordings understands synthesised speech.
 
   python -m experiments.studies.speech runs/fsdd_tts runs/fsdd_digits
 
@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def predicted(workdir: str, lines: list[str]) -> list[str]:
-  """What a run answers to each line; '' to what it refuses, such as a sound that is too long."""
+  """Return the predictions of a run for each line; '' for a wrong one, as a sound too long."""
   command = [sys.executable, 'run.py', '--mode=predict', f'--workdir={workdir}']
   text = ''.join(f'{line}\n' for line in lines)
   done = subprocess.run(command, cwd=ROOT, input=text, stdout=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""How the answer of a study is kept: numbers as JSON, with where they were found, and a plot."""
+"""The results of a study: numbers as JSON, with the command and the machine, and a plot."""
 
 import json
 import pathlib
@@ -13,7 +13,7 @@ RESULTS = pathlib.Path(__file__).parent / 'results'
 
 
 def keep(name: str, began: float, numbers: dict[str, Any], figure: Any, folder=RESULTS):
-  """Writes NAME.json and NAME.png.
+  """Write NAME.json and NAME.png.
 
   Args:
     name: of the study.
@@ -39,7 +39,7 @@ def keep(name: str, began: float, numbers: dict[str, Any], figure: Any, folder=R
 
 
 def curves(axes: Any, series: dict[str, tuple[list, list]], *, x: str, y: str, log: str = ''):
-  """Draws lines with a legend.
+  """Draw lines with a legend.
 
   Args:
     axes: of Matplotlib.

@@ -58,13 +58,13 @@ def steps(workdir, name='last'):
   return sorted(int(path.name) for path in (workdir / 'checkpoints' / name).iterdir())
 
 
-def test_back_bit_for_bit(saved):
+def test_a_state_is_restored_to_the_last_bit(saved):
   with Checkpoints(saved) as checkpoints:
     assert checkpoints.last_step == 4
     assert same_bits(checkpoints.restore(like(state_of())), state_of(4))
 
 
-def test_best_is_kept_apart(saved):
+def test_the_best_one_is_kept(saved):
   """However many are saved after it."""
   assert steps(saved) == [3, 4] and steps(saved, 'best') == [2]
   with Checkpoints(saved) as checkpoints:
@@ -72,7 +72,7 @@ def test_best_is_kept_apart(saved):
     assert same_bits(checkpoints.restore(like(state_of().model), which='best'), state_of(2).model)
 
 
-def test_a_better_one_takes_its_place(workdir):
+def test_a_better_one_replaces_it(workdir):
   """Also one of the same step, such as an average of checkpoints."""
   with Checkpoints(workdir) as checkpoints:
     checkpoints.save_best(state_of(7).model, 2, {'bleu': 31.0})
@@ -84,8 +84,8 @@ def test_a_better_one_takes_its_place(workdir):
   assert steps(workdir, 'best') == [9]
 
 
-def test_what_is_being_saved_can_be_read(tmp_path):
-  """Saving goes on in the background; reading waits for it."""
+def test_a_checkpoint_can_be_read_while_it_is_saved(tmp_path):
+  """Reading waits for the save in the background."""
   with Checkpoints(tmp_path, keep=3) as checkpoints:
     for step in (1, 2, 3):
       checkpoints.save(state_of(step), step)
@@ -130,7 +130,7 @@ def kept_of(policy, saves):
 @pytest.mark.parametrize('keep', [1, 2, 5])
 @pytest.mark.parametrize('steps', [40, 43])
 def test_stopped_runs_keep_the_same_checkpoints(keep, steps, rng):
-  """Where a signal made one at an odd step, it leaves no trace."""
+  """The checkpoint that a signal made at another step is deleted."""
   regular = [*range(5, steps, 5), steps]
   expected = kept_of(Kept(keep, 5), regular)
   assert expected == regular[-keep:]
@@ -139,7 +139,7 @@ def test_stopped_runs_keep_the_same_checkpoints(keep, steps, rng):
     assert kept_of(Kept(keep, 5), sorted({*regular, *odd})) == expected
 
 
-def test_average_is_the_mean(workdir):
+def test_the_average_is_the_mean_of_the_last(workdir):
   """Of the last n, or of as many as there are; in the dtype of each array."""
   states = {step: jax.tree.map(np.asarray, state_of(step)) for step in (3, 4)}
   with Checkpoints(workdir) as checkpoints:
@@ -190,7 +190,7 @@ def test_a_checkpoint_with_other_arrays(saved):
 
 
 def files(workdir):
-  """All files of the last checkpoint that hold something, the largest first."""
+  """Return all files of the last checkpoint that are not empty, the largest first."""
   found = (workdir / 'checkpoints' / 'last' / '4').rglob('*')
   return sorted((f for f in found if f.is_file()), key=lambda f: -f.stat().st_size)
 
@@ -201,7 +201,7 @@ def read(workdir):
 
 
 def is_found(workdir):
-  """Whether the damage is reported as it should be; if not, the state must be right."""
+  """Return whether the damage is an error; if not, the state must be right."""
   try:
     assert same_bits(read(workdir), state_of(4))
     return False
@@ -216,7 +216,7 @@ def is_found(workdir):
 @LEFT_BEHIND
 @pytest.mark.parametrize('how', ['truncate', 'flip', 'delete'])
 def test_a_damaged_file_is_found(workdir, how):
-  """Whichever file it is: the state is read right or not at all."""
+  """For every file: the state is right, or there is an error."""
   found = 0
   for file in files(workdir):
     whole = file.read_bytes()
@@ -235,7 +235,7 @@ def test_a_damaged_file_is_found(workdir, how):
 
 @LEFT_BEHIND
 def test_one_bit_of_a_large_array(workdir):
-  """Orbax alone does not see it: its checksums are of its indices."""
+  """Orbax alone does not detect it: its checksums are of its indices."""
   file = files(workdir)[0]
   whole = bytearray(file.read_bytes())
   found = 0
@@ -247,13 +247,13 @@ def test_one_bit_of_a_large_array(workdir):
   assert found >= 5
 
 
-def test_deleting_it_goes_on_from_the_one_before(workdir):
+def test_after_deleting_it_the_one_before_is_restored(workdir):
   """As the message says."""
   shutil.rmtree(workdir / 'checkpoints' / 'last' / '4')
   assert same_bits(read(workdir), state_of(3))
 
 
-def test_what_a_killed_save_leaves_is_ignored(workdir):
+def test_the_files_of_a_killed_save_are_ignored(workdir):
   half = workdir / 'checkpoints' / 'last' / '5.orbax-checkpoint-tmp'
   shutil.copytree(workdir / 'checkpoints' / 'last' / '4', half)
   (half / 'state' / 'manifest.ocdbt').unlink()

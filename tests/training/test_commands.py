@@ -1,4 +1,4 @@
-"""What a command says of an installation that lacks something."""
+"""The error of a command whose library is not installed."""
 
 import sys
 import types

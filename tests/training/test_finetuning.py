@@ -1,4 +1,4 @@
-"""The way of a model: pretrained, fine-tuned by adapters, exported, read back and gone on with."""
+"""A model is pretrained, fine-tuned by adapters, exported, loaded and trained further."""
 
 import json
 import types
@@ -127,7 +127,7 @@ def same_logits(close, model, other, tokenizer):
 
 
 @pytest.mark.slow
-def test_an_exported_model_is_gone_on_with(run, language_model, works, close):
+def test_a_run_starts_from_an_exported_model(run, language_model, works, close):
   changed, exported = language_model
   given = {'warm_start': exported, 'optimizer.learning_rate': 0.0}
   run('tinyshakespeare.py', 'again', **changed, **given)
@@ -135,7 +135,9 @@ def test_an_exported_model_is_gone_on_with(run, language_model, works, close):
 
 
 @pytest.mark.slow
-def test_a_language_model_is_exported_and_speaks(run, language_model, folder, works, close, capsys):
+def test_a_language_model_is_exported_and_generates(
+  run, language_model, folder, works, close, capsys
+):
   _, exported = language_model
   same_logits(close, best(works, 'gpt'), *load_pretrained(exported))
   found = run('tinyshakespeare.py', 'gpt', 'predict', 'very\ndull plot\n')
@@ -148,7 +150,7 @@ def test_a_language_model_is_exported_and_speaks(run, language_model, folder, wo
   assert capsys.readouterr().out.replace('\n', ' ').split() == ' '.join(found).split()
 
 
-def test_other_equations_are_refused_by_key(experiment, pretrained, folder, works):
+def test_other_equations_are_an_error_that_names_the_key(experiment, pretrained, folder, works):
   changed = {'data.dir': folder, 'warm_start': pretrained, 'model.activation': 'relu'}
   status, _, err = experiment('sst2.py:finetune', works / 'refused', **dict(SMALL, **changed))
   assert status == commands.USAGE and '--config.model.activation=gelu_tanh' in err

@@ -48,7 +48,7 @@ CAPTIONS = {
     pytest.param('flickr8k.py', CAPTIONS, 'bleu4_lowercase_words', marks=pytest.mark.slow),
   ],
 )
-def test_an_experiment_learns_answers_and_shows(file, changed, metric, experiment, tmp_path):
+def test_an_experiment_trains_predicts_and_draws(file, changed, metric, experiment, tmp_path):
   def run(mode, input='', **changed):
     return experiment(f'{file}:shapes', tmp_path / 'run', mode, input, **changed)
 
@@ -96,7 +96,7 @@ def test_a_captioner_starts_from_the_decoder_of_a_translation_model(experiment, 
   assert all((np.asarray(ours) == theirs).all() for ours, theirs in pairs)
 
 
-def test_an_unknown_variant_is_refused():
+def test_an_unknown_variant_is_an_error():
   for experiment in (mnist, cifar10, flickr8k):
     with pytest.raises(ValueError, match='shape is unknown: give shapes'):
       experiment.get_config('shape')

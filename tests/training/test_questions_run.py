@@ -1,4 +1,4 @@
-"""The tiny variants of what answers and what finds: they train, predict, and say what is wrong."""
+"""The tiny variants of question answering and retrieval: they train, predict, and report errors."""
 
 import json
 import re
@@ -25,7 +25,7 @@ SMALL = {
 }
 
 
-def test_questions_are_answered_out_of_their_paragraph(experiment, tmp_path):
+def test_answers_are_pieces_of_their_paragraph(experiment, tmp_path):
   status, out, err = experiment('squad.py:tiny', tmp_path, **SMALL)
   assert status == 0, err
   metrics = json.loads(out)['metrics']

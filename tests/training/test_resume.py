@@ -1,4 +1,4 @@
-"""The law of the house: a run killed, stopped or starved goes on as if nothing had happened."""
+"""A run that was killed, stopped or had a full disk resumes with bit-identical results."""
 
 import json
 import pathlib
@@ -54,7 +54,7 @@ class Lab:
     return self.commands.start(*flags, fresh=fresh)
 
   def finish(self, workdir: pathlib.Path, *flags: str, fresh: bool = False) -> dict:
-    """The result of a run that comes to its end."""
+    """Wait for the end of a run, and return its result."""
     process = self.start(workdir, *flags, fresh=fresh)
     out, err = outputs(process)
     assert process.returncode == 0, err
@@ -68,12 +68,12 @@ def lab(commands, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def uninterrupted(lab):
-  """By an interpreter of its own: nothing may depend on what differs from one to the next."""
+  """In a new interpreter: nothing may depend on what differs between interpreters."""
   return lab.finish(lab.folder / 'uninterrupted', fresh=True)
 
 
 def outputs(process: Process) -> tuple[str, str]:
-  """(stdout, stderr), when the process has ended."""
+  """Wait for the end of a process, and return (stdout, stderr)."""
   out, err = process.communicate(timeout=600)
   return out.decode(), err.decode()
 
@@ -113,7 +113,7 @@ def kill(lab, workdir, moment):
 
 @pytest.mark.slow
 def test_killed_at_random_moments(lab, uninterrupted):
-  """kill -9 while it saves a checkpoint, saves the best, evaluates, or anywhere at all."""
+  """kill -9 while it saves a checkpoint, saves the best, evaluates, or at any moment."""
   workdir, rng = lab.folder / 'killed', random.Random(0)
   moments = [
     lambda: saving(workdir, 'last'),
@@ -133,7 +133,7 @@ def test_killed_at_random_moments(lab, uninterrupted):
 
 
 def test_killed_and_stopped_by_signals(lab, uninterrupted):
-  """kill -9 loses nothing; SIGTERM and Ctrl-C save and say so; meanwhile nobody else trains."""
+  """kill -9 loses nothing; SIGTERM and Ctrl-C save; no other process can train there."""
   workdir = lab.folder / 'stopped'
   kill(lab, workdir, lambda: lines(workdir) >= 3 and saving(workdir, 'last'))
 
@@ -164,7 +164,7 @@ def test_killed_and_stopped_by_signals(lab, uninterrupted):
   assert_same_run(result, workdir, uninterrupted, lab.folder)
 
 
-def test_a_finished_run_only_reports(lab, uninterrupted):
+def test_a_finished_run_is_only_evaluated(lab, uninterrupted):
   workdir = lab.folder / 'again'
   shutil.copytree(lab.folder / 'uninterrupted', workdir)
   result = lab.finish(workdir)
@@ -173,7 +173,7 @@ def test_a_finished_run_only_reports(lab, uninterrupted):
 
 @pytest.mark.slow
 def test_not_finite(lab):
-  """Stops at once, names step, batch and place, and has not touched the parameters."""
+  """It stops, names step, batch and place, and does not change the parameters."""
   workdir = lab.folder / 'diverged'
   flags = ('--config.optimizer.name=sgd', '--config.optimizer.learning_rate=1e30')
   process = lab.start(workdir, *flags, '--config.optimizer.clip=0.0')
@@ -190,7 +190,7 @@ def test_not_finite(lab):
 
 @pytest.fixture
 def small_disk(tmp_path):
-  """A disk of its own for a workdir, and a function that gives it room."""
+  """A small disk for a workdir, and a function that makes room on it."""
   disk = tmp_path / 'disk'
   disk.mkdir()
   mount = ['mount', '-t', 'tmpfs', '-o', 'size=400k', 'tmpfs', str(disk)]
@@ -202,7 +202,7 @@ def small_disk(tmp_path):
 
 @pytest.mark.slow
 def test_full_disk(lab, uninterrupted, small_disk):
-  """Says so in one line, keeps what is saved, and goes on when there is room."""
+  """It says so in one line, keeps what is saved, and resumes when there is room."""
   disk, make_room = small_disk
   workdir = disk / 'run'
   process = lab.start(workdir)

@@ -119,14 +119,14 @@ def test_training_is_the_same_on_every_mesh(sizes):
 
 
 def test_dropout_was_on():
-  """Or the law above would not say that its bits are the same everywhere."""
+  """Otherwise the test above would not show that its bits are the same on every mesh."""
   one = jax.tree.map(jnp.asarray, batch(0))
   kept = float(jax.jit(loss)(first_state().model, one, None)[0].value)
   assert abs(after_two_steps(None)[0][0][0] - kept) > 1e-3
 
 
-def test_parameters_are_in_parts(sizes):
-  """A device holds what the table says it does, moments and averages like their parameters."""
+def test_parameters_are_sharded(sizes):
+  """By the table, moments and averages like their parameters."""
   state = after_two_steps(sizes)[1]
   _, fsdp, tensor, _ = sizes
   parts = {
@@ -173,17 +173,17 @@ def test_rules_cover_every_path_of_the_state(name):
         assert whole or {'fsdp', 'tensor'} <= set(where.spec), (path, where.spec)
 
 
-def test_an_axis_that_does_not_divide_stays_whole():
+def test_an_axis_that_the_mesh_does_not_divide_is_not_sharded():
   tree = {'blocks': {'query': {'kernel': jax.ShapeDtypeStruct((2, 15, 16), 'float32')}}}
   (where,) = jax.tree.leaves(sharding.shardings(tree, mesh_of((2, 2, 2, 1))))
   assert where.spec == P(None, None, 'tensor')
 
 
-def test_the_table_ends_with_everything():
+def test_the_last_rule_matches_every_path():
   assert RULES[-1] == (r'.*', P())
 
 
-def test_batches_are_in_parts():
+def test_batches_are_sharded():
   mesh = mesh_of((2, 1, 2, 2))
   placed = sharding.shard_batch({'x': np.arange(32).reshape(4, 8)}, mesh)['x']
   assert {s.data.shape for s in placed.addressable_shards} == {(2, 4)}
@@ -211,7 +211,7 @@ def test_data_takes_the_devices_that_are_left():
     ((-1, -1, -1, 1), 'mesh.fsdp=-1 must be at least 1'),
   ],
 )
-def test_wrong_meshes_are_refused(sizes, message):
+def test_wrong_meshes_are_an_error(sizes, message):
   with pytest.raises(ValueError, match=message):
     mesh_of(sizes)
 

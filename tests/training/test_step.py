@@ -22,7 +22,7 @@ SIDES = ('inputs', 'targets')
 
 
 def loss(model, batch, key):
-  """Teacher forcing without a task around it."""
+  """Teacher forcing without a task."""
   targets, segments = batch['targets'], batch['targets_segments']
   first = segments != jnp.pad(segments[:, :-1], ((0, 0), (1, 0)))
   shifted = jnp.where(first, 1, jnp.pad(targets[:, :-1], ((0, 0), (1, 0))))
@@ -108,7 +108,7 @@ def test_gradient_is_that_of_the_mean_over_tokens(model, padded, whole):
 
 @pytest.mark.parametrize('microbatches', [2, 4])
 def test_gradient_is_the_same_for_any_number_of_microbatches(model, padded, whole, microbatches):
-  """With rows of 1 to 16 tokens: a mean of the parts' means would be far off."""
+  """With rows of 1 to 16 tokens: the mean of the means of parts would be wrong."""
   found = gradient_of(model, padded, microbatches)
   assert_same(found[0], whole[0])
   assert_same(found[1]['loss'], whole[1]['loss'], tolerance=1e-4)
@@ -120,7 +120,7 @@ def test_gradient_is_the_same_for_packed_rows(model, examples, whole):
   assert_same(gradient_of(model, packed, 2)[0], whole[0])
 
 
-def test_a_batch_of_padding_alone_is_nothing(model, padded):
+def test_a_batch_of_padding_changes_nothing(model, padded):
   found, metrics = gradient_of(model, jax.tree.map(np.zeros_like, padded))
   assert bool(metrics['finite']) and float(metrics['loss'].value) == 0
   assert all((leaf == 0).all() for leaf in jax.tree.leaves(found))
@@ -135,7 +135,7 @@ class Line(nnx.Module):
 
 
 def squared(model, batch, key):
-  """|x W|^2, with noise where there is a key, so that who got which key is seen."""
+  """|x W|^2, with noise if there is a key, so that the result shows which key it was."""
   y = batch['x'] @ model.kernel[...]
   noise = jax.random.normal(key, y.shape)
   mean = cross_entropy(jnp.stack([y, noise], -1), jnp.zeros(y.shape, jnp.int32), batch['weight'])
@@ -187,7 +187,7 @@ def test_several_steps_in_a_call_are_as_many_calls(poison, close):
 
 @pytest.mark.parametrize('poison', [np.nan, np.inf])
 @pytest.mark.parametrize('microbatches', [1, 2])
-def test_what_is_not_finite_changes_nothing_but_the_step(poison, microbatches):
+def test_a_loss_that_is_not_finite_changes_only_the_step(poison, microbatches):
   step, key = line_step(ema=0.5, microbatches=microbatches), jax.random.key(0)
   state, _ = step(fresh(ema=0.5), line_batch(0), key)
   before = numpy(state._replace(step=0))
@@ -216,7 +216,7 @@ def test_average_of_parameters():
       np.testing.assert_allclose(expected, np.mean(seen, axis=0), rtol=1e-5)
 
 
-def test_no_average_is_none():
+def test_without_ema_the_average_is_none():
   assert fresh().average is None
   assert line_step()(fresh(), line_batch(0), jax.random.key(0))[0].average is None
 
@@ -237,8 +237,8 @@ def test_the_state_is_donated():
   assert all(leaf.is_deleted() for leaf in old)
 
 
-def test_every_step_and_microbatch_has_randomness_of_its_own():
-  """And the same step has the same: it is a pure function of (state, batch, key)."""
+def test_every_step_and_microbatch_has_its_own_key():
+  """The same step has the same key: it is a pure function of (state, batch, key)."""
   zeros = {'x': np.zeros((4, 3), np.float32), 'weight': np.ones(4, np.float32)}
 
   def noise(step, seed=0, microbatches=1):
