@@ -6,6 +6,10 @@ r"""Named entities in messages of social media, WNUT-17: a label for each word.
 
 Data, in data/wnut17: train.conll.gz and dev.conll.gz (Derczynski et al. 2017), lines of a word, a
 tab and its BIO tag. The last tenth of train chooses the checkpoint, dev is reported.
+
+Result (seed 0, from random parameters, 42 minutes on two busy CPU cores): F1 of entities 25.5 on
+the last tenth of train (226 entities, best after 1,500 steps) and 18.5 on dev (836 entities, 96 %
+of them not in train). Published scores use pretrained embeddings.
 """
 
 from ml_collections import ConfigDict

@@ -20,6 +20,7 @@ METRICS = {
   'bleu': 'BLEU (up)',
   'bleu4_lowercase_words': 'BLEU-4 of lower-cased words (up)',
   'bleu_lowercase_moses': 'BLEU of lower-cased Moses tokens (up)',
+  'entity_f1': 'F1 of entities, % (up)',
   'exact_match': 'exact match, % (up)',
   'mean_average_precision': 'mean average precision, % (up)',
   'mel_cepstral_distortion': 'mel-cepstral distortion, dB (down)',
