@@ -28,7 +28,7 @@ def parsed():
   flags.FLAGS(['test'], known_only=True)
 
 
-def test_variants_are_timed_in_turns_and_a_broken_one_is_named(capfd):
+def test_variants_are_timed_alternately_and_a_broken_one_is_reported(capfd):
   commands = {
     name: [sys.executable, '-c', WORKER, seconds]
     for name, seconds in [('ours-fast', '0.01'), ('slow', '0.04'), ('gone', 'broken')]
@@ -47,7 +47,7 @@ def test_variants_are_timed_in_turns_and_a_broken_one_is_named(capfd):
 
 
 @pytest.mark.parametrize('make', [ours.encoder_decoder, ours.decoder])
-def test_our_side_takes_the_training_step_of_the_experiments(make):
+def test_benchmarks_use_the_training_step_of_the_experiments(make):
   shape = dict(vocab=16, width=16, heads=2, depth=1, feedforward=16, dropout=0.1, max_length=8)
   state, update, batches = make(shape, rows=2, dtype='float32', steps=2)
   state, metrics = update(state, batches, jax.random.key(0))
@@ -55,7 +55,7 @@ def test_our_side_takes_the_training_step_of_the_experiments(make):
   assert np.isfinite(metrics['loss'].sum).all()
 
 
-def test_operations_are_six_for_each_weight_and_those_of_the_scores():
+def test_operations_are_six_per_weight_and_those_of_the_scores():
   shape = dict(vocab=48, width=16, heads=2, depth=3, feedforward=40, dropout=0.0, max_length=8)
   model = jax.eval_shape(lambda: Decoder(ModelConfig(**shape, tie='output'), nnx.Rngs(0)))
   kernels = [

@@ -1,4 +1,4 @@
-"""What is prepared for experiments: no sentence that tells what they judge."""
+"""Prepared data of experiments have no text of the evaluated examples."""
 
 import gzip
 import json
@@ -9,7 +9,7 @@ from experiments.preparation import captions, text
 from transformer.data import corpora
 
 
-def test_sentences_of_judged_images_are_left_out(tmp_path, capsys):
+def test_captions_of_evaluated_images_are_left_out(tmp_path, capsys):
   flickr8k, multi30k = tmp_path / 'flickr8k_1000', tmp_path / 'multi30k'
   multi30k.mkdir()
   for split, images in (('train', 'abcdefghij'), ('val', 'k')):
@@ -39,7 +39,7 @@ def test_sentences_of_judged_images_are_left_out(tmp_path, capsys):
     assert kept == [english[0], english[2], english[4]]
 
 
-def test_the_text_to_pretrain_on_says_everything_once(tmp_path):
+def test_the_text_for_pretraining_has_no_repetitions(tmp_path):
   question = {'qas': [{'question': ' Who reads ?', 'answers': []}]}
   articles = [
     {'paragraphs': [{'context': 'A page.\nIts second line.', **question}]},

@@ -1,4 +1,4 @@
-"""Laws of transformer/data/audio.py."""
+"""Tests of data/audio.py."""
 
 import numpy as np
 import pytest
@@ -83,7 +83,7 @@ def test_griffin_lim_restores_a_tone(frequency):
   assert len(features.inverse(frames[:1])) == rate * 0.0125
 
 
-def test_wav_there_and_back(tmp_path, rng):
+def test_wav_round_trip(tmp_path, rng):
   sound = (rng.uniform(-1, 1, 500)).astype(np.float32)
   audio.write(tmp_path / 'a.wav', sound, 8000)
   for given in (tmp_path / 'a.wav', str(tmp_path / 'a.wav'), audio.encode(sound, 8000)):
@@ -104,7 +104,7 @@ def test_flac_stereo_and_other_rates_are_read(tmp_path):
   np.testing.assert_allclose(sound[:6400][middle], tone(440, 0.4, 16_000, 0.3)[middle], atol=3e-3)
 
 
-def test_what_is_no_sound_is_named(tmp_path):
+def test_a_file_that_is_no_sound_is_an_error(tmp_path):
   (tmp_path / 'text.wav').write_text('no sound')
   with pytest.raises(ValueError, match=r'text\.wav is no sound.*wav, flac'):
     audio.read(tmp_path / 'text.wav', 8000)
@@ -136,6 +136,6 @@ def test_what_is_no_sound_is_named(tmp_path):
     (dict(floor=0.0), 'floor=0.0'),
   ],
 )
-def test_impossible_features_are_named(wrong, message):
+def test_impossible_settings_are_errors(wrong, message):
   with pytest.raises(ValueError, match=message):
     LogMel(**dict(dict(rate=8000), **wrong))

@@ -1,4 +1,4 @@
-"""Laws of transformer/data/corpora.py and the sources it opens."""
+"""Tests of data/corpora.py and the sources it opens."""
 
 import functools
 import gzip
@@ -32,7 +32,7 @@ def examples(source):
 
 
 @pytest.mark.parametrize('task', ['copy', 'reverse', 'sort'])
-def test_algorithmic_answers(task):
+def test_algorithmic_targets(task):
   answer = {'copy': list, 'reverse': lambda s: [*reversed(s)], 'sort': sorted}[task]
   for split in ('train', 'val', 'test'):
     for inputs, targets in examples(corpora.load(task, split, limit=300)):
@@ -78,7 +78,7 @@ def test_algorithmic_splits_share_no_sequence():
   assert {'0', '1', '2', '0 0', '2 1'} <= seen['train']
 
 
-def test_algorithmic_longer_ones_are_longer_than_all_others():
+def test_algorithmic_longer_is_longer_than_every_other_split():
   for lengths in ((1, 20), (2, 5)):
     sizes = [len(s.split()) for s, _ in examples(Algorithmic('sort', 'longer', lengths=lengths))]
     assert (min(sizes), max(sizes)) == (lengths[1] + 1, 2 * lengths[1])
@@ -96,12 +96,12 @@ def test_algorithmic_longer_ones_are_longer_than_all_others():
     (dict(size=-1), 'size=-1'),
   ],
 )
-def test_algorithmic_refuses(arguments, message):
+def test_algorithmic_checks_its_arguments(arguments, message):
   with pytest.raises(ValueError, match=message):
     Algorithmic(**{'task': 'copy', 'split': 'train', **arguments})
 
 
-def test_algorithmic_has_an_end_and_no_endless_search():
+def test_algorithmic_raises_past_its_end_and_without_sequences():
   source = Algorithmic('copy', 'val', size=3)
   assert len(list(source)) == len(source) == 3
   for i in (3, -1):
@@ -174,7 +174,7 @@ def test_parallel_counts_must_agree(tmp_path):
     parallel(tmp_path)
 
 
-def test_parallel_missing_file_says_what_is_there(tmp_path):
+def test_parallel_lists_the_files_where_one_is_missing(tmp_path):
   write_parallel(tmp_path)
   with pytest.raises(FileNotFoundError) as error:
     parallel(tmp_path, targets='fr')
@@ -184,7 +184,7 @@ def test_parallel_missing_file_says_what_is_there(tmp_path):
     parallel(tmp_path / 'nowhere')
 
 
-def test_parallel_broken_bytes_are_located(tmp_path):
+def test_parallel_names_the_line_of_broken_bytes(tmp_path):
   write_parallel(tmp_path)
   (tmp_path / 'train.de').write_bytes('eins\nzwölf\n'.encode('latin1'))
   with pytest.raises(ValueError, match=r'train\.de:2: not UTF-8.*iconv'):
@@ -300,13 +300,13 @@ def test_jsonl_keys(tmp_path):
     ('train.jsonl', b'{"inputs": "\\ud83d", "targets": "b"}\n', r'jsonl:1: inputs is .*whole'),
   ],
 )
-def test_bad_pairs_are_located(name, content, message, tmp_path):
+def test_errors_of_pairs_name_the_line(name, content, message, tmp_path):
   (tmp_path / name).write_bytes(content)
   with pytest.raises(ValueError, match=message):
     corpora.load('pairs', 'train', dir=tmp_path)
 
 
-def test_one_file_that_is_missing_or_of_another_kind_or_too_small(tmp_path):
+def test_a_single_file_that_is_missing_or_of_another_format_or_too_small(tmp_path):
   (tmp_path / 'mine.csv').write_text('a,b\n')
   with pytest.raises(ValueError, match=r'mine\.csv: rename it to \*\.tsv or \*\.jsonl'):
     corpora.load('pairs', 'train', dir=tmp_path / 'mine.csv')
@@ -392,7 +392,7 @@ def test_tfds_class_names(prepared):
   }
 
 
-def test_tfds_images_with_one_of_their_captions(prepared):
+def test_tfds_images_have_one_caption_and_all_references(prepared):
   names = dict(dir=prepared, inputs='picture', targets='captions/text')
   source = corpora.load('corpora_test_pairs', 'train', **names)
   for i, example in enumerate(source):
@@ -416,7 +416,7 @@ def test_tfds_default_folder_and_versions(prepared, tmp_path, monkeypatch):
   assert len(corpora.load('corpora_test_pairs:1.9.0', 'train', **names)) == 19
 
 
-def test_tfds_unknown_split_and_feature_name_what_there_is(prepared):
+def test_tfds_errors_list_splits_and_features(prepared):
   names = dict(dir=prepared, inputs='en', targets='de')
   with pytest.raises(ValueError, match="'test'.*train.*validation"):
     corpora.load('corpora_test_pairs', 'test', **names)
@@ -428,7 +428,7 @@ def test_tfds_unknown_split_and_feature_name_what_there_is(prepared):
 
 
 @pytest.mark.parametrize('name', ['wmt14_translate/de-en', 'corpora_test_pair', 'my_set:2.0.0'])
-def test_tfds_never_downloads_but_says_how(name, prepared, monkeypatch):
+def test_tfds_never_downloads_and_explains_how_to_prepare(name, prepared, monkeypatch):
   import tensorflow_datasets as tfds
 
   def download(*args, **kwargs):
@@ -482,7 +482,7 @@ def test_labelled_lines(tmp_path):
     load('val', dir=tmp_path, targets='label')
 
 
-def test_text_is_whole(tmp_path):
+def test_a_text_is_one_example(tmp_path):
   """Of one file the last tenth of the characters is for val; of a folder each file is one text."""
   whole = ''.join(f'line {i} ä\n' for i in range(50)) + '\nend'
   (tmp_path / 'all.txt').write_text(whole)

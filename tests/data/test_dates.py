@@ -94,7 +94,7 @@ def test_every_length_and_at_least_five_skeletons_occur():
   assert len(names - set(LENGTHS)) >= 5
 
 
-def test_the_three_lines_of_the_module_docstring_are_true():
+def test_the_examples_of_the_module_docstring_exist():
   lines = re.findall(r'^    ((\S+): .+) -> (\S+)$', dates.__doc__, re.MULTILINE)
   assert len(lines) == 3
   for inputs, locale, targets in lines:
@@ -102,7 +102,7 @@ def test_the_three_lines_of_the_module_docstring_are_true():
 
 
 @pytest.mark.slow
-def test_no_line_means_two_days():
+def test_no_line_has_two_dates():
   # Exchanging a short year, a month and a day maps these days onto themselves, so whatever order
   # or name is ambiguous anywhere in the century is ambiguous here.
   days = [d for d in ALL_DAYS if 2001 <= d.year <= 2012 and d.day <= 12]
@@ -115,7 +115,7 @@ def test_no_line_means_two_days():
 
 
 @pytest.mark.slow
-def test_no_line_means_two_days_in_the_whole_century():
+def test_no_line_has_two_dates_in_the_whole_century():
   meaning = {}
   for pattern in set(formats('en-US').values()):
     for day in ALL_DAYS:
@@ -123,7 +123,7 @@ def test_no_line_means_two_days_in_the_whole_century():
       assert meaning.setdefault(line, day) == day, line
 
 
-def test_lines_can_be_typed():
+def test_lines_have_characters_of_a_keyboard():
   for split in SPLITS:
     for example in Dates(split, size=2000):
       for character in example['inputs']:
@@ -158,7 +158,7 @@ def test_random_access_is_iteration(split):
   assert len(Dates(split)) == dates.SIZES[split]
 
 
-def test_bad_arguments_name_the_culprit():
+def test_errors_name_the_wrong_argument():
   with pytest.raises(ValueError, match="'dev'.*train, val, test"):
     Dates('dev')
   with pytest.raises(ValueError, match='size=-1'):

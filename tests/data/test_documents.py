@@ -1,4 +1,4 @@
-"""Laws of data/documents.py: collections in four formats, and Cranfield's judgements."""
+"""Tests of data/documents.py: collections in four formats; and of Cranfield."""
 
 import gzip
 import json
@@ -26,7 +26,7 @@ def folder(tmp_path):
   return tmp_path
 
 
-def test_a_title_and_what_follows_it(folder):
+def test_documents_are_titles_and_texts(folder):
   pairs = corpora.load('cranfield', 'documents', dir=folder)
   assert [(e['inputs'], e['targets'], e['relevant']) for e in pairs] == [
     ('wings of bees .', 'they are thin .', '1:1'),
@@ -35,7 +35,7 @@ def test_a_title_and_what_follows_it(folder):
   ]
 
 
-def test_grades_are_gains_and_minus_one_is_nothing(folder):
+def test_grades_become_gains(folder):
   queries = corpora.load('cranfield', 'queries', dir=folder)
   assert [*queries] == [
     {
@@ -74,7 +74,7 @@ def test_collections(folder):
   assert len(collection('facts:val')) == 40
 
 
-def test_a_wrong_collection_says_what_is_one(folder):
+def test_errors_of_collections(folder):
   (folder / 'wrong.jsonl').write_text('{"id": 1, "text": "a"}\n{"id": 2}\n')
   with pytest.raises(ValueError, match='wrong.jsonl:2.*id and text'):
     collection(str(folder / 'wrong.jsonl'))
@@ -89,7 +89,7 @@ def test_a_wrong_collection_says_what_is_one(folder):
       collection(wrong)
 
 
-def test_the_real_ones(real_data):
+def test_cranfield_of_the_data_sets(real_data):
   folder = real_data('cranfield')
   assert len(collection(str(folder / 'docs.jsonl.gz'))) == 1398
   assert len(corpora.load('cranfield', 'queries', dir=folder)) == 150

@@ -1,4 +1,4 @@
-"""Laws of transformer/data/images.py: what an image becomes, and which are found in files."""
+"""Tests of data/images.py: decoding and files of images."""
 
 import gzip
 import io
@@ -33,7 +33,7 @@ def test_path_bytes_and_array_are_the_same_image(picture, tmp_path):
     np.testing.assert_array_equal(images.read(image, **size), picture)
 
 
-def test_fitting_keeps_the_centre(picture):
+def test_cropping_keeps_the_centre(picture):
   found = images.read(picture, height=12, width=12, channels=3)
   np.testing.assert_array_equal(found, picture[:, 4:16])
   large = np.repeat(np.repeat(picture, 4, axis=0), 4, axis=1)
@@ -50,7 +50,7 @@ def test_channels(picture):
     np.testing.assert_array_equal(again, np.repeat(grey, 3, axis=2))
 
 
-def test_a_photo_is_turned_as_the_camera_was_held(picture):
+def test_exif_orientation_is_applied(picture):
   exif, file = PIL.Image.Exif(), io.BytesIO()
   exif[0x0112] = 3  # upside down
   PIL.Image.fromarray(picture).save(file, 'png', exif=exif)
@@ -68,7 +68,7 @@ def test_a_photo_is_turned_as_the_camera_was_held(picture):
     (encoded(np.zeros((64, 64, 3), np.uint8), 'bmp')[:-99], ValueError, 'whole file'),
   ],
 )
-def test_what_is_no_image_is_refused(image, error, message):
+def test_errors_of_images(image, error, message):
   with pytest.raises(error, match=message):
     images.read(image, height=4, width=4, channels=3)
   with pytest.raises(ValueError, match='channels=2'):
@@ -99,7 +99,7 @@ def test_idx_is_read_and_sliced(rng, tmp_path):
   assert [e['name'] for part in parts for e in part] == [e['name'] for e in whole]
 
 
-def test_broken_idx_is_named(tmp_path):
+def test_errors_of_idx_files(tmp_path):
   write_idx(tmp_path / 'train-images-idx3-ubyte', np.zeros((3, 2, 2)))
   with pytest.raises(FileNotFoundError, match='train-labels-idx1-ubyte'):
     corpora.load('idx', 'train', dir=tmp_path)
@@ -152,7 +152,7 @@ def test_a_folder_and_an_archive_hold_the_same_classes(rng, tmp_path):
   assert {e['targets'] for e in last} == {'cat', 'dog'} and len(last) == 18
 
 
-def test_captions_one_example_each(rng, tmp_path):
+def test_one_example_for_each_caption(rng, tmp_path):
   files = {
     f'{i}.jpg': encoded(rng.integers(0, 256, (2, 2, 3), dtype=np.uint8), 'jpeg') for i in range(4)
   }
@@ -177,7 +177,7 @@ def test_captions_one_example_each(rng, tmp_path):
     corpora.load('captions', 'val', dir=tmp_path)
 
 
-def test_files_that_are_missing_or_wrong_are_named(tmp_path):
+def test_errors_of_image_files(tmp_path):
   for name in ('images', 'captions', 'idx'):
     with pytest.raises(FileNotFoundError, match='train'):
       corpora.load(name, 'train', dir=tmp_path)
@@ -198,7 +198,7 @@ def test_files_that_are_missing_or_wrong_are_named(tmp_path):
 # Shapes
 
 
-def test_drawn_shapes_are_a_function_of_split_and_index():
+def test_shapes_are_a_function_of_split_and_index():
   splits = {split: corpora.load('shapes', split, targets='label') for split in ('train', 'val')}
   train, val = ([e['inputs'] for e in (s[i] for i in range(50))] for s in splits.values())
   assert not any(np.array_equal(a, b) for a in train for b in val)
@@ -211,7 +211,7 @@ def test_drawn_shapes_are_a_function_of_split_and_index():
     corpora.load('shapes', 'val', targets='inputs')
 
 
-def test_drawn_captions_say_what_is_drawn():
+def test_captions_of_shapes_are_right():
   labels = corpora.load('shapes', 'val', targets='label')
   for i, example in enumerate(corpora.load('shapes', 'val', targets='caption', limit=40)):
     article, size, color, shape = example['targets'].split()
@@ -230,7 +230,7 @@ def test_drawn_captions_say_what_is_drawn():
   'name, data, split, size',
   [('idx', 'mnist', 't10k_even', 5000), ('captions', 'flickr8k_1000', 'val', 565)],
 )
-def test_real_files(real_data, name, data, split, size):
+def test_image_files_of_the_data_sets(real_data, name, data, split, size):
   source = corpora.load(name, split, dir=real_data(data))
   assert len(source) == size
   found = images.read(source[size // 2]['inputs'], height=28, width=28, channels=1)

@@ -1,4 +1,4 @@
-"""Laws of transformer/data/pipeline.py, on examples whose tokens say which example they are of."""
+"""Tests of data/pipeline.py, on examples whose tokens identify them."""
 
 import functools
 import itertools
@@ -162,7 +162,7 @@ def test_buckets_share_the_work_and_fit_the_data(data):
 
 @pytest.mark.parametrize('seed', [None, 5])
 @pytest.mark.parametrize('count', [2, 3, 4])
-def test_shares_of_processes_joined_are_the_batch_of_one(data, kind, count, seed):
+def test_parts_of_all_processes_are_the_batch_of_one(data, kind, count, seed):
   fields, lengths = data
   rows = make_rows(kind, lengths)
   make = functools.partial(Batches, fields, rows, tokens=96, multiple=2 * count, seed=seed)
@@ -249,7 +249,7 @@ def test_an_empty_sequence_still_has_a_row_of_some_length(kind):
   assert batch['inputs'].shape[1] and not batch['inputs'].any() and batch['targets'].sum() == 1
 
 
-def test_stream_is_made_ahead_in_another_thread_and_ends_at_stop(data):
+def test_prefetch_works_ahead_in_a_thread_and_ends_at_stop(data):
   threads, made = set(), []
 
   class Watched(Batches):
@@ -274,7 +274,7 @@ def test_stream_is_made_ahead_in_another_thread_and_ends_at_stop(data):
 
 
 @pytest.mark.parametrize('stop', [7, 3])
-def test_a_run_that_is_already_over_has_no_batch(data, stop):
+def test_prefetch_of_a_finished_run_is_empty(data, stop):
   fields, lengths = data
   batches = Batches(fields, bucket(lengths, buckets=2), tokens=96)
   assert list(prefetch(batches, 7, stop)) == []
@@ -312,7 +312,7 @@ def test_threads_in_different_epochs_do_not_mix_their_plans(data):
   assert not wrong
 
 
-def test_groups_are_of_one_shape_and_the_same_from_any_of_their_ends():
+def test_groups_have_one_shape_and_are_the_same_after_a_resume():
   lengths = [8, 8, 8, 8, 4, 8, 8, 8, 8]
   batches = [{'x': np.full((2, n), i)} for i, n in enumerate(lengths)]
   groups = list(group_steps(iter(batches), 0, 2))
@@ -333,7 +333,7 @@ def test_rows_can_be_written_by_hand():
   assert batches[1]['inputs_segments'].tolist() == [[1, 1, 1, 2, 2, 0]]
 
 
-def test_what_an_example_has_one_of_stays_with_it():
+def test_arrays_stay_with_their_examples():
   """Whatever the order, and 0 where a row is empty."""
   texts = Ragged.from_sequences([[10 + i] * (i % 5 + 1) for i in range(11)])
   fields = {'inputs': texts, 'label': np.arange(11, dtype=np.float32)[:, None] * [1, 2]}

@@ -1,4 +1,4 @@
-"""Laws of data/questions.py, cloze.py and facts.py: answers are where they are said to be."""
+"""Tests of data/questions.py, cloze.py and facts.py: answers are at their positions."""
 
 import gzip
 import json
@@ -58,7 +58,7 @@ def test_questions_of_files_and_slices(folder):
   assert [e['inputs'][11:-1] for e in some] == ['Zoë', '20 ships'] * 2 + ['river'] * 2
 
 
-def test_a_wrong_file_says_so(folder):
+def test_errors_of_squad_files(folder):
   (folder / 'wrong.json').write_text(json.dumps({'data': [article('A', '1840', start=4)]}))
   with pytest.raises(ValueError, match='1840.*character 4'):
     corpora.load('squad', 'wrong', dir=folder)
@@ -70,7 +70,7 @@ def test_a_wrong_file_says_so(folder):
 
 
 @pytest.mark.parametrize('split', ['cloze:dev', 'cloze:wiki', 'cloze:dev[:1]'])
-def test_questions_made_of_statements(folder, split):
+def test_cloze_questions(folder, split):
   source = corpora.load('squad', split, dir=folder)
   assert source and holds(source)
   assert [source[i] for i in range(len(source))] == [*corpora.load('squad', split, dir=folder)]
@@ -82,7 +82,7 @@ def test_questions_made_of_statements(folder, split):
     assert all(word in told or word in known for word in asked)
 
 
-def test_what_may_be_asked_for():
+def test_candidates_of_answers():
   words = [
     *cloze.WORD.finditer('The Red Cross built 20 large ships in 1901 near the old, rotten harbour.')
   ]
@@ -96,7 +96,7 @@ def test_what_may_be_asked_for():
   assert cloze.questions('Too short.', 5, np.random.default_rng(0)) == []
 
 
-def test_facts_are_true():
+def test_answers_of_facts_are_right():
   for split in ('train', 'val', 'test'):
     source = facts(split)
     assert holds(source) and [*source][:5] == [*facts(split)][:5]
@@ -109,7 +109,7 @@ def test_facts_are_true():
     facts('dev')
 
 
-def test_a_text_asks_nothing_by_itself(tmp_path):
+def test_a_text_without_questions_is_an_error(tmp_path):
   (tmp_path / 'wiki.txt').write_text('A line that is long enough to be a paragraph. ' * 10)
   with pytest.raises(ValueError, match="'wiki' in .* cloze:wiki"):
     corpora.load('squad', 'wiki', dir=tmp_path)
@@ -152,7 +152,7 @@ def test_tfds_squad(tmp_path):
   assert example['inputs'] == 'who?'
 
 
-def test_the_real_ones(real_data):
+def test_squad_of_the_data_sets(real_data):
   source = corpora.load('squad', 'dev_visible', dir=real_data('squad'))
   assert len(source) == 4999 and holds(source)
   assert len({example['relevant'] for example in source}) == 1017

@@ -1,4 +1,4 @@
-"""Laws of recordings, spoken digits, yesno and concatenation, on synthetic sounds."""
+"""Tests of recordings, spoken digits, yesno and concatenation, on synthetic sounds."""
 
 import dataclasses
 import io
@@ -33,7 +33,7 @@ def archive(path, sounds):
 
 
 @pytest.mark.parametrize('kind', ['folder', '.tar', '.tar.xz'])
-def test_recordings_and_their_table(kind, tmp_path):
+def test_recordings_with_a_table(kind, tmp_path):
   sounds = {f'u{i}.wav': tone(0.1 + 0.01 * i) for i in range(3)}
   if kind == 'folder':
     (tmp_path / 'train').mkdir()
@@ -153,7 +153,7 @@ def test_yesno_and_new_strings_of_its_words(tmp_path, rng):
   assert any(e['targets'].startswith('yes') for e in joined)
 
 
-def test_keypad_dials_what_it_says():
+def test_keypad_tones_are_those_of_its_digits():
   for split in ('train', 'val', 'test'):
     for example in keypad(split)[:40]:
       sound = example['inputs']
@@ -172,7 +172,7 @@ def test_keypad_dials_what_it_says():
     corpora.load('keypad_strings', 'dev')
 
 
-def test_files_of_other_names_are_named(tmp_path):
+def test_errors_of_recordings(tmp_path):
   for name in ('fsdd', 'yesno'):
     (tmp_path / name / 'train').mkdir(parents=True)
     (tmp_path / name / 'train' / 'README').write_text('notes count for nothing')
@@ -190,7 +190,7 @@ def test_files_of_other_names_are_named(tmp_path):
     corpora.load('fsdd', 'broken', dir=tmp_path)
 
 
-def test_real_recordings(real_data):
+def test_recordings_of_the_data_sets(real_data):
   train = corpora.load('fsdd', 'train', dir=real_data('fsdd'))
   assert (
     len(train) == 2700 and len(corpora.load('fsdd', 'test_visible', dir=real_data('fsdd'))) == 250

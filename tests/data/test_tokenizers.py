@@ -1,4 +1,4 @@
-"""Laws of transformer/data/tokenizers.py."""
+"""Tests of data/tokenizers.py."""
 
 import json
 import pathlib
@@ -55,7 +55,7 @@ def tokenizer(request):
 
 @pytest.mark.parametrize('split_digits', [False, True])
 @pytest.mark.parametrize('lowercase', [False, True])
-def test_bpe_loses_nothing(lowercase, split_digits):
+def test_bpe_is_lossless(lowercase, split_digits):
   bpe = train(CORPUS, vocab=400, lowercase=lowercase, split_digits=split_digits)
   for text in [*CORPUS[:4], *TRICKY, *random_texts(200)]:
     expected = ''.join(c.lower() for c in nfc(text)) if lowercase else nfc(text)
@@ -109,7 +109,7 @@ def test_decode_stops_at_eos_and_skips_specials(tokenizer):
   assert tokenizer.decode([2, *ids]) == tokenizer.decode([]) == ''
 
 
-def test_batch_is_each_alone(tokenizer):
+def test_encode_batch_equals_encode(tokenizer):
   texts = CORPUS + TRICKY
   assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
   assert tokenizer.encode_batch(t for t in texts[:2]) == tokenizer.encode_batch(texts[:2])
@@ -171,7 +171,7 @@ def test_a_vocab_below_the_alphabet_is_refused(kind, vocab):
     train(CORPUS, kind=kind, vocab=vocab)
 
 
-def test_the_vocab_named_in_the_refusal_is_enough():
+def test_the_vocab_named_in_the_error_is_enough():
   assert train(CORPUS, vocab=260).size == 260
   size = train(CORPUS, kind='characters', vocab=400).size
   assert train(CORPUS, kind='characters', vocab=size).size == size
@@ -187,7 +187,7 @@ def test_unknown_kind_and_no_text():
 
 
 @pytest.mark.parametrize('content', [None, '', '{', '{}', '[1]', b'\xff\xfe', '{"model": 3}'])
-def test_missing_or_corrupt_file_is_named(content, tmp_path):
+def test_errors_of_tokenizer_files(content, tmp_path):
   path = tmp_path / 'tokenizer.json'
   if content is not None:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -64,7 +64,7 @@ def pixels(path):
 
 
 @pytest.mark.parametrize('shape', [(1, 1, 3, 3), (2, 4, 11, 10), (3, 2, 60, 60), (2, 3, 1, 7)])
-def test_page_holds_the_weights(shape):
+def test_the_page_has_the_weights(shape):
   weights = attention(*shape)
   layers, heads, target, source = shape
   data = inlined(heatmap.html(weights, ['r'] * target, [f'c{s}' for s in range(source)], title='x'))
@@ -185,7 +185,7 @@ def test_png_of_many_layers_is_the_last(tmp_path):
 
 
 @pytest.mark.parametrize('fonts', ['installed', 'none'])
-def test_png_of_any_script_warns_of_nothing(tmp_path, monkeypatch, fonts):
+def test_png_of_any_script_without_warnings(tmp_path, monkeypatch, fonts):
   if fonts == 'none':
     monkeypatch.setattr(heatmap, '_installed', lambda: [])
   n = len(SCRIPTS)
@@ -232,14 +232,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize('case', WRONG)
-def test_bad_input_names_culprit_and_cure(case):
+def test_errors_of_attention_maps(case):
   weights, rows, columns, message = WRONG[case]
   with pytest.raises(ValueError, match=message):  # not by html(), where type checks may come first
     heatmap._checked(weights, rows, columns)
 
 
 @pytest.mark.parametrize('case', ['rows', 'negative', 'nan'])
-def test_both_pictures_check_their_input(case, tmp_path):
+def test_html_and_png_check_their_arguments(case, tmp_path):
   weights, rows, columns, message = WRONG[case]
   with pytest.raises(ValueError, match=message):
     heatmap.html(weights, rows, columns, title='x')

@@ -82,7 +82,7 @@ def raises(attention):
 
 
 @pytest.mark.parametrize('breaks', [forgets_mask, forgets_scale, one_percent_off, raises])
-def test_a_broken_attention_is_named(breaks, brief, monkeypatch):
+def test_a_broken_attention_fails(breaks, brief, monkeypatch):
   brief('grouped attention')
   sound = equations.multi_head_attention
   monkeypatch.setattr(equations, 'multi_head_attention', breaks(sound))
@@ -96,7 +96,7 @@ def test_a_broken_attention_is_named(breaks, brief, monkeypatch):
   json.dumps(report, allow_nan=False)
 
 
-def test_a_broken_gradient_is_named(brief, monkeypatch):
+def test_a_broken_gradient_fails(brief, monkeypatch):
   brief('attention', 'bfloat16')
   sound = equations.attention
   monkeypatch.setattr(
@@ -129,7 +129,7 @@ def test_lower_precision_is_advice_and_no_failure():
   assert 'JAX_DEFAULT_MATMUL_PRECISION=float32' in advice and '3e-04' in advice
 
 
-def test_a_broken_cache_is_named(brief, monkeypatch):
+def test_a_broken_cache_fails(brief, monkeypatch):
   brief(path='', positions=('learned',))
   # every token at position 0
   monkeypatch.setattr(Cache, 'next_positions', lambda self, segments: jnp.zeros_like(segments))

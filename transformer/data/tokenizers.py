@@ -163,7 +163,7 @@ def train(
   not, because the library breaks ties in hash order: keep the file.
 
   Args:
-    texts: sentences or documents; merges and pieces never reach across two of them.
+    texts: sentences or documents; pieces never reach across two of them.
     kind: 'bpe' (pairs of bytes merged by frequency), 'bytes' (256 ids and the specials, not
       trained), 'characters' (each its own token), 'unigram' (by likelihood), 'wordpiece'.
     vocab: the largest number of ids, specials included; `size` is smaller where texts are few.
@@ -175,8 +175,7 @@ def train(
   Raises:
     ValueError: an unknown kind, no text, or a vocab that cannot hold the alphabet.
 
-  Source: BPE, Sennrich et al. 2016 (1508.07909), on bytes as in GPT-2; unigram, Kudo 2018
-  (1804.10959); WordPiece as in BERT (1810.04805).
+  BPE: Sennrich et al. 2016, on bytes as in GPT-2; unigram: Kudo 2018; WordPiece as in BERT.
   """
   if kind not in KINDS:
     raise ValueError(f'tokenizer kind {kind!r} is unknown; choose one of {", ".join(KINDS)}.')
@@ -185,12 +184,11 @@ def train(
     raise ValueError(f'no text to train a {kind!r} tokenizer on; is the corpus or split empty?')
   unicode = [] if kind == 'bytes' else [normalizers.NFC()]
   normalizer = normalizers.Sequence(unicode + [normalizers.Lowercase()] * lowercase)
+  trainer = None
   if kind == 'bytes':
     tokenizer = _without_merges(sorted(_ALPHABET, key=_BYTE.__getitem__))  # so id = byte + 4
-    trainer = None
   elif kind == 'characters':
     tokenizer = _without_merges(sorted(set().union(*map(normalizer.normalize_str, texts))))
-    trainer = None
   else:
     tokenizer, trainer = _trainable(kind, vocab)
   tokenizer.normalizer = normalizer

@@ -121,10 +121,7 @@ def png(
     row_labels = labels[:height] if i == 0 else [''] * height
     _label_panel(panel, row_labels, labels[height:], cell, font)
     panel.set_xlabel(f'layer {layer + 1} of {layers}', color=QUIET, fontsize=10, labelpad=8)
-  legend = figure.colorbar(mesh, cax=axes(right, bar))
-  legend.outline.set_visible(False)
-  legend.ax.tick_params(length=0, labelsize=9, labelcolor=QUIET)
-  legend.set_label('weight, mean over heads', color=QUIET, fontsize=9)
+  _label_scale(figure.colorbar(mesh, cax=axes(right, bar)))
   if title:
     # the height of the column labels is known only after layout; the title is above them
     top = figure.get_tightbbox().y1 / tall
@@ -144,6 +141,12 @@ def _label_panel(panel, rows: list[str], columns: list[str], cell: float, font: 
     label.set_rotation(90 if len(label.get_text()) > fits else 0)
   panel.set_yticks(np.arange(len(rows)) + 0.5, rows, **font)
   panel.spines[:].set_visible(False)
+
+
+def _label_scale(legend):
+  legend.outline.set_visible(False)
+  legend.ax.tick_params(length=0, labelsize=9, labelcolor=QUIET)
+  legend.set_label('weight, mean over heads', color=QUIET, fontsize=9)
 
 
 def _checked(weights, rows, columns) -> tuple[np.ndarray, list[str], list[str]]:
