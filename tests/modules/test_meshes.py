@@ -95,7 +95,7 @@ def test_logits_are_sharded_as_the_tokens_are(mesh, rng):
   model = drawn(lambda: Decoder(ModelConfig(**TINY), nnx.Rngs(0)), rng)
   whole, tokens, _ = placed(mesh, model)
   logits = jit(lambda model, tokens: model(tokens))(whole, tokens)
-  assert logits.sharding.spec == P('data', None, None)
+  assert logits.sharding.spec[:1] == ('data',) and not any(logits.sharding.spec[1:])
 
 
 def test_shard_map_with_its_checks_gives_the_same_loss_and_gradient(case, mesh, close):
