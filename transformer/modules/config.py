@@ -164,6 +164,16 @@ class ModelConfig:
       raise ValueError(
         f'model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}: choose a divisor'
       )
+    self._check_layers()
+    if self.position.startswith('sinusoidal') and self.width % 2:
+      raise ValueError(
+        f'model.position={self.position} needs an even model.width, not {self.width}'
+      )
+    if self.position == 'rotary' and self.key_size % 2:
+      raise ValueError(f'model.position=rotary needs an even head size, not {self.key_size}')
+
+  def _check_layers(self):
+    """Store the pattern as a tuple of Layer, or raise if it does not fit the depth."""
     try:
       layers = tuple(x if isinstance(x, Layer) else Layer(**x) for x in self.layers)
     except TypeError as error:
@@ -180,12 +190,6 @@ class ModelConfig:
           f'model.layers is a pattern of {len(layers)} layers, which does not divide '
           f'model.{name}={getattr(self, name)}: choose a multiple'
         )
-    if self.position.startswith('sinusoidal') and self.width % 2:
-      raise ValueError(
-        f'model.position={self.position} needs an even model.width, not {self.width}'
-      )
-    if self.position == 'rotary' and self.key_size % 2:
-      raise ValueError(f'model.position=rotary needs an even head size, not {self.key_size}')
 
   @property
   def key_size(self) -> int:
