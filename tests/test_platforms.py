@@ -19,7 +19,7 @@ from transformer.modules.config import ModelConfig
 from transformer.training.config import TASKS
 from transformer.training.step import init_state, train_step
 
-SIZES = dict(width=32, heads=2, depth=2, feedforward=32, length=64, dtype='bfloat16', unroll=1)
+SIZES = dict(width=32, heads=2, depth=2, feedforward=32, max_length=64, dtype='bfloat16', unroll=1)
 B, T = 4, 32
 OWN = {  # what a task must be given
   'classification': dict(classes=('a', 'b')),
@@ -45,7 +45,7 @@ def step_of(name, tokenizer, **model):
   """(the training step of a task, its abstract arguments); rows are padded and packed."""
   decoding = get_type_hints(TASKS[name])['decoding']()
   own = OWN.get(name, {})
-  task = TASKS[name](tokenizer=tokenizer, decoding=decoding, length=T, **own)
+  task = TASKS[name](tokenizer=tokenizer, decoding=decoding, max_length=T, **own)
   config = ModelConfig(vocab=tokenizer.size, **SIZES | model)
   optimizer = optax.sgd(0.1)
   state = jax.eval_shape(

@@ -62,6 +62,7 @@ def observe(
     TypeError: f is the result of `jax.jit`.
     ValueError: when called, if a name fits no site; names all there are.
 
+  >>> from flax import nnx
   >>> from transformer import Decoder, ModelConfig
   >>> model = Decoder(ModelConfig(vocab=5, width=8, heads=2, depth=2), nnx.Rngs(0))
   >>> without = {'blocks.1.attention.heads': lambda heads: heads.at[:, :, 0].set(0)}
