@@ -59,7 +59,7 @@ def step_of(name, tokenizer, **model):
     batch |= dict(starts=jax.ShapeDtypeStruct((B, 3), jnp.int32))
     batch |= dict(ends=batch['starts'])
   if name == 'text_to_speech':
-    size = task.together * task.mels
+    size = task.frames_per_step * task.mels
     batch |= dict(targets=jax.ShapeDtypeStruct((B, T, size), jnp.float32))
   step = functools.partial(train_step, loss=task.loss, optimizer=optimizer)
   return step, (state, batch, jax.random.key(0))
