@@ -278,7 +278,8 @@ def test_search_score_equals_teacher_forcing(task, model, forward, close):
 def test_greedy_equals_beam_search_with_one_beam(greedy, model):
   @functools.partial(jax.jit, static_argnums=2)
   def one_beam(model, inputs, steps):
-    memory = model.encode(inputs)
+    segments = (inputs >= 0).astype(jnp.int32)
+    memory = model.encode(jnp.maximum(inputs, 0), segments=segments)
 
     def step(tokens, cache):
       ones = jnp.ones((len(tokens), 1), jnp.int32)
@@ -291,7 +292,7 @@ def test_greedy_equals_beam_search_with_one_beam(greedy, model):
     )
 
   lines = LINES[:4]
-  inputs = np.zeros((4, 8), np.int32)
+  inputs = np.full((4, 8), -1, np.int32)
   for row, line in enumerate(lines):
     inputs[row, : len(line) + 1] = greedy.processor.encode_example(line)
   tokens, scores = one_beam(model, jnp.asarray(inputs), GREEDY.max_new_tokens)
