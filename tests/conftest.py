@@ -31,17 +31,21 @@ DATA = pathlib.Path(
 # Files go to workers whole, in this order and then that of their names: the longest first, or one
 # worker is left alone with them at the end.
 LONGEST = (
+  'test_model.py',
   'test_run.py',
   'test_resume.py',
+  'test_meshes.py',
   'test_images_run.py',
   'test_finetuning.py',
   'test_golden.py',
-  'test_model.py',
+  'test_generate.py',
+  'test_seq2seq.py',
+  'test_ctc.py',
+  'test_embeddings.py',
+  'test_masked_lm.py',
+  'test_question_answering.py',
   'test_run_speech.py',
   'test_sharding.py',
-  'test_masking.py',
-  'test_spans.py',
-  'test_sequence.py',
 )
 
 
