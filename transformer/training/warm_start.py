@@ -17,18 +17,8 @@ from transformer.training.workdir import Workdir
 # Arguments of ModelConfig that may differ between a model and the one it starts from: they change
 # no equation, or add parameters, or show in the shapes of parameters.
 MAY_DIFFER = (
-  *(
-    'vocab',
-    'max_length',
-    'max_source_length',
-    'dropout',
-    'attention_dropout',
-    'dtype',
-    'remat',
-    'unroll',
-  ),
-  *('pad', 'platform'),
-  *('modality', 'features', 'stem', 'pooling', 'bias_output'),
+  *('vocab', 'max_length', 'max_source_length', 'dropout', 'attention_dropout', 'dtype', 'remat'),
+  *('unroll', 'pad', 'platform', 'modality', 'features', 'stem', 'pooling', 'bias_output'),
 )
 TOKEN_TABLES = ('embed/table', 'output/table', 'embed/bias', 'output/bias')  # a row for each token
 
