@@ -79,11 +79,17 @@ def test_train_prints_one_json_object_and_stores_a_run(trained):
   assert len(predictions) == 12
 
 
-def test_evaluate_agrees_with_train(run, trained):
+def test_evaluate_agrees_with_train_and_writes_nothing_outside_the_workdir(run, trained, tmp_path):
   workdir, result = trained
-  done = run('--mode=evaluate', f'--workdir={workdir}')
+  (tmp_path / 'mine.tsv').write_text('inputs\ttargets\na\tA\n')
+  (tmp_path / 'mine.txt').write_text('of the user')
+  done = run('--mode=evaluate', f'--workdir={workdir}', f'--config.data.test=test,{tmp_path}/mine')
   evaluated = json.loads(done.stdout)
-  assert evaluated['metrics'] == result['metrics']
+  assert evaluated['metrics'].items() >= result['metrics'].items()
+  assert f'{tmp_path}/mine/nll_per_token' in evaluated['metrics']
+  assert (tmp_path / 'mine.txt').read_text() == 'of the user'
+  written = {path.name for path in (workdir / 'predictions').iterdir()}
+  assert {'test.txt', f'{tmp_path}/mine.txt'.replace('/', '%2F')} <= written
 
 
 def test_the_same_command_again_changes_nothing(run, tiny, trained):

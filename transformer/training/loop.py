@@ -20,7 +20,7 @@ from transformer.training.diagnosis import first_not_finite
 from transformer.training.experiment import Experiment, with_shardings
 from transformer.training.step import Model, State, init_state, train_steps
 from transformer.training.warm_start import warm_start
-from transformer.training.workdir import Workdir, as_line, write
+from transformer.training.workdir import Workdir, as_line, file_name, write
 
 
 class Stopped(Exception):
@@ -227,7 +227,8 @@ def report_result(experiment: Experiment, model: Model, workdir: Workdir) -> dic
     metrics |= {f'{split}/{name}': value for name, value in found.metrics.items()}
     signatures |= {f'{split}/{name}': text for name, text in found.signatures.items()}
     folder = workdir.path / 'predictions'
-    for name, answers in ((split, found.predictions), (f'{split}.reference', found.references)):
+    safe = file_name(split)
+    for name, answers in ((safe, found.predictions), (f'{safe}.reference', found.references)):
       lines = (as_line(x, folder / name / f'{i}.wav') for i, x in enumerate(answers, start=1))
       write(folder / f'{name}.txt', ''.join(f'{line}\n' for line in lines))
     logging.info('samples of %s:\n%s', split, reporting.table(found.samples))

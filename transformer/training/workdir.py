@@ -1,9 +1,11 @@
 """The folder of a run: its config, tokenizer, checkpoints, metrics and predictions."""
 
+import hashlib
 import json
 import os
 import pathlib
 import platform
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -140,6 +142,24 @@ def write(file: pathlib.Path, content: str | bytes):
   temporary = file.with_name(file.name + '.tmp')
   temporary.write_bytes(content.encode() if isinstance(content, str) else content)
   temporary.replace(file)
+
+
+def file_name(name: str) -> str:
+  """Return a name of the config, such as a split's, as the name of a file in the workdir.
+
+  Slashes are encoded as in a URL, and so is a dot at the start: no path leads out of the workdir.
+
+  >>> file_name('train[90%:]'), file_name('../mine'), file_name('/data/mine')
+  ('train[90%:]', '%2E.%2Fmine', '%2Fdata%2Fmine')
+  """
+  return re.sub(r'^\.|[/\\\0]', lambda found: f'%{ord(found[0]):02X}', name)
+
+
+def write_new(folder: pathlib.Path, content: bytes, suffix: str) -> pathlib.Path:
+  """Write a file whose name is a digest of its content, so that it replaces no other; return it."""
+  file = folder / (hashlib.sha256(content).hexdigest()[:16] + suffix)
+  write(file, content)
+  return file
 
 
 def as_line(answer: str | bytes, file: pathlib.Path) -> str:
