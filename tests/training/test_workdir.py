@@ -13,7 +13,7 @@ from transformer.data import tokenizers
 from transformer.training import config
 from transformer.training import workdir as module
 from transformer.training.config import FORMAT, check
-from transformer.training.workdir import MAY_CHANGE, Workdir, get_config, write
+from transformer.training.workdir import MAY_CHANGE, Workdir, file_name, get_config, write
 
 CONFIG = check(algorithmic.get_config()).as_dict()
 
@@ -164,6 +164,32 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
   with pytest.raises(UnicodeEncodeError):
     write(file, 'second\n\ud800')
   assert file.read_text() == 'first\n'
+
+
+HOSTILE = [
+  '/etc/x',
+  '../../x',
+  '..',
+  '.',
+  'a/../../x',
+  'a\\..\\x',
+  'a/b',
+  '.hidden',
+  'nul\0x',
+  'x' * 999,
+]
+HOSTILE += ['train[:10%]', 'größe', 'a\nb', '%2E.%2Fa', '../a', '-rf', 'x' * 998 + 'y', 'a\udcff']
+
+
+def test_an_output_is_in_its_folder_whatever_its_name(tmp_path):
+  """And no two names have the same file."""
+  files = [tmp_path / file_name(name, '.txt') for name in HOSTILE]
+  for file in files:
+    write(file, '')
+    assert file.resolve().parent == tmp_path and not file.name.startswith('.')
+  assert len({*files}) == len(HOSTILE) == len([*tmp_path.iterdir()])
+  with pytest.raises(ValueError, match='needs a name'):
+    file_name('')
 
 
 HOLDER = f"""

@@ -38,7 +38,7 @@ class Kept:
     return [step in kept for step in steps]
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager):
   """The checkpoints of a workdir: the last `keep` in last/, and the best one in best/.
 
   It is a context manager, which waits at its end for a save in progress. An interrupted save does
@@ -60,13 +60,7 @@ class Checkpoints:
     handlers = {'state': ocp.StandardCheckpointHandler(), 'about': ocp.JsonCheckpointHandler()}
     return ocp.CheckpointManager(self.folder / name, options=options, item_handlers=handlers)
 
-  def __enter__(self) -> 'Checkpoints':
-    return self
-
   def __exit__(self, *_):
-    self.close()
-
-  def close(self):
     """Wait for the save in progress; its errors are raised here."""
     with contextlib.closing(self._best), contextlib.closing(self._last):
       pass  # both, even if one save fails
@@ -181,8 +175,7 @@ def _compare(stored: Mapping[str, tuple], target: Mapping[str, Any], where: path
     for p, x in target.items()
     if p in stored and tuple(stored[p]) != tuple(x.shape)
   ]
-  wrong = missing + unknown + shapes
-  if wrong:
+  if wrong := missing + unknown + shapes:
     more = f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''
     raise ValueError(
       f'checkpoint {where} is of another model: {"; ".join(wrong[:5])}{more}. Use the config it '

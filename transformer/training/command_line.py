@@ -13,7 +13,7 @@ from absl import flags
 
 from transformer.training import workdir as workdir_module
 from transformer.training.config import SECTIONS
-from transformer.training.workdir import Workdir
+from transformer.training.workdir import Workdir, default_workdir
 
 USAGE, FAILURE = 2, 1  # exit statuses
 EXTRAS = {  # of setup.cfg, by the modules that they install
@@ -36,7 +36,7 @@ def with_stored_config(argv: list[str]) -> list[str]:
   if not workdir:
     file, _, argument = given.partition(':')
     get_config = runpy.run_path(file)['get_config'] if given else lambda: {'experiment': 'dates'}
-    workdir = f'runs/{get_config(*filter(None, [argument]))["experiment"]}'
+    workdir = str(default_workdir(get_config(*filter(None, [argument]))['experiment']))
   # ml_collections needs it before the overrides
   config = f'--config={workdir_module.__file__}:{workdir}'
   return [argv[0], config, *argv[1:], f'--workdir={workdir}']

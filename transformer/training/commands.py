@@ -23,7 +23,7 @@ from transformer.training.command_line import FAILURE, USAGE, explained, usage_e
 from transformer.training.config import check, describe
 from transformer.training.experiment import prepare, reopen, restore_best
 from transformer.training.process import cores, tune
-from transformer.training.workdir import Workdir, as_line, write
+from transformer.training.workdir import Workdir, as_line, default_workdir, write
 
 
 def main(flags: Any, folders: Sequence[str] = ()) -> int:
@@ -39,7 +39,7 @@ def main(flags: Any, folders: Sequence[str] = ()) -> int:
     if flags.mode == 'runs':
       return _compare_runs(folders, pathlib.Path(flags.workdir or 'runs'))
     config = _config(flags)
-    workdir = Workdir(flags.workdir or pathlib.Path('runs') / str(config.get('experiment')))
+    workdir = Workdir(flags.workdir or default_workdir(str(config.get('experiment'))))
     return MODES[flags.mode](config, workdir, flags)
   except FloatingPointError as error:
     print(f'error: {error}', file=sys.stderr)

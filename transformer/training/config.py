@@ -60,6 +60,16 @@ NOT_FROM_CONFIG = {  # arguments of readers that a run gives itself
   'loss': ('tokenizer', 'decoding', 'max_length', 'input_processor'),
   'optimizer': ('steps', 'width'),
 }
+READERS: dict[str, Callable] = {  # of the sections that are the same for every task and modality
+  '': Settings,
+  'data': Data,
+  'tokenizer': tokenizers.train,
+  'model': ModelConfig,
+  'optimizer': optimizers.build,
+  'train': Train,
+  'eval': Evaluation,
+  'mesh': sharding.make_mesh,
+}
 REQUIRED = inspect.Parameter.empty
 
 FORMAT = 2  # of config.json in the folder of a run; the first edition's has no number
@@ -90,7 +100,7 @@ def for_task(task: str | type, *, modality: str = 'tokens') -> ConfigDict:
     modality: what the encoder reads: a name of PROCESSORS.
   """
   name = task if isinstance(task, str) else reference(task)
-  values: dict[str, dict[str, Any]] = {
+  values = {
     section: {key: _initial(found) for key, found in keys(section, name, modality).items()}
     for section in ('', *SECTIONS)
   }
@@ -121,21 +131,12 @@ def keys(section: str, task: str, modality: str = 'tokens') -> dict[str, Key]:
 
 
 def _reader(section: str, task: str, modality: str) -> Callable:
-  if section in ('loss', 'decode'):
-    objective = lookup('config.task', task, TASKS)
-    return objective if section == 'loss' else get_type_hints(objective)['decoding']
-  readers: dict[str, Callable] = {
-    '': Settings,
-    'data': Data,
-    'processor': lookup('model.modality', modality, PROCESSORS),
-    'tokenizer': tokenizers.train,
-    'model': ModelConfig,
-    'optimizer': optimizers.build,
-    'train': Train,
-    'eval': Evaluation,
-    'mesh': sharding.make_mesh,
-  }
-  return readers[section]
+  if section == 'processor':
+    return lookup('model.modality', modality, PROCESSORS)
+  if section in READERS:
+    return READERS[section]
+  objective = lookup('config.task', task, TASKS)
+  return objective if section == 'loss' else get_type_hints(objective)['decoding']
 
 
 def _optimizer_options() -> dict[str, Key]:
@@ -213,17 +214,20 @@ def check(config: Mapping[str, Any] | ConfigDict) -> Settings:
     }
   ModelConfig(vocab=1, **typed['model'])  # raises what is wrong with it
   optimizers.build(**typed['optimizer'], steps=1, width=1)  # the same
-  chosen = {key: typed['optimizer'][key] for key in ('name', 'schedule')}
-  for name, default in optimizers.defaults(**chosen).items():
-    if typed['optimizer'][name] is None:
-      typed['optimizer'][name] = default
+  chosen = optimizers.defaults(typed['optimizer']['name'], typed['optimizer']['schedule'])
+  given = {name: value for name, value in typed['optimizer'].items() if value is not None}
+  typed['optimizer'] |= chosen | given
   for section in ('data', 'train', 'eval', 'decode'):
     typed[section] = _reader(section, task, modality)(**typed[section])
   settings = Settings(**typed)
   if settings.seed < 0:
     raise ValueError(f'config.seed={settings.seed} must be at least 0')
   settings = _check_metrics(settings, objective)
-  _check_loss(settings)
+  smoothing, z_loss = (settings.loss.get(name, 0) for name in ('label_smoothing', 'z_loss'))
+  if not 0 <= smoothing < 1 or z_loss < 0:
+    raise ValueError(
+      f'loss={settings.loss}: give 0 <= label_smoothing < 1, such as 0.1, and z_loss >= 0'
+    )
   _check_intervals(settings)
   _check_lengths(settings, _check_processor(settings, objective))
   return settings
@@ -292,14 +296,6 @@ def _check_metrics(settings: Settings, objective: Any) -> Settings:
   names = [*objective.metrics, *settings.eval.metrics]
   best = one_of('eval.best', settings.eval.best or names[0], names)
   return dataclasses.replace(settings, eval=dataclasses.replace(settings.eval, best=best))
-
-
-def _check_loss(settings: Settings):
-  smoothing, z_loss = (settings.loss.get(name, 0) for name in ('label_smoothing', 'z_loss'))
-  if not 0 <= smoothing < 1 or z_loss < 0:
-    raise ValueError(
-      f'loss={settings.loss}: give 0 <= label_smoothing < 1, such as 0.1, and z_loss >= 0'
-    )
 
 
 def _check_intervals(settings: Settings):

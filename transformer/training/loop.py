@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from absl import logging
 
 from transformer.data import pipeline
@@ -37,12 +38,14 @@ class _Programs(NamedTuple):
   """The compiled functions of a run.
 
   Attributes:
+    optimizer: of Optax.
     start: a key to the state before the first step.
     update: (state, stacked batches, key) to the state after these steps, and their metrics.
     learning_rate: of a step.
     like: the shapes and shardings of the state.
   """
 
+  optimizer: optax.GradientTransformation
   start: Callable[[jax.Array], State]
   update: Callable[[State, dict[str, jax.Array], jax.Array], tuple[State, dict[str, Any]]]
   learning_rate: Callable[[int], jax.Array]
@@ -75,7 +78,11 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
 
 def _compile(experiment: Experiment) -> _Programs:
   settings, train, task = experiment.settings, experiment.settings.train, experiment.task
-  optimizer, learning_rate = _optimizer(experiment)
+  optimizer, learning_rate = optimizers.build(
+    **dict(settings.optimizer, lr_multipliers=experiment.lr_multipliers),
+    steps=train.steps,
+    width=experiment.model.width,
+  )
 
   def start(key):
     return init_state(experiment.init(key), optimizer, ema=train.ema)
@@ -89,19 +96,11 @@ def _compile(experiment: Experiment) -> _Programs:
     train_steps, loss=loss, optimizer=optimizer, microbatches=train.microbatches, ema=train.ema
   )
   return _Programs(
+    optimizer=optimizer,
     start=jax.jit(start, out_shardings=shardings),
     update=jax.jit(update, donate_argnums=0, out_shardings=(shardings, None)),
     learning_rate=jax.jit(learning_rate),  # one program, not one for each of its operations
     like=like,
-  )
-
-
-def _optimizer(experiment: Experiment):
-  settings = experiment.settings
-  return optimizers.build(
-    **dict(settings.optimizer, lr_multipliers=experiment.lr_multipliers),
-    steps=settings.train.steps,
-    width=experiment.model.width,
   )
 
 
@@ -114,8 +113,8 @@ def _first_state(experiment: Experiment, programs: _Programs, checkpoints: Check
   state = programs.start(jax.random.key(settings.seed))
   if not settings.warm_start:
     return state
-  optimizer, _ = _optimizer(experiment)
-  return init_state(warm_start(state.model, experiment), optimizer, ema=settings.train.ema)
+  model = warm_start(state.model, experiment)
+  return init_state(model, programs.optimizer, ema=settings.train.ema)
 
 
 class _Loop:

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -218,10 +218,8 @@ def defaults(name: str, schedule: str) -> dict[str, float]:
   """
   found: dict[str, float] = {}
   for key, value, table in (('name', name, OPTIMIZERS), ('schedule', schedule, SCHEDULES)):
-    parameters = inspect.signature(
-      table[one_of(f'optimizer.{key}', value, table)]
-    ).parameters.values()
-    found |= {p.name: p.default for p in parameters if p.default is not p.empty}
+    signature = inspect.signature(table[one_of(f'optimizer.{key}', value, table)])
+    found |= {n: p.default for n, p in signature.parameters.items() if p.default is not p.empty}
   return found
 
 
@@ -237,13 +235,11 @@ def _scaled(
   if not lr_multipliers:
     return optimizer
 
-  def moving(params):
-    return jax.tree.map(bool, factors(params, lr_multipliers))
-
   def scale(updates, _):
     return jax.tree.map(jnp.multiply, updates, factors(updates, lr_multipliers))
 
-  return optax.chain(optax.masked(optimizer, moving), optax.stateless(scale))
+  moving = optax.masked(optimizer, lambda x: jax.tree.map(bool, factors(x, lr_multipliers)))
+  return optax.chain(moving, optax.stateless(scale))
 
 
 def factors(params: Any, lr_multipliers: tuple[tuple[str, float], ...]) -> Any:
@@ -253,10 +249,6 @@ def factors(params: Any, lr_multipliers: tuple[tuple[str, float], ...]) -> Any:
     ValueError: a pattern matches no parameter.
   """
 
-  def factor_of(path, _):
-    name = parameter_path(path)
-    return next((factor for pattern, factor in lr_multipliers if re.search(pattern, name)), 1.0)
-
   names = [parameter_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
   for pattern, _ in lr_multipliers:
     if not any(re.search(pattern, name) for name in names):
@@ -264,7 +256,7 @@ def factors(params: Any, lr_multipliers: tuple[tuple[str, float], ...]) -> Any:
         f'optimizer.lr_multipliers={lr_multipliers!r}: {pattern!r} matches no parameter; there are '
         f'{", ".join(names)}'
       )
-  return jax.tree.map_with_path(factor_of, params)
+  return jax.tree.map_with_path(lambda path, _: first_match(path, lr_multipliers, 1.0), params)
 
 
 def frozen(params: Any, lr_multipliers: tuple[tuple[str, float], ...]) -> Any:
@@ -294,13 +286,13 @@ def decays(params: Any) -> Any:
   """
 
   def decides(path, _):
-    name = parameter_path(path)
-    for pattern, decay in DECAY:
-      if re.search(pattern, name):
-        return decay
-    raise ValueError(
-      f'optimizers.DECAY does not say whether parameter {name} decays: add a pattern'
-    )
+    decay = first_match(path, DECAY)
+    if decay is None:
+      name = parameter_path(path)
+      raise ValueError(
+        f'optimizers.DECAY does not say whether parameter {name} decays: add a pattern'
+      )
+    return decay
 
   return jax.tree.map_with_path(decides, params)
 
@@ -308,6 +300,12 @@ def decays(params: Any) -> Any:
 def parameter_path(path: tuple) -> str:
   """A leaf's path as text, such as encoder/blocks/attention/query/kernel."""
   return jax.tree_util.keystr(path, simple=True, separator='/').removesuffix('/value')
+
+
+def first_match(path: tuple, table: Iterable[tuple[str, Any]], default: Any = None) -> Any:
+  """Return the value of the first pattern of a table that matches a leaf's path."""
+  name = parameter_path(path)
+  return next((value for pattern, value in table if re.search(pattern, name)), default)
 
 
 def _warmup(step, warmup_steps, after):

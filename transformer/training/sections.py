@@ -38,8 +38,7 @@ class Data:
   packing: bool = False
 
   def __post_init__(self):
-    _at_least(0, 'data', self, 'limit')
-    _at_least(1, 'data', self, 'max_length', 'batch_tokens', 'buckets')
+    _check_integers('data', self, zero=('limit',))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,17 +70,7 @@ class Train:
   adapters: tuple[tuple[str, int], ...] = ()
 
   def __post_init__(self):
-    _at_least(
-      1,
-      'train',
-      self,
-      'steps',
-      'steps_per_call',
-      'microbatches',
-      'average_checkpoints',
-      'keep_checkpoints',
-    )
-    _at_least(1, 'train', self, 'log_every_steps', 'save_every_steps')
+    _check_integers('train', self)
     for pattern, rank in self.adapters:
       if not pattern or rank < 1:
         raise ValueError(
@@ -124,8 +113,7 @@ class Evaluation:
   by: str = ''
 
   def __post_init__(self):
-    _at_least(0, 'eval', self, 'limit', 'samples')
-    _at_least(1, 'eval', self, 'every_steps')
+    _check_integers('eval', self, zero=('limit', 'samples'))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,7 +156,9 @@ class Settings:
     return dataclasses.asdict(self)
 
 
-def _at_least(least: int, section: str, given: Any, *fields: str):
-  for name in fields:
-    if getattr(given, name) < least:
-      raise ValueError(f'{section}.{name}={getattr(given, name)} must be at least {least}')
+def _check_integers(section: str, values: Any, zero: tuple[str, ...] = ()):
+  """Raise ValueError for an integer below 1; those named in `zero` may be 0."""
+  for name, value in vars(values).items():
+    least = 0 if name in zero else 1
+    if isinstance(value, int) and not isinstance(value, bool) and value < least:
+      raise ValueError(f'{section}.{name}={value} must be at least {least}')

@@ -1,6 +1,5 @@
 """The mesh of devices, and one table from parameter paths to partitions."""
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from transformer.data.pipeline import Batches
-from transformer.training.optimizers import parameter_path
+from transformer.training.optimizers import first_match
 
 AXES = ('data', 'fsdp', 'tensor', 'sequence')
 
@@ -59,15 +58,11 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
   """Return the sharding of every leaf of a model, optimizer or training state, by RULES."""
 
   def of_leaf(path, leaf):
-    name = parameter_path(path)
-    spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
+    spec = first_match(path, RULES)
     if len(spec) > len(leaf.shape):  # a factored or scalar statistic of the parameter
       return NamedSharding(mesh, P())
-    fits = [
-      a if a and size % mesh.shape[a] == 0 else None
-      for a, size in zip(spec, leaf.shape, strict=False)
-    ]
-    return NamedSharding(mesh, P(*fits))
+    axes = zip(spec, leaf.shape, strict=False)
+    return NamedSharding(mesh, P(*(a if a and n % mesh.shape[a] == 0 else None for a, n in axes)))
 
   return jax.tree.map_with_path(of_leaf, tree)
 

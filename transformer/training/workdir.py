@@ -136,6 +136,11 @@ def get_config(path: str) -> ConfigDict:
   return from_values(Workdir(path).read_config())
 
 
+def default_workdir(experiment: str) -> pathlib.Path:
+  """Return the folder of an experiment's run where no --workdir is given."""
+  return pathlib.Path('runs') / file_name(experiment)
+
+
 def write(file: pathlib.Path, content: str | bytes):
   """Write a file whole or not at all."""
   file.parent.mkdir(parents=True, exist_ok=True)
@@ -144,15 +149,29 @@ def write(file: pathlib.Path, content: str | bytes):
   temporary.replace(file)
 
 
-def file_name(name: str) -> str:
-  """Return a name of the config, such as a split's, as the name of a file in the workdir.
+def file_name(name: str, suffix: str = '') -> str:
+  """Return a name of the config or the data, such as a split's, as the name of a file.
 
-  Slashes are encoded as in a URL, and so is a dot at the start: no path leads out of the workdir.
+  What would lead to another folder, or hide the file, is written as in a URL: different names have
+  different files. Of a very long one the start and a hash are taken.
 
   >>> file_name('train[90%:]'), file_name('../mine'), file_name('/data/mine')
   ('train[90%:]', '%2E.%2Fmine', '%2Fdata%2Fmine')
+
+  Args:
+    name: of a split, an experiment, an input or a member of an archive.
+    suffix: what follows it, such as .txt.
+
+  Raises:
+    ValueError: the name is empty.
   """
-  return re.sub(r'^\.|[/\\\0]', lambda found: f'%{ord(found[0]):02X}', name)
+  if not name:
+    raise ValueError('an output needs a name: that of a split or of the experiment is empty')
+  reserved = r'^\.|[/\\\x00-\x1f\x7f]|%(?=[0-9A-F]{2})'
+  escaped = re.sub(reserved, lambda found: f'%{ord(found[0]):02X}', name)
+  if len(os.fsencode(escaped + suffix)) > 200:  # most file systems allow 255 bytes
+    escaped = escaped[:40] + '-' + hashlib.sha256(os.fsencode(name)).hexdigest()
+  return escaped + suffix
 
 
 def write_new(folder: pathlib.Path, content: bytes, suffix: str) -> pathlib.Path:
