@@ -8,7 +8,7 @@ import pytest
 from transformer.modules.cache import Cache, LayerCache
 from transformer.modules.config import ModelConfig
 
-CONFIG = ModelConfig(vocab=5, width=8, heads=4, kv_heads=2)
+CONFIG = ModelConfig(vocab=5, width=8, depth=2, heads=4, kv_heads=2)
 
 
 @jax.jit
@@ -17,7 +17,7 @@ def extend(cache, segments):
 
 
 def filled(pieces, capacity=8):
-  cache = Cache.empty(CONFIG, 2, len(pieces[0]), capacity)
+  cache = Cache.empty(CONFIG, len(pieces[0]), capacity)
   for piece in pieces:
     cache = extend(cache, jnp.asarray(piece, 'int32'))
   return cache
@@ -25,8 +25,8 @@ def filled(pieces, capacity=8):
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_an_empty_cache_has_room_for_every_layer_and_shows_nothing(dtype):
-  config = ModelConfig(vocab=5, width=8, heads=4, kv_heads=2, dtype=dtype)
-  cache = Cache.empty(config, 3, 2, 7)
+  config = ModelConfig(vocab=5, width=8, depth=3, heads=4, kv_heads=2, dtype=dtype)
+  cache = Cache.empty(config, 2, 7)
   assert [k.shape for k in cache.k] == [(2, 2, 2, 7)] * 3  # transposed
   assert [v.shape for v in cache.v] == [(2, 2, 7, 2)] * 3
   kept = 'float32' if jax.default_backend() == 'cpu' else dtype
@@ -82,7 +82,7 @@ def test_a_layer_writes_its_own_slots_and_no_others(beams, rng):
 
 def test_a_row_sees_the_slots_of_its_own_past_whatever_beam_filled_them(rng):
   W, rows = 3, 6
-  cache = Cache.empty(CONFIG, 1, rows, 8, beams=W)
+  cache = Cache.empty(CONFIG, rows, 8, beams=W)
   assert cache.beams == W and cache.capacity == 8
   pasts = [[] for _ in range(rows)]  # (slot, position) of every token
   for step in range(5):
@@ -111,7 +111,7 @@ def test_rows_that_share_nothing_are_reordered_with_all_that_is_theirs(rng):
 
 def test_rows_are_whole_sentences():
   with pytest.raises(ValueError, match='4 rows are not sentences of 3 beams'):
-    Cache.empty(CONFIG, 1, 4, 8, beams=3)
+    Cache.empty(CONFIG, 4, 8, beams=3)
 
 
 def test_a_cache_is_a_pytree_of_arrays():

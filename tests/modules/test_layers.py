@@ -200,8 +200,7 @@ def test_tokens_embed_and_attend_with_one_table(scaled, rng, close):
 
 def scheme(position, causal=False):
   module = SCHEMES[position]
-  settings = dict(position=position)
-  return build(module, length=4, causal=causal, settings=settings)
+  return build(module, causal=causal, settings=dict(position=position, max_length=4))
 
 
 def test_learned_positions_are_rows_of_a_table_and_nan_beyond_it(rng, close):

@@ -393,7 +393,7 @@ def test_capture_shows_the_weights_and_changes_nothing(close):
   model = build(EncoderDecoder, **WITH_MEMORY[2])
   inputs, targets = jnp.asarray(TOKENS[::-1]), jnp.asarray(TOKENS)
   segments = dict(input_segments=jnp.asarray(SEGMENTS[::-1]), target_segments=jnp.asarray(SEGMENTS))
-  layers = jit(lambda m: m.capture(inputs, targets, **segments))(model)
+  layers = jit(lambda m: sites.capture(m.states)(inputs, targets, **segments)[1])(model)
   q, k = segments['target_segments'], segments['input_segments']
   seen = dict(
     encoder=dict(self=masks.segments(k, k).dense(8)),

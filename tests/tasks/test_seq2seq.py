@@ -16,6 +16,7 @@ from transformer.functional import search
 from transformer.inference.attention_maps import attend
 from transformer.inference.decoding import Decoding
 from transformer.inference.predict import predict
+from transformer.modules import sites
 from transformer.modules.cache import Cache
 from transformer.modules.config import ModelConfig
 from transformer.tasks.seq2seq import Seq2Seq, shift_right
@@ -408,8 +409,8 @@ def test_attend_equals_the_teacher_forced_weights(greedy, model, close):
   ids = [greedy.tokenizer._tokenizer.token_to_id(piece) for piece in rows]
   inputs = jnp.asarray([greedy.processor.encode_example('qrst ab')])
   read = jnp.asarray([[1, *ids[:-1]]])
-  capture = jax.jit(lambda model, *args: model.capture(*args[:2], target_segments=args[2]))
-  maps = capture(model, inputs, read, jnp.ones_like(read))
+  capture = jax.jit(sites.capture(type(model).states))
+  maps = capture(model, inputs, read, target_segments=jnp.ones_like(read))[1]
   close(weights, maps['decoder']['cross'][:, 0])
   with pytest.raises(ValueError, match='empty'):
     attend(greedy, model, '')

@@ -41,13 +41,7 @@ def matmul(
   >>> matmul(jnp.ones((2, 3)), jnp.ones((3, 4)), 'bfloat16').dtype
   dtype('float32')
   """
-  dtype = jnp.dtype(dtype or a.dtype)
-  rows = _rows(a, dtype, platform)
-  if dtype.itemsize > 2:
-    y = rows.astype(dtype) @ b.astype(dtype)
-  else:
-    y = _matmul(*vary_alike(rows, b), (dtype, a.dtype, b.dtype))
-  return y.reshape(*a.shape[:-1], b.shape[1])
+  return _product(a, b, dtype, platform, transposed=False)
 
 
 def matmul_nt(
@@ -62,13 +56,19 @@ def matmul_nt(
   >>> matmul_nt(jnp.array([[1., 2.]]), jnp.array([[3., 4.], [5., 6.]]))
   Array([[11., 17.]], dtype=float32)
   """
+  return _product(a, b, dtype, platform, transposed=True)
+
+
+def _product(a, b, dtype, platform, transposed):
+  """a b, or a bT."""
   dtype = jnp.dtype(dtype or a.dtype)
   rows = _rows(a, dtype, platform)
   if dtype.itemsize > 2:
-    y = rows.astype(dtype) @ b.astype(dtype).T
+    b = b.astype(dtype)
+    y = rows.astype(dtype) @ (b.T if transposed else b)
   else:
-    y = _matmul_nt(*vary_alike(rows, b), (dtype, a.dtype, b.dtype))
-  return y.reshape(*a.shape[:-1], b.shape[0])
+    y = _rounded_product(*vary_alike(rows, b), (dtype, a.dtype, b.dtype, transposed))
+  return y.reshape(*a.shape[:-1], y.shape[-1])
 
 
 def _rows(a, dtype, platform):
@@ -108,38 +108,22 @@ def _dot(a, b, contract, batch=((), ())):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _matmul(a, b, dtypes):
-  return _forward(a, b, dtypes)[0]
+def _rounded_product(a, b, settings):
+  return _forward(a, b, settings)[0]
 
 
-def _forward(a, b, dtypes):
-  a, b = a.astype(dtypes[0]), b.astype(dtypes[0])
-  return _dot(a, b, ((1,), (0,))), (a, b)
+def _forward(a, b, settings):
+  dtype, _, _, transposed = settings
+  a, b = a.astype(dtype), b.astype(dtype)
+  return _dot(a, b, ((1,), (1 if transposed else 0,))), (a, b)
 
 
-def _backward(dtypes, operands, g):
-  (a, b), (dtype, a_dtype, b_dtype) = operands, dtypes
+def _backward(settings, operands, g):
+  (a, b), (dtype, a_dtype, b_dtype, transposed) = operands, settings
   g = g.astype(dtype)
-  return _dot(g, b, ((1,), (1,))).astype(a_dtype), matmul_tn(a, g).astype(b_dtype)
+  a_gradient = _dot(g, b, ((1,), (0 if transposed else 1,)))
+  b_gradient = matmul_tn(g, a) if transposed else matmul_tn(a, g)
+  return a_gradient.astype(a_dtype), b_gradient.astype(b_dtype)
 
 
-_matmul.defvjp(_forward, _backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _matmul_nt(a, b, dtypes):
-  return _forward_nt(a, b, dtypes)[0]
-
-
-def _forward_nt(a, b, dtypes):
-  a, b = a.astype(dtypes[0]), b.astype(dtypes[0])
-  return _dot(a, b, ((1,), (1,))), (a, b)
-
-
-def _backward_nt(dtypes, operands, g):
-  (a, b), (dtype, a_dtype, b_dtype) = operands, dtypes
-  g = g.astype(dtype)
-  return _dot(g, b, ((1,), (0,))).astype(a_dtype), matmul_tn(g, a).astype(b_dtype)
-
-
-_matmul_nt.defvjp(_forward_nt, _backward_nt)
+_rounded_product.defvjp(_forward, _backward)

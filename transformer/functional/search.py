@@ -326,55 +326,63 @@ def beam_search(
   # a wrong cache gets this function's message, not that of step
   jax.eval_shape(reorder, cache, jnp.arange(batch * beams))
   penalties = ((5 + jnp.arange(1, steps + 1, dtype=jnp.float32)) / 6) ** alpha
-
-  def unfinished(state: Beams):
-    return jnp.any(state.log_p != -jnp.inf)
-
-  def extend(state: Beams) -> Beams:
-    logits, cache = step(state.last.reshape(-1), state.cache)
-    # before top_k: XLA's CPU backend has a fast one for float32 only
-    logits = logits.astype(jnp.float32)
-    best, tokens = largest(logits, min(2 * beams, logits.shape[-1]))
-    log_p = best - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    so_far = state.log_p[..., None]
-    log_p = so_far + log_p.reshape(batch, beams, -1)
-    # top_k puts a negative NaN last, where it would not be seen
-    log_p = jnp.where(jnp.isnan(log_p), jnp.nan, log_p)
-    # the cache of an empty slot may hold anything, so its NaN is no error
-    log_p = jnp.where(so_far == -jnp.inf, -jnp.inf, log_p).reshape(batch, -1)
-
-    # 2 * beams, because up to `beams` of them may end in eos
-    log_p, candidates = lax.top_k(log_p, min(2 * beams, log_p.shape[1]))
-    parents = candidates // best.shape[-1]
-    tokens = _pick(tokens.reshape(batch, -1), candidates)
-    sequences = _pick(state.tokens, parents).at[:, :, state.position].set(tokens)
-    ends = (tokens == eos) | (state.position == steps - 1)
-
-    ended = jnp.where(ends, log_p / penalties[state.position], -jnp.inf)[:, :beams]
-    scores, winners = lax.top_k(jnp.concatenate([state.scores, ended], axis=1), beams)
-    finished = jnp.concatenate([state.finished, sequences[:, :beams]], axis=1)
-
-    log_p, survivors = lax.top_k(jnp.where(ends, -jnp.inf, log_p), beams)
-    # log P only falls and is divided by no more than the last penalty
-    bound = log_p[:, 0] / penalties[-1]
-    settled = scores[:, -1] >= bound
-    parents = _pick(parents, survivors)
-    return Beams(
-      position=state.position + 1,
-      last=_pick(tokens, survivors),
-      tokens=_pick(sequences, survivors),
-      log_p=jnp.where(settled[:, None], -jnp.inf, log_p),
-      finished=_pick(finished, winners),
-      scores=scores,
-      cache=reorder(cache, (jnp.arange(batch)[:, None] * beams + parents).reshape(-1)),
-    )
-
   blank = jnp.full((batch, beams, steps), pad, jnp.int32)
   empty = jnp.full((batch, beams), -jnp.inf, jnp.float32)
   last = jnp.repeat(first.astype(jnp.int32)[:, None], beams, axis=1)
   start = Beams(jnp.int32(0), last, blank, empty.at[:, 0].set(0.0), blank, empty, cache)
-  state = lax.while_loop(unfinished, extend, start)
+  state = lax.while_loop(
+    lambda state: jnp.any(state.log_p != -jnp.inf),
+    lambda state: _extend_beams(state, step, reorder, penalties, eos),
+    start,
+  )
   return state.finished, state.scores
+
+
+def _extend_beams(state: Beams, step: Step, reorder: Callable, penalties, eos: int) -> Beams:
+  """Extend every beam by one token: some hypotheses finish, the best others go on."""
+  (batch, beams), steps = state.last.shape, len(penalties)
+  logits, cache = step(state.last.reshape(-1), state.cache)
+  log_p, parents, tokens = _best_extensions(logits.astype(jnp.float32), state.log_p)
+  sequences = _pick(state.tokens, parents).at[:, :, state.position].set(tokens)
+  ends = (tokens == eos) | (state.position == steps - 1)
+
+  ended = jnp.where(ends, log_p / penalties[state.position], -jnp.inf)[:, :beams]
+  scores, winners = lax.top_k(jnp.concatenate([state.scores, ended], axis=1), beams)
+  finished = jnp.concatenate([state.finished, sequences[:, :beams]], axis=1)
+
+  log_p, survivors = lax.top_k(jnp.where(ends, -jnp.inf, log_p), beams)
+  # log P only falls and is divided by no more than the last penalty
+  settled = scores[:, -1] >= log_p[:, 0] / penalties[-1]
+  parents = _pick(parents, survivors)
+  return Beams(
+    position=state.position + 1,
+    last=_pick(tokens, survivors),
+    tokens=_pick(sequences, survivors),
+    log_p=jnp.where(settled[:, None], -jnp.inf, log_p),
+    finished=_pick(finished, winners),
+    scores=scores,
+    cache=reorder(cache, (jnp.arange(batch)[:, None] * beams + parents).reshape(-1)),
+  )
+
+
+def _best_extensions(
+  logits: Float[Array, 'R N'], so_far: Float[Array, 'B W']
+) -> tuple[Float[Array, 'B C'], Int[Array, 'B C'], Int[Array, 'B C']]:
+  """(log P, beam, token) of the 2 W best extensions: up to W of them may end in eos.
+
+  The logits are those of R = B W rows.
+  """
+  batch, beams = so_far.shape
+  # logits are float32: XLA's CPU backend has a fast top_k for nothing else
+  best, tokens = largest(logits, min(2 * beams, logits.shape[-1]))
+  log_p = best - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+  log_p = so_far[..., None] + log_p.reshape(batch, beams, -1)
+  # top_k puts a negative NaN last, where it would not be seen
+  log_p = jnp.where(jnp.isnan(log_p), jnp.nan, log_p)
+  # the cache of an empty slot may hold anything, so its NaN is no error
+  log_p = jnp.where(so_far[..., None] == -jnp.inf, -jnp.inf, log_p).reshape(batch, -1)
+  log_p, candidates = lax.top_k(log_p, min(2 * beams, log_p.shape[1]))
+  return log_p, candidates // best.shape[-1], _pick(tokens.reshape(batch, -1), candidates)
 
 
 def _pick(slots: Int[Array, 'B W ...'], chosen: Int[Array, 'B C']) -> Int[Array, 'B C ...']:

@@ -33,9 +33,7 @@ class Cache(NamedTuple):
   length: Int[Array, '']
 
   @classmethod
-  def empty(
-    cls, config: ModelConfig, depth: int, rows: int, capacity: int, beams: int = 1
-  ) -> 'Cache':
+  def empty(cls, config: ModelConfig, rows: int, capacity: int, beams: int = 1) -> 'Cache':
     """Return an empty cache for `rows` sequences of at most `capacity` tokens, padding included.
 
     Raises:
@@ -46,7 +44,7 @@ class Cache(NamedTuple):
     slots = capacity * beams
     v = jnp.zeros((rows // beams, config.groups, slots, config.key_size), dtype_of(config))
     zeros = jnp.zeros((rows, slots), jnp.int32)
-    return cls((v.mT,) * depth, (v,) * depth, zeros, zeros, jnp.zeros((), jnp.int32))
+    return cls((v.mT,) * config.depth, (v,) * config.depth, zeros, zeros, jnp.zeros((), jnp.int32))
 
   @property
   def beams(self) -> int:

@@ -18,6 +18,9 @@ class Layer:
   rotary_base: float | None = None
 
 
+_POSITIVE = ('vocab', 'width', 'depth', 'heads', 'feedforward', 'max_length')
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
   """The architecture of a Transformer. The defaults are the base model of Vaswani et al. 2017.
@@ -117,60 +120,59 @@ class ModelConfig:
   platform: str = ''
 
   def __post_init__(self):
-    for name, hint in get_type_hints(type(self)).items():
-      value, choices = getattr(self, name), get_args(hint)
+    for name, value, hint in self._fields():
+      choices = get_args(hint)
       if get_origin(hint) is Literal and value not in choices:
         raise ValueError(f'model.{name}={value!r} is none of {", ".join(map(repr, choices))}')
-    sizes = ('vocab', 'width', 'depth', 'heads', 'feedforward', 'max_length')
-    for name in sizes:
-      if getattr(self, name) < 1:
-        raise ValueError(f'model.{name}={getattr(self, name)} must be at least 1')
-    optional = (
-      'features',
-      'token_types',
-      'max_source_length',
-      'decoder_depth',
-      'kv_heads',
-      'head_size',
-    )
-    for name in (*optional, 'stem', 'window', 'unroll'):
-      if getattr(self, name) < 0:
-        raise ValueError(f'model.{name}={getattr(self, name)} must be at least 0')
-    if (self.modality == 'tokens') != (self.features == 0):
-      raise ValueError(
-        f'model.features={self.features} with model.modality={self.modality}: give the numbers in '
-        'a patch or frame, and 0 for tokens'
-      )
-    if self.stem and (self.modality != 'patches' or self.width % 2**self.stem):
-      raise ValueError(
-        f'model.stem={self.stem} convolves patches, each time to twice the width: it needs '
-        f'model.modality=patches and a model.width that 2^{self.stem} divides, not {self.modality} '
-        f'and {self.width}'
-      )
-    if self.modality != 'tokens' and self.tie in ('inputs', 'all'):
-      raise ValueError(
-        f'model.tie={self.tie} needs tokens on both sides, but model.modality={self.modality}: set '
-        'it to output or none'
-      )
-    for name in ('dropout', 'attention_dropout'):
-      if not 0 <= getattr(self, name) < 1:
-        raise ValueError(f'model.{name}={getattr(self, name)} is a rate: give 0 <= rate < 1')
-    if not self.head_size and self.width % self.heads:
-      raise ValueError(
-        f'model.heads={self.heads} does not divide model.width={self.width}: choose a divisor of '
-        f'{self.width}, or give model.head_size'
-      )
-    if self.heads % self.groups:
-      raise ValueError(
-        f'model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}: choose a divisor'
-      )
+      least = 1 if name in _POSITIVE else 0
+      if hint is int and name != 'pad' and value < least:
+        raise ValueError(f'model.{name}={value} must be at least {least}')
+    for wrong, message in self._contradictions():
+      if wrong:
+        raise ValueError(message)
     self._check_layers()
-    if self.position.startswith('sinusoidal') and self.width % 2:
-      raise ValueError(
-        f'model.position={self.position} needs an even model.width, not {self.width}'
-      )
-    if self.position == 'rotary' and self.key_size % 2:
-      raise ValueError(f'model.position=rotary needs an even head size, not {self.key_size}')
+
+  def _fields(self):
+    return [(name, getattr(self, name), hint) for name, hint in get_type_hints(type(self)).items()]
+
+  def _contradictions(self):
+    """(whether it is so, what to say then) of values that do not fit together."""
+    yield (
+      (self.modality == 'tokens') != (self.features == 0),
+      f'model.features={self.features} with model.modality={self.modality}: give the numbers in '
+      'a patch or frame, and 0 for tokens',
+    )
+    yield (
+      self.stem and (self.modality != 'patches' or self.width % 2**self.stem),
+      f'model.stem={self.stem} convolves patches, each time to twice the width: it needs '
+      f'model.modality=patches and a model.width that 2^{self.stem} divides, not {self.modality} '
+      f'and {self.width}',
+    )
+    yield (
+      self.modality != 'tokens' and self.tie in ('inputs', 'all'),
+      f'model.tie={self.tie} needs tokens on both sides, but model.modality={self.modality}: set '
+      'it to output or none',
+    )
+    for name in ('dropout', 'attention_dropout'):
+      rate = getattr(self, name)
+      yield not 0 <= rate < 1, f'model.{name}={rate} is a rate: give 0 <= rate < 1'
+    yield (
+      not self.head_size and self.width % self.heads,
+      f'model.heads={self.heads} does not divide model.width={self.width}: choose a divisor of '
+      f'{self.width}, or give model.head_size',
+    )
+    yield (
+      self.heads % self.groups,
+      f'model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}: choose a divisor',
+    )
+    yield (
+      self.position.startswith('sinusoidal') and self.width % 2,
+      f'model.position={self.position} needs an even model.width, not {self.width}',
+    )
+    yield (
+      self.position == 'rotary' and self.key_size % 2,
+      f'model.position=rotary needs an even head size, not {self.key_size}',
+    )
 
   def _check_layers(self):
     """Store the pattern as a tuple of Layer, or raise if it does not fit the depth."""
@@ -190,6 +192,16 @@ class ModelConfig:
           f'model.layers is a pattern of {len(layers)} layers, which does not divide '
           f'model.{name}={getattr(self, name)}: choose a multiple'
         )
+
+  @property
+  def encoder(self) -> 'ModelConfig':
+    """That of the encoder of an encoder-decoder."""
+    return dataclasses.replace(self, max_length=self.max_source_length or self.max_length)
+
+  @property
+  def decoder(self) -> 'ModelConfig':
+    """That of the decoder of an encoder-decoder."""
+    return dataclasses.replace(self, depth=self.decoder_depth or self.depth)
 
   @property
   def key_size(self) -> int:

@@ -10,7 +10,6 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from transformer.functional.meshes import with_auto_axes
-from transformer.modules import sites
 from transformer.modules.cache import Cache
 from transformer.modules.config import ModelConfig
 from transformer.modules.embeddings import Frames, Patches, Tokens, TokenTypes
@@ -27,7 +26,7 @@ class Encoder(nnx.Module):
     self.config = config
     self.embed = _embedding(config, rngs, lm_head=True)
     self.types = TokenTypes(config, rngs) if config.token_types else None
-    self.stack = Stack(config, rngs, depth=config.depth, causal=False, cross=False)
+    self.stack = Stack(config, rngs, causal=False)
     pooled = {'pooler': config.width, 'attention': 1}.get(config.pooling)
     self.pooler = Linear(config, config.width, pooled, rngs) if pooled else None
 
@@ -68,15 +67,10 @@ class Encoder(nnx.Module):
 
   @with_auto_axes
   def encode_pooled(
-    self,
-    inputs: Int[Array, 'B S'] | Float[Array, 'B S X'],
-    *,
-    segments: Int[Array, 'B S'] | None = None,
-    types: Int[Array, 'B S'] | None = None,
-    key: Key[Array, ''] | None = None,
+    self, inputs: Int[Array, 'B S'] | Float[Array, 'B S X'], **kwargs: Any
   ) -> Float[Array, 'B D']:
     """Return one vector for each row, as `config.pooling` says; arguments as of a call."""
-    return self.pool(*self.encode(inputs, segments, types, key))
+    return self.pool(*self.encode(inputs, **kwargs))
 
   def pool(self, states: Float[Array, 'B T D'], segments: Int[Array, 'B T']) -> Float[Array, 'B D']:
     """Return one vector for the states of each row, without those of padding."""
@@ -93,16 +87,6 @@ class Encoder(nnx.Module):
       return jnp.einsum('bt,btd->bd', weights, states)
     return jnp.tanh(self.pooler(first))
 
-  @jax.jit
-  def capture(
-    self,
-    inputs: Int[Array, 'B S'] | Float[Array, 'B S X'],
-    segments: Int[Array, 'B S'] | None = None,
-    types: Int[Array, 'B S'] | None = None,
-  ) -> dict[str, Array]:
-    """Return the states and attention weights of all layers; see `sites.capture`."""
-    return sites.capture(self.encode)(inputs, segments, types)[1]['']
-
 
 class Decoder(nnx.Module):
   """Tokens to logits of the next token, each position seeing those before it (GPT)."""
@@ -111,7 +95,7 @@ class Decoder(nnx.Module):
     self.config = config
     tied = config.tie in ('output', 'all')
     self.embed = Tokens(config, rngs, lm_head=tied)
-    self.stack = Stack(config, rngs, depth=config.depth, causal=True, cross=False)
+    self.stack = Stack(config, rngs, causal=True)
     self.output = None if tied else Tokens(config, rngs, lm_head=True)
 
   @with_auto_axes
@@ -147,13 +131,6 @@ class Decoder(nnx.Module):
     """Return the states that the logits are computed from; arguments as of a call."""
     return self.stack(*_embed(self.embed, self.stack, tokens, segments), key=key).x
 
-  @jax.jit
-  def capture(
-    self, tokens: Int[Array, 'B T'], segments: Int[Array, 'B T'] | None = None
-  ) -> dict[str, Array]:
-    """Return the states and attention weights of all layers; see `sites.capture`."""
-    return sites.capture(self.states)(tokens, segments=segments)[1]['']
-
   @property
   def lm_head(self) -> Tokens:
     """The table that gives the logits."""
@@ -161,7 +138,7 @@ class Decoder(nnx.Module):
 
   def init_cache(self, rows: int, capacity: int, *, beams: int = 1) -> Cache:
     """Return an empty cache for `rows` texts of at most `capacity` tokens, `beams` a prompt."""
-    return Cache.empty(self.config, self.config.depth, rows, capacity, beams)
+    return Cache.empty(self.config, rows, capacity, beams)
 
 
 class EncoderDecoder(nnx.Module):
@@ -169,17 +146,13 @@ class EncoderDecoder(nnx.Module):
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.config = config
-    depth = config.decoder_depth or config.depth
     # a table is never stored twice: what is tied is used through the one that is stored
     tied, shared = config.tie in ('output', 'all'), config.tie in ('inputs', 'all')
     self.embed = Tokens(config, rngs, lm_head=tied)  # of the decoder
     self.input_embed = None if shared else _embedding(config, rngs)
     self.output = None if tied else Tokens(config, rngs, lm_head=True)
-    length = config.max_source_length or config.max_length
-    self.encoder = Stack(
-      config, rngs, depth=config.depth, causal=False, cross=False, length=length, name='encoder'
-    )
-    self.decoder = Stack(config, rngs, depth=depth, causal=True, cross=True, name='decoder')
+    self.encoder = Stack(config.encoder, rngs, causal=False, name='encoder')
+    self.decoder = Stack(config.decoder, rngs, causal=True, cross=True, name='decoder')
 
   @with_auto_axes
   def __call__(
@@ -259,20 +232,7 @@ class EncoderDecoder(nnx.Module):
 
   def init_cache(self, rows: int, capacity: int, *, beams: int = 1) -> Cache:
     """Return an empty cache for `rows` targets of at most `capacity` tokens, `beams` a sentence."""
-    return Cache.empty(self.config, self.decoder.depth, rows, capacity, beams)
-
-  @jax.jit
-  def capture(
-    self,
-    inputs: Int[Array, 'B S'] | Float[Array, 'B S X'],
-    targets: Int[Array, 'B T'],
-    *,
-    input_segments: Int[Array, 'B S'] | None = None,
-    target_segments: Int[Array, 'B T'] | None = None,
-  ) -> dict[str, dict[str, Array]]:
-    """Return what all layers of 'encoder' and 'decoder' compute; see `sites.capture`."""
-    segments = dict(input_segments=input_segments, target_segments=target_segments)
-    return sites.capture(self.states)(inputs, targets, **segments)[1]
+    return Cache.empty(self.decoder.config, rows, capacity, beams)
 
 
 def functionalize(model: nnx.Module, method: str = '__call__') -> tuple[Callable, Any]:

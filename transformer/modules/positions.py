@@ -22,12 +22,11 @@ class Unordered(nnx.Module):
   Args:
     config: of the model.
     rngs: for fresh parameters.
-    length: the longest sequence.
     causal: whether targets see earlier positions only.
   """
 
-  def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, length: int, causal: bool):
-    self.config, self.length, self.causal = config, length, causal
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, causal: bool):
+    self.config, self.causal = config, causal
 
   def check(self, length: int):
     """Raise if the scheme has no positions for so many tokens."""
@@ -50,27 +49,22 @@ class Unordered(nnx.Module):
 
 
 class Sinusoidal(Unordered):
-  """Sines and cosines, added; Vaswani et al. 2017, section 3.5."""
-
-  halves = False
+  """Sines and cosines, added; Vaswani et al. 2017, section 3.5. Marian adds them in halves."""
 
   def embed(self, x, positions):
     """Return embeddings plus sinusoids."""
-    return x + functional.sinusoidal(positions, self.config.width, halves=self.halves)
-
-
-class SinusoidalHalves(Sinusoidal):
-  """The same with all sines before all cosines, as in Marian."""
-
-  halves = True
+    halves = self.config.position == 'sinusoidal_halves'
+    return x + functional.sinusoidal(positions, self.config.width, halves=halves)
 
 
 class Learned(Unordered):
   """A learned vector for each position, added; Gehring et al. 2017, Devlin et al. 2019."""
 
-  def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, length: int, causal: bool):
-    super().__init__(config, rngs, length=length, causal=causal)
-    initial = config.width**-0.5 * jax.random.normal(rngs.params(), (length, config.width))
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, causal: bool):
+    super().__init__(config, rngs, causal=causal)
+    initial = config.width**-0.5 * jax.random.normal(
+      rngs.params(), (config.max_length, config.width)
+    )
     self.table = nnx.Param(initial)
 
   def check(self, length):
@@ -98,8 +92,8 @@ class Rotary(Unordered):
 class Relative(Unordered):
   """A learned bias for each head and bucket of distances; Raffel et al. 2020, section 2.1."""
 
-  def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, length: int, causal: bool):
-    super().__init__(config, rngs, length=length, causal=causal)
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, causal: bool):
+    super().__init__(config, rngs, causal=causal)
     shape = (RELATIVE_BUCKETS, config.heads)
     self.table = nnx.Param(config.width**-0.5 * jax.random.normal(rngs.params(), shape))
 
@@ -124,7 +118,7 @@ class Alibi(Unordered):
 
 SCHEMES = {
   'sinusoidal': Sinusoidal,
-  'sinusoidal_halves': SinusoidalHalves,
+  'sinusoidal_halves': Sinusoidal,
   'learned': Learned,
   'rotary': Rotary,
   'relative': Relative,

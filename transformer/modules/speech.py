@@ -59,13 +59,9 @@ class Synthesizer(nnx.Module):
   ):
     self.config = config
     self.embed = Tokens(config, rngs)
-    length = config.max_source_length or config.max_length
-    self.encoder = Stack(
-      config, rngs, depth=config.depth, causal=False, cross=False, length=length, name='encoder'
-    )
+    self.encoder = Stack(config.encoder, rngs, causal=False, name='encoder')
     self.prenet = Prenet(config, features, prenet_dropout, rngs)
-    depth = config.decoder_depth or config.depth
-    self.decoder = Stack(config, rngs, depth=depth, causal=True, cross=True, name='decoder')
+    self.decoder = Stack(config.decoder, rngs, causal=True, cross=True, name='decoder')
     self.out = Linear(config, config.width, features, rngs)
     self.stop = Linear(config, config.width, 1, rngs)
 
@@ -112,4 +108,4 @@ class Synthesizer(nnx.Module):
 
   def init_cache(self, rows: int, capacity: int) -> Cache:
     """Return an empty cache for `rows` sounds of at most `capacity` steps."""
-    return Cache.empty(self.config, self.decoder.depth, rows, capacity)
+    return Cache.empty(self.decoder.config, rows, capacity)

@@ -54,12 +54,10 @@ class Stack(nnx.Module):
   """The layers of an encoder or decoder: one Block whose parameters have a leading layer axis.
 
   Args:
-    config: of the model.
+    config: of the stack; see `ModelConfig.encoder` and `.decoder`.
     rngs: for fresh parameters.
-    depth: L.
     causal: whether a position sees earlier ones only.
     cross: whether layers attend to a memory.
-    length: the longest sequence; that of the config if None.
     name: a prefix of its sites, where a model has several stacks.
   """
 
@@ -68,18 +66,15 @@ class Stack(nnx.Module):
     config: ModelConfig,
     rngs: nnx.Rngs,
     *,
-    depth: int,
     causal: bool,
-    cross: bool,
-    length: int | None = None,
+    cross: bool = False,
     name: str = '',
   ):
-    self.config, self.depth, self.causal = config, depth, causal
+    self.config, self.causal = config, causal
     self.prefix = f'{name}.' if name else ''
-    scheme = SCHEMES[config.position]
-    self.positions = scheme(config, rngs, length=length or config.max_length, causal=causal)
+    self.positions = SCHEMES[config.position](config, rngs, causal=causal)
     self.blocks = jax.vmap(lambda key: Block(config, nnx.Rngs(key), cross=cross))(
-      jax.random.split(rngs.params(), depth)
+      jax.random.split(rngs.params(), config.depth)
     )
     self.embedding_norm = Norm(config) if config.norm_embedding else None
     self.norm = Norm(config) if config.prenorm else None
@@ -113,7 +108,7 @@ class Stack(nnx.Module):
     else:
       segments = jnp.ones(x.shape[:2], jnp.int32) if segments is None else segments
       positions = cache.next_positions(segments)
-    embedding_key, *_ = keys = split_key(key, 1 + self.depth)
+    embedding_key, *_ = keys = split_key(key, 1 + self.config.depth)
     x = self.positions.embed(x, positions)
     if self.embedding_norm is not None:
       x = self.embedding_norm(x)
@@ -184,14 +179,15 @@ class Stack(nnx.Module):
     if period > 1:
       xs = jax.tree.map(lambda a: a.reshape(-1, period, *a.shape[1:]), xs)
     cached = carry[1][0] is not None
-    unroll = self.depth if cached else self.config.unroll or self.depth
+    depth, unroll = self.config.depth, self.config.unroll
+    unroll = depth if cached else unroll or depth
     carry, aux = jax.lax.scan(step, carry, xs, unroll=max(1, unroll // period))
     return carry, jax.tree.map(lambda a: a.sum(0), aux)
 
   def _one_by_one(self, layer, carry, xs, views):
     """Run the layers by a loop, each with its sites."""
     total: dict[str, Any] = {}
-    for i in range(self.depth):
+    for i in range(self.config.depth):
       one = jax.tree.map(lambda a, i=i: a[i], xs)
       scoped = sites.within(f'{self.prefix}blocks.{i}.', layer)
       run = _rematerialized(scoped, self.config, views[i % len(views)])
