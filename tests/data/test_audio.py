@@ -126,6 +126,32 @@ def test_a_file_that_is_no_sound_is_an_error(tmp_path):
     audio.encode(np.array([np.inf]), 8000)
 
 
+@pytest.mark.parametrize('dtype', ['<i2', '>i2', '<i4', '>i4', 'u1', 'f2', '>f4', 'f8'])
+def test_samples_are_scaled_by_their_type(dtype, rng):
+  sound, kind = rng.uniform(-0.9, 0.9, 800), np.dtype(dtype)
+  samples = sound
+  if kind.kind != 'f':
+    samples = (sound * 2 ** (8 * kind.itemsize - 1)).round() + 128 * (dtype == 'u1')
+  found = audio.read(samples.astype(dtype), 8000)
+  assert found.dtype == np.float32
+  np.testing.assert_allclose(found, sound, atol=0.005 if dtype == 'u1' else 5e-4)
+
+
+@pytest.mark.parametrize('scale, dtype', [(32_768, 'f4'), (100, 'i8'), (100, 'u2'), (1, '?')])
+def test_samples_of_an_unknown_scale_are_refused(scale, dtype, rng):
+  with pytest.raises(ValueError, match='scale'):
+    audio.read((rng.uniform(-0.9, 0.9, 800) * scale).astype(dtype), 8000)
+
+
+def test_a_file_that_claims_too_many_samples_is_refused(tmp_path):
+  """Also one that has few of them, and a rate at which they last for days."""
+  wav = bytearray(audio.encode(np.zeros(100_000, np.float32), 8000))
+  wav[24:28] = (1).to_bytes(4, 'little')  # the rate
+  (tmp_path / 'slow.wav').write_bytes(wav)
+  with pytest.raises(ValueError, match='slow.wav .*too many at once'):
+    audio.read(tmp_path / 'slow.wav', 8000)
+
+
 @pytest.mark.parametrize(
   'wrong, message',
   [

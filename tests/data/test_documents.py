@@ -76,7 +76,7 @@ def test_collections(folder):
 
 def test_errors_of_collections(folder):
   (folder / 'wrong.jsonl').write_text('{"id": 1, "text": "a"}\n{"id": 2}\n')
-  with pytest.raises(ValueError, match='wrong.jsonl:2.*id and text'):
+  with pytest.raises(ValueError, match="wrong.jsonl:2.*'id' and 'text'"):
     collection(str(folder / 'wrong.jsonl'))
   (folder / 'words.tsv').write_text('a\tfirst\nmy doc\tsecond\n')
   with pytest.raises(ValueError, match="one word.*'my doc'"):

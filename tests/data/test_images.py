@@ -3,7 +3,9 @@
 import gzip
 import io
 import lzma
+import struct
 import tarfile
+import zlib
 
 import numpy as np
 import PIL.Image
@@ -56,6 +58,77 @@ def test_exif_orientation_is_applied(picture):
   PIL.Image.fromarray(picture).save(file, 'png', exif=exif)
   found = images.read(file.getvalue(), height=12, width=20, channels=3)
   np.testing.assert_array_equal(found, picture[::-1, ::-1])
+
+
+RAMP = np.linspace(0, 255, 32).round().astype(np.uint8)[None].repeat(32, 0)
+
+
+@pytest.mark.parametrize('mode', ['L', 'RGB', 'CMYK', 'LAB', 'I;16', 'I;16B', 'I', 'LA', 'RGBA'])
+def test_a_ramp_from_dark_to_light_stays_one_in_every_mode(mode):
+  file = io.BytesIO()
+  if mode.startswith('I'):
+    wide = (RAMP.astype('u2') * 257).astype({'I': '<i4', 'I;16': '<u2', 'I;16B': '>u2'}[mode])
+    PIL.Image.fromarray(wide).save(file, 'tiff')
+    assert PIL.Image.open(file).mode == mode
+  else:
+    PIL.Image.fromarray(RAMP).convert(mode).save(file, 'png' if mode.endswith('A') else 'tiff')
+  for channels in (1, 3):
+    found = images.read(file.getvalue(), 32, 32, channels).astype(int)
+    assert abs(found - RAMP[..., None]).max() <= 2
+
+
+@pytest.mark.parametrize('mode', ['F', 'I'])
+def test_pictures_without_a_known_scale_are_refused(mode):
+  file = io.BytesIO()
+  PIL.Image.new(mode, (4, 4), 100_000 if mode == 'I' else 0).save(file, 'tiff')
+  with pytest.raises(ValueError, match='an image of .* bytes cannot be read'):
+    images.read(file.getvalue(), 4, 4, 3)
+
+
+@pytest.mark.parametrize('mode, options', [('RGBA', {}), ('LA', {}), ('P', {'transparency': 0})])
+def test_what_is_transparent_is_white(mode, options):
+  file = io.BytesIO()
+  PIL.Image.new(mode, (4, 4)).save(file, 'png', **options)
+  for channels in (1, 3):
+    assert images.read(file.getvalue(), 4, 4, channels).min() == 255
+
+
+@pytest.mark.parametrize('dtype, white', [('u1', 255), ('<u2', 65_535), ('>u2', 65_535), ('?', 1)])
+def test_arrays_are_scaled_by_their_type(dtype, white):
+  array = np.full((4, 4, 3), white).astype(dtype)
+  assert (
+    images.read(array, 4, 4, 3).min() == 255
+    and images.read(np.zeros_like(array), 4, 4, 3).max() == 0
+  )
+
+
+def test_a_picture_with_an_odd_exif_block_is_turned():
+  """Orientation 6, and a length written as one BYTE: Pillow's own exif_transpose fails."""
+  entries = struct.pack('<HHIIHHII', 0x0101, 1, 1, 5, 0x0112, 3, 1, 6)
+  block = b'Exif\0\0II*\0' + struct.pack('<IH', 8, 2) + entries + struct.pack('<I', 0)
+  file, picture = io.BytesIO(), np.uint8(np.add.outer(np.arange(12) * 3, np.arange(20) * 10))
+  PIL.Image.fromarray(picture).save(file, 'jpeg', exif=block, quality=100)
+  found = images.read(file.getvalue(), 20, 12, 1).astype(int)
+  assert abs(found[..., 0] - np.rot90(picture, -1)).max() < 9
+  PIL.Image.fromarray(picture).save(file, 'jpeg', exif=b'Exif\0\0broken')
+  assert images.read(file.getvalue(), 12, 20, 3).shape == (12, 20, 3)
+
+
+def test_a_huge_picture_is_refused(tmp_path):
+  def chunk(kind, content):
+    return (
+      struct.pack('>I', len(content))
+      + kind
+      + content
+      + struct.pack('>I', zlib.crc32(kind + content))
+    )
+
+  header = struct.pack('>IIBBBBB', 16_000, 12_000, 8, 0, 0, 0, 0)
+  (tmp_path / 'scan.png').write_bytes(
+    b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', b'')
+  )
+  with pytest.raises(ValueError, match='scan.png cannot be read.*exceeds limit'):
+    images.read(str(tmp_path / 'scan.png'), 4, 4, 3)
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,22 @@
 Needs the extra `audio`: pip install 'functional-transformer[audio]'.
 """
 
+import contextlib
 import dataclasses
 import functools
 import io
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from transformer.data.reading import naming
+
 Sound = str | os.PathLike | bytes | np.ndarray  # a path, an encoded file, or its samples
+MAX_SAMPLES = 1 << 28  # of all channels: 4.6 hours at 16 kHz
+LOUDEST = 4.0  # files of mp3 and of floats may go a little beyond 1
 
 
 def read(sound: Sound, rate: int) -> Float[np.ndarray, ' n']:
@@ -20,42 +26,65 @@ def read(sound: Sound, rate: int) -> Float[np.ndarray, ' n']:
 
   Args:
     sound: path of a file that libsndfile reads (wav, flac, ogg, mp3), the bytes of one, or samples
-      that have this rate already.
+      that have this rate already: floats, or int16, int32 or uint8 as in wav files.
     rate: in Hz.
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: it is no sound, has no samples, or has some that are not finite.
+    ValueError: it is no sound, has no samples or more than MAX_SAMPLES, or some that are not
+      finite, or are far beyond -1 to 1.
   """
-  import soundfile
-
   if isinstance(sound, np.ndarray):
-    name, samples, own_rate = f'the array {sound.dtype}{list(sound.shape)}', sound, rate
+    name, own_rate = f'the array {sound.dtype}{list(sound.shape)}', rate
+    samples = _scaled(sound)
   else:
     name = 'the sound' if isinstance(sound, bytes) else str(sound)
-    with io.BytesIO(sound) if isinstance(sound, bytes) else open(sound, 'rb') as file:
-      try:
-        samples, own_rate = soundfile.read(file, dtype='float32', always_2d=True)
-      except soundfile.LibsndfileError as error:
-        raise ValueError(
-          f'{name} is no sound that can be read ({error}): give wav, flac, ogg or mp3'
-        ) from error
-    samples = samples.mean(axis=1)
+    with _opened(sound, f'{name} is no sound that can be read') as file:
+      own_rate, size = file.samplerate, file.frames * file.channels
+      if max(size, size * rate / own_rate) > MAX_SAMPLES:
+        raise ValueError(f'it has {size:,} samples at {own_rate} Hz, too many at once')
+      samples = file.read(dtype='float32', always_2d=True).mean(axis=1)
   if samples.ndim != 1 or not samples.size or not np.isfinite(samples).all():
     raise ValueError(f'{name} holds no samples, or some that are not finite: give it anew')
+  if np.abs(samples).max() > LOUDEST:
+    raise ValueError(f'{name} has samples up to {np.abs(samples).max():g}: scale them to -1 to 1')
   if own_rate != rate:
     import librosa
 
-    samples = librosa.resample(samples, orig_sr=own_rate, target_sr=rate)
+    with naming(name):
+      samples = librosa.resample(samples, orig_sr=own_rate, target_sr=rate)
   return samples.astype(np.float32)
+
+
+def _scaled(samples: np.ndarray) -> np.ndarray:
+  """Return samples between -1 and 1, as wav files of their type are scaled."""
+  kind = samples.dtype.str[1:]
+  if kind == 'u1':
+    return (samples.astype(np.float32) - 128) / 128
+  if kind in ('i2', 'i4'):
+    return samples.astype(np.float32) / 2 ** (8 * samples.dtype.itemsize - 1)
+  if samples.dtype.kind != 'f':
+    raise ValueError(
+      f'samples of {samples.dtype} have no known scale: give floats between -1 and 1'
+    )
+  return samples
+
+
+@contextlib.contextmanager
+def _opened(sound: str | os.PathLike | bytes, name: str) -> Iterator[Any]:
+  """Open a file of sound, or its bytes, as a soundfile.SoundFile."""
+  import soundfile
+
+  with naming(name, 'give a whole wav, flac, ogg or mp3'):
+    with io.BytesIO(sound) if isinstance(sound, bytes) else open(sound, 'rb') as file:
+      with soundfile.SoundFile(file) as opened:
+        yield opened
 
 
 def rate_of(sound: str | os.PathLike | bytes) -> int:
   """Return the sample rate of a file, in Hz."""
-  import soundfile
-
-  with io.BytesIO(sound) if isinstance(sound, bytes) else open(sound, 'rb') as file:
-    return soundfile.info(file).samplerate
+  with _opened(sound, 'the sound' if isinstance(sound, bytes) else str(sound)) as file:
+    return file.samplerate
 
 
 def write(path: str | os.PathLike, sound: Float[np.ndarray, ' n'], rate: int):

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from transformer.data.files import find_file, read_lines
+from transformer.data.files import find_file
+from transformer.data.reading import read_lines
 from transformer.data.splits import parse_split, take
 
 NAMES = 'Anna Boris Clara David Emma Farid Grace Hugo'.split()

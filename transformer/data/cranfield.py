@@ -9,7 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from transformer.data.documents import one_line, read_objects
+from transformer.data.documents import one_line, read_documents
+from transformer.data.reading import FileError, check_field, naming, read_lines
 from transformer.data.splits import parse_split
 
 FILES = ('docs.jsonl.gz', 'queries.tsv', 'qrels.tsv')
@@ -35,15 +36,16 @@ def cranfield(folder: pathlib.Path, split: str) -> list[dict[str, str]]:
     raise FileNotFoundError(
       f'{folder} lacks {", ".join(missing)} of Cranfield: give the folder that has them (data.dir)'
     )
-  documents = {row['id']: row for row in read_objects(folder / FILES[0]) if row['text'].strip()}
-  found = _titles(documents) if name == 'documents' else _queries(folder, documents)
+  documents = {row['id']: row for row in read_documents(folder / FILES[0]) if row['text']}
+  with naming(folder, 'give the files of Cranfield (data.dir)'):
+    found = _titles(documents) if name == 'documents' else _queries(folder, documents)
   return found[slice_of(len(found))]
 
 
 def _titles(documents: dict[Any, dict[str, Any]]) -> list[dict[str, str]]:
   examples = []
   for row in documents.values():
-    title, text = (one_line(row[key]) for key in ('title', 'text'))
+    title, text = one_line(check_field(row, 'title')), row['text']
     rest = text.removeprefix(title).strip()  # the text begins with the title
     if title and rest:
       examples.append({'inputs': title, 'targets': rest, 'relevant': f'{row["id"]}:1'})
@@ -52,34 +54,38 @@ def _titles(documents: dict[Any, dict[str, Any]]) -> list[dict[str, str]]:
 
 def _queries(folder: pathlib.Path, documents: dict[Any, dict[str, Any]]) -> list[dict[str, str]]:
   gains: dict[str, dict[int, int]] = defaultdict(dict)
-  for row in _read_table(folder / 'qrels.tsv'):
-    if int(row['grade']) > 0:
-      gains[row['qid']][int(row['docid'])] = 5 - int(row['grade'])
+  for number, row in _read_table(folder / 'qrels.tsv', 'qid', 'docid', 'grade'):
+    with naming(f'{folder / "qrels.tsv"}:{number}', 'give docid and grade as integers'):
+      if int(row['grade']) > 0:
+        gains[row['qid']][int(row['docid'])] = 5 - int(row['grade'])
   examples = []
-  for row in _read_table(folder / 'queries.tsv'):
+  for _, row in _read_table(folder / 'queries.tsv', 'qid', 'text'):
     relevant = gains[row['qid']]
     with_text = [document for document in relevant if document in documents]
     if not with_text:
       raise ValueError(
-        f'{folder}: no document of qrels.tsv with a grade above 0 is relevant to the query '
-        f'{row["qid"]!r} of queries.tsv: judge one for it, or remove the query'
+        f'no document of qrels.tsv with a grade above 0 is relevant to the query {row["qid"]!r} of '
+        'queries.tsv: judge one for it, or remove the query'
       )
     best = max(with_text, key=relevant.__getitem__)
     examples.append(
       {
         'inputs': one_line(row['text']),
-        'targets': one_line(documents[best]['text']),
+        'targets': documents[best]['text'],
         'relevant': ' '.join(f'{document}:{gain}' for document, gain in relevant.items()),
       }
     )
   return examples
 
 
-def _read_table(file: pathlib.Path) -> Iterator[dict[str, str]]:
-  header, *lines = file.read_text(encoding='utf-8').splitlines()
-  names = header.split('\t')
-  for number, line in enumerate(lines, 2):
+def _read_table(file: pathlib.Path, *columns: str) -> Iterator[tuple[int, dict[str, str]]]:
+  names: list[str] = []
+  for number, line in read_lines(file):
     values = line.split('\t')
+    names = names or values
     if len(values) != len(names):
-      raise ValueError(f'{file}:{number}: {len(values)} columns, and the header has {len(names)}')
-    yield dict(zip(names, values, strict=True))
+      raise FileError(f'{file}:{number}: {len(values)} columns, and the header has {len(names)}')
+    if missing := {*columns} - {*names}:
+      raise FileError(f'{file}:1: the header lacks {", ".join(sorted(missing))}')
+    if number > 1:
+      yield number, dict(zip(names, values, strict=True))

@@ -1,7 +1,6 @@
 """Collections of documents to search."""
 
 import functools
-import json
 import pathlib
 import re
 from collections import Counter
@@ -10,7 +9,7 @@ from typing import Any
 
 from transformer.data import questions, text_files
 from transformer.data.facts import facts
-from transformer.data.files import open_file
+from transformer.data.reading import check_field, naming, read_objects
 
 
 @functools.lru_cache(maxsize=2)
@@ -26,7 +25,8 @@ def collection(where: str) -> dict[str, str]:
     ValueError: the file has another format, or two documents have the same name.
   """
   if where.startswith('facts:'):
-    return {row[4]: row[1] for row in facts(where.removeprefix('facts:')).rows}
+    found = facts(where.removeprefix('facts:'))
+    return {row['relevant'].removesuffix(':1'): row['targets'] for row in found}
   file = pathlib.Path(where).expanduser()
   name = file.name.removesuffix('.gz')
   if not file.is_file() or not name.endswith(('.tsv', '.jsonl', '.json')):
@@ -37,7 +37,7 @@ def collection(where: str) -> dict[str, str]:
   if name.endswith('.json'):
     rows = [*questions.paragraphs(file)]
   elif name.endswith('.jsonl'):
-    rows = [(str(row['id']), row['text']) for row in read_objects(file) if row['text'].strip()]
+    rows = [(str(row['id']), row['text']) for row in read_documents(file) if row['text'].strip()]
   else:
     table = text_files.pairs(file.parent, name.removesuffix('.tsv'), 'inputs', 'targets')
     rows = [*zip(table.inputs, table.targets, strict=True)]
@@ -50,17 +50,12 @@ def collection(where: str) -> dict[str, str]:
   return found
 
 
-def read_objects(file: pathlib.Path) -> Iterator[dict[str, Any]]:
+def read_documents(file: pathlib.Path) -> Iterator[dict[str, Any]]:
   """Yield the objects of a JSONL file, each with an 'id' and a 'text' on one line."""
-  with open_file(file, 'rt', encoding='utf-8') as opened:
-    for number, line in enumerate(opened, 1):
-      try:
-        row = json.loads(line)
-        yield row | {'text': one_line(row['text']), 'id': row['id']}
-      except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-          f'{file}:{number}: no object with the keys id and text ({error!r}); write one a line'
-        ) from error
+  for number, row in read_objects(file, 'id', 'text'):
+    with naming(f'{file}:{number}', 'mend the line'):
+      text = one_line(check_field(row, 'text'))
+      yield row | {'text': text, 'id': check_field(row, 'id', int | str)}
 
 
 def one_line(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from transformer.data.questions import Questions
+from transformer.data.questions import Example, example_of
 
 SIZES = {'train': 2000, 'val': 40, 'test': 40}
 CITIES = 'Rome Oslo Lima Cairo Kyoto Quito Delhi Paris'.split()
@@ -10,7 +10,7 @@ PEOPLE = 'Anna Boris Clara David Emma Farid Grace Hugo Irene Jonas Karla Louis'.
 THINGS = 'goats boats clocks lamps horses violins kites drums'.split()
 
 
-def facts(split: str) -> Questions:
+def facts(split: str) -> list[Example]:
   """Return the questions of a split, always the same; paragraphs are named train/0, train/1, ..."""
   if split not in SIZES:
     raise ValueError(f'unknown split {split!r} of facts: take {", ".join(SIZES)}')
@@ -28,5 +28,5 @@ def facts(split: str) -> Questions:
       question, answer = f'What does {who} have?', things
       before = f'{who} lives in {city} and has '
     start = context.index(before) + len(before)
-    rows.append((question, context, [answer], [start], f'{split}/{number}'))
-  return Questions(rows)
+    rows.append(example_of(question, context, [answer], [start], f'{split}/{number}'))
+  return rows

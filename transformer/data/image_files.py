@@ -6,18 +6,21 @@ that 'train[:90%]' and 'train[90%:]' are a training and a validation split.
 
 import math
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from transformer.data.files import CORRUPT, files_of_split, find_file, open_file
+from transformer.data.files import files_of_split, find_file
 from transformer.data.images import Image
+from transformer.data.reading import naming, open_file
 from transformer.data.splits import hash_of, parse_split
 from transformer.data.text_files import read_tsv
 
-ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp')
+ENDINGS = (
+  *('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.gif', '.webp', '.avif', '.tif', '.tiff'),
+  *('.pbm', '.pgm', '.ppm', '.pnm', '.tga'),
+)
 
 
 def idx(folder: pathlib.Path, split: str) -> list[dict[str, Any]]:
@@ -30,10 +33,10 @@ def idx(folder: pathlib.Path, split: str) -> list[dict[str, Any]]:
     _read_idx(find_file(folder, [f'{name}-{kind}-ubyte{end}' for end in ('', '.gz', '.xz')]))
     for kind in ('images-idx3', 'labels-idx1')
   )
-  if len(images) != len(labels):
+  if len(images) != len(labels) or images.ndim != 3 or labels.ndim != 1:
     raise ValueError(
-      f'{folder}: {len(images)} images and {len(labels)} labels in {name}; give the files that '
-      'belong together'
+      f'{folder}: {len(images)} images and {len(labels)} labels in {name}, of shapes '
+      f'{list(images.shape)} and {list(labels.shape)}; give the files that belong together'
     )
   return [
     {'inputs': images[i][..., None], 'targets': str(labels[i]), 'name': f'{name}/{i}'}
@@ -90,13 +93,10 @@ def _files(folder: pathlib.Path, split: str) -> list[tuple[str, Image]]:
 
 def _read_idx(file: pathlib.Path) -> UInt8[np.ndarray, '...']:
   """Return an array in LeCun's format: two zeros, the type 8, the axes, their sizes, the bytes."""
-  try:
-    with open_file(file) as opened:
-      data: bytes = opened.read()
-  except CORRUPT as error:
-    raise ValueError(f'{file}: broken file ({error}); copy it anew') from error
-  axes = data[3] if data[:3] == b'\0\0\x08' and len(data) > 3 else 0
-  shape: Sequence[int] = np.frombuffer(data[4 : 4 + 4 * axes], '>i4').tolist()
-  if not axes or len(data) != 4 + 4 * axes + math.prod(shape):
-    raise ValueError(f'{file}: not a whole idx file of bytes; copy it anew')
-  return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
+  with naming(file), open_file(file) as opened:
+    data = opened.read()
+    axes = data[3] if data[:3] == b'\0\0\x08' and len(data) > 3 else 0
+    shape = np.frombuffer(data[4 : 4 + 4 * axes], '>i4').tolist()
+    if not axes or min(shape) < 0 or len(data) != 4 + 4 * axes + math.prod(shape):
+      raise ValueError('not a whole idx file of bytes')
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)

@@ -3,11 +3,15 @@
 An image is the bytes of an encoded file, its path, or an array [H, W, C].
 """
 
+import contextlib
 import io
 import pathlib
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+
+from transformer.data.reading import naming
 
 Image = str | bytes | np.ndarray
 
@@ -15,13 +19,18 @@ Image = str | bytes | np.ndarray
 def read(image: Image, height: int, width: int, channels: int) -> UInt8[np.ndarray, 'H W C']:
   """Return the image, scaled until it covers height x width, and cropped to that at its centre.
 
+  As a viewer shows it: turned as its EXIF block says, what is transparent on white, 16 bits scaled
+  to 8. Of an animation or a file of pages the first image is taken.
+
   Args:
-    image: a path, the bytes of an encoded file, or an array [H, W] or [H, W, C] of 0 to 255.
+    image: a path, the bytes of an encoded file, or an array [H, W] or [H, W, C] of uint8, of
+      uint16, whose white is 65,535, or of bool.
     height, width: of the result, in pixels.
     channels: 1 for grey, 3 for red, green and blue.
 
   Raises:
-    ValueError: the file does not exist or is no image, or the array has another shape or type.
+    ValueError: the file does not exist, is no image that Pillow decodes, or has more pixels than
+      Pillow accepts, 179 million; or the array has another shape or type.
   """
   import PIL.Image
   import PIL.ImageOps
@@ -29,35 +38,72 @@ def read(image: Image, height: int, width: int, channels: int) -> UInt8[np.ndarr
   if channels not in (1, 3):
     raise ValueError(f'channels={channels}: give 1 for grey or 3 for red, green and blue')
   if isinstance(image, np.ndarray):
-    flat = image.ndim == 2 or image.shape[2:] == (1,)
-    if image.dtype != np.uint8 or not (flat or image.ndim == 3 and image.shape[2] == 3):
-      raise ValueError(
-        f'an image is an array of uint8 [H, W], [H, W, 1] or [H, W, 3], not {image.dtype} '
-        f'{list(image.shape)}: scale its values to 0 to 255'
-      )
-    if image.shape == (height, width, channels):
+    if image.shape == (height, width, channels) and image.dtype == np.uint8:
       return image
-    opened = PIL.Image.fromarray(image.reshape(image.shape[:2]) if flat else image)
+    name, opened = 'an array', _from_array(image)
   else:
-    opened = _decode(image)
-  opened = opened.convert('RGB' if channels == 3 else 'L')
-  if opened.size != (width, height):
-    opened = PIL.ImageOps.fit(opened, (width, height), PIL.Image.Resampling.BICUBIC)
-  return np.asarray(opened).reshape(height, width, channels)
+    name = image if isinstance(image, str) else f'an image of {len(image)} bytes'
+    opened = _decode(image, name)
+  with naming(name):
+    opened = opened.convert('RGB' if channels == 3 else 'L')
+    if opened.size != (width, height):
+      opened = PIL.ImageOps.fit(opened, (width, height), PIL.Image.Resampling.BICUBIC)
+    return np.asarray(opened).reshape(height, width, channels)
 
 
-def _decode(image: str | bytes):
+def _from_array(image: np.ndarray):
   import PIL.Image
-  import PIL.ImageOps
 
-  name = image if isinstance(image, str) else f'{len(image)} bytes'
-  file = pathlib.Path(image).expanduser() if isinstance(image, str) else io.BytesIO(image)
+  flat = image.ndim == 2 or image.shape[2:] == (1,)
+  scales = {'u1': 1, 'u2': 257, 'b1': 1 / 255}  # by the kind and the bytes of a number
+  scale = scales.get(image.dtype.str[1:])
+  if not scale or not (flat or image.ndim == 3 and image.shape[2] == 3) or not image.size:
+    raise ValueError(
+      f'an image is an array of uint8, uint16 or bool, [H, W], [H, W, 1] or [H, W, 3], not '
+      f'{image.dtype} {list(image.shape)}: scale its values to 0 to 255'
+    )
+  if scale != 1:
+    image = (image / scale).round().astype(np.uint8)
+  return PIL.Image.fromarray(image.reshape(image.shape[:2]) if flat else image)
+
+
+def _decode(image: str | bytes, name: str) -> Any:
+  """Return a Pillow image that converts to 'RGB' and 'L'."""
+  import PIL.Image
+  from PIL.Image import Transpose
+
+  turned = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+  }
+  cure = 'give a whole file that Pillow knows, such as jpg or png'
   try:
-    return PIL.ImageOps.exif_transpose(PIL.Image.open(file))  # upright, whatever the camera did
+    with naming(f'{name} cannot be read as an image', cure):
+      file = pathlib.Path(image).expanduser() if isinstance(image, str) else io.BytesIO(image)
+      with PIL.Image.open(file) as opened:
+        opened.load()
+      # not PIL.ImageOps.exif_transpose, which writes the whole block anew and fails at odd fields
+      orientation = None
+      with contextlib.suppress(Exception):  # viewers show a picture with a broken block, too
+        orientation = opened.getexif().get(0x0112)
+      if method := turned.get(orientation):
+        opened = opened.transpose(method)
+      if opened.mode == 'I' and opened.getextrema()[1] > 255 or opened.mode.startswith('I;16'):
+        values = np.asarray(opened)
+        if values.min() < 0 or values.max() > 65_535:
+          raise ValueError(f'its values, {values.min()} to {values.max()}, have more than 16 bits')
+        return _from_array(values.astype(np.uint16))
+      if opened.mode in ('I', 'F'):
+        raise ValueError(f'the range of its values is unknown (mode {opened.mode})')
+      if opened.has_transparency_data:
+        opened = opened.convert('RGBA')
+        white = PIL.Image.new('RGBA', opened.size, 'white')
+        return PIL.Image.alpha_composite(white, opened)
+      return opened.convert('RGB') if opened.mode == 'LAB' else opened
   except FileNotFoundError as error:
     raise ValueError(f'there is no file {name}: give the path of an image') from error
-  except (OSError, SyntaxError) as error:  # Pillow raises the latter for a broken PNG
-    raise ValueError(
-      f'{name} cannot be read as an image ({error}): give a whole file that Pillow knows, such as '
-      'jpg or png'
-    ) from error

@@ -1,11 +1,9 @@
 """Input processors: texts to tokens, images to patches, sounds to frames."""
 
-import contextlib
 import dataclasses
 import functools
 import io
 import math
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,6 +16,7 @@ from transformer.data import audio, images
 from transformer.data.audio import LogMel
 from transformer.data.corpora import Source, chunks
 from transformer.data.pipeline import Column, Columns, Ragged, concatenate
+from transformer.data.reading import naming
 from transformer.data.text import BLANK, with_blanks
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional import augmentation
@@ -404,16 +403,16 @@ class SoundProcessor:
 
 
 def _precomputed(file: Line) -> Float[np.ndarray, 'S X']:
+  name = file if isinstance(file, str) else 'the sound'
   source: Any = io.BytesIO(file) if isinstance(file, bytes) else file
-  frames = np.empty(0, np.float32)
-  # errors of files of another format
-  with contextlib.suppress(ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile):
-    frames = np.load(source, allow_pickle=False).astype(np.float32)
-  if frames.ndim != 2 or not frames.size or not np.isfinite(frames).all():
-    raise ValueError(
-      f'{file if isinstance(file, str) else "the sound"} is no .npy file of an array [frames, '
-      'numbers], all finite: the model takes precomputed frames alone (processor.window=0)'
-    )
+  cure = 'the model takes precomputed frames alone (processor.window=0)'
+  with naming(f'{name} is no .npy file of an array [frames, numbers], all finite', cure):
+    frames = np.load(source, allow_pickle=False)
+    if frames.dtype.kind not in 'fiu' or frames.ndim != 2 or not frames.size:
+      raise ValueError(f'it has {frames.dtype} {list(frames.shape)}')
+    frames = frames.astype(np.float32)
+    if not np.isfinite(frames).all():
+      raise ValueError('some are not')
   return frames
 
 

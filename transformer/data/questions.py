@@ -5,38 +5,24 @@ each answer's first character in the paragraph, 'relevant': the paragraph's name
 """
 
 import dataclasses
-import json
-import operator
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, SupportsIndex
 
 import numpy as np
 
 from transformer.data import cloze
-from transformer.data.files import CORRUPT, open_file
+from transformer.data.reading import check_field, naming, read_json, read_lines
 from transformer.data.splits import parse_split
 
 CLOZE_QUESTIONS = 5  # for each paragraph
 MIN_PARAGRAPH = 200  # characters; a shorter line of a text is a heading
 WIKITEXT_SPACES = re.compile(r' @(.)@ | (?=[.,;:!?)])|(?<=\() ')  # around punctuation
 
-Row = tuple[str, str, list[str], list[int], str]
+FORMAT = 'write it in the format of SQuAD, {"data": [{"paragraphs": ...}]}'
 
-
-@dataclasses.dataclass(frozen=True)
-class Questions:
-  """Questions in memory: (question, paragraph, answers, starts, name of the paragraph)."""
-
-  rows: Sequence[Row]
-
-  def __len__(self) -> int:
-    return len(self.rows)
-
-  def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
-    question, paragraph, answers, starts, name = self.rows[operator.index(i)]
-    return _example(question, paragraph, answers, starts) | {'relevant': f'{name}:1'}
+Example = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +42,7 @@ class TfdsQuestions:
     return _example(question, paragraph, answers, starts)
 
 
-def squad(folder: pathlib.Path, split: str) -> Questions:
+def squad(folder: pathlib.Path, split: str) -> list[Example]:
   """Return the questions of `<split>.json`, or .json.gz, in the format of SQuAD 1.1.
 
   Args:
@@ -69,37 +55,25 @@ def squad(folder: pathlib.Path, split: str) -> Questions:
     FileNotFoundError: a file does not exist.
     ValueError: a file has another format, or an answer is not where it should be.
   """
-  rows: list[Row] = []
+  examples: list[Example] = []
   for part in split.split('+'):
-    if part.startswith('cloze:'):
-      rows += _cloze(folder, part.removeprefix('cloze:'))
-      continue
-    for name, paragraph in _paragraphs(folder, part):
-      context = _line(paragraph['context'])
-      if 'qas' not in paragraph:
-        raise ValueError(f'{part!r} in {folder} has no questions: cloze:{part} generates some')
-      for asked in paragraph['qas']:
-        answers = [_line(answer['text']) for answer in asked['answers']]
-        starts = [answer['answer_start'] for answer in asked['answers']]
-        for answer, start in zip(answers, starts, strict=True):
-          if context[start : start + len(answer)] != answer:
-            raise ValueError(
-              f'{split} in {folder}: {answer!r}, the answer to {asked["question"]!r}, is not at '
-              f'character {start} of its paragraph: count Unicode characters'
-            )
-        rows.append((_line(asked['question']), context, answers, starts, name))
-  return Questions(rows)
+    read = _cloze if part.startswith('cloze:') else _asked
+    examples += read(*_find(folder, part.removeprefix('cloze:')))
+  return examples
 
 
 def paragraphs(file: pathlib.Path) -> Iterator[tuple[str, str]]:
   """Yield the names, 'Title/0', 'Title/1', ..., and the paragraphs of a file."""
-  name = file.name.removesuffix('.gz').removesuffix('.json')
-  found = _paragraphs(file.parent, name)
-  return ((name, _line(paragraph['context'])) for name, paragraph in found)
+  return ((name, context) for name, context, _ in _paragraphs(file, lambda _: slice(None)))
 
 
-def _paragraphs(folder: pathlib.Path, part: str) -> Iterator[tuple[str, dict[str, Any]]]:
-  """Yield (name, paragraph) of a file, or of a slice of its articles."""
+def example_of(question: str, paragraph: str, answers, starts, name: str) -> Example:
+  """Return a question about the paragraph of this name, with its answers and where they start."""
+  return _example(question, paragraph, answers, starts) | {'relevant': f'{name}:1'}
+
+
+def _find(folder: pathlib.Path, part: str) -> tuple[pathlib.Path, Any]:
+  """Return a file, and which articles of how many."""
   name, slice_of = parse_split(part)
   files = [folder / (name + end) for end in ('.json', '.json.gz', '.txt', '.txt.gz')]
   file = next((file for file in files if file.is_file()), None)
@@ -108,29 +82,51 @@ def _paragraphs(folder: pathlib.Path, part: str) -> Iterator[tuple[str, dict[str
       f'none of {", ".join(map(str, files))}: put SQuAD there (train-v1.1.json, dev-v1.1.json), or '
       'give the folder that has it as dir (data.dir) and the name of the file as a split'
     )
-  try:
-    with open_file(file, 'rt', encoding='utf-8') as opened:
-      if '.txt' in file.suffixes:
-        lines = [{'context': WIKITEXT_SPACES.sub(r'\1', line.strip())} for line in opened]
-        articles = [{'paragraphs': [p for p in lines if len(p['context']) >= MIN_PARAGRAPH]}]
-      else:
-        articles = json.load(opened)['data']
-  except (ValueError, KeyError, TypeError, *CORRUPT) as error:
-    raise ValueError(
-      f'{file}: not in the format of SQuAD, {{"data": [{{"paragraphs": ...}}]}} ({error!r})'
-    ) from error
-  for article in articles[slice_of(len(articles))]:
-    title = re.sub(r'\s+', '_', str(article.get('title', '')))
-    for number, paragraph in enumerate(article['paragraphs']):
-      yield f'{title}/{number}', paragraph
+  return file, slice_of
 
 
-def _cloze(folder: pathlib.Path, part: str) -> Iterator[Row]:
+def _paragraphs(file: pathlib.Path, slice_of: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
+  """Yield (name, text, paragraph) of a file, or of a slice of its articles."""
+  if '.txt' in file.suffixes:
+    lines = (WIKITEXT_SPACES.sub(r'\1', line.strip()) for _, line in read_lines(file))
+    articles = [{'paragraphs': [{'context': line} for line in lines if len(line) >= MIN_PARAGRAPH]}]
+  else:
+    articles = read_json(file)
+  with naming(file, FORMAT):
+    if '.txt' not in file.suffixes:
+      articles = check_field(articles, 'data', list)
+    for article in articles[slice_of(len(articles))]:
+      found = check_field(article, 'paragraphs', list)
+      title = re.sub(r'\s+', '_', str(article.get('title', '')))
+      for number, paragraph in enumerate(found):
+        yield f'{title}/{number}', _line(check_field(paragraph, 'context')), paragraph
+
+
+def _asked(file: pathlib.Path, slice_of: Any) -> Iterator[Example]:
+  for name, context, paragraph in _paragraphs(file, slice_of):
+    if 'qas' not in paragraph:
+      part = file.name.partition('.')[0]
+      raise ValueError(f'{part!r} in {file.parent} has no questions: cloze:{part} generates some')
+    with naming(f'{file}, {name}', FORMAT):
+      for row in check_field(paragraph, 'qas', list):
+        question = _line(check_field(row, 'question'))
+        found = check_field(row, 'answers', list)
+        answers = [_line(check_field(answer, 'text')) for answer in found]
+        starts = [check_field(answer, 'answer_start', int) for answer in found]
+        for answer, start in zip(answers, starts, strict=True):
+          if start < 0 or context[start : start + len(answer)] != answer:
+            raise ValueError(
+              f'{answer!r}, the answer to {question!r}, is not at character {start} of its '
+              'paragraph: count Unicode characters'
+            )
+        yield example_of(question, context, answers, starts, name)
+
+
+def _cloze(file: pathlib.Path, slice_of: Any) -> Iterator[Example]:
   rng = np.random.default_rng(0)
-  for name, paragraph in _paragraphs(folder, part):
-    context = _line(paragraph['context'])
+  for name, context, _ in _paragraphs(file, slice_of):
     for question, answer, start in cloze.questions(context, CLOZE_QUESTIONS, rng):
-      yield question, context, [answer], [start], name
+      yield example_of(question, context, [answer], [start], name)
 
 
 def _example(question, paragraph, answers, starts) -> dict[str, Any]:

@@ -4,12 +4,14 @@ A sound is the path or the bytes of a file (see data.audio), or ready-made frame
 """
 
 import pathlib
+import unicodedata
 from collections import Counter
 from typing import Any
 
 import numpy as np
 
 from transformer.data.files import files_of_split, find_file
+from transformer.data.reading import FileError, read_arrays
 from transformer.data.splits import parse_split, take
 from transformer.data.text_files import pairs
 
@@ -34,7 +36,8 @@ def recordings(folder: pathlib.Path, split: str, inputs: str, targets: str) -> l
   files = {file.rpartition('.')[0]: file for file in found} | {file: file for file in found}
   examples = []
   table = pairs(folder, name, inputs, targets)
-  for sound, text in zip(table.inputs, table.targets, strict=True):
+  for written, text in zip(table.inputs, table.targets, strict=True):
+    sound = unicodedata.normalize('NFC', written)
     if sound not in files:
       raise ValueError(
         f'{folder / name}: no sound {sound!r}, which the table of {name} has: put its file there '
@@ -51,8 +54,11 @@ def frames(folder: pathlib.Path, split: str, inputs: str, targets: str) -> list[
   """
   name, _ = parse_split(split)
   file = find_file(folder, [f'{name}.npz', f'{name}_mfcc.npz'])
-  with np.load(file, allow_pickle=False) as arrays:
-    feats, lengths = arrays['feats'], arrays['lengths']
+  feats, lengths = read_arrays(file, 'feats', 'lengths')
+  if feats.ndim != 2 or feats.dtype.kind not in 'fiu' or not np.isfinite(feats).all():
+    raise FileError(f'{file}: feats is no array [frames, numbers] of finite numbers')
+  if lengths.ndim != 1 or lengths.dtype.kind not in 'iu' or (lengths < 0).any():
+    raise FileError(f'{file}: lengths is no array of positive integers')
   table = pairs(folder, name, inputs, targets)
   if len(table) != len(lengths) or lengths.sum() != len(feats):
     raise ValueError(

@@ -5,14 +5,14 @@ is accepted as well; it is divided by a hash of the text (see `splits.split_by_h
 """
 
 import dataclasses
-import json
 import operator
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, SupportsIndex
 
-from transformer.data.files import find_file, read_lines
+from transformer.data.files import find_file
+from transformer.data.reading import read_lines, read_objects
 from transformer.data.splits import split_by_hash
 
 
@@ -122,19 +122,8 @@ def read_tsv(file: pathlib.Path, inputs: str, targets: str) -> Iterator[tuple[st
 
 
 def _read_jsonl(file: pathlib.Path, inputs: str, targets: str) -> Iterator[tuple[str, str]]:
-  for number, line in read_lines(file):
-    try:
-      row = json.loads(line)
-      pair = row[inputs], row[targets]
-    except json.JSONDecodeError as error:
-      raise ValueError(f'{file}:{number}: not JSON ({error}); write one object a line.') from error
-    except (KeyError, TypeError) as error:
-      there = f'keys {", ".join(row)}' if isinstance(row, dict) else type(row).__name__
-      raise ValueError(
-        f'{file}:{number}: no object with the keys {inputs!r} and {targets!r}, but {there}; name '
-        'its keys in inputs and targets.'
-      ) from error
-    yield _check_texts(f'{file}:{number}', *pair)
+  for number, row in read_objects(file, inputs, targets):
+    yield _check_texts(f'{file}:{number}', row[inputs], row[targets])
 
 
 def _check_texts(where: str, *pair: Any) -> tuple[str, str]:

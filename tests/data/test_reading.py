@@ -1,0 +1,207 @@
+"""Tests of data/reading.py and data/files.py: errors name the file; archives and folders."""
+
+import gzip
+import io
+import json
+import lzma
+import os
+import struct
+import tarfile
+import unicodedata
+import zipfile
+
+import numpy as np
+import pytest
+
+from transformer.data import corpora, reading
+from transformer.data.files import files_of_split
+from transformer.data.reading import FileError, naming, read_arrays, read_json, read_lines
+
+
+class PanicException(BaseException):
+  """As libraries written in Rust raise it."""
+
+
+@pytest.mark.parametrize(
+  'error',
+  [
+    *(struct.error('odd'), KeyError('feats'), AttributeError('NoneType'), RecursionError()),
+    *(zipfile.BadZipFile('odd'), tarfile.ReadError('odd'), lzma.LZMAError('odd'), MemoryError()),
+    *(PanicException('alphabet'), OSError('truncated'), UnicodeDecodeError('utf-8', b'', 0, 1, '')),
+  ],
+)
+def test_any_error_of_a_parser_names_the_file_once(error):
+  with pytest.raises(FileError, match='^a.npz, feats: .*; copy it anew$') as raised:
+    with naming('other'), naming('a.npz, feats'):
+      raise error
+  assert raised.value.__cause__ is error and 'other' not in str(raised.value)
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt(), ModuleNotFoundError(), SystemExit()])
+def test_what_is_no_fault_of_a_file_passes(error):
+  with pytest.raises(type(error)) as raised, naming('a.npz'):
+    raise error
+  assert raised.value is error
+  with pytest.raises(FileNotFoundError, match='nowhere'), naming('a.npz'):
+    open('nowhere')
+
+
+@pytest.mark.parametrize(
+  'row, message',
+  [
+    ([], "the key.* 'a', but list"),
+    ({'b': 1}, "'a', but keys b"),
+    ({'a': 3}, 'a is 3: give str'),
+    ({'a': '\ud800'}, 'whole characters'),
+  ],
+)
+def test_values_are_checked_before_use(row, message):
+  with pytest.raises(ValueError, match=message):
+    reading.check_field(row, 'a')
+  with pytest.raises(ValueError, match='is True'):
+    reading.check_field({'a': True}, 'a', int)
+
+
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-32'])
+def test_a_byte_order_mark_says_the_encoding(encoding, tmp_path):
+  (tmp_path / 'a.txt').write_bytes('Öl\r\nzwei\u2028\n\nend'.encode(encoding))
+  assert [*read_lines(tmp_path / 'a.txt')] == [(1, 'Öl'), (2, 'zwei\u2028'), (3, ''), (4, 'end')]
+  big = '\ufeffÖl\n'.encode('utf-16-be')
+  (tmp_path / 'b.txt.gz').write_bytes(gzip.compress(big))
+  assert [*read_lines(tmp_path / 'b.txt.gz')] == [(1, 'Öl')]
+
+
+def test_wide_characters_without_a_mark_are_named(tmp_path):
+  (tmp_path / 'a.txt').write_bytes('plain words\n'.encode('utf-16-le'))
+  with pytest.raises(FileError, match='a.txt: .*utf-16le'):
+    [*read_lines(tmp_path / 'a.txt')]
+
+
+def test_nothing_unpacks_without_bound(tmp_path, monkeypatch):
+  monkeypatch.setattr(reading, 'MAX_UNPACKED', 1 << 16)
+  bomb = bytes(1 << 20)
+  (tmp_path / 'a.json.gz').write_bytes(gzip.compress(bomb))
+  (tmp_path / 'a.tar.xz').write_bytes(lzma.compress(bomb))
+  np.savez_compressed(tmp_path / 'a.npz', feats=np.zeros(1 << 18))
+  for read in (
+    lambda: read_json(tmp_path / 'a.json.gz'),
+    lambda: files_of_split(tmp_path, 'a', ('.png',)),
+    lambda: read_arrays(tmp_path / 'a.npz', 'feats'),
+  ):
+    with pytest.raises(FileError, match='a[.].*unpacks to more than'):
+      read()
+  monkeypatch.setattr(reading, 'MAX_LINE', 100)
+  (tmp_path / 'a.txt').write_text(f'short\n{"long" * 100}\n')
+  with pytest.raises(FileError, match='a.txt:2: the line has more than 100 bytes'):
+    [*read_lines(tmp_path / 'a.txt')]
+
+
+def test_arrays_of_one_name_or_of_objects_are_refused(tmp_path):
+  np.savez(tmp_path / 'a.npz', feats=np.zeros(3), objects=np.array([{}, None]))
+  assert len(read_arrays(tmp_path / 'a.npz', 'feats')[0]) == 3
+  for name in ('lengths', 'objects'):
+    with pytest.raises(FileError, match='a.npz: '):
+      read_arrays(tmp_path / 'a.npz', name)
+  with pytest.warns(UserWarning, match='Duplicate'), zipfile.ZipFile(tmp_path / 'a.npz', 'a') as z:
+    z.writestr('feats.npy', b'')
+  with pytest.raises(FileError, match='one name'):
+    read_arrays(tmp_path / 'a.npz', 'feats')
+  (tmp_path / 'deep.json').write_text('[' * 100_000)
+  with pytest.raises(FileError, match='deep.json: RecursionError'):
+    read_json(tmp_path / 'deep.json')
+
+
+# Folders and archives
+
+
+def member(name, content=b'', **fields):
+  info = tarfile.TarInfo(name)
+  info.size = len(content)
+  for key, value in fields.items():
+    setattr(info, key, value)
+  return info, io.BytesIO(content)
+
+
+def pack(path, *members, end=b''):
+  with tarfile.open(path, 'w') as opened:
+    for info, content in members:
+      opened.addfile(info, content)
+  path.write_bytes(path.read_bytes() + end)
+  return lambda: files_of_split(path.parent, path.stem, ('.png',))
+
+
+def test_a_folder_with_links_is_what_its_archive_is(tmp_path):
+  folder = tmp_path / 'train'
+  (folder / 'dot' / '.ipynb_checkpoints').mkdir(parents=True)
+  (tmp_path / 'store').mkdir()
+  (tmp_path / 'store' / 'c.png').write_bytes(b'c')
+  for name in ('a.png', '._a.png', '.ipynb_checkpoints/a-checkpoint.png', '.DS_Store'):
+    (folder / 'dot' / name).write_bytes(b'a')
+  os.link(folder / 'dot' / 'a.png', folder / 'dot' / 'hard.png')
+  (folder / 'dot' / 'soft.png').symlink_to('a.png')
+  (folder / 'bar').symlink_to('dot')
+  with tarfile.open(tmp_path / 'test.tar.gz', 'w:gz') as opened:
+    opened.add(folder, '.')
+  (folder / 'box').symlink_to(tmp_path / 'store')
+  plain = files_of_split(tmp_path, 'train', ('.png',))
+  packed = files_of_split(tmp_path, 'test', ('.png',))
+  names = {f'{kind}/{name}.png' for kind in ('dot', 'bar') for name in ('a', 'hard', 'soft')}
+  assert plain.keys() == names | {'box/c.png'}
+  assert packed == dict.fromkeys(names, b'a')
+  (folder / 'dot' / 'loop').symlink_to(folder)
+  with pytest.raises(FileError, match='loop'):
+    files_of_split(tmp_path, 'train', ('.png',))
+
+
+@pytest.mark.parametrize(
+  'members, message',
+  [
+    ([member('../a.png')], '../a.png is outside'),
+    ([member('/etc/a.png')], '/etc/a.png is outside'),
+    ([member('b/a.png', type=tarfile.FIFOTYPE)], 'b/a.png is a device or pipe'),
+    ([member('a.png', type=tarfile.SYMTYPE, linkname='b.png')], 'a.png links to b.png'),
+    ([member('c/a.png', type=tarfile.LNKTYPE, linkname='b.png')], 'c/a.png links to b.png'),
+    ([member(n, type=tarfile.SYMTYPE, linkname=t) for n, t in ('ab', 'bc')], 'a links to b'),
+    ([member('b/a.tif', b'a')], r'but 1 \.tif'),
+    ([member('d/a.png', b'a'), member('b/a.xyz', b'a')], 'all files of b are left out.*xyz'),
+  ],
+)
+def test_a_member_that_is_no_file_is_named(members, message, tmp_path):
+  with pytest.raises(FileError, match=f'val.tar.*{message}'):
+    pack(tmp_path / 'val.tar', *members)()
+
+
+def test_a_later_member_replaces_an_earlier_one_and_joined_archives_are_refused(tmp_path):
+  assert pack(tmp_path / 'val.tar', member('a.png', b'1'), member('a.png', b'2'))() == {
+    'a.png': b'2'
+  }
+  whole = (tmp_path / 'val.tar').read_bytes()
+  with pytest.raises(FileError, match='joined.tar: its end is in the middle'):
+    pack(tmp_path / 'joined.tar', member('a.png', b'1'), end=whole)()
+  (tmp_path / 'cut.tar').write_bytes(whole[:1100])
+  with pytest.raises(FileError, match='cut.tar'):
+    files_of_split(tmp_path, 'cut', ('.png',))
+
+
+def test_what_is_left_out_is_counted(tmp_path, caplog):
+  for name in ('a.png', 'b.heic', 'c.heic', 'notes.txt', 'README'):
+    (tmp_path / 'train').mkdir(exist_ok=True)
+    (tmp_path / 'train' / name).write_bytes(b'')
+  assert [*files_of_split(tmp_path, 'train', ('.png',))] == ['a.png']
+  assert '4 files are left out: 2 .heic, 1 without ending, 1 .txt' in caplog.text
+
+
+def test_names_are_text_in_one_form(tmp_path):
+  for name in (b'caf\xe9', unicodedata.normalize('NFD', 'pâte').encode(), b'two  spaces'):
+    folder = os.path.join(os.fsencode(tmp_path), b'train', name)
+    os.makedirs(folder)
+    with open(os.path.join(folder, b'a.png'), 'wb') as file:
+      file.write(b'a')
+  with tarfile.open(tmp_path / 'val.tar', 'w') as opened:
+    opened.add(tmp_path / 'train', '.')
+  for split in ('train', 'val'):
+    source = corpora.load('images', split, dir=tmp_path)
+    assert {e['targets'] for e in source} == {'caf\ufffd', 'pâte', 'two  spaces'}
+  for example in corpora.load('images', 'train', dir=tmp_path):
+    assert open(example['inputs'], 'rb').read() == b'a'
+    json.dumps(example['name']).encode()
