@@ -25,8 +25,8 @@ def collection(where: str) -> dict[str, str]:
     ValueError: the file has another format, or two documents have the same name.
   """
   if where.startswith('facts:'):
-    found = facts(where.removeprefix('facts:'))
-    return {row['relevant'].removesuffix(':1'): row['targets'] for row in found}
+    examples = facts(where.removeprefix('facts:'))
+    return {row['relevant'].removesuffix(':1'): row['targets'] for row in examples}
   file = pathlib.Path(where).expanduser()
   name = file.name.removesuffix('.gz')
   if not file.is_file() or not name.endswith(('.tsv', '.jsonl', '.json')):

@@ -70,6 +70,23 @@ def _from_array(image: np.ndarray):
 def _decode(image: str | bytes, name: str) -> Any:
   """Return a Pillow image that converts to 'RGB' and 'L'."""
   import PIL.Image
+
+  cure = 'give a whole file that Pillow knows, such as jpg or png'
+  try:
+    with naming(f'{name} cannot be read as an image', cure):
+      file = pathlib.Path(image).expanduser() if isinstance(image, str) else io.BytesIO(image)
+      with PIL.Image.open(file) as opened:
+        opened.load()
+        return _opaque(_upright(opened))
+  except FileNotFoundError as error:
+    raise ValueError(f'there is no file {name}: give the path of an image') from error
+
+
+def _upright(image: Any) -> Any:
+  """Return the image as the camera was held.
+
+  Unlike PIL.ImageOps.exif_transpose, which writes the EXIF block anew and fails at odd fields.
+  """
   from PIL.Image import Transpose
 
   turned = {
@@ -81,29 +98,24 @@ def _decode(image: str | bytes, name: str) -> Any:
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
   }
-  cure = 'give a whole file that Pillow knows, such as jpg or png'
-  try:
-    with naming(f'{name} cannot be read as an image', cure):
-      file = pathlib.Path(image).expanduser() if isinstance(image, str) else io.BytesIO(image)
-      with PIL.Image.open(file) as opened:
-        opened.load()
-      # not PIL.ImageOps.exif_transpose, which writes the whole block anew and fails at odd fields
-      orientation = None
-      with contextlib.suppress(Exception):  # viewers show a picture with a broken block, too
-        orientation = opened.getexif().get(0x0112)
-      if method := turned.get(orientation):
-        opened = opened.transpose(method)
-      if opened.mode == 'I' and opened.getextrema()[1] > 255 or opened.mode.startswith('I;16'):
-        values = np.asarray(opened)
-        if values.min() < 0 or values.max() > 65_535:
-          raise ValueError(f'its values, {values.min()} to {values.max()}, have more than 16 bits')
-        return _from_array(values.astype(np.uint16))
-      if opened.mode in ('I', 'F'):
-        raise ValueError(f'the range of its values is unknown (mode {opened.mode})')
-      if opened.has_transparency_data:
-        opened = opened.convert('RGBA')
-        white = PIL.Image.new('RGBA', opened.size, 'white')
-        return PIL.Image.alpha_composite(white, opened)
-      return opened.convert('RGB') if opened.mode == 'LAB' else opened
-  except FileNotFoundError as error:
-    raise ValueError(f'there is no file {name}: give the path of an image') from error
+  method = None
+  with contextlib.suppress(Exception):  # viewers show a picture with a broken block, too
+    method = turned.get(image.getexif().get(0x0112))
+  return image if method is None else image.transpose(method)
+
+
+def _opaque(image: Any) -> Any:
+  """Return the image with 8 bits a channel, on white where it is transparent."""
+  import PIL.Image
+
+  if image.mode.startswith('I;16') or image.mode == 'I' and image.getextrema()[1] > 255:
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 65_535:
+      raise ValueError(f'its values, {values.min()} to {values.max()}, have more than 16 bits')
+    return _from_array(values.astype(np.uint16))
+  if image.mode in ('I', 'F'):
+    raise ValueError(f'the range of its values is unknown (mode {image.mode})')
+  if image.has_transparency_data:
+    white = PIL.Image.new('RGBA', image.size, 'white')
+    return PIL.Image.alpha_composite(white, image.convert('RGBA'))
+  return image.convert('RGB') if image.mode == 'LAB' else image
