@@ -7,10 +7,14 @@ the loop anew each time. All searches take, besides `step` and `cache`,
 
   first: the token each row starts from; not part of the result.
   steps: the most tokens to generate.
-  eos: the token that ends a row, part of the result; -1 if none does.
+  eos: the token, or a tuple of tokens, that ends a row, part of the result; -1 if none does.
   pad: fills the row after eos; if None 0, or -1 where eos is 0.
+  constrain: (logits, tokens, position) to the logits from which the next token is chosen, -inf for
+    those that may not follow; `tokens` [R, steps] has those before `position`. None for all. See
+    functional.constraints. Scores are those of the model, without the constraint; but beams are
+    compared, and scored, by constrained log-probabilities.
 
-as Python numbers except `first`, and raise ValueError for invalid ones.
+as Python numbers except `first` and `constrain`, and raise ValueError for invalid ones.
 """
 
 from collections.abc import Callable
@@ -22,10 +26,21 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 Step = Callable[[Int[Array, 'B'], PyTree], tuple[Float[Array, 'B N'], PyTree]]
+Constrain = Callable[
+  [Float[Array, 'R N'], Int[Array, 'R steps'], Int[Array, '']], Float[Array, 'R N']
+]
+Ends = int | tuple[int, ...]
 
 
 def greedy(
-  step: Step, cache: PyTree, first: Int[Array, 'B'], *, steps: int, eos: int, pad: int | None = None
+  step: Step,
+  cache: PyTree,
+  first: Int[Array, 'B'],
+  *,
+  steps: int,
+  eos: Ends,
+  pad: int | None = None,
+  constrain: Constrain | None = None,
 ) -> tuple[Int[Array, 'B steps'], Float[Array, 'B']]:
   """Greedy search: y_t = argmax_n log P(n | y_<t), the lowest token of equals.
 
@@ -39,7 +54,11 @@ def greedy(
   ([[1, 0, -1], [0, -1, -1]], Array([0.3, 0.9], dtype=float32))
   """
   pad = _checked_pad(first, steps, eos, pad)
-  return _generate(step, cache, first, lambda logits, _: argmax(logits), steps, eos, pad)
+
+  def choose(logits, _):
+    return argmax(logits)
+
+  return _generate(step, cache, first, choose, steps, eos, pad, constrain)
 
 
 def sample(
@@ -49,8 +68,9 @@ def sample(
   keys: Key[Array, 'B'],
   *,
   steps: int,
-  eos: int,
+  eos: Ends,
   pad: int | None = None,
+  constrain: Constrain | None = None,
   temperature: float = 1.0,
   top_k: int = 0,
   top_p: float = 1.0,
@@ -82,7 +102,7 @@ def sample(
   def choose(logits, position):
     return draw(keys, logits, position, **filters)
 
-  return _generate(step, cache, first, choose, steps, eos, pad)
+  return _generate(step, cache, first, choose, steps, eos, pad, constrain)
 
 
 def argmax(logits: Float[Array, 'B N']) -> Int[Array, 'B']:
@@ -203,7 +223,7 @@ class Rows(NamedTuple):
   cache: PyTree
 
 
-def _generate(step, cache, first, choose, steps, eos, pad):
+def _generate(step, cache, first, choose, steps, eos, pad, constrain):
   """Extend every row by choose(logits, position) until that is eos."""
 
   def unfinished(rows: Rows):
@@ -212,7 +232,8 @@ def _generate(step, cache, first, choose, steps, eos, pad):
   def extend(rows: Rows) -> Rows:
     logits, cache = step(rows.last, rows.cache)
     logits = logits.astype(jnp.float32)
-    token = choose(logits, rows.position).astype(jnp.int32)
+    allowed = logits if constrain is None else constrain(logits, rows.tokens, rows.position)
+    token = choose(allowed, rows.position).astype(jnp.int32)
     log_p = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
     log_p -= jax.nn.logsumexp(logits, axis=-1)
     token = jnp.where(rows.finished, pad, token)
@@ -221,7 +242,7 @@ def _generate(step, cache, first, choose, steps, eos, pad):
       last=token,
       tokens=rows.tokens.at[:, rows.position].set(token),
       scores=jnp.where(rows.finished, rows.scores, rows.scores + log_p),
-      finished=rows.finished | (token == eos),
+      finished=rows.finished | is_end(token, eos),
       cache=cache,
     )
 
@@ -285,8 +306,9 @@ def beam_search(
   *,
   beams: int,
   steps: int,
-  eos: int,
+  eos: Ends,
   pad: int | None = None,
+  constrain: Constrain | None = None,
   alpha: float = 0.0,
   reorder: Callable[[PyTree, Int[Array, 'B*W']], PyTree] = take_rows,
 ) -> tuple[Int[Array, 'B W steps'], Float[Array, 'B W']]:
@@ -332,19 +354,27 @@ def beam_search(
   start = Beams(jnp.int32(0), last, blank, empty.at[:, 0].set(0.0), blank, empty, cache)
   state = lax.while_loop(
     lambda state: jnp.any(state.log_p != -jnp.inf),
-    lambda state: _extend_beams(state, step, reorder, penalties, eos),
+    lambda state: _extend_beams(state, step, reorder, penalties, eos, constrain),
     start,
   )
   return state.finished, state.scores
 
 
-def _extend_beams(state: Beams, step: Step, reorder: Callable, penalties, eos: int) -> Beams:
+def _extend_beams(
+  state: Beams, step: Step, reorder: Callable, penalties, eos: Ends, constrain: Constrain | None
+) -> Beams:
   """Extend every beam by one token: some hypotheses finish, the best others go on."""
   (batch, beams), steps = state.last.shape, len(penalties)
   logits, cache = step(state.last.reshape(-1), state.cache)
-  log_p, parents, tokens = _best_extensions(logits.astype(jnp.float32), state.log_p)
+  logits = logits.astype(jnp.float32)
+  total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+  if constrain is not None:
+    logits = constrain(logits - total, state.tokens.reshape(-1, steps), state.position)
+    total = jnp.zeros_like(total)
+  ends_in = len(eos) if isinstance(eos, tuple) else 1  # of the best, up to W end in each
+  log_p, parents, tokens = _best_extensions(logits, total, state.log_p, (1 + ends_in) * beams)
   sequences = _pick(state.tokens, parents).at[:, :, state.position].set(tokens)
-  ends = (tokens == eos) | (state.position == steps - 1)
+  ends = is_end(tokens, eos) | (state.position == steps - 1)
 
   ended = jnp.where(ends, log_p / penalties[state.position], -jnp.inf)[:, :beams]
   scores, winners = lax.top_k(jnp.concatenate([state.scores, ended], axis=1), beams)
@@ -366,23 +396,32 @@ def _extend_beams(state: Beams, step: Step, reorder: Callable, penalties, eos: i
 
 
 def _best_extensions(
-  logits: Float[Array, 'R N'], so_far: Float[Array, 'B W']
+  logits: Float[Array, 'R N'], total: Float[Array, 'R 1'], so_far: Float[Array, 'B W'], count: int
 ) -> tuple[Float[Array, 'B C'], Int[Array, 'B C'], Int[Array, 'B C']]:
-  """(log P, beam, token) of the 2 W best extensions: up to W of them may end in eos.
+  """(log P, beam, token) of the `count` best extensions.
 
-  The logits are those of R = B W rows.
+  log P of a token is its logit less the total, of R = B W rows.
   """
   batch, beams = so_far.shape
   # logits are float32: XLA's CPU backend has a fast top_k for nothing else
-  best, tokens = largest(logits, min(2 * beams, logits.shape[-1]))
-  log_p = best - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+  best, tokens = largest(logits, min(count, logits.shape[-1]))
+  log_p = best - total
   log_p = so_far[..., None] + log_p.reshape(batch, beams, -1)
   # top_k puts a negative NaN last, where it would not be seen
   log_p = jnp.where(jnp.isnan(log_p), jnp.nan, log_p)
   # the cache of an empty slot may hold anything, so its NaN is no error
   log_p = jnp.where(so_far[..., None] == -jnp.inf, -jnp.inf, log_p).reshape(batch, -1)
-  log_p, candidates = lax.top_k(log_p, min(2 * beams, log_p.shape[1]))
+  log_p, candidates = lax.top_k(log_p, min(count, log_p.shape[1]))
   return log_p, candidates // best.shape[-1], _pick(tokens.reshape(batch, -1), candidates)
+
+
+def is_end(tokens: Int[Array, '*B'], eos: Ends) -> Bool[Array, '*B']:
+  """Return whether a token is the end token, or one of several.
+
+  >>> is_end(jnp.array([3, 5]), (4, 5)).tolist()
+  [False, True]
+  """
+  return jnp.isin(tokens, jnp.asarray(eos)) if isinstance(eos, tuple) else tokens == eos
 
 
 def _pick(slots: Int[Array, 'B W ...'], chosen: Int[Array, 'B C']) -> Int[Array, 'B C ...']:
@@ -395,8 +434,9 @@ def _checked_pad(first, steps, eos, pad):
     raise ValueError(f'first is {list(first.shape)}: pass one start token for each row, [B]')
   if steps < 1:
     raise ValueError(f'steps {steps} generates nothing: pass 1 or more')
+  ends = eos if isinstance(eos, tuple) else (eos,)
   if pad is None:
-    return 0 if eos else -1  # some published models end with token 0
-  if eos == pad:
+    return -1 if 0 in ends else 0  # some published models end with token 0
+  if pad in ends:
     raise ValueError(f'eos and pad are both {eos}, so an end cannot be seen: pass another pad')
   return pad

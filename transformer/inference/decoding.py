@@ -1,14 +1,14 @@
 """Settings of inference, and the search for output tokens that they describe."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from transformer.functional import search
+from transformer.functional import constraints, search
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,8 @@ class Batching:
 class Decoding(Batching):
   """Settings of a search for output tokens.
 
+  Tokens of a constraint are ids; their order is that in which the constraints apply.
+
   Attributes:
     beams: W of beam search; 1 is greedy search.
     alpha: exponent of the length penalty ((5 + L) / 6)^alpha of beam search.
@@ -42,6 +44,13 @@ class Decoding(Batching):
     top_k, top_p, min_p: filters of the sampled tokens; see search.filter_logits.
     seed: of sampling. A request gets the same sample whatever other requests come with it.
     max_new_tokens: most tokens of an output, end token included.
+    repetition_penalty: above 1 makes tokens of the prompt and the output less probable.
+    no_repeated_ngrams: no sequence of so many tokens is there twice; 0 allows any.
+    bad_words: sequences of tokens that no output has.
+    suppress: tokens that no output has.
+    begin_suppress: tokens that no output begins with.
+    min_new_tokens: tokens before the end token.
+    prefix: tokens that every output begins with.
   """
 
   beams: int = 1
@@ -52,8 +61,16 @@ class Decoding(Batching):
   min_p: float = 0.0
   seed: int = 0
   max_new_tokens: int = 128
+  repetition_penalty: float = 1.0
+  no_repeated_ngrams: int = 0
+  bad_words: tuple[Any, ...] = ()
+  suppress: tuple[int, ...] = ()
+  begin_suppress: tuple[int, ...] = ()
+  min_new_tokens: int = 0
+  prefix: tuple[int, ...] = ()
 
   def __post_init__(self):
+    object.__setattr__(self, 'bad_words', tuple(map(tuple, self.bad_words)))
     check_positive(self, 'beams', 'max_new_tokens', 'batch_size')
     if not self.alpha >= 0:
       raise ValueError(f'decode.alpha={self.alpha} must be at least 0: more prefers longer outputs')
@@ -61,6 +78,15 @@ class Decoding(Batching):
       raise ValueError(
         f'decode.temperature={self.temperature} samples, but decode.beams={self.beams} searches '
         'for the best: set beams to 1 or temperature to 0'
+      )
+    if not self.repetition_penalty > 0:
+      raise ValueError(
+        f'decode.repetition_penalty={self.repetition_penalty} must be above 0: 1 changes nothing'
+      )
+    if max(self.min_new_tokens, len(self.prefix)) > self.max_new_tokens:
+      raise ValueError(
+        f'decode.max_new_tokens={self.max_new_tokens} is fewer than decode.min_new_tokens='
+        f'{self.min_new_tokens} or the {len(self.prefix)} of decode.prefix: raise it'
       )
     try:
       search.filter_logits(jnp.zeros(1), **self.filters)
@@ -77,6 +103,37 @@ class Decoding(Batching):
     """Return the settings without beams."""
     return dataclasses.replace(self, beams=1)
 
+  def without(self, ids: Collection[int | None], *, eos: search.Ends) -> 'Decoding':
+    """Return the settings that forbid these tokens, too, but for None and the end tokens."""
+    ends = eos if isinstance(eos, tuple) else (eos,)
+    forbidden = {id for id in (*self.suppress, *ids) if id is not None and id not in ends}
+    return dataclasses.replace(self, suppress=tuple(sorted(forbidden)))
+
+  def constrain(self, prompts: Int[Array, 'B P'], eos: search.Ends) -> search.Constrain | None:
+    """Return the constraint of a search on the rows that go on from these prompts."""
+    ends = eos if isinstance(eos, tuple) else (eos,)
+    penalty, words, least = self.repetition_penalty, self.bad_words, self.min_new_tokens
+    chosen = [
+      *([constraints.penalize_repetitions(penalty)] if penalty != 1 else []),
+      *([constraints.no_repeated_ngrams(n)] if (n := self.no_repeated_ngrams) else []),
+      *([constraints.forbid_sequences(words)] if words else []),
+      *([constraints.forbid(ends, before=least)] if least and eos != -1 else []),
+      *([constraints.forbid(self.suppress)] if self.suppress else []),
+      *([constraints.forbid(self.begin_suppress, before=1)] if self.begin_suppress else []),
+      *([constraints.force_prefix(self.prefix)] if self.prefix else []),
+    ]
+    return constraints.on_rows(constraints.combine(chosen), prompts) if chosen else None
+
+  def after(self, generated: int, steps: int) -> 'Decoding':
+    """Return the settings of the next `steps` tokens of an output that has some already."""
+    return dataclasses.replace(
+      self,
+      max_new_tokens=steps,
+      min_new_tokens=min(max(self.min_new_tokens - generated, 0), steps),
+      begin_suppress=() if generated else self.begin_suppress,
+      prefix=self.prefix[generated : generated + steps],
+    )
+
 
 def check_positive(settings: Any, *names: str):
   """Raise ValueError where one of these settings is below 1."""
@@ -88,22 +145,25 @@ def check_positive(settings: Any, *names: str):
 def search_tokens(
   step: search.Step,
   cache: PyTree,
-  first: Int[Array, ' B'],
+  prompts: Int[Array, 'B P'],
   keys: Key[Array, ' B'],
   decoding: Decoding,
   *,
-  eos: int,
+  eos: search.Ends,
   reorder: Callable[[PyTree, Int[Array, ' R']], PyTree],
 ) -> tuple[Int[Array, 'B W T'], Float[Array, 'B W']]:
   """Return the output tokens of each row and their scores, best first.
 
   Args:
-    step, cache, first, eos, reorder: as of functional.search; the cache has W rows for each of
-      first.
+    step, cache, eos, reorder: as of functional.search; the cache has W rows for each prompt.
+    prompts: whose last token is the first that `step` gets; -1 where there is none.
     keys: of sampling.
     decoding: which search.
   """
-  settings: dict[str, Any] = dict(steps=decoding.max_new_tokens, eos=eos)
+  first = prompts[:, -1]
+  settings: dict[str, Any] = dict(
+    steps=decoding.max_new_tokens, eos=eos, constrain=decoding.constrain(prompts, eos)
+  )
   if decoding.beams > 1:
     settings |= dict(beams=decoding.beams, alpha=decoding.alpha, reorder=reorder)
     return search.beam_search(step, cache, first, **settings)

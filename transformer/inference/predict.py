@@ -12,6 +12,7 @@ from jaxtyping import Shaped
 from transformer.data.pipeline import Ragged
 from transformer.inference.attention_maps import AttentionMap
 from transformer.inference.batching import Row, bucket_length, pad_rows
+from transformer.inference.checks import check_finite, check_rows
 
 Rows = Sequence[Row] | Ragged
 Model = Any  # a Flax module, of the class that the task makes
@@ -71,6 +72,37 @@ def predict(task: Predictor, model: Model, lines: Iterable[Any], *, truncate: bo
   return task.answer(model, requests) if requests else []
 
 
+def predict_each(task: Predictor, model: Model, lines: Iterable[Any]) -> list[Any]:
+  """Return for each line its answer, or the ValueError or OSError that says why it has none.
+
+  Args:
+    task, model: as of `predict`.
+    lines: as there; an error in place of a line is returned as it is.
+
+  Raises:
+    FloatingPointError: as `predict`.
+  """
+
+  def answers(requests: list[Any]) -> list[Any]:
+    try:
+      return task.answer(model, requests) if requests else []
+    except (ValueError, OSError) as error:  # of one of them
+      if len(requests) == 1:
+        return [error]
+      return [answer for request in requests for answer in answers([request])]
+
+  found: list[Any] = []
+  for line in lines:
+    try:
+      found.append(line if isinstance(line, Exception) else task.processor.encode_example(line))
+    except (ValueError, OSError) as error:
+      found.append(error)
+  good = [i for i, request in enumerate(found) if not isinstance(request, Exception)]
+  for i, answer in zip(good, answers([found[i] for i in good]), strict=True):
+    found[i] = answer
+  return found
+
+
 def with_fast_decoding(task: P) -> P:
   """Return the task with the cheaper settings of inference, for validation during training."""
   return dataclasses.replace(task, decoding=task.decoding.fast())
@@ -78,7 +110,7 @@ def with_fast_decoding(task: P) -> P:
 
 def run_batches(task: Any, model: Model, rows: Rows, *args: Any) -> list[Any]:
   """Return `task.forward(model, rows, *args)` of each row; see `map_batches`."""
-  return map_batches(task, lambda batch: _forward(task, model, batch, *args), rows)
+  return map_batches(task, model, lambda batch: _forward(task, model, batch, *args), rows)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -88,6 +120,7 @@ def _forward(task, model, rows, *args):
 
 def map_batches(
   task: Predictor,
+  model: Model,
   forward: Callable[[Shaped[np.ndarray, 'B S ...']], Any],
   rows: Rows,
   *,
@@ -99,13 +132,17 @@ def map_batches(
 
   Args:
     task: its settings give the rows of a batch and their longest length.
+    model: whose vocabulary and positions the rows must keep to.
     forward: padded rows to a tree of arrays with one entry for each row; a compiled function.
     rows: tokens, frames or images.
     left: whether to pad on the left.
 
   Raises:
+    ValueError: a row has a token or a length that the model does not know.
     FloatingPointError: a result is NaN.
   """
+  source = hasattr(model, 'decoder')
+  check_rows(model.config, (rows[i] for i in range(len(rows))), source=source)
   results: list[Any] = [None] * len(rows)
   longest = task.processor.max_length
   lengths = [bucket_length(len(rows[i]), longest) for i in range(len(rows))]
@@ -121,10 +158,3 @@ def map_batches(
       for place, i in enumerate(members):
         results[i] = jax.tree.map(lambda x, place=place: x[place], batch)
   return results
-
-
-def check_finite(results: Any):
-  """Raise FloatingPointError where an array of the tree has a NaN."""
-  for leaf in jax.tree.leaves(results):
-    if np.issubdtype(leaf.dtype, np.floating) and np.isnan(leaf).any():
-      raise FloatingPointError('the model computes NaN for these lines: its training diverged')

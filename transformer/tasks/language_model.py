@@ -17,13 +17,9 @@ from transformer.evaluation.likelihood import TEXT_METRICS, TOKEN_METRICS, token
 from transformer.functional.losses import Mean
 from transformer.inference.attention_maps import AttentionMap, causal_attention
 from transformer.inference.batching import PAD, bucket_length, pad_rows
+from transformer.inference.checks import check_rows
 from transformer.inference.decoding import Decoding
-from transformer.inference.generate import (
-  check_positions,
-  continue_prompts,
-  stream_tokens,
-  up_to_end,
-)
+from transformer.inference.generate import continue_prompts, stream_tokens, up_to_end
 from transformer.inference.predict import map_batches
 from transformer.modules.config import ModelConfig
 from transformer.modules.model import Decoder
@@ -169,14 +165,14 @@ class LanguageModel:
     texts = [list(prompt) for prompt in requests]
     for steps, before in self._windows():
       going_on = [text for text in texts if text and not (before and text[-1] == self._eos)]
-      decoding = dataclasses.replace(self.decoding, max_new_tokens=steps)
+      decoding = self._decoding_after(before, steps)
       key = jax.random.key(self.decoding.seed)
 
       def search(prompts, decoding=decoding, key=key):
         return continue_prompts(model, jnp.asarray(prompts), key, decoding, self._eos)
 
       contexts = [self._context(text, steps, model.config) for text in going_on]
-      outputs = map_batches(self, search, contexts, left=True)
+      outputs = map_batches(self, model, search, contexts, left=True)
       for text, (output, _) in zip(going_on, outputs, strict=True):
         text += up_to_end(output[0], self._eos).tolist()
     return [
@@ -191,11 +187,11 @@ class LanguageModel:
     """
     prompt = self.processor.encode_example(line)
     text, shown = list(prompt), ''
-    for steps, _ in self._windows():
+    for steps, before in self._windows():
       context = self._context(text, steps, model.config)
       rows = pad_rows([context], bucket_length(len(context), self.max_length), left=True)
-      decoding = dataclasses.replace(self.decoding, max_new_tokens=steps)
-      for token in stream_tokens(model, rows, jax.random.key(self.decoding.seed), decoding):
+      decoding, key = self._decoding_after(before, steps), jax.random.key(self.decoding.seed)
+      for token in stream_tokens(model, rows, key, decoding, self._eos):
         text.append(token)
         so_far = self._continuation(text, len(prompt))
         if not so_far.endswith('\ufffd'):  # half a character
@@ -212,6 +208,13 @@ class LanguageModel:
   def _eos(self) -> int:
     return self.tokenizer.eos if self.documents else -1
 
+  def _decoding_after(self, before: int, steps: int) -> Decoding:
+    """Return the settings of a window; no output has padding, a start token or a sentinel."""
+    tokenizer = self.tokenizer
+    never = (tokenizer.pad, tokenizer.bos, *tokenizer.sentinels)
+    eos = tokenizer.eos if tokenizer.eos is not None else -1
+    return self.decoding.without(never, eos=eos).after(before, steps)
+
   def _windows(self) -> Iterator[tuple[int, int]]:
     """Yield (tokens to generate, tokens generated before) for each window of the output.
 
@@ -223,7 +226,7 @@ class LanguageModel:
 
   def _context(self, text: Sequence[int], steps: int, config: ModelConfig) -> Sequence[int]:
     context = text[-(self.max_length - steps) :]
-    check_positions(config, len(context) + steps - 1)
+    check_rows(config, [context], new=steps)
     return context
 
   def _continuation(self, text: Sequence[int], prompt: int) -> str:

@@ -120,23 +120,33 @@ class Seq2Seq:
     """Return the output text of each input."""
     return [self.tokenizer.decode(output) for output in self.best(model, requests)]
 
-  def best(self, model: EncoderDecoder, requests: Sequence[Row]) -> list[Int[np.ndarray, ' T']]:
-    """Return the best output tokens of each input, up to the end token."""
-    found = map_batches(self, lambda rows: self.search(model, jnp.asarray(rows)), requests)
+  def best(
+    self, model: EncoderDecoder, requests: Sequence[Row], *, sentinels: bool = False
+  ) -> list[Int[np.ndarray, ' T']]:
+    """Return the best output tokens of each input, up to the end token; maybe with sentinels."""
+
+    def search(rows):
+      return self.search(model, jnp.asarray(rows), sentinels=sentinels)
+
+    found = map_batches(self, model, search, requests)
     return [up_to_end(outputs[0], self.tokenizer.eos) for outputs, _ in found]
 
   def search(
-    self, model: EncoderDecoder, inputs: Shaped[Array, 'B S ...']
+    self, model: EncoderDecoder, inputs: Shaped[Array, 'B S ...'], *, sentinels: bool = False
   ) -> tuple[Int[Array, 'B W T'], Float[Array, 'B W']]:
     """Return the best outputs of each input and their scores, best first.
 
     Args:
       model: what decodes.
       inputs: from batching.pad_rows; the tokenizer's pad is padding, too.
+      sentinels: whether outputs may have them; they never have the padding and the start token.
     """
     encoded = self.processor.prepare_batch(*split_padding(inputs), None)
     key = jax.random.key(self.decoding.seed)
-    return decode_inputs(model, inputs, encoded, key, self.decoding, self.first, self.tokenizer.eos)
+    tokenizer = self.tokenizer
+    never = (tokenizer.pad, self.first, *(() if sentinels else tokenizer.sentinels))
+    decoding = self.decoding.without(never, eos=tokenizer.eos)
+    return decode_inputs(model, inputs, encoded, key, decoding, self.first, tokenizer.eos)
 
   def attention(self, model: EncoderDecoder, request: Row) -> AttentionMap:
     """Return how the output of an input attends to it."""

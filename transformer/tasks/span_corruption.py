@@ -156,7 +156,8 @@ class SpanCorruption:
 
   def answer(self, model: EncoderDecoder, requests: Sequence[Sequence[int]]) -> list[str]:
     """Return what each line lacks: its end, or the text of every ___, separated by ___."""
-    return [self._spell(output.tolist()) for output in self._seq2seq.best(model, requests)]
+    outputs = self._seq2seq.best(model, requests, sentinels=self.objective != 'prefix')
+    return [self._spell(output.tolist()) for output in outputs]
 
   def _spell(self, output: list[int]) -> str:
     sentinels = set(self.tokenizer.sentinels)

@@ -1,0 +1,142 @@
+"""Constraints on the next token of a search.
+
+Each is a function of one row: its logits, or log-probabilities in a beam search; its tokens so far,
+the last one at the end, and -1 where there is none; and how many of them were generated. It returns
+the logits, -inf for tokens that may not follow. They have the meanings that they have in the
+`transformers` library.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+Logits = Float[Array, 'N']
+Tokens = Int[Array, 'T']
+Constraint = Callable[[Logits, Tokens, Int[Array, '']], Logits]
+
+
+def combine(constraints: Sequence[Constraint]) -> Constraint:
+  """Return the constraint that applies these in their order."""
+
+  def combined(logits: Logits, tokens: Tokens, generated: Int[Array, '']) -> Logits:
+    for constraint in constraints:
+      logits = constraint(logits, tokens, generated)
+    return logits
+
+  return combined
+
+
+def forbid(ids: Sequence[int], *, before: int | None = None) -> Constraint:
+  """Forbid tokens, as one of the first `before` tokens or, with None, always.
+
+  Ids that the model does not have are ignored.
+
+  >>> forbid([1, 3], before=1)(jnp.arange(4.0), jnp.array([-1, 2]), 0).tolist()
+  [0.0, -inf, 2.0, -inf]
+  """
+
+  def constraint(logits, tokens, generated):
+    known = [token for token in ids if 0 <= token < logits.size]
+    forbidden = jnp.zeros(logits.size, bool).at[jnp.asarray(known, jnp.int32)].set(True)
+    return jnp.where(forbidden & (before is None or generated < before), -jnp.inf, logits)
+
+  return constraint
+
+
+def forbid_sequences(sequences: Sequence[Sequence[int]]) -> Constraint:
+  """Forbid the last token of a sequence after its other tokens.
+
+  >>> forbid_sequences([[1, 0], [2]])(jnp.zeros(3), jnp.array([0, 1]), 2).tolist()
+  [-inf, 0.0, -inf]
+  """
+
+  def constraint(logits, tokens, generated):
+    for *before, last in sequences:
+      n = len(before)
+      if n <= tokens.size and 0 <= last < logits.size:
+        follows = jnp.all(tokens[tokens.size - n :] == jnp.asarray(before, jnp.int32))
+        logits = logits.at[last].set(jnp.where(follows, -jnp.inf, logits[last]))
+    return logits
+
+  return constraint
+
+
+def force_prefix(prefix: Sequence[int]) -> Constraint:
+  """Make an output begin with these tokens.
+
+  >>> force_prefix([2, 1])(jnp.zeros(3), jnp.array([-1, 2]), 1).tolist()
+  [-inf, 0.0, -inf]
+  """
+
+  def constraint(logits, tokens, generated):
+    if not all(0 <= token < logits.size for token in prefix):
+      raise ValueError(f'the model knows tokens 0 to {logits.size - 1}, not all of {prefix}')
+    forced = jnp.asarray(prefix, jnp.int32)[jnp.minimum(generated, len(prefix) - 1)]
+    excluded = (generated < len(prefix)) & (jnp.arange(logits.size) != forced)
+    return jnp.where(excluded, -jnp.inf, logits)
+
+  return constraint
+
+
+def no_repeated_ngrams(n: int) -> Constraint:
+  """Forbid a token that would end a sequence of n tokens which the row has already (Paulus 2017).
+
+  >>> no_repeated_ngrams(2)(jnp.zeros(4), jnp.array([1, 2, 3, 1]), 2).tolist()
+  [0.0, 0.0, -inf, 0.0]
+  """
+
+  def constraint(logits, tokens, generated):
+    starts = tokens.size - n + 1
+    if starts < 1:
+      return logits
+    ngrams = tokens[jnp.arange(starts)[:, None] + jnp.arange(n)]
+    repeats = jnp.all(ngrams[:, :-1] == tokens[tokens.size - n + 1 :], axis=1)
+    return _set(logits, ngrams[:, -1], repeats & jnp.all(ngrams >= 0, axis=1), -jnp.inf)
+
+  return constraint
+
+
+def penalize_repetitions(penalty: float) -> Constraint:
+  """Divide positive logits of the row's tokens by a penalty above 1, multiply negative ones by it.
+
+  Keskar et al. 2019, https://arxiv.org/abs/1909.05858, section 4.1.
+
+  >>> penalize_repetitions(2.0)(jnp.array([4.0, 4.0, -4.0]), jnp.array([0, 2]), 2).tolist()
+  [2.0, 4.0, -8.0]
+  """
+
+  def constraint(logits, tokens, generated):
+    penalized = jnp.where(logits < 0, logits * penalty, logits / penalty)
+    return _set(logits, tokens, tokens >= 0, penalized)
+
+  return constraint
+
+
+def _set(logits: Logits, ids: Tokens, where: Bool[Array, 'T'], values: Logits | float) -> Logits:
+  """Return the logits with the values of the tokens `ids` changed where the condition holds."""
+  chosen = jnp.zeros(logits.size + 1, bool).at[jnp.where(where, ids, logits.size)].set(True)
+  return jnp.where(chosen[:-1], values, logits)
+
+
+def on_rows(
+  constraint: Constraint, prompts: Int[Array, 'B P']
+) -> Callable[[Float[Array, 'R N'], Int[Array, 'R steps'], Int[Array, '']], Float[Array, 'R N']]:
+  """Return a constraint on the rows of a search, for its argument `constrain`.
+
+  Args:
+    constraint: on one row.
+    prompts: the tokens before those of the search, the last one at the end, -1 where there is none;
+      a beam search has R / B rows for each.
+  """
+
+  def constrain(logits, tokens, generated):
+    steps = tokens.shape[1]
+    so_far = jnp.where(jnp.arange(steps) < generated, tokens, -1)
+    before = jnp.repeat(prompts, len(tokens) // len(prompts), axis=0)
+    # rolled, so that the last token is at the end and the empty places come first
+    history = jnp.roll(jnp.concatenate([before, so_far], axis=1), steps - generated, axis=1)
+    return jax.vmap(constraint, in_axes=(0, 0, None))(logits, history, generated)
+
+  return constrain

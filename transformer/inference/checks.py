@@ -1,0 +1,54 @@
+"""Checks of requests and results that every way of using a model shares.
+
+`map_batches` (predict and evaluate), `generate`, streams and attention maps call them.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+from transformer.inference.batching import Row
+from transformer.modules.config import ModelConfig
+
+
+def check_finite(results: Any, what: str = 'the model computes NaN for these lines'):
+  """Raise FloatingPointError where an array of the tree has a NaN."""
+  for leaf in jax.tree.leaves(results):
+    if jax.numpy.issubdtype(leaf.dtype, np.floating) and np.isnan(leaf).any():
+      raise FloatingPointError(f'{what}: its training diverged, or a weight is not finite')
+
+
+def check_rows(config: ModelConfig, rows: Iterable[Row], *, new: int = 0, source: bool = False):
+  """Raise ValueError where a model does not know a row's tokens, or has too few positions for it.
+
+  Args:
+    config: of the model.
+    rows: tokens without padding; of frames and images nothing is checked.
+    new: tokens that will be generated after them.
+    source: whether an encoder beside a decoder reads them.
+  """
+  limit = max_positions(config, source=source)
+  for number, row in enumerate(rows):
+    tokens = np.asarray(row)
+    if tokens.ndim != 1 or not len(tokens):
+      continue
+    if tokens.min() < 0 or tokens.max() >= config.vocab:
+      raise ValueError(
+        f'prompt {number} has ids from {tokens.min()} to {tokens.max()}, but the model knows 0 to '
+        f'{config.vocab - 1}: pass tokens of its own tokenizer'
+      )
+    # the last generated token is never read
+    if limit and (length := len(tokens) + max(new - 1, 0)) > limit:
+      raise ValueError(
+        f'{length} tokens are more than the {limit} learned positions of the model: use {limit} '
+        'tokens at most'
+      )
+
+
+def max_positions(config: ModelConfig, *, source: bool = False) -> int:
+  """Return how many positions the model has learned, 0 if it takes any number."""
+  if config.position != 'learned':
+    return 0
+  return (source and config.max_source_length) or config.max_length
