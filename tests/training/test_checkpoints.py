@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from transformer.training import checkpoints as module
 from transformer.training.checkpoints import Checkpoints, Kept, digest
 from transformer.training.step import State
 
@@ -132,11 +133,52 @@ def kept_of(policy, saves):
 def test_stopped_runs_keep_the_same_checkpoints(keep, steps, rng):
   """The checkpoint that a signal made at another step is deleted."""
   regular = [*range(5, steps, 5), steps]
-  expected = kept_of(Kept(keep, 5), regular)
+  expected = kept_of(Kept(keep), regular)
   assert expected == regular[-keep:]
   for _ in range(20):
     odd = rng.choice(np.arange(1, steps), size=3, replace=False).tolist()
-    assert kept_of(Kept(keep, 5), sorted({*regular, *odd})) == expected
+    policy = Kept(keep, {*odd} - {*regular})
+    assert kept_of(policy, sorted({*regular, *odd})) == expected
+
+
+def test_checkpoints_count_as_they_are(workdir):
+  """Those of a run that goes on, whatever its interval is now; but not one of a stop."""
+  with Checkpoints(workdir, keep=3) as checkpoints:
+    checkpoints.save(state_of(5), 5, extra=True)
+  assert steps(workdir) == [3, 4, 5]
+  with Checkpoints(workdir, keep=3) as checkpoints:
+    assert checkpoints.last_step == 5
+    checkpoints.save(state_of(8), 8)
+    assert checkpoints.averaged_steps(2) == [4, 8]
+  assert steps(workdir) == [3, 4, 8]
+
+
+@pytest.mark.parametrize('name', ['x[1]', 'lr=[0.1]*?', 'a\\b', 'plain'])
+def test_a_path_that_orbax_would_take_for_a_pattern(tmp_path, name):
+  """Saved whole, where it belongs, and found again."""
+  folder = tmp_path / name / 'run'
+  with Checkpoints(folder) as checkpoints:
+    checkpoints.save(state_of(1), 1)
+    checkpoints.save_best(state_of(2).model, 2, {})
+  with Checkpoints(folder) as checkpoints:
+    assert same_bits(checkpoints.restore(like(state_of())), state_of(1))
+    assert same_bits(checkpoints.restore(like(state_of().model), which='best'), state_of(2).model)
+    with pytest.raises(ValueError) as error:
+      checkpoints.restore(like(state_of(width=8)))
+  assert f'checkpoint {folder}/checkpoints/last/1 is of another' in str(error.value)
+  assert [path.name for path in tmp_path.iterdir()] == [name]
+  assert steps(folder) == [1] and steps(folder, 'best') == [2]
+
+
+@pytest.mark.parametrize('error', [PermissionError('no'), MemoryError('RESOURCE_EXHAUSTED')])
+def test_what_may_be_whole_is_not_called_damaged(saved, error, monkeypatch):
+  def fails(*args):
+    raise error
+
+  with Checkpoints(saved) as checkpoints:
+    monkeypatch.setattr(module, '_checksums', fails)
+    with pytest.raises(type(error), match=str(error)):
+      checkpoints.restore(like(state_of()))
 
 
 def test_the_average_is_the_mean_of_the_last(workdir):
@@ -207,7 +249,7 @@ def is_found(workdir):
     return False
   except ValueError as error:
     assert f'checkpoint {workdir / "checkpoints" / "last" / "4"} is damaged: ' in str(error)
-    assert 'Delete that folder to resume from the one before' in str(error)
+    assert 'Move that folder elsewhere to resume from the one before' in str(error)
     return True
   finally:
     gc.collect()  # Orbax leaves coroutines that raised; here they are ours to ignore
@@ -247,9 +289,16 @@ def test_one_bit_of_a_large_array(workdir):
   assert found >= 5
 
 
-def test_after_deleting_it_the_one_before_is_restored(workdir):
+def test_checksums_that_were_emptied(workdir):
+  about = workdir / 'checkpoints' / 'last' / '4' / 'about' / 'metadata'
+  for text in ('{"checksums": {}}', '{}', about.read_text().replace('model.half', 'model.other')):
+    about.write_text(text)
+    assert is_found(workdir)
+
+
+def test_after_moving_it_the_one_before_is_restored(workdir, tmp_path):
   """As the message says."""
-  shutil.rmtree(workdir / 'checkpoints' / 'last' / '4')
+  shutil.move(workdir / 'checkpoints' / 'last' / '4', tmp_path)
   assert same_bits(read(workdir), state_of(3))
 
 

@@ -10,9 +10,11 @@ import pytest
 
 from experiments import algorithmic
 from transformer.data import tokenizers
-from transformer.training import config
+from transformer.data.pipeline import Ragged
+from transformer.training import config, experiment
 from transformer.training import workdir as module
 from transformer.training.config import FORMAT, check
+from transformer.training.experiment import fingerprint
 from transformer.training.workdir import MAY_CHANGE, Workdir, file_name, get_config, write
 
 CONFIG = check(algorithmic.get_config()).as_dict()
@@ -100,6 +102,7 @@ def test_a_run_of_another_format_is_an_error(workdir, number, cure):
     ('train__steps', 99),
     ('train__keep_checkpoints', 5),
     ('train__save_every_steps', 1),
+    ('train__microbatches', 4),
     ('eval__limit', 0),
     ('decode__beams', 5),
     ('mesh__data', 8),
@@ -113,7 +116,7 @@ def test_keys_that_may_change(workdir, key, value):
   assert workdir.read_config() == changed(**{key: value})
 
 
-@pytest.mark.parametrize('key', ['train__microbatches', 'data__train', 'model__dropout'])
+@pytest.mark.parametrize('key', ['data__batch_tokens', 'data__train', 'model__dropout'])
 def test_keys_of_what_is_trained_may_not_change(workdir, key):
   with pytest.raises(ValueError, match=key.replace('__', '.')):
     workdir.claim(changed(**{key: 7}))
@@ -222,3 +225,54 @@ def test_the_seconds_of_a_run_are_added_up(tmp_path):
   workdir = Workdir(tmp_path / 'run')
   assert [workdir.add_seconds(seconds) for seconds in (2.0, 0.5)] == [2.0, 2.5]
   assert Workdir(tmp_path / 'run').add_seconds(1.0) == 3.5
+  (workdir.path / 'seconds').write_text('')  # the disk was full
+  assert workdir.add_seconds(2.0) == 2.0
+
+
+def test_another_tokenizer_is_noticed(workdir):
+  """Two ids swapped: every text is another one to the model."""
+  arguments = dict(kind='characters', vocab=10, lowercase=False, split_digits=False)
+  workdir.save_tokenizer(tokenizers.train(['a b c'], **arguments))
+  file = workdir.path / 'tokenizer.json'
+  whole = file.read_text()
+  file.write_text(whole.replace('"a"', '"_"').replace('"b"', '"a"').replace('"_"', '"b"'))
+  assert file.read_text() != whole
+  with pytest.raises(ValueError, match=f'tokenizer.json changed since {workdir} was trained'):
+    workdir.tokenizer()
+  (workdir.path / 'fingerprints.json').unlink()  # as the message says
+  assert workdir.tokenizer() is not None
+
+
+def test_other_data_are_noticed(workdir):
+  """Changed, shuffled, shortened or in other places; the same again are the same."""
+
+  def columns(*texts):
+    return {'inputs': Ragged.from_sequences([[ord(x) for x in text] for text in texts])}
+
+  workdir.check_fingerprints({'the split train': fingerprint(columns('ab', 'c'))})
+  workdir.check_fingerprints({'the split train': fingerprint(columns('ab', 'c')), 'new': 'x'})
+  for texts in (('ab', 'd'), ('c', 'ab'), ('ab',), ('a', 'bc'), ('ab', 'c', '')):
+    with pytest.raises(ValueError, match='the split train changed since .* delete .*fingerprints'):
+      workdir.check_fingerprints({'the split train': fingerprint(columns(*texts))})
+
+
+@pytest.mark.parametrize('steps, made', [(30, 0), (30, 20), (30, 30), (60, 30), (20, 30)])
+@pytest.mark.parametrize('schedule', ['cosine', 'constant'])
+def test_what_other_steps_make_of_a_run_is_said(workdir, steps, made, schedule, monkeypatch):
+  said = []
+  monkeypatch.setattr(experiment.logging, 'info', lambda text, *args: said.append(text % args))
+  monkeypatch.setattr(experiment.logging, 'warning', lambda text, *args: said.append(text % args))
+  (workdir.path / 'checkpoints' / 'last' / str(made)).mkdir(parents=True)
+  (workdir.path / 'checkpoints' / 'last' / '99.orbax-checkpoint-tmp').mkdir()
+  optimizer = CONFIG['optimizer'] | {'schedule': schedule, 'warmup_steps': 5}
+  write(workdir.path / 'config.json', json.dumps({'format': FORMAT, **changed(train__steps=30)}))
+  settings = check(changed(train__steps=steps, optimizer=optimizer))
+  if steps < made:
+    with pytest.raises(ValueError, match='has 30 steps already, more than train.steps=20'):
+      experiment._compare_steps(settings, workdir)
+    return
+  experiment._compare_steps(settings, workdir)
+  assert any('is only evaluated' in text for text in said) == (made == steps)
+  assert any('train.steps was 30 and is 60' in t for t in said) == (
+    steps > 30 and schedule == 'cosine'
+  )

@@ -218,6 +218,12 @@ class Retrieval:
       )
     return example['inputs'], example['relevant']
 
+  def open(self):
+    """Open the collection, and the index of its words if that is used, which answers need."""
+    collection(self.decoding.collection)
+    if self.decoding.bm25:
+      bm25(self.decoding.collection, ['a'])
+
   def answer(self, model: Embedding, requests: Sequence[Query]) -> list[str]:
     """Return the names of the first documents for each query, the best one first.
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, Shaped
 
@@ -129,6 +130,9 @@ class Seq2Seq:
       return self.search(model, jnp.asarray(rows), sentinels=sentinels)
 
     found = map_batches(self, model, search, requests)
+    if cut := sum(self.tokenizer.eos not in outputs[0] for outputs, _ in found):
+      most = self.decoding.max_new_tokens
+      logging.info('%d of %d answers were cut at decode.max_new_tokens=%d', cut, len(found), most)
     return [up_to_end(outputs[0], self.tokenizer.eos) for outputs, _ in found]
 
   def search(

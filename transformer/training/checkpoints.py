@@ -9,6 +9,8 @@ import dataclasses
 import hashlib
 import math
 import pathlib
+import re
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,21 +22,21 @@ import orbax.checkpoint as ocp
 from transformer.training.optimizers import parameter_path
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Kept:
-  """Keep the last `keep` checkpoints at multiples of `every`, and the newest in any case.
+  """Keep the last `keep` checkpoints.
 
-  The checkpoint of a run that was stopped at another step is deleted with the next one. So the same
-  checkpoints are averaged as without the stop.
+  Those at the steps `extra`, which a run saved because it was stopped there, are deleted with the
+  next one. So the same checkpoints are averaged as without the stop.
   """
 
   keep: int
-  every: int
+  extra: set[int] = dataclasses.field(default_factory=set)
 
   def should_preserve(self, checkpoints, *, context) -> list[bool]:
     """Return for each checkpoint, in the order of steps, whether it is kept; called by Orbax."""
     steps = [checkpoint.step for checkpoint in checkpoints]
-    kept = [step for step in steps if step % self.every == 0 or step == steps[-1]][-self.keep :]
+    kept = [step for step in steps if step not in self.extra or step == steps[-1]][-self.keep :]
     return [step in kept for step in steps]
 
 
@@ -47,35 +49,42 @@ class Checkpoints(contextlib.AbstractContextManager):
   Args:
     workdir: the folder of the run.
     keep: number of last checkpoints to keep; see Kept. Only needed to save.
-    every: interval of saves, in steps. Only needed to save.
   """
 
-  def __init__(self, workdir: pathlib.Path, *, keep: int = 1, every: int = 1):
+  def __init__(self, workdir: pathlib.Path, *, keep: int = 1):
     self.folder = (workdir / 'checkpoints').absolute()  # Orbax ignores relative ones
-    self._last = self._manager('last', Kept(keep, every))
-    self._best = self._manager('best', Kept(1, 1))
-
-  def _manager(self, name: str, kept: Kept) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(preservation_policy=kept)
-    handlers = {'state': ocp.StandardCheckpointHandler(), 'about': ocp.JsonCheckpointHandler()}
-    return ocp.CheckpointManager(self.folder / name, options=options, item_handlers=handlers)
+    self._link, folder = _plain(self.folder)
+    self._kept = Kept(keep)
+    self._last = _manager(folder / 'last', self._kept)
+    self._best = _manager(folder / 'best', Kept(1))
 
   def __exit__(self, *_):
     """Wait for the save in progress; its errors are raised here."""
-    with contextlib.closing(self._best), contextlib.closing(self._last):
-      pass  # both, even if one save fails
+    # all are closed, even if one save fails
+    with self._link, contextlib.closing(self._best), contextlib.closing(self._last):
+      pass
 
-  def save(self, state: Any, step: int):
-    """Start to save the state, unless its step is saved; return before it is on disk."""
-    self._best.wait_until_finished()  # or a run that is killed now would resume without its best
-    if step not in self._last.all_steps():
-      self._save(self._last, state, step, {})
+  def save(self, state: Any, step: int, *, extra: bool = False):
+    """Start to save the state, unless its step is saved; return before it is on disk.
+
+    Args:
+      state: arrays.
+      step: of the state.
+      extra: whether the run would not save here if it were not stopped.
+    """
+    steps = self._last.all_steps()
+    if step not in steps:
+      for earlier in steps:
+        with contextlib.suppress(ValueError):  # a damaged one counts as it is
+          self._kept.extra |= {earlier} if self._about(self._last, earlier).get('extra') else set()
+      self._save(self._last, state, step, {'extra': extra})
 
   def save_best(self, state: Any, step: int, scores: Mapping[str, float]):
-    """Start to save the state as the best one; replaces a best one of the same step."""
+    """Save the state as the best one; replaces a best one of the same step."""
     if step in self._best.all_steps():
       self._best.delete(step)
     self._save(self._best, state, step, {'scores': dict(scores)})
+    self._best.wait_until_finished()
 
   def _save(self, manager, state, step, about):
     flat = _flat(state)
@@ -94,8 +103,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     step = self._best.latest_step()
     if step is None:
       return None
-    with _damage_named(pathlib.Path(self._best.directory) / str(step)):
-      return step, _about(self._best, step).get('scores', {})
+    return step, self._about(self._best, step).get('scores', {})
 
   def restore(self, like: Any, *, which: str = 'last') -> Any:
     """Return the last or the best state.
@@ -117,35 +125,71 @@ class Checkpoints(contextlib.AbstractContextManager):
     Raises:
       FileNotFoundError, ValueError: as restore does.
     """
-    self._last.wait_until_finished()
-    steps = sorted(self._last.all_steps())[-n:]
+    steps = self.averaged_steps(n)
     total = self._restore(self._last, steps[-1] if steps else None, like)
     for step in steps[:-1]:
       total = jax.tree.map(jnp.add, total, self._restore(self._last, step, like))
     return jax.tree.map(lambda x: (x / len(steps)).astype(x.dtype), total)
 
+  def averaged_steps(self, n: int) -> list[int]:
+    """Return the steps of the last n checkpoints, or of as many as there are."""
+    self._last.wait_until_finished()
+    return sorted(self._last.all_steps())[-n:]
+
+  def _where(self, manager, step: int | None = None) -> pathlib.Path:
+    return self.folder / manager.directory.name / str('' if step is None else step)
+
+  def _about(self, manager, step: int) -> dict[str, Any]:
+    """Return what was saved beside the state."""
+    manager.wait_until_finished()
+    with _damage_named(self._where(manager, step)):
+      args = ocp.args.Composite(about=ocp.args.JsonRestore())
+      return manager.restore(step, args=args)['about'] or {}
+
   def _restore(self, manager, step, like):
     if step is None:
-      raise FileNotFoundError(f'there is no checkpoint in {manager.directory}: train first')
-    target = _flat(like)
-    where = pathlib.Path(manager.directory) / str(step)
-    manager.wait_until_finished()
+      raise FileNotFoundError(f'there is no checkpoint in {self._where(manager)}: train first')
+    target, where = _flat(like), self._where(manager, step)
+    sums = self._about(manager, step).get('checksums', {})
     with _damage_named(where):
       stored = {path: x.shape for path, x in manager.item_metadata(step)['state'].items()}
     _compare(stored, target, where)
     with _damage_named(where):
       args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
       restored = manager.restore(step, args=args)['state']
-      sums, found = _about(manager, step).get('checksums', {}), _checksums(restored)
-      damaged = [path for path, s in sums.items() if s != found[path]]
-      if damaged:
+      found = _checksums(restored)
+      if damaged := [path for path in found if sums.get(path) != found[path]]:
         raise ValueError(f'the values of {", ".join(damaged[:5])} are not those that were saved')
     return jax.tree.unflatten(jax.tree.structure(like), [restored[path] for path in target])
 
 
-def _about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-  """Return what was saved beside the state."""
-  return manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))['about'] or {}
+def _manager(folder: pathlib.Path, kept: Kept) -> ocp.CheckpointManager:
+  options = ocp.CheckpointManagerOptions(preservation_policy=kept)
+  handlers = {'state': ocp.StandardCheckpointHandler(), 'about': ocp.JsonCheckpointHandler()}
+  return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+
+
+def _plain(folder: pathlib.Path) -> tuple[contextlib.ExitStack, pathlib.Path]:
+  """Return a path to a folder that Orbax and TensorStore read as it is, and what removes it again.
+
+  Orbax takes [, ], * and ? of a path for a pattern, and TensorStore a backslash for a slash: what
+  they save under such a path is incomplete or elsewhere. They get a symbolic link to it.
+
+  Raises:
+    ValueError: processes of several machines, which would not have the same link.
+  """
+  stack = contextlib.ExitStack()
+  if not re.search(r'[][*?\\]', str(folder)):
+    return stack, folder
+  if jax.process_count() > 1:
+    raise ValueError(
+      f'{folder} has one of []*?\\, with which several processes cannot save checkpoints: use a '
+      '--workdir without'
+    )
+  folder.mkdir(parents=True, exist_ok=True)
+  link = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory())) / 'checkpoints'
+  link.symlink_to(folder, target_is_directory=True)
+  return stack, link
 
 
 @contextlib.contextmanager
@@ -153,10 +197,13 @@ def _damage_named(where: pathlib.Path):
   """Raise the errors of Orbax about a damaged checkpoint as a ValueError that says what to do."""
   try:
     yield
+  except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+    raise  # it may be whole
   except Exception as error:  # Orbax raises no narrower type for some
     reason = str(error).split('\n')[0].split(' [tensorstore_spec')[0][:300]
     raise ValueError(
-      f'checkpoint {where} is damaged: {reason}. Delete that folder to resume from the one before'
+      f'checkpoint {where} is damaged: {reason}. Move that folder elsewhere to resume from the one '
+      'before'
     ) from error
 
 

@@ -46,7 +46,7 @@ def draw(folders: Sequence[str], file: pathlib.Path):
   histories = {folder: history(folder) for folder in folders}
   evaluations = [row for rows in histories.values() for row in rows if row['split'] != 'train']
   names = dict.fromkeys(
-    name for row in evaluations for name in row if name not in ('step', 'split')
+    name for row in evaluations for name in row if name not in ('step', 'split', 'seconds')
   )
   curves = [('training loss', True, 'loss')]
   curves += [(f'validation {name}', False, name) for name in names]
@@ -87,8 +87,9 @@ def _metrics(folder: str) -> dict[str, Any]:
   if not evaluations:
     return {}
   last = dict(evaluations[-1])
-  step, split = last.pop('step'), last.pop('split')
-  return {'step': step, **{f'{split}/{name}': value for name, value in last.items()}}
+  step, split, seconds = last.pop('step'), last.pop('split'), last.pop('seconds', 0.0)
+  values = {f'{split}/{name}': value for name, value in last.items()}
+  return {'step': step, **values, 'seconds': seconds}
 
 
 def _text(value: Any) -> str:

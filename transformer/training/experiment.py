@@ -13,9 +13,10 @@ from transformer.data.lookup import is_reference, lookup
 from transformer.functional import platforms
 from transformer.modules.adapters import adapt
 from transformer.modules.config import ModelConfig
+from transformer.tasks.seq2seq import Seq2Seq
 from transformer.tasks.task import Task
-from transformer.training import sharding
-from transformer.training.checkpoints import Checkpoints
+from transformer.training import optimizers, sharding
+from transformer.training.checkpoints import Checkpoints, digest
 from transformer.training.config import TASKS, check, processor_of
 from transformer.training.sections import Data, Settings
 from transformer.training.step import Model
@@ -53,6 +54,15 @@ class Experiment(NamedTuple):
         split,
         data.max_length,
       )
+    if isinstance(self.task, Seq2Seq) and not train:
+      most, targets = self.task.decoding.max_new_tokens, columns['targets']
+      longer = int(np.sum(targets.lengths > most))  # type: ignore[union-attr]  # Ragged
+      if longer:
+        logging.warning(
+          '%d of %d targets of %s are longer than decode.max_new_tokens=%d: answers of that length '
+          'will be cut, and scored so',
+          *(longer, count, split, most),
+        )
     if not len(short):
       raise ValueError(
         f'every example of {split} is longer than data.max_length={data.max_length} tokens'
@@ -68,10 +78,12 @@ class Experiment(NamedTuple):
       rows = pipeline.pack(lengths[short], length=data.max_length, seed=self.settings.seed)
     else:
       rows = pipeline.bucket(lengths[short], buckets=data.buckets)
-    if ragged and (rows.shapes % self.mesh.shape['sequence']).any():
+    sizes = [c.shape[1] for c in columns.values() if isinstance(c, np.ndarray) and c.ndim > 1]
+    sizes += np.unique(rows.shapes).tolist() if ragged else []
+    if any(size % self.mesh.shape['sequence'] for size in sizes):
       raise ValueError(
         f'mesh.sequence={self.mesh.shape["sequence"]} does not divide the lengths of the batches, '
-        f'{np.unique(rows.shapes)}: choose a divisor, or another data.max_length'
+        f'{sizes}: choose a divisor, or another data.max_length'
       )
     rows = rows._replace(members=[short[m] for m in rows.members])
     microbatches = self.settings.train.microbatches if train else 1
@@ -83,6 +95,26 @@ class Experiment(NamedTuple):
       seed=self.settings.seed if train else None,
       process=(jax.process_index(), jax.process_count()),
     )
+
+  def try_evaluation(self):
+    """Do on one example of each split what evaluation would first do after hours of training.
+
+    Raises:
+      ValueError, OSError, ModuleNotFoundError: what evaluation would raise then.
+    """
+    config, data = self.settings.eval, self.settings.data
+    answers = config.metrics or config.samples or config.by
+    for split in (data.val, *data.test):
+      source = self.source(split)
+      if not len(source):
+        raise ValueError(f'the split {split} has no example: leave it out, or give it some')
+      if config.by and config.by not in source[0]:
+        logging.warning('eval.by=%s is no field of the examples of %s', config.by, split)
+      if answers:
+        request, _ = self.task.example(source[0])
+        self.task.processor.encode_example(request, truncate=True)
+    if answers and hasattr(self.task, 'open'):
+      self.task.open()
 
   def init(self, key: jax.Array) -> Model:
     """Return a model with random parameters, and with adapters if the config has some."""
@@ -112,20 +144,50 @@ def prepare(config: dict[str, Any], workdir: Workdir) -> Experiment:
   """
   settings = check(config)
   mesh, data = sharding.make_mesh(**settings.mesh), settings.data
+  logging.info('%s in %s: reading %s', settings.experiment, workdir, data.dir or data.name)
   for split in (data.val, *data.test):
-    _load(data, split)  # finds a missing file before training
+    _load(data, split)  # finds a missing file before the tokenizer is trained
   source = _load(data, data.train, data.limit)
   if jax.process_index() == 0:
     workdir.lock()
   workdir.compare(settings.as_dict())
+  _compare_steps(settings, workdir)
   stored = workdir.tokenizer()
   tokenizer = _new_tokenizer(settings, source) if stored is None else stored
   # before the config is stored: a task may raise an error, and the folder is then still free
   experiment = _experiment(settings, tokenizer, mesh)
+  experiment.try_evaluation()
   workdir.claim(settings.as_dict())
   if stored is None:
     workdir.save_tokenizer(tokenizer)
   return experiment
+
+
+def _compare_steps(settings: Settings, workdir: Workdir):
+  """Say what a run that goes on makes of `train.steps`.
+
+  Raises:
+    ValueError: it has more steps already.
+  """
+  made, steps = workdir.last_step(), settings.train.steps
+  if made > steps:
+    raise ValueError(
+      f'{workdir} has {made} steps already, more than train.steps={steps}: its model is not that '
+      f'of step {steps}. Give --config.train.steps={made} or more, or another --workdir'
+    )
+  if made == steps:
+    logging.info('the run has its %d steps already, and is only evaluated', steps)
+  before = workdir.read_config()['train']['steps'] if made else steps
+  if before == steps:
+    return
+  kwargs = dict(settings.optimizer, width=settings.model['width'])
+  rates = [float(optimizers.build(**kwargs, steps=n)[1](made)) for n in (before, steps)]
+  if rates[0] != rates[1]:
+    logging.warning(
+      'train.steps was %d and is %d: the learning rate of optimizer.schedule=%s goes from %.3g to '
+      '%.3g after step %d, and the run is not one of %d steps from its start',
+      *(before, steps, settings.optimizer['schedule'], *rates, made, steps),
+    )
 
 
 def _new_tokenizer(settings: Settings, source: corpora.Source) -> tokenizers.Tokenizer:
@@ -164,6 +226,15 @@ def restore_best(experiment: Experiment, workdir: Workdir) -> tuple[Model, int]:
   with Checkpoints(workdir.path) as checkpoints:
     model, best = checkpoints.restore(experiment.abstract_model(), which='best'), checkpoints.best
   return model, best[0] if best else 0
+
+
+def fingerprint(columns: pipeline.Columns) -> str:
+  """Return a hash of all examples, in their order."""
+  arrays = {
+    name: (c.tokens, c.offsets) if isinstance(c, pipeline.Ragged) else c
+    for name, c in columns.items()
+  }
+  return digest(arrays)
 
 
 def with_shardings(tree: Any, mesh: Mesh) -> Any:

@@ -1,10 +1,11 @@
 """The training loop on the host: feeds batches, reports, evaluates and saves."""
 
 import collections
+import contextlib
 import functools
 import operator
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -18,10 +19,18 @@ from transformer.evaluation.metrics import is_better
 from transformer.training import optimizers, reporting, sharding
 from transformer.training.checkpoints import Checkpoints
 from transformer.training.diagnosis import first_not_finite
-from transformer.training.experiment import Experiment, with_shardings
+from transformer.training.experiment import Experiment, fingerprint, with_shardings
 from transformer.training.step import Model, State, init_state, train_steps
 from transformer.training.warm_start import warm_start
 from transformer.training.workdir import Workdir, as_line, file_name, write
+
+# What asks a run to stop: schedulers announce their end by SIGTERM or SIGUSR1, a terminal that is
+# closed by SIGHUP, and Ctrl-C is SIGINT. Windows has not all of them.
+SIGNALS = [
+  getattr(signal, name)
+  for name in ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGUSR1')
+  if hasattr(signal, name)
+]
 
 
 class Stopped(Exception):
@@ -59,18 +68,24 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
     The state after the last step.
 
   Raises:
-    Stopped: SIGTERM or SIGINT came; the same command resumes.
+    Stopped: one of SIGNALS came; the same command resumes.
+    ValueError: the data are not those that the run was trained on so far.
     FloatingPointError: a loss or gradient is not finite; names the step, the batch and the layer.
   """
-  train, programs = experiment.settings.train, _compile(experiment)
-  batches = experiment.batches(experiment.settings.data.train)
-  kept = dict(keep=train.keep_checkpoints, every=train.save_every_steps)
-  with Checkpoints(workdir.path, **kept) as checkpoints, _Signals() as signals:
+  train, data, programs = experiment.settings.train, experiment.settings.data, _compile(experiment)
+  batches = experiment.batches(data.train)
+  with _Signals() as signals, Checkpoints(workdir.path, keep=train.keep_checkpoints) as checkpoints:
     state = _first_state(experiment, programs, checkpoints)
     _describe(experiment, state, batches)
     with reporting.Report(workdir.path, step=int(state.step), steps=train.steps) as report:
-      loop = _Loop(experiment, workdir, programs, checkpoints, report, state)
-      loop.run(batches, signals)
+      loop = _Loop(experiment, workdir, programs, checkpoints, report, signals, state)
+      workdir.check_fingerprints(
+        {
+          f'the split {data.train}': fingerprint(batches.columns),
+          f'the split {data.val}': fingerprint(loop.batches.columns),
+        }
+      )
+      loop.run(batches)
       if signals.received:
         raise Stopped(signals.received, train.steps)
       return loop.state
@@ -131,16 +146,18 @@ class _Loop:
     programs: _Programs,
     checkpoints: Checkpoints,
     report: reporting.Report,
+    signals: '_Signals',
     state: State,
   ):
     self.experiment, self.workdir, self.programs = experiment, workdir, programs
-    self.checkpoints, self.report, self.state = checkpoints, report, state
+    self.checkpoints, self.report, self.signals = checkpoints, report, signals
+    self.state = state
     self.train, self.eval = experiment.settings.train, experiment.settings.eval
     self.validation = experiment.settings.data.val
     self.source = experiment.source(self.validation)
     self.batches = experiment.batches(self.validation)
 
-  def run(self, batches: pipeline.Batches, signals: '_Signals'):
+  def run(self, batches: pipeline.Batches):
     """Make the steps that are left; raise Stopped after a signal."""
     start, train = int(self.state.step), self.train
     key = jax.random.key(self.experiment.settings.seed)
@@ -152,22 +169,40 @@ class _Loop:
       stacked = {name: np.stack([batch[name] for batch in group]) for name in group[0]}
       on_devices = sharding.shard_batch(stacked, self.experiment.mesh, stacked=True)
       self.state, metrics = self.programs.update(self.state, on_devices, key)
+      if not self.signals.listening:  # the first call has been compiled
+        self.signals.listen()
+        self.report.start()
       waiting.append((step, group, metrics))
-      stop = signals.received  # read once: it may come at any time
-      save = stop or step % train.save_every_steps == 0 or step == train.steps
+      stop = self.signals.received  # read once: it may come at any time
+      save = stop or self._is_saved_after(step)
       # One call late: reading metrics waits for them, and by then the device has the next call.
       while len(waiting) > (0 if save or self._is_evaluated_after(step) else 1):
         self._report(*waiting.popleft())
-      if self._is_evaluated_after(step) and not stop:
-        self._validate(step, self._model())
       if save:
-        self.checkpoints.save(self.state, step)
+        self._save(step)
       if stop:
         raise Stopped(stop, step)
-    final = self._model()
-    if train.average_checkpoints > 1:
-      final = self.checkpoints.average(self.programs.like, train.average_checkpoints).model
-    self._validate(train.steps, final)
+      if self._is_evaluated_after(step):
+        self._validate(step, self._model())
+    self._validate(train.steps, self._final_model())
+
+  def _final_model(self) -> Model:
+    if self.train.average_checkpoints == 1:
+      return self._model()
+    steps = self.checkpoints.averaged_steps(self.train.average_checkpoints)
+    logging.info(
+      'the final model is the mean of %d checkpoints, of steps %s; train.average_checkpoints=%d',
+      len(steps),
+      ', '.join(map(str, steps)),
+      self.train.average_checkpoints,
+    )
+    return self.checkpoints.average(self.programs.like, self.train.average_checkpoints).model
+
+  def _is_saved_after(self, step: int) -> bool:
+    return step % self.train.save_every_steps == 0 or step == self.train.steps
+
+  def _save(self, step: int):
+    self.checkpoints.save(self.state, step, extra=not self._is_saved_after(step))
 
   def _model(self) -> Model:
     return self.state.average or self.state.model
@@ -176,22 +211,33 @@ class _Loop:
     return step % self.eval.every_steps == 0 and 0 < step < self.train.steps
 
   def _validate(self, step: int, model: Model):
-    """Evaluate a model on the validation split, and save it if it is the best one so far."""
-    found = evaluate(
-      self.experiment.task,
-      model,
-      self.source,
-      sharding.placed(self.batches, self.experiment.mesh),
-      metrics=self.eval.metrics,
-      limit=self.eval.limit,
-      samples=self.eval.samples,
-      fast=True,
-    )
-    self.report.evaluation(step, self.validation, found.metrics, found.samples)
+    """Evaluate a model on the validation split, and save it if it is the best one so far.
+
+    Whatever ends the evaluation, such as a lack of memory, the state is saved.
+    """
+    try:
+      with self.signals.interrupting():
+        found = evaluate(
+          self.experiment.task,
+          model,
+          self.source,
+          sharding.placed(self.batches, self.experiment.mesh),
+          metrics=self.eval.metrics,
+          limit=self.eval.limit,
+          samples=self.eval.samples,
+          fast=True,
+        )
+    except BaseException as error:
+      self._save(step)
+      if isinstance(error, KeyboardInterrupt):
+        raise Stopped(self.signals.received or signal.SIGINT, step) from None
+      raise
     name, best = self.eval.best, self.checkpoints.best
     before = None if best is None else best[1].get(name)  # None if another metric chose it
     if before is None or is_better(name, found.metrics[name], before, self.experiment.task.metrics):
       self.checkpoints.save_best(model, step, found.metrics)
+    # last: a run that is killed before this line is written makes the evaluation again
+    self.report.evaluation(step, self.validation, found.metrics, found.samples)
 
   def _report(self, last: int, group: list[pipeline.Batch], metrics: dict[str, Any]):
     """Report the metrics of the steps of a call, the last of which is `last`."""
@@ -214,6 +260,8 @@ def report_result(experiment: Experiment, model: Model, workdir: Workdir) -> dic
   signatures: dict[str, str] = {}
   for split in [data.val, *data.test]:
     source = experiment.source(split)
+    all_of_it = '; eval.limit is for validation during training' if config.limit else ''
+    logging.info('evaluating all %d examples of %s%s', len(source), split, all_of_it)
     found = evaluate(
       experiment.task,
       model,
@@ -235,22 +283,53 @@ def report_result(experiment: Experiment, model: Model, workdir: Workdir) -> dic
 
 
 class _Signals:
-  """Notes SIGTERM and SIGINT, which then do not end the process; a second SIGINT does."""
+  """Notes SIGNALS, which then do not end the process; a second SIGINT does.
 
-  received = 0
+  Before `listen` is called, while nothing could be lost, they end it at once, even a compilation.
+  One that the process ignored before, such as SIGHUP under nohup, stays ignored.
+
+  Attributes:
+    received: the number of the last one, or 0.
+    listening: whether they are noted.
+  """
+
+  received, listening, _interrupting = 0, False, False
 
   def __enter__(self):
-    self._before = {n: signal.signal(n, self._receive) for n in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    self._before = {n: handler for n, handler in handlers.items() if handler != signal.SIG_IGN}
+    for number in self._before:  # Python's handler of SIGINT waits for the end of a compilation
+      signal.signal(number, signal.SIG_DFL)
     return self
 
   def __exit__(self, *_):
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
+  def listen(self):
+    """Note the signals from now on."""
+    self.listening = True
+    for number in self._before:
+      signal.signal(number, self._receive)
+
+  @contextlib.contextmanager
+  def interrupting(self) -> Iterator[None]:
+    """Let a signal raise KeyboardInterrupt."""
+    self._interrupting = True
+    try:
+      if self.received:
+        raise KeyboardInterrupt
+      yield
+    finally:
+      self._interrupting = False
+
   def _receive(self, number, _):
     self.received = number
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    logging.info('%s: saving after this step', signal.Signals(number).name)
+    if signal.SIGINT in self._before:
+      signal.signal(signal.SIGINT, signal.SIG_DFL)
+    logging.info('%s: saving, then stopping', signal.Signals(number).name)
+    if self._interrupting:
+      raise KeyboardInterrupt
 
 
 def _count_tokens(batch: pipeline.Batch) -> int:

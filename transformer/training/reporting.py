@@ -5,7 +5,6 @@ import json
 import logging as std_logging
 import math
 import pathlib
-import sys
 import time
 from typing import Any
 
@@ -25,7 +24,7 @@ def log_ours():
   )
 
 
-class Report:
+class Report(contextlib.AbstractContextManager):
   """Writes the metrics of steps.
 
   A run that resumes at `step` deletes what it had written of later steps, so that its files are
@@ -37,19 +36,29 @@ class Report:
 
   def __init__(self, folder: pathlib.Path, *, step: int, steps: int):
     file = folder / 'metrics.jsonl'
-    self.evaluated = _delete_after(file, step, steps)
+    self.evaluated, self._seconds = _delete_after(file, step, steps)
     self._file = file.open('a', encoding='utf-8')
     self._events = _Events(folder / 'events', purge_step=step + 1)
     # disable=None: no bar where stderr is not a terminal
     self._bar = tqdm(initial=step, total=steps, unit='step', disable=None, dynamic_ncols=True)
-    self._since, self._tokens = time.perf_counter(), 0
-
-  def __enter__(self) -> 'Report':
-    return self
+    logging.get_absl_handler().addFilter(self._clear_line)
+    self._began = self._since = time.perf_counter()
+    self._tokens = 0
 
   def __exit__(self, *_):
+    logging.get_absl_handler().removeFilter(self._clear_line)
     with self._file, contextlib.closing(self._events), contextlib.closing(self._bar):
       pass  # all are closed, even where the disk is full
+
+  def _clear_line(self, _) -> bool:
+    """Remove the bar, so that the log does not write into its line; the next step draws it."""
+    self._bar.clear()
+    return True
+
+  def start(self):
+    """Count the time from now on: the first step has been compiled."""
+    self._bar.unpause()
+    self._since, self._tokens = time.perf_counter(), 0
 
   def advance(self, tokens: int):
     """Count a training step of so many tokens."""
@@ -62,8 +71,7 @@ class Report:
     speed = self._tokens / max(now - self._since, 1e-9)
     self._since, self._tokens = now, 0
     self._bar.set_postfix(loss=f'{metrics["loss"]:.3f}', **{'tokens/s': f'{speed:,.0f}'})
-    self._write(step, 'train', metrics)
-    self._events.write(step, {'train/tokens_per_second': speed})
+    self._write(step, 'train', metrics | {'tokens_per_second': round(speed, 1)})
     if self._bar.disable:
       logging.info('step %d: loss %.4f, %s tokens/s', step, metrics['loss'], f'{speed:,.0f}')
 
@@ -73,16 +81,13 @@ class Report:
     if samples:
       self._events.write(step, {f'{split}/samples': f'```\n{table(samples)}\n```'})
     text = ', '.join(f'{name} {value:.4g}' for name, value in metrics.items())
-    self.say(f'step {step}, {split}: {text}')
+    logging.info('step %d, %s: %s', step, split, text)
     self._since, self._tokens = time.perf_counter(), 0  # evaluation does not count as training
 
-  def say(self, text: str):
-    """Write a text to stderr, above the progress bar."""
-    with tqdm.external_write_mode(file=sys.stderr):
-      logging.info('%s', text)
-
   def _write(self, step: int, split: str, metrics: dict[str, float]):
-    line = {'step': step, 'split': split, **{k: _number(v) for k, v in metrics.items()}}
+    seconds = round(self._seconds + time.perf_counter() - self._began, 1)
+    values = {name: _number(value) for name, value in metrics.items()}
+    line = {'step': step, 'split': split, **values, 'seconds': seconds}
     self._file.write(json.dumps(line) + '\n')
     self._file.flush()
     self._events.write(step, {f'{split}/{name}': value for name, value in metrics.items()})
@@ -137,15 +142,16 @@ def _number(value: float) -> float | str:
   return value if math.isfinite(value) else str(value)
 
 
-def _delete_after(file: pathlib.Path, step: int, steps: int) -> bool:
+def _delete_after(file: pathlib.Path, step: int, steps: int) -> tuple[bool, float]:
   """Delete the lines of later steps and of the final evaluation.
 
   Returns:
-    Whether the evaluation of `step` is there.
+    Whether the evaluation of `step` is there, and the seconds of training until the last line.
   """
+  kept: list[str] = []
+  evaluated, seconds = False, 0.0
   if not file.exists():
-    return False
-  kept, evaluated = [], False
+    return evaluated, seconds
   for number, line in enumerate(file.read_bytes().splitlines(keepends=True), start=1):
     if not line.endswith(b'\n'):
       continue  # the run was killed while it wrote it
@@ -157,5 +163,6 @@ def _delete_after(file: pathlib.Path, step: int, steps: int) -> bool:
     if at <= step and not (at == steps and evaluation):  # the final one is made again
       kept.append(line.decode())
       evaluated |= at == step and evaluation
+      seconds = written.get('seconds', seconds)
   write(file, ''.join(kept))
-  return evaluated
+  return evaluated, seconds

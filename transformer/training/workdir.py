@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -18,7 +19,8 @@ from transformer.training.config import FORMAT, from_values, upgraded
 # Keys that may change when a run is resumed: those that do not change what is trained.
 MAY_CHANGE = (
   *('train.steps', 'train.log_every_steps', 'train.save_every_steps', 'train.keep_checkpoints'),
-  *('train.average_checkpoints', 'eval.', 'decode.', 'mesh.', 'data.dir', 'data.test'),
+  *('train.average_checkpoints', 'train.microbatches', 'train.steps_per_call'),
+  *('eval.', 'decode.', 'mesh.', 'data.dir', 'data.test'),
 )
 
 
@@ -98,7 +100,8 @@ class Workdir:
       differ = [
         f'{key} is {old.get(key)!r} there and {new.get(key)!r} here'
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(MAY_CHANGE)
+        if old.get(key) != new.get(key)
+        and not {key, key.partition('.')[0] + '.'} & {*MAY_CHANGE}  # the key, or its whole section
       ]
       if differ:
         raise ValueError(
@@ -112,23 +115,69 @@ class Workdir:
     text = json.dumps({'format': FORMAT, **config}, indent=2, ensure_ascii=False)
     write(self.path / 'config.json', text + '\n')
 
+  def last_step(self) -> int:
+    """Return the step of the newest checkpoint; 0 if there is none."""
+    folders = (self.path / 'checkpoints' / 'last').glob('*')
+    return max((int(f.name) for f in folders if f.name.isdecimal()), default=0)
+
   def tokenizer(self) -> Tokenizer | None:
-    """Return the run's tokenizer; None if it has none yet."""
+    """Return the run's tokenizer; None if it has none yet.
+
+    Raises:
+      ValueError: it is not the one that the run was trained with.
+    """
     file = self.path / 'tokenizer.json'
-    return Tokenizer.load(file) if file.exists() else None
+    if not file.exists():
+      return None
+    self._compare_fingerprints({file.name: hashlib.sha256(file.read_bytes()).hexdigest()})
+    return Tokenizer.load(file)
 
   def save_tokenizer(self, tokenizer: Tokenizer):
     """Store the tokenizer of the run."""
+    file = self.path / 'tokenizer.json'
     temporary = self.path / 'tokenizer.json.tmp'
     tokenizer.save(temporary)
-    temporary.replace(self.path / 'tokenizer.json')
+    temporary.replace(file)
+    self.check_fingerprints({file.name: hashlib.sha256(file.read_bytes()).hexdigest()})
+
+  def check_fingerprints(self, found: Mapping[str, str]):
+    """Store what identifies a part of the run's input, or compare it with what is stored.
+
+    Args:
+      found: for each part, such as 'the split train', a hash of its content.
+
+    Raises:
+      ValueError: a part has changed since.
+    """
+    stored = self._compare_fingerprints(found)
+    if found.keys() - stored.keys() and jax.process_index() == 0:
+      write(self._fingerprints, json.dumps({**stored, **found}, indent=2) + '\n')
+
+  @property
+  def _fingerprints(self) -> pathlib.Path:
+    return self.path / 'fingerprints.json'
+
+  def _compare_fingerprints(self, found: Mapping[str, str]) -> dict[str, str]:
+    file = self._fingerprints
+    stored = json.loads(file.read_bytes() or b'{}') if file.exists() else {}
+    changed = [name for name in found if stored.get(name, found[name]) != found[name]]
+    if changed:
+      raise ValueError(
+        f'{" and ".join(changed)} changed since {self} was trained: it would go on as another '
+        'model. Restore what was there, or use another --workdir; to use what is there now all the '
+        f'same, delete {file}'
+      )
+    return stored
 
   def add_seconds(self, seconds: float) -> float:
     """Add the seconds of a process to those of the run, and return their sum."""
     file = self.path / 'seconds'
-    total = seconds + (float(file.read_text()) if file.exists() else 0.0)
-    write(file, f'{total:.1f}\n')
-    return total
+    try:
+      seconds += float(file.read_text()) if file.exists() else 0.0
+    except ValueError:
+      logging.warning('%s is damaged: the time before this process is not counted', file)
+    write(file, f'{seconds:.1f}\n')
+    return seconds
 
 
 def get_config(path: str) -> ConfigDict:

@@ -1,0 +1,148 @@
+"""What the loop does, in which order: nothing that was learnt is lost, whatever happens."""
+
+import os
+import signal
+import types
+
+import numpy as np
+import pytest
+
+from transformer.training import loop as module
+from transformer.training.loop import SIGNALS, Stopped, _Loop, _Signals
+
+
+class Recorder:
+  """A run without arrays: it notes what the loop asks of its parts."""
+
+  def __init__(self, monkeypatch, *, steps=6, save=2, every=2, average=1):
+    self.done = []
+    self.best = None
+    self.failure = {}
+    self.signals = types.SimpleNamespace(received=0, listening=False, listen=self.listen)
+    self.signals.interrupting = lambda: _Signals.interrupting(self.signals)
+    train = types.SimpleNamespace(
+      **dict(steps=steps, save_every_steps=save, steps_per_call=1, log_every_steps=100),
+      average_checkpoints=average,
+    )
+    evaluation = types.SimpleNamespace(
+      **dict(every_steps=every, metrics=(), limit=0, samples=0, best='nll')
+    )
+    batch = {'targets_segments': np.ones((1, 1))}
+    monkeypatch.setattr(module.pipeline, 'prefetch', lambda _, start, stop: iter([batch] * stop))
+    monkeypatch.setattr(module.sharding, 'shard_batch', lambda *_, **__: None)
+    monkeypatch.setattr(module.sharding, 'placed', lambda *_: None)
+    monkeypatch.setattr(module, 'evaluate', self.evaluate)
+    programs = types.SimpleNamespace(update=self.update, like=None)
+    report = types.SimpleNamespace(
+      evaluated=False, start=lambda: None, advance=lambda tokens: None, evaluation=self.write
+    )
+    state = types.SimpleNamespace(step=0, average=None, model='model')
+    experiment = types.SimpleNamespace(
+      settings=types.SimpleNamespace(seed=0),
+      task=types.SimpleNamespace(metrics={'nll': False}),
+      mesh=None,
+    )
+    self.loop = object.__new__(_Loop)
+    vars(self.loop).update(
+      **dict(experiment=experiment, programs=programs, checkpoints=self, report=report),
+      **dict(signals=self.signals, state=state, train=train, eval=evaluation),
+      **dict(validation='val', source=None, batches=None),
+    )
+    self.run = lambda: self.loop.run(object.__new__(module.pipeline.Batches))
+
+  def listen(self):
+    self.signals.listening = True
+
+  def update(self, state, *_):
+    state.step += 1
+    return state, {'finite': np.ones(1, bool)}
+
+  def evaluate(self, *_, **__):
+    step = self.loop.state.step
+    self.done.append(f'evaluate {step}')
+    if step in self.failure:
+      raise self.failure[step]
+    return types.SimpleNamespace(metrics={'nll': 1 / step}, samples=[])
+
+  def write(self, step, *_):
+    self.done.append(f'write {step}')
+
+  def save(self, state, step, *, extra):
+    self.done.append(f'save {step}' + ' extra' * extra)
+
+  def save_best(self, model, step, metrics):
+    self.done.append(f'best {step}')
+    self.best = step, metrics
+
+
+def test_a_step_is_saved_before_it_is_evaluated(monkeypatch):
+  """And what the evaluation found is written when the best model is safe."""
+  run = Recorder(monkeypatch, steps=4)
+  run.run()
+  expected = [f'{what} {step}' for step in (2, 4) for what in ('save', 'evaluate', 'best', 'write')]
+  assert run.done == expected
+
+
+@pytest.mark.parametrize('save, saved', [(2, 'save 2'), (5, 'save 2 extra')])
+@pytest.mark.parametrize('error', [MemoryError(), FloatingPointError('NaN'), ValueError('x')])
+def test_an_error_in_evaluation_loses_no_step(monkeypatch, error, save, saved):
+  run = Recorder(monkeypatch, save=save)
+  run.failure = {2: error}
+  with pytest.raises(type(error)):
+    run.run()
+  assert saved in run.done and not any(done.startswith('write') for done in run.done)
+
+
+def test_a_signal_in_evaluation_stops_it_and_saves(monkeypatch):
+  run = Recorder(monkeypatch, save=5)
+  run.failure, run.signals.received = {2: KeyboardInterrupt()}, 0
+  with pytest.raises(Stopped, match='saved step 2'):
+    run.run()
+  assert run.done == ['evaluate 2', 'save 2 extra']
+
+
+def test_the_steps_that_are_averaged_are_said(monkeypatch):
+  run, said = Recorder(monkeypatch, average=3), []
+  monkeypatch.setattr(module.logging, 'info', lambda text, *args: said.append(text % args))
+  run.averaged_steps = lambda n: [4, 6]
+  run.average = lambda like, n: types.SimpleNamespace(model='mean')
+  run.run()
+  (text,) = [text for text in said if 'mean' in text]
+  assert 'mean of 2 checkpoints, of steps 4, 6; train.average_checkpoints=3' in text
+
+
+@pytest.fixture
+def handlers():
+  """The handlers of this process, put back afterwards."""
+  before = {number: signal.getsignal(number) for number in SIGNALS}
+  yield
+  for number, handler in before.items():
+    signal.signal(number, handler)
+
+
+@pytest.mark.parametrize('number', SIGNALS)
+def test_signals_are_noted_and_end_an_evaluation(handlers, number):
+  before = signal.getsignal(number)
+  with _Signals() as signals:
+    assert signal.getsignal(number) == signal.SIG_DFL  # ends even a compilation
+    signals.listen()
+    os.kill(os.getpid(), number)
+    assert signals.received == number
+    with pytest.raises(KeyboardInterrupt), signals.interrupting():
+      raise AssertionError('it came before')
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL  # a second Ctrl-C ends it
+  assert signal.getsignal(number) == before
+  with _Signals() as signals, pytest.raises(KeyboardInterrupt):
+    signals.listen()
+    with signals.interrupting():
+      os.kill(os.getpid(), number)
+      raise AssertionError('it was not heard')
+
+
+def test_a_signal_that_was_ignored_stays_so(handlers):
+  """As SIGHUP of a run under nohup."""
+  signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  with _Signals() as signals:
+    signals.listen()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert not signals.received
