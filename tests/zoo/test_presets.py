@@ -111,7 +111,7 @@ def test_parameters_are_as_many_as_in_the_paper_and_in_the_published_files(name)
   assert every - MODELS[name].keys() <= given
   if not name.startswith('TRANSFORMER_'):  # it is one of those that can be read and written
     family = name.split('_')[0]
-    assert family_of(model, leaves(model), None)[0] == FAMILIES.get(family, family.lower())
+    assert family_of(model, leaves(model))[0] == FAMILIES.get(family, family.lower())
 
 
 def test_a_vit_with_its_classes():

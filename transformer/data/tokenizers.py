@@ -5,11 +5,13 @@ Published files of the same format (BERT, GPT-2, T5, ...) load into the same cla
 ids.
 """
 
+import difflib
 import functools
 import itertools
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, SupportsIndex
 
 import tokenizers
@@ -44,10 +46,16 @@ class Tokenizer:
 
   Args:
     tokenizer: the library's object, which is changed.
+    tokens: special tokens by the names of NAMES, where they are known and need no guess.
+    ends: ids that end an output besides eos.
+    template: whether `prefix` and `suffix` are those of the file's template; else there are none.
 
   Attributes:
-    size: number of ids N, special tokens included; every id is in [0, N).
+    size: number of ids N, special tokens included; every id is in [0, N), and some may be unused.
+    trained_size: the same without tokens that were added later.
     pad, bos, eos, unk, mask: ids, or None where the vocabulary has no such token.
+    ends: ids that end an output, eos among them.
+    prefix, suffix: ids that a published model expects around each text.
     sentinels: ids of <extra_id_0>, <extra_id_1>, ..., which stand for masked spans (T5).
   """
 
@@ -56,41 +64,69 @@ class Tokenizer:
   eos: Any
   mask: Any
 
-  def __init__(self, tokenizer: tokenizers.Tokenizer):
+  def __init__(
+    self,
+    tokenizer: tokenizers.Tokenizer,
+    tokens: Mapping[str, str | None] = MappingProxyType({}),
+    ends: Sequence[int] = (),
+    template: bool = False,
+  ):
     tokenizer.encode_special_tokens = True  # "encode them like other text"; the file lacks it
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    self._tokenizer = tokenizer
-    self.size: int = tokenizer.get_vocab_size()
-    ids = tokenizer.get_vocab()
+    self._tokenizer, self._given = tokenizer, (dict(tokens), tuple(ends), template)
+    self._ids = tokenizer.get_vocab()
+    self.size: int = max(self._ids.values(), default=-1) + 1
+    trained = tokenizer.get_vocab(with_added_tokens=False)
+    self.trained_size: int = max(trained.values(), default=-1) + 1
+    candidates = {name: (tokens[name],) if name in tokens else NAMES[name] for name in NAMES}
     self.pad, self.bos, self.eos, self.unk, self.mask = (
-      next((ids[name] for name in names if name in ids), None) for names in NAMES.values()
+      next((self._ids[token] for token in names if token in self._ids), None)
+      for names in candidates.values()
     )
-    sentinels = (ids.get(SENTINEL.format(i)) for i in itertools.count())
+    if ends and 'eos' not in tokens:
+      self.eos = ends[0]
+    self.ends = tuple(i for i in dict.fromkeys((self.eos, *ends)) if i is not None)
+    sentinels = (self._ids.get(SENTINEL.format(i)) for i in itertools.count())
     self.sentinels: list[Any] = list(itertools.takewhile(lambda i: i is not None, sentinels))
+    self.prefix, self.suffix = self._template() if template else ([], [])
+
+  def _template(self) -> tuple[list[int], list[int]]:
+    """Return the ids that the file's template puts before and after a text."""
+    encoding = self._tokenizer.encode('a', add_special_tokens=True)
+    mask, ids = encoding.special_tokens_mask, encoding.ids
+    text = [i for i, special in enumerate(mask) if not special]
+    return (ids[: text[0]], ids[text[-1] + 1 :]) if text else ([], [])
+
+  def token_id(self, token: str) -> int:
+    """Return the id of a token, such as '<|im_end|>'; ValueError if the vocabulary lacks it."""
+    if token not in self._ids:
+      near = difflib.get_close_matches(token, self._ids, n=1)
+      raise ValueError(
+        f'the vocabulary has no {token!r}{f"; there is {near[0]!r}" if near else ""}'
+      )
+    return self._ids[token]
 
   def encode(self, text: str) -> list[int]:
     """Return the ids of the pieces of `text`, without bos and eos."""
-    return self._tokenizer.encode(text, add_special_tokens=False).ids
+    return self._tokenizer.encode(_whole(text), add_special_tokens=False).ids
 
   def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
     """Return `[encode(text) for text in texts]`, computed on all cores."""
-    encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    texts = list(map(_whole, texts))
+    encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     return [encoding.ids for encoding in encodings]
 
   def encode_spans(self, texts: Iterable[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
     """Return of each text the ids, and the (start, end) in characters of each id."""
-    encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    encodings = self._tokenizer.encode_batch(list(map(_whole, texts)), add_special_tokens=False)
     return [(encoding.ids, encoding.offsets) for encoding in encodings]
 
   @property
   def specials(self) -> list[int]:
     """Ids that are no text."""
-    return [
-      i
-      for i in (self.pad, self.bos, self.eos, self.unk, self.mask, *self.sentinels)
-      if i is not None
-    ]
+    ids = (self.pad, self.bos, self.eos, self.unk, self.mask, *self.sentinels, *self.ends)
+    return [i for i in dict.fromkeys(ids) if i is not None]
 
   @functools.cached_property
   def begins_word(self) -> list[bool]:
@@ -101,9 +137,9 @@ class Tokenizer:
     return [piece.startswith(('Ġ', '▁')) for piece in pieces]
 
   def decode(self, ids: Iterable[SupportsIndex]) -> str:
-    """Return the text of ids up to the first eos, without specials; U+FFFD for bytes not UTF-8."""
-    before_eos = itertools.takewhile(lambda i: i != self.eos, map(int, ids))
-    return self._tokenizer.decode(list(before_eos), skip_special_tokens=True)
+    """Return the text of ids up to the first end, without specials; U+FFFD for bytes not UTF-8."""
+    before_end = itertools.takewhile(lambda i: i not in self.ends, map(int, ids))
+    return self._tokenizer.decode(list(before_end), skip_special_tokens=True)
 
   def pieces(self, ids: Iterable[SupportsIndex]) -> list[str]:
     """Return a readable string for each id: 'Ġthé' as ' thé'; part of a character as '<F0 9F>'."""
@@ -111,6 +147,8 @@ class Tokenizer:
 
   def _piece(self, i: int) -> str:
     piece = self._tokenizer.id_to_token(i) if i >= 0 else None
+    if piece is None and 0 <= i < self.size:
+      return f'<unused {i}>'  # a hole in the vocabulary
     if piece is None:
       raise ValueError(f'no token has the id {i}; this vocabulary has ids 0 to {self.size - 1}.')
     # the decoder says that the alphabet is bytes; a token added later need not use it
@@ -127,10 +165,15 @@ class Tokenizer:
     pathlib.Path(path).write_text(self._tokenizer.to_str(pretty=True) + '\n', encoding='utf-8')
 
   @classmethod
-  def load(cls, path: str | os.PathLike) -> 'Tokenizer':
-    """Read a `tokenizer.json`, ours or a published one; ValueError if that is impossible."""
+  def load(cls, path: str | os.PathLike, **settings: Any) -> 'Tokenizer':
+    """Read a `tokenizer.json`, ours or a published one, with settings of the constructor.
+
+    Raises:
+      ValueError: that is impossible.
+    """
     try:
-      return cls(tokenizers.Tokenizer.from_str(pathlib.Path(path).read_text(encoding='utf-8')))
+      text = pathlib.Path(path).read_text(encoding='utf-8')
+      return cls(tokenizers.Tokenizer.from_str(text), **settings)
     except Exception as error:  # the library raises Exception and nothing more specific
       raise ValueError(
         f'{os.fspath(path)}: not a readable tokenizer.json ({error}). Give the file that '
@@ -138,7 +181,10 @@ class Tokenizer:
       ) from error
 
   def __reduce__(self):
-    return Tokenizer, (self._tokenizer,)  # the library's pickle lacks what the constructor sets
+    return Tokenizer, (
+      self._tokenizer,
+      *self._given,
+    )  # the library's pickle lacks what the constructor sets
 
   def __repr__(self) -> str:
     names = ', '.join(f'{name}={getattr(self, name)}' for name in ('size', *NAMES))
@@ -179,7 +225,7 @@ def train(
   """
   if kind not in KINDS:
     raise ValueError(f'tokenizer kind {kind!r} is unknown; choose one of {", ".join(KINDS)}.')
-  texts = [texts] if isinstance(texts, str) else list(texts)
+  texts = [texts] if isinstance(texts, str) else list(map(_whole, texts))
   if not texts and kind != 'bytes':
     raise ValueError(f'no text to train a {kind!r} tokenizer on; is the corpus or split empty?')
   unicode = [] if kind == 'bytes' else [normalizers.NFC()]
@@ -205,6 +251,18 @@ def train(
     )
   tokenizer.add_special_tokens([SENTINEL.format(i) for i in range(sentinels)])
   return Tokenizer(tokenizer)
+
+
+def _whole(text: str) -> str:
+  """Return the text; ValueError if it has half a surrogate pair, as texts cut within one have."""
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise ValueError(
+      f'{text[:60]!r} has half a surrogate pair at character {error.start}, which no tokenizer '
+      "takes: repair it, as with text.encode(errors='replace').decode()"
+    ) from None
+  return text
 
 
 def _trainable(kind: str, vocab: int) -> tuple[tokenizers.Tokenizer, Any]:

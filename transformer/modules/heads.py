@@ -16,7 +16,7 @@ from transformer.modules.model import Encoder, EncoderDecoder
 
 
 class MaskedTokens(nnx.Module):
-  """An encoder with logits of the token at each position, through its own embedding (BERT).
+  """An encoder with logits of the token at each position, by its own embedding if tied (BERT).
 
   Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3.1 and its published code.
 
@@ -31,6 +31,8 @@ class MaskedTokens(nnx.Module):
     self.encoder = Encoder(config, rngs)
     self.hidden = Linear(config, config.width, config.width, rngs)
     self.norm = Norm(config)
+    tied = config.tie in ('output', 'all')
+    self.output = None if tied else Tokens(config, rngs, lm_head=True)
     self.next_sentence = Linear(config, config.width, 2, rngs) if next_sentence else None
 
   @with_auto_axes
@@ -50,7 +52,7 @@ class MaskedTokens(nnx.Module):
   @property
   def lm_head(self) -> Tokens:
     """The table that gives the logits."""
-    return self.encoder.embed
+    return self.output or self.encoder.embed
 
 
 class Classifier(nnx.Module):

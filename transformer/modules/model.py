@@ -24,7 +24,7 @@ class Encoder(nnx.Module):
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.config = config
-    self.embed = _embedding(config, rngs, lm_head=True)
+    self.embed = _embedding(config, rngs, lm_head=config.tie in ('output', 'all'))
     self.types = TokenTypes(config, rngs) if config.token_types else None
     self.stack = Stack(config, rngs, causal=False)
     pooled = {'pooler': config.width, 'attention': 1}.get(config.pooling)

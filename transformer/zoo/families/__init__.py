@@ -4,21 +4,29 @@ A family is data: which keys give which fields of our `ModelConfig`, and a table
 one, write it beside a similar one and name it here; `pretrained` reads and writes with it.
 """
 
-from transformer.zoo.families.decoders import GPT2, LLAMA, QWEN2
-from transformer.zoo.families.encoder_decoders import BART, MARIAN, T5, WHISPER
-from transformer.zoo.families.encoders import BERT, ROBERTA, VIT, XLM_ROBERTA
+from transformer.zoo.families import decoders, encoder_decoders, encoders
 
 # by the `model_type` of their config.json
 FAMILIES = {
-  'bert': BERT,
-  'roberta': ROBERTA,
-  'xlm-roberta': XLM_ROBERTA,
-  'vit': VIT,
-  'gpt2': GPT2,
-  'llama': LLAMA,
-  'qwen2': QWEN2,
-  't5': T5,
-  'bart': BART,
-  'marian': MARIAN,
-  'whisper': WHISPER,
+  'bert': encoders.BERT,
+  'distilbert': encoders.DISTILBERT,
+  'roberta': encoders.ROBERTA,
+  'xlm-roberta': encoders.XLM_ROBERTA,
+  'camembert': encoders.CAMEMBERT,
+  'vit': encoders.VIT,
+  'gpt2': decoders.GPT2,
+  'opt': decoders.OPT,
+  'bloom': decoders.BLOOM,
+  'llama': decoders.LLAMA,
+  'mistral': decoders.MISTRAL,
+  'qwen2': decoders.QWEN2,
+  'gemma': decoders.GEMMA,
+  'phi3': decoders.PHI3,
+  't5': encoder_decoders.T5,
+  'mt5': encoder_decoders.MT5,
+  'bart': encoder_decoders.BART,
+  'mbart': encoder_decoders.MBART,
+  'marian': encoder_decoders.MARIAN,
+  'pegasus': encoder_decoders.PEGASUS,
+  'whisper': encoder_decoders.WHISPER,
 }

@@ -1,9 +1,9 @@
-"""Encoders with decoders: T5, BART, Marian and Whisper."""
+"""Encoders with decoders: T5, mT5, BART, mBART, Marian, Pegasus and Whisper."""
 
 import re
 
 from transformer.modules.model import EncoderDecoder
-from transformer.zoo.families.family import Family
+from transformer.zoo.families.family import Family, value
 from transformer.zoo.families.rows import layers, plain, shifted, wrapped
 
 _TABLES = {
@@ -14,12 +14,12 @@ _TABLES = {
 
 
 def _t5_derive(theirs, names, kind):
-  shape = theirs.get('feed_forward_proj', 'relu')
+  shape = value(theirs, 'feed_forward_proj', 'relu')
   activation = shape.removeprefix('gated-')
   if shape == 'gated-gelu':  # means the approximate one, by an accident of history
     activation = 'gelu_new'
-  tied = theirs.get('tie_word_embeddings', True)
-  scaled = theirs.get('scale_decoder_outputs', tied)
+  tied = value(theirs, 'tie_word_embeddings', True)
+  scaled = value(theirs, 'scale_decoder_outputs', tied)
   if 'scale_decoder_outputs' in theirs:  # transformers 5 says "tied" of all
     tied = 'lm_head.weight' not in names
   return dict(
@@ -39,7 +39,7 @@ def _t5_express(config):
   )
 
 
-def _t5_rows(config, kind):
+def _t5_rows(config, kind, theirs):
   attention = {'query': 'q', 'key': 'k', 'value': 'v', 'out': 'o'}
   inner = {'hidden': 'wi_0', 'gate': 'wi_1'} if config.gated else {'hidden': 'wi'}
   own = ('attention', 'SelfAttention', attention)
@@ -84,9 +84,25 @@ T5 = Family(
   rows=_t5_rows,
   derive=_t5_derive,
   express=_t5_express,
+  pad=0,
   aliases=_TABLES,
   # positions of cross-attention, which the first published files hold and nobody reads
   ignored=re.compile(r'decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias.*'),
+)
+
+# Xue et al. 2021, https://arxiv.org/abs/2010.11934: T5 1.1 whose config class says less
+MT5 = T5._replace(
+  architectures={'MT5ForConditionalGeneration': EncoderDecoder},
+  fields=T5.fields
+  | {
+    'vocab': ('vocab_size', 250112),
+    'depth': ('num_layers', 8),
+    'heads': ('num_heads', 6),
+    'feedforward': ('d_ff', 1024),
+  },
+  derive=lambda theirs, names, kind: _t5_derive(
+    {'feed_forward_proj': 'gated-gelu', **theirs, 'scale_decoder_outputs': False}, names, kind
+  ),
 )
 
 
@@ -145,7 +161,7 @@ BART = Family(
     static_position_embeddings=False,
     tie_word_embeddings=True,
   ),
-  rows=lambda config, kind: [
+  rows=lambda config, kind, theirs: [
     *layers({'embed': 'shared'}),
     wrapped('embed/bias', 'final_logits_bias'),
     shifted('encoder/positions/table', 'encoder.embed_positions.weight'),
@@ -154,14 +170,34 @@ BART = Family(
     *_fairseq('decoder'),
   ],
   derive=lambda theirs, names, kind: dict(bias_output='final_logits_bias' in names),
+  pad=1,
   prefix='model.',
   aliases=_TABLES,
+  heads=re.compile(r'classification_head\..*|qa_outputs\..*'),
 )
+
+# Liu et al. 2020, https://arxiv.org/abs/2001.08210
+MBART = BART._replace(
+  architectures={'MBartForConditionalGeneration': EncoderDecoder},
+  fixed=BART.fixed | dict(prenorm=True),
+  only=BART.only | dict(normalize_before=True, add_final_layer_norm=True),
+)
+
+
+def _marian_derive(theirs, names, kind):
+  vocab = value(theirs, 'vocab_size', 58101)
+  if value(theirs, 'decoder_vocab_size', vocab) != vocab:
+    raise ValueError(
+      f'config.json: decoder_vocab_size={theirs["decoder_vocab_size"]} is not supported, only '
+      f'vocab_size={vocab} is'
+    )
+  return BART.derive(theirs, names, kind)
+
 
 # Junczys-Dowmunt et al. 2018, https://arxiv.org/abs/1804.00344; the Opus-MT models
 MARIAN = BART._replace(
   architectures={'MarianMTModel': EncoderDecoder},
-  fields=BART.fields | {'vocab': ('vocab_size decoder_vocab_size', 58101)},
+  fields=BART.fields | {'vocab': ('vocab_size', 58101)},
   fixed=BART.fixed | dict(norm_embedding=False, position='sinusoidal_halves'),
   only=BART.only
   | dict(
@@ -169,8 +205,22 @@ MARIAN = BART._replace(
     static_position_embeddings=True,
     share_encoder_decoder_embeddings=True,
   ),
+  derive=_marian_derive,
+  express=lambda config: dict(decoder_vocab_size=config.vocab),
+  pad=58100,
   # sinusoids, which need no file
   ignored=re.compile(r'(en|de)coder\.embed_positions\.weight'),
+)
+
+# Zhang et al. 2020, https://arxiv.org/abs/1912.08777
+PEGASUS = MARIAN._replace(
+  architectures={'PegasusForConditionalGeneration': EncoderDecoder},
+  fields=BART.fields,
+  fixed=MARIAN.fixed | dict(prenorm=True),
+  only=MBART.only | dict(normalize_embedding=False, static_position_embeddings=True),
+  derive=BART.derive,
+  express=BART.express,
+  pad=0,
 )
 
 # Radford et al. 2022, https://arxiv.org/abs/2212.04356
@@ -182,6 +232,11 @@ WHISPER = Family(
   fields=BART.fields
   | {
     'vocab': ('vocab_size', 51865),
+    'width': ('d_model', 384),
+    'depth': ('encoder_layers', 4),
+    'decoder_depth': ('decoder_layers', 4),
+    'heads': ('encoder_attention_heads decoder_attention_heads', 6),
+    'feedforward': ('encoder_ffn_dim decoder_ffn_dim', 1536),
     'features': ('num_mel_bins', 80),
     'max_length': ('max_target_positions', 448),
     'max_source_length': ('max_source_positions', 1500),
@@ -197,7 +252,7 @@ WHISPER = Family(
   ),
   # its convolutions have this activation whatever the layers'; what is read is not scaled, ours is
   only=dict(activation_function='gelu', scale_embedding=False, tie_word_embeddings=True),
-  rows=lambda config, kind: [
+  rows=lambda config, kind, theirs: [
     *layers(
       {
         'input_embed/conv1': 'encoder.conv1',
@@ -218,6 +273,7 @@ WHISPER = Family(
       }
     ),
   ],
+  pad=50256,
   prefix='model.',
   aliases={'proj_out.weight': 'decoder.embed_tokens.weight'},
 )

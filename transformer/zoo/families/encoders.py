@@ -1,10 +1,11 @@
-"""Encoders: BERT, RoBERTa and ViT."""
+"""Encoders: BERT, DistilBERT, RoBERTa and ViT."""
 
 import math
+import re
 
 from transformer.modules.heads import Classifier, MaskedTokens, Spans
 from transformer.modules.model import Encoder
-from transformer.zoo.families.family import Family
+from transformer.zoo.families.family import Family, value
 from transformer.zoo.families.rows import Row, layers, plain, shifted, wrapped
 
 
@@ -17,11 +18,25 @@ def _architectures(name):
   }
 
 
-def _within(kind, rows):
-  """The rows of an encoder where `kind` holds it."""
-  if kind is Encoder:
-    return rows
-  return [row._replace(ours=tuple(f'encoder/{path}' for path in row.ours)) for row in rows]
+def _encoder(body, heads):
+  """`rows` of an encoder, alone or below the head of a class."""
+
+  def rows(config, kind, theirs):
+    prefix = '' if kind is Encoder else 'encoder/'
+    table = body(theirs) if callable(body) else body
+    below = [row._replace(ours=tuple(prefix + path for path in row.ours)) for row in table]
+    return below + heads.get(kind, [])
+
+  return rows
+
+
+def _tie(theirs, kind):
+  untied = kind is MaskedTokens and not value(theirs, 'tie_word_embeddings', True)
+  return 'none' if untied else 'all'
+
+
+def _express_tie(config):
+  return dict(tie_word_embeddings=config.tie in ('output', 'all'))
 
 
 def _pooling(names):
@@ -43,20 +58,6 @@ _BERT_LAYERS = {
   'stack/blocks/feedforward_norm': 'encoder.layer.{}.output.LayerNorm',
   'pooler': 'pooler.dense',
 }
-
-
-def _bert_rows(config, kind):
-  heads = {
-    MaskedTokens: {
-      'hidden': 'cls.predictions.transform.dense',
-      'norm': 'cls.predictions.transform.LayerNorm',
-      'next_sentence': 'cls.seq_relationship',
-    },
-    Classifier: {'out': 'classifier'},
-    Spans: {'out': 'qa_outputs'},
-  }
-  body = layers(_BERT_LAYERS) + plain({'embed/bias': 'cls.predictions.bias'})
-  return _within(kind, body) + layers(heads.get(kind, {}))
 
 
 # Devlin et al. 2019, https://arxiv.org/abs/1810.04805
@@ -84,11 +85,29 @@ BERT = Family(
     add_cross_attention=False,
     embedding_size=None,
   ),
-  rows=_bert_rows,
-  derive=lambda theirs, names, kind: dict(
-    pooling=_pooling(names), bias_output='cls.predictions.bias' in names
+  rows=_encoder(
+    layers(_BERT_LAYERS) + plain({'embed/bias': 'cls.predictions.bias'}),
+    {
+      MaskedTokens: layers(
+        {
+          'hidden': 'cls.predictions.transform.dense',
+          'norm': 'cls.predictions.transform.LayerNorm',
+          'output': 'cls.predictions.decoder',
+          'next_sentence': 'cls.seq_relationship',
+        }
+      )
+      + plain({'output/bias': 'cls.predictions.bias'}),
+      Classifier: layers({'out': 'classifier'}),
+      Spans: layers({'out': 'qa_outputs'}),
+    },
   ),
+  derive=lambda theirs, names, kind: dict(
+    pooling=_pooling(names), bias_output='cls.predictions.bias' in names, tie=_tie(theirs, kind)
+  ),
+  express=_express_tie,
+  pad=0,
   prefix='bert.',
+  heads=re.compile(r'(pooler|cls|lm_head|classifier|qa_outputs)\..*'),
   aliases={
     'cls.predictions.decoder.weight': 'embeddings.word_embeddings.weight',
     'cls.predictions.decoder.bias': 'cls.predictions.bias',
@@ -96,19 +115,51 @@ BERT = Family(
 )
 
 
-def _roberta_rows(config, kind):
-  heads = {
-    MaskedTokens: {'hidden': 'lm_head.dense', 'norm': 'lm_head.layer_norm'},
-    Classifier: {'encoder/pooler': 'classifier.dense', 'out': 'classifier.out_proj'},
-    Spans: {'out': 'qa_outputs'},
-  }
-  body = [
-    *layers(_BERT_LAYERS),
-    *plain({'embed/bias': 'lm_head.bias'}),
-    shifted('stack/positions/table', 'embeddings.position_embeddings.weight'),
-  ]
-  return _within(kind, body) + layers(heads.get(kind, {}))
-
+# Sanh et al. 2019, https://arxiv.org/abs/1910.01108; its classifier has a layer of its own
+DISTILBERT = BERT._replace(
+  architectures={
+    name: kind for name, kind in _architectures('DistilBert').items() if kind is not Classifier
+  },
+  fields={
+    'vocab': ('vocab_size', 30522),
+    'width': ('dim|hidden_size', 768),
+    'depth': ('n_layers|num_hidden_layers', 6),
+    'heads': ('n_heads|num_attention_heads', 12),
+    'feedforward': ('hidden_dim', 3072),
+    'max_length': ('max_position_embeddings', 512),
+    'activation': ('activation', 'gelu'),
+    'dropout': ('dropout', 0.1),
+    'attention_dropout': ('attention_dropout', 0.1),
+  },
+  fixed=BERT.fixed | dict(norm_epsilon=1e-12, pooling='first'),
+  only=dict(tie_word_embeddings=True),
+  rows=_encoder(
+    layers(
+      {
+        'embed': 'embeddings.word_embeddings',
+        'stack/positions': 'embeddings.position_embeddings',
+        'stack/embedding_norm': 'embeddings.LayerNorm',
+        'stack/blocks/attention/query': 'transformer.layer.{}.attention.q_lin',
+        'stack/blocks/attention/key': 'transformer.layer.{}.attention.k_lin',
+        'stack/blocks/attention/value': 'transformer.layer.{}.attention.v_lin',
+        'stack/blocks/attention/out': 'transformer.layer.{}.attention.out_lin',
+        'stack/blocks/attention_norm': 'transformer.layer.{}.sa_layer_norm',
+        'stack/blocks/feedforward/hidden': 'transformer.layer.{}.ffn.lin1',
+        'stack/blocks/feedforward/out': 'transformer.layer.{}.ffn.lin2',
+        'stack/blocks/feedforward_norm': 'transformer.layer.{}.output_layer_norm',
+      }
+    )
+    + plain({'embed/bias': 'vocab_projector.bias'}),
+    {
+      MaskedTokens: layers({'hidden': 'vocab_transform', 'norm': 'vocab_layer_norm'}),
+      Spans: layers({'out': 'qa_outputs'}),
+    },
+  ),
+  derive=lambda theirs, names, kind: dict(bias_output='vocab_projector.bias' in names),
+  prefix='distilbert.',
+  aliases={'vocab_projector.weight': 'embeddings.word_embeddings.weight'},
+  heads=re.compile(r'(vocab_\w+|pre_classifier|classifier|qa_outputs)\..*'),
+)
 
 # Liu et al. 2019, https://arxiv.org/abs/1907.11692
 ROBERTA = BERT._replace(
@@ -116,13 +167,31 @@ ROBERTA = BERT._replace(
   fields=BERT.fields | {'vocab': ('vocab_size', 50265)},
   # its positions begin after that of padding, and its head has this activation whatever the body's
   only=BERT.only | dict(pad_token_id=1, hidden_act='gelu'),
-  rows=_roberta_rows,
+  rows=_encoder(
+    [
+      *layers(_BERT_LAYERS),
+      *plain({'embed/bias': 'lm_head.bias'}),
+      shifted('stack/positions/table', 'embeddings.position_embeddings.weight'),
+    ],
+    {
+      MaskedTokens: layers(
+        {'hidden': 'lm_head.dense', 'norm': 'lm_head.layer_norm', 'output': 'lm_head.decoder'}
+      )
+      + plain({'output/bias': 'lm_head.bias'}),
+      Classifier: layers({'encoder/pooler': 'classifier.dense', 'out': 'classifier.out_proj'}),
+      Spans: layers({'out': 'qa_outputs'}),
+    },
+  ),
   derive=lambda theirs, names, kind: dict(
-    max_length=theirs.get('max_position_embeddings', 512) - 2,
+    max_length=value(theirs, 'max_position_embeddings', 512) - 2,
     pooling='pooler' if kind is Classifier else _pooling(names),
     bias_output='lm_head.bias' in names,
+    tie=_tie(theirs, kind),
   ),
-  express=lambda config: dict(max_position_embeddings=config.max_length + 2, pad_token_id=1),
+  express=lambda config: (
+    dict(max_position_embeddings=config.max_length + 2, pad_token_id=1) | _express_tie(config)
+  ),
+  pad=1,
   prefix='roberta.',
   aliases={
     'lm_head.decoder.weight': 'embeddings.word_embeddings.weight',
@@ -131,38 +200,49 @@ ROBERTA = BERT._replace(
 )
 
 # Conneau et al. 2020, https://arxiv.org/abs/1911.02116
-XLM_ROBERTA = ROBERTA._replace(architectures=_architectures('XLMRoberta'))
+XLM_ROBERTA = ROBERTA._replace(
+  architectures=_architectures('XLMRoberta'),
+  fields=ROBERTA.fields | {'vocab': ('vocab_size', 30522)},
+)
+
+# Martin et al. 2020, https://arxiv.org/abs/1911.03894
+CAMEMBERT = XLM_ROBERTA._replace(architectures=_architectures('Camembert'))
 
 
-def _patch(config):
-  """(side, channels) of a patch: of a colour or a grey picture."""
-  for channels in (3, 1):
-    side = math.isqrt(config.features // channels)
-    if side * side * channels == config.features:
-      return side, channels
-  return 1, config.features
+def _square(theirs, key, default):
+  """A size of an image that is a number, or a list of two that are the same."""
+  size = theirs.get(key)
+  if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
+    return value({key: size[0]}, key, default)
+  return value(theirs, key, default)
 
 
 def _vit_derive(theirs, names, kind):
-  image, patch = theirs.get('image_size', 224), theirs.get('patch_size', 16)
+  image, patch = _square(theirs, 'image_size', 224), _square(theirs, 'patch_size', 16)
   return dict(
     vocab=1,
-    features=patch * patch * theirs.get('num_channels', 3),
+    features=patch * patch * value(theirs, 'num_channels', 3),
     max_length=(image // patch) ** 2 + 1,
     pooling='first' if kind is Classifier else _pooling(names),
   )
 
 
 def _vit_express(config):
-  patch, channels = _patch(config)
+  """Of the sizes that give these features and length: those of a colour or a grey picture."""
+  patch, channels = 1, config.features
+  for colours in (3, 1):
+    side = math.isqrt(config.features // colours)
+    if side * side * colours == config.features:
+      patch, channels = side, colours
+      break
   side = math.isqrt(config.max_length - 1)
   return dict(image_size=side * patch, patch_size=patch, num_channels=channels)
 
 
-def _vit_rows(config, kind):
-  side, channels = _patch(config)
+def _vit_body(theirs):
+  side, channels = _square(theirs, 'patch_size', 16), value(theirs, 'num_channels', 3)
   projection = 'embeddings.patch_embeddings.projection'
-  body = [
+  return [
     Row(
       ('embed/projection/kernel',),
       f'{projection}.weight',
@@ -187,7 +267,6 @@ def _vit_rows(config, kind):
       }
     ),
   ]
-  return _within(kind, body) + layers({'out': 'classifier'})
 
 
 # Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929
@@ -212,8 +291,9 @@ VIT = Family(
     scale_embedding=False,
   ),
   only=dict(qkv_bias=True, pooler_act='tanh'),
-  rows=_vit_rows,
+  rows=_encoder(_vit_body, {Classifier: layers({'out': 'classifier'})}),
   derive=_vit_derive,
   express=_vit_express,
   prefix='vit.',
+  heads=re.compile(r'(pooler|classifier)\..*'),
 )

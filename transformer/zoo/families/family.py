@@ -11,6 +11,7 @@ from transformer.zoo.families.rows import Row, some
 # the first name of each is the one that is written
 ACTIVATIONS = {
   'gelu': 'gelu_erf',
+  'gelu_python': 'gelu_erf',
   'gelu_new': 'gelu_tanh',
   'gelu_pytorch_tanh': 'gelu_tanh',
   'gelu_fast': 'gelu_tanh',
@@ -24,41 +25,50 @@ class Family(NamedTuple):
   """How a family of models is published.
 
   Attributes:
-    architectures: their classes and ours.
-    fields: ours to (their keys, default): the first key counts, all are written, and sizes given by
-      several must agree.
+    architectures: their classes and ours; the first of each of ours is the one that is written.
+    fields: ours to (their keys, default of their class). Sizes given by several keys must agree.
+      With a|b the first of the synonyms that is there counts, and a is written.
     fixed: our fields that are the same for all models of the family.
-    only: their keys of which only this value is supported.
-    rows: (our config, our class) to the table, in names without prefix. Rows of parameters that a
-      model does not have are skipped; of two rows of the same parameters the last counts.
-    derive: (their config, names in their files, our class) to fields that need more than one key.
+    only: their keys of which only this value is supported; it is also their default.
+    rows: (our config, our class, config.json) to the table, in names without prefix. Rows of
+      parameters that a model does not have are skipped; of two rows of the same parameters the last
+      counts.
+    derive: (config.json, names in their files, our class) to fields that need more than one key.
     express: our config to the keys of these fields.
+    pad: their default of pad_token_id; None if there is none.
     prefix: of the names of the body, in files of a model with a head.
     aliases: name to the name that it is a copy of, if a file holds both.
-    ignored: names of tensors that are not parameters, or not used.
+    ignored: names of tensors that are not parameters.
+    heads: names of heads and poolers, which files hold that a model does without.
   """
 
   architectures: dict[str, type]
   fields: dict[str, tuple[str, Any]]
   fixed: dict[str, Any]
   only: dict[str, Any]
-  rows: Callable[[ModelConfig, type], list[Row]]
+  rows: Callable[[ModelConfig, type, Mapping[str, Any]], list[Row]]
   derive: Callable[[Mapping[str, Any], Collection[str], type], dict[str, Any]] = lambda *_: {}
   express: Callable[[ModelConfig], dict[str, Any]] = lambda _: {}
+  pad: int | None = None
   prefix: str = ''
   aliases: Mapping[str, str] = {}
   ignored: re.Pattern = re.compile(r'(.*\.)?position_ids')
+  heads: re.Pattern = re.compile(r'(?!)')
 
 
 def rows_of(
-  family: Family, config: ModelConfig, kind: type, parameters: Collection[str]
+  family: Family,
+  config: ModelConfig,
+  kind: type,
+  theirs: Mapping[str, Any],
+  parameters: Collection[str],
 ) -> list[Row]:
   """Return the rows of the parameters that a model has.
 
   Raises:
     ValueError: the family has no row for some of them.
   """
-  table = {row.ours: row for row in family.rows(config, kind)}
+  table = {row.ours: row for row in family.rows(config, kind, theirs)}
   rows = [row for row in table.values() if set(row.ours) <= set(parameters)]
   paths = [path for row in rows for path in row.ours]
   if len(paths) != len(set(paths)):
@@ -66,6 +76,26 @@ def rows_of(
   if nameless := set(parameters) - set(paths):
     raise ValueError(f'the family has no name for {some(nameless)}')
   return rows
+
+
+def value(theirs: Mapping[str, Any], key: str, default: Any) -> Any:
+  """Return a value of config.json; the default, which also tells its type, if it is not there.
+
+  Raises:
+    ValueError: it is of another type.
+  """
+  found = theirs.get(key)
+  if found is None:
+    return default
+  if isinstance(default, float) and type(found) is int:
+    found = float(found)
+  if type(found) is not type(default):
+    raise ValueError(f'config.json: {key}={found!r} is not {_TYPES[type(default)]}')
+  return found
+
+
+_TYPES = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a text'}
+_TYPES |= {dict: 'an object', list: 'a list'}
 
 
 def read_config(
@@ -80,18 +110,21 @@ def read_config(
     kind: our class.
 
   Raises:
-    ValueError: it asks for what this codebase does not have.
+    ValueError: it asks for what this codebase does not have, or a value is of a wrong type.
   """
-  for key, value in family.only.items():
-    if theirs.get(key, value) not in (value, None):
-      raise ValueError(f'config.json: {key}={theirs[key]!r} is not supported, only {value!r} is')
+  for key, only in family.only.items():
+    if theirs.get(key, only) not in (only, None):
+      raise ValueError(f'config.json: {key}={theirs[key]!r} is not supported, only {only!r} is')
   found = dict(family.fixed)
   for ours, (keys, default) in family.fields.items():
-    given = {key: theirs[key] for key in keys.split() if theirs.get(key) is not None}
+    given = {}
+    for synonyms in keys.split():
+      key, *others = synonyms.split('|')
+      key = next((k for k in (key, *others) if theirs.get(k) is not None), key)
+      given[key] = value(theirs, key, default)
     if len(set(given.values())) > 1 and 'dropout' not in ours:
       raise ValueError(f'config.json: {given} differ, which is not supported')
-    value = next(iter(given.values()), default)
-    found[ours] = float(value) if isinstance(default, float) else value
+    found[ours] = next(iter(given.values()))
   found |= family.derive(theirs, names, kind)
   if found['activation'] not in ACTIVATIONS:
     raise ValueError(
@@ -101,19 +134,23 @@ def read_config(
   found['activation'] = ACTIVATIONS[found['activation']]
   # sizes that follow from others are left at their default
   followed = dict(
-    head_size=found['width'] // found['heads'],
+    head_size=found['width'] // max(found['heads'], 1),
     kv_heads=found['heads'],
     decoder_depth=found['depth'],
     max_source_length=found['max_length'],
   )
-  return found | {name: 0 for name, value in followed.items() if found.get(name) == value}
+  return found | {name: 0 for name, size in followed.items() if found.get(name) == size}
 
 
 def write_config(family: Family, config: ModelConfig) -> dict[str, Any]:
   """Return the keys of config.json that express our config."""
   values = in_full(config)
   values['activation'] = {v: k for k, v in reversed(ACTIVATIONS.items())}[config.activation]
-  written = {key: values[ours] for ours, (keys, _) in family.fields.items() for key in keys.split()}
+  written = {
+    key.split('|')[0]: values[ours]
+    for ours, (keys, _) in family.fields.items()
+    for key in keys.split()
+  }
   return written | family.express(config)
 
 

@@ -1,5 +1,6 @@
 """Rows of a family's table: our parameters, the published tensor, and the conversions."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -51,14 +52,25 @@ def layers(names: Mapping[str, str], ours='', theirs='', *, transposed=True) -> 
   return rows
 
 
-def fused(ours: Sequence[str], theirs: str) -> Row:
-  """Return a row of parameters that are concatenated in one tensor."""
-  return Row(
-    tuple(ours),
-    theirs,
-    lambda x: np.split(x, len(ours), axis=-1),
-    lambda *parts: np.concatenate(parts, axis=-1),
-  )
+def fused(ours: Sequence[str], theirs: str, sizes: Sequence[int] = (), *, transposed=True):
+  """Return rows of linear layers of one input whose outputs are concatenated in one.
+
+  Args:
+    ours: the layers.
+    theirs: the one layer.
+    sizes: the outputs of each; all the same if not given.
+    transposed: whether the kernel is stored as in PyTorch.
+  """
+  parts = list(itertools.accumulate(sizes))[:-1] or len(ours)
+
+  def row(parameter, name, turn):
+    paths = tuple(f'{path}/{parameter}' for path in ours)
+    read = lambda x: np.split(turn(x), parts, axis=-1)  # noqa: E731
+    return Row(paths, f'{theirs}.{name}', read, lambda *x: turn(np.concatenate(x, axis=-1)))
+
+  return [row('kernel', 'weight', np.transpose if transposed else np.asarray)] + [
+    row('bias', 'bias', np.asarray)
+  ]
 
 
 def shifted(ours: str, theirs: str) -> Row:
@@ -69,6 +81,12 @@ def shifted(ours: str, theirs: str) -> Row:
 def wrapped(ours: str, theirs: str, axes: int = 1) -> Row:
   """Return a row of a tensor with leading axes of size 1."""
   return Row((ours,), theirs, lambda x: (x.reshape(x.shape[axes:]),), lambda x: x[(None,) * axes])
+
+
+def around_one(rows: Sequence[Row]) -> list[Row]:
+  """Return the rows where the scale of a norm is stored as what it is more than 1."""
+  convert = dict(read=lambda x: (x + np.float32(1),), write=lambda x: x - 1)
+  return [row._replace(**convert) if row.ours[0].endswith('/scale') else row for row in rows]
 
 
 def leaves(model: Any) -> dict[str, Any]:

@@ -1,15 +1,14 @@
 """Reading folders of published models.
 
-No pickle is ever opened. Tensors are read one after the other into their final place, so that a
-model needs little more memory than its weights.
+Tensors are mapped and read one after the other into their final place, so that a model needs little
+more memory than its weights.
 """
 
 import difflib
-import json
 import logging
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,29 +17,45 @@ import numpy as np
 from flax import nnx
 
 from transformer.modules.config import ModelConfig
-from transformer.modules.heads import Classifier, MaskedTokens
-from transformer.modules.model import Decoder
+from transformer.modules.heads import Classifier, Embedding, MaskedTokens
+from transformer.modules.model import Decoder, Encoder
 from transformer.zoo.families import FAMILIES
-from transformer.zoo.families.family import Family, read_config, rows_of
+from transformer.zoo.families.family import Family, read_config, rows_of, value
 from transformer.zoo.families.rows import Row, leaves, named, some
+from transformer.zoo.pretrained.files import DTYPES, Stored, find_folder, stored_tensors
+from transformer.zoo.pretrained.published import CONFIG, Published, labels, read_modules
 
-WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
-PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.h5', '.msgpack', '.npz')
-DTYPES = ('F32', 'F16', 'BF16', 'F64')
 # fields that do not come from a file
 OURS = ('dropout', 'attention_dropout', 'dtype', 'remat', 'unroll', 'pad', 'platform')
 
 
-def load_pretrained(folder: str | os.PathLike, **settings: Any) -> tuple[nnx.Module, Any]:
-  """Return (model, tokenizer) of a folder as published on the Hugging Face hub.
+def load_pretrained(
+  name: str | os.PathLike,
+  *,
+  revision: str | None = None,
+  subfolder: str = '',
+  strict: bool = True,
+  ignore: Collection[str] = (),
+  param_dtype: str = 'float32',
+  **settings: Any,
+) -> tuple[nnx.Module, Any]:
+  """Return (model, tokenizer) of a model as published on the Hugging Face hub.
 
-  config.json decides what the model is: an Encoder, Decoder or EncoderDecoder, or an
-  Encoder within MaskedTokens, Classifier or Spans. Parameters become float32.
+  config.json decides what the model is: an Encoder, Decoder or EncoderDecoder, or an Encoder within
+  MaskedTokens, Classifier or Spans; where it names no class, the tensors do. A folder of
+  sentence-transformers that normalizes is an Embedding. What the folder says besides (start and end
+  tokens, names of classes, ...) is `model.published`, and `save_pretrained` writes it again.
 
   Args:
-    folder: with config.json, model.safetensors (or its shards and their index) and tokenizer.json;
-      without the last, as of images and sounds, or without the package `tokenizers`, the tokenizer
-      is None.
+    name: a folder with config.json, model.safetensors (or its shards and their index) and
+      tokenizer.json, or OWNER/NAME of a model on the hub. Without tokenizer.json, as of images and
+      sounds, or without the package `tokenizers`, the tokenizer is None.
+    revision: a branch, tag or commit of the hub.
+    subfolder: where in the folder the model is.
+    strict: whether tensors that the model does not use are an error. Those of known heads and
+      poolers never are.
+    ignore: beginnings of names of tensors that may be left over.
+    param_dtype: of the parameters: 'float32', 'bfloat16', ..., or 'auto' as they are stored.
     settings: values of `ModelConfig` that are not the file's: dropout, attention_dropout, dtype,
       remat, unroll, platform, and pad, which is otherwise that of config.json (none for a decoder,
       whose prompts may hold that token).
@@ -49,146 +64,136 @@ def load_pretrained(folder: str | os.PathLike, **settings: Any) -> tuple[nnx.Mod
     ValueError: a file is missing, damaged, a pickle, or of a model that this codebase does not
       have; or tensors are missing, left over, of another shape or no floating-point numbers.
   """
-  folder = pathlib.Path(folder)
-  theirs = _json(folder / 'config.json')
   if wrong := settings.keys() - set(OURS):
     raise ValueError(f'{", ".join(sorted(wrong))} comes from config.json: give only {OURS}')
+  folder = find_folder(name, revision, subfolder)
+  published = Published.read(folder)
+  theirs = published.json(CONFIG)
+  try:
+    family, architectures = _family(theirs)
+  except ValueError as error:
+    raise ValueError(f'{folder}/{error}') from error
+  tensors = _short_names(folder, family)
+  pooling, normalize = read_modules(folder)
+  try:
+    plans = [
+      _plan(family, theirs, kind, tensors, settings, pooling, normalize) for kind in architectures
+    ]
+  except ValueError as error:
+    raise ValueError(f'{folder}: {error}') from error
+  # without a class, the one that finds all its tensors and uses the most
+  plan = max(plans, key=lambda plan: (plan.shapes.keys() <= tensors.keys(), len(plan.shapes)))
+  _check(folder, family, plan, tensors, strict, tuple(ignore))
+  tokenizer = _tokenizer(folder, plan.config, published)
+  loaded: dict[str, jax.Array] = {}
+  # the largest first, while there is the most free memory
+  for row in sorted(plan.rows, key=lambda row: -sum(plan.parameters[x].size for x in row.ours)):
+    loaded |= _read(row, plan.parameters, tensors, param_dtype)
+  model = jax.tree.unflatten(jax.tree.structure(plan.model), map(loaded.get, plan.parameters))
+  model.published = published
+  return model, tokenizer
+
+
+class Plan(NamedTuple):
+  """How a model is made of tensors: its config, its abstract parameters, and where they come from.
+
+  `shapes` are those of the published tensors, by name.
+  """
+
+  config: ModelConfig
+  model: Any
+  parameters: dict[str, Any]
+  rows: list[Row]
+  shapes: dict[str, tuple[int, ...]]
+
+
+def _family(theirs: Mapping[str, Any]) -> tuple[Family, list[type]]:
+  """Return the family of a config.json, and the classes that it may be, one if it names one."""
   model_type = theirs.get('model_type')
   if model_type not in FAMILIES:
     raise ValueError(
-      f'{folder}/config.json: model_type={model_type!r} is not among those that can be read: '
+      f'config.json: model_type={model_type!r} is not among those that can be read: '
       f'{", ".join(FAMILIES)}'
     )
   family = FAMILIES[model_type]
-  architecture, *_ = theirs.get('architectures') or family.architectures
-  if architecture not in family.architectures:
+  architectures = value(theirs, 'architectures', [])
+  if not architectures:
+    return family, list(dict.fromkeys(family.architectures.values()))
+  if architectures[0] not in family.architectures:
     raise ValueError(
-      f'{folder}/config.json: the architecture {architecture} is not among those that can be read: '
+      f'config.json: the architecture {architectures[0]} is not among those that can be read: '
       f'{", ".join(family.architectures)}'
     )
-  tensors = _tensors(folder, family)
-  kind = family.architectures[architecture]
-  try:
-    fields = read_config(family, theirs, tensors, kind)
-    if _mean_of_tokens(folder):
-      fields['pooling'] = 'mean'
-      # it was trained with the body, and is not used
-      tensors = {name: x for name, x in tensors.items() if not name.startswith('pooler.')}
-    if kind is not Decoder and fields.get('modality', 'tokens') == 'tokens':
-      fields['pad'] = -1 if theirs.get('pad_token_id') is None else theirs['pad_token_id']
-    config = ModelConfig(**fields | settings)
-  except ValueError as error:
-    raise ValueError(f'{folder}: {error}') from error
+  return family, [family.architectures[architectures[0]]]
+
+
+def _short_names(folder: pathlib.Path, family: Family) -> dict[str, Stored]:
+  """Return the tensors of a folder by their names without prefix, as new files have it."""
+  found: dict[str, Stored] = {}
+  for stored in stored_tensors(folder):
+    name = stored.name.removeprefix(family.prefix)
+    for old, new in (('LayerNorm.gamma', 'LayerNorm.weight'), ('LayerNorm.beta', 'LayerNorm.bias')):
+      name = name.removesuffix(old) + new if name.endswith(old) else name
+    if name in found:
+      raise ValueError(
+        f'{folder}: {stored.name} and {found[name].name} are one tensor, given twice'
+      )
+    if not family.ignored.fullmatch(name):
+      found[name] = stored
+  for copy, original in family.aliases.items():
+    if copy in found and original not in found:
+      found[original] = found.pop(copy)
+  return found
+
+
+def _plan(family, theirs, kind, tensors, settings, pooling, normalize) -> Plan:
+  """Return how a model of a class is made."""
+  fields = read_config(family, theirs, tensors, kind)
+  depth = max(fields['depth'], fields.get('decoder_depth', 0))
+  if depth > len(tensors):
+    key = family.fields['depth'][0].split('|')[0]
+    raise ValueError(
+      f'config.json: {key}={depth}, but the files hold no more than {len(tensors)} tensors'
+    )
+  if kind is Encoder and pooling:
+    fields['pooling'] = pooling
+    kind = Embedding if normalize else Encoder
+  if kind is not Decoder and fields.get('modality', 'tokens') == 'tokens':
+    pad = value(theirs, 'pad_token_id', -1) if 'pad_token_id' in theirs else family.pad
+    fields['pad'] = -1 if pad is None else pad
+  config = ModelConfig(**fields | settings)
   about: dict[str, Any] = {}
   if kind is MaskedTokens:
     about['next_sentence'] = 'cls.seq_relationship.weight' in tensors
   if kind is Classifier:
-    about['classes'] = len(theirs.get('id2label') or ()) or theirs.get('num_labels', 2)
-  shapes = jax.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0), **about))
-  parameters = leaves(shapes)
-  rows = rows_of(family, config, kind, parameters)
-  _check(folder, family, rows, parameters, tensors)
-
-  tokenizer = _tokenizer(folder, config)
-  loaded: dict[str, jax.Array] = {}
-  # the largest first, while there is the most free memory
-  for row in sorted(rows, key=lambda row: -sum(parameters[path].size for path in row.ours)):
-    loaded |= _read(row, parameters, tensors)
-  return jax.tree.unflatten(jax.tree.structure(shapes), map(loaded.get, parameters)), tokenizer
-
-
-class Stored(NamedTuple):
-  """A tensor in a file."""
-
-  file: pathlib.Path
-  name: str
-  shape: tuple[int, ...]
-  dtype: str
-
-  def read(self) -> np.ndarray:
-    """Read the tensor; opens the file again, so that its pages are not kept in memory."""
-    from safetensors import safe_open
-
-    with safe_open(self.file, 'np') as file:
-      return file.get_tensor(self.name)
-
-
-def _tensors(folder: pathlib.Path, family: Family) -> dict[str, Stored]:
-  """Return the tensors of a folder by their names without prefix."""
-  from safetensors import SafetensorError, safe_open
-
-  if (folder / WEIGHTS).is_file():
-    files: dict[str, set[str]] = {WEIGHTS: set()}
-  elif (folder / INDEX).is_file():
-    placed = _json(folder / INDEX).get('weight_map')
-    if not isinstance(placed, dict):
-      raise ValueError(f'{folder / INDEX}: there is no weight_map in it')
-    files = {file: {n for n, f in placed.items() if f == file} for file in set(placed.values())}
-  else:
-    pickles = sorted(f.name for f in folder.glob('*') if f.suffix in PICKLES)
-    advice = (
-      f'; {", ".join(pickles)} can run code when opened, so they never are. Where you trust them, '
-      'convert: python -c "from transformers import AutoModel as M; m = M.from_pretrained(\''
-      f"{folder}'); m.save_pretrained('converted')\", with the class that config.json names "
-      'instead of AutoModel'
-    )
-    raise ValueError(f'{folder}: there is no {WEIGHTS} and no {INDEX}{advice * bool(pickles)}')
-  found: dict[str, Stored] = {}
-  for file, promised in files.items():
-    if pathlib.Path(file).name != file or not (folder / file).is_file():
-      raise ValueError(f'{folder / INDEX} names {file}, which is not in the folder')
-    try:
-      with safe_open(folder / file, 'np') as opened:
-        for name in opened.keys():  # noqa: SIM118  (it is no dict)
-          part = opened.get_slice(name)
-          stored = Stored(folder / file, name, tuple(part.get_shape()), part.get_dtype())
-          short = _short(name, family)
-          if family.ignored.fullmatch(short):
-            continue
-          if short in found:
-            raise ValueError(
-              f'{folder}: {name} and {found[short].name} are one tensor, given twice'
-            )
-          found[short] = stored
-    except SafetensorError as error:
-      raise ValueError(
-        f'{folder / file} is damaged or cut short ({error}): fetch it anew'
-      ) from error
-    if promised and (lost := promised - {stored.name for stored in found.values()}):
-      lost = {name for name in lost if not family.ignored.fullmatch(_short(name, family))}
-      if lost:
-        raise ValueError(f'{folder / INDEX} promises tensors that {file} lacks: {some(lost)}')
-  return found
-
-
-def _short(name: str, family: Family) -> str:
-  """Return the name without its family's prefix, as new files have it."""
-  name = name.removeprefix(family.prefix)
-  for old, new in (('LayerNorm.gamma', 'LayerNorm.weight'), ('LayerNorm.beta', 'LayerNorm.bias')):
-    if name.endswith(old):
-      name = name.removesuffix(old) + new
-  return name
-
-
-def _check(folder, family: Family, rows, parameters, tensors: dict[str, Stored]) -> None:
-  """Raise unless every tensor is used once, with its shape; adds copies stored without original."""
+    about['classes'] = len(labels(theirs)) or value(theirs, 'num_labels', 2)
+  model = jax.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0), **about))
+  parameters = leaves(model)
+  rows = rows_of(family, config, kind, theirs, parameters)
   shapes = {}
   for row in rows:
     for name, layer in named(row, parameters):
       ours = [parameters[path].shape[layer is not None :] for path in row.ours]
       shapes[name] = row.write(*(np.broadcast_to(np.float32(0), shape) for shape in ours)).shape
+  return Plan(config, model, parameters, rows, shapes)
+
+
+def _check(folder, family: Family, plan: Plan, tensors: dict[str, Stored], strict, ignore) -> None:
+  """Raise unless every tensor is used once, with its shape."""
+  shapes = plan.shapes
   for copy, original in family.aliases.items():
-    if copy not in tensors or copy in shapes:
-      continue
-    stored = tensors.pop(copy)
-    if original not in tensors:
-      tensors[original] = stored
-    elif not np.array_equal(stored.read(), tensors[original].read()):
-      raise ValueError(
-        f'{folder}: {stored.name} and {tensors[original].name} differ, but config.json says that '
-        'they are one table: set "tie_word_embeddings": false there if they are two'
-      )
+    if copy in tensors and copy not in shapes:
+      one, other = tensors.pop(copy), tensors[original]
+      if not np.array_equal(one.read(), other.read()):
+        raise ValueError(
+          f'{folder}: {one.name} and {other.name} differ, but config.json says that they are one '
+          'table: set "tie_word_embeddings": false there if they are two'
+        )
   missing, left = shapes.keys() - tensors.keys(), tensors.keys() - shapes.keys()
+  unused = {n for n in left if not strict or family.heads.fullmatch(n) or n.startswith(ignore)}
+  if unused and not missing:
+    logging.getLogger(__name__).warning('%s: the model does not use %s', folder, some(unused))
+    left -= unused
   complaints = []
   for what, names, others in (('missing', missing, left), ('left over', left, missing)):
     for name in sorted(names):
@@ -203,18 +208,24 @@ def _check(folder, family: Family, rows, parameters, tensors: dict[str, Stored])
   if complaints:
     shown = complaints[:20] + [f'... and {len(complaints) - 20} more'] * (len(complaints) > 20)
     raise ValueError(
-      f'{folder}: the tensors are not those that config.json describes:\n  ' + '\n  '.join(shown)
+      f'{folder}: the tensors are not those that config.json describes:\n  '
+      + '\n  '.join(shown)
+      + '\nstrict=False lets go what is left over' * (bool(left) and not missing)
     )
 
 
-def _read(row: Row, parameters, tensors: Mapping[str, Stored]) -> dict[str, jax.Array]:
+def _read(row: Row, parameters, tensors: Mapping[str, Stored], dtype) -> dict[str, jax.Array]:
   """Return the parameters of a row, read layer by layer into their final place."""
+  names = list(named(row, parameters))
+  if dtype == 'auto':
+    dtype = np.dtype(DTYPES[tensors[names[0][0]].dtype]) if names else 'float32'
+    dtype = 'float32' if dtype == np.float64 else dtype
   if row.theirs is None:
-    return {path: jnp.zeros(parameters[path].shape, parameters[path].dtype) for path in row.ours}
-  places = {path: _aligned(parameters[path].shape, parameters[path].dtype) for path in row.ours}
-  for name, layer in named(row, parameters):
-    for place, value in zip(places.values(), row.read(tensors[name].read()), strict=True):
-      place[... if layer is None else layer] = value
+    return {path: jnp.zeros(parameters[path].shape, dtype) for path in row.ours}
+  places = {path: _aligned(parameters[path].shape, jnp.dtype(dtype)) for path in row.ours}
+  for name, layer in names:
+    for place, part in zip(places.values(), row.read(tensors[name].read()), strict=True):
+      place[... if layer is None else layer] = part
   # nothing else refers to the memory: the device may use it without a copy
   return {path: jax.device_put(place, may_alias=True) for path, place in places.items()}
 
@@ -227,22 +238,12 @@ def _aligned(shape, dtype) -> np.ndarray:
   return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def _mean_of_tokens(folder: pathlib.Path) -> bool:
-  """Whether sentence-transformers pools by the mean of the states."""
-  file = folder / '1_Pooling' / 'config.json'
-  if not file.is_file():
-    return False
-  modes = {k for k, v in _json(file).items() if k.startswith('pooling_mode') and v}
-  if not modes <= {'pooling_mode_mean_tokens', 'pooling_mode_cls_token'}:
-    raise ValueError(f'{file}: {", ".join(sorted(modes))} is not supported, only mean_tokens is')
-  return 'pooling_mode_mean_tokens' in modes
-
-
-def _tokenizer(folder: pathlib.Path, config: ModelConfig):
+def _tokenizer(folder: pathlib.Path, config: ModelConfig, published: Published):
   """Return the folder's tokenizer; None without a file or the package."""
+  log = logging.getLogger(__name__)
   if not (folder / 'tokenizer.json').is_file():
     if config.modality == 'tokens':
-      logging.getLogger(__name__).warning(
+      log.warning(
         '%s has no tokenizer.json: the tokenizer is None. transformers writes one: AutoTokenizer.'
         'from_pretrained(folder).save_pretrained(folder)',
         folder,
@@ -253,29 +254,22 @@ def _tokenizer(folder: pathlib.Path, config: ModelConfig):
   except ModuleNotFoundError as error:  # weights are of use without it
     if error.name != 'tokenizers':
       raise
-    logging.getLogger(__name__).warning(
+    log.warning(
       'the tokenizer of %s is None: the package tokenizers, which reads tokenizer.json, is not '
       "installed (pip install 'functional-transformer[train]')",
       folder,
     )
     return None
-
-  tokenizer = Tokenizer.load(folder / 'tokenizer.json')
-  if tokenizer.size > config.vocab:
+  special = dict(tokens=published.special_tokens(), ends=published.ends(), template=True)
+  tokenizer = Tokenizer.load(folder / 'tokenizer.json', **special)
+  if tokenizer.trained_size > config.vocab:
     raise ValueError(
       f'{folder}: tokenizer.json has {tokenizer.size} ids, but the model knows {config.vocab}: '
       'they do not belong together'
     )
+  if tokenizer.size > config.vocab:
+    more = tokenizer.pieces(range(config.vocab, tokenizer.size))
+    log.warning(
+      '%s: the model has no vectors for %s, which were added to its tokenizer', folder, some(more)
+    )
   return tokenizer
-
-
-def _json(file: pathlib.Path) -> Any:
-  try:
-    return json.loads(file.read_text(encoding='utf-8'))
-  except FileNotFoundError:
-    raise ValueError(
-      f'{file} does not exist: give a folder as it is published, with config.json, {WEIGHTS} and '
-      'tokenizer.json'
-    ) from None
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise ValueError(f'{file} is not JSON ({error}): fetch it anew') from error

@@ -3,21 +3,40 @@
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from flax import nnx
 
 from transformer.modules.config import ModelConfig
-from transformer.modules.heads import Classifier
+from transformer.modules.heads import Classifier, Embedding, MaskedTokens
 from transformer.modules.model import Decoder, Encoder, EncoderDecoder
 from transformer.zoo.families import FAMILIES
 from transformer.zoo.families.family import in_full, read_config, rows_of, write_config
 from transformer.zoo.families.rows import Row, leaves, named
-from transformer.zoo.pretrained.reading import OURS, WEIGHTS
+from transformer.zoo.pretrained.files import WEIGHTS
+from transformer.zoo.pretrained.published import (
+  CONFIG,
+  GENERATION,
+  MODULES,
+  OTHERS,
+  TOKENIZER,
+  Published,
+)
+from transformer.zoo.pretrained.reading import OURS
 
+NOTHING = Published()
 # prefixes of names of heads, which have no family prefix in any file
-HEADS = ('cls.', 'classifier.', 'qa_outputs.', 'lm_head.', 'proj_out.', 'final_logits_bias')
+HEADS = (
+  'cls.',
+  'classifier.',
+  'qa_outputs.',
+  'lm_head.',
+  'proj_out.',
+  'final_logits_bias',
+  'vocab_',
+)
 
 
 def save_pretrained(
@@ -25,104 +44,146 @@ def save_pretrained(
 ) -> None:
   """Write a folder that `load_pretrained` and the `transformers` library can read.
 
+  What came with a model that was loaded goes back: start and end tokens, names of classes, a chat
+  template, ...
+
   Args:
     folder: created if it does not exist.
     model: one that a family of `zoo.families` can express.
     tokenizer: a `data.tokenizers.Tokenizer`, if there is one.
-    config: further keys of config.json, such as decoder_start_token_id; model_type where several
-      families have the same shape (a RoBERTa is written as bert unless model_type is roberta).
+    config: further keys of config.json, such as decoder_start_token_id or id2label; model_type
+      where several families have the same shape (a RoBERTa that was not loaded is written as bert
+      unless model_type is roberta).
 
   Raises:
     ValueError: no family can express the model; says what the nearest would need.
   """
+  published = getattr(model, 'published', NOTHING)
+  normalize = isinstance(model, Embedding)
+  model = getattr(model, 'encoder') if normalize else model  # noqa: B009
   parameters, kind = leaves(model), type(model)
-  model_type, ours, rows = family_of(model, parameters, config.get('model_type'))
+  ids = {f'{name}_token_id': getattr(tokenizer, name, None) for name in ('pad', 'bos', 'eos')}
+  ids = {name: i for name, i in ids.items() if i is not None}
+  if len(ends := getattr(tokenizer, 'ends', ())) > 1:
+    ids['eos_token_id'] = list(ends)
+  model_type, ours, theirs, rows = family_of(model, parameters, published, ids | config)
   family = FAMILIES[model_type]
-  architectures = [
-    name
-    for name, cls in family.architectures.items()
-    if cls is kind and ('next_sentence/kernel' in parameters or 'PreTraining' not in name)
-  ]
-  written: dict[str, Any] = {'architectures': architectures[:1], 'model_type': model_type}
-  written |= write_config(family, ours)
-  if ours.pad >= 0:
-    written['pad_token_id'] = ours.pad
+  architectures = [name for name, cls in family.architectures.items() if cls is kind]
+  if kind is MaskedTokens and 'next_sentence/kernel' in parameters:
+    architectures = [name for name in architectures if 'PreTraining' in name]
+  elif kind is MaskedTokens:
+    architectures = [name for name in architectures if 'PreTraining' not in name]
+  written = {'architectures': architectures[:1], 'model_type': model_type} | theirs
+  if kind is Classifier and len(written.get('id2label', ())) != parameters['out/bias'].size:
+    written['id2label'] = {str(i): f'LABEL_{i}' for i in range(parameters['out/bias'].size)}
   if kind is Classifier:
-    labels = {i: f'LABEL_{i}' for i in range(parameters['out/bias'].size)}
-    written |= {'id2label': labels, 'label2id': {label: i for i, label in labels.items()}}
-  for name in ('pad', 'bos', 'eos'):
-    if getattr(tokenizer, name, None) is not None:
-      written[f'{name}_token_id'] = getattr(tokenizer, name)
+    written['label2id'] = {label: int(i) for i, label in written['id2label'].items()}
+
+  folder = pathlib.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  _save_tensors(folder, rows, parameters, '' if kind is Encoder else family.prefix)
+  _dump(
+    folder / CONFIG, {k: v for k, v in written.items() if k != 'torch_dtype'} | {'dtype': 'float32'}
+  )
+  if generation := published.json(GENERATION):
+    _dump(folder / GENERATION, generation | ids)
+  for name in OTHERS:
+    if text := published.text(name):
+      (folder / name).write_text(text, encoding='utf-8')
+  if kind is Encoder and (ours.pooling == 'mean' or normalize or published.text(MODULES)):
+    _save_modules(folder, ours, normalize)
+  if tokenizer is not None:
+    tokenizer.save(folder / 'tokenizer.json')
+    special = {name: getattr(tokenizer, name) for name in ('pad', 'bos', 'eos', 'unk', 'mask')}
+    about = {'tokenizer_class': 'PreTrainedTokenizerFast'} | {
+      f'{name}_token': tokenizer.pieces([i])[0] for name, i in special.items() if i is not None
+    }
+    _dump(folder / TOKENIZER, about | published.json(TOKENIZER))
+
+
+def _save_tensors(folder, rows: list[Row], parameters: Mapping[str, Any], prefix: str):
+  from safetensors.numpy import save_file
 
   tensors = {}
   for row in rows:
     arrays = [np.asarray(parameters[path], np.float32) for path in row.ours]
     for name, layer in named(row, parameters):
-      prefix = '' if kind is Encoder or name.startswith(HEADS) else family.prefix
       value = row.write(*(x if layer is None else x[layer] for x in arrays))
-      tensors[prefix + name] = np.ascontiguousarray(value)
-
-  from safetensors.numpy import save_file
-
-  folder = pathlib.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
+      name = name if name.startswith(HEADS) else prefix + name
+      tensors[name] = np.ascontiguousarray(value, np.float32)
   partial = folder / f'{WEIGHTS}.partial'
   save_file(tensors, partial, metadata={'format': 'pt'})
   partial.replace(folder / WEIGHTS)
-  _dump(folder / 'config.json', written | {'dtype': 'float32'} | config)
-  if kind is Encoder and ours.pooling == 'mean':
-    modules = [
+
+
+def _save_modules(folder: pathlib.Path, config: ModelConfig, normalize: bool):
+  """Write how sentence-transformers makes one vector of the states."""
+  modules = {'Transformer': '', 'Pooling': '1_Pooling'}
+  modules |= {'Normalize': '2_Normalize'} if normalize else {}
+  _dump(
+    folder / MODULES,
+    [
       {'idx': i, 'name': str(i), 'path': path, 'type': f'sentence_transformers.models.{name}'}
-      for i, (name, path) in enumerate({'Transformer': '', 'Pooling': '1_Pooling'}.items())
-    ]
-    _dump(folder / 'modules.json', modules)
-    (folder / '1_Pooling').mkdir(exist_ok=True)
-    pooling = {'word_embedding_dimension': ours.width, 'pooling_mode_mean_tokens': True}
-    _dump(folder / '1_Pooling' / 'config.json', pooling)
-  if tokenizer is not None:
-    tokenizer.save(folder / 'tokenizer.json')
-    ids = {name: getattr(tokenizer, name) for name in ('pad', 'bos', 'eos', 'unk', 'mask')}
-    about = {'tokenizer_class': 'PreTrainedTokenizerFast'} | {
-      f'{name}_token': tokenizer.pieces([i])[0] for name, i in ids.items() if i is not None
-    }
-    _dump(folder / 'tokenizer_config.json', about)
+      for i, (name, path) in enumerate(modules.items())
+    ],
+  )
+  (folder / '1_Pooling').mkdir(exist_ok=True)
+  pooling = {'word_embedding_dimension': config.width}
+  pooling |= {'pooling_mode_mean_tokens': config.pooling == 'mean'}
+  pooling |= {'pooling_mode_cls_token': config.pooling == 'first'}
+  _dump(folder / '1_Pooling' / CONFIG, pooling)
 
 
 def family_of(
-  model: Any, parameters: dict[str, Any], wanted: str | None
-) -> tuple[str, ModelConfig, list[Row]]:
-  """Return (model_type, config, rows) of the family that can express a model.
+  model: Any,
+  parameters: Mapping[str, Any],
+  published: Published = NOTHING,
+  given: Mapping[str, Any] = {},
+) -> tuple[str, ModelConfig, dict[str, Any], list[Row]]:
+  """Return (model_type, config, config.json, rows) of the family that can express a model.
 
   Args:
     model: any module.
     parameters: its `leaves`.
-    wanted: the model_type; any if None.
+    published: what it came with.
+    given: further keys of config.json, which may name the model_type.
 
   Raises:
     ValueError: there is none; says what the nearest would need.
   """
-  kind = type(model)
+  kind, before = type(model), published.json(CONFIG)
+  wanted = given.get('model_type', before.get('model_type'))
   if not any(kind in family.architectures.values() for family in FAMILIES.values()):
     raise ValueError(f'no published family has the shape of a {kind.__name__}')
-  config, differences = model.config, {}
+  config: ModelConfig = model.config
+  differences: dict[str, list[str]] = {}
+  errors: dict[str, list[str]] = {}
   for model_type, family in FAMILIES.items():
     if kind not in family.architectures.values() or wanted not in (None, model_type):
       continue
     try:
-      rows = rows_of(family, config, kind, parameters)
-      theirs = {name for row in rows for name, _ in named(row, parameters)}
-      said = ModelConfig(**read_config(family, write_config(family, config), theirs, kind))
+      said = write_config(family, config)
+      if kind is not Decoder and config.modality == 'tokens' and 'pad_token_id' not in said:
+        said['pad_token_id'] = config.pad if config.pad >= 0 else None
+      # where it still describes the model, what was read goes back unchanged
+      same = [before] if before.get('model_type') == model_type else []
+      for theirs in (*same, said):
+        theirs = theirs | dict(given)
+        rows = rows_of(family, config, kind, theirs, parameters)
+        names = {name for row in rows for name, _ in named(row, parameters)}
+        one = _essence(config, kind)
+        other = _essence(ModelConfig(**read_config(family, theirs, names, kind)), kind)
+        if config.pooling == 'mean' and kind is Encoder:
+          other['pooling'] = 'mean'  # which stands in a file of its own
+        if one == other:
+          return model_type, config, theirs, rows
     except ValueError as error:
-      differences[model_type] = [str(error)]
+      errors[model_type] = [str(error)]
       continue
-    one, other = _essence(config, kind), _essence(said, kind)
-    if config.pooling == 'mean' and kind is Encoder:
-      other['pooling'] = 'mean'  # which stands in a file of its own
-    if one == other:
-      return model_type, config, rows
     differences[model_type] = [
       f'{k}={other[k]!r}, not {one[k]!r}' for k in one if one[k] != other[k]
     ]
+  differences = differences or errors
   if not differences:
     raise ValueError(
       f'model_type={wanted!r} has no {kind.__name__}; there are {", ".join(FAMILIES)}'
@@ -142,7 +203,8 @@ def _essence(config: ModelConfig, kind: type) -> dict[str, Any]:
   if config.position != 'rotary':
     nothing.add('rotary_base')
   if kind is not EncoderDecoder:
-    nothing |= {'decoder_depth', 'max_source_length', 'pooling' if kind is Decoder else 'tie'}
+    nothing |= {'decoder_depth', 'max_source_length'}
+    nothing |= {'pooling'} if kind is Decoder else set() if kind is MaskedTokens else {'tie'}
     values['tie'] = config.tie in ('output', 'all')
     if config.modality != 'tokens':
       nothing.add('vocab')

@@ -1,0 +1,160 @@
+"""What a published folder says besides its weights: it comes with a loaded model and goes back."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from transformer.zoo.families.family import value
+from transformer.zoo.pretrained.files import read_json
+
+CONFIG, GENERATION = 'config.json', 'generation_config.json'
+MODULES, TOKENIZER = 'modules.json', 'tokenizer_config.json'
+# kept as they are
+OTHERS = (
+  'preprocessor_config.json',
+  'special_tokens_map.json',
+  'sentence_bert_config.json',
+  'config_sentence_transformers.json',
+  'chat_template.jinja',
+)
+IDS = ('pad', 'bos', 'eos', 'decoder_start', 'forced_bos', 'forced_eos')
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+  """The settings of a published folder: attribute `published` of a model that was loaded.
+
+  Attributes:
+    files: the names of its files and their texts.
+  """
+
+  files: tuple[tuple[str, str], ...] = dataclasses.field(default=(), repr=False)
+
+  @classmethod
+  def read(cls, folder: pathlib.Path) -> 'Published':
+    """Return the settings of a folder.
+
+    Raises:
+      ValueError: config.json is missing, or a file is damaged.
+    """
+    texts = {CONFIG: _dumps(read_json(folder / CONFIG))}
+    for name in (GENERATION, TOKENIZER, *OTHERS):
+      if (file := folder / name).is_file():
+        is_json = name.endswith('.json')
+        texts[name] = _dumps(read_json(file)) if is_json else file.read_text(encoding='utf-8')
+    return cls(tuple(texts.items()))
+
+  def text(self, name: str) -> str:
+    """Return the text of a file, '' if there is none."""
+    return dict(self.files).get(name, '')
+
+  def json(self, name: str) -> dict[str, Any]:
+    """Return the object in a file, an empty one if there is none."""
+    return json.loads(self.text(name) or '{}')
+
+  @functools.cached_property
+  def generation(self) -> dict[str, Any]:
+    """Settings of generation, such as eos_token_id, an id or a list of ids.
+
+    Those of generation_config.json count more than those of config.json.
+    """
+    config = self.json(CONFIG)
+    ids = {key: config.get(key) for key in (f'{name}_token_id' for name in IDS)}
+    return {k: v for k, v in (ids | self.json(GENERATION)).items() if v is not None}
+
+  def ends(self) -> tuple[int, ...]:
+    """Return the ids of the tokens that end an output, the first of them first."""
+    found = self.generation.get('eos_token_id', [])
+    return tuple(found) if isinstance(found, list) else (found,)
+
+  @property
+  def labels(self) -> tuple[str, ...]:
+    """The names of the classes, in the order of their numbers; () if there are none."""
+    return labels(self.json(CONFIG))
+
+  def special_tokens(self) -> dict[str, str | None]:
+    """Return the special tokens by the names of `Tokenizer`, as far as the files name them.
+
+    BERT's [CLS] and [SEP] are bos and eos where there are no others.
+    """
+    config = self.json(TOKENIZER)
+    named = {
+      name: token['content'] if isinstance(token := config[key], dict) else token
+      for name in ('pad', 'bos', 'eos', 'unk', 'mask', 'cls', 'sep')
+      if (key := f'{name}_token') in config
+    }
+    for name, other in (('bos', 'cls'), ('eos', 'sep')):
+      if (also := named.pop(other, None)) and not named.get(name):
+        named[name] = also
+    return named
+
+
+def _dumps(values: dict[str, Any]) -> str:
+  return json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + '\n'
+
+
+def labels(config: Mapping[str, Any]) -> tuple[str, ...]:
+  """Return the names of the classes that a config.json gives, in the order of their numbers.
+
+  Raises:
+    ValueError: they are not numbered from 0.
+  """
+  found = value(config, 'id2label', {})
+  names = tuple(found.get(str(i)) for i in range(len(found)))
+  if None in names or not all(isinstance(name, str) for name in names):
+    raise ValueError(f'config.json: id2label={found} does not name classes 0 to {len(found) - 1}')
+  return names
+
+
+def read_modules(folder: pathlib.Path) -> tuple[str | None, bool]:
+  """Return the pooling that sentence-transformers applies, None if none, and whether it normalizes.
+
+  Raises:
+    ValueError: it applies what this codebase does not have; names it.
+  """
+  modules = [{'path': '1_Pooling', 'type': 'Pooling'}] * (folder / '1_Pooling').is_dir()
+  if (folder / MODULES).is_file():
+    modules = read_modules_json(folder / MODULES)
+  pooling, normalize = None, False
+  for module in modules:
+    kind = str(module.get('type')).rpartition('.')[2]
+    if kind == 'Pooling' and not normalize:
+      pooling = _pooling(folder / str(module.get('path', '1_Pooling')) / CONFIG)
+    elif kind == 'Normalize' and pooling:
+      normalize = True
+    elif kind != 'Transformer' or module.get('path'):
+      raise ValueError(
+        f'{folder / MODULES}: the module {module} is not supported, only Transformer, Pooling and '
+        'Normalize are, in this order'
+      )
+  return pooling, normalize
+
+
+def read_modules_json(file: pathlib.Path) -> list[dict[str, Any]]:
+  """Return the modules that modules.json names."""
+  try:
+    modules = json.loads(file.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise ValueError(f'{file} is not JSON ({error}): fetch it anew') from error
+  if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+    raise ValueError(f'{file} is not a list of modules: fetch it anew')
+  return modules
+
+
+def _pooling(file: pathlib.Path) -> str:
+  """The pooling of a config.json, with one flag for each mode or with the name of the mode."""
+  config = read_json(file)
+  named = config.get('pooling_mode')
+  modes = {k.removeprefix('pooling_mode_') for k, v in config.items() if 'pooling_mode_' in k and v}
+  modes |= set(named if isinstance(named, list) else [named]) - {None}
+  modes = modes or {'mean_tokens'}  # sentence-transformers' default
+  ours = {'mean_tokens': 'mean', 'mean': 'mean', 'cls_token': 'first', 'cls': 'first'}
+  if len(modes) > 1 or not modes <= ours.keys():
+    refused = ', '.join(
+      f'pooling_mode_{mode}' for mode in sorted(map(str, modes - {'mean_tokens'}))
+    )
+    raise ValueError(f'{file}: {refused} is not supported, only mean_tokens or cls_token is')
+  return ours[modes.pop()]
