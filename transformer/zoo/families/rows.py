@@ -85,8 +85,10 @@ def wrapped(ours: str, theirs: str, axes: int = 1) -> Row:
 
 def around_one(rows: Sequence[Row]) -> list[Row]:
   """Return the rows where the scale of a norm is stored as what it is more than 1."""
-  convert = dict(read=lambda x: (x + np.float32(1),), write=lambda x: x - 1)
-  return [row._replace(**convert) if row.ours[0].endswith('/scale') else row for row in rows]
+  read, write = lambda x: (x + np.float32(1),), lambda x: x - 1  # noqa: E731
+  return [
+    row._replace(read=read, write=write) if row.ours[0].endswith('/scale') else row for row in rows
+  ]
 
 
 def leaves(model: Any) -> dict[str, Any]:

@@ -68,22 +68,8 @@ def load_pretrained(
     raise ValueError(f'{", ".join(sorted(wrong))} comes from config.json: give only {OURS}')
   folder = find_folder(name, revision, subfolder)
   published = Published.read(folder)
-  theirs = published.json(CONFIG)
-  try:
-    family, architectures = _family(theirs)
-  except ValueError as error:
-    raise ValueError(f'{folder}/{error}') from error
-  tensors = _short_names(folder, family)
-  pooling, normalize = read_modules(folder)
-  try:
-    plans = [
-      _plan(family, theirs, kind, tensors, settings, pooling, normalize) for kind in architectures
-    ]
-  except ValueError as error:
-    raise ValueError(f'{folder}: {error}') from error
-  # without a class, the one that finds all its tensors and uses the most
-  plan = max(plans, key=lambda plan: (plan.shapes.keys() <= tensors.keys(), len(plan.shapes)))
-  _check(folder, family, plan, tensors, strict, tuple(ignore))
+  plan, tensors = _best_plan(folder, published.json(CONFIG), settings)
+  _check(folder, plan, tensors, strict, tuple(ignore))
   tokenizer = _tokenizer(folder, plan.config, published)
   loaded: dict[str, jax.Array] = {}
   # the largest first, while there is the most free memory
@@ -100,11 +86,30 @@ class Plan(NamedTuple):
   `shapes` are those of the published tensors, by name.
   """
 
+  family: Family
   config: ModelConfig
   model: Any
   parameters: dict[str, Any]
   rows: list[Row]
   shapes: dict[str, tuple[int, ...]]
+
+
+def _best_plan(folder, theirs, settings) -> tuple[Plan, dict[str, Stored]]:
+  """Return how a folder's model is made, and its tensors by their names without prefix.
+
+  Where config.json names no class, it is the one that finds all its tensors and uses the most.
+  """
+  try:
+    family, kinds = _family(theirs)
+    tensors = _short_names(folder, family)
+    modules = read_modules(folder)
+    plans = [_plan(family, theirs, kind, tensors, settings, *modules) for kind in kinds]
+  except ValueError as error:
+    if str(folder) in str(error):
+      raise
+    raise ValueError(f'{folder}: {error}') from error
+  order = lambda plan: (plan.shapes.keys() <= tensors.keys(), len(plan.shapes))  # noqa: E731
+  return max(plans, key=order), tensors
 
 
 def _family(theirs: Mapping[str, Any]) -> tuple[Family, list[type]]:
@@ -175,12 +180,12 @@ def _plan(family, theirs, kind, tensors, settings, pooling, normalize) -> Plan:
     for name, layer in named(row, parameters):
       ours = [parameters[path].shape[layer is not None :] for path in row.ours]
       shapes[name] = row.write(*(np.broadcast_to(np.float32(0), shape) for shape in ours)).shape
-  return Plan(config, model, parameters, rows, shapes)
+  return Plan(family, config, model, parameters, rows, shapes)
 
 
-def _check(folder, family: Family, plan: Plan, tensors: dict[str, Stored], strict, ignore) -> None:
+def _check(folder, plan: Plan, tensors: dict[str, Stored], strict, ignore) -> None:
   """Raise unless every tensor is used once, with its shape."""
-  shapes = plan.shapes
+  family, shapes = plan.family, plan.shapes
   for copy, original in family.aliases.items():
     if copy in tensors and copy not in shapes:
       one, other = tensors.pop(copy), tensors[original]
