@@ -308,3 +308,16 @@ def test_image_files_of_the_data_sets(real_data, name, data, split, size):
   assert len(source) == size
   found = images.read(source[size // 2]['inputs'], height=28, width=28, channels=1)
   assert found.std() > 10
+
+
+def test_classes_in_the_folder_itself_are_divided_by_the_names_of_their_files(rng, tmp_path):
+  files = {f'{kind}/{i}.png': b'a' for kind in ('pâte, rouge', 'riz') for i in range(60)}
+  write_tree(tmp_path, files)
+  parts = {s: corpora.load('images', s, dir=tmp_path) for s in ('train', 'val', 'test')}
+  assert sorted(e['name'] for part in parts.values() for e in part) == sorted(files)
+  assert {e['targets'] for e in parts['val']} <= {'pâte, rouge', 'riz'} and len(parts['train']) > 90
+  with pytest.raises(FileNotFoundError, match='dev'):
+    corpora.load('images', 'dev', dir=tmp_path)
+  write_tree(tmp_path, {'val/riz/0.png': b'a'})
+  with pytest.raises(FileNotFoundError, match='train'):
+    corpora.load('images', 'train', dir=tmp_path)

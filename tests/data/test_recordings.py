@@ -199,3 +199,20 @@ def test_recordings_of_the_data_sets(real_data):
   assert indices == sorted(indices) and indices[2399] < 45 <= indices[2400]
   source = corpora.load('yesno', 'joined', dir=real_data('yesno'))
   assert len(source.recordings) == 8 * 30  # of one recording the silences are as loud as words
+
+
+def test_a_folder_of_sounds_and_one_table_is_divided_by_their_names(tmp_path):
+  (tmp_path / 'clips').mkdir()
+  names = [f'{i}.wav' for i in range(60)]
+  for name in names:
+    (tmp_path / 'clips' / name).write_bytes(b'')
+  table = tmp_path / 'validated.tsv'
+  table.write_text('path\tsentence\n' + ''.join(f'{name}\tone\n' for name in names))
+  load = lambda split, **columns: corpora.load('recordings', split, dir=tmp_path, **columns)
+  found = [load(s, inputs='path', targets='sentence') for s in ('train', 'val', 'test')]
+  assert sorted(e['name'] for part in found for e in part) == sorted(names)
+  with pytest.raises(ValueError, match='validated.tsv:1: .*seems to be a header'):
+    load('train')
+  table.unlink()
+  with pytest.raises(FileNotFoundError, match='has 0 tables of transcripts'):
+    load('train')

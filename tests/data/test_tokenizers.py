@@ -5,6 +5,7 @@ import pathlib
 import pickle
 import subprocess
 import sys
+import time
 import unicodedata
 
 import numpy as np
@@ -288,3 +289,12 @@ def test_spans_are_the_characters_of_the_ids(tokenizer):
     assert [start for start, _ in spans] == sorted(start for start, _ in spans)
     whole = {text[start:end].strip() for start, end in spans}
     assert all(piece in text for piece in whole)
+
+
+@pytest.mark.parametrize('unit', ['ACGT', 'e\u0301', '-', 'a1\u0301'])
+@pytest.mark.parametrize('kind', ['bpe', 'unigram', 'wordpiece'])
+def test_a_long_line_without_spaces_is_trained_on_in_no_time(kind, unit):
+  texts = [f'plain words {i % 7}' for i in range(40)] + [unit * (200_000 // len(unit))]
+  began = time.perf_counter()
+  assert train(texts, kind=kind, vocab=400).size <= 400
+  assert time.perf_counter() - began < 5

@@ -53,6 +53,16 @@ def test_image_is_predicted_once_and_compared_with_all_captions(parrot):
   assert len(evaluate(task, None, captions(), metrics=metrics, limit=3).predictions) == 3
 
 
+def test_texts_are_compared_in_one_form_of_unicode(parrot):
+  """A tokenizer writes composed characters; a file may have them as a letter and a mark."""
+  task, _ = parrot
+  task = dataclasses.replace(task, tokenizer=tokenizers.train(['é'], kind='bytes', vocab=260))
+  source = [{'inputs': 'caf\u00e9', 'targets': 'cafe\u0301'}]
+  found = evaluate(task, None, source, metrics=['exact_match', 'chrf'])
+  assert found.metrics == {'exact_match': 100, 'chrf': 100}
+  assert found.references == ['cafe\u0301']
+
+
 def test_without_references_every_example_is_predicted(parrot):
   task, _ = parrot
   source = [{'inputs': word, 'targets': 'a'} for word in 'aab']

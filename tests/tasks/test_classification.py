@@ -1,5 +1,7 @@
 """Tests of tasks/classification.py: fine classes in training, coarse ones in evaluation."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +56,14 @@ def test_coarse_class_probability_is_the_sum_of_its_classes(task, model, close):
   close(loss.sum, -np.log(p).sum())  # one of each class
   close(apart['nll'].sum, found['nll'].sum)
   assert predict(task, model, ['abc']) == ['NUM' if number > place else 'LOC']
+
+
+def test_labels_are_compared_in_one_form_of_unicode(task):
+  task = dataclasses.replace(task, classes=('pa\u0302te', 'riz'), coarse_until='')
+  source = [{'inputs': 'a', 'targets': name} for name in ('p\u00e2te', 'pa\u0302te', 'riz')]
+  assert task.columns(source)['label'].tolist() == [0, 0, 1]
+  with pytest.raises(ValueError, match='each once'):
+    dataclasses.replace(task, classes=('p\u00e2te', 'pa\u0302te'))
 
 
 def test_example_gives_the_coarse_class(task):

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformer.data.reading import FileError, check_unpacked, naming, open_file, unpacked_limit
 
+SPLITS = ('train', 'val', 'test')
 ARCHIVES = ('.tar', '.tar.gz', '.tar.xz', '.tar.bz2')
 NOTES = (
   '.txt',
@@ -46,6 +47,16 @@ def find_file(folder: pathlib.Path, names: Sequence[str]) -> pathlib.Path:
   )
 
 
+def is_undivided(folder: pathlib.Path, split: str) -> bool:
+  """Whether files are to be divided by `splits.split_by_hash`: a folder without any split's own."""
+  return (
+    split in SPLITS
+    and folder.is_dir()
+    and not any((folder / f'{s}{end}').exists() for s in SPLITS for end in ('', *ARCHIVES))
+    and any(not path.name.startswith('.') for path in folder.iterdir())
+  )
+
+
 def files_of_split(
   folder: pathlib.Path, split: str, endings: tuple[str, ...]
 ) -> dict[str, str] | dict[str, bytes]:
@@ -56,7 +67,7 @@ def files_of_split(
 
   Args:
     folder: has the folder or the archive.
-    split: its name.
+    split: its name; '' for the folder itself.
     endings: of the files to return, in lower case.
 
   Returns:

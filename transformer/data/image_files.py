@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from transformer.data.files import files_of_split, find_file
+from transformer.data.files import files_of_split, find_file, is_undivided
 from transformer.data.images import Image
 from transformer.data.reading import naming, open_file
-from transformer.data.splits import hash_of, parse_split
+from transformer.data.splits import hash_of, parse_split, split_by_hash
 from transformer.data.text_files import read_tsv
 
 ENDINGS = (
@@ -45,7 +45,10 @@ def idx(folder: pathlib.Path, split: str) -> list[dict[str, Any]]:
 
 
 def labelled(folder: pathlib.Path, split: str) -> list[dict[str, Any]]:
-  """Return `<split>/<class>/<file>`, or `<class>/<file>` of `<split>.tar` (.gz, .xz)."""
+  """Return `<split>/<class>/<file>`, or `<class>/<file>` of `<split>.tar` (.gz, .xz).
+
+  The classes may also be in `folder` itself: their files are divided by a hash of their names.
+  """
   files = _files(folder, split)
   for name, _ in files:
     if '/' not in name:
@@ -86,8 +89,14 @@ def captioned(folder: pathlib.Path, split: str) -> list[dict[str, Any]]:
 def _files(folder: pathlib.Path, split: str) -> list[tuple[str, Image]]:
   """Return (name, image) of a split, sorted by a hash of the names."""
   name, slice_of = parse_split(split)
-  found = files_of_split(folder, name, ENDINGS)
-  order = sorted(found, key=hash_of)
+  undivided = is_undivided(folder, name)
+  found = files_of_split(folder, '' if undivided else name, ENDINGS)
+  order = [n for n in sorted(found, key=hash_of) if not undivided or split_by_hash(n) == name]
+  if not order:
+    raise ValueError(
+      f'{folder}: none of its {len(found)} files is for {name!r}, 90/5/5 % by hash are for train, '
+      'val and test: add more, or put them into folders of these names'
+    )
   return [(name, found[name]) for name in order[slice_of(len(order))]]
 
 

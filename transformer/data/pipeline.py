@@ -42,6 +42,11 @@ class Ragged:
     """The length of each sequence."""
     return np.diff(self.offsets)
 
+  def count_with(self, token: int | None) -> int:
+    """Return how many sequences have the token."""
+    places = np.flatnonzero(self.tokens == token)
+    return len(np.unique(np.searchsorted(self.offsets, places, side='right')))
+
   def __len__(self) -> int:
     return len(self.offsets) - 1
 

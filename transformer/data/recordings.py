@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from transformer.data.files import files_of_split, find_file
+from transformer.data.files import files_of_split, find_file, is_undivided
 from transformer.data.reading import FileError, read_arrays
 from transformer.data.splits import parse_split, take
 from transformer.data.text_files import pairs
@@ -23,6 +23,9 @@ Example = dict[str, Any]
 def recordings(folder: pathlib.Path, split: str, inputs: str, targets: str) -> list[Example]:
   """Return the sounds of `<split>/` or `<split>.tar`, with transcripts of `<split>.tsv` or .jsonl.
 
+  A folder without splits may have one table and sounds anywhere below it; they are divided by a
+  hash of the names in the table.
+
   Args:
     folder: has both.
     split: the name of both, maybe with a slice.
@@ -32,10 +35,19 @@ def recordings(folder: pathlib.Path, split: str, inputs: str, targets: str) -> l
     ValueError: a sound of the table does not exist.
   """
   name, _ = parse_split(split)
-  found = sounds_of_split(folder, name)
+  where = folder
+  if undivided := is_undivided(folder, name):
+    tables = [path for end in ('*.tsv*', '*.jsonl*') for path in sorted(folder.glob(end))]
+    if len(tables) != 1:
+      raise FileNotFoundError(
+        f'{folder} has {len(tables)} tables of transcripts, *.tsv or *.jsonl: put one there, or '
+        'give folders train and val, and train.tsv and val.tsv'
+      )
+    where = tables[0]
+  found = sounds_of_split(folder, '' if undivided else name)
   files = {file.rpartition('.')[0]: file for file in found} | {file: file for file in found}
   examples = []
-  table = pairs(folder, name, inputs, targets)
+  table = pairs(where, name, inputs, targets)
   for written, text in zip(table.inputs, table.targets, strict=True):
     sound = unicodedata.normalize('NFC', written)
     if sound not in files:

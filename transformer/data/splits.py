@@ -44,4 +44,6 @@ def split_by_hash(text: str) -> str:
 
 def hash_of(text: str) -> int:
   """Return 64 bits that are the same on every machine, unlike those of `hash`."""
-  return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+  return int.from_bytes(
+    hashlib.blake2b(text.encode(errors='surrogatepass'), digest_size=8).digest()
+  )

@@ -15,6 +15,14 @@ from transformer.data.files import find_file
 from transformer.data.reading import read_lines, read_objects
 from transformer.data.splits import split_by_hash
 
+# A first line of two or more of these words is a header, and no example.
+HEADER = frozenset(
+  'id inputs input outputs output targets target source src tgt text texts label labels class '
+  'category sentence review question answer query prompt completion response document title '
+  'summary caption image file filename file_name path audio wav utt_id transcript transcription '
+  'english german french spanish italian en de fr es it'.split()
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
@@ -111,6 +119,15 @@ def read_tsv(file: pathlib.Path, inputs: str, targets: str) -> Iterator[tuple[st
       raise ValueError(
         f'{file}:1: no columns {inputs!r} and {targets!r} in the header {fields}; name its columns '
         "in inputs and targets (without a header: 'inputs' and 'targets')."
+      )
+    elif (
+      number == 1
+      and HEADER.issuperset(names := [f.strip().lower() for f in fields])
+      and (1 < len(set(names)) == len(names))
+    ):
+      raise ValueError(
+        f'{file}:1: {fields} seems to be a header: name two of its columns in inputs and targets '
+        '(data.source, data.target), or remove the line'
       )
     elif len(fields) != width:
       raise ValueError(

@@ -10,6 +10,8 @@ import functools
 import itertools
 import os
 import pathlib
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, SupportsIndex
@@ -17,6 +19,11 @@ from typing import Any, SupportsIndex
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from transformer.data.reading import naming
+
+# The trainers' time grows with the square of the length of a word. Of longer ones, as of a genome,
+# these many letters, marks, and any characters without a space are trained on.
+LONG_WORD = re.compile(r'(\w{1000})\w+|([^\w\s]{1000})[^\w\s]+|(\S{10000})\S+')
 SENTINEL = '<extra_id_{}>'
 SPECIALS = ('<pad>', '<s>', '</s>', '<unk>')
 KINDS = ('bpe', 'bytes', 'characters', 'unigram', 'wordpiece')
@@ -171,14 +178,15 @@ class Tokenizer:
     Raises:
       ValueError: that is impossible.
     """
-    try:
+    cure = (
+      'give the file that Tokenizer.save or save_pretrained wrote; a sentencepiece .model has to '
+      'be converted.'
+    )
+    with naming(f'{os.fspath(path)}: not a readable tokenizer.json', cure):
+      if not os.path.isfile(path):
+        raise ValueError('there is no such file')
       text = pathlib.Path(path).read_text(encoding='utf-8')
       return cls(tokenizers.Tokenizer.from_str(text), **settings)
-    except Exception as error:  # the library raises Exception and nothing more specific
-      raise ValueError(
-        f'{os.fspath(path)}: not a readable tokenizer.json ({error}). Give the file that '
-        'Tokenizer.save or save_pretrained wrote; a sentencepiece .model has to be converted.'
-      ) from error
 
   def __reduce__(self):
     return Tokenizer, (
@@ -240,10 +248,9 @@ def train(
   tokenizer.normalizer = normalizer
   tokenizer.pre_tokenizer, tokenizer.decoder = _splitting(kind, split_digits)
   if trainer:
-    try:
-      tokenizer.train_from_iterator(texts, trainer)
-    except Exception as error:  # unigram's alphabet does not fit; the others exceed vocab instead
-      raise ValueError(f'vocab={vocab}, kind={kind!r}: {error}. Raise vocab.') from error
+    # an alphabet that does not fit is an error of unigram's; the other kinds exceed vocab instead
+    with naming(f'vocab={vocab}, kind={kind!r}', 'Raise vocab'):
+      tokenizer.train_from_iterator(map(_without_long_words, texts), trainer)
   if (size := tokenizer.get_vocab_size()) > vocab:
     raise ValueError(
       f'vocab={vocab} is too small: the alphabet of {kind!r} on this text and the special tokens '
@@ -263,6 +270,12 @@ def _whole(text: str) -> str:
       "takes: repair it, as with text.encode(errors='replace').decode()"
     ) from None
   return text
+
+
+def _without_long_words(text: str) -> str:
+  if len(text) <= 1000:
+    return text
+  return LONG_WORD.sub(r'\1\2\3', unicodedata.normalize('NFC', text))
 
 
 def _trainable(kind: str, vocab: int) -> tuple[tokenizers.Tokenizer, Any]:

@@ -5,6 +5,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 import jax
 import numpy as np
@@ -68,14 +69,19 @@ def evaluate(
   predictor = with_fast_decoding(task) if fast else task
   predictions = predict(predictor, model, inputs, truncate=True)
   signatures = {}
+  # texts are compared in one form of Unicode; sounds stay as they are
+  compared = [
+    [normalize('NFC', x) if isinstance(p, str) else x for p, x in zip(predictions, xs, strict=True)]
+    for xs in (predictions, references)
+  ]
   for name in metrics:
-    found[name], signatures[name] = get_metric(name).function(predictions, references)
+    found[name], signatures[name] = get_metric(name).function(*compared)
   if by:
     groups: dict[Any, list[int]] = defaultdict(list)
     for i, example in enumerate(examples):
       groups[example[by]].append(i)
     for (value, members), name in itertools.product(sorted(groups.items()), metrics):
-      parts = ([texts[i] for i in members] for texts in (predictions, references))
+      parts = ([texts[i] for i in members] for texts in compared)
       found[f'{name}/{value}'] = get_metric(name).function(*parts).value
   shown = [
     {'inputs': example.get('name', line), 'targets': reference, 'prediction': prediction}

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
+from unicodedata import normalize
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ class Classification:
     decoding: settings of inference.
     max_length: longest text in tokens, start and end token included.
     input_processor: of images or sounds; None for texts.
-    classes: the names of the classes.
+    classes: the names of the classes; () for those of the training examples, sorted.
     label_smoothing: of the training loss; see losses.cross_entropy.
     coarse_until: a mark, such as the colon of NUM:date, for classes within coarse classes: training
       distinguishes all classes; evaluated and predicted is the part before the mark, by the sum of
@@ -45,7 +46,7 @@ class Classification:
   decoding: Batching
   max_length: int
   input_processor: Processor | None = None
-  classes: tuple[str, ...]
+  classes: tuple[str, ...] = ()
   label_smoothing: float = 0.0
   coarse_until: str = ''
 
@@ -54,7 +55,7 @@ class Classification:
   supports_packing = False
 
   def __post_init__(self):
-    if len(set(self.classes)) < max(len(self.classes), 2):
+    if len({normalize('NFC', name) for name in self.classes}) < max(len(self.classes), 2):
       raise ValueError(f'loss.classes={self.classes!r}: give two or more labels, each once')
     if not self.input_processor and None in (self.tokenizer.bos, self.tokenizer.eos):
       raise ValueError('the tokenizer has no start or end token, which classification needs')
@@ -84,16 +85,16 @@ class Classification:
     Raises:
       ValueError: a label is none of the classes.
     """
-    number = {name: i for i, name in enumerate(self.classes)}
+    number = {normalize('NFC', name): i for i, name in enumerate(self.classes)}
     parts: list[Columns] = []
     for examples in chunks(source):
       for example in examples:
-        if example['targets'] not in number:
+        if normalize('NFC', example['targets']) not in number:
           raise ValueError(
             f'the label {example["targets"]!r} of {example.get("name", example["inputs"])!r} is '
             f'none of loss.classes={self.classes!r}: add it there'
           )
-      labels = [number[example['targets']] for example in examples]
+      labels = [number[normalize('NFC', example['targets'])] for example in examples]
       rows = self.processor.encode_column([example['inputs'] for example in examples])
       parts.append({'inputs': rows, 'label': np.asarray(labels, np.int32)})
     return concatenate(parts)

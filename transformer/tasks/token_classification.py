@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 import jax.numpy as jnp
 import numpy as np
@@ -87,10 +88,10 @@ class TokenClassification:
 
   def columns(self, source: Source) -> Columns:
     """Return the tokens of each text, and for each token the number of a label or PAD."""
-    number = {label: i for i, label in enumerate(self.labels)}
+    number = {normalize('NFC', label): i for i, label in enumerate(self.labels)}
     rows, targets = [], []
     for i in range(len(source)):
-      text, labels = source[i]['inputs'], source[i]['targets'].split()
+      text, labels = source[i]['inputs'], normalize('NFC', source[i]['targets']).split()
       words = self.processor.encode_example(text, truncate=True)
       if len(labels) != len(words.first) or not number.keys() >= {*labels}:
         raise ValueError(f'{text!r}: give one of loss.labels={self.labels} a word, not {labels}')

@@ -1,6 +1,8 @@
 """The parts of a run, made from its config: tokenizer, task, model, mesh and data."""
 
+import dataclasses
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 import jax
 import numpy as np
@@ -54,15 +56,7 @@ class Experiment(NamedTuple):
         split,
         data.max_length,
       )
-    if isinstance(self.task, Seq2Seq) and not train:
-      most, targets = self.task.decoding.max_new_tokens, columns['targets']
-      longer = int(np.sum(targets.lengths > most))  # type: ignore[union-attr]  # Ragged
-      if longer:
-        logging.warning(
-          '%d of %d targets of %s are longer than decode.max_new_tokens=%d: answers of that length '
-          'will be cut, and scored so',
-          *(longer, count, split, most),
-        )
+    _warn_of_targets(self.task, columns, split, evaluated=not train)
     if not len(short):
       raise ValueError(
         f'every example of {split} is longer than data.max_length={data.max_length} tokens'
@@ -136,6 +130,26 @@ class Experiment(NamedTuple):
     return with_shardings(jax.eval_shape(self.init, jax.random.key(0)), self.mesh)
 
 
+def _warn_of_targets(task: Task, columns: pipeline.Columns, split: str, *, evaluated: bool):
+  """Log how many targets no answer can equal."""
+  targets = columns.get('targets')
+  if not isinstance(targets, pipeline.Ragged) or 'targets' not in task.text_fields:
+    return
+  if lost := targets.count_with(task.tokenizer.unk):
+    logging.warning(
+      '%d of %d targets of %s have characters that the tokenizer cannot write (<unk>)',
+      *(lost, len(targets), split),
+    )
+  if isinstance(task, Seq2Seq) and evaluated:
+    most = task.decoding.max_new_tokens
+    if longer := int(np.sum(targets.lengths > most)):
+      logging.warning(
+        '%d of %d targets of %s are longer than decode.max_new_tokens=%d: answers of that length '
+        'will be cut, and scored so',
+        *(longer, len(targets), split, most),
+      )
+
+
 def prepare(config: dict[str, Any], workdir: Workdir) -> Experiment:
   """Return a run to train: check the config, store it, and train the tokenizer if there is none.
 
@@ -148,6 +162,12 @@ def prepare(config: dict[str, Any], workdir: Workdir) -> Experiment:
   for split in (data.val, *data.test):
     _load(data, split)  # finds a missing file before the tokenizer is trained
   source = _load(data, data.train, data.limit)
+  if settings.loss.get('classes') == ():
+    classes = {normalize('NFC', source[i]['targets']) for i in range(len(source))}
+    settings = dataclasses.replace(
+      settings, loss=settings.loss | {'classes': tuple(sorted(classes))}
+    )
+    logging.info('%d classes: %s', len(classes), ', '.join(settings.loss['classes']))
   if jax.process_index() == 0:
     workdir.lock()
   workdir.compare(settings.as_dict())

@@ -231,9 +231,11 @@ def write_new(folder: pathlib.Path, content: bytes, suffix: str) -> pathlib.Path
 
 
 def as_line(answer: str | bytes, file: pathlib.Path) -> str:
-  """Return an answer as a line: a text itself; of a sound the path, after writing it to `file`."""
+  """Return an answer as one line: a text with spaces for the ends of its lines; of a sound the
+  path, after writing it to `file`.
+  """
   if isinstance(answer, str):
-    return answer
+    return ' '.join(answer.splitlines())
   write(file, answer)
   return str(file)
 
