@@ -21,7 +21,7 @@ from transformer.functional.attention import (
 DTYPES = ['float32', 'bfloat16', 'float16']
 
 
-def oracle(q, k, v, mask=None, bias=None, scale=None, g=None):
+def oracle(q, k, v, mask=None, bias=None, scale=None, g=None, cap=np.inf, sinks=None):
   """(output, weights, (dq, dk, dv, dbias)) of <output, g> in float64, one number at a time.
 
   What is masked is never read. A row that attends to nothing is left at 0.
@@ -31,6 +31,7 @@ def oracle(q, k, v, mask=None, bias=None, scale=None, g=None):
   mask = np.broadcast_to(True if mask is None else np.asarray(mask), (B, H, T, S))
   bias = np.broadcast_to(0.0 if bias is None else np.asarray(bias, np.float64), (B, H, T, S))
   scale = K**-0.5 if scale is None else scale
+  sinks = np.full(H, -np.inf) if sinks is None else np.asarray(sinks, np.float64)
   g = np.zeros((B, T, H, V)) if g is None else np.asarray(g, np.float64)
   out, weights = np.zeros((B, T, H, V)), np.zeros((B, H, T, S))
   dq, dk, dv, dbias = (np.zeros(x.shape) for x in (q, k, v, bias))
@@ -39,17 +40,23 @@ def oracle(q, k, v, mask=None, bias=None, scale=None, g=None):
     seen = [s for s in range(S) if mask[b, h, t, s]]
     if not seen:
       continue
-    score = {s: scale * sum(q[b, t, h] * k[b, s, group]) + bias[b, h, t, s] for s in seen}
-    e = {s: np.exp(score[s] - max(score.values())) for s in seen}
-    p = {s: e[s] / sum(e.values()) for s in seen}
+    product = {s: scale * sum(q[b, t, h] * k[b, s, group]) for s in seen}
+    bend = {
+      s: 1.0 if cap == np.inf else np.tanh(product[s] / cap) / (product[s] / cap) for s in seen
+    }
+    score = {s: product[s] * bend[s] + bias[b, h, t, s] for s in seen}
+    peak = max(*score.values(), sinks[h])
+    e = {s: np.exp(score[s] - peak) for s in seen}
+    p = {s: e[s] / (sum(e.values()) + np.exp(sinks[h] - peak)) for s in seen}
     for s in seen:
       weights[b, h, t, s] = p[s]
       out[b, t, h] += p[s] * v[b, s, group]
     dp = {s: sum(g[b, t, h] * v[b, s, group]) for s in seen}
     for s in seen:
       dscore = p[s] * (dp[s] - sum(p[r] * dp[r] for r in seen))
-      dq[b, t, h] += dscore * scale * k[b, s, group]
-      dk[b, s, group] += dscore * scale * q[b, t, h]
+      dproduct = dscore * scale * (1 - (product[s] * bend[s] / cap) ** 2)
+      dq[b, t, h] += dproduct * k[b, s, group]
+      dk[b, s, group] += dproduct * q[b, t, h]
       dv[b, s, group] += p[s] * g[b, t, h]
       dbias[b, h, t, s] += dscore
   return out, weights, (dq, dk, dv, dbias)
@@ -139,6 +146,35 @@ def test_attention_is_the_equation_forward_and_backward(case, rng, close):
   if bias is not None:
     close(dbias, unbroadcast(want_dbias, bias.shape), dtype)
   np.testing.assert_allclose(weights.sum(-1), want_weights.any(-1), atol=1e-6)
+
+
+def test_scores_may_be_capped_and_heads_may_have_a_sink(rng, close):
+  q, k, v, g = draw(rng, size=2.0)
+  mask, sinks = rng.random((2, 1, 3, 5)) < 0.6, jnp.asarray(rng.normal(size=4), 'float32')
+  mask[0, :, 1] = False
+
+  @jit
+  def run(q, k, v, sinks):
+    kwargs = dict(mask=jnp.asarray(mask), soft_cap=1.5)
+    f = partial(multi_head_attention, **kwargs)
+    y, pullback = jax.vjp(lambda q, k, v, sinks: f(q, k, v, sinks=sinks), q, k, v, sinks)
+    return y, pullback(g), multi_head_attention_weights(q, k, sinks=sinks, **kwargs)
+
+  y, (*dx, dsinks), weights = run(q, k, v, sinks)
+  want, want_weights, want_dx = oracle(q, k, v, mask, g=g, cap=1.5, sinks=sinks)
+  close(y, want)
+  close(weights, want_weights)
+  for d, expected in zip(dx, want_dx, strict=False):
+    close(d, expected)
+  for head in range(4):
+    h = np.eye(4)[head] * 1e-5
+    up, down = (
+      np.sum(oracle(q, k, v, mask, cap=1.5, sinks=np.asarray(sinks, float) + d)[0] * g)
+      for d in (h, -h)
+    )
+    np.testing.assert_allclose(dsinks[head], (up - down) / 2e-5, rtol=1e-4, atol=1e-5)
+  # without a mask, too
+  close(jit(multi_head_attention)(q, k, v, sinks=sinks), oracle(q, k, v, sinks=sinks)[0])
 
 
 def test_one_head_is_one_head_of_many(rng, close):

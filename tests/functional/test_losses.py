@@ -72,6 +72,26 @@ def test_positions_of_weight_0_may_hold_anything(bad, label_smoothing, z_loss, r
   np.testing.assert_array_equal(gradient[1, 2], 0)
 
 
+@pytest.mark.parametrize('label_smoothing, z_loss', SETTINGS[::3])
+def test_a_fused_loss_may_cap_its_logits(label_smoothing, z_loss, rng, close, monkeypatch):
+  monkeypatch.setattr(losses, 'CHUNK', 4)
+  logits, targets, weights = draw(rng, shape=(10,))
+  x, table = jnp.eye(10), logits.T
+  settings = dict(label_smoothing=label_smoothing, z_loss=z_loss)
+
+  @jax.jit
+  def fused(table):
+    loss, nll = linear_cross_entropy(x, table, targets, weights, soft_cap=2.0, **settings)
+    return loss.sum, nll.sum
+
+  (loss, nll), pullback = jax.vjp(fused, table)
+  capped = 2 * np.tanh(np.asarray(logits, np.float64) / 2)
+  want, _, gradient = oracle(capped, targets, weights, **settings)
+  close(loss, want)
+  close(nll, oracle(capped, targets, weights, 0.0, 0.0)[0])
+  close(pullback((1.0, 1.0))[0].T, gradient * (1 - (capped / 2) ** 2))
+
+
 def test_sums_add_over_any_split(rng, close):
   batch = [np.asarray(x) for x in draw(rng, shape=(10,))]
   for f in (cross_entropy, jax.jit(accuracy)):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from transformer.functional.positions import (
+  SCALINGS,
   alibi_bias,
   from_segments,
   relative_buckets,
@@ -55,7 +56,7 @@ def test_sinusoidal_is_the_formula(rng, close):
 def test_odd_widths_are_errors():
   with pytest.raises(ValueError, match='width 7 must be even'):
     sinusoidal(jnp.arange(3), 7)
-  with pytest.raises(ValueError, match='head size 3 must be even'):
+  with pytest.raises(ValueError, match='size 3 must be even'):
     rotary(jnp.ones((1, 2, 1, 3)), jnp.zeros((1, 2), int))
 
 
@@ -72,6 +73,53 @@ def test_rotary_multiplies_complex_numbers(dtype, base, rng, close):
   found = rotary(x, jnp.asarray(positions), base)
   assert found.dtype == x.dtype
   close(found, np.concatenate([z.real, z.imag], axis=-1))
+
+
+def test_rotary_may_turn_the_first_numbers_of_a_head_only(rng, close):
+  x = jnp.asarray(rng.normal(size=(1, 3, 2, 10)), 'float32')
+  at = jnp.array([[4, 5, 7]])
+  found = rotary(x, at, size=4)
+  close(found[..., :4], rotary(x[..., :4], at))
+  np.testing.assert_array_equal(found[..., 4:], x[..., 4:])
+  with pytest.raises(ValueError, match='at most 10'):
+    rotary(x, at, size=12)
+
+
+def scaled_frequency(f, base, index, size, kind, length, factor=4.0, original=32):
+  """A scaling of one frequency f = base^(-2i/K), in the words of its paper."""
+  turns = original * f / (2 * math.pi)
+  if kind == 'linear':
+    return f / factor
+  if kind == 'dynamic':
+    n = max(length, original)
+    return (base * (factor * n / original - (factor - 1)) ** (size / (size - 2))) ** (
+      -2 * index / size
+    )
+  if kind == 'llama3':
+    share = min(max((turns - 1) / (4 - 1), 0), 1)
+  else:
+    low, high = (
+      size * math.log(original / (n * 2 * math.pi)) / (2 * math.log(base)) for n in (32, 1)
+    )
+    low, high = max(math.floor(low), 0), min(math.ceil(high), size - 1)
+    share = 1 - min(max((index - low) / (high - low), 0), 1)
+  return (1 - share) * f / factor + share * f
+
+
+@pytest.mark.parametrize('length', [5, 90])
+@pytest.mark.parametrize('kind', SCALINGS)
+def test_a_scaling_changes_each_frequency_as_its_paper_says(kind, length, rng, close):
+  K, base = 16, 1000.0
+  x = jnp.asarray(rng.normal(size=(1, 2, 1, K)), 'float32')
+  settings = dict(kind=kind, factor=4.0) | ({} if kind == 'linear' else dict(original_length=32))
+  found = rotary(x, jnp.array([[2, length - 1]]), base, scaling=settings)
+  z = np.asarray(x[..., : K // 2]) + 1j * np.asarray(x[..., K // 2 :])
+  for t, p in enumerate((2, length - 1)):
+    for i in range(K // 2):
+      f = scaled_frequency(base ** (-2 * i / K), base, i, K, kind, length)
+      z[0, t, 0, i] *= np.exp(1j * p * f)
+  stretch = 0.1 * math.log(4) + 1 if kind == 'yarn' else 1.0
+  close(found, stretch * np.concatenate([z.real, z.imag], axis=-1))
 
 
 def test_rotary_scores_depend_on_the_distance_alone_and_norms_stay(rng, close):

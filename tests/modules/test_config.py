@@ -17,6 +17,13 @@ def unchecked():
   jaxtyping.config.update('jaxtyping_disable', False)
 
 
+# what few families have: a preset that does not name it is without it
+PARTS = set(
+  'sublayer_norm parallel qk_norm rotary_size rotary_scaling relative_buckets relative_distance'
+  ' bias_attention bias_feedforward bias_norm attention_scale attention_sinks soft_cap_attention'
+  ' soft_cap_logits'.split()
+)
+
 ERRORS = [
   (dict(position='rotray'), r"model\.position='rotray' is none of 'sinusoidal', .*'rotary'"),
   (dict(norm='batch'), r"model\.norm='batch' is none of 'layer', 'rms'"),
@@ -37,6 +44,16 @@ ERRORS = [
   (dict(layers=(dict(windw=3),)), r'model\.layers=.*windw.* give each as dict\(window'),
   (dict(layers=(dict(window=-3),)), r'model\.layers=.*a window must be at least 0'),
   (dict(depth=3, layers=({}, {})), r'pattern of 2 layers, .* not divide model\.depth=3'),
+  (dict(rotary_size=3), r'model\.rotary_size=3 must be even, and at most the head size 64'),
+  (
+    dict(rotary_scaling=dict(kind='ntk')),
+    r'model\.rotary_scaling=.* one of linear, dynamic, llama3',
+  ),
+  (dict(rotary_scaling=dict(kind='yarn', factr=2.0)), r"rotary_scaling=.*missing.*'factor'"),
+  (dict(layers=(dict(rotary_scaling=('yarn',)),)), r'rotary_scaling=.* give kind'),
+  (dict(parallel='one_norm'), r'model\.parallel=one_norm needs model\.prenorm=True'),
+  (dict(sublayer_norm='both'), r'model\.sublayer_norm=both .* needs model\.prenorm=True'),
+  (dict(soft_cap_logits=-1.0), r'model\.soft_cap_logits=-1\.0 must be positive, or 0 for none'),
   (dict(position='rotary', head_size=7), r'model\.position=rotary needs an even head size, not 7'),
 ]
 
@@ -61,6 +78,18 @@ def test_what_0_stands_for():
   assert (config.key_size, config.groups) == (6, 2)
 
 
+def test_a_layer_has_the_values_of_the_config_where_it_has_none():
+  scaling = dict(kind='linear', factor=8.0)
+  layers = ({}, dict(window=0, rotary_scaling=scaling), dict(rotary_base=0))
+  config = ModelConfig(vocab=10, window=4, rotary_base=50.0, layers=layers)
+  near, far, unturned = config.pattern
+  assert (near.window, near.rotary_base, near.rotary_scaling) == (4, 50.0, ())
+  assert (far.window, dict(far.rotary_scaling)) == (0, scaling)
+  assert (unturned.window, unturned.rotary_base) == (4, 0)
+  again = ModelConfig(**dataclasses.asdict(config))
+  assert again == config and hash(again) == hash(config)
+
+
 def test_a_config_cannot_change_and_is_a_key_of_a_cache():
   config = ModelConfig(vocab=10)
   with pytest.raises(dataclasses.FrozenInstanceError):
@@ -70,7 +99,7 @@ def test_a_config_cannot_change_and_is_a_key_of_a_cache():
 
 def test_presets_say_every_key_of_the_architecture():
   # the run gives the vocabulary and the platform; modality and padding are tokens and none
-  given = {'vocab', 'pad', 'platform', 'layers', 'modality', 'features', 'stem'}
+  given = {'vocab', 'pad', 'platform', 'layers', 'modality', 'features', 'stem'} | PARTS
   keys = {field.name for field in dataclasses.fields(ModelConfig)}
   found = {k: v for k, v in vars(presets).items() if k.isupper() and 'heads' in v}
   assert found

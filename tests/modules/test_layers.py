@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,12 @@ import pytest
 from flax import nnx
 
 from transformer.functional import masks
+from transformer.functional.activations import ACTIVATIONS
 from transformer.functional.masks import AttentionMask
 from transformer.functional.positions import rotary
 from transformer.modules.attention import Attention, View
 from transformer.modules.block import Block
-from transformer.modules.config import ModelConfig
+from transformer.modules.config import Layer, ModelConfig
 from transformer.modules.embeddings import Tokens
 from transformer.modules.layers import (
   FeedForward,
@@ -60,15 +62,21 @@ def norm(p, x, kind='layer', epsilon=1e-6):
   return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * p['scale'] + p.get('bias', 0)
 
 
-def attention(p, x, memory, mask, scale=0.5):
+def attention(p, x, memory, mask, scale=0.5, qk_norm='none', cap=0.0):
   """Four query heads, two heads of keys and values, size 4, in float64."""
-  (B, T, _), S = x.shape, memory.shape[1]
-  q = linear(p['query'], x).reshape(B, T, 4, 4)
-  k, v = (linear(p[n], memory).reshape(B, S, 2, 4).repeat(2, axis=2) for n in ('key', 'value'))
-  score = np.where(mask, scale * np.einsum('bthk,bshk->bhts', q, k), -np.inf)
-  e = np.exp(score - score.max(-1, keepdims=True))
-  p_ = e / e.sum(-1, keepdims=True)
-  return linear(p['out'], np.einsum('bhts,bshk->bthk', p_, v).reshape(B, T, -1)), p_
+  q, k, v = (linear(p[n], y) for n, y in (('query', x), ('key', memory), ('value', memory)))
+  if qk_norm == 'all':
+    q, k = norm(p['query_norm'], q, 'rms'), norm(p['key_norm'], k, 'rms')
+  q, k, v = (y.reshape(*y.shape[:2], -1, 4) for y in (q, k, v))
+  if qk_norm == 'head':
+    q, k = norm(p['query_norm'], q, 'rms'), norm(p['key_norm'], k, 'rms')
+  score = scale * np.einsum('bthk,bshk->bhts', q, k.repeat(2, axis=2))
+  score = np.where(mask, cap * np.tanh(score / cap) if cap else score, -np.inf)
+  sinks = np.broadcast_to(p.get('sinks', -np.inf), 4)[:, None, None]
+  p_ = np.exp(score) / (np.exp(score).sum(-1, keepdims=True) + np.exp(sinks))
+  return linear(
+    p['out'], np.einsum('bhts,bshk->bthk', p_, v.repeat(2, axis=2)).reshape(*x.shape[:2], -1)
+  ), p_
 
 
 def relu_feedforward(p, x):
@@ -105,21 +113,34 @@ def test_norm(kind, epsilon, rng, close):
   assert ('bias' in wide(module)) == (kind == 'layer')
 
 
-ACTIVATIONS = dict(
+EQUATIONS = dict(
   relu=lambda x: max(x, 0.0),
+  relu_squared=lambda x: max(x, 0.0) ** 2,
   gelu_erf=lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2,
   gelu_tanh=lambda x: x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+  gelu_10=lambda x: min(x * (1 + math.erf(x / math.sqrt(2))) / 2, 10.0),
+  quick_gelu=lambda x: x / (1 + math.exp(-1.702 * x)),
   silu=lambda x: x / (1 + math.exp(-x)),
+  tanh=math.tanh,
 )
 
 
-@pytest.mark.parametrize('activation', ACTIVATIONS)
+def test_an_activation_is_its_equation(close):
+  assert (
+    set(EQUATIONS) == set(ACTIVATIONS) == set(get_args(get_type_hints(ModelConfig)['activation']))
+  )
+  x = np.linspace(-12, 12, 49)
+  for name, equation in EQUATIONS.items():
+    close(ACTIVATIONS[name](jnp.asarray(x, 'float32')), [equation(y) for y in x])
+
+
+@pytest.mark.parametrize('activation', ['relu', 'gelu_tanh'])
 def test_feedforward_plain_and_gated(activation, rng, close):
   x = 2 * rng.normal(size=(1, 4, 8))
   for gated in (False, True):
     module = build(FeedForward, settings=dict(activation=activation, gated=gated))
     p = wide(module)
-    hidden = np.vectorize(ACTIVATIONS[activation])(linear(p['hidden'], x))
+    hidden = np.vectorize(EQUATIONS[activation])(linear(p['hidden'], x))
     if gated:
       hidden = hidden * linear(p['gate'], x)
     close(jit(module)(jnp.asarray(x, 'float32')), linear(p['out'], hidden))
@@ -140,6 +161,17 @@ def test_attention_projects_attends_and_projects(scaled, rng, close):
   close(values['attention.weights'], want_weights)
 
 
+@pytest.mark.parametrize('qk_norm', ['head', 'all'])
+def test_attention_may_normalise_scale_and_cap_and_have_sinks(qk_norm, rng, close):
+  settings = dict(attention_scale=0.3, soft_cap_attention=0.7, attention_sinks=True)
+  module = build(Attention, settings=dict(qk_norm=qk_norm, norm='rms', **settings))
+  x, memory = rng.normal(size=(2, 3, 8)), rng.normal(size=(2, 5, 8))
+  view = View(jnp.zeros((2, 3), int))
+  run = jit(lambda x, memory: module(x, view, memory=memory)[0])
+  want, _ = attention(wide(module), x, memory, True, 0.3, qk_norm, 0.7)
+  close(run(jnp.asarray(x, 'float32'), jnp.asarray(memory, 'float32')), want)
+
+
 def test_rotary_attention_does_not_change_when_all_positions_shift(rng, close):
   module = build(Attention)
   x = jnp.asarray(rng.normal(size=(1, 4, 8)), 'float32')
@@ -153,6 +185,26 @@ def test_rotary_attention_does_not_change_when_all_positions_shift(rng, close):
   assert np.abs(run(2 * at) - run(at)).max() > 1e-3
 
 
+def test_biases_may_be_in_some_parts_only():
+  parts = dict(
+    bias_qkv=['attention/query', 'attention/key', 'attention/value'],
+    bias_attention=['attention/out'],
+    bias_feedforward=['feedforward/hidden', 'feedforward/out'],
+    bias_norm=['attention_norm', 'feedforward_norm'],
+  )
+
+  def biased(**settings):
+    block = build(Block, cross=False, settings=dict(bias=False) | settings)
+    paths = ('/'.join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(block)))
+    return {path.removesuffix('/bias') for path in paths if path.endswith('/bias')}
+
+  assert biased() == set()
+  for name, paths in parts.items():
+    assert biased(**{name: True}) == set(paths)
+  assert biased(bias=True) == {path for paths in parts.values() for path in paths}
+  assert biased(bias_norm=True, norm='rms') == set()
+
+
 @pytest.mark.parametrize('bias', [True, False])
 def test_fused_layers_are_the_layers(bias, rng, close):
   module = build(Attention, settings=dict(bias=bias, kv_heads=1))
@@ -162,22 +214,39 @@ def test_fused_layers_are_the_layers(bias, rng, close):
     close(y, np.asarray(layer(x), np.float64))
 
 
-@pytest.mark.parametrize('prenorm', [True, False])
-def test_a_block_is_residual_sublayers_normed_before_or_after(prenorm, rng, close):
-  block = build(Block, cross=True, settings=dict(prenorm=prenorm))
+BLOCKS = [
+  dict(prenorm=False),
+  dict(prenorm=True),
+  dict(prenorm=True, sublayer_norm='output'),
+  dict(prenorm=True, sublayer_norm='both', parallel='two_norms'),
+  dict(prenorm=True, parallel='one_norm'),
+]
+
+
+@pytest.mark.parametrize('settings', BLOCKS, ids=str)
+def test_a_block_is_residual_sublayers_normed_as_configured(settings, rng, close):
+  block = build(Block, cross=True, settings=settings)
+  parallel = settings.get('parallel', 'none')
   x, memory = rng.normal(size=(2, 3, 8)), rng.normal(size=(2, 5, 8))
   causal, all_ = np.tri(3, dtype=bool)[None, None], np.ones((1, 1, 3, 5), bool)
   at = jnp.zeros((2, 3), int)
   run = jit(lambda x, memory: block(x, View(at, masks.causal()), memory))
   y, cache, aux = run(jnp.asarray(x, 'float32'), (jnp.asarray(memory, 'float32'), View(at)))
-  p = wide(block)
+  p, start = wide(block), x
   for name, sublayer in [
     ('attention', lambda h: attention(p['attention'], h, h, causal)[0]),
     ('cross', lambda h: attention(p['cross'], h, memory, all_)[0]),
     ('feedforward', lambda h: relu_feedforward(p['feedforward'], h)),
   ]:
-    scale = p[f'{name}_norm']
-    x = x + sublayer(norm(scale, x)) if prenorm else norm(scale, x + sublayer(x))
+    scale, output_scale = p.get(f'{name}_norm'), p.get(f'{name}_output_norm')
+    if not settings['prenorm']:
+      x = norm(scale, x + sublayer(x))
+      continue
+    source = x
+    if name == 'feedforward' and parallel != 'none':
+      source, scale = start, p['attention_norm'] if parallel == 'one_norm' else scale
+    added = sublayer(source if scale is None else norm(scale, source))
+    x = x + (added if output_scale is None else norm(output_scale, added))
   close(y, x)
   assert cache is None and aux == {}
 
@@ -228,8 +297,10 @@ def test_other_schemes_add_nothing_to_the_embedding(position, rng):
 def test_a_scheme_rotates_or_biases_if_it_is_of_that_kind(position, rng, close):
   module, at = scheme(position, causal=True), jnp.arange(3)[None]
   x = jnp.asarray(rng.normal(size=(1, 3, 2, 4)), 'float32')
-  turned = module.rotate(x, at, 100.0)
-  close(turned, rotary(x, at, 100.0) if position == 'rotary' else x)
+  for base, scaling in ((100.0, ()), (0.0, ()), (50.0, dict(kind='linear', factor=3.0))):
+    turned = module.rotate(x, at, Layer(rotary_base=base, rotary_scaling=scaling))
+    turns = position == 'rotary' and base
+    close(turned, rotary(x, at, base, scaling=dict(scaling)) if turns else x)
   bias = module.bias(at, at)
   assert (bias is not None) == (position in ('relative', 'alibi'))
   if bias is not None:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from transformer.functional.activations import soft_cap as soft_capped
 from transformer.functional.matmul import matmul, matmul_nt
 
 
@@ -20,6 +21,8 @@ def attention(
   mask: Bool[Array, '#T #S'] | None = None,
   bias: Float[Array, '#T #S'] | None = None,
   scale: float | None = None,
+  soft_cap: float = 0.0,
+  sink: Float[Array, ''] | None = None,
   assume_finite: bool = False,
 ) -> Float[Array, 'T V']:
   """Scaled dot-product attention for one head: softmax(q kT / sqrt K) v.
@@ -37,6 +40,10 @@ def attention(
       it and no other row.
     bias: added to the scaled scores (T5's relative positions, ALiBi).
     scale: multiplies q kT; 1 / sqrt K if None. T5 uses 1.
+    soft_cap: the scaled products are kept between -cap and cap, see `activations.soft_cap`, before
+      the bias is added; 0 leaves them.
+    sink: the score of one more source, whose value is 0: the weights of a row add up to less than 1
+      (Xiao et al. 2023, https://arxiv.org/abs/2309.17453, section 3.3; OpenAI's gpt-oss).
     assume_finite: promises that no masked row of k or v holds a NaN or Inf, so that they are not
       searched and copied: a third of the time of a decoding step.
 
@@ -58,7 +65,7 @@ def attention(
   nonfinite = None
   if mask is not None and not assume_finite:
     v, nonfinite = _without_nonfinite_rows(v)
-  weights = _weights(q, k, mask, bias, scale, nonfinite, assume_finite)
+  weights = _weights(q, k, mask, bias, scale, soft_cap, sink, nonfinite, assume_finite)
   return matmul(weights.astype(v.dtype), v).astype(v.dtype)
 
 
@@ -69,17 +76,19 @@ def attention_weights(
   mask: Bool[Array, '#T #S'] | None = None,
   bias: Float[Array, '#T #S'] | None = None,
   scale: float | None = None,
+  soft_cap: float = 0.0,
+  sink: Float[Array, ''] | None = None,
 ) -> Float[Array, 'T S']:
   """Attention weights of one head: softmax(q kT / sqrt K).
 
-  The arguments are those of `attention`. Every row sums to 1, or is exactly 0 if the mask lets it
-  attend to nothing. Always float32.
+  The arguments are those of `attention`. Without a sink every row sums to 1, or is exactly 0 if the
+  mask lets it attend to nothing. Always float32.
 
   >>> attention_weights(jnp.zeros((1, 2)), jnp.ones((3, 2)), mask=jnp.array([[True, True, False]]))
   Array([[0.5, 0.5, 0. ]], dtype=float32)
   """
   _check_one_head(q, k)
-  return _weights(q, k, mask, bias, scale)
+  return _weights(q, k, mask, bias, scale, soft_cap, sink)
 
 
 def multi_head_attention(
@@ -90,6 +99,8 @@ def multi_head_attention(
   mask: Bool[Array, '#B #H #T #S'] | None = None,
   bias: Float[Array, '#B #H #T #S'] | None = None,
   scale: float | None = None,
+  soft_cap: float = 0.0,
+  sinks: Float[Array, 'H'] | None = None,
   assume_finite: bool = False,
 ) -> Float[Array, 'B T H V']:
   """`attention` for every head of every example: vmap over B, over G and over the heads of a group.
@@ -100,7 +111,8 @@ def multi_head_attention(
   Args:
     q, k, v: queries, keys and values; G must divide H.
     mask, bias: broadcast to [B, H, T, S]; otherwise as in `attention`.
-    scale, assume_finite: as in `attention`.
+    scale, soft_cap, assume_finite: as in `attention`.
+    sinks: the sink of each head.
 
   Raises:
     ValueError: G does not divide H, or a mask or bias that does not broadcast.
@@ -113,10 +125,11 @@ def multi_head_attention(
   (2, 5, 4, 8)
   """
 
-  def one_head(q, kv, mask, bias):
-    return attention(q, *kv, mask=mask, bias=bias, scale=scale, assume_finite=assume_finite)
+  def one_head(q, kv, mask, bias, sink):
+    kwargs = dict(scale=scale, soft_cap=soft_cap, assume_finite=assume_finite)
+    return attention(q, *kv, mask=mask, bias=bias, sink=sink, **kwargs)
 
-  return _over_heads(one_head)(q, (k, v), mask, bias)
+  return _over_heads(one_head, q, (k, v), mask, bias, sinks)
 
 
 def multi_head_attention_weights(
@@ -126,6 +139,8 @@ def multi_head_attention_weights(
   mask: Bool[Array, '#B #H #T #S'] | None = None,
   bias: Float[Array, '#B #H #T #S'] | None = None,
   scale: float | None = None,
+  soft_cap: float = 0.0,
+  sinks: Float[Array, 'H'] | None = None,
 ) -> Float[Array, 'B H T S']:
   """`attention_weights` for every head of every example; arguments as in `multi_head_attention`.
 
@@ -133,10 +148,11 @@ def multi_head_attention_weights(
   (1, 4, 2, 3)
   """
 
-  def one_head(q, k, mask, bias):
-    return attention_weights(q, *k, mask=mask, bias=bias, scale=scale)
+  def one_head(q, k, mask, bias, sink):
+    kwargs = dict(scale=scale, soft_cap=soft_cap)
+    return attention_weights(q, *k, mask=mask, bias=bias, sink=sink, **kwargs)
 
-  return _over_heads(one_head)(q, (k,), mask, bias).transpose(0, 2, 1, 3)
+  return _over_heads(one_head, q, (k,), mask, bias, sinks).transpose(0, 2, 1, 3)
 
 
 def weighted_values(
@@ -169,22 +185,29 @@ def _check_one_head(q, k):
     )
 
 
-def _weights(q, k, mask, bias, scale, nonfinite=None, assume_finite=False):
+def _weights(q, k, mask, bias, scale, soft_cap=0.0, sink=None, nonfinite=None, assume_finite=False):
   """softmax(q kT / sqrt K), exactly 0 where masked; a row that sees a `nonfinite` source is NaN."""
+  if mask is not None:
+    if getattr(mask, 'dtype', None) != jnp.bool_:
+      raise TypeError(
+        f'mask is {getattr(mask, "dtype", type(mask).__name__)}, but must be a boolean array (True '
+        '= may attend): pass mask.dense(T, S) of an AttentionMask, mask != 0 of numbers, and '
+        'numbers to be added to the scores as bias='
+      )
+    if not assume_finite:
+      k, nonfinite_keys = _without_nonfinite_rows(k)
+      nonfinite = nonfinite_keys if nonfinite is None else nonfinite | nonfinite_keys
   scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-  if mask is None:
-    return jax.nn.softmax(_scores(q, k, bias, scale), axis=-1)
-  if getattr(mask, 'dtype', None) != jnp.bool_:
-    raise TypeError(
-      f'mask is {getattr(mask, "dtype", type(mask).__name__)}, but must be a boolean array (True = '
-      'may attend): pass mask.dense(T, S) of an AttentionMask, mask != 0 of numbers, and numbers '
-      'to be added to the scores as bias='
-    )
-  if assume_finite:
-    return _masked_softmax(_scores(q, k, bias, scale), mask)
-  k, nonfinite_keys = _without_nonfinite_rows(k)
-  nonfinite = nonfinite_keys if nonfinite is None else nonfinite | nonfinite_keys
-  return _masked_softmax(jnp.where(nonfinite, jnp.nan, _scores(q, k, bias, scale)), mask)
+  scores = soft_capped(matmul_nt(q, k).astype(jnp.float32) * scale, soft_cap)
+  scores = scores if bias is None else scores + bias
+  scores = scores if nonfinite is None else jnp.where(nonfinite, jnp.nan, scores)
+  if sink is not None:
+    T, S = scores.shape
+    scores = jnp.concatenate([scores, jnp.full((T, 1), sink, jnp.float32)], axis=1)
+    if mask is not None:
+      mask = jnp.pad(jnp.broadcast_to(mask, (T, S)), ((0, 0), (0, 1)), constant_values=True)
+  weights = jax.nn.softmax(scores) if mask is None else _masked_softmax(scores, mask)
+  return weights if sink is None else weights[:, :-1]
 
 
 @jax.custom_jvp
@@ -208,43 +231,32 @@ def _masked_softmax_derivative(primals, tangents):
   return weights, jnp.where(mask, slope, 0)
 
 
-def _scores(q, k, bias, scale):
-  scores = matmul_nt(q, k).astype(jnp.float32) * scale
-  return scores if bias is None else scores + bias
-
-
 def _without_nonfinite_rows(x):
   """(x with rows that hold NaN or Inf as 0, which rows those are): 0 * NaN reaches every row."""
   nonfinite = ~jnp.all(jnp.isfinite(x), axis=-1)
   return jnp.where(nonfinite[:, None], 0, x), nonfinite
 
 
-def _over_heads(head):
-  """Map head(q, keys_and_values, mask, bias), of one head, over batch, groups and heads."""
+def _over_heads(head, q, kv, mask, bias, sinks):
+  """Map head(q, keys and values, mask, bias, sink), of one head, over batch, groups and heads."""
+  (B, T, H, K), (_, S, G, _) = q.shape, kv[0].shape
+  if H % G:
+    raise ValueError(f'{G} key/value heads do not divide {H} query heads: choose a divisor of {H}')
 
-  def heads(q, kv, mask, bias):
-    (B, T, H, K), (_, S, G, _) = q.shape, kv[0].shape
-    if H % G:
+  def grouped(x, name):  # [#B, #H, #T, #S] -> [B, G, H/G, T, S]; XLA copies nothing
+    if x is None:
+      return None
+    try:
+      return jnp.broadcast_to(x, (B, H, T, S)).reshape(B, G, H // G, T, S)
+    except ValueError as error:
       raise ValueError(
-        f'{G} key/value heads do not divide {H} query heads: choose a divisor of {H}'
-      )
+        f'{name} of shape {x.shape} does not broadcast to [B, H, T, S] = {(B, H, T, S)}: give it '
+        'four axes, with size 1 where it is the same for all'
+      ) from error
 
-    def grouped(x, name):  # [#B, #H, #T, #S] -> [B, G, H/G, T, S]; XLA copies nothing
-      if x is None:
-        return None
-      try:
-        return jnp.broadcast_to(x, (B, H, T, S)).reshape(B, G, H // G, T, S)
-      except ValueError as error:
-        raise ValueError(
-          f'{name} of shape {x.shape} does not broadcast to [B, H, T, S] = {(B, H, T, S)}: give it '
-          'four axes, with size 1 where it is the same for all'
-        ) from error
-
-    in_group = jax.vmap(head, in_axes=(1, None, 0, 0), out_axes=1)
-    in_example = jax.vmap(in_group, in_axes=(1, 1, 0, 0), out_axes=1)
-    out = jax.vmap(in_example)(
-      q.reshape(B, T, G, H // G, K), kv, grouped(mask, 'mask'), grouped(bias, 'bias')
-    )
-    return out.reshape(B, T, H, -1)
-
-  return heads
+  in_group = jax.vmap(head, in_axes=(1, None, 0, 0, 0), out_axes=1)
+  in_example = jax.vmap(in_group, in_axes=(1, 1, 0, 0, 0), out_axes=1)
+  mask, bias = grouped(mask, 'mask'), grouped(bias, 'bias')
+  sinks = None if sinks is None else sinks.reshape(G, H // G)
+  in_batch = jax.vmap(in_example, in_axes=(0, 0, 0, 0, None))
+  return in_batch(q.reshape(B, T, G, H // G, K), kv, mask, bias, sinks).reshape(B, T, H, -1)

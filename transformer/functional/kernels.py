@@ -7,7 +7,7 @@ the function, and the function that says why it cannot compute a call. A new ker
 import functools
 import logging
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,8 @@ class Call(NamedTuple):
     bias: added to the scores, broadcast to [B, H, T, S].
     scale: multiplies the scores; 1 / sqrt K if None.
     platform: what the program is compiled for; see `platforms`.
-    assume_finite: as of `attention`.
+    assume_finite, soft_cap: as of `attention`.
+    sinks: of each head, if any; as of `attention`.
   """
 
   q: Array
@@ -39,6 +40,8 @@ class Call(NamedTuple):
   scale: float | None
   platform: str
   assume_finite: bool
+  soft_cap: float = 0.0
+  sinks: Array | None = None
 
 
 class Implementation(NamedTuple):
@@ -61,6 +64,8 @@ def dot_product_attention(
   *,
   bias: Float[Array, '#B #H #T #S'] | None = None,
   scale: float | None = None,
+  soft_cap: float = 0.0,
+  sinks: Float[Array, 'H'] | None = None,
   implementation: str = 'auto',
   platform: str | None = None,
   assume_finite: bool = False,
@@ -68,7 +73,7 @@ def dot_product_attention(
   """`multi_head_attention` by the fastest implementation that can compute it.
 
   Args:
-    q, k, v, bias, scale: as of `multi_head_attention`.
+    q, k, v, bias, scale, soft_cap, sinks: as of `multi_head_attention`.
     mask: which sources a target may attend to; all if None.
     implementation: a name of IMPLEMENTATIONS, or 'auto' for the first that can compute the call;
       the log says once which it is and why no other.
@@ -91,6 +96,8 @@ def dot_product_attention(
     *(q, k, v, mask or AttentionMask(), bias, scale),
     platform=platforms.resolve(platform),
     assume_finite=assume_finite,
+    soft_cap=soft_cap,
+    sinks=sinks,
   )
   if implementation == 'auto':
     return IMPLEMENTATIONS[choose(call)].compute(call)
@@ -107,13 +114,10 @@ def attention_weights_of(
   q: Float[Array, 'B T H K'],
   k: Float[Array, 'B S G K'],
   mask: AttentionMask,
-  *,
-  bias: Float[Array, '#B #H #T #S'] | None = None,
-  scale: float | None = None,
+  **kwargs: Any,
 ) -> Float[Array, 'B H T S']:
   """The weights that `dot_product_attention` gives the values, by the equation."""
-  array = _array(mask, q, k)
-  return multi_head_attention_weights(q, k, mask=array, bias=bias, scale=scale)
+  return multi_head_attention_weights(q, k, mask=_array(mask, q, k), **kwargs)
 
 
 def _array(mask, q, k):
@@ -148,6 +152,8 @@ def reference(call: Call) -> Array:
     mask=_array(call.mask, call.q, call.k),
     bias=call.bias,
     scale=call.scale,
+    soft_cap=call.soft_cap,
+    sinks=call.sinks,
     assume_finite=call.assume_finite,
   )
 
@@ -199,6 +205,8 @@ def why_not_cudnn(call: Call) -> str:
     return f'it takes heads of a multiple of 8 up to 128, not {K} and {V}'
   if call.bias is not None:
     return 'scores have a bias (relative or alibi positions)'
+  if call.soft_cap or call.sinks is not None:
+    return 'scores have a soft cap, or heads have sinks'
   if q.shape[1] == 1:
     return 'one target, as in a decoding step, reads its keys once anyway'
   return ''

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from transformer.functional import platforms
+from transformer.functional.activations import soft_cap as soft_capped
 from transformer.functional.matmul import matmul, matmul_nt, matmul_tn
 from transformer.functional.meshes import vary_alike, with_auto_axes
 
@@ -78,6 +79,7 @@ def linear_cross_entropy(
   dtype: DTypeLike | None = None,
   label_smoothing: float = 0.0,
   z_loss: float = 0.0,
+  soft_cap: float = 0.0,
   platform: str | None = None,
 ) -> tuple[Mean, Mean]:
   """`cross_entropy` of the logits x tableT, which are never stored as a whole.
@@ -90,6 +92,8 @@ def linear_cross_entropy(
     table: of output embeddings.
     targets, weights, label_smoothing, z_loss: as in `cross_entropy`.
     dtype: of the operands of all products; x's own if None.
+    soft_cap: of the logits, see `activations.soft_cap`; 0: none. With one a chunk's logits are
+      computed a second time for the gradient.
     platform: what the program is compiled for; see `platforms`.
 
   Returns:
@@ -103,9 +107,41 @@ def linear_cross_entropy(
   settings = (jnp.dtype(dtype or x.dtype), label_smoothing, z_loss, on_cpu)
   x, targets, weights = x.reshape(-1, x.shape[-1]), targets.reshape(-1), weights.reshape(-1)
   x = jnp.where((weights == 0)[:, None], 0, x)  # may hold anything, and has no gradient
-  loss, nll = _linear_cross_entropy(x, table, targets, weights, settings)
+  if soft_cap:
+    loss, nll = _capped_cross_entropy(x, table, targets, weights, settings, soft_cap)
+  else:
+    loss, nll = _linear_cross_entropy(x, table, targets, weights, settings)
   total = jnp.sum(weights)
   return Mean(loss, total), Mean(jax.lax.stop_gradient(nll), total)
+
+
+def _capped_cross_entropy(x, table, targets, weights, settings, soft_cap):
+  dtype, label_smoothing, z_loss, on_cpu = settings
+  smooth = dict(label_smoothing=label_smoothing, z_loss=z_loss)
+
+  @jax.checkpoint
+  def chunk(sums, rows):
+    x, targets, weights = rows
+    logits = soft_capped(matmul_nt(x, table, dtype).astype(jnp.float32), soft_cap)
+    loss = cross_entropy(logits, targets, weights, **smooth).sum
+    return (sums[0] + loss, sums[1] + cross_entropy(logits, targets, weights).sum), None
+
+  zero, *_ = vary_alike(jnp.zeros(()), x, table, targets, weights)
+  return jax.lax.scan(chunk, (zero, zero), _chunks(on_cpu, x, targets, weights))[0]
+
+
+def _chunks(on_cpu, *arrays):
+  """The rows of the arrays as [chunks, rows of a chunk, ...], padded with 0.
+
+  They are strided, so that every chunk has rows on every device.
+  """
+  chunks = -(-len(arrays[0]) // (CHUNK if on_cpu else CHUNK_ELSEWHERE))
+
+  def split(a):
+    a = jnp.pad(a, [(0, -len(a) % chunks)] + [(0, 0)] * (a.ndim - 1))
+    return a.reshape(-1, chunks, *a.shape[1:]).swapaxes(0, 1)
+
+  return [split(a) for a in arrays]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
@@ -146,17 +182,7 @@ def _loss_and_gradient(x, table, targets, weights, settings):
     table_gradient += matmul_tn((x * scale).astype(dtype), e)
     return table_gradient, (jnp.sum(loss * weights), jnp.sum(nll * weights), x_gradient)
 
-  chunks = -(-R // (CHUNK if on_cpu else CHUNK_ELSEWHERE))
-  padded = -R % chunks
-  # strided, so that every chunk has rows on every device
-  split = jax.tree.map(
-    lambda a: (
-      jnp.pad(a, [(0, padded)] + [(0, 0)] * (a.ndim - 1))
-      .reshape(-1, chunks, *a.shape[1:])
-      .swapaxes(0, 1)
-    ),
-    (x, targets, weights),
-  )
+  split = _chunks(on_cpu, x, targets, weights)
   zeros, *_ = vary_alike(jnp.zeros((D, N)), x, table, targets, weights)
   table_gradient, (loss, nll, x_gradient) = jax.lax.scan(chunk, zeros, split)
   x_gradient = x_gradient.swapaxes(0, 1).reshape(-1, D)[:R]

@@ -4,6 +4,8 @@ Every function takes the positions themselves, not the columns of a padded or pa
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,25 +50,143 @@ def sinusoidal(
 
 
 def rotary(
-  x: Float[Array, 'B T H K'], positions: Int[Array, 'B T'], base: float = 10_000.0
+  x: Float[Array, 'B T H K'],
+  positions: Int[Array, 'B T'],
+  base: float = 10_000.0,
+  *,
+  size: int = 0,
+  scaling: Mapping[str, Any] | None = None,
 ) -> Float[Array, 'B T H K']:
   """Rotate (x[i], x[i + K/2]) by p / base^(2i/K), so that q k depends on the distance only.
 
   The halves are paired as in GPT-NeoX and Llama (Su et al. 2021 pair neighbours, which is the same
   up to a permutation of K). Computed in float32, returned in x's dtype.
 
+  Args:
+    x: queries or keys.
+    positions: p.
+    base: of the wavelengths.
+    size: how many numbers of each head are turned, as if K were that size; the rest stays. 0: all.
+    scaling: for texts longer than the model was trained on: `kind`, a name of SCALINGS, and the
+      arguments of that function.
+
   Su et al. 2021, https://arxiv.org/abs/2104.09864, equation 34.
 
   >>> rotary(jnp.ones((1, 1, 1, 2)), jnp.array([[0]])).ravel()
   Array([1., 1.], dtype=float32)
   """
-  if x.shape[-1] % 2:
-    raise ValueError(f'rotary positions rotate pairs: head size {x.shape[-1]} must be even')
-  angle = positions[:, :, None, None] * _frequencies(x.shape[-1], base)[None, None, None]
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
-  left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  rotated = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
-  return rotated.astype(x.dtype)
+  size = size or x.shape[-1]
+  if size % 2 or size > x.shape[-1]:
+    raise ValueError(
+      f'rotary positions rotate pairs: the size {size} must be even, and at most {x.shape[-1]}'
+    )
+  frequencies, stretch = _frequencies(size, base)[None], 1.0
+  if scaling:
+    kwargs = dict(scaling)
+    scaled = SCALINGS[kwargs.pop('kind')]
+    frequencies, stretch = scaled(size, base, jnp.max(positions, axis=1) + 1, **kwargs)
+  angle = positions[:, :, None, None] * frequencies[:, None, None]
+  cos, sin = (f(angle) if stretch == 1 else f(angle) * stretch for f in (jnp.cos, jnp.sin))
+  left, right, rest = jnp.split(x.astype(jnp.float32), [size // 2, size], axis=-1)
+  rotated = [left * cos - right * sin, right * cos + left * sin, rest]
+  return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+
+
+Scaled = tuple[Float[Array | np.ndarray, '#B F'], float]
+
+
+def linear_scaling(size: int, base: float, lengths: Int[Array, ' B'], *, factor: float) -> Scaled:
+  """Return frequencies divided by `factor`: positions are interpolated.
+
+  All scalings take the numbers turned, the base and the length of each row, and return (frequencies
+  [B or 1, size / 2], what queries and keys are multiplied by besides).
+
+  Chen et al. 2023, https://arxiv.org/abs/2306.15595, equation 4.
+
+  >>> linear_scaling(4, 100.0, jnp.array([9]), factor=2.0)[0]
+  array([[0.5 , 0.05]], dtype=float32)
+  """
+  return _frequencies(size, base)[None] / np.float32(factor), 1.0
+
+
+def dynamic_scaling(
+  size: int, base: float, lengths: Int[Array, ' B'], *, factor: float, original_length: int
+) -> Scaled:
+  """Return frequencies of a base that grows with a row longer than the original length (NTK).
+
+  base (factor n / original - factor + 1)^(size / (size - 2)), for n tokens. As in `transformers`;
+  Peng et al. 2023, https://arxiv.org/abs/2309.00071, section 3.3.
+  """
+  longer = jnp.maximum(lengths, original_length)[:, None].astype(jnp.float32)
+  grown = base * (factor * longer / original_length - factor + 1) ** (size / (size - 2))
+  return grown ** (-np.arange(0, size, 2, dtype=np.float32) / size)[None], 1.0
+
+
+def llama3_scaling(
+  size: int,
+  base: float,
+  lengths: Int[Array, ' B'],
+  *,
+  factor: float,
+  original_length: int,
+  low: float = 1.0,
+  high: float = 4.0,
+) -> Scaled:
+  """Return frequencies, divided by `factor` where they turn less than `low` times.
+
+  Those that turn more than `high` times in the original length stay; between, a line in the number
+  of turns. Grattafiori et al. 2024, https://arxiv.org/abs/2407.21783, and its published code.
+  """
+  frequencies = _frequencies(size, base)[None]
+  turns = original_length * frequencies / (2 * math.pi)
+  kept = np.clip((turns - low) / (high - low), 0, 1)
+  return (frequencies * (kept + (1 - kept) / factor)).astype(np.float32), 1.0
+
+
+def yarn_scaling(
+  size: int,
+  base: float,
+  lengths: Int[Array, ' B'],
+  *,
+  factor: float,
+  original_length: int,
+  fast: float = 32.0,
+  slow: float = 1.0,
+  whole: bool = True,
+  stretch: float | None = None,
+) -> Scaled:
+  """Return frequencies, divided by `factor` where they turn less than `slow` times.
+
+  Those that turn more than `fast` times in the original length stay; between, a line in the index
+  of the frequency. Peng et al. 2023, https://arxiv.org/abs/2309.00071, definitions 2 and 3.
+
+  Args:
+    size, base, lengths, factor, original_length: as of the other scalings.
+    fast, slow: turns, beta and alpha of the paper.
+    whole: whether the ends of the line are whole indices, as in the published code.
+    stretch: multiplies queries and keys; None: 0.1 log(factor) + 1.
+  """
+  frequencies = _frequencies(size, base)[None]
+  first, last = (
+    size * math.log(original_length / (turns * 2 * math.pi)) / (2 * math.log(base))
+    for turns in (fast, slow)
+  )
+  if whole:
+    first, last = math.floor(first), math.ceil(last)
+  first, last = max(first, 0), min(last, size - 1)
+  ramp = (np.arange(size // 2) - first) / (last - first or 0.001)
+  kept = 1 - np.clip(ramp, 0, 1)
+  if stretch is None:
+    stretch = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+  return (frequencies * (kept + (1 - kept) / factor)).astype(np.float32), stretch
+
+
+SCALINGS = {
+  'linear': linear_scaling,
+  'dynamic': dynamic_scaling,
+  'llama3': llama3_scaling,
+  'yarn': yarn_scaling,
+}
 
 
 def relative_buckets(

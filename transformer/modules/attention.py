@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
@@ -12,7 +13,7 @@ from transformer.functional.kernels import attention_weights_of, dot_product_att
 from transformer.functional.masks import AttentionMask
 from transformer.modules.cache import LayerCache
 from transformer.modules.config import ModelConfig
-from transformer.modules.layers import Linear, fused_linear
+from transformer.modules.layers import Linear, Norm, fused_linear
 from transformer.modules.sites import edits, reads, site
 
 
@@ -53,7 +54,12 @@ class Attention(nnx.Module):
     self.query = Linear(config, D, H * K, rngs, bias=bias)
     self.key = Linear(config, D, G * K, rngs, bias=bias)
     self.value = Linear(config, D, G * K, rngs, bias=bias)
-    self.out = Linear(config, H * K, D, rngs)
+    self.out = Linear(config, H * K, D, rngs, bias=config.bias or config.bias_attention)
+    self.query_norm, self.key_norm = (
+      None if config.qk_norm == 'none' else Norm(config, heads * K)
+      for heads in ((H, G) if config.qk_norm == 'all' else (1, 1))
+    )
+    self.sinks = nnx.Param(jnp.zeros(H)) if config.attention_sinks else None
 
   def __call__(
     self,
@@ -78,11 +84,12 @@ class Attention(nnx.Module):
     assume_finite = False
     if memory is not None:
       assume_finite = isinstance(memory, tuple)
-      q = self._heads(self.query(x), view)
+      q = self._heads(self.query(x), self.query_norm, view)
       k, v = _from_storage(*memory) if assume_finite else self.keys_values(memory)
     else:
       q, k, v = fused_linear(x, self.query, self.key, self.value)
-      q, k, v = self._heads(q, view), self._heads(k, view), self._heads(v)
+      q, k = self._heads(q, self.query_norm, view), self._heads(k, self.key_norm, view)
+      v = self._heads(v)
     if cache is not None:
       cache = cache.write(k, v)
       k, v = _from_storage(cache.k, cache.v)
@@ -98,11 +105,15 @@ class Attention(nnx.Module):
   ) -> tuple[Float[Array, 'B S G K'], Float[Array, 'B S G K']]:
     """Return the keys and values of a memory's states."""
     k, v = fused_linear(memory, self.key, self.value)
-    return self._heads(k), self._heads(v)
+    return self._heads(k, self.key_norm), self._heads(v)
 
-  def _heads(self, x, view=None):
-    """[B, T, heads K] as [B, T, heads, K], turned by positions, in the config's dtype."""
+  def _heads(self, x, norm=None, view=None):
+    """[B, T, heads K] as [B, T, heads, K], normalised and turned, in the config's dtype."""
+    if norm is not None and self.config.qk_norm == 'all':
+      x = norm(x)
     x = x.reshape(*x.shape[:2], -1, self.config.key_size)
+    if norm is not None and self.config.qk_norm == 'head':
+      x = norm(x)
     if view is not None and view.rotate is not None:
       x = view.rotate(x, view.positions)
     return x.astype(self.config.dtype)
@@ -111,7 +122,9 @@ class Attention(nnx.Module):
     """What each head gathers: [C, B/C T, H, K]."""
     config, weights = self.config, f'{self.name}.weights'
     q = q.astype(k.dtype).reshape(len(k), -1, *q.shape[2:])  # k may be kept wider
-    kwargs: dict[str, Any] = dict(bias=view.bias, scale=None if config.scale_attention else 1.0)
+    scale = config.attention_scale or (None if config.scale_attention else 1.0)
+    kwargs: dict[str, Any] = dict(bias=view.bias, scale=scale, soft_cap=config.soft_cap_attention)
+    kwargs['sinks'] = None if self.sinks is None else self.sinks[...]
     drops = key is not None and config.attention_dropout
     if drops or edits(weights):
       p = site(weights, attention_weights_of(q, k, view.mask, **kwargs))

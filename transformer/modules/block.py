@@ -41,12 +41,17 @@ class Block(nnx.Module):
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, cross: bool):
     self.config = config
+    before, after = config.sublayer_norm != 'output', config.sublayer_norm != 'input'
     self.attention = Attention(config, rngs)
-    self.attention_norm = Norm(config)
+    self.attention_norm = Norm(config) if before else None
+    self.attention_output_norm = Norm(config) if after else None
     self.cross = Attention(config, rngs, name='cross') if cross else None
-    self.cross_norm = Norm(config) if cross else None
+    self.cross_norm = Norm(config) if cross and before else None
+    self.cross_output_norm = Norm(config) if cross and after else None
     self.feedforward = FeedForward(config, rngs)
-    self.feedforward_norm = Norm(config)
+    shared = config.parallel == 'one_norm'
+    self.feedforward_norm = Norm(config) if before and not shared else None
+    self.feedforward_output_norm = Norm(config) if after else None
 
   def __call__(
     self,
@@ -78,15 +83,23 @@ class Block(nnx.Module):
     def feed_forward(h):
       return self.feedforward(h, keys[4]), {}
 
+    beside = None if self.config.parallel == 'none' else x
     x, cache = self._residual(x, 'attention', attend, keys[2])
     if memory is not None:
       x, _ = self._residual(x, 'cross', attend_to_memory, keys[3])
-    x, aux = self._residual(x, 'feedforward', feed_forward, keys[5])
+    x, aux = self._residual(x, 'feedforward', feed_forward, keys[5], beside)
     return BlockOutput(site('output', x), cache, aux)
 
-  def _residual(self, x, name, sublayer, key):
-    """x + dropout(f(norm(x))), or post-norm norm(x + dropout(f(x))); and what f returns besides."""
-    norm = getattr(self, f'{name}_norm')
-    y, more = sublayer(norm(x) if self.config.prenorm else x)
+  def _residual(self, x, name, sublayer, key, source=None):
+    """x + dropout(f(norm(x))), or post-norm norm(x + dropout(f(x))); and what f returns besides.
+
+    If a source is given f reads that instead of x.
+    """
+    norm, output_norm = getattr(self, f'{name}_norm'), getattr(self, f'{name}_output_norm')
+    if name == 'feedforward' and self.config.parallel == 'one_norm':
+      norm = self.attention_norm
+    h = x if source is None else source
+    y, more = sublayer(norm(h) if norm is not None and self.config.prenorm else h)
+    y = y if output_norm is None else output_norm(y)
     x = x + dropout(site(f'{name}.output', y), self.config.dropout, key)
     return x if self.config.prenorm else norm(x), more

@@ -1,8 +1,11 @@
 """The architecture as data: every family is a value of ModelConfig."""
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from transformer.functional.positions import SCALINGS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -11,11 +14,32 @@ class Layer:
 
   Attributes:
     window: that of this layer, 0 for none; None: as in the config.
-    rotary_base: that of this layer; None: as in the config.
+    rotary_base: that of this layer, 0 if it turns nothing; None: as in the config.
+    rotary_scaling: that of this layer, () for none; None: as in the config.
   """
 
   window: int | None = None
   rotary_base: float | None = None
+  rotary_scaling: tuple[Any, ...] | Mapping[str, Any] | None = None
+
+  def __post_init__(self):
+    if self.rotary_scaling is not None:
+      _store_scaling(self)
+
+
+def _store_scaling(config):
+  """Store the arguments of a rotary scaling as sorted pairs, which can be hashed, or raise."""
+  try:
+    scaling = dict(config.rotary_scaling)
+    if scaling:
+      kwargs = {name: value for name, value in scaling.items() if name != 'kind'}
+      inspect.signature(SCALINGS[scaling.get('kind')]).bind(2, 1.0, None, **kwargs)
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(
+      f'model.rotary_scaling={config.rotary_scaling}: give kind, one of {", ".join(SCALINGS)}, and '
+      f'its arguments, as in dict(kind="linear", factor=2.0) ({error!r})'
+    ) from error
+  object.__setattr__(config, 'rotary_scaling', tuple(sorted(scaling.items())))
 
 
 _POSITIVE = ('vocab', 'width', 'depth', 'heads', 'feedforward', 'max_length')
@@ -45,22 +69,42 @@ class ModelConfig:
     norm_epsilon: added to the variance.
     norm_embedding: normalise the embeddings before the first layer (BERT, BART).
     prenorm: x + f(norm(x)) and a final norm, instead of the paper's norm(x + f(x)).
+    sublayer_norm: with prenorm, what a sublayer normalises: its input, its output, x + norm(f(x))
+      (OLMo 2), or both, x + norm(f(norm(x))) (Gemma 2).
+    parallel: with prenorm, attention and feed-forward read the same x and are added to it together:
+      after two norms (GPT-NeoX), or one of both (GPT-J); none: one after the other.
+    qk_norm: normalise queries and keys before they are turned: each head, by one scale for all of
+      them (Qwen3), or all heads together (OLMo 2).
     position: sinusoidal and learned are added to the embedding (sinusoidal_halves: all sines before
       all cosines, as in Marian), rotary turns queries and keys, relative (T5) and alibi add a bias
       to the scores; with none only the causal mask tells an order.
-    rotary_base: base of the wavelengths of rotary positions.
+    rotary_base: base of the wavelengths of rotary positions; 0 turns nothing.
+    rotary_size: how many numbers of each head are turned, the first ones (GPT-NeoX); 0 means all.
+    rotary_scaling: for texts longer than those trained on: the kind, a name of
+      `functional.positions.SCALINGS`, and the arguments of that function, as
+      dict(kind='linear', factor=2.0), or as pairs; () means none.
+    relative_buckets: of relative positions.
+    relative_distance: from which on all distances share a bucket.
     window: attend only to positions fewer than this away; 0 means all.
     layers: a pattern that the layers repeat, such as local and global attention alternating:
       (dict(window=1024), dict(rotary_base=1e6)). Its length divides the depth; () means all alike.
-    activation: of the feed-forward layer; gelu_erf is exact (BERT), gelu_tanh approximate (GPT-2).
+    activation: of the feed-forward layer; gelu_erf is exact (BERT), gelu_tanh approximate (GPT-2);
+      all are in `functional.activations`.
     gated: (activation(x W) * x G) O instead of activation(x W) O.
     bias: whether linear layers and LayerNorms have biases.
     bias_qkv: whether queries, keys and values have biases even if bias is False (Qwen2).
+    bias_attention: the same of the output of attention.
+    bias_feedforward: the same of the feed-forward layers.
+    bias_norm: the same of LayerNorms.
     bias_output: whether logits have one (BERT, BART).
     tie: which embeddings are one table: none, inputs (encoder's and decoder's), output (decoder's
       input and output), all.
     scale_embedding: multiply embeddings by sqrt D, as the paper does.
     scale_attention: multiply scores by 1 / sqrt K; T5 does not.
+    attention_scale: multiply scores by this instead, if it is not 0 (Gemma 2).
+    attention_sinks: whether each head has a learned score of one more source, whose value is 0.
+    soft_cap_attention: keeps scores between -cap and cap, by cap tanh(s / cap); 0: none (Gemma 2).
+    soft_cap_logits: the same of the logits.
     scale_logits: multiply logits by 1 / sqrt D, as T5 does where the output is tied.
     pooling: how an encoder gives one vector for a sequence: the first state, the mean of all, their
       mean by weights softmax(w^T state) (attention; Yang et al. 2016, equations 5 to 7, without the
@@ -95,21 +139,37 @@ class ModelConfig:
   norm_epsilon: float = 1e-6
   norm_embedding: bool = False
   prenorm: bool = False
+  sublayer_norm: Literal['input', 'output', 'both'] = 'input'
+  parallel: Literal['none', 'two_norms', 'one_norm'] = 'none'
+  qk_norm: Literal['none', 'head', 'all'] = 'none'
   position: Literal[
     'sinusoidal', 'sinusoidal_halves', 'learned', 'rotary', 'relative', 'alibi', 'none'
   ] = 'sinusoidal'
   rotary_base: float = 10_000.0
+  rotary_size: int = 0
+  rotary_scaling: tuple[Any, ...] | Mapping[str, Any] = ()
+  relative_buckets: int = 32
+  relative_distance: int = 128
   window: int = 0
   layers: tuple[Layer | Mapping[str, Any], ...] = ()
-  activation: Literal['relu', 'gelu_erf', 'gelu_tanh', 'silu'] = 'relu'
+  activation: Literal[
+    'relu', 'relu_squared', 'gelu_erf', 'gelu_tanh', 'gelu_10', 'quick_gelu', 'silu', 'tanh'
+  ] = 'relu'
   gated: bool = False
   bias: bool = True
   bias_qkv: bool = False
+  bias_attention: bool = False
+  bias_feedforward: bool = False
+  bias_norm: bool = False
   bias_output: bool = False
   tie: Literal['none', 'inputs', 'output', 'all'] = 'all'
   scale_embedding: bool = True
   scale_attention: bool = True
   scale_logits: bool = False
+  attention_scale: float = 0.0
+  attention_sinks: bool = False
+  soft_cap_attention: float = 0.0
+  soft_cap_logits: float = 0.0
   pooling: Literal['first', 'mean', 'attention', 'pooler'] = 'first'
   dropout: float = 0.1
   attention_dropout: float = 0.0
@@ -130,6 +190,7 @@ class ModelConfig:
     for wrong, message in self._contradictions():
       if wrong:
         raise ValueError(message)
+    _store_scaling(self)
     self._check_layers()
 
   def _fields(self):
@@ -170,9 +231,22 @@ class ModelConfig:
       f'model.position={self.position} needs an even model.width, not {self.width}',
     )
     yield (
-      self.position == 'rotary' and self.key_size % 2,
+      self.position == 'rotary' and not self.rotary_size and self.key_size % 2,
       f'model.position=rotary needs an even head size, not {self.key_size}',
     )
+    yield (
+      self.rotary_size % 2 or self.rotary_size > self.key_size,
+      f'model.rotary_size={self.rotary_size} must be even, and at most the head size '
+      f'{self.key_size}',
+    )
+    yield (
+      not self.prenorm and (self.sublayer_norm != 'input' or self.parallel != 'none'),
+      f'model.sublayer_norm={self.sublayer_norm} with model.parallel={self.parallel} needs '
+      'model.prenorm=True',
+    )
+    for name in ('attention_scale', 'soft_cap_attention', 'soft_cap_logits'):
+      value = getattr(self, name)
+      yield value < 0, f'model.{name}={value} must be positive, or 0 for none'
 
   def _check_layers(self):
     """Store the pattern as a tuple of Layer, or raise if it does not fit the depth."""
@@ -210,12 +284,12 @@ class ModelConfig:
 
   @property
   def pattern(self) -> tuple[Layer, ...]:
-    """The layers of one period, each with its own window and rotary base."""
+    """The layers of one period, with the values of the config where they have none of their own."""
+    names = [field.name for field in dataclasses.fields(Layer)]
     layers: tuple[Any, ...] = self.layers or (Layer(),)
     return tuple(
       Layer(
-        window=self.window if layer.window is None else layer.window,
-        rotary_base=self.rotary_base if layer.rotary_base is None else layer.rotary_base,
+        **{name: getattr(self if getattr(layer, name) is None else layer, name) for name in names}
       )
       for layer in layers
     )

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from transformer.functional.activations import ACTIVATIONS, soft_cap
 from transformer.functional.losses import Mean, linear_cross_entropy
 from transformer.functional.matmul import matmul, matmul_nt
 from transformer.functional.meshes import with_auto_axes
 from transformer.modules.config import ModelConfig
-from transformer.modules.layers import ACTIVATIONS, Linear, Norm, along_last
+from transformer.modules.layers import Linear, Norm, along_last
 
 
 class Tokens(nnx.Module):
@@ -37,21 +38,22 @@ class Tokens(nnx.Module):
 
   @with_auto_axes
   def attend(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T N']:
-    """Return the logits x tableT + b; x tableT may be divided by sqrt D (T5)."""
+    """Return the logits x tableT + b; x may be divided by sqrt D (T5), the logits capped."""
     config = self.config
     logits = matmul_nt(self._scaled(x), self.table[...], config.dtype, platform=config.platform)
-    return logits if self.bias is None else logits + along_last(self.bias[...], logits)
+    logits = logits if self.bias is None else logits + along_last(self.bias[...], logits)
+    return soft_cap(logits, config.soft_cap_logits)
 
   @with_auto_axes
   def cross_entropy(
     self, x: Float[Array, 'B T D'], targets, weights, **kwargs
   ) -> tuple[Mean, Mean]:
     """Return `losses.linear_cross_entropy` of the logits, which are never stored as a whole."""
-    x, table, dtype = self._scaled(x), self.table[...], self.config.dtype
+    config, x, table = self.config, self._scaled(x), self.table[...]
     if self.bias is not None:  # the weight of one more input, which is always 1
       x = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
       table = jnp.concatenate([table, self.bias[...][:, None]], axis=1)
-    kwargs |= dict(dtype=dtype, platform=self.config.platform)
+    kwargs |= dict(dtype=config.dtype, soft_cap=config.soft_cap_logits, platform=config.platform)
     return linear_cross_entropy(x, table, targets, weights, **kwargs)
 
   def _scaled(self, x):

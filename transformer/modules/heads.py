@@ -7,11 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from transformer.functional.activations import ACTIVATIONS
 from transformer.functional.dropout import dropout
 from transformer.functional.meshes import with_auto_axes
 from transformer.modules.config import ModelConfig
 from transformer.modules.embeddings import Tokens
-from transformer.modules.layers import ACTIVATIONS, Linear, Norm, split_key
+from transformer.modules.layers import Linear, Norm, split_key
 from transformer.modules.model import Encoder, EncoderDecoder
 
 

@@ -11,18 +11,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from transformer.functional.activations import ACTIVATIONS
 from transformer.functional.dropout import dropout
 from transformer.functional.matmul import matmul
 from transformer.functional.normalization import normalize
 from transformer.modules.config import ModelConfig
 from transformer.modules.sites import site
-
-ACTIVATIONS = {
-  'relu': jax.nn.relu,
-  'gelu_erf': lambda x: jax.nn.gelu(x, approximate=False),
-  'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
-  'silu': jax.nn.silu,
-}
 
 
 def split_key(key: Key[Array, ''] | None, n: int) -> Key[Array, ' n'] | list[None]:
@@ -90,7 +84,7 @@ class Norm(nnx.Module):
   def __init__(self, config: ModelConfig, width: int = 0):
     self.kind, self.epsilon = config.norm, config.norm_epsilon
     self.scale = nnx.Param(jnp.ones(width or config.width))
-    has_bias = config.bias and config.norm == 'layer'
+    has_bias = (config.bias or config.bias_norm) and config.norm == 'layer'
     self.bias = nnx.Param(jnp.zeros(width or config.width)) if has_bias else None
 
   def __call__(self, x: Float[Array, '*B D']) -> Float[Array, '*B D']:
@@ -106,10 +100,11 @@ class FeedForward(nnx.Module):
   """
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-    self.config = config
-    self.hidden = Linear(config, config.width, config.feedforward, rngs)
-    self.gate = Linear(config, config.width, config.feedforward, rngs) if config.gated else None
-    self.out = Linear(config, config.feedforward, config.width, rngs)
+    self.config, D, F = config, config.width, config.feedforward
+    bias = config.bias or config.bias_feedforward
+    self.hidden = Linear(config, D, F, rngs, bias=bias)
+    self.gate = Linear(config, D, F, rngs, bias=bias) if config.gated else None
+    self.out = Linear(config, F, D, rngs, bias=bias)
 
   def __call__(
     self, x: Float[Array, 'B T D'], key: Key[Array, ''] | None = None

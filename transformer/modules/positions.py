@@ -11,9 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from transformer.functional import positions as functional
-from transformer.modules.config import ModelConfig
-
-RELATIVE_BUCKETS, RELATIVE_DISTANCE = 32, 128  # Raffel et al. 2020, section 2.1
+from transformer.modules.config import Layer, ModelConfig
 
 
 class Unordered(nnx.Module):
@@ -36,9 +34,9 @@ class Unordered(nnx.Module):
     return x
 
   def rotate(
-    self, x: Float[Array, 'B T H K'], positions: Int[Array, 'B T'], base: float
+    self, x: Float[Array, 'B T H K'], positions: Int[Array, 'B T'], layer: Layer
   ) -> Float[Array, 'B T H K']:
-    """Return queries or keys turned by their positions."""
+    """Return queries or keys turned by their positions, as the layer says."""
     return x
 
   def bias(
@@ -84,9 +82,12 @@ class Learned(Unordered):
 class Rotary(Unordered):
   """Queries and keys turned by their positions; Su et al. 2021."""
 
-  def rotate(self, x, positions, base):
-    """Return queries or keys turned by their positions."""
-    return functional.rotary(x, positions, base)
+  def rotate(self, x, positions, layer):
+    """Return queries or keys turned by their positions, unless the layer turns nothing."""
+    if not layer.rotary_base:
+      return x
+    kwargs = dict(size=self.config.rotary_size, scaling=dict(layer.rotary_scaling))
+    return functional.rotary(x, positions, layer.rotary_base, **kwargs)
 
 
 class Relative(Unordered):
@@ -94,7 +95,7 @@ class Relative(Unordered):
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, causal: bool):
     super().__init__(config, rngs, causal=causal)
-    shape = (RELATIVE_BUCKETS, config.heads)
+    shape = (config.relative_buckets, config.heads)
     self.table = nnx.Param(config.width**-0.5 * jax.random.normal(rngs.params(), shape))
 
   def bias(self, targets, sources):
@@ -102,8 +103,8 @@ class Relative(Unordered):
     buckets = functional.relative_buckets(
       *(targets, sources),
       causal=self.causal,
-      buckets=RELATIVE_BUCKETS,
-      max_distance=RELATIVE_DISTANCE,
+      buckets=self.config.relative_buckets,
+      max_distance=self.config.relative_distance,
     )
     return self.table[...][buckets].transpose(0, 3, 1, 2)
 

@@ -225,7 +225,7 @@ class Stack(nnx.Module):
     by_window = {window: masked(window) for window in {layer.window for layer in pattern}}
 
     def rotate(layer):
-      return lambda x, positions: self.positions.rotate(x, positions, layer.rotary_base)
+      return lambda x, positions: self.positions.rotate(x, positions, layer)
 
     return [View(positions, by_window[layer.window], bias, rotate(layer)) for layer in pattern]
 
