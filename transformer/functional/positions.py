@@ -4,7 +4,7 @@ Every function takes the positions themselves, not the columns of a padded or pa
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -181,7 +181,7 @@ def yarn_scaling(
   return (frequencies * (kept + (1 - kept) / factor)).astype(np.float32), stretch
 
 
-SCALINGS = {
+SCALINGS: dict[str, Callable[..., Scaled]] = {
   'linear': linear_scaling,
   'dynamic': dynamic_scaling,
   'llama3': llama3_scaling,
