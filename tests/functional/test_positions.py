@@ -88,8 +88,8 @@ def test_rotary_may_turn_the_first_numbers_of_a_head_only(rng, close):
 def scaled_frequency(f, base, index, size, kind, length, factor=4.0, original=32):
   """A scaling of one frequency f = base^(-2i/K), in the words of its paper."""
   turns = original * f / (2 * math.pi)
-  if kind == 'linear':
-    return f / factor
+  if kind in ('none', 'linear'):
+    return f / (factor if kind == 'linear' else 1)
   if kind == 'dynamic':
     n = max(length, original)
     return (base * (factor * n / original - (factor - 1)) ** (size / (size - 2))) ** (
@@ -111,7 +111,9 @@ def scaled_frequency(f, base, index, size, kind, length, factor=4.0, original=32
 def test_a_scaling_changes_each_frequency_as_its_paper_says(kind, length, rng, close):
   K, base = 16, 1000.0
   x = jnp.asarray(rng.normal(size=(1, 2, 1, K)), 'float32')
-  settings = dict(kind=kind, factor=4.0) | ({} if kind == 'linear' else dict(original_length=32))
+  settings = dict(kind=kind)
+  settings |= {} if kind == 'none' else dict(factor=4.0)
+  settings |= {} if kind in ('none', 'linear') else dict(original_length=32)
   found = rotary(x, jnp.array([[2, length - 1]]), base, scaling=settings)
   z = np.asarray(x[..., : K // 2]) + 1j * np.asarray(x[..., K // 2 :])
   for t, p in enumerate((2, length - 1)):

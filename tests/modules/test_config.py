@@ -47,7 +47,7 @@ ERRORS = [
   (dict(rotary_size=3), r'model\.rotary_size=3 must be even, and at most the head size 64'),
   (
     dict(rotary_scaling=dict(kind='ntk')),
-    r'model\.rotary_scaling=.* one of linear, dynamic, llama3',
+    r'model\.rotary_scaling=.* one of none, linear, dynamic, llama3',
   ),
   (dict(rotary_scaling=dict(kind='yarn', factr=2.0)), r"rotary_scaling=.*missing.*'factor'"),
   (dict(layers=(dict(rotary_scaling=('yarn',)),)), r'rotary_scaling=.* give kind'),

@@ -80,11 +80,9 @@ def rotary(
     raise ValueError(
       f'rotary positions rotate pairs: the size {size} must be even, and at most {x.shape[-1]}'
     )
-  frequencies, stretch = _frequencies(size, base)[None], 1.0
-  if scaling:
-    kwargs = dict(scaling)
-    scaled = SCALINGS[kwargs.pop('kind')]
-    frequencies, stretch = scaled(size, base, jnp.max(positions, axis=1) + 1, **kwargs)
+  kwargs = dict(scaling or {})
+  scaled = SCALINGS[kwargs.pop('kind', 'none')]
+  frequencies, stretch = scaled(size, base, jnp.max(positions, axis=1) + 1, **kwargs)
   angle = positions[:, :, None, None] * frequencies[:, None, None]
   cos, sin = (f(angle) if stretch == 1 else f(angle) * stretch for f in (jnp.cos, jnp.sin))
   left, right, rest = jnp.split(x.astype(jnp.float32), [size // 2, size], axis=-1)
@@ -95,11 +93,17 @@ def rotary(
 Scaled = tuple[Float[Array | np.ndarray, '#B F'], float]
 
 
-def linear_scaling(size: int, base: float, lengths: Int[Array, ' B'], *, factor: float) -> Scaled:
-  """Return frequencies divided by `factor`: positions are interpolated.
+def no_scaling(size: int, base: float, lengths: Int[Array, ' B']) -> Scaled:
+  """Return base^(-2i/size), and 1.
 
   All scalings take the numbers turned, the base and the length of each row, and return (frequencies
   [B or 1, size / 2], what queries and keys are multiplied by besides).
+  """
+  return _frequencies(size, base)[None], 1.0
+
+
+def linear_scaling(size: int, base: float, lengths: Int[Array, ' B'], *, factor: float) -> Scaled:
+  """Return frequencies divided by `factor`: positions are interpolated.
 
   Chen et al. 2023, https://arxiv.org/abs/2306.15595, equation 4.
 
@@ -182,6 +186,7 @@ def yarn_scaling(
 
 
 SCALINGS: dict[str, Callable[..., Scaled]] = {
+  'none': no_scaling,
   'linear': linear_scaling,
   'dynamic': dynamic_scaling,
   'llama3': llama3_scaling,
