@@ -212,9 +212,9 @@ def peer(name: str):
   if name == 'decode':
     call = decoding.hugging_face(case.shape, case.rows, 1, DECODED, 'bfloat16', device)
     return call, memory, about
-  model, compiled = case.peer.split('-')
+  model, mode = case.peer.split('-')
   call = peers.training(
-    model, 'bfloat16', compiled=compiled, shape=case.shape, rows=case.rows, device=device
+    model, 'bfloat16', mode=mode, sizes=case.shape, batch_size=case.rows, device=device
   )
   return call, memory, about
 

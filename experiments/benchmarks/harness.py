@@ -30,7 +30,7 @@ MARK = '@@'  # begins a worker's own lines; libraries may print others
 
 
 def process_memory() -> float:
-  """Return the peak memory of this process, in MB."""
+  """Return the peak memory of this process so far, in MiB."""
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # in kB on Linux
 
 

@@ -1,15 +1,15 @@
-"""Loading published weights: GPT-2 (124 M, float32) from a folder, here and in `transformers`.
+"""Time to load a GPT-2 (124 M, float32, random weights), of this library and of `transformers`.
 
   python -m experiments.benchmarks.loading [--peer_python=PATH] [--rounds=5] [--save]
 
 Each measurement is a process of its own, so that its peak memory is that of one load; the file is
-in the page cache. The time is that of the call, without imports, and of one sum over every
-parameter, because a file that is only mapped is not yet read. 'First call' is the whole process.
+in the page cache. The time is that of the call, without imports, and of one sum of each array,
+which forces a memory-mapped file to be read. first_call_s is the time of the whole process. MB are
+MiB.
 The peer needs `pip install torch transformers`.
 """
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -37,13 +37,13 @@ def write(folder: str):
 
 
 def ours(folder: str):
-  """Return a function that loads, sums, and returns the number of parameters."""
+  """Return a function that loads, sums each array, and returns (arrays, number of parameters)."""
   import jax
   import numpy as np
 
   from transformer import load_pretrained
 
-  jax.devices()
+  jax.devices()  # initializes the backend before the clock starts
 
   def load():
     leaves = jax.tree.leaves(load_pretrained(folder)[0])
@@ -54,7 +54,7 @@ def ours(folder: str):
 
 
 def hugging_face(folder: str):
-  """Return a function that loads, sums, and returns the number of parameters."""
+  """Return a function that loads, sums each array, and returns (model, number of parameters)."""
   import torch
   from transformers import GPT2LMHeadModel
 
@@ -70,59 +70,71 @@ def hugging_face(folder: str):
   return load
 
 
-def work(name: str, folder: str):
-  """Time one load."""
-  load = (ours if name == 'ours' else hugging_face)(folder)
-  # in kB on Linux
-  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def run_worker(name: str, folder: str):
+  """Write the weights, or time one load and print it."""
+  if name == 'write':
+    write(folder)
+    return
+  load = {'ours': ours, 'transformers': hugging_face}[name](folder)
+  before = harness.process_memory()
   started = time.perf_counter()
   _, count = load()
-  took = time.perf_counter() - started
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+  seconds = time.perf_counter() - started
   assert count == PARAMETERS, count
-  print(harness.MARK + json.dumps(dict(seconds=took, peak_mb=peak, before_mb=before)))
+  values = dict(seconds=seconds, peak_mb=harness.process_memory(), peak_before_mb=before)
+  print(harness.MARK + json.dumps(values))
+
+
+def start_worker(name: str, folder: str) -> dict[str, float]:
+  """Return what a process of its own prints, and its whole time as first_call_s."""
+  python = harness.PEER_PYTHON.value if name == 'transformers' else sys.executable
+  module = ['-m', 'experiments.benchmarks.loading']
+  started = time.perf_counter()
+  out = subprocess.run(
+    [python, *module, f'--worker={name}', f'--folder={folder}'],
+    stdout=subprocess.PIPE,
+    text=True,
+    check=True,
+  ).stdout
+  whole = time.perf_counter() - started
+  line = next((line for line in out.splitlines() if line.startswith(harness.MARK)), '@@{}')
+  return json.loads(line.removeprefix(harness.MARK)) | {'first_call_s': whole}
+
+
+def summary(runs: list[dict[str, float]], size: float) -> dict[str, float]:
+  """Return the medians of the runs of a side, and its peak memory as a multiple of the file."""
+  medians = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+  seconds = [run['seconds'] for run in runs]
+  return dict(
+    median_s=medians.pop('seconds'),
+    min_s=min(seconds),
+    max_s=max(seconds),
+    peak_over_file_size=medians['peak_mb'] / size,
+    **medians,
+  )
 
 
 def main(argv):
   del argv
   if harness.WORKER.value:
-    work(harness.WORKER.value, _FOLDER.value)
+    run_worker(harness.WORKER.value, _FOLDER.value)
     return
-  measured: dict[str, list[dict]] = {'ours': [], 'transformers': []}
+  runs: dict[str, list[dict[str, float]]] = {
+    name: []
+    for name in ('ours', 'transformers')
+    if not harness.VARIANTS.value or any(part in name for part in harness.VARIANTS.value)
+  }
   with tempfile.TemporaryDirectory() as folder:
-    command = f'from experiments.benchmarks import loading; loading.write({folder!r})'
-    subprocess.run([sys.executable, '-c', command], check=True)
+    start_worker('write', folder)
     for _ in range(harness.ROUNDS.value):
-      for name, found in measured.items():
-        python = sys.executable if name == 'ours' else harness.PEER_PYTHON.value
-        module = ['-m', 'experiments.benchmarks.loading']
-        started = time.perf_counter()
-        out = subprocess.run(
-          [python, *module, f'--worker={name}', f'--folder={folder}'],
-          stdout=subprocess.PIPE,
-          text=True,
-          check=True,
-        ).stdout
-        whole = time.perf_counter() - started
-        said = next(line for line in out.splitlines() if line.startswith(harness.MARK))
-        found.append(json.loads(said[len(harness.MARK) :]) | {'first_call_s': whole})
+      for name, found in runs.items():
+        found.append(start_worker(name, folder))
   size = PARAMETERS * 4 / 2**20
-  variants = {}
-  for name, found in measured.items():
-    middle = {key: statistics.median(one[key] for one in found) for key in found[0]}
-    seconds = [one['seconds'] for one in found]
-    variants[name] = dict(
-      median_s=middle.pop('seconds'),
-      min_s=min(seconds),
-      max_s=max(seconds),
-      peak_by_size=middle['peak_mb'] / size,
-      **middle,
-    )
   harness.report(
     'loading',
-    variants,
+    {name: summary(found, size) for name, found in runs.items()},
     work=size,
-    unit='MB/s',
+    unit='MiB/s',
     module='loading',
     save=harness.SAVE.value,
   )

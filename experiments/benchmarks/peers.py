@@ -1,4 +1,6 @@
-"""The same models in PyTorch and Hugging Face transformers, as their users write them.
+"""Models of the same sizes as ours in PyTorch and Hugging Face transformers, with random weights.
+
+Where the architecture differs from ours, the model says so.
 
 Needs `pip install torch transformers`; imports neither this codebase nor JAX.
 """
@@ -11,10 +13,11 @@ from torch import nn
 from torch.nn import functional
 
 THREADS = 2
+PAD, START, END = 0, 1, 2
 
 
 class TorchEncoderDecoder(nn.Module):
-  """nn.Transformer with embeddings and a tied output layer, pre-norm, with the same dropout."""
+  """nn.Transformer with embeddings and a tied output layer; tokens [B, max_length] to the loss."""
 
   def __init__(self, *, vocab, width, heads, depth, feedforward, dropout, max_length):
     super().__init__()
@@ -27,7 +30,7 @@ class TorchEncoderDecoder(nn.Module):
     )
     for module in self.transformer.modules():
       if isinstance(module, nn.MultiheadAttention):
-        module.dropout = 0.0  # on weights: ours has none either, and it would cost the peer
+        module.dropout = 0.0  # of attention weights: ours has none, and it would cost time
     self.dropout = nn.Dropout(dropout)
     angle = torch.arange(max_length)[:, None] / 10_000 ** (torch.arange(0, width, 2) / width)
     positions = torch.stack([angle.sin(), angle.cos()], -1).flatten(1)
@@ -35,12 +38,12 @@ class TorchEncoderDecoder(nn.Module):
     self.register_buffer('future', torch.ones(max_length, max_length).triu(1).bool())
 
   def forward(self, inputs, targets):
-    shifted = functional.pad(targets[:, :-1], (1, 0), value=1)
+    shifted = functional.pad(targets[:, :-1], (1, 0), value=START)
     x, y = (
       self.dropout(table(tokens) * math.sqrt(self.width) + self.positions)
       for table, tokens in ((self.source, inputs), (self.target, shifted))
     )
-    padding = inputs == 0
+    padding = inputs == PAD  # there is none, but ours is given segments, too
     states = self.transformer(
       x,
       y,
@@ -54,7 +57,7 @@ class TorchEncoderDecoder(nn.Module):
 
 
 class TorchGpt(nn.Module):
-  """A model like nanoGPT: fused qkv, fused attention, GELU, learned positions, tied output."""
+  """A model like nanoGPT: fused qkv, fused attention, GELU, tied output; tokens to the loss."""
 
   def __init__(self, *, vocab, width, heads, depth, feedforward, dropout, max_length):
     super().__init__()
@@ -72,16 +75,16 @@ class TorchGpt(nn.Module):
     x = self.dropout(x)
     for block in self.blocks:
       x = block(x)
-    return self.lm_head(x, targets)
+    return self.loss_of_states(x, targets)
 
-  def lm_head(self, x, targets):
+  def loss_of_states(self, x, targets):
     return _cross_entropy(functional.linear(self.norm(x), self.tokens.weight), targets)
 
   def compile_blocks(self):
-    """Compile one block for all layers, and the output layer; fast for many layers."""
+    """Compile one graph for all blocks, and the loss: deep models compile in less time."""
     for block in self.blocks:
       block.compile()
-    self.lm_head = torch.compile(self.lm_head)
+    self.loss_of_states = torch.compile(self.loss_of_states)
 
 
 class TorchGptBlock(nn.Module):
@@ -90,10 +93,9 @@ class TorchGptBlock(nn.Module):
   def __init__(self, width, heads, feedforward, dropout):
     super().__init__()
     self.heads = heads
-    self.attention_norm, self.norm = (nn.LayerNorm(width, bias=False) for _ in range(2))
+    self.attention_norm, self.mlp_norm = (nn.LayerNorm(width, bias=False) for _ in range(2))
     self.qkv, self.out = nn.Linear(width, 3 * width, False), nn.Linear(width, width, False)
-    self.hidden = nn.Linear(width, feedforward, False)
-    self.back = nn.Linear(feedforward, width, False)
+    self.up, self.down = nn.Linear(width, feedforward, False), nn.Linear(feedforward, width, False)
     self.dropout = nn.Dropout(dropout)
 
   def forward(self, x):
@@ -104,11 +106,11 @@ class TorchGptBlock(nn.Module):
     )
     y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     x = x + self.dropout(self.out(y.transpose(1, 2).reshape(B, T, D)))
-    return x + self.dropout(self.back(functional.gelu(self.hidden(self.norm(x)))))
+    return x + self.dropout(self.down(functional.gelu(self.up(self.mlp_norm(x)))))
 
 
 def marian(*, vocab, width, heads, depth, feedforward, dropout, max_length):
-  """Return Hugging Face's encoder-decoder of these sizes."""
+  """Return Hugging Face's Marian; unlike ours its norms come after the residual additions."""
   from transformers import MarianConfig, MarianMTModel
 
   return MarianMTModel(
@@ -125,11 +127,11 @@ def marian(*, vocab, width, heads, depth, feedforward, dropout, max_length):
       activation_dropout=dropout,
       attention_dropout=0.0,
       activation_function='relu',
-      max_position_embeddings=4 * max_length,
-      pad_token_id=0,
-      bos_token_id=1,
-      eos_token_id=2,
-      decoder_start_token_id=1,
+      max_position_embeddings=4 * max_length,  # sinusoids, of which the first are used
+      pad_token_id=PAD,
+      bos_token_id=START,
+      eos_token_id=END,
+      decoder_start_token_id=START,
       forced_eos_token_id=None,
       scale_embedding=True,
       use_cache=False,
@@ -138,7 +140,7 @@ def marian(*, vocab, width, heads, depth, feedforward, dropout, max_length):
 
 
 def gpt2(*, vocab, width, heads, depth, feedforward, dropout, max_length):
-  """Return Hugging Face's decoder of these sizes."""
+  """Return Hugging Face's GPT-2; unlike ours it has biases, and an approximate GELU."""
   from transformers import GPT2Config, GPT2LMHeadModel
 
   return GPT2LMHeadModel(
@@ -157,42 +159,34 @@ def gpt2(*, vocab, width, heads, depth, feedforward, dropout, max_length):
   )
 
 
-def training(model: str, dtype: str, *, compiled: bool | str, shape: dict, rows: int, device='cpu'):
-  """One training step of a peer with AdamW, on random tokens; compiled 'blocks': each apart."""
+def training(model: str, dtype: str, *, mode: str, sizes: dict, batch_size: int, device='cpu'):
+  """Return a function that trains for one step on a fixed random batch, and returns the loss.
+
+  Args:
+    model: torch, gpt, marian or gpt2.
+    dtype: of autocast.
+    mode: eager, compiled, or blocks: each block is compiled apart (gpt only).
+    sizes: arguments of the model.
+    batch_size: sequences of max_length tokens.
+    device: as torch names it.
+  """
   torch.set_num_threads(THREADS)
   torch.manual_seed(0)
   network = {'torch': TorchEncoderDecoder, 'gpt': TorchGpt, 'marian': marian, 'gpt2': gpt2}[model]
-  with torch.device(device):  # a large one is quicker made there than brought
-    network = network(**shape).train()
-  random, length = np.random.default_rng(0), shape['max_length']
-  tokens = torch.from_numpy(random.integers(2, shape['vocab'], (2, rows, length))).to(device)
-  inputs, targets = tokens
-  if model == 'gpt' or model == 'gpt2':
-    targets = inputs.roll(-1, 1)
-
-  def loss():
-    if model == 'marian':
-      shifted = functional.pad(targets[:, :-1], (1, 0), value=1)
-      found = network(
-        input_ids=inputs, attention_mask=(inputs != 0).long(), decoder_input_ids=shifted
-      )
-      return _cross_entropy(found.logits, targets, label_smoothing=0.1)
-    if model == 'gpt2':
-      return _cross_entropy(network(input_ids=inputs).logits, targets)
-    return network(inputs, targets)
-
+  with torch.device(device):  # to initialize there is faster than to copy a large model
+    network = network(**sizes).train()
+  loss = _loss(model, network, *_tokens(model, sizes, batch_size, device))
+  if mode == 'blocks':
+    network.compile_blocks()
+  elif mode == 'compiled':
+    loss = torch.compile(loss)
   optimizer = torch.optim.AdamW(
     network.parameters(), lr=1e-3, betas=(0.9, 0.98), eps=1e-9, weight_decay=0.0, fused=True
   )
-  forward = loss
-  if compiled == 'blocks':
-    network.compile_blocks()
-  elif compiled:
-    forward = torch.compile(loss)
 
   def call():
     with torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16'):
-      value = forward()
+      value = loss()
     value.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -201,6 +195,30 @@ def training(model: str, dtype: str, *, compiled: bool | str, shape: dict, rows:
     return value
 
   return call
+
+
+def _tokens(model, sizes, batch_size, device):
+  """Random (inputs, targets); the targets of a decoder are its inputs, moved by one."""
+  shape = (2, batch_size, sizes['max_length'])
+  tokens = np.random.default_rng(0).integers(END, sizes['vocab'], shape)
+  inputs, targets = torch.from_numpy(tokens).to(device)
+  return inputs, inputs.roll(-1, 1) if model in ('gpt', 'gpt2') else targets
+
+
+def _loss(model, network, inputs, targets):
+  """A function of no arguments that returns the loss."""
+
+  def marian_loss():
+    shifted = functional.pad(targets[:, :-1], (1, 0), value=START)
+    mask = (inputs != PAD).long()
+    logits = network(input_ids=inputs, attention_mask=mask, decoder_input_ids=shifted).logits
+    return _cross_entropy(logits, targets, label_smoothing=0.1)
+
+  if model == 'marian':
+    return marian_loss
+  if model == 'gpt2':
+    return lambda: _cross_entropy(network(input_ids=inputs).logits, targets)
+  return lambda: network(inputs, targets)
 
 
 def _cross_entropy(logits, targets, label_smoothing=0.0):

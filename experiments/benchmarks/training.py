@@ -63,7 +63,7 @@ def main(argv):
     from experiments.benchmarks import peers
 
     model, dtype, mode = worker.split('-')
-    call = peers.training(model, dtype, compiled=mode == 'compiled', shape=shape, rows=rows)
+    call = peers.training(model, dtype, mode=mode, sizes=shape, batch_size=rows)
     harness.serve(call, seconds=2.0)
   else:
     steps = 16 if case == 'nanogpt_cpu' else 1

@@ -32,7 +32,7 @@ def test_sentences_are_lines_of_words_and_of_labels(tmp_path):
 
 def test_what_is_wrong_with_a_file_is_said(tmp_path):
   (tmp_path / 'train.conll').write_text('a\tO\nb\n')
-  with pytest.raises(ValueError, match=r"train.conll:2: 'b' is a word without a label"):
+  with pytest.raises(ValueError, match=r"train.conll:2: 'b' has no label"):
     corpora.load('conll', 'train', dir=tmp_path)
   with pytest.raises(FileNotFoundError, match='dev.conll'):
     corpora.load('conll', 'dev', dir=tmp_path)

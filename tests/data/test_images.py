@@ -1,4 +1,4 @@
-"""Tests of data/images.py: decoding and files of images."""
+"""Tests of data/images.py, image_files.py and shapes.py."""
 
 import gzip
 import io
@@ -64,7 +64,7 @@ RAMP = np.linspace(0, 255, 32).round().astype(np.uint8)[None].repeat(32, 0)
 
 
 @pytest.mark.parametrize('mode', ['L', 'RGB', 'CMYK', 'LAB', 'I;16', 'I;16B', 'I', 'LA', 'RGBA'])
-def test_a_ramp_from_dark_to_light_stays_one_in_every_mode(mode):
+def test_every_mode_keeps_its_shades_of_grey(mode):
   file = io.BytesIO()
   if mode.startswith('I'):
     wide = (RAMP.astype('u2') * 257).astype({'I': '<i4', 'I;16': '<u2', 'I;16B': '>u2'}[mode])
@@ -78,7 +78,7 @@ def test_a_ramp_from_dark_to_light_stays_one_in_every_mode(mode):
 
 
 @pytest.mark.parametrize('mode', ['F', 'I'])
-def test_pictures_without_a_known_scale_are_refused(mode):
+def test_pictures_whose_range_of_values_is_unknown_are_refused(mode):
   file = io.BytesIO()
   PIL.Image.new(mode, (4, 4), 100_000 if mode == 'I' else 0).save(file, 'tiff')
   with pytest.raises(ValueError, match='an image of .* bytes cannot be read'):
@@ -86,7 +86,7 @@ def test_pictures_without_a_known_scale_are_refused(mode):
 
 
 @pytest.mark.parametrize('mode, options', [('RGBA', {}), ('LA', {}), ('P', {'transparency': 0})])
-def test_what_is_transparent_is_white(mode, options):
+def test_transparent_pixels_become_white(mode, options):
   file = io.BytesIO()
   PIL.Image.new(mode, (4, 4)).save(file, 'png', **options)
   for channels in (1, 3):

@@ -1,6 +1,7 @@
-"""Tests of recordings, spoken digits, yesno and concatenation, on synthetic sounds."""
+"""Tests of the corpora of speech: recordings, frames, fsdd, yesno, keypad and Concatenated."""
 
 import dataclasses
+import functools
 import io
 import itertools
 import pickle
@@ -14,16 +15,21 @@ from transformer.data.concatenation import RATE, Concatenated
 from transformer.data.digits import DIGITS, keypad
 from transformer.data.yesno import split_words
 
-KEYS = {(697, 1209): 1, (697, 1336): 2, (697, 1477): 3, (770, 1209): 4, (770, 1336): 5}
-KEYS |= {(770, 1477): 6, (852, 1209): 7, (852, 1336): 8, (852, 1477): 9, (941, 1336): 0}
+# the digit of each pair of a low and a high frequency in Hz: dual-tone signalling of telephones
+KEYS = {
+  **{(697, 1209): 1, (697, 1336): 2, (697, 1477): 3},
+  **{(770, 1209): 4, (770, 1336): 5, (770, 1477): 6},
+  **{(852, 1209): 7, (852, 1336): 8, (852, 1477): 9},
+  (941, 1336): 0,
+}
 
 
-def tone(seconds, hertz=440.0, loudness=0.5):
-  return loudness * np.sin(2 * np.pi * hertz * np.arange(int(RATE * seconds)) / RATE)
+def tone(seconds, hertz=440.0, amplitude=0.5):
+  return amplitude * np.sin(2 * np.pi * hertz * np.arange(int(RATE * seconds)) / RATE)
 
 
 def archive(path, sounds):
-  """A tar file of wav files in a folder."""
+  """Write a tar file of wav files that lie in folder/."""
   with tarfile.open(path, 'w:xz' if path.suffix == '.xz' else 'w') as opened:
     for name, sound in sounds.items():
       content = audio.encode(sound, RATE)
@@ -42,7 +48,7 @@ def test_recordings_with_a_table(kind, tmp_path):
   else:
     archive(tmp_path / f'train{kind}', sounds)
   (tmp_path / 'train.tsv').write_text('id\tsec\ttext\nu2\t1\tb a\nu0.wav\t1\ta\nu1\t1\tc\n')
-  load = lambda split: corpora.load('recordings', split, dir=tmp_path, inputs='id', targets='text')
+  load = functools.partial(corpora.load, 'recordings', dir=tmp_path, inputs='id', targets='text')
   source = load('train')
   assert [example['targets'] for example in source] == ['b a', 'a', 'c']
   assert [example['name'] for example in source] == ['u2.wav', 'u0.wav', 'u1.wav']
@@ -90,16 +96,27 @@ def test_fsdd_is_in_the_order_of_indices(tmp_path):
   assert [e['targets'] for e in spoken] == ['b: zero', 'a: seven']
   strings = corpora.load('fsdd_strings', 'train[:4]', dir=tmp_path)
   parts = [part for e in strings for part in e['name'].split('+')]
-  assert set(parts) == {'0_a_9.wav', '0_b_9.wav', '7_a_9.wav', '7_b_9.wav'}  # and no other's
+  # digits of the slice only
+  assert set(parts) == {
+    '0_a_9.wav',
+    '0_b_9.wav',
+    '7_a_9.wav',
+    '7_b_9.wav',
+  }
 
 
-def test_concatenated_recordings_are_these_with_pauses():
+def words_of_two_speakers():
   words = [
     {'inputs': np.float32(tone(0.05 + 0.01 * i, 300 + 40 * i)), 'targets': f'w{i}', 'name': str(i)}
     for i in range(6)
   ]
   for i, word in enumerate(words):
     word['speaker'] = 'ab'[i % 2]
+  return words
+
+
+def test_concatenated_are_recordings_of_one_speaker_with_pauses():
+  words = words_of_two_speakers()
   source = Concatenated(words, words=(2, 4), pause=0.1, size=300, seed=5)
   counts = set()
   for example in source:
@@ -111,15 +128,23 @@ def test_concatenated_recordings_are_these_with_pauses():
     pauses = len(sound) - sum(len(word['inputs']) for word in said)
     assert 0 <= pauses <= 0.1 * RATE * (len(said) + 1)
   assert counts == {2, 3, 4}
-  # found again in order, each where it fits best, after the one before
-  said = [(e, e['name'].split('+')) for e in source]
-  example, order = next((e, order) for e, order in said if len({*order}) == len(order) == 3)
+
+
+def test_concatenated_recordings_stand_in_the_order_of_the_text():
+  words = words_of_two_speakers()
+  source = Concatenated(words, words=(2, 4), pause=0.1, size=300, seed=5)
+  orders = [(e, e['name'].split('+')) for e in source]
+  example, order = next((e, order) for e, order in orders if len({*order}) == len(order) == 3)
   sound, start = audio.read(example['inputs'], RATE), 0
-  for i in order:
+  for i in order:  # each is where it correlates best, after the end of the one before
     word = words[int(i)]['inputs']
     fit = np.correlate(sound[start:], word) / (word @ word)
-    assert fit.max() == pytest.approx(1, abs=0.05)
+    assert fit.max() == pytest.approx(1, abs=0.05)  # noise is added to the whole
     start += np.argmax(fit) + len(word)
+
+
+def test_concatenated_depend_on_the_seed_alone():
+  source = Concatenated(words_of_two_speakers(), words=(2, 4), pause=0.1, size=300, seed=5)
   assert pickle.loads(pickle.dumps(source))[np.int64(7)] == source[7]
   other = dataclasses.replace(source, seed=6)
   assert [e['targets'] for e in other] != [e['targets'] for e in source]
@@ -143,13 +168,13 @@ def test_yesno_and_new_strings_of_its_words(tmp_path, rng):
     words = split_words(example)
     assert ' '.join(word['targets'] for word in words) == example['targets']
     for word in words:
-      # 0.3 seconds, those around it, and what is no silence for windows of a quarter of a second
+      # a tone of 0.3 s, 0.1 s kept on each side, and what the window of loudness (0.26 s) blurs
       assert 0.45 * RATE < len(word['inputs']) < 0.85 * RATE
       peak = np.argmax(np.abs(np.fft.rfft(word['inputs']))) * RATE / len(word['inputs'])
       assert abs(peak - {'no': 300, 'yes': 900}[word['targets']]) < 20
   assert split_words(dict(source[0], targets='no no no no yes')) == []  # fewer pieces
   joined = corpora.load('yesno', 'joined[:1]', dir=tmp_path)
-  assert len(joined) == 8 * 4
+  assert len(joined) == 8 * 4  # eight strings for each word of the recording
   assert any(e['targets'].startswith('yes') for e in joined)
 
 
@@ -196,9 +221,11 @@ def test_recordings_of_the_data_sets(real_data):
     len(train) == 2700 and len(corpora.load('fsdd', 'test_visible', dir=real_data('fsdd'))) == 250
   )
   indices = [int(e['name'][:-4].split('_')[2]) for e in train]
-  assert indices == sorted(indices) and indices[2399] < 45 <= indices[2400]
+  assert indices == sorted(indices)
+  assert indices[2399] < 45 <= indices[2400]  # the slices of experiments/fsdd.py divide by index
   source = corpora.load('yesno', 'joined', dir=real_data('yesno'))
-  assert len(source.recordings) == 8 * 30  # of one recording the silences are as loud as words
+  # eight words of each recording but one, whose pauses are too loud to divide it
+  assert len(source.recordings) == 8 * 30
 
 
 def test_a_folder_of_sounds_and_one_table_is_divided_by_their_names(tmp_path):

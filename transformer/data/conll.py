@@ -1,5 +1,6 @@
-"""Words with labels, one a line, in the format of the CoNLL shared tasks; and synthetic ones."""
+"""Token classification data: files in CoNLL format, and synthetic sentences with named entities."""
 
+import itertools
 import pathlib
 from collections.abc import Iterator
 
@@ -16,16 +17,21 @@ SIZES = {'train': 1000, 'val': 50, 'test': 50}
 
 
 def conll(folder: pathlib.Path, split: str) -> list[dict[str, str]]:
-  """Return the sentences of `<split>.conll`, maybe .gz: lines of words and of their labels.
+  """Return the sentences of `<split>.conll` or `<split>.conll.gz`.
 
   Args:
-    folder: has the file: a word and its label on each line, the first and the last of the columns,
-      which tabs or spaces separate, and a blank line after each sentence.
-    split: its name, maybe with a slice, as in train[:90%].
+    folder: has the file. Each line is a token: columns separated by tabs or spaces, of which the
+      first is the word and the last its label. A blank line ends a sentence, and so does a
+      -DOCSTART- line. Comment lines are not supported.
+    split: name of the split, optionally with a slice, as in train[:90%].
+
+  Returns:
+    For each sentence {'inputs': words, 'targets': labels}, both joined by spaces.
 
   Raises:
     FileNotFoundError: the file does not exist.
-    ValueError: a line has one column only; names it.
+    ValueError: the file cannot be read, a line has one column only, or the slice is malformed or
+      empty; names the file and the line.
   """
   name, _ = parse_split(split)
   file = find_file(folder, [f'{name}.conll', f'{name}.conll.gz'])
@@ -35,12 +41,13 @@ def conll(folder: pathlib.Path, split: str) -> list[dict[str, str]]:
 def _sentences(file: pathlib.Path) -> Iterator[dict[str, str]]:
   words: list[str] = []
   labels: list[str] = []
-  for number, line in [*read_lines(file), (0, '')]:
+  end = (0, '')  # a blank line, for the last sentence
+  for number, line in itertools.chain(read_lines(file), [end]):
     columns = line.split()
-    if columns and columns[0] == '-DOCSTART-':  # CoNLL-2003 begins documents with it
-      continue
+    if columns[:1] == ['-DOCSTART-']:  # begins the documents of CoNLL-2003
+      columns = []
     if len(columns) == 1:
-      raise ValueError(f'{file}:{number}: {line!r} is a word without a label: add it after a tab')
+      raise ValueError(f'{file}:{number}: {line!r} has no label: write WORD<TAB>LABEL')
     if columns:
       words.append(columns[0])
       labels.append(columns[-1])
@@ -50,9 +57,13 @@ def _sentences(file: pathlib.Path) -> Iterator[dict[str, str]]:
 
 
 def entities(split: str) -> list[dict[str, str]]:
-  """Return synthetic sentences about persons and locations, always the same."""
+  """Return synthetic sentences about persons and locations, the same in every call.
+
+  Splits are drawn independently of each other: about a third of the sentences of test are in train,
+  too. There are no slices of splits.
+  """
   if split not in SIZES:
-    raise ValueError(f'unknown split {split!r} of entities: take {", ".join(SIZES)}')
+    raise ValueError(f'unknown split {split!r} of entities: choose one of {", ".join(SIZES)}')
   rng = np.random.default_rng([*SIZES].index(split))
   examples = []
   for _ in range(SIZES[split]):
