@@ -105,6 +105,29 @@ def test_loss_is_the_sum_over_single_sounds(task, model, examples):
   np.testing.assert_allclose(mean.sum, expected.sum, rtol=1e-5)
 
 
+@pytest.mark.parametrize('kind', [CTC, JointCTC])
+def test_inputs_without_an_alignment_are_counted(task, model, examples, kind):
+  """Before the training by their lengths, and in the loss itself: both agree."""
+  short = [
+    {'inputs': np.zeros((n, 5)), 'targets': t} for n, t in ((4, 'ab'), (3, 'abc'), (5, 'aab'))
+  ]
+  short += [
+    {'inputs': np.zeros((5, 5)), 'targets': 'aba'},
+    {'inputs': np.zeros((9, 5)), 'targets': 'a'},
+  ]
+  given = dict(tokenizer=task.tokenizer, input_processor=task.input_processor, max_length=64)
+  decoding = Batching(batch_size=4) if kind is CTC else Decoding(batch_size=4, max_new_tokens=8)
+  lost, share = kind(**given, decoding=decoding).without_alignment(
+    kind(**given, decoding=decoding).columns(short), halved=True
+  )
+  assert (lost, share) == (2, 6 / 12)  # 'abc' of 2 positions, 'aab' of 3, for it needs 4
+  if kind is CTC:
+    batch = jax.tree.map(jnp.asarray, batches(task, short, tokens=1024)[0])
+    metrics = jax.jit(lambda batch: task.batch_metrics(model, batch))(batch)
+    assert metrics['tokens_without_alignment'].value == share
+    assert metrics['nll_per_token'].weight == 6
+
+
 def test_augmentation_is_off_in_evaluation(task, model, examples):
   varied = dataclasses.replace(
     task,

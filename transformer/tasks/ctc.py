@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Key, Shaped
 
@@ -42,7 +43,7 @@ class CTC:
   input_processor: Processor | None = None
 
   text_fields = ('inputs', 'targets')
-  metrics = {'nll_per_token': False}
+  metrics = {'nll_per_token': False, 'tokens_without_alignment': False}
   supports_packing = False
 
   def __post_init__(self):
@@ -68,17 +69,26 @@ class CTC:
     return encode_columns(source, inputs=('inputs', inputs), targets=('targets', tokens))
 
   def loss(self, model: Transcriber, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
-    """Return -log P of the targets, in nats per token; inputs too short for theirs count 0."""
+    """Return -log P of the targets, in nats per token, and the share of tokens left out of it.
+
+    Those are of inputs that have fewer positions than their targets need, which have no alignment.
+    """
     input_key, model_key = split_key(key, 2)
     encoded = self.processor.prepare_batch(batch['inputs'], batch['inputs_segments'], input_key)
     logits, segments = model(encoded[0], segments=encoded[1], key=model_key)
     targets, weights = batch['targets'], (batch['targets_segments'] != 0).astype(jnp.float32)
     mean = ctc(logits, segments != 0, targets, weights, blank=self.tokenizer.pad)
-    return mean, {'nll_per_token': mean}
+    tokens = jnp.sum(weights)
+    lost = Mean(tokens - mean.weight, tokens)
+    return mean, {'nll_per_token': mean, 'tokens_without_alignment': lost}
 
   def batch_metrics(self, model: Transcriber, batch: Batch) -> Metrics:
-    """Return -log P of the targets, in nats per token."""
+    """Return the metrics of `loss`, without augmentation and dropout."""
     return self.loss(model, batch, None)[1]
+
+  def without_alignment(self, columns: Columns, *, halved: bool) -> tuple[int, float]:
+    """Return how many examples have no alignment, and their share of the tokens."""
+    return _without_alignment(columns, halved=halved, end=0)
 
   def example(self, example: dict[str, Any]) -> tuple[Line, str]:
     """Return the input, and its transcript."""
@@ -162,3 +172,26 @@ class JointCTC(Seq2Seq):
     )
     loss = Mean((1 - self.ctc) * attended.sum + self.ctc * aligned.sum, attended.weight)
     return loss, {'nll_per_token': nll, 'ctc_per_token': aligned}
+
+  def without_alignment(self, columns: Columns, *, halved: bool) -> tuple[int, float]:
+    """Return how many examples have no alignment, and their share of the tokens."""
+    return _without_alignment(columns, halved=halved, end=1)
+
+
+def _without_alignment(columns: Columns, *, halved: bool, end: int) -> tuple[int, float]:
+  """Return how many examples have no alignment, and their share of the tokens.
+
+  Args:
+    columns: inputs, frames or tokens, and targets.
+    halved: whether the model has one position for every two of the inputs.
+    end: how many end tokens the targets have, which are not aligned.
+  """
+  inputs: Any = columns['inputs']
+  targets: Any = columns['targets']
+  positions = -(-inputs.lengths // 2) if halved else inputs.lengths
+  tokens = targets.lengths - end
+  same = np.append(targets.tokens[1:] == targets.tokens[:-1], False)
+  same[targets.offsets[1:][targets.lengths > 0] - 1] = False  # of another example
+  repeats = np.diff(np.append(0, np.cumsum(same))[targets.offsets])
+  lost = tokens + repeats > positions  # equal ones need a blank between them
+  return int(lost.sum()), float(tokens[lost].sum() / max(tokens.sum(), 1))

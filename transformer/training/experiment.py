@@ -15,6 +15,7 @@ from transformer.data.lookup import is_reference, lookup
 from transformer.functional import platforms
 from transformer.modules.adapters import adapt
 from transformer.modules.config import ModelConfig
+from transformer.tasks.ctc import CTC, JointCTC
 from transformer.tasks.seq2seq import Seq2Seq
 from transformer.tasks.task import Task
 from transformer.training import optimizers, sharding
@@ -47,16 +48,7 @@ class Experiment(NamedTuple):
     count = len(next(iter(columns.values())))
     lengths = np.stack(ragged or [np.ones(count, np.int64)], axis=1)
     short = np.flatnonzero(lengths.max(axis=1) <= data.max_length)
-    if len(short) < len(lengths):
-      log = logging.info if train else logging.warning  # metrics of teacher forcing leave them out
-      log(
-        '%d of %d examples of %s are longer than data.max_length=%d tokens and left out',
-        len(lengths) - len(short),
-        len(lengths),
-        split,
-        data.max_length,
-      )
-    _warn_of_targets(self.task, columns, split, evaluated=not train)
+    self._say_what_does_not_count(split, columns, count, count - len(short))
     if not len(short):
       raise ValueError(
         f'every example of {split} is longer than data.max_length={data.max_length} tokens'
@@ -79,16 +71,39 @@ class Experiment(NamedTuple):
         f'mesh.sequence={self.mesh.shape["sequence"]} does not divide the lengths of the batches, '
         f'{sizes}: choose a divisor, or another data.max_length'
       )
-    rows = rows._replace(members=[short[m] for m in rows.members])
     microbatches = self.settings.train.microbatches if train else 1
     return pipeline.Batches(
       columns,
-      rows,
+      rows._replace(members=[short[m] for m in rows.members]),
       tokens=data.batch_tokens,
       multiple=sharding.batch_parts(self.mesh) * microbatches,
       seed=self.settings.seed if train else None,
       process=(jax.process_index(), jax.process_count()),
     )
+
+  def _say_what_does_not_count(self, split: str, columns: pipeline.Columns, count: int, long: int):
+    """Log how many of the `count` examples of a split are left out, cut or without effect."""
+    train, decoding = split == self.settings.data.train, self.task.decoding
+    if long:
+      log = logging.info if train else logging.warning  # metrics of teacher forcing leave them out
+      text = '%d of %d examples of %s are longer than data.max_length=%d tokens and left out'
+      log(text, long, count, split, self.settings.data.max_length)
+    if isinstance(self.task, Seq2Seq) and not train:
+      targets = columns['targets'].lengths  # type: ignore[union-attr]  # Ragged
+      if longer := int(np.sum(targets > decoding.max_new_tokens)):
+        logging.warning(
+          '%d of %d targets of %s are longer than decode.max_new_tokens=%d: answers of that length '
+          'will be cut, and scored so',
+          *(longer, count, split, decoding.max_new_tokens),
+        )
+    if isinstance(self.task, CTC | JointCTC) and isinstance(columns['inputs'], pipeline.Ragged):
+      lost, share = self.task.without_alignment(columns, halved=self.model.modality == 'frames')
+      if lost:
+        logging.warning(
+          '%d of %d inputs of %s have fewer positions than their transcript needs, no alignment: '
+          'CTC learns nothing from them, and its loss leaves out %.3g %% of the tokens',
+          *(lost, count, split, 100 * share),
+        )
 
   def try_evaluation(self):
     """Do on one example of each split what evaluation would first do after hours of training.
