@@ -38,7 +38,7 @@ def read(sound: Sound, rate: int) -> Float[np.ndarray, ' n']:
     name, own_rate = f'the array {sound.dtype}{list(sound.shape)}', rate
     samples = _scaled(sound)
   else:
-    name = 'the sound' if isinstance(sound, bytes) else str(sound)
+    name = _name_of(sound)
     with _opened(sound, f'{name} is no sound that can be read') as file:
       own_rate, size = file.samplerate, file.frames * file.channels
       if max(size, size * rate / own_rate) > MAX_SAMPLES:
@@ -81,9 +81,14 @@ def _opened(sound: str | os.PathLike | bytes, name: str) -> Iterator[Any]:
         yield opened
 
 
+def _name_of(sound: str | os.PathLike | bytes) -> str:
+  """Return the path, or the name of a files.Content."""
+  return str(getattr(sound, 'name', 'the sound') if isinstance(sound, bytes) else sound)
+
+
 def rate_of(sound: str | os.PathLike | bytes) -> int:
   """Return the sample rate of a file, in Hz."""
-  with _opened(sound, 'the sound' if isinstance(sound, bytes) else str(sound)) as file:
+  with _opened(sound, _name_of(sound)) as file:
     return file.samplerate
 
 

@@ -31,6 +31,16 @@ NOTES = (
 log = logging.getLogger(__name__)
 
 
+class Content(bytes):
+  """The content of a member of an archive.
+
+  Attributes:
+    name: of the archive and the member, for errors.
+  """
+
+  name: str
+
+
 def find_file(folder: pathlib.Path, names: Sequence[str]) -> pathlib.Path:
   """Return the first of the named files that exists in the folder.
 
@@ -171,7 +181,9 @@ def _unpack(
         if _ends(name, endings):
           size += member.size  # of a sparse file more than the archive has
           check_unpacked(size, limit)
-          found[_readable(name)] = opened.extractfile(member).read()  # type: ignore[union-attr]
+          content = Content(opened.extractfile(member).read())  # type: ignore[union-attr]
+          content.name = f'{archive}, {_readable(name)}'
+          found[_readable(name)] = content
     # tarfile takes a damaged header for the end
     if stream.tell() % 512 or any(r.strip(b'\0') for r in iter(lambda: stream.read(1 << 20), b'')):
       raise FileError(

@@ -1,0 +1,234 @@
+"""Damaged files of every kind: whatever is wrong, the error names the file."""
+
+import gzip
+import io
+import json
+import lzma
+import tarfile
+import zlib
+
+import numpy as np
+import PIL.Image
+import pytest
+from fuzzing import check_refusals, mutate
+
+from transformer.data import audio, corpora, images
+from transformer.data.documents import collection
+from transformer.data.processors import SoundProcessor
+from transformer.data.tokenizers import Tokenizer, train
+
+PARAGRAPH = 'In 1840 the Tower was built in Rome by Anna, who had three goats and 20 clocks. ' * 3
+ASKED = {'question': 'When?', 'answers': [{'text': '1840', 'answer_start': 3}], 'id': '0'}
+SQUAD = {'data': [{'title': 'A', 'paragraphs': [{'context': PARAGRAPH, 'qas': [ASKED]}]}]}
+WORDS = 'one two\tthree\nfour\tfive six\nÖl\téte\n'
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (9, 11, 3), dtype=np.uint8)
+SAMPLES = 0.1 * RNG.normal(size=900)
+
+
+def picture(kind, mode='RGB', **options):
+  file = io.BytesIO()
+  PIL.Image.fromarray(PIXELS).convert(mode).save(file, kind, **options)
+  return file.getvalue()
+
+
+def sound(kind, subtype):
+  soundfile = pytest.importorskip('soundfile')
+  file = io.BytesIO()
+  soundfile.write(file, SAMPLES, 16_000, format=kind, subtype=subtype)
+  return file.getvalue()
+
+
+def packed(*members):
+  file = io.BytesIO()
+  with tarfile.open(fileobj=file, mode='w') as opened:
+    for name, content in members:
+      info = tarfile.TarInfo(name)
+      info.size = len(content)
+      opened.addfile(info, io.BytesIO(content))
+    link = tarfile.TarInfo('b/link.png')
+    link.type, link.linkname = tarfile.SYMTYPE, '../a/1.png'
+    opened.addfile(link)
+  return file.getvalue()
+
+
+def arrays(save, **named):
+  file = io.BytesIO()
+  save(file, **named)
+  return file.getvalue()
+
+
+def idx(array):
+  header = b'\0\0\x08' + bytes([array.ndim]) + np.array(array.shape, '>i4').tobytes()
+  return header + array.astype(np.uint8).tobytes()
+
+
+def examples(name, split='train', **options):
+  """Return a reader of all examples of a corpus, images decoded."""
+
+  def read(path):
+    source = corpora.load(name, split, dir=path.parent, **options)
+    for example in (source[i] for i in range(len(source))):
+      if name in ('images', 'captions', 'idx'):
+        images.read(example['inputs'], 8, 8, 3)
+
+  return read
+
+
+def collected(path):
+  collection.cache_clear()
+  return collection(str(path))
+
+
+FRAMES = dict(feats=np.ones((6, 3), np.float32), lengths=np.array([2, 3, 1]))
+FEATS = lambda file, **_: np.save(file, FRAMES['feats'])
+TABLE = {'train.tsv': b'a\tone\nb\ttwo\nc\tthree\n'}
+CRANFIELD = {
+  'docs.jsonl.gz': gzip.compress(b'{"id": 1, "title": "a", "text": "a b"}\n'),
+  'queries.tsv': b'qid\ttext\n7\twho?\n',
+  'qrels.tsv': b'qid\tdocid\tgrade\n7\t1\t2\n',
+}
+FOLDERS = packed(('a/1.png', picture('png')), ('b/2.gif', picture('gif')))
+PICTURE = lambda path: images.read(str(path), 8, 8, 3)
+SOUND = lambda path: audio.read(path, audio.rate_of(path))
+
+# The file, its content, how it is read, and other files that belong to it.
+READERS = {
+  'pairs.tsv': ('train.tsv', WORDS.encode(), examples('pairs'), {}),
+  'pairs.jsonl': ('train.jsonl', b'{"inputs": "a", "targets": "b"}\n' * 3, examples('pairs'), {}),
+  'pairs.tsv.gz': ('train.tsv.gz', gzip.compress(WORDS.encode()), examples('pairs'), {}),
+  'utf-16': ('train.tsv', WORDS.encode('utf-16'), examples('pairs'), {}),
+  'labelled': (
+    'train.txt',
+    b'GOOD fine words\nBAD others\n',
+    examples('labelled', targets='label'),
+    {},
+  ),
+  'text.gz': ('train.txt.gz', gzip.compress(b'some text\n' * 9), examples('text'), {}),
+  'conll': ('train.conll', b'a\tO\nRome\tB-city\n\nb\tO\n', examples('conll'), {}),
+  'squad': ('train.json', json.dumps(SQUAD).encode(), examples('squad'), {}),
+  'squad.gz': ('train.json.gz', gzip.compress(json.dumps(SQUAD).encode()), examples('squad'), {}),
+  'cloze': ('train.json', json.dumps(SQUAD).encode(), examples('squad', 'cloze:train'), {}),
+  'collection.jsonl': (
+    'docs.jsonl',
+    b'{"id": 1, "text": "a"}\n{"id": "b", "text": "c"}\n',
+    collected,
+    {},
+  ),
+  'collection.json': ('docs.json', json.dumps(SQUAD).encode(), collected, {}),
+  'collection.tsv': ('docs.tsv', b'a\tfirst\nb\tsecond\n', collected, {}),
+  **{
+    f'cranfield, {name}': (name, content, examples('cranfield', 'queries'), CRANFIELD)
+    for name, content in CRANFIELD.items()
+  },
+  'titles': (
+    'docs.jsonl.gz',
+    CRANFIELD['docs.jsonl.gz'],
+    examples('cranfield', 'documents'),
+    CRANFIELD,
+  ),
+  **{
+    f'{kind}, {mode}': ('picture', picture(kind, mode), PICTURE, {})
+    for kind, mode in [
+      *(
+        ('png', 'RGBA'),
+        ('png', 'P'),
+        ('png', 'I;16'),
+        ('png', '1'),
+        ('jpeg', 'CMYK'),
+        ('jpeg', 'L'),
+      ),
+      *(('gif', 'P'), ('bmp', 'RGB'), ('webp', 'RGB'), ('tiff', 'L'), ('tiff', 'LAB')),
+      *(('ppm', 'RGB'), ('tga', 'RGB')),
+    ]
+  },
+  'animation': (
+    'picture',
+    picture('gif', save_all=True, append_images=[PIL.Image.new('RGB', (9, 9))]),
+    PICTURE,
+    {},
+  ),
+  'exif': (
+    'picture',
+    picture(
+      'jpeg', exif=b'Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0'
+    ),
+    PICTURE,
+    {},
+  ),
+  'tar': ('train.tar', FOLDERS, examples('images'), {}),
+  'tar.gz': ('train.tar.gz', gzip.compress(FOLDERS), examples('images'), {}),
+  'tar.xz': ('train.tar.xz', lzma.compress(FOLDERS), examples('images'), {}),
+  'captions': (
+    'train_captions.tsv',
+    b'image\tcaption\na/1.png\tone\nb/2.gif\ttwo\nb/link.png\tthree\n',
+    examples('captions'),
+    {'train.tar': FOLDERS},
+  ),
+  'idx': (
+    'train-images-idx3-ubyte',
+    idx(PIXELS),
+    examples('idx'),
+    {'train-labels-idx1-ubyte': idx(np.arange(9))},
+  ),
+  'labels': (
+    'train-labels-idx1-ubyte.gz',
+    gzip.compress(idx(np.arange(9))),
+    examples('idx'),
+    {'train-images-idx3-ubyte': idx(PIXELS)},
+  ),
+  **{
+    f'{kind}, {subtype}': ('sound', sound(kind, subtype), SOUND, {})
+    for kind, subtype in [
+      *(('WAV', 'PCM_16'), ('WAV', 'FLOAT'), ('WAV', 'MS_ADPCM'), ('FLAC', 'PCM_24')),
+      *(('OGG', 'VORBIS'), ('MP3', 'MPEG_LAYER_III'), ('AIFF', 'PCM_16'), ('AU', 'PCM_16')),
+    ]
+  },
+  'recordings': (
+    'train.tsv',
+    b'a\tone\nb\ttwo\n',
+    examples('recordings'),
+    {'train/a.wav': b'', 'train/b.wav': b''},
+  ),
+  'npz': ('train.npz', arrays(np.savez, **FRAMES), examples('frames'), TABLE),
+  'npz, packed': ('train.npz', arrays(np.savez_compressed, **FRAMES), examples('frames'), TABLE),
+  'npy': (
+    'frames.npy',
+    arrays(FEATS),
+    lambda path: SoundProcessor(max_length=9, bands=3, window=0.0).encode_example(str(path)),
+    {},
+  ),
+  'tokenizer': (
+    'tokenizer.json',
+    train(['a few words'], vocab=300)._tokenizer.to_str().encode(),
+    Tokenizer.load,
+    {},
+  ),
+}
+
+
+def damage(name, folder, count):
+  """Give the reader of a kind so many damaged files."""
+  file, content, read, others = READERS[name]
+  for other, its_content in others.items():
+    (folder / other).parent.mkdir(exist_ok=True)
+    (folder / other).write_bytes(its_content)
+  path = folder / file
+  path.write_bytes(content)
+  read(path)  # whole, it is read
+  rng = np.random.default_rng([count, zlib.crc32(name.encode())])
+  names = [str(folder)] if others else ()  # of files that belong together
+  check_refusals(
+    lambda: read(path), path, (mutate(content, rng) for _ in range(count)), names=names
+  )
+
+
+@pytest.mark.parametrize('name', READERS)
+def test_a_damaged_file_is_read_or_named(name, tmp_path):
+  damage(name, tmp_path, 6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', READERS)
+def test_many_damaged_files_are_read_or_named(name, tmp_path):
+  damage(name, tmp_path, 120)
