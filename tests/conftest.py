@@ -3,10 +3,12 @@
 import collections
 import functools
 import gc
+import math
 import os
 import pathlib
 import platform
 import re
+import resource
 
 import processes
 
@@ -119,9 +121,12 @@ def processor() -> str:
 
 @pytest.fixture(scope='module', autouse=True)
 def forget():
-  """What a file has compiled is of no use to the next, and takes gigabytes in the end."""
+  """Drop compiled programs once they take gigabytes; until then the next file may use them."""
   yield
-  jax.clear_caches()
+  statm = pathlib.Path('/proc/self/statm')
+  pages = int(statm.read_text().split()[1]) if statm.exists() else math.inf
+  if pages * resource.getpagesize() > 2 * 1024**3:
+    jax.clear_caches()
 
 
 @pytest.fixture(scope='session')

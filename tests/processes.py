@@ -9,6 +9,7 @@ Programs compiled by one command are found by the next, in a cache that lives as
 """
 
 import contextlib
+import gc
 import json
 import os
 import pathlib
@@ -27,10 +28,10 @@ RUN = str(ROOT / 'run.py')
 QUICK_COMPILATION = '--xla_backend_optimization_level=0', '--xla_cpu_use_fusion_emitters=false'
 
 
-def _understood(flag: str) -> bool:
-  """Return whether XLA knows a flag; an unknown flag ends the process that sets it."""
+def _understood(*flags: str) -> bool:
+  """Return whether XLA knows all flags; an unknown flag ends the process that sets it."""
   command = [sys.executable, '-c', 'import jax; jax.devices()']
-  known = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flag}
+  known = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ' '.join(flags)}
   return not subprocess.run(command, env=known, capture_output=True).returncode
 
 
@@ -42,7 +43,10 @@ def xla_flags(*flags: str) -> str:
 # once: the processes that run the tests find it in their environment
 if 'TESTS_XLA_FLAGS' not in os.environ:
   os.environ['USER_XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '')
-  os.environ['TESTS_XLA_FLAGS'] = ' '.join(filter(_understood, QUICK_COMPILATION))
+  known = QUICK_COMPILATION
+  if not _understood(*known):
+    known = filter(_understood, known)
+  os.environ['TESTS_XLA_FLAGS'] = ' '.join(known)
 
 
 def environment(cache: pathlib.Path) -> dict[str, str]:
@@ -190,6 +194,8 @@ def serve(control: socket.socket):
 
   import transformer.training.commands  # noqa: F401, what takes the time
 
+  gc.freeze()  # what is imported is not searched for garbage, nor copied for that, in each fork
+  gc.set_threshold(100_000, 50, 100)
   signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the monitors below are waited for by nobody
   while True:
     message, descriptors, *_ = socket.recv_fds(control, 1 << 20, 4)

@@ -18,6 +18,7 @@ SMALL = [
   '--config.model.width=16',
   '--config.model.feedforward=16',
   '--config.model.depth=1',
+  '--config.model.dropout=0.0',
   '--config.train.steps=4',
   '--config.train.save_every_steps=2',
   '--config.train.log_every_steps=1',
@@ -25,6 +26,7 @@ SMALL = [
   '--config.eval.limit=8',
   '--config.decode.max_new_tokens=8',
   '--config.decode.batch_size=8',
+  '--config.decode.beams=1',
 ]
 
 
@@ -44,8 +46,8 @@ def tiny(tmp_path_factory):
 def run(commands, tmp_path_factory):
   """run(*flags, input=bytes): the finished process, in an empty folder."""
 
-  def command(*flags, input=b'', fresh=False):
-    return commands.run(*flags, input=input, cwd=tmp_path_factory.mktemp('cwd'), fresh=fresh)
+  def command(*flags, input=b''):
+    return commands.run(*flags, input=input, cwd=tmp_path_factory.mktemp('cwd'))
 
   return command
 
@@ -54,7 +56,7 @@ def run(commands, tmp_path_factory):
 def trained(run, tiny, tmp_path_factory):
   """(workdir, result) of a tiny run."""
   workdir = tmp_path_factory.mktemp('run') / 'capitals'
-  done = run(*tiny, f'--workdir={workdir}', fresh=True)
+  done = run(*tiny, f'--workdir={workdir}')
   assert done.returncode == 0, done.stderr.decode()
   return workdir, json.loads(done.stdout.splitlines()[-1])
 
@@ -131,14 +133,24 @@ def test_attend_draws_a_page_and_a_picture(run, trained):
   assert pathlib.Path(picture['png']).read_bytes().startswith(b'\x89PNG')
 
 
-def test_runs_are_compared(run, tiny, trained, tmp_path):
+def changed_copy(workdir, folder, **changed):
+  """Copy a run, as if its config had these values: {'train': {'steps': 2}}."""
+  shutil.copytree(workdir, folder)
+  config = json.loads((folder / 'config.json').read_text())
+  for section, values in changed.items():
+    config[section] |= values
+  (folder / 'config.json').write_text(json.dumps(config))
+  return folder
+
+
+def test_runs_are_compared(run, trained, tmp_path):
   workdir, result = trained
-  other = tmp_path / 'other'
-  changed = ('--config.train.steps=2', '--config.optimizer.learning_rate=0.5')
-  assert run(*tiny, *changed, f'--workdir={other}').returncode == 0
-  shutil.copytree(workdir, tmp_path / 'unfinished')
-  (tmp_path / 'unfinished' / 'train.json').unlink()
-  folders = [str(workdir), str(other), str(tmp_path / 'unfinished')]
+  other = changed_copy(
+    workdir, tmp_path / 'other', train={'steps': 2}, optimizer={'learning_rate': 0.5}
+  )
+  unfinished = changed_copy(workdir, tmp_path / 'unfinished')
+  (unfinished / 'train.json').unlink()
+  folders = [str(folder) for folder in (workdir, other, unfinished)]
   done = run('--mode=runs', f'--workdir={tmp_path}/all', *folders)
   assert done.returncode == 0, done.stderr.decode()
   *table, last = done.stdout.decode().splitlines()
@@ -223,10 +235,7 @@ def test_a_workdir_of_another_experiment_is_not_changed(run, tiny, trained):
 
 
 def test_a_checkpoint_of_another_model_is_named(run, trained, tmp_path):
-  workdir = shutil.copytree(trained[0], tmp_path / 'foreign')
-  config = json.loads((workdir / 'config.json').read_text())
-  config['model']['feedforward'] = 32
-  (workdir / 'config.json').write_text(json.dumps(config))
+  workdir = changed_copy(trained[0], tmp_path / 'foreign', model={'feedforward': 32})
   done = run('--mode=predict', f'--workdir={workdir}', input=b'1 2\n')
   fails(done, 'checkpoints', 'hidden.kernel', '(1, 16, 16)')
 
