@@ -19,6 +19,7 @@ SMALL = [
   '--config.model.feedforward=16',
   '--config.model.depth=1',
   '--config.model.dropout=0.0',
+  '--config.model.bias=false',
   '--config.train.steps=4',
   '--config.train.save_every_steps=2',
   '--config.train.log_every_steps=1',

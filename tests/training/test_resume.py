@@ -24,13 +24,13 @@ def get_config():
   c.data.update(name='pairs', dir={data!r}, test=('test',), max_length=16, batch_tokens=256)
   c.data.buckets = 1
   c.tokenizer.update(kind='characters', vocab=40, split_digits=False)
-  c.model.update(width=16, heads=2, depth=1, feedforward=32, dropout=0.1, max_length=16)
+  c.model.update(width=16, heads=2, depth=1, feedforward=32, dropout=0.1, max_length=16, bias=False)
   # checkpoints are averaged: those of a stopped run must not be among them
   c.train.update(steps={steps}, save_every_steps=2, log_every_steps=1, keep_checkpoints=3)
   c.train.average_checkpoints = 3
   c.train.steps_per_call = 2
   c.eval.update(every_steps=6, limit=4, by='', best='nll_per_token')
-  c.decode.update(max_new_tokens=12, batch_size=8)
+  c.decode.update(max_new_tokens=12, batch_size=8, beams=1)
   return c
 """
 
