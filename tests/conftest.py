@@ -34,6 +34,7 @@ DATA = pathlib.Path(
 # worker is left alone with them at the end.
 LONGEST = (
   'test_model.py',
+  'test_audio.py',  # first of those for which Numba compiles, once for all, in a new environment
   'test_run.py',
   'test_resume.py',
   'test_meshes.py',

@@ -41,23 +41,26 @@ def draw(rng, shape=(3, 4), N=7, dtype='float32'):
 def test_cross_entropy_and_its_gradient_are_the_formula(label_smoothing, z_loss, dtype, rng, close):
   logits, targets, weights = draw(rng, dtype=dtype)
   settings = dict(label_smoothing=label_smoothing, z_loss=z_loss)
-  mean = cross_entropy(logits, targets, weights, **settings)
-  loss = jax.jit(jax.grad(lambda x: cross_entropy(x, targets, weights, **settings).sum))
-  gradient = loss(logits)
+
+  @jax.jit
+  def run(x):
+    mean, pullback = jax.vjp(lambda x: cross_entropy(x, targets, weights, **settings), x)
+    return mean, mean.value, pullback(Mean(jnp.ones(()), jnp.zeros(())))[0]
+
+  mean, value, gradient = run(logits)
   want_sum, want_weight, want_gradient = oracle(logits, targets, weights, *settings.values())
   assert mean.sum.dtype == mean.weight.dtype == jnp.float32
   close(mean.sum, want_sum)
   close(mean.weight, want_weight)
-  close(mean.value, want_sum / want_weight)
+  close(value, want_sum / want_weight)
   close(gradient, want_gradient)
 
 
 @pytest.mark.parametrize('label_smoothing, z_loss', SETTINGS)
-@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
-def test_positions_of_weight_0_may_hold_anything(bad, label_smoothing, z_loss, rng):
-  logits, targets, weights = draw(rng)
-  weights = weights.at[1, 2].set(0)
-  spoilt = logits.at[1, 2, 1:4].set(bad)
+def test_positions_of_weight_0_may_hold_anything(label_smoothing, z_loss, rng):
+  logits, targets, weights = map(np.array, draw(rng))
+  weights[1, 2] = 0
+  targets, weights = jnp.asarray(targets), jnp.asarray(weights)
 
   @jax.jit
   @jax.value_and_grad
@@ -66,10 +69,12 @@ def test_positions_of_weight_0_may_hold_anything(bad, label_smoothing, z_loss, r
     return mean.value
 
   want, gradient = loss(logits)
-  found, spoilt_gradient = loss(spoilt)
-  assert found == want
-  np.testing.assert_array_equal(spoilt_gradient, gradient)
   np.testing.assert_array_equal(gradient[1, 2], 0)
+  for bad in (np.nan, np.inf, -np.inf):
+    logits[1, 2, 1:4] = bad
+    found, spoilt_gradient = loss(logits)
+    assert found == want
+    np.testing.assert_array_equal(spoilt_gradient, gradient)
 
 
 @pytest.mark.parametrize('label_smoothing, z_loss', SETTINGS[::3])
@@ -123,10 +128,12 @@ def test_accuracy_counts_the_weight_of_right_answers(rng, close):
   close(mean.weight, np.asarray(weights, np.float64).sum())
 
 
-@pytest.mark.parametrize('rows', [5, 12, 1000])
-@pytest.mark.parametrize('label_smoothing, z_loss', SETTINGS)
+@pytest.mark.parametrize(
+  'rows, label_smoothing, z_loss',
+  [*((5, *settings) for settings in SETTINGS), (12, *SETTINGS[-1]), (1000, *SETTINGS[-1])],
+)
 def test_linear_cross_entropy_is_that_of_the_logits(
-  label_smoothing, z_loss, rows, rng, close, monkeypatch
+  rows, label_smoothing, z_loss, rng, close, monkeypatch
 ):
   """Loss, plain likelihood and gradients, in one chunk, in equal ones, and with rows left over."""
   monkeypatch.setattr(losses, 'CHUNK', rows)
@@ -168,8 +175,7 @@ def test_linear_cross_entropy_in_16_bits_is_near_that_in_32(rng):
     assert np.linalg.norm(narrow - exact) < 0.01 * np.linalg.norm(exact)
 
 
-@pytest.mark.parametrize('bad', [np.nan, np.inf])
-def test_linear_cross_entropy_ignores_what_has_no_weight(bad, rng):
+def test_linear_cross_entropy_ignores_what_has_no_weight(rng):
   x, table = (jnp.asarray(rng.normal(size=s), 'float32') for s in [(4, 3), (5, 3)])
   targets, weights = jnp.array([0, 4, 2, 1]), jnp.array([1.0, 0.0, 2.0, 1.0])
 
@@ -179,10 +185,13 @@ def test_linear_cross_entropy_ignores_what_has_no_weight(bad, rng):
     return linear_cross_entropy(x, table, targets, weights)[0].value
 
   want, gradient = loss(x)
-  found, spoilt_gradient = loss(x.at[1].set(bad))
-  assert found == want
-  np.testing.assert_array_equal(spoilt_gradient, gradient)
   np.testing.assert_array_equal(gradient[1], 0)
+  for bad in (np.nan, np.inf):
+    spoilt = np.array(x)
+    spoilt[1] = bad
+    found, spoilt_gradient = loss(spoilt)
+    assert found == want
+    np.testing.assert_array_equal(spoilt_gradient, gradient)
 
 
 def brute_ctc(logits, targets, blank):

@@ -1,5 +1,7 @@
 """Tests of inference/generate.py."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,10 @@ from transformer.tasks.seq2seq import Seq2Seq
 
 SIZES = dict(width=16, depth=2, heads=2, feedforward=24, max_length=24, prenorm=True, unroll=1)
 PROMPTS = [[5, 6, 7, 8, 9], [10], [11, 5, 12]]
+PADDED = np.array([[*prompt, *[0] * (5 - len(prompt))] for prompt in PROMPTS])
+SAMPLED = dict(temperature=1.0, top_k=5, pad=0)
+LINES = ['abc', 'd', 'ponm']
+SIX = Decoding(max_new_tokens=6, batch_size=2)
 
 
 @pytest.fixture(scope='module')
@@ -43,16 +49,18 @@ def translator(tokenizer):
   return model_of(EncoderDecoder, tokenizer)
 
 
+forward = jax.jit(lambda model, row, segments: model(row, segments=segments))
+
+
 def longhand(model, prompt, steps, eos=None):
   """Greedy search by a full pass for every token."""
   tokens = list(prompt)
-  forward = jax.jit(lambda model, row, segments: model(row, segments=segments))
   for _ in range(steps):
     row = np.zeros((1, 24), np.int32)
     row[0, : len(tokens)] = tokens
     segments = (np.arange(24) < len(tokens)).astype(np.int32)[None]
-    logits = forward(model, jnp.asarray(row), jnp.asarray(segments))
-    tokens.append(int(jnp.argmax(logits[0, len(tokens) - 1])))
+    logits = np.asarray(forward(model, row, segments))
+    tokens.append(int(np.argmax(logits[0, len(tokens) - 1])))
     if tokens[-1] == eos:
       break
   return tokens[len(prompt) :]
@@ -85,45 +93,42 @@ def test_output_has_pad_after_eos(decoder):
 
 @pytest.mark.parametrize('settings', [dict(), dict(beams=3, alpha=0.6)], ids=['greedy', 'beams'])
 def test_generate_equals_predict_of_the_tasks(decoder, translator, tokenizer, settings):
-  decoding = Decoding(max_new_tokens=6, batch_size=2, **settings)
+  decoding = dataclasses.replace(SIX, **settings)
   task = LanguageModel(tokenizer=tokenizer, decoding=decoding, max_length=16, documents=True)
-  lines = ['abc', 'd', 'ponm']
-  prompts = [task.processor.encode_example(line) for line in lines]
+  prompts = [task.processor.encode_example(line) for line in LINES]
   eos = tokenizer.eos
   found = generate(decoder, prompts, max_new_tokens=6, eos=eos, pad=0, **settings)
-  assert [tokenizer.decode(row) for row in found.tolist()] == predict(task, decoder, lines)
+  assert [tokenizer.decode(row) for row in found.tolist()] == predict(task, decoder, LINES)
 
   task = Seq2Seq(tokenizer=tokenizer, decoding=decoding, max_length=16)
-  inputs = [task.processor.encode_example(line) for line in lines]
+  inputs = [task.processor.encode_example(line) for line in LINES]
   found = generate(
     translator, inputs, max_new_tokens=6, start=tokenizer.bos, eos=eos, pad=0, **settings
   )
-  assert [tokenizer.decode(row) for row in found.tolist()] == predict(task, translator, lines)
+  assert [tokenizer.decode(row) for row in found.tolist()] == predict(task, translator, LINES)
 
 
 def test_samples_are_a_function_of_the_key_and_the_row(decoder):
   def sample(prompts, seed):
     key = jax.random.key(seed)
-    return generate(decoder, prompts, max_new_tokens=8, temperature=1.0, top_k=5, key=key).tolist()
+    return generate(decoder, prompts, max_new_tokens=8, key=key, **SAMPLED).tolist()
 
-  found = sample(PROMPTS, 0)
-  assert [sample([prompt], 0)[0] for prompt in PROMPTS] == found
-  assert sample(PROMPTS, 1) != found
+  found = sample(PADDED, 0)
+  assert [sample(row[None], 0)[0] for row in PADDED] == found
+  assert sample(PADDED, 1) != found
   with pytest.raises(ValueError, match='pass key=jax.random.key'):
     generate(decoder, PROMPTS, max_new_tokens=8, temperature=1.0)
 
 
 def test_second_call_of_the_same_shape_compiles_nothing(decoder, translator):
   calls = [
-    lambda seed: generate(
-      decoder, PROMPTS, max_new_tokens=5, temperature=0.7, key=jax.random.key(seed)
-    ),
-    lambda seed: generate(translator, PROMPTS, max_new_tokens=5, start=1),
+    lambda seed: generate(decoder, PADDED, max_new_tokens=8, key=jax.random.key(seed), **SAMPLED),
+    lambda seed: generate(translator, PROMPTS, max_new_tokens=6, start=1, eos=2, pad=0),
   ]
   for call, compiled in zip(calls, (module.continue_prompts, module.decode_inputs), strict=True):
     call(0)
     before = compiled._cache_size()
-    call(0)
+    call(1)
     assert compiled._cache_size() == before
 
 
@@ -153,14 +158,17 @@ def test_encoder_decoder_needs_a_start_token(translator):
 
 
 def test_nan_raises_in_generate_predict_and_stream(decoder, tokenizer):
-  broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), decoder)
-  for settings in (dict(), dict(temperature=1.0), dict(temperature=1.0, top_p=0.9)):
+  broken = jax.tree.map(lambda x: x * np.nan, decoder)
+  # shapes and settings as above: compiled before
+  for prompts, settings in ((PROMPTS, {}), (PADDED, SAMPLED | dict(key=jax.random.key(0)))):
     with pytest.raises(FloatingPointError, match='NaN'):
-      generate(broken, PROMPTS, max_new_tokens=4, key=jax.random.key(0), **settings)
+      generate(broken, prompts, max_new_tokens=8, **settings)
+  task = LanguageModel(tokenizer=tokenizer, decoding=SIX, max_length=16, documents=True)
+  with pytest.raises(FloatingPointError, match='NaN'):
+    predict(task, broken, LINES)
+  for settings in (dict(), dict(temperature=1.0, top_p=0.9)):
     decoding = Decoding(max_new_tokens=4, batch_size=1, **settings)
     task = LanguageModel(tokenizer=tokenizer, decoding=decoding, max_length=16)
-    with pytest.raises(FloatingPointError, match='NaN'):
-      predict(task, broken, ['abc'])
     with pytest.raises(FloatingPointError, match='NaN'):
       list(task.stream(broken, 'abc'))
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fitting import fit
+from parameters import drawn
 
 from transformer.data import audio, tokenizers
 from transformer.data.pipeline import Batches, bucket
@@ -61,7 +62,7 @@ def examples():
 
 @pytest.fixture(scope='module')
 def model(task):
-  return jax.jit(lambda key: task.init(CONFIG, key))(jax.random.key(0))
+  return drawn(lambda: task.init(CONFIG, jax.random.key(0)))
 
 
 def batches(task, examples, tokens=256):
@@ -88,20 +89,22 @@ def test_loss_is_the_sum_over_single_sounds(task, model, examples):
   mean, logged = loss(jax.tree.map(jnp.asarray, batch))
   total = 0.0
   for row in range(6):  # and with nothing in the padding of either side that counts
-    alone = {name: jnp.asarray(np.roll(array, -row, axis=0)) for name, array in batch.items()}
+    alone = {name: np.roll(array, -row, axis=0) for name, array in batch.items()}
     for name in ('inputs', 'targets'):
-      segments = alone[f'{name}_segments'].at[1:].set(0)
-      noise = (segments == 0).reshape(segments.shape + (1,) * (alone[name].ndim - 2))
-      alone |= {f'{name}_segments': segments, name: jnp.where(noise, 7, alone[name])}
-    total += loss(alone)[0].sum
+      alone[f'{name}_segments'][1:] = 0
+      alone[name][alone[f'{name}_segments'] == 0] = 7
+    total += np.asarray(loss(alone)[0].sum)
   np.testing.assert_allclose(mean.sum, total, rtol=1e-4)
   assert mean.weight == sum(len(e['targets']) for e in examples[:6])
   assert logged['nll_per_token'].value == mean.value
-  logits, segments = jax.jit(lambda x, s: model(x, segments=s))(
-    *(jnp.asarray(batch[name]) for name in ('inputs', 'inputs_segments'))
-  )
-  true = [jnp.asarray(batch[name]) for name in ('targets', 'targets_segments')]
-  expected = ctc(logits, segments != 0, true[0], true[1].astype(jnp.float32), blank=0)
+
+  @jax.jit
+  def of_logits(inputs, inputs_segments, targets, targets_segments):
+    logits, segments = model(inputs, segments=inputs_segments)
+    weights = targets_segments.astype(jnp.float32)
+    return ctc(logits, segments != 0, targets, weights, blank=0)
+
+  expected = of_logits(**batch)
   np.testing.assert_allclose(mean.sum, expected.sum, rtol=1e-5)
 
 
@@ -139,8 +142,8 @@ def test_augmentation_is_off_in_evaluation(task, model, examples):
   loss = jax.jit(lambda task, key: task.loss(model, batch, key)[0].sum, static_argnums=0)
   plain = loss(task, None)
   assert loss(varied, None) == plain
-  drawn = [float(loss(varied, jax.random.key(seed))) for seed in (0, 0, 1)]
-  assert drawn[0] == drawn[1] != drawn[2] and drawn[0] != plain
+  found = [float(loss(varied, jax.random.key(seed))) for seed in (0, 0, 1)]
+  assert found[0] == found[1] != found[2] and found[0] != plain
   measured = jax.jit(varied.batch_metrics)(model, batch)
   np.testing.assert_allclose(measured['nll_per_token'].sum, plain, rtol=1e-6)
 
@@ -154,7 +157,7 @@ def test_collapse_removes_repetitions_and_then_blanks(task):
 def test_wav_files_of_any_rate_are_transcribed(tmp_path, task, rng):
   inputs = SoundProcessor(max_length=64, rate=8000, bands=5)
   task = dataclasses.replace(task, input_processor=inputs)
-  model = jax.jit(lambda key: task.init(CONFIG, key))(jax.random.key(1))
+  model = drawn(lambda: task.init(CONFIG, jax.random.key(0)))
   sound = rng.normal(size=4000) * 0.1
   for rate in (8000, 16000):
     audio.write(tmp_path / f'{rate}.wav', sound, rate)
@@ -245,33 +248,31 @@ def joint(task):
 
 
 def test_joint_loss_is_the_weighted_sum_of_both(task, joint, examples):
-  model = jax.jit(lambda key: joint.init(CONFIG, key))(jax.random.key(2))
-  batch = jax.tree.map(jnp.asarray, batches(joint, examples[:5])[0])
-  losses = {}
-  for share in (0.0, 0.25, 1.0):
-    of_share = dataclasses.replace(joint, ctc=share)
-    loss, logged = jax.jit(lambda m, b, t=of_share: t.loss(m, b, None))(model, batch)
-    losses[share] = float(loss.sum)
-    assert loss.weight == sum(len(e['targets']) + 1 for e in examples[:5])
+  model = drawn(lambda: joint.init(CONFIG, jax.random.key(0)))
+  batch = batches(joint, examples[:5])[0]
+  how = dict(tokenizer=task.tokenizer, max_length=64, input_processor=task.input_processor)
+  plain = Seq2Seq(decoding=joint.decoding, label_smoothing=0.1, **how)
+  shares = 0.0, 0.25, 1.0
+
+  @jax.jit
+  def compute(model, batch, alone):
+    memory = model.encode(alone['inputs'], segments=alone['inputs_segments'])
+    weights = (alone['targets_segments'] != 0).astype(jnp.float32)
+    logits = model.align(memory.states)
+    aligned = ctc(logits, memory.segments != 0, alone['targets'], weights, blank=0)
+    tasks = *(dataclasses.replace(joint, ctc=share) for share in shares), plain
+    return aligned, [of.loss(model, batch, None) for of in tasks]
+
+  alone = batches(task, examples[:5])[0]  # without end tokens
+  aligned, (*joined, (attended, nll)) = compute(model, batch, alone)
+  losses = {share: float(loss.sum) for share, (loss, _) in zip(shares, joined, strict=True)}
+  assert {float(loss.weight) for loss, _ in joined} == {
+    sum(len(e['targets']) + 1 for e in examples[:5])
+  }
   assert losses[0.25] == pytest.approx(0.75 * losses[0.0] + 0.25 * losses[1.0], rel=1e-5)
-
-  how = dict(
-    tokenizer=task.tokenizer,
-    max_length=64,
-    input_processor=task.input_processor,
-    label_smoothing=0.1,
-  )
-  plain = Seq2Seq(decoding=joint.decoding, **how)
-  attended, nll = jax.jit(lambda m, b: plain.loss(m, b, None))(model, batch)
   assert losses[0.0] == pytest.approx(float(attended.sum), rel=1e-5)
+  logged = joined[-1][1]
   np.testing.assert_allclose(logged['nll_per_token'].value, nll['nll_per_token'].value, rtol=1e-5)
-
-  alone = jax.tree.map(jnp.asarray, batches(task, examples[:5])[0])  # without end tokens
-  memory = jax.jit(lambda m, b: m.encode(b['inputs'], segments=b['inputs_segments']))(model, alone)
-  weights = (alone['targets_segments'] != 0).astype(jnp.float32)
-  aligned = ctc(
-    model.align(memory.states), memory.segments != 0, alone['targets'], weights, blank=0
-  )
   assert losses[1.0] == pytest.approx(float(aligned.sum), rel=1e-5)
   assert float(logged['ctc_per_token'].value) == pytest.approx(float(aligned.value), rel=1e-5)
   assert len(predict(joint, model, [examples[0]['inputs']])) == 1
