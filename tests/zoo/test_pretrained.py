@@ -60,13 +60,16 @@ def test_what_is_written_is_read(name, tmp_path):
   assert same(model, again)
   with safe_open(GOLDEN / name / 'model.safetensors', 'np') as there:
     with safe_open(tmp_path / 'model.safetensors', 'np') as here:
-      assert set(there.keys()) == set(here.keys())
-      for tensor in there.keys():  # noqa: SIM118
+      # sinusoids need no file
+      computed = {t for t in there.keys() if 'embed_pos' in t and name == 'pegasus'}  # noqa: SIM118
+      assert set(there.keys()) - computed == set(here.keys())
+      for tensor in here.keys():  # noqa: SIM118
         one, other = there.get_tensor(tensor), here.get_tensor(tensor)
-        offset = 2 * ('embed_positions' in tensor or FAMILY[name] == 'roberta')
-        if 'position' in tensor and FAMILY[name] in ('roberta', 'bart'):  # rows of padding
-          one, other = one[offset:], other[offset:]
-        np.testing.assert_array_equal(one, other, err_msg=tensor)
+        if 'position' in tensor and FAMILY[name] in ('roberta', 'bart', 'mbart', 'opt'):
+          one, other = one[2:], other[2:]  # without the rows of padding
+        # Gemma's scales are stored as what they are more than 1, and used as a sum
+        rounded = 2e-7 if name == 'gemma' and 'norm' in tensor else 0
+        np.testing.assert_allclose(one, other, rtol=0, atol=rounded, err_msg=tensor)
 
 
 OTHER_WAYS = {
