@@ -7,6 +7,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from transformer.functional import search
 from transformer.modules.cache import Cache
@@ -37,6 +38,16 @@ def read(folder):
   inputs = {k.removeprefix('in_'): v for k, v in arrays.items() if k.startswith('in_')}
   answers = {k.removeprefix('out_'): v for k, v in arrays.items() if k.startswith('out_')}
   return model, inputs, answers, json.loads((folder / 'config.json').read_text())
+
+
+def copied(tmp_path, name, change=lambda tensors: tensors, **config):
+  """A golden folder, copied, whose tensors and config.json are changed."""
+  folder = tmp_path / name
+  folder.mkdir(exist_ok=True)
+  save_file(change(load_file(GOLDEN / name / 'model.safetensors')), folder / 'model.safetensors')
+  theirs = json.loads((GOLDEN / name / 'config.json').read_text()) | config
+  (folder / 'config.json').write_text(json.dumps(theirs))
+  return folder
 
 
 def source(inputs, patch=4):

@@ -15,6 +15,7 @@ import sys
 import numpy as np
 import torch
 import transformers as hf
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 VOCAB, STEPS, BEAMS = 99, 12, 4
@@ -389,11 +390,22 @@ def make_first(name, folder, seeds):
   raise ValueError(f'{name}: none of these seeds will do')
 
 
+def defaults():
+  """What the config class of each family says where config.json is silent."""
+  noise = set(hf.PretrainedConfig().to_dict()) - {'tie_word_embeddings', 'pad_token_id'}
+  return {
+    name: {k: v for k, v in CONFIG_MAPPING[name]().to_dict().items() if k not in noise}
+    for name in sorted({c.model_type for _, c in FAMILIES.values()} | {'xlm-roberta', 'camembert'})
+  }
+
+
 def main(names):
-  """Makes the named families, or all."""
+  """Makes the named families, or all; with all, or 'defaults', also defaults.json."""
   hf.logging.set_verbosity_error()
   hf.logging.disable_progress_bar()
-  for name in names or FAMILIES:
+  if not names or 'defaults' in names:
+    (GOLDEN.parent / 'defaults.json').write_text(json.dumps(defaults(), indent=1) + '\n')
+  for name in [name for name in names if name != 'defaults'] if names else FAMILIES:
     seed = make_first(name, GOLDEN / name, range(40))
     size = sum(file.stat().st_size for file in (GOLDEN / name).iterdir())
     print(f'{name}: seed {seed}, {size / 1e3:.0f} kB')

@@ -1,5 +1,6 @@
 """Folders of published weights: every way they come in, and nothing wrong is taken."""
 
+import functools
 import json
 import re
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from answers import GOLDEN, NAMES
+from answers import GOLDEN, NAMES, copied
 from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -25,19 +26,7 @@ FAMILY = {n: json.loads((GOLDEN / n / 'config.json').read_text())['model_type'] 
 
 @pytest.fixture
 def copy(tmp_path):
-  """copy(name, change, **config): a golden folder whose tensors and config are changed."""
-
-  def make(name, change=lambda tensors: tensors, **config):
-    folder = tmp_path / name
-    folder.mkdir()
-    with safe_open(GOLDEN / name / 'model.safetensors', 'np') as file:
-      tensors = {tensor: file.get_tensor(tensor) for tensor in file.keys()}  # noqa: SIM118
-    save_file(change(tensors), folder / 'model.safetensors')
-    theirs = json.loads((GOLDEN / name / 'config.json').read_text()) | config
-    (folder / 'config.json').write_text(json.dumps(theirs))
-    return folder
-
-  return make
+  return functools.partial(copied, tmp_path)
 
 
 def same(one, other):

@@ -67,7 +67,7 @@ class Processor(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class TextProcessor:
-  """Texts to tokens, followed by the end token.
+  """Texts to tokens, followed by the end token; within the template of a published tokenizer.
 
   Attributes:
     tokenizer: text to tokens.
@@ -98,7 +98,7 @@ class TextProcessor:
     (tokens,) = self._encode([line])
     if truncate:
       return self._truncated(tokens)
-    check_text('' if len(tokens) == 1 + self.start else line, tokens, self.max_length)
+    check_text('' if tokens == self._encode([''])[0] else line, tokens, self.max_length)
     return tokens
 
   def prepare_batch(
@@ -114,8 +114,9 @@ class TextProcessor:
     return self.tokenizer.pieces(row)
 
   def _encode(self, lines: list[str]) -> list[list[int]]:
-    first = [self.tokenizer.bos] if self.start else []
-    return [[*first, *tokens, self.tokenizer.eos] for tokens in self.tokenizer.encode_batch(lines)]
+    first = [self.tokenizer.bos] if self.start else self.tokenizer.prefix
+    last = self.tokenizer.suffix or [self.tokenizer.eos]
+    return [[*first, *tokens, *last] for tokens in self.tokenizer.encode_batch(lines)]
 
   def _truncated(self, row: list[int]) -> list[int]:
     return [*row[: self.max_length - 1], row[-1]] if len(row) > self.max_length else row

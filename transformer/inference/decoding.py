@@ -175,7 +175,11 @@ def search_tokens(
 
 
 def row_keys(key: Key[Array, ''], prompts: Shaped[Array, 'B S ...']) -> Key[Array, ' B']:
-  """Return a key for each row, a function of its own tokens but not of its padding."""
+  """Return a key for each row, a function of its own tokens but not of its padding.
+
+  Rows that are the same have keys of their own, by the number of those before, so that a prompt
+  given several times has several samples.
+  """
   if jnp.issubdtype(prompts.dtype, jnp.floating):  # padded with NaN
     prompts = jax.lax.bitcast_convert_type(jnp.nan_to_num(prompts), jnp.int32)
   prompts = prompts.reshape(len(prompts), -1)
@@ -184,4 +188,6 @@ def row_keys(key: Key[Array, ''], prompts: Shaped[Array, 'B S ...']) -> Key[Arra
   index = jnp.cumsum(real, axis=1, dtype=jnp.uint32)
   power = jnp.uint32(0x01000193) ** index
   words = jnp.sum(jnp.where(real, prompts, 0).astype(jnp.uint32) * power, axis=1, dtype=jnp.uint32)
+  earlier = jnp.tril(words[:, None] == words[None], k=-1).sum(axis=1, dtype=jnp.uint32)
+  words += earlier * jnp.uint32(0x9E3779B9)
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, words)

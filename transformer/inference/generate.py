@@ -1,6 +1,7 @@
 """Generation of tokens by a decoder or an encoder-decoder: whole outputs, or token by token."""
 
 import functools
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -38,12 +39,14 @@ def generate(
     model: a Decoder or an EncoderDecoder.
     tokens: prompts or inputs, of different lengths as a list of lists, or as an array padded with
       `pad` on either side.
-    eos: the token, or one of several, that ends an output and is part of it; None if none does.
+    eos: the token, or one of several, that ends an output and is part of it; -1 if none does.
     pad: fills an output after `eos`, and is padding at the ends of the rows of `tokens`; None for
       an array without padding, whose outputs are filled with 0. No output has it, nor `start`.
     start: the token that the decoder of an EncoderDecoder starts from.
     key: of sampling.
     settings: of a Decoding: max_new_tokens (T), beams, alpha, temperature, top_k, top_p, min_p, ...
+      What is not given, eos, pad and start included, is that of a published model's folder, where
+      one was loaded; its settings of sampling count if there is a key, its beams if not.
 
   Raises:
     ValueError: a prompt is empty or too long, an id is none of the model's, or settings contradict
@@ -57,6 +60,10 @@ def generate(
   >>> generate(model, [[5, 6, 7], [8]], max_new_tokens=4).shape
   (2, 4)
   """
+  given = {'eos': eos, 'pad': pad, 'start': start}
+  settings = _published_settings(model, key is not None) | settings
+  settings |= {name: value for name, value in given.items() if value is not None}
+  eos, pad, start = (settings.pop(name, None) for name in given)
   end = -1 if eos is None else eos
   decoding = Decoding(batch_size=1, seed=0, **settings).without((pad, start), eos=end)
   if decoding.temperature and key is None:
@@ -70,6 +77,26 @@ def generate(
     found, scores = decode_inputs(model, prompts, encoded, key, decoding, start, end)
   check_finite(np.asarray(scores[:, 0]))
   return _best(found, end, pad or 0)
+
+
+def _published_settings(model: Decoder | EncoderDecoder, samples: bool) -> dict[str, Any]:
+  """Return the arguments of `generate` that came with a model."""
+  published = getattr(model, 'published', None)
+  if published is None:
+    return {}
+  found, unused = published.decoding(is_decoder=isinstance(model, Decoder))
+  if unused:
+    _log_unused(tuple(unused))
+  sampling = {'temperature', 'top_k', 'top_p', 'min_p'}
+  others = {'beams'} if samples and 'temperature' in found else sampling
+  return {name: value for name, value in found.items() if name not in others}
+
+
+@functools.cache
+def _log_unused(names: tuple[str, ...]):
+  logging.getLogger(__name__).warning(
+    'settings of generation that came with the model and have no meaning here: %s', ', '.join(names)
+  )
 
 
 def _padded(

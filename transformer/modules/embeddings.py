@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -34,7 +35,7 @@ class Tokens(nnx.Module):
   def __call__(self, tokens: Int[Array, 'B T']) -> Float[Array, 'B T D']:
     """Return the tokens' vectors, times sqrt D if so configured (Vaswani et al. 2017, 3.4)."""
     scale = math.sqrt(self.config.width) if self.config.scale_embedding else 1.0
-    return self.table[...][tokens] * scale
+    return _rows(self.table[...], tokens, 'token') * scale
 
   @with_auto_axes
   def attend(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T N']:
@@ -68,7 +69,7 @@ class TokenTypes(nnx.Module):
 
   def __call__(self, types: Int[Array, 'B T']) -> Float[Array, 'B T D']:
     """Return the vector of each token's type."""
-    return self.table[...][types]
+    return _rows(self.table[...], types, 'type')
 
 
 class Patches(nnx.Module):
@@ -181,6 +182,20 @@ class Convolution(nnx.Module):
     kernel = self.kernel[...].reshape(-1, self.kernel.shape[-1])
     y = matmul(near, kernel, self.dtype, platform=self.platform).astype(jnp.float32)
     return y if self.bias is None else y + along_last(self.bias[...], y)
+
+
+def _rows(table, ids, what):
+  """The rows of these ids. One that the table lacks is an error, or NaN while it is not known."""
+  if not isinstance(ids, jax.core.Tracer) and ids.size and ids.is_fully_addressable:
+    known = np.asarray(jax.device_get(ids))
+    if known.min() < 0 or known.max() >= len(table):
+      raise ValueError(
+        f'{what} ids are from {known.min()} to {known.max()}, but the model knows 0 to '
+        f'{len(table) - 1}: pass those of its own tokenizer'
+      )
+  ids = ids.astype(jnp.int32)
+  ids = jnp.where(ids < 0, len(table), ids)  # JAX counts negative ones from the end
+  return table.at[ids].get(mode='fill', fill_value=jnp.nan)
 
 
 def _table(rows, width, rngs):

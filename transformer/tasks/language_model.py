@@ -33,21 +33,25 @@ class PromptProcessor:
   Attributes:
     tokenizer: text to tokens.
     max_length: of the window that the model sees; longer prompts are accepted.
-    start: whether prompts begin with the start token.
+    start: whether prompts begin with the start token; if not, they begin as the template of a
+      published tokenizer says.
   """
 
   tokenizer: Tokenizer
   max_length: int
   start: bool = False
 
+  @property
+  def first(self) -> list[int]:
+    """Return the tokens before the text of a prompt."""
+    return [self.tokenizer.bos] if self.start else self.tokenizer.prefix
+
   def encode_example(self, line: str, *, truncate: bool = False) -> list[int]:
     """Return the tokens of a prompt."""
     tokens = self.tokenizer.encode(line)
-    if self.start:
-      return [self.tokenizer.bos, *tokens]
-    if not tokens and not truncate:
+    if not (tokens or self.start or truncate):
       raise ValueError('the line is empty: give it some text to go on from')
-    return tokens
+    return [*self.first, *tokens]
 
   def labels(self, row: Sequence[int]) -> list[str]:
     """Return the spelling of each token."""
@@ -231,6 +235,6 @@ class LanguageModel:
 
   def _continuation(self, text: Sequence[int], prompt: int) -> str:
     # decoded together, since the spelling of a token may depend on the one before
-    start = 1 if self.documents else 0
+    start = len(self.processor.first)
     decode = self.tokenizer.decode
     return decode(text[start:])[len(decode(text[start:prompt])) :]

@@ -207,6 +207,16 @@ def _print_config(config, workdir, flags) -> int:
   return 0
 
 
+def published_settings(task) -> dict[str, Any]:
+  """Return what config.json says of a task: the names of its classes, where its decoder starts."""
+  settings: dict[str, Any] = {}
+  if classes := getattr(task, 'classes', ()):
+    settings['id2label'] = {str(i): name for i, name in enumerate(classes)}
+  if (first := getattr(task, 'first', None)) is not None:
+    settings['decoder_start_token_id'] = first
+  return settings
+
+
 def _export(config, workdir, flags) -> int:
   from transformer.modules import adapters
   from transformer.zoo.pretrained import save_pretrained
@@ -216,7 +226,7 @@ def _export(config, workdir, flags) -> int:
   model, step = restore_best(experiment, workdir)
   adapters.merge(model)
   folder = workdir.path / 'export'
-  save_pretrained(folder, model, experiment.task.tokenizer)
+  save_pretrained(folder, model, experiment.task.tokenizer, **published_settings(experiment.task))
   facts = {'step': step, 'folder': str(folder)}
   return _print_result(config, workdir, 'export', time.perf_counter() - began, facts)
 

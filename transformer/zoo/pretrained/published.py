@@ -20,6 +20,39 @@ OTHERS = (
   'config_sentence_transformers.json',
   'chat_template.jinja',
 )
+# of generation_config.json: names of `generate`'s arguments
+DECODING = {
+  'pad_token_id': 'pad',
+  'decoder_start_token_id': 'start',
+  'max_new_tokens': 'max_new_tokens',
+  'min_new_tokens': 'min_new_tokens',
+  'num_beams': 'beams',
+  'temperature': 'temperature',
+  'top_k': 'top_k',
+  'top_p': 'top_p',
+  'min_p': 'min_p',
+  'repetition_penalty': 'repetition_penalty',
+  'no_repeat_ngram_size': 'no_repeated_ngrams',
+  'bad_words_ids': 'bad_words',
+  'suppress_tokens': 'suppress',
+  'begin_suppress_tokens': 'begin_suppress',
+}
+# values that change nothing, or no answer
+UNCHANGED = {
+  'length_penalty': 1.0,
+  'early_stopping': False,
+  'max_length': 20,
+  'min_length': 0,
+  'use_cache': True,
+  'num_return_sequences': 1,
+  'num_beam_groups': 1,
+  'diversity_penalty': 0.0,
+  'encoder_no_repeat_ngram_size': 0,
+  'output_attentions': False,
+  'output_hidden_states': False,
+  'output_scores': False,
+  'return_dict_in_generate': False,
+}
 IDS = ('pad', 'bos', 'eos', 'decoder_start', 'forced_bos', 'forced_eos')
 
 
@@ -69,6 +102,34 @@ class Published:
     """Return the ids of the tokens that end an output, the first of them first."""
     found = self.generation.get('eos_token_id', [])
     return tuple(found) if isinstance(found, list) else (found,)
+
+  def decoding(self, *, is_decoder: bool) -> tuple[dict[str, Any], list[str]]:
+    """Return the arguments of `generate` that the folder gives, and what it gives besides.
+
+    Args:
+      is_decoder: whether the model continues its prompt, and does not start from a token.
+    """
+    given = {k: v for k, v in self.generation.items() if v != UNCHANGED.get(k)}
+    ends = self.ends()
+    found = {
+      ours: tuple(value) if isinstance(value, list) else value
+      for theirs, ours in DECODING.items()
+      if (value := given.pop(theirs, None)) is not None
+    }
+    found |= {'eos': ends[0] if len(ends) == 1 else ends} if ends else {}
+    if found.get('pad') in ends:
+      del found['pad']
+    if is_decoder:
+      found.pop('start', None)
+    if (forced := given.pop('forced_bos_token_id', None)) is not None:
+      found['prefix'] = (forced,)
+    if not given.pop('do_sample', False):
+      for name in ('temperature', 'top_k', 'top_p', 'min_p'):
+        found.pop(name, None)
+    else:
+      found = {'temperature': 1.0, 'top_k': 50} | found  # transformers' defaults
+    others = given.keys() - {'eos_token_id', 'bos_token_id', 'transformers_version'}
+    return found, sorted(name for name in others if not name.startswith('_'))
 
   @property
   def labels(self) -> tuple[str, ...]:
