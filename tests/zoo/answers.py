@@ -17,7 +17,11 @@ from transformer.zoo.pretrained import load_pretrained
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 NAMES = sorted(folder.name for folder in GOLDEN.iterdir())
-FORWARD = 'bloom distilbert gemma mbart mistral mt5 opt pegasus phi3'.split()  # without searches
+# without searches
+FORWARD = """
+  bloom distilbert gemma gemma2 gemma3 gpt_neox llama3 mbart mistral mt5 olmo2 opt pegasus phi3 qwen3
+  smollm3
+""".split()
 GENERATE = [
   name for name in NAMES if not name.startswith(('bert', 'roberta', 'vit')) and name not in FORWARD
 ]

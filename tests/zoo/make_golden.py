@@ -195,6 +195,52 @@ FORWARD = {
     ),
   ),
 }
+GEMMA2 = SHORT | dict(head_dim=10, sliding_window=4, query_pre_attn_scalar=7)
+LLAMA3 = dict(
+  rope_type='llama3',
+  rope_theta=50.0,
+  factor=4.0,
+  original_max_position_embeddings=16,
+  low_freq_factor=1.0,
+  high_freq_factor=3.0,
+)
+FORWARD |= {
+  'llama3': (
+    hf.LlamaForCausalLM,
+    hf.LlamaConfig(**SHORT, rope_parameters=LLAMA3, attention_bias=True, mlp_bias=True),
+  ),
+  'qwen3': (hf.Qwen3ForCausalLM, hf.Qwen3Config(**SHORT, head_dim=10)),
+  'smollm3': (
+    hf.SmolLM3ForCausalLM,
+    hf.SmolLM3Config(**SHORT, no_rope_layer_interval=2, attention_bias=True),
+  ),
+  'olmo2': (hf.Olmo2ForCausalLM, hf.Olmo2Config(**SHORT)),
+  'gemma2': (
+    hf.Gemma2ForCausalLM,
+    hf.Gemma2Config(**GEMMA2, attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
+  ),
+  'gemma3': (
+    hf.Gemma3ForCausalLM,
+    hf.Gemma3TextConfig(
+      **GEMMA2 | dict(num_hidden_layers=3),
+      layer_types=['sliding_attention', 'full_attention', 'sliding_attention'],
+    ),
+  ),
+  'gpt_neox': (
+    hf.GPTNeoXForCausalLM,
+    hf.GPTNeoXConfig(
+      vocab_size=VOCAB,
+      hidden_size=24,
+      num_hidden_layers=2,
+      num_attention_heads=3,
+      intermediate_size=40,
+      max_position_embeddings=32,
+      layer_norm_eps=3e-2,
+      pad_token_id=1,
+      rope_parameters={'rope_type': 'default', 'rope_theta': 500.0, 'partial_rotary_factor': 0.5},
+    ),
+  ),
+}
 FAMILIES |= FORWARD
 
 

@@ -118,7 +118,7 @@ def test_every_tensor_has_one_place(name, tmp_path):
       assert constants == [{0.0}] * len(layers)
       continue
     assert all(len(constant) == 1 for constant in constants), path
-    more = name == 'gemma' and path.endswith('/scale')  # its scales are stored less 1
+    more = name.startswith('gemma') and path.endswith('/scale')  # its scales are stored less 1
     sources = [names[int(constant.pop()) - 1 - more] for constant in constants]
     used += sources
     if 'blocks' in path:

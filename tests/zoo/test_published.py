@@ -73,7 +73,7 @@ WRONG = [
   ('bert', dict(num_hidden_layers=10**6), 'num_hidden_layers=1000000, but the files hold'),
   ('bert_labels', dict(id2label=['a']), r"id2label=\['a'\] is not an object"),
   ('bert_labels', dict(id2label={'1': 'a', '2': 'b'}), 'id2label=.* does not name classes 0 to 1'),
-  ('t5', dict(num_decoder_layers=10**6), 'num_layers=1000000, but the files hold'),
+  ('t5', dict(num_decoder_layers=10**6), 'num_decoder_layers=1000000, but the files hold'),
   ('llama', dict(rope_parameters=5), 'rope_parameters=5 is not an object'),
   ('vit', dict(image_size=[12, 8]), r'image_size=\[12, 8\] is not a whole number'),
   ('vit', dict(num_channels='3'), "num_channels='3' is not a whole number"),

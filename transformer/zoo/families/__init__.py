@@ -4,7 +4,7 @@ A family is data: which keys give which fields of our `ModelConfig`, and a table
 one, write it beside a similar one and name it here; `pretrained` reads and writes with it.
 """
 
-from transformer.zoo.families import decoders, encoder_decoders, encoders
+from transformer.zoo.families import decoders, encoder_decoders, encoders, llamas
 
 # by the `model_type` of their config.json
 FAMILIES = {
@@ -17,11 +17,17 @@ FAMILIES = {
   'gpt2': decoders.GPT2,
   'opt': decoders.OPT,
   'bloom': decoders.BLOOM,
-  'llama': decoders.LLAMA,
-  'mistral': decoders.MISTRAL,
-  'qwen2': decoders.QWEN2,
-  'gemma': decoders.GEMMA,
-  'phi3': decoders.PHI3,
+  'gpt_neox': decoders.GPT_NEOX,
+  'llama': llamas.LLAMA,
+  'mistral': llamas.MISTRAL,
+  'qwen2': llamas.QWEN2,
+  'qwen3': llamas.QWEN3,
+  'smollm3': llamas.SMOLLM3,
+  'olmo2': llamas.OLMO2,
+  'gemma': llamas.GEMMA,
+  'gemma2': llamas.GEMMA2,
+  'gemma3_text': llamas.GEMMA3,
+  'phi3': llamas.PHI3,
   't5': encoder_decoders.T5,
   'mt5': encoder_decoders.MT5,
   'bart': encoder_decoders.BART,

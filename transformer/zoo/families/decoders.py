@@ -1,4 +1,4 @@
-"""Decoders: GPT-2, OPT, BLOOM, and Llama with those of its shape."""
+"""Decoders: GPT-2, OPT, BLOOM and GPT-NeoX; those of Llama's shape are in llamas.py."""
 
 import re
 
@@ -6,9 +6,10 @@ import numpy as np
 
 from transformer.modules.model import Decoder
 from transformer.zoo.families.family import Family, value
-from transformer.zoo.families.rows import Row, around_one, fused, layers, shifted
+from transformer.zoo.families.rotary import express_rotary, partial_rotary, rotary
+from transformer.zoo.families.rows import Row, fused, layers, shifted
 
-_QKV = [f'stack/blocks/attention/{part}' for part in ('query', 'key', 'value')]
+QKV = [f'stack/blocks/attention/{part}' for part in ('query', 'key', 'value')]
 
 
 def _tie(theirs, default):
@@ -20,7 +21,7 @@ def _express_tie(config):
 
 
 def _gpt2_derive(theirs, names, kind):
-  inner = dict(feedforward=value(theirs, 'n_inner', 4 * value(theirs, 'n_embd', 768)))
+  inner = dict(feedforward=value(theirs, 'n_inner', 4 * theirs['n_embd']))
   # a body has no logits of its own: it is read as a model whose table gives them
   return inner | _tie({} if theirs.get('architectures') == ['GPT2Model'] else theirs, True)
 
@@ -43,7 +44,7 @@ GPT2 = Family(
   fixed=dict(norm='layer', prenorm=True, position='learned', scale_embedding=False),
   only=dict(scale_attn_by_inverse_layer_idx=False, add_cross_attention=False),
   rows=lambda config, kind, theirs: [
-    *fused(_QKV, 'h.{}.attn.c_attn', transposed=False),
+    *fused(QKV, 'h.{}.attn.c_attn', transposed=False),
     *layers(
       {
         'embed': 'wte',
@@ -68,7 +69,7 @@ GPT2 = Family(
 
 
 def _opt_derive(theirs, names, kind):
-  width, inner = value(theirs, 'hidden_size', 768), value(theirs, 'word_embed_proj_dim', 768)
+  width, inner = theirs['hidden_size'], value(theirs, 'word_embed_proj_dim', 768)
   if width != inner:
     raise ValueError(
       f'config.json: word_embed_proj_dim={inner} is not supported, only hidden_size={width} is'
@@ -125,10 +126,9 @@ OPT = Family(
 )
 
 
-def _bloom_rows(config, kind, theirs):
-  """Queries, keys and values of each head follow each other in one tensor."""
+def _interleaved(name, config):
+  """Rows of queries, keys and values of which each head's follow each other in one tensor."""
   H, K = config.heads, config.key_size
-  name = 'h.{}.self_attention.query_key_value'
 
   def row(parameter, weight, after):
     def read(x):
@@ -138,25 +138,17 @@ def _bloom_rows(config, kind, theirs):
       parts = [y.T.reshape(H, 1, K, *after) for y in parts]
       return np.concatenate(parts, axis=1).reshape(3 * H * K, *after)
 
-    return Row(tuple(f'{path}/{parameter}' for path in _QKV), f'{name}.{weight}', read, write)
+    return Row(tuple(f'{path}/{parameter}' for path in QKV), f'{name}.{weight}', read, write)
 
-  return [
-    row('kernel', 'weight', (config.width,)),
-    row('bias', 'bias', ()),
-    *layers(
-      {
-        'embed': 'word_embeddings',
-        'stack/embedding_norm': 'word_embeddings_layernorm',
-        'stack/blocks/attention_norm': 'h.{}.input_layernorm',
-        'stack/blocks/attention/out': 'h.{}.self_attention.dense',
-        'stack/blocks/feedforward_norm': 'h.{}.post_attention_layernorm',
-        'stack/blocks/feedforward/hidden': 'h.{}.mlp.dense_h_to_4h',
-        'stack/blocks/feedforward/out': 'h.{}.mlp.dense_4h_to_h',
-        'stack/norm': 'ln_f',
-        'output': 'lm_head',
-      }
-    ),
-  ]
+  return [row('kernel', 'weight', (config.width,)), row('bias', 'bias', ())]
+
+
+def _neox_derive(theirs, names, kind):
+  rope = value(theirs, 'rope_parameters', {}) or value(theirs, 'rope_scaling', {})
+  theta = value(theirs, 'rotary_emb_base', 10_000.0)
+  parallel = 'two_norms' if value(theirs, 'use_parallel_residual', True) else 'none'
+  found = rotary(theirs, rope, theta) | partial_rotary(theirs, 0.25) | dict(parallel=parallel)
+  return found | _tie(theirs, False)
 
 
 # BigScience 2022, https://arxiv.org/abs/2211.05100
@@ -181,10 +173,24 @@ BLOOM = Family(
     scale_embedding=False,
   ),
   only=dict(apply_residual_connection_post_layernorm=False),
-  rows=_bloom_rows,
+  rows=lambda config, kind, theirs: [
+    *_interleaved('h.{}.self_attention.query_key_value', config),
+    *layers(
+      {
+        'embed': 'word_embeddings',
+        'stack/embedding_norm': 'word_embeddings_layernorm',
+        'stack/blocks/attention_norm': 'h.{}.input_layernorm',
+        'stack/blocks/attention/out': 'h.{}.self_attention.dense',
+        'stack/blocks/feedforward_norm': 'h.{}.post_attention_layernorm',
+        'stack/blocks/feedforward/hidden': 'h.{}.mlp.dense_h_to_4h',
+        'stack/blocks/feedforward/out': 'h.{}.mlp.dense_4h_to_h',
+        'stack/norm': 'ln_f',
+        'output': 'lm_head',
+      }
+    ),
+  ],
   derive=lambda theirs, names, kind: (
-    dict(feedforward=4 * value(theirs, 'hidden_size', value(theirs, 'n_embed', 64)))
-    | _tie(theirs, True)
+    dict(feedforward=4 * theirs['hidden_size']) | _tie(theirs, True)
   ),
   express=_express_tie,
   prefix='transformer.',
@@ -192,168 +198,48 @@ BLOOM = Family(
 )
 
 
-def _rope(theirs):
-  """The base of rotary positions, where they are plain."""
-  rope = value(theirs, 'rope_parameters', {}) or value(theirs, 'rope_scaling', {})
-  scaling = rope.get('rope_type', rope.get('type', 'default'))
-  if scaling != 'default':
-    raise ValueError(f'config.json: rope_type={scaling!r} is not supported, only default is')
-  if (part := rope.get('partial_rotary_factor', 1.0)) != 1:
-    raise ValueError(f'config.json: partial_rotary_factor={part!r} is not supported, only 1.0 is')
-  return float(value(rope, 'rope_theta', value(theirs, 'rope_theta', 10_000.0)))
-
-
-def _llama_derive(theirs, names, kind):
-  if set(theirs.get('layer_types') or ()) - {'full_attention'}:
-    raise ValueError(
-      f'config.json: layer_types={theirs["layer_types"]} is not supported, only full_attention is'
-    )
-  return dict(rotary_base=_rope(theirs)) | _tie(theirs, False)
-
-
-# Touvron et al. 2023, https://arxiv.org/abs/2302.13971; SmolLM has the same shape
-LLAMA = Family(
-  architectures={'LlamaForCausalLM': Decoder},
+# Black et al. 2022, https://arxiv.org/abs/2204.06745; Pythia has the same shape
+GPT_NEOX = Family(
+  architectures={'GPTNeoXForCausalLM': Decoder},
   fields={
-    'vocab': ('vocab_size', 32000),
-    'width': ('hidden_size', 4096),
-    'depth': ('num_hidden_layers', 32),
-    'heads': ('num_attention_heads', 32),
-    'kv_heads': ('num_key_value_heads', 0),
-    'head_size': ('head_dim', 0),
-    'feedforward': ('intermediate_size', 11008),
+    'vocab': ('vocab_size', 50432),
+    'width': ('hidden_size', 6144),
+    'depth': ('num_hidden_layers', 44),
+    'heads': ('num_attention_heads', 64),
+    'feedforward': ('intermediate_size', 24576),
     'max_length': ('max_position_embeddings', 2048),
-    'activation': ('hidden_act', 'silu'),
-    'norm_epsilon': ('rms_norm_eps', 1e-6),
+    'activation': ('hidden_act', 'gelu'),
+    'norm_epsilon': ('layer_norm_eps', 1e-5),
+    'dropout': ('hidden_dropout', 0.0),
     'attention_dropout': ('attention_dropout', 0.0),
   },
-  fixed=dict(
-    norm='rms',
-    prenorm=True,
-    position='rotary',
-    gated=True,
-    bias=False,
-    scale_embedding=False,
-    dropout=0.0,
-  ),
-  only=dict(attention_bias=False, mlp_bias=False, partial_rotary_factor=1.0),
-  rows=lambda config, kind, theirs: layers(
-    {
-      'embed': 'embed_tokens',
-      'stack/blocks/attention_norm': 'layers.{}.input_layernorm',
-      'stack/blocks/attention/query': 'layers.{}.self_attn.q_proj',
-      'stack/blocks/attention/key': 'layers.{}.self_attn.k_proj',
-      'stack/blocks/attention/value': 'layers.{}.self_attn.v_proj',
-      'stack/blocks/attention/out': 'layers.{}.self_attn.o_proj',
-      'stack/blocks/feedforward_norm': 'layers.{}.post_attention_layernorm',
-      'stack/blocks/feedforward/hidden': 'layers.{}.mlp.gate_proj',
-      'stack/blocks/feedforward/gate': 'layers.{}.mlp.up_proj',
-      'stack/blocks/feedforward/out': 'layers.{}.mlp.down_proj',
-      'stack/norm': 'norm',
-      'output': 'lm_head',
-    }
-  ),
-  derive=_llama_derive,
-  express=lambda config: dict(rope_theta=config.rotary_base) | _express_tie(config),
-  prefix='model.',
-  aliases={'lm_head.weight': 'embed_tokens.weight'},
-  ignored=re.compile(r'layers\.\d+\.self_attn\.rotary_emb\.inv_freq'),
-)
-
-# Yang et al. 2024, https://arxiv.org/abs/2407.10671
-QWEN2 = LLAMA._replace(
-  architectures={'Qwen2ForCausalLM': Decoder},
-  fields=LLAMA.fields
-  | {
-    'vocab': ('vocab_size', 151936),
-    'feedforward': ('intermediate_size', 22016),
-    'kv_heads': ('num_key_value_heads', 32),
-    'max_length': ('max_position_embeddings', 32768),
-  },
-  fixed=LLAMA.fixed | dict(bias_qkv=True),
-  only=dict(use_sliding_window=False),
-)
-
-
-def _windowed(default):
-  """`derive` of a family whose layers all have one window; null stands for none."""
-
-  def derive(theirs, names, kind):
-    window = value(theirs, 'sliding_window', 0 if 'sliding_window' in theirs else default)
-    return _llama_derive(theirs, names, kind) | dict(window=window)
-
-  return derive
-
-
-# Jiang et al. 2023, https://arxiv.org/abs/2310.06825
-MISTRAL = LLAMA._replace(
-  architectures={'MistralForCausalLM': Decoder},
-  fields=LLAMA.fields
-  | {
-    'kv_heads': ('num_key_value_heads', 8),
-    'feedforward': ('intermediate_size', 14336),
-    'max_length': ('max_position_embeddings', 131072),
-  },
-  only={},
-  derive=_windowed(4096),
-  express=lambda config: LLAMA.express(config) | dict(sliding_window=config.window or None),
-)
-
-# Gemma Team 2024, https://arxiv.org/abs/2403.08295
-GEMMA = LLAMA._replace(
-  architectures={'GemmaForCausalLM': Decoder},
-  fields=LLAMA.fields
-  | {
-    'vocab': ('vocab_size', 256000),
-    'width': ('hidden_size', 3072),
-    'depth': ('num_hidden_layers', 28),
-    'heads': ('num_attention_heads', 16),
-    'kv_heads': ('num_key_value_heads', 16),
-    'head_size': ('head_dim', 256),
-    'feedforward': ('intermediate_size', 24576),
-    'max_length': ('max_position_embeddings', 8192),
-    'activation': ('hidden_act', 'gelu_pytorch_tanh'),
-  },
-  fixed=LLAMA.fixed | dict(scale_embedding=True),
-  only=dict(attention_bias=False, use_bidirectional_attention=False),
-  rows=lambda config, kind, theirs: around_one(LLAMA.rows(config, kind, theirs)),
-  derive=lambda theirs, names, kind: (
-    _llama_derive({'tie_word_embeddings': True, **theirs}, names, kind)
-    # the first configs say gelu and mean the approximate one
-    | ({'activation': 'gelu_new'} if theirs.get('hidden_act') == 'gelu' else {})
-  ),
+  fixed=dict(norm='layer', prenorm=True, position='rotary', scale_embedding=False),
+  only=dict(attention_bias=True),
+  rows=lambda config, kind, theirs: [
+    *_interleaved('layers.{}.attention.query_key_value', config),
+    *layers(
+      {
+        'embed': 'embed_in',
+        'stack/blocks/attention_norm': 'layers.{}.input_layernorm',
+        'stack/blocks/attention/out': 'layers.{}.attention.dense',
+        'stack/blocks/feedforward_norm': 'layers.{}.post_attention_layernorm',
+        'stack/blocks/feedforward/hidden': 'layers.{}.mlp.dense_h_to_4h',
+        'stack/blocks/feedforward/out': 'layers.{}.mlp.dense_4h_to_h',
+        'stack/norm': 'final_layer_norm',
+        'output': 'embed_out',
+      }
+    ),
+  ],
+  derive=_neox_derive,
   express=lambda config: (
-    LLAMA.express(config)
-    | ({'hidden_act': 'gelu_pytorch_tanh'} if config.activation == 'gelu_tanh' else {})
+    express_rotary(config.pattern[0])
+    | _express_tie(config)
+    | dict(
+      use_parallel_residual=config.parallel == 'two_norms',
+      partial_rotary_factor=(config.rotary_size or config.key_size) / config.key_size,
+    )
   ),
-)
-
-
-def _phi3_rows(config, kind, theirs):
-  H, G, K = config.heads, config.groups, config.key_size
-  inner = ['stack/blocks/feedforward/hidden', 'stack/blocks/feedforward/gate']
-  alike = LLAMA.rows(config, kind, theirs)
-  return [
-    *(row for row in alike if not row.ours[0].startswith((*_QKV, *inner))),
-    *fused(_QKV, 'layers.{}.self_attn.qkv_proj', (H * K, G * K, G * K)),
-    *fused(inner, 'layers.{}.mlp.gate_up_proj'),
-  ]
-
-
-# Abdin et al. 2024, https://arxiv.org/abs/2404.14219
-PHI3 = LLAMA._replace(
-  architectures={'Phi3ForCausalLM': Decoder},
-  fields={ours: keys for ours, keys in LLAMA.fields.items() if ours != 'head_size'}
-  | {
-    'vocab': ('vocab_size', 32064),
-    'width': ('hidden_size', 3072),
-    'feedforward': ('intermediate_size', 8192),
-    'max_length': ('max_position_embeddings', 4096),
-    'norm_epsilon': ('rms_norm_eps', 1e-5),
-    'dropout': ('resid_pdrop embd_pdrop', 0.0),
-  },
-  only=dict(partial_rotary_factor=1.0),
-  rows=_phi3_rows,
-  derive=_windowed(0),
-  express=MISTRAL.express,
+  prefix='gpt_neox.',
+  aliases={'embed_out.weight': 'embed_in.weight'},
+  ignored=re.compile(r'layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)'),
 )

@@ -71,6 +71,8 @@ T5 = Family(
     'max_length': ('n_positions', 512),
     'norm_epsilon': ('layer_norm_epsilon', 1e-6),
     'dropout': ('dropout_rate', 0.1),
+    'relative_buckets': ('relative_attention_num_buckets', 32),
+    'relative_distance': ('relative_attention_max_distance', 128),
   },
   fixed=dict(
     norm='rms',
@@ -80,7 +82,7 @@ T5 = Family(
     scale_embedding=False,
     scale_attention=False,
   ),
-  only=dict(relative_attention_num_buckets=32, relative_attention_max_distance=128),
+  only={},
   rows=_t5_rows,
   derive=_t5_derive,
   express=_t5_express,
@@ -185,7 +187,7 @@ MBART = BART._replace(
 
 
 def _marian_derive(theirs, names, kind):
-  vocab = value(theirs, 'vocab_size', 58101)
+  vocab = theirs['vocab_size']
   if value(theirs, 'decoder_vocab_size', vocab) != vocab:
     raise ValueError(
       f'config.json: decoder_vocab_size={theirs["decoder_vocab_size"]} is not supported, only '

@@ -15,7 +15,11 @@ ACTIVATIONS = {
   'gelu_new': 'gelu_tanh',
   'gelu_pytorch_tanh': 'gelu_tanh',
   'gelu_fast': 'gelu_tanh',
+  'gelu_10': 'gelu_10',
+  'quick_gelu': 'quick_gelu',
   'relu': 'relu',
+  'relu2': 'relu_squared',
+  'tanh': 'tanh',
   'silu': 'silu',
   'swish': 'silu',
 }
@@ -33,7 +37,8 @@ class Family(NamedTuple):
     rows: (our config, our class, config.json) to the table, in names without prefix. Rows of
       parameters that a model does not have are skipped; of two rows of the same parameters the last
       counts.
-    derive: (config.json, names in their files, our class) to fields that need more than one key.
+    derive: (config.json with the defaults of `fields`, names in their files, our class) to fields
+      that need more than one key.
     express: our config to the keys of these fields.
     pad: their default of pad_token_id; None if there is none.
     prefix: of the names of the body, in files of a model with a head.
@@ -115,17 +120,17 @@ def read_config(
   for key, only in family.only.items():
     if theirs.get(key, only) not in (only, None):
       raise ValueError(f'config.json: {key}={theirs[key]!r} is not supported, only {only!r} is')
-  found = dict(family.fixed)
+  found, filled = dict(family.fixed), dict(theirs)
   for ours, (keys, default) in family.fields.items():
     given = {}
     for synonyms in keys.split():
-      key, *others = synonyms.split('|')
-      key = next((k for k in (key, *others) if theirs.get(k) is not None), key)
-      given[key] = value(theirs, key, default)
+      first, *others = synonyms.split('|')
+      key = next((k for k in (first, *others) if theirs.get(k) is not None), first)
+      given[key] = filled[first] = value(theirs, key, default)
     if len(set(given.values())) > 1 and 'dropout' not in ours:
       raise ValueError(f'config.json: {given} differ, which is not supported')
     found[ours] = next(iter(given.values()))
-  found |= family.derive(theirs, names, kind)
+  found |= family.derive(filled, names, kind)
   if found['activation'] not in ACTIVATIONS:
     raise ValueError(
       f'config.json: the activation {found["activation"]!r} is not supported, '
@@ -155,10 +160,11 @@ def write_config(family: Family, config: ModelConfig) -> dict[str, Any]:
 
 
 def in_full(config: ModelConfig) -> dict[str, Any]:
-  """Return all fields, with the sizes that 0 stands for."""
+  """Return all fields, with the sizes that 0 stands for and what each of the layers does."""
   return dataclasses.asdict(config) | dict(
     kv_heads=config.groups,
     head_size=config.key_size,
     decoder_depth=config.decoder_depth or config.depth,
     max_source_length=config.max_source_length or config.max_length,
+    layers=[dataclasses.asdict(x) for x in config.pattern * (config.depth // len(config.pattern))],
   )

@@ -153,13 +153,13 @@ def _short_names(folder: pathlib.Path, family: Family) -> dict[str, Stored]:
 
 def _plan(family, theirs, kind, tensors, settings, pooling, normalize) -> Plan:
   """Return how a model of a class is made."""
+  for keys, default in (family.fields.get(name, ('', 0)) for name in ('depth', 'decoder_depth')):
+    key = keys.split('|')[0]
+    if (depth := value(theirs, key, default)) > len(tensors) and theirs.get(key):
+      raise ValueError(
+        f'config.json: {key}={depth}, but the files hold no more than {len(tensors)} tensors'
+      )
   fields = read_config(family, theirs, tensors, kind)
-  depth = max(fields['depth'], fields.get('decoder_depth', 0))
-  if depth > len(tensors):
-    key = family.fields['depth'][0].split('|')[0]
-    raise ValueError(
-      f'config.json: {key}={depth}, but the files hold no more than {len(tensors)} tensors'
-    )
   if kind is Encoder and pooling:
     fields['pooling'] = pooling
     kind = Embedding if normalize else Encoder

@@ -34,6 +34,7 @@ HEADS = (
   'qa_outputs.',
   'lm_head.',
   'proj_out.',
+  'embed_out.',
   'final_logits_bias',
   'vocab_',
 )
@@ -197,11 +198,16 @@ def family_of(
 
 def _essence(config: ModelConfig, kind: type) -> dict[str, Any]:
   """Return the fields that matter to a model of this kind, in one form."""
-  values, nothing = in_full(config), set(OURS)
+  values, nothing = in_full(config), {*OURS, 'window', 'rotary_base', 'rotary_scaling'}
   if config.bias:
-    nothing.add('bias_qkv')
+    nothing |= {'bias_qkv', 'bias_attention', 'bias_feedforward', 'bias_norm'}
+  if config.norm == 'rms':
+    nothing.add('bias_norm')
   if config.position != 'rotary':
-    nothing.add('rotary_base')
+    nothing.add('rotary_size')
+    values['layers'] = [layer['window'] for layer in values['layers']]
+  if config.position != 'relative':
+    nothing |= {'relative_buckets', 'relative_distance'}
   if kind is not EncoderDecoder:
     nothing |= {'decoder_depth', 'max_source_length'}
     nothing |= {'pooling'} if kind is Decoder else set() if kind is MaskedTokens else {'tie'}
