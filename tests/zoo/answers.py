@@ -19,8 +19,8 @@ GOLDEN = pathlib.Path(__file__).parent / 'golden'
 NAMES = sorted(folder.name for folder in GOLDEN.iterdir())
 # without searches
 FORWARD = """
-  bloom distilbert gemma gemma2 gemma3 gpt_neox llama3 mbart mistral mt5 olmo2 opt pegasus phi3 qwen3
-  smollm3
+  bloom distilbert gemma gemma2 gemma3 gpt_neox llama3 mbart mistral mt5 olmo2 opt pegasus phi3
+  qwen3 smollm3
 """.split()
 GENERATE = [
   name for name in NAMES if not name.startswith(('bert', 'roberta', 'vit')) and name not in FORWARD
