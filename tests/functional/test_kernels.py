@@ -50,6 +50,7 @@ ON_CUDA = platforms.compute_capability(platforms.resolve(None)) >= 8
 COMPUTE = {
   'reference': kernels.reference,
   'cudnn': partial(kernels.cudnn, backend='cudnn' if ON_CUDA else 'xla'),
+  'blockwise': partial(kernels.blockwise, block=4),
 }
 
 # compiling is all that these tests take time for
@@ -160,13 +161,13 @@ def test_the_choice_is_logged_once_with_its_reason(rng, monkeypatch, caplog):
   kernels._log_once.cache_clear()
   assert [record.message for record in caplog.records] == [
     'attention on cpu is computed by reference; not cudnn: cpu is no NVIDIA GPU of compute '
-    'capability 8.0 or more',
+    'capability 8.0 or more; not blockwise: 6 x 6 scores are fewer than 2048 x 2048',
     'attention on cuda is computed by cudnn',
   ]
 
 
 def test_an_unknown_implementation_is_refused(rng):
-  with pytest.raises(ValueError, match="'flash' is none of auto, cudnn, reference"):
+  with pytest.raises(ValueError, match="'flash' is none of auto, cudnn, blockwise, reference"):
     dot_product_attention(*draw(rng)[:3], implementation='flash')
 
 

@@ -13,9 +13,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from transformer.functional import blockwise as blocks
 from transformer.functional import platforms
 from transformer.functional.attention import multi_head_attention, multi_head_attention_weights
 from transformer.functional.masks import AttentionMask
+
+# From so many targets and sources on blocks are faster than the whole scores, or need a fraction of
+# their memory: see experiments/benchmarks/attention.py
+LONG = 2048
 
 
 class Call(NamedTuple):
@@ -50,10 +55,12 @@ class Implementation(NamedTuple):
   Attributes:
     compute: the call's result.
     why_not: why it cannot compute a call, as a text, or '' if it can.
+    why_slower: why the ones below it are faster for a call, as a text, or '' if they are not.
   """
 
   compute: Callable[[Call], Array]
   why_not: Callable[[Call], str]
+  why_slower: Callable[[Call], str] = lambda call: ''
 
 
 def dot_product_attention(
@@ -75,8 +82,8 @@ def dot_product_attention(
   Args:
     q, k, v, bias, scale, soft_cap, sinks: as of `multi_head_attention`.
     mask: which sources a target may attend to; all if None.
-    implementation: a name of IMPLEMENTATIONS, or 'auto' for the first that can compute the call;
-      the log says once which it is and why no other.
+    implementation: a name of IMPLEMENTATIONS, or 'auto' for the first that can compute the call and
+      is worth it; the log says once which it is and why no other.
     platform: what the program is compiled for, such as 'cuda'; that of JAX's default device if
       None.
     assume_finite: no masked row of k or v holds a NaN or Inf; see `attention`. Kernels always
@@ -129,10 +136,10 @@ def _array(mask, q, k):
 
 
 def choose(call: Call) -> str:
-  """Return the name of the first implementation that can compute the call, and log it once."""
+  """Return the name of the first implementation that is to compute the call, and log it once."""
   reasons = {}
   for name, implementation in IMPLEMENTATIONS.items():
-    reasons[name] = implementation.why_not(call)
+    reasons[name] = implementation.why_not(call) or implementation.why_slower(call)
     if not reasons[name]:
       break
   others = [f'not {other}: {reason}' for other, reason in reasons.items() if reason]
@@ -212,7 +219,34 @@ def why_not_cudnn(call: Call) -> str:
   return ''
 
 
+def blockwise(call: Call, *, block: int = blocks.BLOCK) -> Array:
+  """Blocks of queries and keys in plain JAX, on any platform; see `blockwise_attention`."""
+  return blocks.blockwise_attention(
+    *(call.q, call.k, call.v, call.mask),
+    scale=call.scale,
+    soft_cap=call.soft_cap,
+    sinks=call.sinks,
+    block=block,
+  )
+
+
+def why_not_blockwise(call: Call) -> str:
+  """Return why blocks cannot compute the call, or ''."""
+  if call.bias is not None:
+    return 'scores have a bias (relative or alibi positions)'
+  if not all(isinstance(n, int) for n in (*call.q.shape, *call.k.shape)):
+    return 'a length is not known while compiling'
+  return ''
+
+
+def why_slower_blockwise(call: Call) -> str:
+  """Return why blocks are not worth it for the call, or ''."""
+  T, S = call.q.shape[1], call.k.shape[1]
+  return '' if min(T, S) >= LONG else f'{T} x {S} scores are fewer than {LONG} x {LONG}'
+
+
 IMPLEMENTATIONS = {
   'cudnn': Implementation(cudnn, why_not_cudnn),
+  'blockwise': Implementation(blockwise, why_not_blockwise, why_slower_blockwise),
   'reference': Implementation(reference, lambda call: ''),
 }
