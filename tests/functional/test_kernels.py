@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer.functional import kernels, masks, platforms
+from transformer.functional import blockwise, kernels, masks, platforms
 from transformer.functional.attention import multi_head_attention
 from transformer.functional.kernels import Call, dot_product_attention
 from transformer.functional.masks import AttentionMask
@@ -104,6 +104,71 @@ def test_self_attention_is_the_specification_forward_and_backward(mask, rng, clo
 @pytest.mark.parametrize('mask', CROSS)
 def test_cross_attention_with_odd_lengths_is_the_specification(mask, rng, close):
   compare(CROSS[mask], *draw(rng, T=3), close)
+
+
+def test_blocks_cap_scores_and_have_sinks_as_the_specification(rng, close):
+  q, k, v, g = draw(rng, dtype='float32')
+  mask, sinks = MASKS['packed causal window'], jnp.asarray(rng.normal(size=H), 'float32')
+
+  def gradients(f):
+    y, pullback = jax.vjp(f, q, k, v, sinks)
+    return y, *pullback(g)
+
+  @jit
+  def run():
+    call = call_of(q, k, v, mask)._replace(soft_cap=0.8)
+    return [
+      gradients(lambda q, k, v, sinks, f=f: f(call._replace(q=q, k=k, v=v, sinks=sinks)))
+      for f in (COMPUTE['blockwise'], kernels.reference)
+    ]
+
+  for found, want in zip(*run(), strict=True):
+    close(found, want)
+
+
+def test_a_nan_reaches_the_rows_that_may_attend_to_it_and_no_other_by_blocks(rng):
+  q, k, v, g = draw(rng, dtype='float32')
+  for spoilt in (dict(k=k.at[:, 2, 0, 0].set(jnp.nan)), dict(v=v.at[:, 2, 0, 0].set(jnp.inf))):
+    call = call_of(q, k, v, masks.causal() & masks.sliding_window(3))._replace(**spoilt)
+
+    @jit
+    def run(q, k, v, call=call):
+      f = lambda q, k, v: COMPUTE['blockwise'](call._replace(q=q, k=k, v=v))
+      y, pullback = jax.vjp(f, q, k, v)
+      return y, *pullback(g)
+
+    y, dq, dk, dv = (np.isfinite(x).all((0, 3)) for x in run(call.q, call.k, call.v))
+    seeing = np.zeros((6, H), bool)
+    seeing[2:5, : H // G] = True  # the rows and heads that see the third source
+    np.testing.assert_array_equal(y, ~seeing)
+    np.testing.assert_array_equal(dq, ~seeing)
+    for d in (dk, dv):  # sources that no spoilt row sees
+      assert d[5, 0] and d[:, 1].all()
+
+
+@pytest.mark.parametrize(
+  ('mask', 'pairs'),
+  [
+    (masks.causal(), [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2)]),
+    (masks.causal() & masks.sliding_window(2), [(0, 0), (1, 0), (1, 1), (2, 1), (2, 2)]),
+    (masks.sliding_window((1, 0)), [(0, 0), (1, 0), (1, 1), (2, 1), (2, 2)]),
+    (masks.prefix(3), [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2)]),
+    (masks.causal(positions=(ORDER, ORDER)), list(np.ndindex(3, 3))),
+  ],
+)
+def test_blocks_that_the_mask_rules_out_are_skipped(mask, pairs):
+  settings = blockwise._Settings(1.0, 0.0, (2, 2), (6, 6))
+  assert blockwise._pairs(mask, settings).tolist() == [list(pair) for pair in pairs]
+
+
+def test_blocks_are_for_long_sequences_without_a_bias(rng):
+  x = jax.ShapeDtypeStruct((1, 2048, H, K), 'float32')
+  call = call_of(x, x, x, platform='cpu')
+  assert kernels.choose(call) == 'blockwise'
+  assert (
+    kernels.choose(call._replace(k=jax.ShapeDtypeStruct((1, 9, G, K), 'float32'))) == 'reference'
+  )
+  assert 'have a bias' in kernels.why_not_blockwise(call._replace(bias=BIAS))
 
 
 def test_an_array_computed_before_is_the_same_mask(rng):

@@ -42,17 +42,17 @@ def blockwise_attention(
   scale: float | None = None,
   soft_cap: float = 0.0,
   sinks: Float[Array, 'H'] | None = None,
-  block: int = BLOCK,
+  block: int = 0,
 ) -> Float[Array, 'B T H V']:
   """`multi_head_attention` of a mask that keeps its structure; the laws of `attention` hold.
 
   Args:
     q, k, v, scale, soft_cap, sinks: as of `multi_head_attention`.
     mask: which sources a target may attend to.
-    block: targets and sources of a block.
+    block: targets and sources of a block; 0: BLOCK.
   """
   (B, T, H, K), (_, S, G, V) = q.shape, v.shape
-  block_size = (min(block, T), min(block, S))
+  block_size = (min(block or BLOCK, T), min(block or BLOCK, S))
   settings = _Settings(1 / math.sqrt(K) if scale is None else scale, soft_cap, block_size, (T, S))
   bad = ~(jnp.all(jnp.isfinite(k), axis=-1) & jnp.all(jnp.isfinite(v), axis=-1))
   k, v = (jnp.where(bad[..., None], 0, x) for x in (k, v))
