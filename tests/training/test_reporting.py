@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging as std_logging
 import math
 import struct
 import sys
@@ -10,7 +11,7 @@ import pytest
 from absl import logging
 
 from transformer.training import reporting
-from transformer.training.reporting import Report, table
+from transformer.training.reporting import Report, summary, table
 
 
 def report_of(folder, step=0, steps=10):
@@ -81,7 +82,7 @@ def test_the_log_does_not_write_into_the_bar(tmp_path, monkeypatch):
     record = logging.get_absl_logger().makeRecord('x', logging.INFO, '', 0, 'text', (), None)
     handler.filter(record)
     assert stderr.getvalue().endswith('\r')  # the line is empty
-  assert len(handler.filters) == 0 or report_of not in handler.filters
+  assert not any('_clear_line' in str(found) for found in handler.filters)
 
 
 def test_stopped_before_its_evaluation(tmp_path, whole):
@@ -181,6 +182,36 @@ def test_without_a_bar_the_log_says_it(tmp_path, monkeypatch):
 def test_stdout_is_for_results(tmp_path, capsys):
   run(tmp_path, 0, 4)
   assert not capsys.readouterr().out
+
+
+def test_the_summary_has_a_row_for_each_metric_and_commands_that_can_be_pasted():
+  metrics = {'val/bleu': 31.25, 'val/exact_match': 7.0, 'val/exact_match/de': 9.0}
+  metrics |= {'/a b/test/bleu': 5.123456, '/a b/test/wer': 100.0}
+  result = dict(metrics=metrics, mode='train', seconds=3.5, device='1 x cpu', workdir='/a b/run')
+  *rows, blank, where, predict, attend, events = summary(result, ['val', '/a b/test']).splitlines()
+  assert [row.split() for row in rows] == [
+    ['val', '/a', 'b/test'],
+    ['bleu', '31.25', '5.123'],
+    ['exact_match', '7'],
+    ['wer', '100'],
+  ]
+  assert len({len(row) for row in rows if not row.startswith('exact')}) == 1  # aligned
+  assert blank == '' and "is in '/a b/run'" in where and 'train.json' in where
+  assert "--workdir='/a b/run' --mode=predict" in predict and '--mode=attend' in attend
+  assert events.endswith("tensorboard --logdir='/a b/run'/events")
+
+
+@pytest.mark.parametrize('error', [True, False])
+def test_what_orbax_raises_is_not_logged_too(error):
+  handler = logging.get_absl_handler()
+  before = list(handler.filters)
+  reporting.log_ours()
+  (added,) = [f for f in handler.filters if f not in before]
+  handler.removeFilter(added)
+  info = (ValueError, ValueError('x'), None) if error else None
+  arguments = ('/lib/orbax/future.py', 1, 'text', (), info)
+  record = logging.get_absl_logger().makeRecord('x', std_logging.ERROR, *arguments)
+  assert added(record) != error
 
 
 def test_samples_show_what_is_wrong():

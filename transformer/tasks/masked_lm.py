@@ -19,7 +19,7 @@ from transformer.functional import corruption
 from transformer.functional.losses import Mean, accuracy, cross_entropy
 from transformer.inference.attention_maps import AttentionMap, self_attention
 from transformer.inference.batching import split_padding
-from transformer.inference.decoding import Batching
+from transformer.inference.decoding import Batching, with_row_keys
 from transformer.inference.predict import run_batches
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import MaskedTokens
@@ -116,15 +116,18 @@ class MaskedLM:
     return loss, metrics
 
   def batch_metrics(self, model: MaskedTokens, batch: Batch) -> Metrics:
-    """Return the metrics of masked tokens, always the same ones."""
+    """Return the metrics of masked tokens, the same ones in any batch.
+
+    Except with `next_sentence`, where the second halves are those of other rows of the batch.
+    """
     masked = self.mask(batch, None)
     states, x, *targets = self._at_masks(model, batch, masked, None)
     found = token_metrics(model.lm_head.attend(x), *targets)
     return found | (_order_metrics(model, states, masked, batch) if self.next_sentence else {})
 
   def mask(self, batch: Batch, key: OptionalKey) -> 'Masked':
-    """Return the batch with some of its tokens masked."""
-    keys = jax.random.split(jax.random.key(EVALUATION_SEED) if key is None else key, 3)
+    """Return the batch with some of its tokens masked; without a key, always the same ones."""
+    swap_key = jax.random.split(jax.random.key(EVALUATION_SEED) if key is None else key, 3)[0]
     tokens, segments = batch['inputs'], batch['inputs_segments']
     bos, eos = self.tokenizer.bos, self.tokenizer.eos
     types = jnp.zeros_like(tokens)
@@ -134,16 +137,25 @@ class MaskedLM:
       types = jnp.where(segments != 0, jnp.minimum(before, 1), 0)
       shape = 2 * segments + types
       alike = jnp.all(shape == jnp.roll(shape, 1, axis=0), axis=1) & jnp.any(segments, axis=1)
-      swapped = jax.random.bernoulli(keys[0], 0.5, (len(tokens),)) & alike & (len(tokens) > 1)
+      swapped = jax.random.bernoulli(swap_key, 0.5, (len(tokens),)) & alike & (len(tokens) > 1)
       other = swapped[:, None] & (types == 1)
       tokens = jnp.where(other, jnp.roll(tokens, 1, axis=0), tokens)
     eligible = (segments != 0) & (tokens != bos) & (tokens != eos)
-    words = self.words(tokens) if self.whole_words else None
-    chosen = corruption.choose(keys[1], eligible, self.rate, words)
-    shown = corruption.replace_chosen(
-      keys[2], tokens, chosen, mask=self.tokenizer.mask, vocab=self.tokenizer.size
-    )
+    rows = {'inputs': tokens, 'eligible': eligible}
+    if self.whole_words:
+      rows['words'] = self.words(tokens)
+    if key is None:
+      shown, chosen = with_row_keys(self._hide, rows, EVALUATION_SEED)
+    else:
+      shown, chosen = self._hide(rows, key)
     return Masked(shown, tokens, chosen, types, swapped)
+
+  def _hide(self, rows, key):
+    """Return the tokens with some of those eligible hidden, and which."""
+    _, chosen_key, shown_key = jax.random.split(key, 3)
+    chosen = corruption.choose(chosen_key, rows['eligible'], self.rate, rows.get('words'))
+    vocabulary = dict(mask=self.tokenizer.mask, vocab=self.tokenizer.size)
+    return corruption.replace_chosen(shown_key, rows['inputs'], chosen, **vocabulary), chosen
 
   def words(self, tokens: Int[Array, 'B T']) -> Int[Array, 'B T']:
     """Return the number of the word that each token belongs to."""

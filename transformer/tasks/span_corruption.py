@@ -18,7 +18,7 @@ from transformer.evaluation.likelihood import TOKEN_METRICS
 from transformer.functional import corruption
 from transformer.functional.losses import Mean
 from transformer.inference.attention_maps import AttentionMap
-from transformer.inference.decoding import Decoding
+from transformer.inference.decoding import Decoding, with_row_keys
 from transformer.modules.config import ModelConfig
 from transformer.modules.layers import split_key
 from transformer.modules.model import EncoderDecoder
@@ -111,7 +111,8 @@ class SpanCorruption:
 
   def corrupt(self, batch: Batch, key: OptionalKey) -> dict[str, Int[Array, 'B _']]:
     """Return the inputs of the encoder and the targets of the decoder, both with an end token."""
-    key = jax.random.key(EVALUATION_SEED) if key is None else key
+    if key is None:  # always the same ones
+      return with_row_keys(self.corrupt, batch, EVALUATION_SEED)
     tokens, real = batch['inputs'], batch['inputs_segments'] != 0
     lengths, T, eos = jnp.sum(real, axis=1), tokens.shape[1], self.tokenizer.eos
     if self.objective == 'prefix':

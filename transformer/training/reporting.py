@@ -5,7 +5,9 @@ import json
 import logging as std_logging
 import math
 import pathlib
+import shlex
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from absl import logging
@@ -15,13 +17,21 @@ from transformer.training.workdir import write
 
 
 def log_ours():
-  """Send our log to stderr, and of other libraries warnings and errors only."""
+  """Send our log to stderr, and of other libraries warnings and errors only.
+
+  Orbax also logs, with a traceback for each of its threads, the errors that it raises: they are
+  reported once, where they are raised.
+  """
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
   ours = str(pathlib.Path(__file__).parents[1])
-  logging.get_absl_handler().addFilter(
-    lambda record: record.levelno >= std_logging.WARNING or record.pathname.startswith(ours)
-  )
+
+  def is_shown(record: std_logging.LogRecord) -> bool:
+    if 'orbax' in record.pathname and record.exc_info:
+      return False
+    return record.levelno >= std_logging.WARNING or record.pathname.startswith(ours)
+
+  logging.get_absl_handler().addFilter(is_shown)
 
 
 class Report(contextlib.AbstractContextManager):
@@ -124,6 +134,45 @@ class _Events:
 
   def close(self):
     self._writer.close()
+
+
+def summary(result: dict[str, Any], splits: Sequence[str]) -> str:
+  """Return a result as text: a table of metric x split, where everything is, and what to do next.
+
+  Args:
+    result: as it is written to the workdir; metrics of parts of a split, such as of each locale,
+      are there alone.
+    splits: of the table's columns.
+  """
+  columns = {
+    split: {
+      name.removeprefix(f'{split}/'): f'{value:.4g}'
+      for name, value in result.get('metrics', {}).items()
+      if name.startswith(f'{split}/')
+    }
+    for split in splits
+  }
+  names = [
+    name for name in dict.fromkeys(n for c in columns.values() for n in c) if '/' not in name
+  ]
+  rows = [['', *columns], *([name, *(c.get(name, '') for c in columns.values())] for name in names)]
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = [
+    '  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+    for row in rows
+  ]
+  workdir = shlex.quote(result['workdir'])
+  return '\n'.join(
+    [
+      *(lines if names else []),
+      '',
+      f'{result["seconds"]} s on {result["device"]}; everything is in {workdir}, these and more '
+      f'metrics in {result["mode"]}.json',
+      f'  python run.py --workdir={workdir} --mode=predict   # answers each line of stdin',
+      f'  python run.py --workdir={workdir} --mode=attend    # draws what it attends to',
+      f'  tensorboard --logdir={workdir}/events',
+    ]
+  )
 
 
 def table(samples: list[dict[str, Any]]) -> str:
