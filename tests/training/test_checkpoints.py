@@ -1,6 +1,8 @@
 """The state on disk: back bit for bit, or an error that says what is damaged and what to do."""
 
+import contextlib
 import gc
+import resource
 import shutil
 
 import jax
@@ -168,6 +170,28 @@ def test_a_path_that_orbax_would_take_for_a_pattern(tmp_path, name):
   assert f'checkpoint {folder}/checkpoints/last/1 is of another' in str(error.value)
   assert [path.name for path in tmp_path.iterdir()] == [name]
   assert steps(folder) == [1] and steps(folder, 'best') == [2]
+
+
+@contextlib.contextmanager
+def largest_file(size):
+  """Let no file grow larger, as a full disk does."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_failed_save_is_one_line_and_leaves_the_others(workdir):
+  """What fails in the background is said at the next save, or at the end."""
+  with pytest.raises(
+    OSError, match='no checkpoint could be saved in .*Those before it are whole'
+  ) as e:
+    with largest_file(50_000), Checkpoints(workdir, keep=2) as checkpoints:
+      checkpoints.save(state_of(5, width=99), 5)
+  assert '\n' not in str(e.value)
+  assert same_bits(read(workdir), state_of(4))
 
 
 @pytest.mark.parametrize('error', [PermissionError('no'), MemoryError('RESOURCE_EXHAUSTED')])

@@ -61,7 +61,12 @@ class Checkpoints(contextlib.AbstractContextManager):
   def __exit__(self, *_):
     """Wait for the save in progress; its errors are raised here."""
     # all are closed, even if one save fails
-    with self._link, contextlib.closing(self._best), contextlib.closing(self._last):
+    with (
+      _failed_save_named(self.folder),
+      self._link,
+      contextlib.closing(self._best),
+      contextlib.closing(self._last),
+    ):
       pass
 
   def save(self, state: Any, step: int, *, extra: bool = False):
@@ -72,6 +77,7 @@ class Checkpoints(contextlib.AbstractContextManager):
       step: of the state.
       extra: whether the run would not save here if it were not stopped.
     """
+    self._wait(self._last)
     steps = self._last.all_steps()
     if step not in steps:
       for earlier in steps:
@@ -84,13 +90,19 @@ class Checkpoints(contextlib.AbstractContextManager):
     if step in self._best.all_steps():
       self._best.delete(step)
     self._save(self._best, state, step, {'scores': dict(scores)})
-    self._best.wait_until_finished()
+    self._wait(self._best)
 
   def _save(self, manager, state, step, about):
     flat = _flat(state)
     about = about | {'checksums': _checksums(flat)}
     items = ocp.args.Composite(state=ocp.args.StandardSave(flat), about=ocp.args.JsonSave(about))
-    manager.save(step, args=items, force=True)
+    with _failed_save_named(self.folder):
+      manager.save(step, args=items, force=True)
+
+  def _wait(self, manager):
+    """Wait for a save in the background; its error is raised here."""
+    with _failed_save_named(self.folder):
+      manager.wait_until_finished()
 
   @property
   def last_step(self) -> int | None:
@@ -133,7 +145,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
   def averaged_steps(self, n: int) -> list[int]:
     """Return the steps of the last n checkpoints, or of as many as there are."""
-    self._last.wait_until_finished()
+    self._wait(self._last)
     return sorted(self._last.all_steps())[-n:]
 
   def _where(self, manager, step: int | None = None) -> pathlib.Path:
@@ -141,7 +153,6 @@ class Checkpoints(contextlib.AbstractContextManager):
 
   def _about(self, manager, step: int) -> dict[str, Any]:
     """Return what was saved beside the state."""
-    manager.wait_until_finished()
     with _damage_named(self._where(manager, step)):
       args = ocp.args.Composite(about=ocp.args.JsonRestore())
       return manager.restore(step, args=args)['about'] or {}
@@ -150,6 +161,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     if step is None:
       raise FileNotFoundError(f'there is no checkpoint in {self._where(manager)}: train first')
     target, where = _flat(like), self._where(manager, step)
+    self._wait(manager)
     sums = self._about(manager, step).get('checksums', {})
     with _damage_named(where):
       stored = {path: x.shape for path, x in manager.item_metadata(step)['state'].items()}
@@ -200,11 +212,26 @@ def _damage_named(where: pathlib.Path):
   except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
     raise  # it may be whole
   except Exception as error:  # Orbax raises no narrower type for some
-    reason = str(error).split('\n')[0].split(' [tensorstore_spec')[0][:300]
     raise ValueError(
-      f'checkpoint {where} is damaged: {reason}. Move that folder elsewhere to resume from the one '
-      'before'
+      f'checkpoint {where} is damaged: {_reason(error)}. Move that folder elsewhere to resume from '
+      'the one before'
     ) from error
+
+
+@contextlib.contextmanager
+def _failed_save_named(folder: pathlib.Path):
+  """Raise what keeps Orbax from saving as an OSError that says it in one line."""
+  try:
+    yield
+  except Exception as error:
+    raise OSError(
+      f'no checkpoint could be saved in {folder}: {_reason(error)}. Those before it are whole, and '
+      'the same command resumes from the last one'
+    ) from error
+
+
+def _reason(error: Exception) -> str:
+  return str(error).split('\n')[0].split(' [tensorstore_spec')[0][:500]
 
 
 def _flat(tree: Any) -> dict[str, Any]:
