@@ -201,7 +201,7 @@ def test_span_corruption_answers_each_blank(denoising, monkeypatch):
   lu, g = (denoising.tokenizer.encode(text) for text in ('lu', 'g'))
   asked = []
 
-  def best(self, model, rows):
+  def best(self, model, rows, **_):
     asked.extend(rows)
     return [np.array([first, *lu, second, *g, 2])]
 
