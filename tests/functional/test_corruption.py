@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from transformer.functional.corruption import (
-  choose,
+  choose_masked,
   compact,
   noise_counts,
   noise_spans,
@@ -19,7 +19,7 @@ KEYS = jax.random.split(jax.random.key(0), 400)
 
 def test_the_share_chosen_is_exact_and_fair(rng):
   eligible = jnp.asarray(rng.random((3, 40)) < [[0.9], [0.5], [0.05]])
-  found = np.asarray(jax.vmap(lambda key: choose(key, eligible, 0.15))(KEYS))
+  found = np.asarray(jax.vmap(lambda key: choose_masked(key, eligible, 0.15))(KEYS))
   count = np.asarray(eligible.sum(axis=1))
   wanted = np.maximum(np.round(count * 0.15), 1)
   assert (found.sum(axis=2) == wanted).all()
@@ -32,7 +32,7 @@ def test_the_share_chosen_is_exact_and_fair(rng):
 def test_words_are_chosen_whole(rng):
   words = jnp.asarray(np.sort(rng.integers(0, 9, (2, 30)), axis=1))
   found = np.asarray(
-    jax.vmap(lambda key: choose(key, jnp.ones((2, 30), bool), 0.3, words))(KEYS[:50])
+    jax.vmap(lambda key: choose_masked(key, jnp.ones((2, 30), bool), 0.3, words))(KEYS[:50])
   )
   for row in range(2):
     for word in range(9):
@@ -73,7 +73,7 @@ def test_spans_are_as_many_and_as_long_as_asked(rate, mean_span):
 @pytest.mark.parametrize('rate, mean_span', [(0.15, 3.0), (0.3, 1.0), (0.5, 2.5)])
 def test_counts_are_the_same_on_the_host(rate, mean_span):
   lengths, how = np.arange(1, 1025, dtype=np.int32), dict(rate=rate, mean_span=mean_span)
-  host = noise_counts(lengths, **how, np=np)
+  host = noise_counts(lengths, **how, xp=np)
   device = jax.jit(lambda lengths: noise_counts(lengths, **how))(lengths)
   for one, other in zip(host, device, strict=True):
     np.testing.assert_array_equal(one, other)

@@ -1,6 +1,6 @@
 """Corruption of text for denoising objectives: masked tokens and spans.
 
-Pure functions of a key: every epoch hides other tokens, every device the same.
+Pure functions of a key: the same key gives the same noise on every device; give each step its own.
 """
 
 import jax
@@ -8,32 +8,34 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
 
-def choose(
+def choose_masked(
   key: Key[Array, ''],
   eligible: Bool[Array, 'B T'],
   rate: float,
   words: Int[Array, 'B T'] | None = None,
 ) -> Bool[Array, 'B T']:
-  """Return which tokens to hide: in each row a share of those eligible.
+  """Return which tokens to mask: in each row a random fraction of those eligible.
 
   Args:
-    key: for the random choice.
-    eligible: which tokens may be hidden.
-    rate: the share of each row, rounded; at least one token.
-    words: the index of the word that each token belongs to. If given, words are hidden whole, and
-      no more tokens than the rate allows; none if the first word chosen is longer.
+    key: PRNG key.
+    eligible: which tokens may be masked.
+    rate: fraction of the eligible tokens of a row, rounded; at least one token.
+    words: the index of the word that each token belongs to. If given, words are masked whole: they
+      are drawn in random order up to the first that would exceed the rate. Shorter ones after it
+      are not tried, so a row may have none.
 
-  >>> choose(jax.random.key(0), jnp.ones((1, 8), bool), 0.25).sum().tolist()
+  >>> choose_masked(jax.random.key(0), jnp.ones((1, 8), bool), 0.25).sum().tolist()
   2
   """
   B, T = eligible.shape
-  draw = jax.random.uniform(key, (B, T), minval=1e-9)
+  draw = jax.random.uniform(key, (B, T), minval=1e-9)  # more than 0, that of what is not eligible
   if words is not None:
     draw = jnp.take_along_axis(draw, words, axis=1)
   draw = jnp.where(eligible, draw, 0)
   count = jnp.sum(eligible, axis=1)
   wanted = jnp.maximum(jnp.round(count * rate), 1).astype(jnp.int32)
-  # the largest number that is not chosen; a word that reaches over it is not chosen
+  # The threshold is the largest number that is not chosen. All tokens of a word have one number,
+  # so a word that crosses the threshold is left out.
   ranked = jnp.sort(jnp.pad(draw, ((0, 0), (0, 1))), axis=1, descending=True)
   return draw > jnp.take_along_axis(ranked, wanted[:, None], axis=1)
 
@@ -46,7 +48,9 @@ def replace_chosen(
   mask: int,
   vocab: int,
 ) -> Int[Array, 'B T']:
-  """Replace 80 % of the chosen tokens by the mask and 10 % by a random token; 10 % stay.
+  """Replace 80 % of the chosen tokens by the mask token, 10 % by a random one; 10 % stay.
+
+  Random tokens are uniform in [0, vocab), special tokens included.
 
   Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3.1.
 
@@ -64,52 +68,54 @@ def replace_chosen(
 def noise_spans(
   key: Key[Array, ''], lengths: Int[Array, 'B'], T: int, *, rate: float, mean_span: float
 ) -> Bool[Array, 'B T']:
-  """Return which tokens to hide, in spans of random length; never the first of a row.
+  """Return which tokens to mask, in spans of random length.
 
-  Kept and hidden spans alternate, as many of each; the division of tokens into spans is uniform
-  among all possible ones.
+  Kept and masked spans alternate, as many of each: the first token of a row is kept, the last one
+  masked. All divisions into spans are equally likely. A row of fewer than two tokens is kept.
 
   Args:
-    key: for the random choice.
-    lengths: of the rows; later positions are not hidden.
-    T: length of the mask.
-    rate: share of hidden tokens, rounded, at least one.
-    mean_span: mean length of hidden spans.
+    key: PRNG key.
+    lengths: tokens in each row; later positions are False.
+    T: padded length of the rows.
+    rate: fraction of masked tokens, rounded; at least one token.
+    mean_span: mean length of masked spans.
 
   Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 3.1.4, and its published code.
 
   >>> noise_spans(jax.random.key(0), jnp.array([8]), 8, rate=0.25, mean_span=2.0)[0].sum().tolist()
   2
   """
-  hidden, spans = noise_counts(lengths, rate=rate, mean_span=mean_span)
-  kept_key, hidden_key = jax.random.split(key)
-  kept_parts = _random_parts(kept_key, lengths - hidden, spans, T)
-  hidden_parts = _random_parts(hidden_key, hidden, spans, T)
-  ends = jnp.cumsum(jnp.stack([kept_parts, hidden_parts], axis=-1).reshape(len(lengths), -1), 1)
+  num_masked, num_spans = noise_counts(lengths, rate=rate, mean_span=mean_span)
+  kept_key, masked_key = jax.random.split(key)
+  kept_parts = _random_parts(kept_key, lengths - num_masked, num_spans, T)
+  masked_parts = _random_parts(masked_key, num_masked, num_spans, T)
+  ends = jnp.cumsum(jnp.stack([kept_parts, masked_parts], axis=-1).reshape(len(lengths), -1), 1)
   at = jnp.arange(T)
   span = jax.vmap(lambda ends: jnp.searchsorted(ends, at, side='right'))(ends)
   return (span % 2 == 1) & (at < lengths[:, None]) & (lengths[:, None] > 1)
 
 
-def noise_counts(lengths, *, rate: float, mean_span: float, np=jnp):
-  """Return the numbers (tokens, spans) that `noise_spans` hides in rows of these lengths.
+def noise_counts(lengths, *, rate: float, mean_span: float, xp=jnp):
+  """Return the numbers of tokens and of spans that `noise_spans` masks in rows of these lengths.
 
-  np=numpy gives the same numbers on the host, for shapes: both round float32 to even.
+  Args:
+    lengths: tokens in each row, at least 2.
+    rate, mean_span: as of `noise_spans`.
+    xp: jax.numpy or numpy, which gives the same numbers on the host: both round half to even.
 
   >>> [int(n) for n in noise_counts(jnp.int32(190), rate=0.15, mean_span=3.0)]
   [29, 10]
   """
-  share, mean = np.float32(rate), np.float32(mean_span)
-  hidden = np.round(np.asarray(lengths, np.float32) * share).astype(np.int32)
-  hidden = np.clip(hidden, 1, np.maximum(lengths - 1, 1))
-  spans = np.round(hidden.astype(np.float32) / mean).astype(np.int32)
-  return hidden, np.maximum(np.minimum(np.minimum(spans, hidden), lengths - hidden), 1)
+  tokens = xp.round(xp.asarray(lengths, xp.float32) * xp.float32(rate)).astype(xp.int32)
+  tokens = xp.clip(tokens, 1, xp.maximum(lengths - 1, 1))
+  spans = xp.round(tokens.astype(xp.float32) / xp.float32(mean_span)).astype(xp.int32)
+  return tokens, xp.maximum(xp.minimum(xp.minimum(spans, tokens), lengths - tokens), 1)
 
 
 def _random_parts(key, totals, parts, T):
-  """[B, T]: totals divided into positive parts, all divisions equally likely; then zeros."""
+  """[B, T]: parts[b] positive integers whose sum is totals[b], all equally likely; then zeros."""
   B, at = len(totals), jnp.arange(T)
-  # parts - 1 of the totals - 1 places between neighbours are ends
+  # a random choice of parts - 1 of the totals - 1 places where one part may end
   draw = jnp.where(at < totals[:, None] - 1, jax.random.uniform(key, (B, T)), 2.0)
   rank = jnp.argsort(jnp.argsort(draw, axis=1), axis=1)
   ends = (rank < parts[:, None] - 1).astype(jnp.int32)
@@ -119,29 +125,32 @@ def _random_parts(key, totals, parts, T):
 
 
 def with_sentinels(
-  tokens: Int[Array, 'B T'], hidden: Bool[Array, 'B T'], sentinels: Int[Array, 'X']
+  tokens: Int[Array, 'B T'], spans: Bool[Array, 'B T'], sentinels: Int[Array, 'X']
 ) -> tuple[Int[Array, 'B T'], Bool[Array, 'B T']]:
-  """Replace the first token of each hidden span by the next sentinel.
+  """Replace the first token of each span, a run of True, by the next sentinel.
+
+  If there are more spans than sentinels, the last sentinel is used again.
 
   Returns:
-    (tokens, kept): kept is False at the other tokens of hidden spans, which `compact` removes.
+    (tokens, kept): kept is False at the other tokens of spans, which `compact` removes.
 
-  >>> hidden = jnp.array([[False, True, True, False]])
-  >>> with_sentinels(jnp.array([[5, 6, 7, 8]]), hidden, jnp.array([99, 98]))[0].tolist()
+  >>> spans = jnp.array([[False, True, True, False]])
+  >>> with_sentinels(jnp.array([[5, 6, 7, 8]]), spans, jnp.array([99, 98]))[0].tolist()
   [[5, 99, 7, 8]]
   """
-  first = hidden & ~jnp.pad(hidden[:, :-1], ((0, 0), (1, 0)))
+  first = spans & ~jnp.pad(spans[:, :-1], ((0, 0), (1, 0)))
   which = jnp.clip(jnp.cumsum(first, axis=1) - 1, 0, len(sentinels) - 1)
-  return jnp.where(first, sentinels[which], tokens), ~hidden | first
+  return jnp.where(first, sentinels[which], tokens), ~spans | first
 
 
 def compact(
   tokens: Int[Array, 'B T'], kept: Bool[Array, 'B T'], length: int, eos: int
-) -> tuple[Int[Array, 'B U'], Int[Array, 'B U']]:
+) -> tuple[Int[Array, 'B {length}'], Int[Array, 'B {length}']]:
   """Remove the tokens not kept, and add the end token.
 
   Returns:
-    (tokens, segments) [B, length]: 0 and 0 where there is no token. Rows are truncated to `length`.
+    (tokens, segments), both [B, length]: segments are 1 for tokens and 0 for padding, whose ids are
+    0. A row that keeps `length` tokens or more is truncated and has no end token.
 
   >>> compact(jnp.array([[5, 6, 7]]), jnp.array([[True, False, True]]), 4, eos=2)[0].tolist()
   [[5, 7, 2, 0]]

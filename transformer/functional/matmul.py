@@ -1,10 +1,9 @@
-"""Matrix products with operands of 16 bits and sums of 32.
+"""Matrix products of bfloat16 or float16 operands, summed in float32.
 
 Matrix units multiply 16-bit numbers and add in 32 bits; asking for a 16-bit result throws those
 bits away and, on a CPU, leaves the fast path altogether. Plain differentiation would multiply a
-32-bit cotangent with a 16-bit operand, so the derivatives are written out: they round the cotangent
-as they do the operands, so that all products of a training step are fast: 2 times float32 on a CPU
-that can multiply bfloat16.
+32-bit cotangent with a 16-bit operand. The derivatives here round the cotangent as they do the
+operands, so that all products of a training step have 16-bit operands.
 """
 
 import functools
@@ -27,16 +26,18 @@ def matmul(
   *,
   platform: str | None = None,
 ) -> Float[Array, '*B O']:
-  """Return a b, with operands rounded to dtype, summed and returned in float32.
+  """Return a @ b, with both operands rounded to dtype.
 
   Args:
     a: left operand; leading axes are rows.
     b: right operand.
     dtype: of the operands; a's own if None.
-    platform: what the program is compiled for; see `platforms`.
+    platform: what the program is compiled for; see `platforms`. On a CPU the leading axes of a
+      float32 operand are merged, for a faster gradient of b.
 
   Returns:
-    float32 where dtype has 16 bits, else dtype. Gradients have the type of their operand.
+    float32 where dtype has 16 bits (products are summed in float32), else dtype. Gradients have the
+    dtype of their operand.
 
   >>> matmul(jnp.ones((2, 3)), jnp.ones((3, 4)), 'bfloat16').dtype
   dtype('float32')
@@ -51,7 +52,7 @@ def matmul_nt(
   *,
   platform: str | None = None,
 ) -> Float[Array, '*B O']:
-  """Return a bT; otherwise as `matmul`.
+  """Return a @ b.T; otherwise as `matmul`.
 
   >>> matmul_nt(jnp.array([[1., 2.]]), jnp.array([[3., 4.], [5., 6.]]))
   Array([[11., 17.]], dtype=float32)
@@ -60,7 +61,7 @@ def matmul_nt(
 
 
 def _product(a, b, dtype, platform, transposed):
-  """a b, or a bT."""
+  """a @ b, or a @ b.T if transposed."""
   dtype = jnp.dtype(dtype or a.dtype)
   rows = _rows(a, dtype, platform)
   if dtype.itemsize > 2:
@@ -72,11 +73,12 @@ def _product(a, b, dtype, platform, transposed):
 
 
 def _rows(a, dtype, platform):
-  """a with one axis of rows, except where float32 can do without.
+  """Merge the leading axes of `a`, except those of 32 bits and more outside a CPU.
 
-  On a CPU a weight's gradient that sums over two axes takes twice the time. Elsewhere it does not,
-  and merged axes could no longer be sharded apart. It cannot be `lax.platform_dependent`, whose
-  derivative would store the operands of both forms.
+  The derivative of 16-bit products is written for two axes. On a CPU a weight's gradient that sums
+  over two axes takes twice the time; elsewhere it does not, and merged axes could not be sharded
+  apart. The form is chosen in Python, because the derivative of `lax.platform_dependent` would
+  store the operands of both forms.
   """
   if a.ndim == 2 or (dtype.itemsize > 2 and platforms.resolve(platform) != 'cpu'):
     return a
@@ -84,10 +86,10 @@ def _rows(a, dtype, platform):
 
 
 def matmul_tn(a: Float[Array, 'B I'], b: Float[Array, 'B O']) -> Float[Array, 'I O']:
-  """Return aT b, summed and returned in float32: the gradient of a weight. Not differentiable.
+  """Return a.T @ b in float32, the gradient of a weight; both operands have one dtype.
 
-  On a CPU the transpose is really made and the product given a batch axis of size 1: XLA would fold
-  the transpose into the product, and then widen its operands.
+  On a CPU the transpose is materialized and the product given a batch axis of size 1: otherwise XLA
+  folds the transpose into the product, and converts its operands to float32.
 
   >>> matmul_tn(jnp.array([[1.], [2.]]), jnp.array([[3.], [4.]]))
   Array([[11.]], dtype=float32)

@@ -1,8 +1,8 @@
 """The platform that a program is compiled for, as a value.
 
-A platform is a text: 'cpu', 'tpu', 'rocm', 'cuda', or 'cuda:7.5' with the compute capability. Code
-that has several forms of the same arithmetic takes it as an argument, so that a program can be
-compiled on one machine for the devices of another.
+A platform is a string: JAX's name, such as 'cpu' or 'tpu'; for GPUs 'rocm', 'cuda', or 'cuda:7.5'
+with the compute capability. Functions with several implementations take it as an argument, so that
+a program can be compiled on one machine for the devices of another.
 """
 
 from typing import Any
@@ -24,15 +24,17 @@ def of_device(device: Any) -> str:
 
 
 def resolve(platform: str | None) -> str:
-  """Return the platform, or that of JAX's default device if none is given.
+  """Return the platform, or that of `jax.devices()[0]` if none is given.
 
-  This is the one place of `functional` and `modules` that asks what the process runs on.
+  This is the only place in `functional` and `modules` that looks at the devices of the process.
   """
   return platform or of_device(jax.devices()[0])
 
 
 def compute_capability(platform: str) -> float:
-  """Return the compute capability of an NVIDIA GPU, infinity if it is not given; else 0.
+  """Return the compute capability of a 'cuda' platform, and 0 of any other.
+
+  It is infinity for 'cuda' without a number, as if every instruction were there.
 
   >>> compute_capability('cuda:9.0'), compute_capability('cuda'), compute_capability('tpu')
   (9.0, inf, 0.0)

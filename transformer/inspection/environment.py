@@ -1,4 +1,4 @@
-"""This machine: versions, devices, the precision of matrix products, and advice."""
+"""Versions, devices and precision of matrix products on this machine, with advice."""
 
 import contextlib
 import importlib.metadata
@@ -13,14 +13,24 @@ import jax.numpy as jnp
 import numpy as np
 
 PACKAGES = (
-  *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets'),
-  *('tokenizers', 'jaxtyping', 'ml_collections', 'numpy', 'functional-transformer'),
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'grain',
+  'tensorflow-datasets',
+  'tokenizers',
+  'jaxtyping',
+  'ml_collections',
+  'numpy',
+  'functional-transformer',
 )
 PLUGINS = re.compile(r'jax[-_].*(plugin|pjrt)|libtpu')
 
 
 def why_not_compiled(dtype: str) -> str:
-  """Return why the default device cannot compute in a dtype, in one line, or '' if it can.
+  """Return why the default device cannot convert a dtype to float32, in one line; '' if it can.
 
   XLA has no conversion of float16 for a CPU without F16C instructions (x86 before 2012).
   """
@@ -33,29 +43,37 @@ def why_not_compiled(dtype: str) -> str:
 
 
 def matmul_precision() -> dict[str, Any]:
-  """Return the error of a float32 matrix product, by default and at the highest precision."""
+  """Return how exact a float32 matrix product is.
+
+  Returns:
+    default_matmul_precision: JAX's setting.
+    product_error: the largest error, relative to the largest entry, with that setting ('default')
+      and with full precision ('float32').
+    reduced: whether the first error is more than ten times the second.
+  """
   a, b = np.random.default_rng(0).normal(size=(2, 256, 256)).astype(np.float32)
   exact = np.asarray(a, np.float64) @ np.asarray(b, np.float64)
   errors = {}
   for name in ('default', 'float32'):
-    with contextlib.nullcontext() if name == 'default' else jax.default_matmul_precision(name):
+    full = jax.default_matmul_precision(name)
+    with contextlib.nullcontext() if name == 'default' else full:
       product = np.asarray(jnp.matmul(jnp.asarray(a), jnp.asarray(b)), np.float64)
     errors[name] = float(np.abs(product - exact).max() / np.abs(exact).max())
   return {
-    'default_matmul_precision': jax.config.values['jax_default_matmul_precision'] or 'default',
+    'default_matmul_precision': jax.config.jax_default_matmul_precision or 'default',
     'product_error': errors,
     'reduced': errors['default'] > 10 * errors['float32'],
   }
 
 
 def advice_for(precision: dict[str, Any]) -> list[str]:
-  """Return lines about reduced precision, and about accelerators that JAX does not use."""
+  """Return lines about reduced precision, and about an NVIDIA GPU or TPU that JAX does not use."""
   advice = []
   if precision['reduced']:
     default, full = (precision['product_error'][name] for name in ('default', 'float32'))
     advice.append(
-      f'float32 products have an error of {default:.0e} instead of {full:.0e}: by default this '
-      'device multiplies in fewer bits (TF32 or bfloat16), which is faster. For full '
+      f'float32 products have a relative error of {default:.0e} instead of {full:.0e}: with this '
+      'setting the device multiplies in fewer bits (TF32 or bfloat16), which is faster. For full '
       'precision set JAX_DEFAULT_MATMUL_PRECISION=float32; training rarely needs it'
     )
   if jax.default_backend() == 'cpu':
@@ -69,7 +87,7 @@ def advice_for(precision: dict[str, Any]) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-  """Return the version of each package that matters, and of the plugins of JAX."""
+  """Return the version of each of PACKAGES, and of the plugins of JAX."""
   plugins = {d.name for d in importlib.metadata.distributions() if PLUGINS.fullmatch(d.name)}
   found = {'python': platform.python_version()}
   for name in (*PACKAGES, *sorted(plugins)):
@@ -81,14 +99,17 @@ def versions() -> dict[str, str]:
 
 
 def devices() -> list[dict[str, Any]]:
-  """Return the kinds of devices, how many there are of each, and their memory."""
+  """Return the kinds of devices, how many there are of each, and what JAX may allocate on each.
 
-  def memory_gib(device):
+  memory_limit_gib is None where the device does not tell.
+  """
+
+  def memory_limit_gib(device):
     limit = (device.memory_stats() or {}).get('bytes_limit')
     return limit and round(limit / 2**30, 1)
 
-  kinds = Counter((d.platform, d.device_kind, memory_gib(d)) for d in jax.local_devices())
+  kinds = Counter((d.platform, d.device_kind, memory_limit_gib(d)) for d in jax.local_devices())
   return [
-    {'platform': platform, 'kind': kind, 'count': count, 'memory_gib': memory}
-    for (platform, kind, memory), count in kinds.items()
+    {'platform': name, 'kind': kind, 'count': count, 'memory_limit_gib': memory}
+    for (name, kind, memory), count in kinds.items()
   ]

@@ -89,7 +89,7 @@ def table(report: dict[str, Any]) -> str:
   versions = [f'{name} {version}' for name, version in report['versions'].items()]
   lines = ['', *(', '.join(versions[i : i + 6]) for i in range(0, len(versions), 6))]
   for device in report['devices']:
-    memory = f', {device["memory_gib"]} GiB each' if device['memory_gib'] else ''
+    memory = f', {device["memory_limit_gib"]} GiB each' if device['memory_limit_gib'] else ''
     lines.append(f'{device["count"]} x {device["kind"]} ({device["platform"]}{memory})')
   default, full = (report['precision']['product_error'][x] for x in ('default', 'float32'))
   setting = report['precision']['default_matmul_precision']

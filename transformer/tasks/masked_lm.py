@@ -145,15 +145,15 @@ class MaskedLM:
     if self.whole_words:
       rows['words'] = self.words(tokens)
     if key is None:
-      shown, chosen = with_row_keys(self._hide, rows, EVALUATION_SEED)
+      shown, chosen = with_row_keys(self._mask_tokens, rows, EVALUATION_SEED)
     else:
-      shown, chosen = self._hide(rows, key)
+      shown, chosen = self._mask_tokens(rows, key)
     return Masked(shown, tokens, chosen, types, swapped)
 
-  def _hide(self, rows, key):
-    """Return the tokens with some of those eligible hidden, and which."""
+  def _mask_tokens(self, rows, key):
+    """Return the tokens with some of those eligible masked, and which."""
     _, chosen_key, shown_key = jax.random.split(key, 3)
-    chosen = corruption.choose(chosen_key, rows['eligible'], self.rate, rows.get('words'))
+    chosen = corruption.choose_masked(chosen_key, rows['eligible'], self.rate, rows.get('words'))
     vocabulary = dict(mask=self.tokenizer.mask, vocab=self.tokenizer.size)
     return corruption.replace_chosen(shown_key, rows['inputs'], chosen, **vocabulary), chosen
 

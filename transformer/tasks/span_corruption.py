@@ -90,7 +90,7 @@ class SpanCorruption:
   def _counts(self) -> tuple[int, int]:
     """Return how many tokens of a whole window are removed, and in how many spans."""
     settings = dict(rate=self.rate, mean_span=self.mean_span)
-    tokens, spans = corruption.noise_counts(np.int32(self.max_length), **settings, np=np)
+    tokens, spans = corruption.noise_counts(np.int32(self.max_length), **settings, xp=np)
     return int(tokens), int(spans)
 
   @property
