@@ -150,7 +150,7 @@ def assert_n_best(found_tokens, found_scores, expected):
 def test_largest_is_top_k_in_its_order_of_equals(shape, k, size, distinct, rng):
   x = rng.integers(-distinct, 0, size=shape).astype('float32')
   x[0, ::2] = -np.inf
-  best, places = largest(jnp.asarray(x), k, size=size)
+  best, places = largest(jnp.asarray(x), k, chunk_size=size)
   want = np.argsort(-x, axis=-1, kind='stable')[:, :k]
   np.testing.assert_array_equal(places, want)
   np.testing.assert_array_equal(best, np.take_along_axis(x, want, axis=-1))
@@ -426,9 +426,9 @@ def test_rows_on_another_axis():
   'name, settings, message',
   [
     ('greedy', dict(steps=0), 'steps 0'),
-    ('greedy', dict(pad=EOS), 'eos and pad are both 1'),
+    ('greedy', dict(pad=EOS), 'pad 1 is an end token'),
     ('sample', dict(steps=0), 'steps 0'),
-    ('sample', dict(pad=EOS), 'eos and pad'),
+    ('sample', dict(pad=EOS), 'pad .* is an end token'),
     ('sample', dict(temperature=-1.0), 'temperature -1.0'),
     ('sample', dict(temperature=float('nan')), 'temperature nan'),
     ('sample', dict(top_k=-1), 'top_k -1'),
@@ -437,7 +437,7 @@ def test_rows_on_another_axis():
     ('sample', dict(min_p=-0.1), 'min_p -0.1'),
     ('sample', dict(min_p=1.1), 'min_p 1.1'),
     ('beam_search', dict(steps=0), 'steps 0'),
-    ('beam_search', dict(pad=EOS), 'eos and pad'),
+    ('beam_search', dict(pad=EOS), 'pad .* is an end token'),
     ('beam_search', dict(beams=0), 'beams 0'),
     ('beam_search', dict(alpha=-0.1), 'alpha -0.1'),
   ],

@@ -28,8 +28,8 @@ SENTINEL = '<extra_id_{}>'
 SPECIALS = ('<pad>', '<s>', '</s>', '<unk>')
 KINDS = ('bpe', 'bytes', 'characters', 'unigram', 'wordpiece')
 
-# The names of these tokens in published vocabularies, the most frequent first. In GPT's family one
-# token both ends a document and begins the next.
+# The names of these tokens in published vocabularies: the first that a vocabulary has is taken. In
+# GPT's family one token both ends a document and begins the next.
 NAMES = {
   'pad': ('<pad>', '[PAD]', '<|pad|>'),
   'bos': ('<s>', '[CLS]', '<bos>', '<|startoftext|>', '<|begin_of_text|>', '<|endoftext|>'),
@@ -125,26 +125,32 @@ class Tokenizer:
     return [encoding.ids for encoding in encodings]
 
   def encode_spans(self, texts: Iterable[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
-    """Return of each text the ids, and the (start, end) in characters of each id."""
+    """Return for each text its ids, and the (start, end) of each id, in characters."""
     encodings = self._tokenizer.encode_batch(list(map(_whole, texts)), add_special_tokens=False)
     return [(encoding.ids, encoding.offsets) for encoding in encodings]
 
   @property
   def specials(self) -> list[int]:
-    """Ids that are no text."""
+    """Ids of pad, bos, eos, unk, mask, the sentinels and what else ends an output."""
     ids = (self.pad, self.bos, self.eos, self.unk, self.mask, *self.sentinels, *self.ends)
     return [i for i in dict.fromkeys(ids) if i is not None]
 
   @functools.cached_property
   def begins_word(self) -> list[bool]:
-    """Whether each id begins a word, by the marks of WordPiece, byte BPE and unigram."""
+    """Whether each id has the mark of the beginning of a word: 'Ġ', '▁', or no '##'.
+
+    The first word of a text may lack the mark, and vocabularies without marks have none.
+    """
     pieces = [self._tokenizer.id_to_token(i) or '' for i in range(self.size)]
     if any(piece.startswith('##') for piece in pieces):
       return [not piece.startswith('##') for piece in pieces]
     return [piece.startswith(('Ġ', '▁')) for piece in pieces]
 
   def decode(self, ids: Iterable[SupportsIndex]) -> str:
-    """Return the text of ids up to the first end, without specials; U+FFFD for bytes not UTF-8."""
+    """Return the text of ids up to the first end token, without special ones.
+
+    Bytes that are not UTF-8 become U+FFFD. Where bos is eos, as in GPT-2, pass ids without bos.
+    """
     before_end = itertools.takewhile(lambda i: i not in self.ends, map(int, ids))
     return self._tokenizer.decode(list(before_end), skip_special_tokens=True)
 
@@ -189,10 +195,8 @@ class Tokenizer:
       return cls(tokenizers.Tokenizer.from_str(text), **settings)
 
   def __reduce__(self):
-    return Tokenizer, (
-      self._tokenizer,
-      *self._given,
-    )  # the library's pickle lacks what the constructor sets
+    # the pickle of the library lacks what the constructor sets
+    return Tokenizer, (self._tokenizer, *self._given)
 
   def __repr__(self) -> str:
     names = ', '.join(f'{name}={getattr(self, name)}' for name in ('size', *NAMES))
@@ -210,21 +214,22 @@ def train(
 ) -> Tokenizer:
   """Train a tokenizer on texts, after Unicode NFC (except 'bytes', which takes text as it is).
 
-  'bpe' and 'bytes' are lossless: decode(encode(x)) == NFC(x), respectively x. 'characters' loses
-  characters that it was not trained on (<unk>), 'unigram' these and a leading space, 'wordpiece'
-  these and the spacing. 'bpe', 'bytes' and 'characters' are deterministic; 'unigram' and
-  'wordpiece' are
-  not, because the library breaks ties in hash order: keep the file.
+  Without `lowercase`, 'bpe' is lossless up to NFC, decode(encode(x)) == NFC(x), 'bytes' exactly.
+  'characters' loses characters that it was not trained on (<unk>), 'unigram' these and a leading
+  space, 'wordpiece' these and the spacing. 'unigram' and 'wordpiece' are not deterministic, because
+  the library breaks ties in hash order: keep the file.
 
   Args:
     texts: sentences or documents; pieces never reach across two of them.
     kind: 'bpe' (pairs of bytes merged by frequency), 'bytes' (256 ids and the specials, not
       trained), 'characters' (each its own token), 'unigram' (by likelihood), 'wordpiece'.
-    vocab: the largest number of ids, specials included; `size` is smaller where texts are few.
+    vocab: the largest number of ids, special tokens included, sentinels not; `size` is smaller
+      where texts are few.
     lowercase: lower-case, character by character (Python's str.lower also knows the final sigma).
     split_digits: each digit is its own token, so that numbers are always split alike; always the
       case for 'bytes' and 'characters'.
-    sentinels: so many tokens <extra_id_0>, ... come last, beyond vocab: the first is also the mask.
+    sentinels: number of tokens <extra_id_0>, ... after the others, so `size` may be vocab +
+      sentinels. The first is also the mask.
 
   Raises:
     ValueError: an unknown kind, no text, or a vocab that cannot hold the alphabet.
@@ -254,7 +259,7 @@ def train(
   if (size := tokenizer.get_vocab_size()) > vocab:
     raise ValueError(
       f'vocab={vocab} is too small: the alphabet of {kind!r} on this text and the special tokens '
-      f"take {size} ids. Raise vocab to more than that; 'bpe' needs 260 for any text."
+      f"take {size} ids. Raise vocab to at least that; 'bpe' needs 260 for any text."
     )
   tokenizer.add_special_tokens([SENTINEL.format(i) for i in range(sentinels)])
   return Tokenizer(tokenizer)

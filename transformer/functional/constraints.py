@@ -1,9 +1,13 @@
 """Constraints on the next token of a search.
 
-Each is a function of one row: its logits, or log-probabilities in a beam search; its tokens so far,
-the last one at the end, and -1 where there is none; and how many of them were generated. It returns
-the logits, -inf for tokens that may not follow. They have the meanings that they have in the
-`transformers` library.
+A constraint is a function of one row that returns its changed logits, -inf for forbidden tokens. It
+takes
+
+  logits: [N], log-probabilities in a beam search.
+  tokens: [T], the prompt and what was generated, the last one at the end, after -1 in empty places.
+  generated: how many of them were generated.
+
+What they do follows the logits processors of the `transformers` library.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +22,7 @@ Constraint = Callable[[Logits, Tokens, Int[Array, '']], Logits]
 
 
 def combine(constraints: Sequence[Constraint]) -> Constraint:
-  """Return the constraint that applies these in their order."""
+  """Return the constraint that applies these one after another."""
 
   def combined(logits: Logits, tokens: Tokens, generated: Int[Array, '']) -> Logits:
     for constraint in constraints:
@@ -29,7 +33,7 @@ def combine(constraints: Sequence[Constraint]) -> Constraint:
 
 
 def forbid(ids: Sequence[int], *, before: int | None = None) -> Constraint:
-  """Forbid tokens, as one of the first `before` tokens or, with None, always.
+  """Forbid tokens among the first `before` generated ones, or everywhere if that is None.
 
   Ids that the model does not have are ignored.
 
@@ -46,7 +50,9 @@ def forbid(ids: Sequence[int], *, before: int | None = None) -> Constraint:
 
 
 def forbid_sequences(sequences: Sequence[Sequence[int]]) -> Constraint:
-  """Forbid the last token of a sequence after its other tokens.
+  """Forbid these sequences of tokens: the last token of each after its other ones.
+
+  Ids that the model does not have are ignored.
 
   >>> forbid_sequences([[1, 0], [2]])(jnp.zeros(3), jnp.array([0, 1]), 2).tolist()
   [-inf, 0.0, -inf]
@@ -64,7 +70,10 @@ def forbid_sequences(sequences: Sequence[Sequence[int]]) -> Constraint:
 
 
 def force_prefix(prefix: Sequence[int]) -> Constraint:
-  """Make an output begin with these tokens.
+  """Make an output begin with these tokens, at least one.
+
+  Raises:
+    ValueError: while tracing, if the model does not have one of the ids.
 
   >>> force_prefix([2, 1])(jnp.zeros(3), jnp.array([-1, 2]), 1).tolist()
   [-inf, 0.0, -inf]
@@ -72,7 +81,7 @@ def force_prefix(prefix: Sequence[int]) -> Constraint:
 
   def constraint(logits, tokens, generated):
     if not all(0 <= token < logits.size for token in prefix):
-      raise ValueError(f'the model knows tokens 0 to {logits.size - 1}, not all of {prefix}')
+      raise ValueError(f'prefix {prefix} has ids outside 0 to {logits.size - 1}: remove them')
     forced = jnp.asarray(prefix, jnp.int32)[jnp.minimum(generated, len(prefix) - 1)]
     excluded = (generated < len(prefix)) & (jnp.arange(logits.size) != forced)
     return jnp.where(excluded, -jnp.inf, logits)
@@ -81,17 +90,19 @@ def force_prefix(prefix: Sequence[int]) -> Constraint:
 
 
 def no_repeated_ngrams(n: int) -> Constraint:
-  """Forbid a token that would end a sequence of n tokens which the row has already (Paulus 2017).
+  """Forbid tokens that would repeat a sequence of n tokens of the prompt or output.
+
+  Paulus et al. 2017, https://arxiv.org/abs/1705.04304, section 2.5.
 
   >>> no_repeated_ngrams(2)(jnp.zeros(4), jnp.array([1, 2, 3, 1]), 2).tolist()
   [0.0, 0.0, -inf, 0.0]
   """
 
   def constraint(logits, tokens, generated):
-    starts = tokens.size - n + 1
-    if starts < 1:
+    count = tokens.size - n + 1
+    if count < 1:
       return logits
-    ngrams = tokens[jnp.arange(starts)[:, None] + jnp.arange(n)]
+    ngrams = tokens[jnp.arange(count)[:, None] + jnp.arange(n)]
     repeats = jnp.all(ngrams[:, :-1] == tokens[tokens.size - n + 1 :], axis=1)
     return _set(logits, ngrams[:, -1], repeats & jnp.all(ngrams >= 0, axis=1), -jnp.inf)
 
@@ -99,9 +110,12 @@ def no_repeated_ngrams(n: int) -> Constraint:
 
 
 def penalize_repetitions(penalty: float) -> Constraint:
-  """Divide positive logits of the row's tokens by a penalty above 1, multiply negative ones by it.
+  """Make tokens of the prompt and output less probable.
 
-  Keskar et al. 2019, https://arxiv.org/abs/1909.05858, section 4.1.
+  Positive logits are divided by the penalty, negative ones multiplied by it. Log-probabilities are
+  never positive, so a beam search penalizes more than a greedy one.
+
+  Keskar et al. 2019, https://arxiv.org/abs/1909.05858, section 4.1, who only divide.
 
   >>> penalize_repetitions(2.0)(jnp.array([4.0, 4.0, -4.0]), jnp.array([0, 2]), 2).tolist()
   [2.0, 4.0, -8.0]
@@ -115,7 +129,8 @@ def penalize_repetitions(penalty: float) -> Constraint:
 
 
 def _set(logits: Logits, ids: Tokens, where: Bool[Array, 'T'], values: Logits | float) -> Logits:
-  """Return the logits with the values of the tokens `ids` changed where the condition holds."""
+  """Return the logits with the values, which are of all tokens, of every id where it holds."""
+  # one place more, for the ids where it does not hold
   chosen = jnp.zeros(logits.size + 1, bool).at[jnp.where(where, ids, logits.size)].set(True)
   return jnp.where(chosen[:-1], values, logits)
 
@@ -127,8 +142,8 @@ def on_rows(
 
   Args:
     constraint: on one row.
-    prompts: the tokens before those of the search, the last one at the end, -1 where there is none;
-      a beam search has R / B rows for each.
+    prompts: the tokens before those of the search, the last one at the end, after -1 in empty
+      places. Prompt b belongs to the rows b W to b W + W - 1, where R = B W.
   """
 
   def constrain(logits, tokens, generated):

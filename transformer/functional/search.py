@@ -8,11 +8,13 @@ the loop anew each time. All searches take, besides `step` and `cache`,
   first: the token each row starts from; not part of the result.
   steps: the most tokens to generate.
   eos: the token, or a tuple of tokens, that ends a row, part of the result; -1 if none does.
-  pad: fills the row after eos; if None 0, or -1 where eos is 0.
-  constrain: (logits, tokens, position) to the logits from which the next token is chosen, -inf for
-    those that may not follow; `tokens` [R, steps] has those before `position`. None for all. See
-    functional.constraints. Scores are those of the model, without the constraint; but beams are
-    compared, and scored, by constrained log-probabilities.
+  pad: written after eos, and given to `step` as the last token of an ended row; by default 0, or
+    -1 if 0 is an end token.
+  constrain: a function (logits, tokens, position) that returns logits, with -inf for forbidden
+    tokens; `tokens` [R, steps] are those generated before `position`. R is B, or B W in a beam
+    search. None allows every token. See functional.constraints. Greedy search and sampling return
+    scores of the unchanged logits. A beam search passes log-probabilities, and compares and scores
+    hypotheses by what `constrain` makes of them, without normalizing them again.
 
 as Python numbers except `first` and `constrain`, and raise ValueError for invalid ones.
 """
@@ -42,7 +44,7 @@ def greedy(
   pad: int | None = None,
   constrain: Constrain | None = None,
 ) -> tuple[Int[Array, 'B steps'], Float[Array, 'B']]:
-  """Greedy search: y_t = argmax_n log P(n | y_<t), the lowest token of equals.
+  """Greedy search: y_t = argmax_n log P(n | y_<t); ties go to the lowest token.
 
   Returns:
     The generated tokens, and log P of each row: the sum over its tokens, eos included, in nats.
@@ -186,21 +188,22 @@ def filter_logits(
 
 
 def largest(
-  x: Float[Array, 'B N'], k: int, *, size: int = 64
+  x: Float[Array, 'B N'], k: int, *, chunk_size: int = 64
 ) -> tuple[Float[Array, 'B k'], Int[Array, 'B k']]:
-  """Return `lax.top_k` in a tenth of its time on a CPU.
+  """Return the k largest values of each row and their indices, as `lax.top_k` does.
 
-  The k largest are in the k chunks with the largest maxima.
+  It takes a tenth of the time of `lax.top_k` on a CPU for large N and small k: the k largest are
+  in the k chunks with the largest maxima.
 
   Args:
     x: without NaN; of a row with NaN any k are returned.
-    k: how many; of equals the lowest index first.
-    size: of a chunk.
+    k: how many; ties go to the lowest index.
+    chunk_size: values in a chunk.
 
-  >>> largest(jnp.array([[3., 9., 9., 1.]]), 2, size=1)[1]
+  >>> largest(jnp.array([[3., 9., 9., 1.]]), 2, chunk_size=1)[1]
   Array([[1, 2]], dtype=int32)
   """
-  (B, N), count = x.shape, -(-x.shape[-1] // size)
+  (B, N), size, count = x.shape, chunk_size, -(-x.shape[-1] // chunk_size)
   if count <= k:
     best, places = lax.top_k(x, k)
     return best, places
@@ -255,9 +258,10 @@ def _generate(step, cache, first, choose, steps, eos, pad, constrain):
 
 
 def take_rows(tree: PyTree, rows: Int[Array, 'R'], *, axis: int = 0) -> PyTree:
-  """Return the tree with row rows[r] of every array as its new row r; scalars stay.
+  """Return the tree with new[r] = old[rows[r]] of every array; scalars are kept.
 
-  If a layer axis comes before the rows: `functools.partial(take_rows, axis=1)`.
+  Every array must have as many rows as there are indices. If a layer axis comes before the rows:
+  `functools.partial(take_rows, axis=1)`.
 
   >>> take_rows({'k': jnp.array([5, 6, 7])}, jnp.array([2, 2, 0]))['k'].tolist()
   [7, 7, 5]
@@ -277,7 +281,7 @@ def take_rows(tree: PyTree, rows: Int[Array, 'R'], *, axis: int = 0) -> PyTree:
 
 
 def repeat_rows(tree: PyTree, beams: int, *, axis: int = 0) -> PyTree:
-  """Return the tree with every row `beams` times, row b at b * beams + w; scalars stay.
+  """Return the tree with every row `beams` times, row b at b * beams + w; scalars are kept.
 
   >>> repeat_rows({'k': jnp.array([5, 6])}, 3)['k'].tolist()
   [5, 5, 5, 6, 6, 6]
@@ -288,14 +292,17 @@ def repeat_rows(tree: PyTree, beams: int, *, axis: int = 0) -> PyTree:
 
 
 class Beams(NamedTuple):
-  """The state of a beam search: hypotheses, best first; an empty slot scores -inf."""
+  """The state of a beam search: W live prefixes and W finished hypotheses, each best first.
+
+  An empty slot has log P, respectively a score, of -inf.
+  """
 
   position: Int[Array, '']
   last: Int[Array, 'B W']
-  tokens: Int[Array, 'B W steps']
-  log_p: Float[Array, 'B W']
-  finished: Int[Array, 'B W steps']
-  scores: Float[Array, 'B W']
+  live_tokens: Int[Array, 'B W steps']
+  live_log_p: Float[Array, 'B W']
+  finished_tokens: Int[Array, 'B W steps']
+  finished_scores: Float[Array, 'B W']
   cache: PyTree
 
 
@@ -314,22 +321,25 @@ def beam_search(
 ) -> tuple[Int[Array, 'B W steps'], Float[Array, 'B W']]:
   """Beam search for the y of highest log P(y) / ((5 + |y|) / 6)^alpha.
 
-  Of all one-token extensions of the prefixes the best `beams` count: those by eos are finished, and
-  the next best take their places, so that `beams` prefixes are always unfinished. A hypothesis of
-  `steps` tokens counts as finished. A sentence ends, independently of the others, once no extension
-  can enter its n-best list. One beam with alpha 0 is `greedy`.
+  All one-token extensions of the W live prefixes are ranked. Those among the best W that end become
+  finished hypotheses; the best W that do not end stay live. A hypothesis of `steps` tokens counts
+  as finished. A row ends, independently of the others, once no live prefix can enter its n-best
+  list. One beam with alpha 0 is `greedy`.
 
   Args:
-    step: gets B * beams rows, beam w of sentence b as row b * beams + w.
+    step: gets B * beams rows, beam w of row b as row b * beams + w.
     cache: of B * beams rows: `repeat_rows(cache, beams)`. `first` stays [B].
     beams: W, the number of prefixes kept and of hypotheses returned.
     alpha: 0 compares log P, more prefers longer; |y| counts the generated tokens, eos included.
-    reorder: (cache, rows) to the cache with row rows[r] as its new row r; it may leave what all
-      beams share.
+    reorder: a function (cache, rows) that returns the cache with row rows[r] as its new row r; it
+      may leave what all beams share.
 
   Returns:
-    The n-best list of each sentence, best first, and its scores. If there are fewer than `beams`
+    The n-best list of each row, best first, and its scores. If there are fewer than `beams`
     hypotheses, the rest is pad and scores -inf.
+
+  Raises:
+    ValueError: beams < 1, alpha < 0, or an array of the cache has not B * beams rows.
 
   Wu et al. 2016, equation 14, without the coverage term; Vaswani et al. 2017: beams 4, alpha 0.6.
 
@@ -343,9 +353,12 @@ def beam_search(
   if beams < 1:
     raise ValueError(f'beams {beams} keeps no hypothesis: pass 1 or more')
   if not alpha >= 0:
-    raise ValueError(f'alpha {alpha} is negative, so no early end is safe: pass 0 or more')
+    raise ValueError(
+      f'alpha {alpha} is negative: to end a row early, longer outputs must not be penalized; pass '
+      '0 or more'
+    )
   batch = first.shape[0]
-  # a wrong cache gets this function's message, not that of step
+  # a cache of a wrong size gets the error of reorder, not one from inside step
   jax.eval_shape(reorder, cache, jnp.arange(batch * beams))
   penalties = ((5 + jnp.arange(1, steps + 1, dtype=jnp.float32)) / 6) ** alpha
   blank = jnp.full((batch, beams, steps), pad, jnp.int32)
@@ -353,11 +366,11 @@ def beam_search(
   last = jnp.repeat(first.astype(jnp.int32)[:, None], beams, axis=1)
   start = Beams(jnp.int32(0), last, blank, empty.at[:, 0].set(0.0), blank, empty, cache)
   state = lax.while_loop(
-    lambda state: jnp.any(state.log_p != -jnp.inf),
+    lambda state: jnp.any(state.live_log_p != -jnp.inf),
     lambda state: _extend_beams(state, step, reorder, penalties, eos, constrain),
     start,
   )
-  return state.finished, state.scores
+  return state.finished_tokens, state.finished_scores
 
 
 def _extend_beams(
@@ -367,45 +380,46 @@ def _extend_beams(
   (batch, beams), steps = state.last.shape, len(penalties)
   logits, cache = step(state.last.reshape(-1), state.cache)
   logits = logits.astype(jnp.float32)
-  total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+  log_z = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
   if constrain is not None:
-    logits = constrain(logits - total, state.tokens.reshape(-1, steps), state.position)
-    total = jnp.zeros_like(total)
-  ends_in = len(eos) if isinstance(eos, tuple) else 1  # of the best, up to W end in each
-  log_p, parents, tokens = _best_extensions(logits, total, state.log_p, (1 + ends_in) * beams)
-  sequences = _pick(state.tokens, parents).at[:, :, state.position].set(tokens)
+    logits = constrain(logits - log_z, state.live_tokens.reshape(-1, steps), state.position)
+    log_z = jnp.zeros_like(log_z)
+  # each of the W prefixes may end in each of E end tokens, and W that do not end are needed
+  count = beams * (1 + (len(eos) if isinstance(eos, tuple) else 1))
+  log_p, parents, tokens = _best_extensions(logits, log_z, state.live_log_p, count)
+  sequences = _pick(state.live_tokens, parents).at[:, :, state.position].set(tokens)
   ends = is_end(tokens, eos) | (state.position == steps - 1)
 
   ended = jnp.where(ends, log_p / penalties[state.position], -jnp.inf)[:, :beams]
-  scores, winners = lax.top_k(jnp.concatenate([state.scores, ended], axis=1), beams)
-  finished = jnp.concatenate([state.finished, sequences[:, :beams]], axis=1)
+  scores, winners = lax.top_k(jnp.concatenate([state.finished_scores, ended], axis=1), beams)
+  finished = jnp.concatenate([state.finished_tokens, sequences[:, :beams]], axis=1)
 
   log_p, survivors = lax.top_k(jnp.where(ends, -jnp.inf, log_p), beams)
-  # log P only falls and is divided by no more than the last penalty
+  # no later score is higher, because log P only falls and the last penalty is the largest
   settled = scores[:, -1] >= log_p[:, 0] / penalties[-1]
   parents = _pick(parents, survivors)
   return Beams(
     position=state.position + 1,
     last=_pick(tokens, survivors),
-    tokens=_pick(sequences, survivors),
-    log_p=jnp.where(settled[:, None], -jnp.inf, log_p),
-    finished=_pick(finished, winners),
-    scores=scores,
+    live_tokens=_pick(sequences, survivors),
+    live_log_p=jnp.where(settled[:, None], -jnp.inf, log_p),
+    finished_tokens=_pick(finished, winners),
+    finished_scores=scores,
     cache=reorder(cache, (jnp.arange(batch)[:, None] * beams + parents).reshape(-1)),
   )
 
 
 def _best_extensions(
-  logits: Float[Array, 'R N'], total: Float[Array, 'R 1'], so_far: Float[Array, 'B W'], count: int
+  logits: Float[Array, 'R N'], log_z: Float[Array, 'R 1'], so_far: Float[Array, 'B W'], count: int
 ) -> tuple[Float[Array, 'B C'], Int[Array, 'B C'], Int[Array, 'B C']]:
   """(log P, beam, token) of the `count` best extensions.
 
-  log P of a token is its logit less the total, of R = B W rows.
+  log P of a token, of R = B W rows, is its logit - log_z.
   """
   batch, beams = so_far.shape
   # logits are float32: XLA's CPU backend has a fast top_k for nothing else
   best, tokens = largest(logits, min(count, logits.shape[-1]))
-  log_p = best - total
+  log_p = best - log_z
   log_p = so_far[..., None] + log_p.reshape(batch, beams, -1)
   # top_k puts a negative NaN last, where it would not be seen
   log_p = jnp.where(jnp.isnan(log_p), jnp.nan, log_p)
@@ -438,5 +452,5 @@ def _checked_pad(first, steps, eos, pad):
   if pad is None:
     return -1 if 0 in ends else 0  # some published models end with token 0
   if pad in ends:
-    raise ValueError(f'eos and pad are both {eos}, so an end cannot be seen: pass another pad')
+    raise ValueError(f'pad {pad} is an end token, too (eos={eos}): pass another pad')
   return pad

@@ -103,7 +103,7 @@ class Decoding(Batching):
     """Return the settings without beams."""
     return dataclasses.replace(self, beams=1)
 
-  def without(self, ids: Collection[int | None], *, eos: search.Ends) -> 'Decoding':
+  def forbid(self, ids: Collection[int | None], *, eos: search.Ends) -> 'Decoding':
     """Return the settings that forbid these tokens, too, but for None and the end tokens."""
     ends = eos if isinstance(eos, tuple) else (eos,)
     forbidden = {id for id in (*self.suppress, *ids) if id is not None and id not in ends}
@@ -157,8 +157,8 @@ def search_tokens(
   Args:
     step, cache, eos, reorder: as of functional.search; the cache has W rows for each prompt.
     prompts: whose last token is the first that `step` gets; -1 where there is none.
-    keys: of sampling.
-    decoding: which search.
+    keys: PRNG key of each row's samples.
+    decoding: the settings of the search.
   """
   first = prompts[:, -1]
   settings: dict[str, Any] = dict(

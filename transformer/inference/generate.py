@@ -30,28 +30,32 @@ def generate(
   key: Key[Array, ''] | None = None,
   **settings: Any,
 ) -> Int[Array, 'B T']:
-  """Return the tokens that continue each prompt, or that an encoder-decoder makes of each input.
+  """Generate a continuation of each prompt (Decoder), or an output for each input (EncoderDecoder).
 
   A row's output does not depend on the other rows, nor on its padding. Calls with arguments of the
   same shape and settings are compiled once.
 
   Args:
     model: a Decoder or an EncoderDecoder.
-    tokens: prompts or inputs, of different lengths as a list of lists, or as an array padded with
-      `pad` on either side.
+    tokens: prompts or inputs: a list of lists of different lengths, from which nothing is removed,
+      or an array padded with `pad` on either side.
     eos: the token, or one of several, that ends an output and is part of it; -1 if none does.
-    pad: fills an output after `eos`, and is padding at the ends of the rows of `tokens`; None for
-      an array without padding, whose outputs are filled with 0. No output has it, nor `start`.
+    pad: fills an output after `eos`, and is padding at the ends of the rows of an array; None for
+      an array without padding, whose outputs are filled with 0. Neither `pad` nor `start` is
+      generated, unless it is an end token.
     start: the token that the decoder of an EncoderDecoder starts from.
-    key: of sampling.
-    settings: of a Decoding: max_new_tokens (T), beams, alpha, temperature, top_k, top_p, min_p, ...
-      What is not given, eos, pad and start included, is that of a published model's folder, where
-      one was loaded; its settings of sampling count if there is a key, its beams if not.
+    key: PRNG key, needed if temperature > 0. The random numbers of a row depend on the key, its
+      tokens, and how many rows before it have the same ones.
+    settings: fields of `Decoding`, such as max_new_tokens (T, 128 by default), beams (1) and
+      temperature (0: greedy).
+
+  What is not given, eos, pad and start included, is that of the folder of a published model, where
+  one was loaded; its settings of sampling count if there is a key, its beams if not.
 
   Raises:
     ValueError: a prompt is empty or too long, an id is none of the model's, or settings contradict
       each other.
-    FloatingPointError: the model computes NaN.
+    FloatingPointError: the score of an output is NaN.
 
   >>> from flax import nnx
   >>> from transformer import ModelConfig
@@ -65,7 +69,7 @@ def generate(
   settings |= {name: value for name, value in given.items() if value is not None}
   eos, pad, start = (settings.pop(name, None) for name in given)
   end = -1 if eos is None else eos
-  decoding = Decoding(batch_size=1, seed=0, **settings).without((pad, start), eos=end)
+  decoding = Decoding(batch_size=1, seed=0, **settings).forbid((pad, start), eos=end)
   if decoding.temperature and key is None:
     raise ValueError(f'temperature={decoding.temperature} samples: pass key=jax.random.key(seed)')
   key = jax.random.key(0) if key is None else key
@@ -104,11 +108,10 @@ def _padded(
 ) -> Int[np.ndarray, 'B S']:
   """Return checked prompts, or inputs of an EncoderDecoder, padded to one of few lengths."""
   is_decoder = isinstance(model, Decoder)
-  if is_decoder == (start is not None):
-    raise ValueError(
-      f'start={start}: pass the token that the decoder starts from to an EncoderDecoder, and none '
-      'to a Decoder, which continues its prompt'
-    )
+  if is_decoder and start is not None:
+    raise ValueError(f'start={start}: a Decoder continues its prompt, so pass no start')
+  if not is_decoder and start is None:
+    raise ValueError('an EncoderDecoder needs start=, the token that its decoder starts from')
   if not rows:
     raise ValueError('there are no prompts: pass at least one')
   for number, row in enumerate(rows):
@@ -133,8 +136,8 @@ def continue_prompts(
   Args:
     model: what decodes.
     prompts: padded on the left with PAD.
-    key: of sampling.
-    decoding: which search.
+    key: PRNG key of the samples.
+    decoding: the settings of the search.
     eos: the end token or tokens, -1 for none.
   """
   cache = _prefill(model, prompts, decoding.max_new_tokens, decoding.beams)
@@ -157,10 +160,10 @@ def decode_inputs(
 
   Args:
     model: what decodes.
-    rows: padded inputs, of which each row's random numbers are a function.
-    encoded: what the encoder reads of them, and the segments of that.
-    key: of sampling.
-    decoding: which search.
+    rows: padded inputs, from which the random numbers of each row are derived.
+    encoded: the encoder's inputs, and their segments: 1, and 0 for padding.
+    key: PRNG key of the samples.
+    decoding: the settings of the search.
     start: the token that the decoder starts from.
     eos: the end token or tokens, -1 for none.
   """
@@ -188,7 +191,10 @@ def stream_tokens(
   decoding: Decoding,
   eos: search.Ends,
 ) -> Iterator[int]:
-  """Yield the tokens that `continue_prompts` finds for one prompt, each as soon as it is found.
+  """Yield `decoding.max_new_tokens` tokens that continue a prompt, each as soon as it is chosen.
+
+  They are those of `continue_prompts` without beams. It does not end at `eos`, after which there
+  may be anything: stop there.
 
   Raises:
     FloatingPointError: the model computes NaN.
@@ -250,7 +256,7 @@ def _start_stream(model: Decoder, prompt: Int[Array, '1 S'], key, steps: int):
 
 @functools.partial(jax.jit, static_argnums=(6, 7), donate_argnums=(2, 3))
 def _next(model, prompt, tokens, cache, keys, position, decoding: Decoding, eos: search.Ends):
-  """Return the tokens with the next one, the largest logit, and the cache."""
+  """Return the tokens with the next one at `position`, the largest logit, and the cache."""
   last = jnp.where(position, tokens[:, position - 1], prompt[:, -1])
   logits, cache = _step(model, last, cache)
   score = jnp.max(logits, axis=-1)

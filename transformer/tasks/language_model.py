@@ -217,7 +217,7 @@ class LanguageModel:
     tokenizer = self.tokenizer
     never = (tokenizer.pad, tokenizer.bos, *tokenizer.sentinels)
     eos = tokenizer.eos if tokenizer.eos is not None else -1
-    return self.decoding.without(never, eos=eos).after(before, steps)
+    return self.decoding.forbid(never, eos=eos).after(before, steps)
 
   def _windows(self) -> Iterator[tuple[int, int]]:
     """Yield (tokens to generate, tokens generated before) for each window of the output.

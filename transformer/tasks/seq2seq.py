@@ -149,7 +149,7 @@ class Seq2Seq:
     key = jax.random.key(self.decoding.seed)
     tokenizer = self.tokenizer
     never = (tokenizer.pad, self.first, *(() if sentinels else tokenizer.sentinels))
-    decoding = self.decoding.without(never, eos=tokenizer.eos)
+    decoding = self.decoding.forbid(never, eos=tokenizer.eos)
     return decode_inputs(model, inputs, encoded, key, decoding, self.first, tokenizer.eos)
 
   def attention(self, model: EncoderDecoder, request: Row) -> AttentionMap:
