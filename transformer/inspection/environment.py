@@ -60,7 +60,7 @@ def matmul_precision() -> dict[str, Any]:
       product = np.asarray(jnp.matmul(jnp.asarray(a), jnp.asarray(b)), np.float64)
     errors[name] = float(np.abs(product - exact).max() / np.abs(exact).max())
   return {
-    'default_matmul_precision': jax.config.jax_default_matmul_precision or 'default',
+    'default_matmul_precision': jax.config.values['jax_default_matmul_precision'] or 'default',
     'product_error': errors,
     'reduced': errors['default'] > 10 * errors['float32'],
   }
