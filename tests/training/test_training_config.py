@@ -292,6 +292,7 @@ def test_a_config_survives_json(config):
   config['model']['decoder_depth'] = 0
   config['model']['layers'] = ({'window': 4, 'rotary_base': None}, {'window': 0})
   config['optimizer']['lr_multipliers'] = (('embed', 0.5),)
+  config['model']['rotary_scaling'] = (('kind', 'linear'), ('factor', 2.0))
   settings = check(config)
   stored = json.loads(json.dumps(settings.as_dict()))
   assert check(module.upgraded(stored | {'format': module.FORMAT})) == settings

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pathlib
 import re
 import subprocess
 import sys
@@ -15,7 +16,14 @@ from transformer.training import config, experiment
 from transformer.training import workdir as module
 from transformer.training.config import FORMAT, check
 from transformer.training.experiment import fingerprint
-from transformer.training.workdir import MAY_CHANGE, Workdir, file_name, get_config, write
+from transformer.training.workdir import (
+  MAY_CHANGE,
+  Workdir,
+  default_workdir,
+  file_name,
+  get_config,
+  write,
+)
 
 CONFIG = check(algorithmic.get_config()).as_dict()
 
@@ -191,6 +199,8 @@ def test_an_output_is_in_its_folder_whatever_its_name(tmp_path):
     write(file, '')
     assert file.resolve().parent == tmp_path and not file.name.startswith('.')
   assert len({*files}) == len(HOSTILE) == len([*tmp_path.iterdir()])
+  for name in HOSTILE:
+    assert default_workdir(name).resolve().parent == pathlib.Path('runs').resolve()
   with pytest.raises(ValueError, match='needs a name'):
     file_name('')
 

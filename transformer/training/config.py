@@ -379,12 +379,16 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
     }
     values |= config.get(section, {})
     _same_keys(f'config.{section}', values, known)
-    for name, value in values.items():
-      if get_origin(known[name].type) is tuple:
-        values[name] = tuple(tuple(x) if isinstance(x, list) else x for x in value)
-    config[section] = values
+    config[section] = _with_tuples(values)
   _same_keys('config', config, [*TOP, *SECTIONS])
   return config
+
+
+def _with_tuples(value: Any) -> Any:
+  """Return a value of JSON with tuples for its lists."""
+  if isinstance(value, Mapping):
+    return {name: _with_tuples(item) for name, item in value.items()}
+  return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def from_values(values: Mapping[str, Any]) -> ConfigDict:

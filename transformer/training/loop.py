@@ -76,7 +76,7 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
   batches = experiment.batches(data.train)
   with _Signals() as signals, Checkpoints(workdir.path, keep=train.keep_checkpoints) as checkpoints:
     state = _first_state(experiment, programs, checkpoints)
-    _describe(experiment, state, batches)
+    _describe(experiment, state, batches, workdir)
     with reporting.Report(workdir.path, step=int(state.step), steps=train.steps) as report:
       loop = _Loop(experiment, workdir, programs, checkpoints, report, signals, state)
       workdir.check_fingerprints(
@@ -338,8 +338,8 @@ def _count_tokens(batch: pipeline.Batch) -> int:
   return int(np.count_nonzero(batch[name]))
 
 
-def _describe(experiment: Experiment, state: State, batches: pipeline.Batches):
-  """Log what is trained."""
+def _describe(experiment: Experiment, state: State, batches: pipeline.Batches, workdir: Workdir):
+  """Log what is trained, and whether a run goes on with other batches."""
   parameters = sum(x.size for x in jax.tree.leaves(state.model))
   shapes = ', '.join(
     f'{size} x {"/".join(map(str, shape))} ({count})'
@@ -353,6 +353,12 @@ def _describe(experiment: Experiment, state: State, batches: pipeline.Batches):
     len(batches),
     shapes,
   )
+  if (before := workdir.remember('batches', shapes)) != shapes:
+    logging.warning(
+      'they were %s: with another mesh or train.microbatches, some examples of this epoch come '
+      'twice and some not at all',
+      before,
+    )
 
 
 def _raise_not_finite(experiment: Experiment, model: Model, batch, step: int, workdir: Workdir):

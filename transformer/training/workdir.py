@@ -149,25 +149,31 @@ class Workdir:
     Raises:
       ValueError: a part has changed since.
     """
-    stored = self._compare_fingerprints(found)
-    if found.keys() - stored.keys() and jax.process_index() == 0:
-      write(self._fingerprints, json.dumps({**stored, **found}, indent=2) + '\n')
+    self._compare_fingerprints(found)
+    for name, value in found.items():
+      self.remember(name, value)
 
-  @property
-  def _fingerprints(self) -> pathlib.Path:
-    return self.path / 'fingerprints.json'
+  def remember(self, name: str, value: Any) -> Any:
+    """Store a value among the fingerprints, and return the one before, or else the value."""
+    file, stored = self.path / 'fingerprints.json', self._fingerprints()
+    before = stored.get(name, value)
+    if stored.get(name) != value and jax.process_index() == 0:
+      write(file, json.dumps({**stored, name: value}) + '\n')
+    return before
 
-  def _compare_fingerprints(self, found: Mapping[str, str]) -> dict[str, str]:
-    file = self._fingerprints
-    stored = json.loads(file.read_bytes() or b'{}') if file.exists() else {}
+  def _fingerprints(self) -> dict[str, Any]:
+    file = self.path / 'fingerprints.json'
+    return json.loads(file.read_bytes() or b'{}') if file.exists() else {}
+
+  def _compare_fingerprints(self, found: Mapping[str, str]):
+    stored = self._fingerprints()
     changed = [name for name in found if stored.get(name, found[name]) != found[name]]
     if changed:
       raise ValueError(
         f'{" and ".join(changed)} changed since {self} was trained: it would go on as another '
         'model. Restore what was there, or use another --workdir; to use what is there now all the '
-        f'same, delete {file}'
+        f'same, delete {self.path / "fingerprints.json"}'
       )
-    return stored
 
   def add_seconds(self, seconds: float) -> float:
     """Add the seconds of a process to those of the run, and return their sum."""
