@@ -179,7 +179,7 @@ def test_parallel_lists_the_files_where_one_is_missing(tmp_path):
   write_parallel(tmp_path)
   with pytest.raises(FileNotFoundError) as error:
     parallel(tmp_path, targets='fr')
-  for part in ('train.fr', 'train.fr.gz', 'train.de, train.en.gz', str(tmp_path), 'data.dir'):
+  for part in ('train.fr', '.gz', 'train.de, train.en.gz', str(tmp_path), 'data.dir'):
     assert part in str(error.value)
   with pytest.raises(FileNotFoundError, match='not even the folder'):
     parallel(tmp_path / 'nowhere')
@@ -311,7 +311,7 @@ def test_a_single_file_that_is_missing_or_of_another_format_or_too_small(tmp_pat
   (tmp_path / 'mine.csv').write_text('a,b\n')
   with pytest.raises(ValueError, match=r'mine\.csv: rename it to \*\.tsv or \*\.jsonl'):
     corpora.load('pairs', 'train', dir=tmp_path / 'mine.csv')
-  with pytest.raises(FileNotFoundError, match=r'mine\.tsv\. .*There now: mine\.csv'):
+  with pytest.raises(FileNotFoundError, match=r'mine\.tsv.*There now: mine\.csv'):
     corpora.load('pairs', 'train', dir=tmp_path / 'mine.tsv')
   (tmp_path / 'two.tsv').write_text('a\tb\nc\td\n')
   with pytest.raises(ValueError, match=r"two\.tsv: no example for 'val'.*val\.tsv"):

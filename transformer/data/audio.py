@@ -82,7 +82,7 @@ def _opened(sound: str | os.PathLike | bytes, name: str) -> Iterator[Any]:
 
 
 def _name_of(sound: str | os.PathLike | bytes) -> str:
-  """Return the path, or the name of a files.Content."""
+  """Return the path, or the name of an archives.Content."""
   return str(getattr(sound, 'name', 'the sound') if isinstance(sound, bytes) else sound)
 
 

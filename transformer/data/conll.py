@@ -34,7 +34,7 @@ def conll(folder: pathlib.Path, split: str) -> list[dict[str, str]]:
       empty; names the file and the line.
   """
   name, _ = parse_split(split)
-  file = find_file(folder, [f'{name}.conll', f'{name}.conll.gz'])
+  file = find_file(folder, [f'{name}.conll'])
   return take(list(_sentences(file)), split, str(file))
 
 

@@ -12,9 +12,11 @@ labelled              `LABEL text` lines: <dir>/<split>.txt, or a file <dir>, di
 text                  whole texts: <dir>/<split>.txt, or a file <dir>, whose last tenth is 'val'
 shapes                images of shapes -> their names, or captions, synthetic
 idx                   MNIST's files: <dir>/<split>-images-idx3-ubyte and labels, maybe .gz or .xz
-images                <dir>/<split>/<class>/<file>, or <split>.tar (.gz, .xz) of <class>/<file>
+images                <dir>/<split>/<class>/<file>, or <split>.tar of <class>/<file>, or
+                      <dir>/<class>/<file>, divided by hash
 captions              images in <dir>/<split> or <split>.tar, and <dir>/<split>_captions.tsv
-recordings            <dir>/<split>/ or .tar[.xz|.gz] of sounds; <split>.tsv: their names and texts
+recordings            <dir>/<split>/ or .tar of sounds, and <split>.tsv: their names and texts; or
+                      a folder of sounds and one table, divided by hash
 frames                ready-made frames: <dir>/<split>.npz (feats, lengths) in order of <split>.tsv
 conll                 words and their labels, a pair a line: <dir>/<split>.conll, maybe .gz
 entities              the same, synthetic
@@ -27,6 +29,10 @@ facts                 the same, synthetic
 cranfield             title -> abstract, or query -> relevant abstracts: <dir>/docs.jsonl.gz, ...
 keypad, ..._strings   a digit, or 3 to 7, as the tones of a telephone, synthetic
 any other             the TFDS data set of this name, prepared in <dir>; needs no TensorFlow
+
+Text files and archives may end in .gz, .xz or .bz2 as well. Texts are UTF-8, or UTF-16 or -32 with
+a byte order mark. Links are followed, and hidden files passed over. Whatever is wrong with a file,
+the error names it; see data.reading.
 
 Of files and TFDS a split may be a slice, such as train[:90%], train[90%:] or train[2400:]. A corpus
 of your own is a function like those in SOURCES.

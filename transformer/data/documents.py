@@ -9,7 +9,7 @@ from typing import Any
 
 from transformer.data import questions, text_files
 from transformer.data.facts import facts
-from transformer.data.reading import check_field, naming, read_objects
+from transformer.data.reading import check_field, naming, plain_name, read_objects
 
 
 @functools.lru_cache(maxsize=2)
@@ -28,7 +28,7 @@ def collection(where: str) -> dict[str, str]:
     examples = facts(where.removeprefix('facts:'))
     return {row['relevant'].removesuffix(':1'): row['targets'] for row in examples}
   file = pathlib.Path(where).expanduser()
-  name = file.name.removesuffix('.gz')
+  name = plain_name(file)
   if not file.is_file() or not name.endswith(('.tsv', '.jsonl', '.json')):
     raise FileNotFoundError(
       f'{where!r} is no collection of documents: give a file *.tsv of lines NAME<TAB>TEXT, *.jsonl '

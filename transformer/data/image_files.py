@@ -30,7 +30,7 @@ def idx(folder: pathlib.Path, split: str) -> list[dict[str, Any]]:
   """
   name, slice_of = parse_split(split)
   images, labels = (
-    _read_idx(find_file(folder, [f'{name}-{kind}-ubyte{end}' for end in ('', '.gz', '.xz')]))
+    _read_idx(find_file(folder, [f'{name}-{kind}-ubyte']))
     for kind in ('images-idx3', 'labels-idx1')
   )
   if len(images) != len(labels) or images.ndim != 3 or labels.ndim != 1:
@@ -65,7 +65,7 @@ def captioned(folder: pathlib.Path, split: str) -> list[dict[str, Any]]:
   its 'references', against which one generated caption is evaluated.
   """
   name, slice_of = parse_split(split)
-  table = find_file(folder, [f'{name}_captions.tsv', f'{name}_captions.tsv.gz'])
+  table = find_file(folder, [f'{name}_captions.tsv'])
   captions: dict[str, list[str]] = {}
   for file, caption in read_tsv(table, 'image', 'caption'):
     captions.setdefault(file, []).append(caption)

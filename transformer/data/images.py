@@ -43,7 +43,7 @@ def read(image: Image, height: int, width: int, channels: int) -> UInt8[np.ndarr
     name, opened = 'an array', _from_array(image)
   else:
     name = image if isinstance(image, str) else f'an image of {len(image)} bytes'
-    name = getattr(image, 'name', name)  # of files.Content
+    name = getattr(image, 'name', name)  # of archives.Content
     opened = _decode(image, name)
   with naming(name):
     opened = opened.convert('RGB' if channels == 3 else 'L')

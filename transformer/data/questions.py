@@ -13,6 +13,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from transformer.data import cloze
+from transformer.data.files import find_file
 from transformer.data.reading import check_field, naming, read_json, read_lines
 from transformer.data.splits import parse_split
 
@@ -58,7 +59,8 @@ def squad(folder: pathlib.Path, split: str) -> list[Example]:
   examples: list[Example] = []
   for part in split.split('+'):
     read = _cloze if part.startswith('cloze:') else _asked
-    examples += read(*_find(folder, part.removeprefix('cloze:')))
+    name, slice_of = parse_split(part.removeprefix('cloze:'))
+    examples += read(find_file(folder, [f'{name}.json', f'{name}.txt']), slice_of)
   return examples
 
 
@@ -70,19 +72,6 @@ def paragraphs(file: pathlib.Path) -> Iterator[tuple[str, str]]:
 def example_of(question: str, paragraph: str, answers, starts, name: str) -> Example:
   """Return a question about the paragraph of this name, with its answers and where they start."""
   return _example(question, paragraph, answers, starts) | {'relevant': f'{name}:1'}
-
-
-def _find(folder: pathlib.Path, part: str) -> tuple[pathlib.Path, Any]:
-  """Return a file, and which articles of how many."""
-  name, slice_of = parse_split(part)
-  files = [folder / (name + end) for end in ('.json', '.json.gz', '.txt', '.txt.gz')]
-  file = next((file for file in files if file.is_file()), None)
-  if file is None:
-    raise FileNotFoundError(
-      f'none of {", ".join(map(str, files))}: put SQuAD there (train-v1.1.json, dev-v1.1.json), or '
-      'give the folder that has it as dir (data.dir) and the name of the file as a split'
-    )
-  return file, slice_of
 
 
 def _paragraphs(file: pathlib.Path, slice_of: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -121,6 +121,11 @@ def unpacked_limit(file: pathlib.Path) -> int:
   return max(MAX_UNPACKED, MAX_RATIO * file.stat().st_size)
 
 
+def plain_name(file: pathlib.Path) -> str:
+  """Return the name of a file without the ending of its compression."""
+  return file.stem if file.suffix in UNPACK else file.name
+
+
 def open_file(file: pathlib.Path) -> io.BufferedIOBase:
   """Open a file to read its bytes, unpacked if it ends in .gz, .xz or .bz2; see `MAX_UNPACKED`."""
   if not (unpack := UNPACK.get(file.suffix)):

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, SupportsIndex
 
 from transformer.data.files import find_file
-from transformer.data.reading import read_lines, read_objects
+from transformer.data.reading import plain_name, read_lines, read_objects
 from transformer.data.splits import split_by_hash
 
 # A first line of two or more of these words is a header, and no example.
@@ -41,9 +41,7 @@ class Pairs:
 
 def parallel(folder: pathlib.Path, split: str, inputs: str, targets: str) -> Pairs:
   """Return line i of `<split>.<inputs>` with line i of `<split>.<targets>`, blank ones too."""
-  paths = [
-    find_file(folder, [f'{split}.{side}', f'{split}.{side}.gz']) for side in (inputs, targets)
-  ]
+  paths = [find_file(folder, [f'{split}.{side}']) for side in (inputs, targets)]
   sides = [[text for _, text in read_lines(path)] for path in paths]
   if len(sides[0]) != len(sides[1]):
     raise ValueError(
@@ -61,8 +59,8 @@ def pairs(path: pathlib.Path, split: str, inputs: str, targets: str) -> Pairs:
   TSV has no quoting: two columns, or more below a header with the names `inputs` and `targets`.
   """
   readers = {'.tsv': read_tsv, '.jsonl': _read_jsonl}
-  file, one_file = _file_of(path, split, [end + gz for end in readers for gz in ('', '.gz')])
-  reader = readers.get(pathlib.Path(file.name.removesuffix('.gz')).suffix)
+  file, one_file = _file_of(path, split, [*readers])
+  reader = readers.get(pathlib.Path(plain_name(file)).suffix)
   if not reader:
     raise ValueError(f'{file}: rename it to *.tsv or *.jsonl (or .gz of these), as its content is.')
   rows = reader(file, inputs, targets)
@@ -82,7 +80,7 @@ def labelled(path: pathlib.Path, split: str, targets: str) -> Pairs:
   parts = {'label': slice(None), 'coarse': slice(0, 1), 'fine': slice(1, None)}
   if targets not in parts:
     raise ValueError(f'data.target={targets!r} is none of {", ".join(parts)}')
-  file, one_file = _file_of(path, split, ['.txt', '.txt.gz'])
+  file, one_file = _file_of(path, split, ['.txt'])
   rows = []
   for number, line in read_lines(file):
     first, _, text = line.partition(' ')
@@ -98,7 +96,7 @@ def text(path: pathlib.Path, split: str) -> list[dict[str, str]]:
 
   That is the division of character-level language models; 'val' is the last tenth.
   """
-  file, one_file = _file_of(path, split, ['.txt', '.txt.gz'], ('train', 'val'))
+  file, one_file = _file_of(path, split, ['.txt'], ('train', 'val'))
   whole = ''.join(f'{line}\n' for _, line in read_lines(file))
   if not whole.strip():
     raise ValueError(f'{file} is empty; give it some text.')

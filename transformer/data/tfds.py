@@ -131,7 +131,7 @@ def _how_to_prepare(name: str, root: pathlib.Path, corpora: Sequence[str]) -> st
   return (
     f'TFDS data set {name!r} is not prepared in {root} (there: {", ".join(there) or "nothing"}).'
     f'{f" Did you mean {close[0]!r}?" if close else ""} Prepare it once, with a network:\n'
-    f'  pip install \'.[prepare]\'\n  python -c "{command}"\n'
+    f'  pip install \'.[prepare]\' && python -c "{command}"\n'
     "or read files of your own: name='pairs' (TSV or JSONL) or name='parallel' (lines of two "
     "files) with dir; 'dates', 'copy' and others need no files."
   )

@@ -1,6 +1,7 @@
 """The parts of a run, made from its config: tokenizer, task, model, mesh and data."""
 
 import dataclasses
+import itertools
 from typing import Any, NamedTuple
 from unicodedata import normalize
 
@@ -241,9 +242,11 @@ def _new_tokenizer(settings: Settings, source: corpora.Source) -> tokenizers.Tok
   fields = lookup('config.task', settings.task, TASKS).text_fields
   if settings.model['modality'] != 'tokens':
     fields = ('targets',)
-  examples = (source[i] for i in range(len(source)))
-  texts = (example[field] for example in examples for field in fields)
-  return tokenizers.train(texts, **settings.tokenizer)
+  texts = ([source[i][field] for field in fields] for i in range(len(source)))
+  if settings.task == 'seq2seq':  # which leaves out examples of more tokens, and so of more words
+    longest = settings.data.max_length
+    texts = (pair for pair in texts if all(len(text.split()) < longest for text in pair))
+  return tokenizers.train(itertools.chain.from_iterable(texts), **settings.tokenizer)
 
 
 def reopen(config: dict[str, Any], workdir: Workdir, mesh: Mesh | None = None) -> Experiment:
