@@ -91,6 +91,10 @@ class Experiment(NamedTuple):
       log = logging.info if train else logging.warning  # metrics of teacher forcing leave them out
       text = '%d of %d examples of %s are longer than data.max_length=%d tokens and left out'
       log(text, long, count, split, self.settings.data.max_length)
+    texts = columns.get('targets') if 'targets' in self.task.text_fields else None
+    if isinstance(texts, pipeline.Ragged) and (lost := texts.count_with(self.task.tokenizer.unk)):
+      text = '%d of %d targets of %s have characters that the tokenizer cannot write (<unk>)'
+      logging.warning(text, lost, count, split)
     if isinstance(self.task, Seq2Seq) and not train:
       targets = columns['targets'].lengths  # type: ignore[union-attr]  # Ragged
       if longer := int(np.sum(targets > decoding.max_new_tokens)):
@@ -146,26 +150,6 @@ class Experiment(NamedTuple):
   def abstract_model(self) -> Model:
     """Return the shapes and shardings of the parameters, without arrays."""
     return with_shardings(jax.eval_shape(self.init, jax.random.key(0)), self.mesh)
-
-
-def _warn_of_targets(task: Task, columns: pipeline.Columns, split: str, *, evaluated: bool):
-  """Log how many targets no answer can equal."""
-  targets = columns.get('targets')
-  if not isinstance(targets, pipeline.Ragged) or 'targets' not in task.text_fields:
-    return
-  if lost := targets.count_with(task.tokenizer.unk):
-    logging.warning(
-      '%d of %d targets of %s have characters that the tokenizer cannot write (<unk>)',
-      *(lost, len(targets), split),
-    )
-  if isinstance(task, Seq2Seq) and evaluated:
-    most = task.decoding.max_new_tokens
-    if longer := int(np.sum(targets.lengths > most)):
-      logging.warning(
-        '%d of %d targets of %s are longer than decode.max_new_tokens=%d: answers of that length '
-        'will be cut, and scored so',
-        *(longer, len(targets), split, most),
-      )
 
 
 def prepare(config: dict[str, Any], workdir: Workdir) -> Experiment:
