@@ -4,6 +4,7 @@ import functools
 import json
 import pickle
 import shutil
+import struct
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from transformer.training.commands import published_settings
 from transformer.zoo import presets
 from transformer.zoo.families import FAMILIES
 from transformer.zoo.families.family import read_config
-from transformer.zoo.pretrained import load_pretrained, save_pretrained
+from transformer.zoo.pretrained import load_pretrained, save_pretrained, sentencepiece
 from transformer.zoo.pretrained.published import Published
 
 DEFAULTS = json.loads((GOLDEN.parent / 'defaults.json').read_text())
@@ -336,6 +337,54 @@ def test_inputs_are_within_the_template():
   assert processors.TextProcessor(tokenizer, 9).encode_example('ab') == [1, 4, 5, 2]
   plain = tokenizers.Tokenizer(llama_tokenizer('<s> $A </s>'))
   assert processors.TextProcessor(plain, 9).encode_example('ab') == [4, 5, 2]
+
+
+def buffer(number, value):
+  """A field of a protocol buffer."""
+  if isinstance(value, int):
+    return bytes([number << 3, value])
+  kind = 5 if isinstance(value, float) else 2
+  body = struct.pack('<f', value) if kind == 5 else bytes([len(value)]) + value
+  return bytes([number << 3 | kind]) + body
+
+
+def spm(pieces, model_type=1):
+  """A file of SentencePiece with these (piece, score, type)."""
+  rows = (buffer(1, p.encode()) + buffer(2, score) + buffer(3, t) for p, score, t in pieces)
+  return (
+    b''.join(buffer(1, row) for row in rows) + buffer(2, buffer(3, model_type)) + buffer(3, b'')
+  )
+
+
+PIECES = [('<unk>', 0.0, 2), ('<s>', 0.0, 3), ('</s>', 0.0, 3), ('▁the', -1.0, 1), ('▁', -3.0, 1)]
+PIECES += [('c', -4.0, 1), ('at', -2.0, 1), ('a', -4.0, 1), ('t', -4.0, 1)]
+
+
+def test_marian_and_t5_have_tokenizers_of_sentencepiece(copy, caplog):
+  folder = copy('marian', eos_token_id=0)
+  (folder / 'source.spm').write_bytes(spm(PIECES))
+  names = ['</s>', '<unk>', '▁the', '▁', 'c', 'at', 'zu', '>>de<<', '<pad>']
+  write(folder / 'vocab.json', {name: i for i, name in enumerate(names)})
+  _, tokenizer = load_pretrained(folder)
+  ids = tokenizer.encode('the  cat')
+  assert tokenizer.pieces(ids) == ['▁the', '▁', 'c', 'at'] and ids == [2, 3, 4, 5]
+  assert tokenizer.encode('>>de<< the')[0] == 7 and tokenizer.decode([*ids, 0, 6]) == 'the cat'
+  assert (tokenizer.eos, tokenizer.pad, tokenizer.unk) == (0, 8, 1) and not caplog.text
+
+  folder = copy('t5', eos_token_id=2)
+  made = sentencepiece.read_sentencepiece(folder)
+  assert made is None
+  (folder / 'spiece.model').write_bytes(spm(PIECES))
+  tokenizer = tokenizers.Tokenizer(sentencepiece.read_sentencepiece(folder))
+  assert tokenizer.encode('the cat') == [3, 4, 5, 6]
+  assert tokenizer.sentinels[0] == 108 and tokenizer.sentinels[99] == 9
+  for damaged in (spm(PIECES)[:-9], b'\xff' * 20, b''):
+    (folder / 'spiece.model').write_bytes(damaged)
+    with pytest.raises(ValueError, match='spiece.model is damaged'):
+      load(folder)
+  (folder / 'spiece.model').write_bytes(spm(PIECES, model_type=2))
+  with pytest.raises(ValueError, match='spiece.model is no unigram model'):
+    load(folder)
 
 
 def test_a_vocabulary_may_have_holes():

@@ -1,8 +1,9 @@
 """Llama and the decoders of its shape: one table, and what each does otherwise."""
 
+import functools
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformer.modules.model import Decoder
 from transformer.zoo.families.decoders import QKV
@@ -57,96 +58,111 @@ def all_layers(config: Any) -> tuple[Any, ...]:
   return config.pattern * (config.depth // len(config.pattern))
 
 
-def like_llama(
-  architecture: str,
-  fields: Mapping[str, tuple[str, Any]],
-  fixed: Mapping[str, Any] = {},
-  *,
-  only: Mapping[str, Any] = {},
-  biases: tuple[str, ...] = (),
-  tie: bool = False,
-  theta: float = 10_000.0,
-  window: int | None = None,
-  sliding: Callable[[Mapping[str, Any], int], bool] = lambda theirs, i: True,
-  turned: Callable[[Mapping[str, Any], int], bool] = lambda theirs, i: True,
-  local_theta: float = 0.0,
-  derive: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda theirs: {},
-  express: Callable[[Any], dict[str, Any]] = lambda config: {},
-  rows: Callable[[Any, type, Mapping[str, Any]], list[Row]] = lambda *_: layers(NAMES),
-) -> Family:
-  """Return a family of Llama's shape.
+class Variant(NamedTuple):
+  """What a family of Llama's shape does otherwise.
 
-  Args:
-    architecture: its class.
-    fields, fixed, only, rows, derive, express: what is otherwise than Llama's; see `Family`.
+  Attributes:
+    fixed: fields of ModelConfig that are the same for all its models.
     biases: those of attention_bias and mlp_bias that its config.json has.
     tie, theta: defaults of tie_word_embeddings and rope_theta.
     window: default of sliding_window, 0 for none; None: there is no such key.
-    sliding: whether layer i has the window, where layer_types does not say.
-    turned: whether layer i has rotary positions.
+    slides: whether layer i has the window, where layer_types does not say.
+    turns: whether layer i has rotary positions.
     local_theta: default of the base of layers with a window; 0: the same as of the others.
+    derive, express: config.json to more fields, and back.
   """
 
-  def derived(theirs, names, kind):
-    biased = {key: key in biases and value(theirs, key, False) for key in _BIASES}
-    found = {ours: biased[key] for key, names in _BIASES.items() for ours in names}
-    found |= dict(fixed)
-    found['tie'] = 'output' if value(theirs, 'tie_word_embeddings', tie) else 'none'
-    return found | partial_rotary(theirs) | _layers(theirs) | derive(theirs)
+  fixed: Mapping[str, Any] = {}
+  biases: tuple[str, ...] = ()
+  tie: bool = False
+  theta: float = 10_000.0
+  window: int | None = None
+  slides: Callable[[Mapping[str, Any], int], bool] = lambda theirs, i: True
+  turns: Callable[[Mapping[str, Any], int], bool] = lambda theirs, i: True
+  local_theta: float = 0.0
+  derive: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda theirs: {}
+  express: Callable[[Any], dict[str, Any]] = lambda config: {}
 
-  def _layers(theirs):
-    size = 0
-    if window is not None:
-      size = value(theirs, 'sliding_window', 0 if 'sliding_window' in theirs else window)
-    types = value(theirs, 'layer_types', [])
-    depth = range(theirs['num_hidden_layers'])
-    slides = [t == 'sliding_attention' for t in types] or [
-      bool(size) and sliding(theirs, i) for i in depth
-    ]
-    wrong = set(types) - {'full_attention', 'sliding_attention'} or len(slides) != len(depth)
-    if wrong or (any(slides) and not size) or (theirs.get('use_sliding_window') and not size):
-      key = 'use_sliding_window' if not any(slides) and not wrong else 'layer_types'
-      raise ValueError(f'config.json: {key}={theirs[key]} is not supported')
-    rope = value(theirs, 'rope_parameters', {}) or value(theirs, 'rope_scaling', {})
-    base = local = rotary(theirs, value(rope, 'full_attention', rope), theta)
-    if local_theta:
-      rope = value(rope, 'sliding_attention', {})
-      freq = value(theirs, 'rope_local_base_freq', local_theta)
-      local = rotary({**theirs, 'rope_theta': None}, rope, freq)
-    return repeated(
-      [
-        dict(window=size if slides[i] else 0, **(local if slides[i] else base))
-        | ({} if turned(theirs, i) else dict(rotary_base=0.0))
-        for i in depth
-      ]
-    )
 
-  def expressed(config):
-    each = all_layers(config)
-    whole = next((x for x in each if not x.window and x.rotary_base), each[0])
-    written = express_rotary(whole) | {'tie_word_embeddings': config.tie in ('output', 'all')}
-    written |= {key: getattr(config, _BIASES[key][0]) for key in biases}
-    if config.rotary_size:
-      written['partial_rotary_factor'] = config.rotary_size / config.key_size
-    if window is not None:
-      written['sliding_window'] = max(x.window for x in each) or None
-    if window is not None and len(config.pattern) > 1:
-      kinds = ('full_attention', 'sliding_attention')
-      written['layer_types'] = [kinds[bool(x.window)] for x in each]
-    return written | express(config)
-
+def like_llama(
+  architecture: str,
+  fields: Mapping[str, tuple[str, Any]] = {},
+  rows: Callable[..., list[Row]] = lambda *_: layers(NAMES),
+  only: Mapping[str, Any] = {},
+  **variant: Any,
+) -> Family:
+  """Return a family of Llama's shape; `variant` are values of a Variant."""
+  settings = Variant(**variant)
   return Family(
     architectures={architecture: Decoder},
     fields=FIELDS | dict(fields),
     fixed=FIXED,
     only=dict(only),
     rows=rows,
-    derive=derived,
-    express=expressed,
+    derive=lambda theirs, names, kind: _derive(settings, theirs),
+    express=functools.partial(_express, settings),
     prefix='model.',
     aliases={'lm_head.weight': 'embed_tokens.weight'},
     ignored=re.compile(r'layers\.\d+\.self_attn\.rotary_emb\.inv_freq'),
   )
+
+
+def _derive(variant, theirs):
+  """Fields of ModelConfig that a config.json gives."""
+  found = {
+    ours: key in variant.biases and value(theirs, key, False)
+    for key, names in _BIASES.items()
+    for ours in names
+  }
+  found |= dict(variant.fixed) | partial_rotary(theirs)
+  found['tie'] = 'output' if value(theirs, 'tie_word_embeddings', variant.tie) else 'none'
+  rope = value(theirs, 'rope_parameters', {}) or value(theirs, 'rope_scaling', {})
+  base = local = rotary(theirs, value(rope, 'full_attention', rope), variant.theta)
+  if variant.local_theta:
+    theta = value(theirs, 'rope_local_base_freq', variant.local_theta)
+    rope = value(rope, 'sliding_attention', {})
+    local = rotary({**theirs, 'rope_theta': None}, rope, theta)
+  each = [
+    dict(window=window)
+    | (local if window else base)
+    | ({} if variant.turns(theirs, i) else dict(rotary_base=0.0))
+    for i, window in enumerate(_windows(variant, theirs))
+  ]
+  return found | repeated(each) | variant.derive(theirs)
+
+
+def _windows(variant, theirs):
+  """The window of each layer, 0 for none."""
+  window, depth = 0, theirs['num_hidden_layers']
+  if variant.window is not None:  # null stands for none
+    window = value(theirs, 'sliding_window', 0 if 'sliding_window' in theirs else variant.window)
+  if theirs.get('use_sliding_window') and not window:
+    raise ValueError('config.json: use_sliding_window=True is not supported without sliding_window')
+  types = value(theirs, 'layer_types', [])
+  if not types:
+    return [window if window and variant.slides(theirs, i) else 0 for i in range(depth)]
+  kinds = {'full_attention': 0} | ({'sliding_attention': window} if window else {})
+  if not set(types) <= kinds.keys() or len(types) != depth:
+    raise ValueError(
+      f'config.json: layer_types={types} is not supported, only {depth} of {", ".join(kinds)} are'
+    )
+  return [kinds[each] for each in types]
+
+
+def _express(variant, config):
+  """The keys of config.json that express these fields."""
+  each = all_layers(config)
+  whole = next((layer for layer in each if not layer.window and layer.rotary_base), each[0])
+  written = express_rotary(whole) | {'tie_word_embeddings': config.tie in ('output', 'all')}
+  written |= {key: getattr(config, _BIASES[key][0]) for key in variant.biases}
+  if config.rotary_size:
+    written['partial_rotary_factor'] = config.rotary_size / config.key_size
+  if variant.window is not None:
+    written['sliding_window'] = max(layer.window for layer in each) or None
+  if variant.window is not None and len(config.pattern) > 1:
+    kinds = ('full_attention', 'sliding_attention')
+    written['layer_types'] = [kinds[bool(layer.window)] for layer in each]
+  return written | variant.express(config)
 
 
 _BIASES = {
@@ -158,7 +174,6 @@ _BIASES = {
 # Touvron et al. 2023, https://arxiv.org/abs/2302.13971; SmolLM has the same shape
 LLAMA = like_llama(
   'LlamaForCausalLM',
-  {},
   biases=('attention_bias', 'mlp_bias'),
 )
 
@@ -191,9 +206,9 @@ QWEN2 = like_llama(
     'kv_heads': ('num_key_value_heads', 32),
     'max_length': ('max_position_embeddings', 32768),
   },
-  dict(bias_qkv=True),
+  fixed=dict(bias_qkv=True),
   window=0,
-  sliding=_qwen_slides,
+  slides=_qwen_slides,
   express=_qwen_express,
 )
 
@@ -202,10 +217,10 @@ QWEN3 = like_llama(
   'Qwen3ForCausalLM',
   {ours: QWEN2.fields[ours] for ours in ('vocab', 'feedforward', 'kv_heads', 'max_length')}
   | {'head_size': ('head_dim', 128)},
-  dict(qk_norm='head'),
+  fixed=dict(qk_norm='head'),
   biases=('attention_bias',),
   window=0,
-  sliding=_qwen_slides,
+  slides=_qwen_slides,
   express=_qwen_express,
 )
 
@@ -232,7 +247,7 @@ SMOLLM3 = like_llama(
   biases=('attention_bias', 'mlp_bias'),
   tie=True,
   theta=2e6,
-  turned=_smollm3_turns,
+  turns=_smollm3_turns,
   express=lambda config: {
     'no_rope_layers': [int(layer.rotary_base > 0) for layer in all_layers(config)]
   },
@@ -242,7 +257,7 @@ SMOLLM3 = like_llama(
 OLMO2 = like_llama(
   'Olmo2ForCausalLM',
   {'vocab': ('vocab_size', 50304), 'norm_epsilon': ('rms_norm_eps', 1e-5)},
-  dict(sublayer_norm='output', qk_norm='all'),
+  fixed=dict(sublayer_norm='output', qk_norm='all'),
   biases=('attention_bias',),
   rows=lambda *_: layers(
     NAMES
@@ -275,7 +290,7 @@ GEMMA = like_llama(
     'max_length': ('max_position_embeddings', 8192),
     'activation': ('hidden_act', 'gelu_pytorch_tanh'),
   },
-  dict(scale_embedding=True),
+  fixed=dict(scale_embedding=True),
   only=dict(use_bidirectional_attention=False),
   biases=('attention_bias',),
   tie=True,
@@ -328,12 +343,12 @@ GEMMA2_NAMES = NAMES | {
 GEMMA2 = like_llama(
   'Gemma2ForCausalLM',
   GEMMA2_FIELDS,
-  dict(scale_embedding=True, sublayer_norm='both'),
+  fixed=dict(scale_embedding=True, sublayer_norm='both'),
   only=dict(use_bidirectional_attention=False),
   biases=('attention_bias',),
   tie=True,
   window=4096,
-  sliding=lambda theirs, i: i % 2 == 0,
+  slides=lambda theirs, i: i % 2 == 0,
   derive=_gemma2_derive,
   express=_gemma2_express,
   rows=lambda *_: around_one(layers(GEMMA2_NAMES)),
@@ -344,14 +359,14 @@ GEMMA3 = like_llama(
   'Gemma3ForCausalLM',
   GEMMA2_FIELDS
   | {'vocab': ('vocab_size', 262208), 'max_length': ('max_position_embeddings', 131072)},
-  dict(scale_embedding=True, sublayer_norm='both', qk_norm='head'),
+  fixed=dict(scale_embedding=True, sublayer_norm='both', qk_norm='head'),
   only=dict(use_bidirectional_attention=False),
   biases=('attention_bias',),
   tie=True,
   theta=1e6,
   local_theta=10_000.0,
   window=4096,
-  sliding=lambda theirs, i: bool((i + 1) % value(theirs, 'sliding_window_pattern', 6)),
+  slides=lambda theirs, i: bool((i + 1) % value(theirs, 'sliding_window_pattern', 6)),
   derive=lambda theirs: _gemma2_derive(
     {'attn_logit_softcapping': None, 'final_logit_softcapping': None, **theirs}
   ),

@@ -24,6 +24,7 @@ from transformer.zoo.families.family import Family, read_config, rows_of, value
 from transformer.zoo.families.rows import Row, leaves, named, some
 from transformer.zoo.pretrained.files import DTYPES, Stored, find_folder, stored_tensors
 from transformer.zoo.pretrained.published import CONFIG, Published, labels, read_modules
+from transformer.zoo.pretrained.sentencepiece import read_sentencepiece
 
 # fields that do not come from a file
 OURS = ('dropout', 'attention_dropout', 'dtype', 'remat', 'unroll', 'pad', 'platform')
@@ -246,14 +247,6 @@ def _aligned(shape, dtype) -> np.ndarray:
 def _tokenizer(folder: pathlib.Path, config: ModelConfig, published: Published):
   """Return the folder's tokenizer; None without a file or the package."""
   log = logging.getLogger(__name__)
-  if not (folder / 'tokenizer.json').is_file():
-    if config.modality == 'tokens':
-      log.warning(
-        '%s has no tokenizer.json: the tokenizer is None. transformers writes one: AutoTokenizer.'
-        'from_pretrained(folder).save_pretrained(folder)',
-        folder,
-      )
-    return None
   try:
     from transformer.data.tokenizers import Tokenizer
   except ModuleNotFoundError as error:  # weights are of use without it
@@ -265,8 +258,22 @@ def _tokenizer(folder: pathlib.Path, config: ModelConfig, published: Published):
       folder,
     )
     return None
-  special = dict(tokens=published.special_tokens(), ends=published.ends(), template=True)
-  tokenizer = Tokenizer.load(folder / 'tokenizer.json', **special)
+  special: dict[str, Any] = dict(
+    tokens=published.special_tokens(), ends=published.ends(), template=True
+  )
+  if (folder / 'tokenizer.json').is_file():
+    tokenizer = Tokenizer.load(folder / 'tokenizer.json', **special)
+  elif made := read_sentencepiece(folder):
+    tokenizer = Tokenizer(made, **special)
+  else:
+    if config.modality == 'tokens':
+      log.warning(
+        '%s has no tokenizer.json, and no unigram model of SentencePiece: the tokenizer is None. '
+        'Where transformers has a fast tokenizer for it, it writes one: AutoTokenizer.'
+        'from_pretrained(folder).save_pretrained(folder)',
+        folder,
+      )
+    return None
   if tokenizer.trained_size > config.vocab:
     raise ValueError(
       f'{folder}: tokenizer.json has {tokenizer.size} ids, but the model knows {config.vocab}: '

@@ -13,7 +13,7 @@ from transformer.modules.config import ModelConfig
 from transformer.modules.heads import Classifier, Embedding, MaskedTokens
 from transformer.modules.model import Decoder, Encoder, EncoderDecoder
 from transformer.zoo.families import FAMILIES
-from transformer.zoo.families.family import in_full, read_config, rows_of, write_config
+from transformer.zoo.families.family import Family, in_full, read_config, rows_of, write_config
 from transformer.zoo.families.rows import Row, leaves, named
 from transformer.zoo.pretrained.files import WEIGHTS
 from transformer.zoo.pretrained.published import (
@@ -69,12 +69,8 @@ def save_pretrained(
     ids['eos_token_id'] = list(ends)
   model_type, ours, theirs, rows = family_of(model, parameters, published, ids | config)
   family = FAMILIES[model_type]
-  architectures = [name for name, cls in family.architectures.items() if cls is kind]
-  if kind is MaskedTokens and 'next_sentence/kernel' in parameters:
-    architectures = [name for name in architectures if 'PreTraining' in name]
-  elif kind is MaskedTokens:
-    architectures = [name for name in architectures if 'PreTraining' not in name]
-  written = {'architectures': architectures[:1], 'model_type': model_type} | theirs
+  written: dict[str, Any] = {'architectures': [_architecture(family, kind, parameters)]}
+  written |= {'model_type': model_type} | theirs
   if kind is Classifier and len(written.get('id2label', ())) != parameters['out/bias'].size:
     written['id2label'] = {str(i): f'LABEL_{i}' for i in range(parameters['out/bias'].size)}
   if kind is Classifier:
@@ -100,6 +96,13 @@ def save_pretrained(
       f'{name}_token': tokenizer.pieces([i])[0] for name, i in special.items() if i is not None
     }
     _dump(folder / TOKENIZER, about | published.json(TOKENIZER))
+
+
+def _architecture(family: Family, kind: type, parameters: Mapping[str, Any]) -> str:
+  """Return the name of the class; BERT's for pretraining also classifies the next sentence."""
+  names = [name for name, cls in family.architectures.items() if cls is kind]
+  pretraining = 'next_sentence/kernel' in parameters
+  return next((name for name in names if ('PreTraining' in name) == pretraining), names[0])
 
 
 def _save_tensors(folder, rows: list[Row], parameters: Mapping[str, Any], prefix: str):
