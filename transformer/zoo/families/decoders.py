@@ -236,7 +236,8 @@ GPT_NEOX = Family(
     | _express_tie(config)
     | dict(
       use_parallel_residual=config.parallel == 'two_norms',
-      partial_rotary_factor=(config.rotary_size or config.key_size) / config.key_size,
+      rotary_emb_base=config.rotary_base,
+      rotary_pct=(config.rotary_size or config.key_size) / config.key_size,
     )
   ),
   prefix='gpt_neox.',
