@@ -17,26 +17,23 @@ else goes to stderr. Exit status: 0 success, 1 failure, 2 wrong usage or input, 
 signal that stopped it.
 """
 
+import os
 import pathlib
+import signal
 import sys
+from typing import Any
 
-try:
-  from absl import app, flags
-  from ml_collections import config_flags
-
-  from transformer.training import command_line, commands, reporting
-except ModuleNotFoundError as error:
-  sys.stderr.write(f"error: {error.name} is not installed: pip install -e '.[train]'\n")
-  sys.exit(2)
-
-flags.DEFINE_enum('mode', 'train', [*commands.MODES, 'runs'], 'What to do.')
-flags.DEFINE_string('workdir', '', 'Folder of the run; runs/EXPERIMENT by default.')
-flags.DEFINE_string('input', '-', 'File of lines for predict and attend; - is stdin.')
+MODES = ('train', 'evaluate', 'predict', 'attend', 'export', 'sweep', 'config', 'runs', 'doctor')
 EXPERIMENT = str(pathlib.Path(__file__).parent / 'experiments' / 'dates.py')
 
 
 def parse(argv: list[str]) -> list[str]:
   """Parse the flags; report wrong ones in one line."""
+  from absl import flags
+  from ml_collections import config_flags
+
+  from transformer.training import command_line, reporting
+
   reporting.log_ours()
   try:
     argv = command_line.with_stored_config(argv)
@@ -49,10 +46,43 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str]):
+  """Run a mode, and exit with its status."""
+  from absl import flags
+
+  from transformer.training import command_line, commands
+
   if argv[1:] and flags.FLAGS.mode != 'runs':
     command_line.usage_error(ValueError(f'{argv[1]!r} is no flag: flags begin with --, see --help'))
   sys.exit(commands.main(flags.FLAGS, argv[1:]))
 
 
+def run():
+  """Read the command line and run it; what takes seconds is imported after the first words."""
+  streams: Any = (sys.stdout, sys.stderr)
+  for stream in streams:  # whatever the locale; names of files need not be UTF-8
+    stream.reconfigure(encoding='utf-8', errors='surrogateescape')
+  sys.argv = ['--help' if word == '-h' else word for word in sys.argv]
+  try:
+    from absl import app, flags
+
+    helps = {'--help', '--helpfull', '--helpshort'} & {*sys.argv}
+    if not helps:
+      if sys.stderr.isatty():
+        sys.stderr.write('importing JAX ...\n')
+      import transformer.training.commands  # noqa: F401
+  except ModuleNotFoundError as error:
+    sys.stderr.write(f"error: {error.name} is not installed: pip install -e '.[train]'\n")
+    sys.exit(2)
+  flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
+  flags.DEFINE_string('workdir', '', 'Folder of the run; runs/EXPERIMENT by default.')
+  flags.DEFINE_string('input', '-', 'File of lines for predict and attend; - is stdin.')
+  flags.DEFINE_bool('json', False, 'Print the result as JSON on a terminal, too.')
+  try:
+    app.run(main, **({} if helps else {'flags_parser': parse}))
+  except BrokenPipeError:  # as of `| head -1`, which has read enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
+    sys.exit(128 + signal.SIGPIPE)
+
+
 if __name__ == '__main__':
-  app.run(main, flags_parser=parse)
+  run()

@@ -85,8 +85,19 @@ def usage_error(error: Exception) -> NoReturn:
     file, line = re.findall(r'File "(.+)", line (\d+)', text)[-1]
     text = f'{file}, line {line}: {text.strip().splitlines()[-1]}'
   # in one call: another thread may be writing too
-  sys.stderr.write(f'error: {" ".join(text.split())}\n')
+  sys.stderr.write(f'error: {printable(" ".join(text.split()))}\n')
   sys.exit(USAGE)
+
+
+def printable(text: str) -> str:
+  r"""Return a text of the user's data without control characters, which a terminal would obey.
+
+  >>> print(printable('a\x1b[31mb\n'), end='')
+  a\x1b[31mb
+  """
+  return re.sub(
+    '[\x00-\x08\x0b-\x1f\x7f-\x9f]', lambda c: c[0].encode('unicode_escape').decode(), text
+  )
 
 
 def explained(error: Exception, workdir: Any) -> Exception:
@@ -97,6 +108,8 @@ def explained(error: Exception, workdir: Any) -> Exception:
       f'the disk of {workdir} is full. What was saved before is safe: make room, and the same '
       'command goes on from the last checkpoint'
     )
+  if isinstance(error, RuntimeError) and 'home directory' in str(error):
+    return ValueError(f'{error}: there is no HOME, so write paths without ~')
   if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
     return ValueError(
       f'{error.name} is not installed, which this experiment needs: '

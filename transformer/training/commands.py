@@ -1,14 +1,12 @@
 """The modes of `run.py`."""
 
-import contextlib
-import itertools
 import json
 import pathlib
 import runpy
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,14 +14,17 @@ from absl import logging
 from ml_collections import ConfigDict, config_flags
 
 from transformer.inference.attention_maps import attend
-from transformer.inference.predict import predict
+from transformer.inference.checks import check_finite
+from transformer.inference.predict import predict, predict_each
 from transformer.training import loop
 from transformer.training.checkpoints import digest
-from transformer.training.command_line import FAILURE, USAGE, explained, usage_error
+from transformer.training.command_line import FAILURE, USAGE, explained, printable, usage_error
 from transformer.training.config import check, describe
-from transformer.training.experiment import prepare, reopen, restore_best
-from transformer.training.process import cores, tune
-from transformer.training.workdir import Workdir, as_line, default_workdir, write
+from transformer.training.experiment import Experiment, prepare, reopen, restore_best
+from transformer.training.input_lines import read_chunks
+from transformer.training.process import cores, start_devices, tune
+from transformer.training.step import Model
+from transformer.training.workdir import Workdir, default_workdir, write, write_new
 
 
 def main(flags: Any, folders: Sequence[str] = ()) -> int:
@@ -38,15 +39,20 @@ def main(flags: Any, folders: Sequence[str] = ()) -> int:
   try:
     if flags.mode == 'runs':
       return _compare_runs(folders, pathlib.Path(flags.workdir or 'runs'))
+    start_devices()
     config = _config(flags)
     workdir = Workdir(flags.workdir or default_workdir(str(config.get('experiment'))))
-    return MODES[flags.mode](config, workdir, flags)
+    status = MODES[flags.mode](config, workdir, flags)
+    sys.stdout.flush()  # here, where a closed pipe is an error like any other
+    return status
   except FloatingPointError as error:
-    print(f'error: {error}', file=sys.stderr)
+    print(f'error: {printable(str(error))}', file=sys.stderr)
     return FAILURE
   except KeyboardInterrupt:
     print('SIGINT: stopped', file=sys.stderr)
     return 128 + signal.SIGINT
+  except BrokenPipeError:  # run.py ends quietly
+    raise
   except Exception as error:
     logging.debug('raised here', exc_info=True)  # --verbosity=1 shows it
     error = explained(error, workdir)
@@ -68,23 +74,41 @@ def _train(config, workdir, flags) -> int:
   result = loop.report_result(experiment, model, workdir)
   facts = {'step': int(state.step), 'best_step': step, 'state_sha256': digest(state)}
   seconds = workdir.add_seconds(time.perf_counter() - began)  # with those before an interruption
-  return _print_result(config, workdir, 'train', seconds, facts | result)
+  return _print_result(config, workdir, flags, seconds, facts | result)
+
+
+def _restored(config, workdir) -> tuple[Experiment, Model, int]:
+  """Return a run, its best model, and the step of that."""
+  experiment = reopen(config, workdir)
+  return experiment, *restore_best(experiment, workdir)
 
 
 def _evaluate(config, workdir, flags) -> int:
   began = time.perf_counter()
-  experiment = reopen(config, workdir)
-  model, step = restore_best(experiment, workdir)
+  experiment, model, step = _restored(config, workdir)
   result = loop.report_result(experiment, model, workdir)
   facts = {'step': step, 'state_sha256': digest(model)}
-  return _print_result(config, workdir, 'evaluate', time.perf_counter() - began, facts | result)
+  return _print_result(config, workdir, flags, time.perf_counter() - began, facts | result)
 
 
-def _print_result(config, workdir, mode, seconds, result) -> int:
+def _export(config, workdir, flags) -> int:
+  from transformer.modules import adapters
+  from transformer.zoo.pretrained import save_pretrained
+
+  began, folder = time.perf_counter(), workdir.path / 'export'
+  experiment, model, step = _restored(config, workdir)
+  adapters.merge(model)
+  check_finite(model, 'a parameter is NaN')
+  save_pretrained(folder, model, experiment.task.tokenizer, **published_settings(experiment.task))
+  facts = {'step': step, 'folder': str(folder)}
+  return _print_result(config, workdir, flags, time.perf_counter() - began, facts)
+
+
+def _print_result(config, workdir, flags, seconds, result) -> int:
   """Print the result as one line of JSON, and write it to the workdir."""
   result = {
     'experiment': config['experiment'],
-    'mode': mode,
+    'mode': 'train' if flags.mode == 'sweep' else flags.mode,
     **result,
     'seconds': round(seconds, 1),
     'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
@@ -92,77 +116,102 @@ def _print_result(config, workdir, mode, seconds, result) -> int:
     'workdir': str(workdir),
   }
   line = json.dumps(result, ensure_ascii=False)
-  write(workdir.path / f'{mode}.json', line + '\n')
+  write(workdir.path / f'{result["mode"]}.json', line + '\n')
   print(line)
   return 0
 
 
 def _predict(config, workdir, flags) -> int:
-  experiment = reopen(config, workdir)
-  model, _ = restore_best(experiment, workdir)
-  task, status = experiment.task, 0
+  experiment, model, _ = _restored(config, workdir)
+  task, status, answered = experiment.task, 0, 0
+  shown = printable if sys.stdout.isatty() else str
   if sys.stdout.isatty() and hasattr(task, 'stream') and task.decoding.beams == 1:
     return _stream(task, model, flags)
-  with _lines(flags.input) as lines:
-    for chunk in _chunks(lines, size=16 * task.decoding.batch_size):
-      good = {}
-      for number, line in chunk:
-        try:
-          good[number] = _text(line)
-          task.processor.encode_example(good[number])
-        except (ValueError, OSError) as error:
-          good.pop(number, None)
-          print(f'error: line {number}: {error}. Its output line is empty', file=sys.stderr)
-          status = USAGE
-      outputs = dict(zip(good, predict(task, model, good.values()), strict=True))
-      for number, _ in chunk:
-        file = workdir.path / 'wav' / f'{number}.wav'
-        print(as_line(outputs.get(number, ''), file).replace('\n', ' '), flush=True)
+  for chunk in read_chunks(flags.input, size=16 * task.decoding.batch_size):
+    for number, answer in enumerate(predict_each(task, model, chunk), start=answered + 1):
+      if isinstance(answer, Exception):
+        _print_error(number, f'{answer}. Its output line is empty')
+        status, answer = USAGE, ''
+      print(shown(_text(answer, workdir).replace('\n', ' ')))
+    answered += len(chunk)
+    sys.stdout.flush()
   return status
 
 
 def _stream(task, model, flags) -> int:
   """Print the continuation of each line while it is generated, line ends included."""
-  status = 0
-  with _lines(flags.input) as lines:
-    for number, line in lines:
-      try:
-        for piece in task.stream(model, _text(line)):
-          print(piece, end='', flush=True)
-        print()
-      except ValueError as error:
-        print(f'error: line {number}: {error}', file=sys.stderr)
-        status = USAGE
+  status, lines = 0, (line for (line,) in read_chunks(flags.input, size=1))
+  for number, line in enumerate(lines, start=1):
+    try:
+      if isinstance(line, Exception):
+        raise line
+      for piece in task.stream(model, line):
+        print(printable(piece), end='', flush=True)
+      print()
+    except ValueError as error:
+      _print_error(number, error)
+      status = USAGE
   return status
 
 
 def _attend(config, workdir, flags) -> int:
   from transformer.inspection import heatmap
 
-  experiment = reopen(config, workdir)
-  model, _ = restore_best(experiment, workdir)
-  pictures = []
-  with _lines(flags.input) as lines:
-    for number, raw in lines:
-      try:
-        line = _text(raw)
-        weights, rows, columns = attend(experiment.task, model, line)
-      except ValueError as error:
-        raise ValueError(f'line {number}: {error}') from error
-      file = workdir.path / 'attention' / f'{number}.html'
-      (answer,) = predict(experiment.task, model, [line], truncate=True)
-      output = as_line(answer, file.with_suffix('.wav'))
-      write(file, heatmap.html(weights, rows, columns, title=line, subtitle=output))
-      heatmap.png(weights, rows, columns, file.with_suffix('.png'), title=line)
-      pictures.append(
-        {'input': line, 'output': output, 'html': str(file), 'png': str(file.with_suffix('.png'))}
-      )
+  experiment, model, _ = _restored(config, workdir)
+  pictures, lines = [], (line for (line,) in read_chunks(flags.input, size=1))
+  for number, line in enumerate(lines, start=1):
+    try:
+      if isinstance(line, Exception):
+        raise line
+      weights, rows, columns = attend(experiment.task, model, line)
+    except ValueError as error:
+      raise ValueError(f'line {number}: {error}') from error
+    (answer,) = predict(experiment.task, model, [line], truncate=True)
+    output = _text(answer, workdir)
+    page = heatmap.html(weights, rows, columns, title=line, subtitle=output)
+    file = write_new(workdir.path / 'attention', page.encode(), '.html')
+    heatmap.png(weights, rows, columns, file.with_suffix('.png'), title=line)
+    files = {'html': str(file), 'png': str(file.with_suffix('.png'))}
+    pictures.append({'input': line, 'output': output, **files})
   result = {'experiment': config['experiment'], 'mode': 'attend', 'pictures': pictures}
   print(json.dumps(result, ensure_ascii=False))
   return 0
 
 
+def _text(answer: str | bytes, workdir: Workdir) -> str:
+  """Return an answer as text: of a sound the path of a new file."""
+  if isinstance(answer, str):
+    return answer
+  return str(write_new(workdir.path / 'wav', answer, '.wav'))
+
+
+def _print_error(number: int, error: Any):
+  print(f'error: line {number}: {printable(str(error))}', file=sys.stderr)
+
+
 def _sweep(config, workdir, flags) -> int:
+  """Train every variant, whatever becomes of the others; a signal ends all."""
+  variants = _variants(config, flags)
+  results = []
+  for i, (variant, changed) in enumerate(variants):
+    logging.info('sweep %d of %d: %s', i + 1, len(variants), variant)
+    folder = Workdir(workdir.path / f'sweep-{i}')
+    result: dict[str, Any] = {'changed': variant, 'workdir': str(folder), 'outcome': 'ok'}
+    results.append(result)
+    try:
+      if status := _train(changed, folder, flags):
+        return status
+      result['metrics'] = json.loads((folder.path / 'train.json').read_text())['metrics']
+    except Exception as error:
+      logging.debug('raised here', exc_info=True)
+      result['outcome'] = f'{type(error).__name__}: {explained(error, folder)}'
+      print(f'error: sweep {i + 1}: {printable(result["outcome"])}', file=sys.stderr)
+  print(json.dumps({'experiment': config['experiment'], 'mode': 'sweep', 'runs': results}))
+  return FAILURE if any(result['outcome'] != 'ok' for result in results) else 0
+
+
+def _variants(config, flags) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+  """Return what each variant of the experiment's sweep(add) changes, and its checked config."""
   file = config_flags.get_config_filename(flags['config']).partition(':')[0]
   experiment = runpy.run_path(file)
   if 'sweep' not in experiment:
@@ -170,7 +219,7 @@ def _sweep(config, workdir, flags) -> int:
   variants: list[dict[str, Any]] = []
   experiment['sweep'](variants.append)
   configs = []
-  for variant in variants:  # checks all before the first is run
+  for variant in variants:
     changed = ConfigDict(config)
     try:
       changed.update_from_flattened_dict(variant)
@@ -178,16 +227,7 @@ def _sweep(config, workdir, flags) -> int:
       raise ValueError(f'sweep(add) of {file} added {variant}: {error}') from error
     configs.append(changed.to_dict())
     check(configs[-1])
-  results = []
-  for i, (variant, changed) in enumerate(zip(variants, configs, strict=True)):
-    logging.info('sweep %d of %d: %s', i + 1, len(variants), variant)
-    folder = Workdir(workdir.path / f'sweep-{i}')
-    if status := _train(changed, folder, flags):
-      return status
-    metrics = json.loads((folder.path / 'train.json').read_text())['metrics']
-    results.append({'changed': variant, 'metrics': metrics, 'workdir': str(folder)})
-  print(json.dumps({'experiment': config['experiment'], 'mode': 'sweep', 'runs': results}))
-  return 0
+  return list(zip(variants, configs, strict=True))
 
 
 def _compare_runs(folders: Sequence[str], folder: pathlib.Path) -> int:
@@ -215,20 +255,6 @@ def published_settings(task) -> dict[str, Any]:
   if (first := getattr(task, 'first', None)) is not None:
     settings['decoder_start_token_id'] = first
   return settings
-
-
-def _export(config, workdir, flags) -> int:
-  from transformer.modules import adapters
-  from transformer.zoo.pretrained import save_pretrained
-
-  began = time.perf_counter()
-  experiment = reopen(config, workdir)
-  model, step = restore_best(experiment, workdir)
-  adapters.merge(model)
-  folder = workdir.path / 'export'
-  save_pretrained(folder, model, experiment.task.tokenizer, **published_settings(experiment.task))
-  facts = {'step': step, 'folder': str(folder)}
-  return _print_result(config, workdir, 'export', time.perf_counter() - began, facts)
 
 
 def _doctor(config, workdir, flags) -> int:
@@ -260,28 +286,3 @@ def _config(flags) -> dict[str, Any]:
     return flags.config.to_dict()
   except AttributeError as error:  # ml_collections raises an error in the file only here
     raise ValueError(f'--config cannot be read: {error}') from error
-
-
-@contextlib.contextmanager
-def _lines(name: str) -> Iterator[Iterator[tuple[int, bytes]]]:
-  """Open a file, or stdin for '-', and yield its numbered lines."""
-  if name != '-' and not pathlib.Path(name).is_file():
-    raise FileNotFoundError(f'--input={name} is no file: give a file of lines, or - for stdin')
-  with sys.stdin.buffer if name == '-' else open(name, 'rb') as file:
-    yield enumerate(file, start=1)
-
-
-def _text(line: bytes) -> str:
-  try:
-    return line.decode('utf-8').rstrip('\r\n')
-  except UnicodeDecodeError as error:
-    raise ValueError(
-      f'it is not UTF-8 ({error.reason} at byte {error.start}): convert it'
-    ) from error
-
-
-def _chunks(items: Iterable, size: int) -> Iterator[list]:
-  """Yield lists of at most `size` items, in order."""
-  items = iter(items)
-  while chunk := list(itertools.islice(items, size)):
-    yield chunk

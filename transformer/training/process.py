@@ -49,9 +49,28 @@ def keep_compiled():
   """
   if 'JAX_COMPILATION_CACHE_DIR' in os.environ or jax.config.jax_compilation_cache_dir:
     return
-  cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  try:
+    cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  except RuntimeError:  # a user without HOME and without an entry in /etc/passwd
+    return
   jax.config.update('jax_compilation_cache_dir', str(pathlib.Path(cache) / 'transformer'))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+
+
+def start_devices():
+  """Start JAX's devices.
+
+  Raises:
+    ValueError: there are none of the platform that JAX_PLATFORMS asks for.
+  """
+  try:
+    jax.devices()
+  except (AssertionError, RuntimeError) as error:  # the first where a plugin is missing
+    asked, reason = os.environ.get('JAX_PLATFORMS', ''), str(error).partition('\n')[0]
+    raise ValueError(
+      f'JAX_PLATFORMS={asked} cannot be used here{reason and f" ({reason})"}: set '
+      'JAX_PLATFORMS=cpu, or install what JAX needs for these devices, such as "jax[cuda12]"'
+    ) from error
 
 
 def cores() -> int:

@@ -6,6 +6,7 @@ import os
 import pathlib
 import platform
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,11 @@ class Workdir:
   """Files of a run under one path."""
 
   def __init__(self, path: str | pathlib.Path):
+    if '://' in str(path):
+      raise ValueError(
+        f'--workdir={path} is a URL, and a run is written to a file system: give a folder, where '
+        'the bucket may be mounted, and copy it when the run has ended'
+      )
     self.path = pathlib.Path(path).expanduser().absolute()
 
   def has_config(self) -> bool:
@@ -48,7 +54,7 @@ class Workdir:
     if not self.has_config():
       raise FileNotFoundError(
         f'there is no trained model in {self.path} (no config.json): train one first with '
-        f'python run.py --config=... --workdir={self.path}'
+        f'python run.py --config=... --workdir={shlex.quote(str(self.path))}'
       )
     try:
       config = json.loads(file.read_bytes())
