@@ -1,12 +1,19 @@
-"""The error of a command whose library is not installed."""
+"""What `run.py` does where something is wrong with the place, the pipe, the command or the data."""
 
+import io
+import json
+import signal
 import sys
+import tempfile
 import types
 
 import pytest
+from absl import app, flags
 
+import run
 from experiments import retrieval_cranfield, yesno
-from transformer.training import commands
+from transformer.training import commands, process
+from transformer.training.command_line import printable, usage_error
 
 
 @pytest.mark.parametrize(
@@ -27,3 +34,128 @@ def test_a_library_that_is_missing_is_named_with_its_extra_before_the_training(
   assert end.value.code == commands.USAGE
   assert error.startswith(f'error: {module} is not installed') and f"'.[{extra}]'" in error
   assert not (tmp_path / 'run').exists()
+
+
+def fails(capsys, mode, *words, **flags):
+  """Check that a mode ends with status 2 and one line that has the words."""
+  values = dict(config=yesno.get_config(), workdir='', mode=mode, input='-', json=False) | flags
+  with pytest.raises(SystemExit) as end:
+    commands.main(types.SimpleNamespace(**values))
+  (error,) = capsys.readouterr().err.splitlines()
+  assert end.value.code == commands.USAGE and error.startswith('error: ')
+  for word in words:
+    assert word in error
+
+
+@pytest.mark.parametrize('mode', [mode for mode in run.MODES if mode != 'runs'])
+@pytest.mark.parametrize(
+  'error', [AssertionError(), RuntimeError("Unable to initialize backend 'cuda': no driver\nx")]
+)
+def test_devices_that_are_not_there_are_one_line_in_every_mode(mode, error, monkeypatch, capsys):
+  def devices():
+    raise error
+
+  monkeypatch.setenv('TRANSFORMER_TUNE', '0')
+  monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
+  monkeypatch.setattr(commands.jax, 'devices', devices)
+  fails(capsys, mode, 'JAX_PLATFORMS=cuda cannot be used here', 'JAX_PLATFORMS=cpu')
+
+
+@pytest.mark.parametrize('mode', [mode for mode in run.MODES if mode not in ('runs', 'config')])
+@pytest.mark.parametrize('workdir', ['gs://bucket/run', 's3://b/r', 'file:///tmp/run'])
+def test_a_url_is_no_workdir(mode, workdir, monkeypatch, capsys, tmp_path):
+  monkeypatch.setenv('TRANSFORMER_TUNE', '0')
+  monkeypatch.chdir(tmp_path)
+  fails(capsys, mode, workdir, 'file system', workdir=workdir)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_user_without_a_home_compiles_without_a_cache(monkeypatch):
+  def home():
+    raise RuntimeError('Could not determine home directory.')
+
+  for name in ('JAX_COMPILATION_CACHE_DIR', 'XDG_CACHE_HOME'):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setattr(process.pathlib.Path, 'home', home)
+  process.keep_compiled()
+
+
+def test_every_variant_of_a_sweep_has_an_outcome(monkeypatch, capsys, tmp_path):
+  def train(config, folder, flags):
+    if config == 'diverges':
+      raise FloatingPointError('step 3: the loss is not finite')
+    folder.path.mkdir(parents=True)
+    (folder.path / 'train.json').write_text(json.dumps({'metrics': {'val/nll': 1.0}}))
+    return 0
+
+  variants = [({'seed': i}, name) for i, name in enumerate(('good', 'diverges', 'good'))]
+  monkeypatch.setattr(commands, '_variants', lambda config, flags: variants)
+  monkeypatch.setattr(commands, '_train', train)
+  flags = types.SimpleNamespace(mode='sweep')
+  status = commands._sweep({'experiment': 'x'}, commands.Workdir(tmp_path), flags)
+  out, err = capsys.readouterr()
+  runs = json.loads(out.splitlines()[-1])['runs']
+  assert status == commands.FAILURE and 'sweep 2: FloatingPointError: step 3' in err
+  assert [r['outcome'][:18] for r in runs] == ['ok', 'FloatingPointError', 'ok']
+  assert [r['changed'] for r in runs] == [{'seed': 0}, {'seed': 1}, {'seed': 2}]
+  assert [r.get('metrics') for r in runs] == [{'val/nll': 1.0}, None, {'val/nll': 1.0}]
+
+
+def command_line_of(monkeypatch, main, *argv):
+  """The status and the bytes that `run.py` prints, at a terminal of another encoding."""
+  out = io.TextIOWrapper(tempfile.TemporaryFile(), encoding='ascii')
+  monkeypatch.setattr(sys, 'stdout', out)
+  monkeypatch.setattr(sys, 'stderr', io.TextIOWrapper(io.BytesIO(), encoding='ascii'))
+  monkeypatch.setattr(sys, 'argv', ['run.py', *argv])
+  monkeypatch.setattr(app, 'run', main)
+  monkeypatch.setattr(flags, 'FLAGS', flags.FlagValues())
+  for define in ('DEFINE_enum', 'DEFINE_string', 'DEFINE_bool'):
+    monkeypatch.setattr(flags, define, lambda *_: None)
+  run.run()
+  out.flush()
+  out.buffer.seek(0)
+  return out.buffer.read()
+
+
+def test_output_is_utf8_whatever_the_locale(monkeypatch):
+  name = b'gr\xf6\xdfe.wav'.decode('utf-8', 'surrogateescape')
+  found = command_line_of(monkeypatch, lambda *_, **__: print('жук', name))
+  assert found == 'жук '.encode() + b'gr\xf6\xdfe.wav\n'
+
+
+def test_a_closed_pipe_ends_quietly(monkeypatch):
+  def main(*_, **__):
+    raise BrokenPipeError
+
+  copied = []
+  monkeypatch.setattr(run.os, 'dup2', lambda *descriptors: copied.append(descriptors))
+  with pytest.raises(SystemExit) as end:
+    command_line_of(monkeypatch, main)
+  assert end.value.code == 128 + signal.SIGPIPE and len(copied) == 1
+
+
+@pytest.mark.parametrize('word', ['-h', '--help'])
+def test_help_imports_nothing_that_takes_time(monkeypatch, word):
+  def main(*_, **given):
+    assert sys.argv == ['run.py', '--help'] and not given
+
+  command_line_of(monkeypatch, main, word)
+
+
+def test_the_modes_of_the_command_line_are_those_there_are():
+  assert {*run.MODES} == {*commands.MODES, 'runs'}
+
+
+@pytest.mark.parametrize('text', ['\x1b[31mred', 'a\x00b', '\x9b2J', 'x\x7f', 'back\b', 'up\r'])
+def test_no_control_character_of_the_data_reaches_the_terminal(text, capsys):
+  assert printable(text).isprintable() and printable('tab\tline\nend') == 'tab\tline\nend'
+  with pytest.raises(SystemExit):
+    usage_error(ValueError(f'the line {text}is wrong'))
+  assert capsys.readouterr().err.rstrip('\n').isprintable()
+
+
+def test_commands_in_advice_keep_their_lines(capsys):
+  with pytest.raises(SystemExit):
+    usage_error(ValueError('it is\nnot there: run\n  pip install a\n  python b\n'))
+  error = capsys.readouterr().err
+  assert error == 'error: it is not there: run\n  pip install a\n  python b\n'

@@ -72,7 +72,7 @@ class TupleParser(flags.ArgumentParser):
 
 
 def usage_error(error: Exception) -> NoReturn:
-  """Print what was wrong with the command in one line, and exit."""
+  """Print what was wrong with the command, in one line but for advised commands, and exit."""
   reason = error.args[0] if isinstance(error, AttributeError | KeyError) and error.args else error
   text = str(reason)
   if isinstance(reason, KeyError):  # an unknown key, from ml_collections
@@ -84,8 +84,10 @@ def usage_error(error: Exception) -> NoReturn:
   elif 'Traceback (most recent' in text:  # an error in the file of the experiment
     file, line = re.findall(r'File "(.+)", line (\d+)', text)[-1]
     text = f'{file}, line {line}: {text.strip().splitlines()[-1]}'
+  # commands to paste keep their lines
+  text = '\n  '.join(' '.join(part.split()) for part in text.strip().split('\n  '))
   # in one call: another thread may be writing too
-  sys.stderr.write(f'error: {printable(" ".join(text.split()))}\n')
+  sys.stderr.write(f'error: {printable(text)}\n')
   sys.exit(USAGE)
 
 

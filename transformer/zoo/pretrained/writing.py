@@ -182,10 +182,10 @@ def family_of(
         if one == other:
           return model_type, config, theirs, rows
     except ValueError as error:
-      errors[model_type] = [str(error)]
+      errors[model_type] = [f'another model, for {error}']
       continue
     differences[model_type] = [
-      f'{k}={other[k]!r}, not {one[k]!r}' for k in one if one[k] != other[k]
+      f'{k}={other[k]!r}, not {one[k]!r}' for k in one if k in other and one[k] != other[k]
     ]
   differences = differences or errors
   if not differences:
