@@ -15,7 +15,7 @@ def test_the_table_is_that_of_the_records():
 
 def test_every_metric_of_the_table_has_a_plain_name():
   records = [json.loads(file.read_text()) for file in results.HERE.glob('*.json')]
-  assert {r['metric'].rsplit('/', 1)[1] for r in records} <= results.METRICS.keys()
+  assert {r['metric'].rsplit('/', 1)[1] for r in records} <= results.LABELS.keys()
 
 
 def test_an_evaluation_from_before_the_end_of_the_training_is_refused(tmp_path, monkeypatch):

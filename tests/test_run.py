@@ -63,12 +63,13 @@ def trained(run, tiny, tmp_path_factory):
 
 
 def fails(done, *words):
-  """Check that a command failed as wrong usage, with one line that has all the words."""
+  """Check that a command failed as wrong usage, with one error that has all the words."""
   errors = [line for line in done.stderr.decode().splitlines() if line.startswith('error: ')]
   assert done.returncode == 2, done.stderr.decode()
   assert len(errors) == 1 and b'Traceback' not in done.stderr, done.stderr.decode()
+  error = done.stderr.decode().partition('error: ')[2]  # with commands on lines of their own
   for word in words:
-    assert word in errors[0], errors[0]
+    assert word in error, error
 
 
 def test_train_prints_one_json_object_and_stores_a_run(trained):
@@ -204,7 +205,8 @@ def test_sweep_runs_every_variant(run, tiny, tmp_path):
     (['--config.model.norm=batch'], ['model.norm', "'batch'", "'layer'"]),
     (['--config.eval.metrics=(bleu'], ['eval.metrics', '(bleu', "('a', 'b')"]),
     (['--config.train.steps=many'], ['train.steps', 'many']),
-    (['--config=nowhere.py'], ['nowhere.py']),
+    (['--config=nowhere.py'], ['nowhere.py', 'did you mean', '.py?']),
+    ([f'--config={ROOT}/experiments/trek.py'], ['trek.py', f'mean {ROOT}/experiments/trec.py?']),
     ([f'--config={ROOT}/experiments/fsdd.py:word'], ['fsdd.py, line', 'fsdd.py:word', 'attention']),
     (['--mode=trane'], ['mode', 'train']),
     (['--wrokdir=x'], ['wrokdir', 'workdir']),

@@ -11,24 +11,26 @@ import sys
 import time
 from typing import Any
 
+from transformer.evaluation.likelihood import TEXT_METRICS, TOKEN_METRICS
+from transformer.evaluation.metrics import is_better
+
 HERE = pathlib.Path(__file__).parent
 README = HERE.parents[1] / 'README.md'
 BEGIN, END = '<!-- results: python -m experiments.results table -->\n', '<!-- end of results -->\n'
-# Names of metrics in the table; 'up' and 'down' are the better directions.
-METRICS = {
-  'accuracy': 'accuracy, % (up)',
-  'bleu': 'BLEU (up)',
-  'bleu4_lowercase_words': 'BLEU-4 of lower-cased words (up)',
-  'bleu_lowercase_moses': 'BLEU of lower-cased Moses tokens (up)',
-  'entity_f1': 'F1 of entities, % (up)',
-  'exact_match': 'exact match, % (up)',
-  'mean_average_precision': 'mean average precision, % (up)',
-  'mel_cepstral_distortion': 'mel-cepstral distortion, dB (down)',
-  'nll_per_token': 'loss, nats per token (down)',
-  'perplexity_per_word': 'perplexity per word (down)',
-  'recall_at_5': 'recall at 5, % (up)',
-  'squad_f1': 'F1, % (up)',
-  'wer': 'word error rate, % (down)',
+LABELS = {  # of metrics in the table
+  'accuracy': 'accuracy, %',
+  'bleu': 'BLEU',
+  'bleu4_lowercase_words': 'BLEU-4 of lower-cased words',
+  'bleu_lowercase_moses': 'BLEU of lower-cased Moses tokens',
+  'entity_f1': 'F1 of entities, %',
+  'exact_match': 'exact match, %',
+  'mean_average_precision': 'mean average precision, %',
+  'mel_cepstral_distortion': 'mel-cepstral distortion, dB',
+  'nll_per_token': 'loss, nats per token',
+  'perplexity_per_word': 'perplexity per word',
+  'recall_at_5': 'recall at 5, %',
+  'squad_f1': 'F1, %',
+  'wer': 'word error rate, %',
 }
 
 
@@ -77,8 +79,9 @@ def _device(result: dict[str, Any]) -> str:
 
 def _row(result: dict[str, Any]) -> str:
   split, name = result['metric'].rsplit('/', 1)
+  direction = 'up' if is_better(name, 1.0, 0.0, {**TOKEN_METRICS, **TEXT_METRICS}) else 'down'
   return (
-    f'| {result["experiment"]} | {METRICS.get(name, name)} | {split} '
+    f'| {result["experiment"]} | {LABELS.get(name, name)} ({direction}) | {split} '
     f'| {result["metrics"][result["metric"]]:.2f} | {result["published"]} '
     f'| {_device(result)}, {result["seconds"] / 60:.0f} min |'
   )

@@ -13,7 +13,7 @@ from absl import app, flags
 import run
 from experiments import retrieval_cranfield, yesno
 from transformer.training import commands, process
-from transformer.training.command_line import printable, usage_error
+from transformer.training.command_line import printable, usage_error, with_stored_config
 
 
 @pytest.mark.parametrize(
@@ -159,3 +159,24 @@ def test_commands_in_advice_keep_their_lines(capsys):
     usage_error(ValueError('it is\nnot there: run\n  pip install a\n  python b\n'))
   error = capsys.readouterr().err
   assert error == 'error: it is not there: run\n  pip install a\n  python b\n'
+
+
+@pytest.mark.parametrize(
+  'line, words',
+  [
+    ('c.model.widht = 3', 'Did you mean "width"'),
+    ('c.modle.width = 3', 'Did you mean "model"'),
+    ('c.model.update(widht=3)', 'Did you mean "width"'),
+    ('c.model.width = "wide"', "'width'"),
+    ('c.model.width = wide', "'wide' is not defined"),
+    ('raise ValueError("give a or b")', 'give a or b'),
+  ],
+)
+def test_an_error_in_the_file_of_an_experiment_names_its_line(tmp_path, line, words):
+  file = tmp_path / 'mine.py'
+  head = 'from transformer.training import config\ndef get_config():\n'
+  file.write_text(f"{head}  c = config.for_task('seq2seq')\n  {line}\n  return c\n")
+  with pytest.raises(ValueError) as error:
+    with_stored_config(['run.py', f'--config={file}'])
+  text = str(error.value)
+  assert text.startswith(f'{file}, line 4: ') and words in text and len(text) < 250

@@ -4,9 +4,11 @@ import ast
 import difflib
 import errno
 import os
+import pathlib
 import re
 import runpy
 import sys
+import traceback
 from typing import Any, NoReturn
 
 from absl import flags
@@ -16,6 +18,7 @@ from transformer.training.config import SECTIONS
 from transformer.training.workdir import Workdir, default_workdir
 
 USAGE, FAILURE = 2, 1  # exit statuses
+EXPERIMENTS = pathlib.Path(__file__).parents[2] / 'experiments'
 EXTRAS = {  # of setup.cfg, by the modules that they install
   **dict.fromkeys(('soundfile', 'librosa', 'jiwer'), 'audio'),
   **dict.fromkeys(('bm25s', 'Stemmer', 'pytrec_eval'), 'retrieval'),
@@ -29,17 +32,45 @@ def with_stored_config(argv: list[str]) -> list[str]:
   others always, because a model is used as it was trained.
   """
   argv, given = _without(argv, 'config')
+  experiment = _experiment_of(given) if given else 'dates'
   mode, workdir = _without(argv, 'mode')[1] or 'train', _without(argv, 'workdir')[1]
   stored = bool(workdir and not given and Workdir(workdir).has_config())
   if mode in ('doctor', 'runs') or (mode in ('train', 'sweep', 'config') and not stored):
     return [*argv[:1], *([f'--config={given}'] if given else []), *argv[1:]]
   if not workdir:
-    file, _, argument = given.partition(':')
-    get_config = runpy.run_path(file)['get_config'] if given else lambda: {'experiment': 'dates'}
-    workdir = str(default_workdir(get_config(*filter(None, [argument]))['experiment']))
+    workdir = str(default_workdir(experiment))
   # ml_collections needs it before the overrides
   config = f'--config={workdir_module.__file__}:{workdir}'
   return [argv[0], config, *argv[1:], f'--workdir={workdir}']
+
+
+def _experiment_of(given: str) -> str:
+  """Return the name of the experiment of a file, maybe with an argument.
+
+  Raises:
+    FileNotFoundError, ValueError: there is no such file, or an error in it; names the line.
+  """
+  file, _, argument = given.partition(':')
+  if not pathlib.Path(file).is_file():
+    there = [*pathlib.Path(file).parent.glob('*.py'), *EXPERIMENTS.glob('*.py')]
+    near = difflib.get_close_matches(file, map(str, there), n=1, cutoff=0)
+    raise FileNotFoundError(f'--config={file} is no file: did you mean {near[0]}?')
+  try:
+    config = runpy.run_path(file)['get_config'](*filter(None, [argument]))
+    return str(config['experiment'])
+  except Exception as error:
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+    where = f'{file}, line {frames[-1].lineno}' if frames else file
+    # ml_collections lists every key; what it says of the nearest comes last
+    reason = re.sub(r'Other fields present: .*?}"', '', _reason(error), flags=re.DOTALL)
+    raise ValueError(f'{where}: {reason}') from error
+
+
+def _reason(error: Any) -> str:
+  """Return what an error says, where a KeyError would quote it."""
+  while isinstance(error, AttributeError | KeyError) and error.args:
+    error = error.args[0]
+  return str(error)
 
 
 def _without(argv: list[str], flag: str) -> tuple[list[str], str]:
@@ -73,19 +104,16 @@ class TupleParser(flags.ArgumentParser):
 
 def usage_error(error: Exception) -> NoReturn:
   """Print what was wrong with the command, in one line but for advised commands, and exit."""
-  reason = error.args[0] if isinstance(error, AttributeError | KeyError) and error.args else error
-  text = str(reason)
-  if isinstance(reason, KeyError):  # an unknown key, from ml_collections
-    key, _, hint = reason.args[0].partition('\n')
+  text = _reason(error)
+  if error.args and isinstance(error.args[0], KeyError):  # an unknown key, from ml_collections
+    key, _, hint = text.partition('\n')
     text = f'--config has no key {key}: {hint or "--mode=config prints every key"}'
   elif text.strip("'").isidentifier():  # an unknown section
     near = difflib.get_close_matches(text.strip("'"), SECTIONS, n=1, cutoff=0)
     text = f'--config has no section {text}: did you mean {near[0]!r}?'
-  elif 'Traceback (most recent' in text:  # an error in the file of the experiment
-    file, line = re.findall(r'File "(.+)", line (\d+)', text)[-1]
-    text = f'{file}, line {line}: {text.strip().splitlines()[-1]}'
   # commands to paste keep their lines
-  text = '\n  '.join(' '.join(part.split()) for part in text.strip().split('\n  '))
+  parts = re.split(r'\n  (?=(?:pip|python) )', text.strip())
+  text = '\n  '.join(' '.join(part.split()) for part in parts)
   # in one call: another thread may be writing too
   sys.stderr.write(f'error: {printable(text)}\n')
   sys.exit(USAGE)
