@@ -59,8 +59,10 @@ def _experiment_of(given: str) -> str:
     config = runpy.run_path(file)['get_config'](*filter(None, [argument]))
     return str(config['experiment'])
   except Exception as error:
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
-    where = f'{file}, line {frames[-1].lineno}' if frames else file
+    numbers = [
+      number for name, number, *_ in traceback.extract_tb(error.__traceback__) if name == file
+    ]
+    where = f'{file}, line {numbers[-1]}' if numbers else file
     # ml_collections lists every key; what it says of the nearest comes last
     reason = re.sub(r'Other fields present: .*?}"', '', _reason(error), flags=re.DOTALL)
     raise ValueError(f'{where}: {reason}') from error
