@@ -61,8 +61,11 @@ def test_a_run_is_judged_by_its_sounds(trained):
 def test_predict_writes_a_wav_file_for_each_line(run, trained):
   folder, _ = trained
   first, second = run('--mode=predict', f'--workdir={folder}/tts', input='seven\none\n')
-  assert first == str(folder / 'tts' / 'wav' / '1.wav') and second.endswith('2.wav')
+  assert pathlib.Path(first).parent == folder / 'tts' / 'wav' and first != second
   assert 0 < len(audio.read(first, 8000)) <= 8 * 3 * 100
+  before = pathlib.Path(first).read_bytes()
+  (other,) = run('--mode=predict', f'--workdir={folder}/tts', input='one\n')
+  assert other == second and pathlib.Path(first).read_bytes() == before  # nothing is overwritten
 
 
 def test_attend_draws_and_sounds(run, trained):

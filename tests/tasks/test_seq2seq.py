@@ -288,7 +288,7 @@ def test_greedy_equals_beam_search_with_one_beam(greedy, model):
       return logits[:, 0], cache
 
     cache, first = model.init_cache(len(inputs), steps), jnp.full(len(inputs), 1, jnp.int32)
-    constrain = greedy.decoding.forbid((0, 1), eos=2).constrain(first[:, None], 2)
+    constrain = greedy.decoding.for_model(model, (0, 1), eos=2).constrain(first[:, None], 2)
     settings = dict(steps=steps, eos=2, alpha=0.0, reorder=Cache.take, constrain=constrain)
     return search.beam_search(step, cache, first, beams=1, **settings)
 

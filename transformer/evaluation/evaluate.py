@@ -14,6 +14,7 @@ from transformer.data.corpora import Source
 from transformer.evaluation.likelihood import perplexity, text_metrics
 from transformer.evaluation.metrics import get_metric
 from transformer.functional.losses import Mean
+from transformer.inference.checks import check_finite
 from transformer.inference.predict import Model, predict, with_fast_decoding
 
 
@@ -99,6 +100,7 @@ def teacher_forced(
   if not parts:
     return {}
   totals = functools.reduce(functools.partial(jax.tree.map, np.add), parts)
+  check_finite(totals, 'the model computes NaN for this split')
   found = {name: _value(mean) for name, mean in totals.items()}
   if 'perplexity_per_token' in task.metrics:
     found['perplexity_per_token'] = perplexity(found['nll_per_token'])

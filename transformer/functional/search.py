@@ -385,7 +385,7 @@ def _extend_beams(
     logits = constrain(logits - log_z, state.live_tokens.reshape(-1, steps), state.position)
     log_z = jnp.zeros_like(log_z)
   # each of the W prefixes may end in each of E end tokens, and W that do not end are needed
-  count = beams * (1 + (len(eos) if isinstance(eos, tuple) else 1))
+  count = beams * (1 + len(as_tuple(eos)))
   log_p, parents, tokens = _best_extensions(logits, log_z, state.live_log_p, count)
   sequences = _pick(state.live_tokens, parents).at[:, :, state.position].set(tokens)
   ends = is_end(tokens, eos) | (state.position == steps - 1)
@@ -429,13 +429,18 @@ def _best_extensions(
   return log_p, candidates // best.shape[-1], _pick(tokens.reshape(batch, -1), candidates)
 
 
+def as_tuple(eos: Ends) -> tuple[int, ...]:
+  """Return the end tokens as a tuple; () for -1, which stands for none."""
+  return eos if isinstance(eos, tuple) else () if eos == -1 else (eos,)
+
+
 def is_end(tokens: Int[Array, '*B'], eos: Ends) -> Bool[Array, '*B']:
   """Return whether a token is the end token, or one of several.
 
   >>> is_end(jnp.array([3, 5]), (4, 5)).tolist()
   [False, True]
   """
-  return jnp.isin(tokens, jnp.asarray(eos)) if isinstance(eos, tuple) else tokens == eos
+  return jnp.any(tokens[..., None] == jnp.asarray(as_tuple(eos), jnp.int32), axis=-1)
 
 
 def _pick(slots: Int[Array, 'B W ...'], chosen: Int[Array, 'B C']) -> Int[Array, 'B C ...']:
@@ -448,9 +453,8 @@ def _checked_pad(first, steps, eos, pad):
     raise ValueError(f'first is {list(first.shape)}: pass one start token for each row, [B]')
   if steps < 1:
     raise ValueError(f'steps {steps} generates nothing: pass 1 or more')
-  ends = eos if isinstance(eos, tuple) else (eos,)
   if pad is None:
-    return -1 if 0 in ends else 0  # some published models end with token 0
-  if pad in ends:
+    return -1 if 0 in as_tuple(eos) else 0  # some published models end with token 0
+  if pad in as_tuple(eos):
     raise ValueError(f'pad {pad} is an end token, too (eos={eos}): pass another pad')
   return pad

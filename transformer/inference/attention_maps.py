@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from transformer.inference.batching import Row, bucket_length, pad_rows, split_padding
+from transformer.inference.checks import check_finite, check_rows
 from transformer.modules import sites
 
 
@@ -25,14 +26,16 @@ def attend(task: Any, model: Any, line: Any) -> AttentionMap:
 
   Raises:
     ValueError: the line cannot be answered; says why, and what to do.
+    FloatingPointError: a weight is NaN.
   """
-  return task.attention(model, task.processor.encode_example(line))
+  found = task.attention(model, task.processor.encode_example(line))
+  check_finite(found.weights, 'the model computes NaN for this line')
+  return found
 
 
 def self_attention(task: Any, model: Any, row: Row) -> AttentionMap:
   """Return how the positions of an encoded request attend to each other in `task.forward`."""
-  length = bucket_length(len(row), task.processor.max_length)
-  weights = _capture_forward(task, model, pad_rows([row], length))['']['self']
+  weights = _capture_forward(task, model, _padded(task, model, row))['']['self']
   labels = task.processor.labels(row)
   n = len(labels)
   return AttentionMap(np.asarray(weights)[:, 0, :, :n, :n], labels, labels)
@@ -40,7 +43,7 @@ def self_attention(task: Any, model: Any, row: Row) -> AttentionMap:
 
 def causal_attention(task: Any, model: Any, row: Row) -> AttentionMap:
   """Return how the positions of a prompt attend to those before them."""
-  batch = one_row(task, row)
+  batch = _one_row(task, model, row)
   layers = captured_layers(task, model, batch | {'targets': batch['inputs']})['']
   labels, n = task.processor.labels(row), len(row)
   return AttentionMap(np.asarray(layers['self'])[:, 0, :, :n, :n], labels, labels)
@@ -58,7 +61,7 @@ def cross_attention(
   """
   # padded, so that few programs are compiled
   targets, segments = split_padding(jnp.asarray(pad_rows([outputs], task.decoding.max_new_tokens)))
-  batch = one_row(task, row) | {'targets': targets, 'targets_segments': segments}
+  batch = _one_row(task, model, row) | {'targets': targets, 'targets_segments': segments}
   weights = np.asarray(captured_layers(task, model, batch)['decoder']['cross'])
   columns = task.processor.labels(row)
   return AttentionMap(weights[:, 0, :, : len(outputs), : len(columns)], labels, columns)
@@ -75,8 +78,12 @@ def _capture_forward(task, model, rows):
   return sites.capture(task.forward)(model, rows)[1]
 
 
-def one_row(task: Any, row: Row) -> dict[str, Array]:
+def _one_row(task: Any, model: Any, row: Row) -> dict[str, Array]:
   """Return an encoded request as the inputs of a batch."""
-  length = bucket_length(len(row), task.processor.max_length)
-  rows, segments = split_padding(jnp.asarray(pad_rows([row], length)))
+  rows, segments = split_padding(jnp.asarray(_padded(task, model, row)))
   return {'inputs': rows, 'inputs_segments': segments}
+
+
+def _padded(task: Any, model: Any, row: Row) -> Shaped[np.ndarray, '1 S ...']:
+  check_rows(model.config, [row], source=hasattr(model, 'decoder'))
+  return pad_rows([row], bucket_length(len(row), task.processor.max_length))

@@ -103,21 +103,35 @@ class Decoding(Batching):
     """Return the settings without beams."""
     return dataclasses.replace(self, beams=1)
 
-  def forbid(self, ids: Collection[int | None], *, eos: search.Ends) -> 'Decoding':
-    """Return the settings that forbid these tokens, too, but for None and the end tokens."""
-    ends = eos if isinstance(eos, tuple) else (eos,)
-    forbidden = {id for id in (*self.suppress, *ids) if id is not None and id not in ends}
-    return dataclasses.replace(self, suppress=tuple(sorted(forbidden)))
+  def for_model(self, model: Any, never: Collection[int | None], *, eos: search.Ends) -> 'Decoding':
+    """Return the settings with what the model must not say; end tokens are always allowed.
+
+    Args:
+      model: if it was loaded, what its published settings forbid is forbidden.
+      never: tokens such as the padding; None is ignored.
+      eos: the end tokens.
+    """
+    generation = getattr(getattr(model, 'published', None), 'generation', {})
+    suppress, begin_suppress, bad_words = (
+      tuple(generation.get(name) or ())
+      for name in ('suppress_tokens', 'begin_suppress_tokens', 'bad_words_ids')
+    )
+    forbidden = {*self.suppress, *suppress, *never} - {None, *search.as_tuple(eos)}
+    return dataclasses.replace(
+      self,
+      suppress=tuple(sorted(i for i in forbidden if i is not None)),
+      begin_suppress=tuple(dict.fromkeys(self.begin_suppress + begin_suppress)),
+      bad_words=tuple(dict.fromkeys((*self.bad_words, *map(tuple, bad_words)))),
+    )
 
   def constrain(self, prompts: Int[Array, 'B P'], eos: search.Ends) -> search.Constrain | None:
     """Return the constraint of a search on the rows that go on from these prompts."""
-    ends = eos if isinstance(eos, tuple) else (eos,)
     penalty, words, least = self.repetition_penalty, self.bad_words, self.min_new_tokens
     chosen = [
       *([constraints.penalize_repetitions(penalty)] if penalty != 1 else []),
       *([constraints.no_repeated_ngrams(n)] if (n := self.no_repeated_ngrams) else []),
       *([constraints.forbid_sequences(words)] if words else []),
-      *([constraints.forbid(ends, before=least)] if least and eos != -1 else []),
+      *([constraints.forbid(search.as_tuple(eos), before=least)] if least else []),
       *([constraints.forbid(self.suppress)] if self.suppress else []),
       *([constraints.forbid(self.begin_suppress, before=1)] if self.begin_suppress else []),
       *([constraints.force_prefix(self.prefix)] if self.prefix else []),

@@ -69,7 +69,7 @@ def generate(
   settings |= {name: value for name, value in given.items() if value is not None}
   eos, pad, start = (settings.pop(name, None) for name in given)
   end = -1 if eos is None else eos
-  decoding = Decoding(batch_size=1, seed=0, **settings).forbid((pad, start), eos=end)
+  decoding = Decoding(batch_size=1, seed=0, **settings).for_model(model, (pad, start), eos=end)
   if decoding.temperature and key is None:
     raise ValueError(f'temperature={decoding.temperature} samples: pass key=jax.random.key(seed)')
   key = jax.random.key(0) if key is None else key
@@ -210,7 +210,7 @@ def stream_tokens(
 
 def up_to_end(tokens: Int[np.ndarray, ' T'], eos: search.Ends) -> Int[np.ndarray, ' n']:
   """Return the tokens of an output up to its first end token, that included."""
-  ends = np.flatnonzero(np.isin(tokens, eos))
+  ends = np.flatnonzero(np.isin(tokens, search.as_tuple(eos)))
   return tokens[: ends[0] + 1] if len(ends) else tokens
 
 

@@ -168,17 +168,17 @@ class LanguageModel:
     """Return the continuation of each prompt; of an empty one nothing."""
     texts = [list(prompt) for prompt in requests]
     for steps, before in self._windows():
-      going_on = [text for text in texts if text and not (before and text[-1] == self._eos)]
-      decoding = self._decoding_after(before, steps)
+      going_on = [text for text in texts if text and not (before and text[-1] in self._ends)]
+      decoding = self._decoding_after(model, before, steps)
       key = jax.random.key(self.decoding.seed)
 
       def search(prompts, decoding=decoding, key=key):
-        return continue_prompts(model, jnp.asarray(prompts), key, decoding, self._eos)
+        return continue_prompts(model, jnp.asarray(prompts), key, decoding, self._ends)
 
       contexts = [self._context(text, steps, model.config) for text in going_on]
       outputs = map_batches(self, model, search, contexts, left=True)
       for text, (output, _) in zip(going_on, outputs, strict=True):
-        text += up_to_end(output[0], self._eos).tolist()
+        text += up_to_end(output[0], self._ends).tolist()
     return [
       self._continuation(text, len(prompt)) for text, prompt in zip(texts, requests, strict=True)
     ]
@@ -194,14 +194,14 @@ class LanguageModel:
     for steps, before in self._windows():
       context = self._context(text, steps, model.config)
       rows = pad_rows([context], bucket_length(len(context), self.max_length), left=True)
-      decoding, key = self._decoding_after(before, steps), jax.random.key(self.decoding.seed)
-      for token in stream_tokens(model, rows, key, decoding, self._eos):
+      decoding, key = self._decoding_after(model, before, steps), jax.random.key(self.decoding.seed)
+      for token in stream_tokens(model, rows, key, decoding, self._ends):
         text.append(token)
         so_far = self._continuation(text, len(prompt))
         if not so_far.endswith('\ufffd'):  # half a character
           yield so_far[len(shown) :]
           shown = so_far
-        if token == self._eos:
+        if token in self._ends:
           return
 
   def attention(self, model: Decoder, request: Sequence[int]) -> AttentionMap:
@@ -209,15 +209,14 @@ class LanguageModel:
     return causal_attention(self, model, request[-self.max_length :])
 
   @property
-  def _eos(self) -> int:
-    return self.tokenizer.eos if self.documents else -1
+  def _ends(self) -> tuple[int, ...]:
+    return self.tokenizer.ends if self.documents else ()
 
-  def _decoding_after(self, before: int, steps: int) -> Decoding:
+  def _decoding_after(self, model: Decoder, before: int, steps: int) -> Decoding:
     """Return the settings of a window; no output has padding, a start token or a sentinel."""
     tokenizer = self.tokenizer
     never = (tokenizer.pad, tokenizer.bos, *tokenizer.sentinels)
-    eos = tokenizer.eos if tokenizer.eos is not None else -1
-    return self.decoding.forbid(never, eos=eos).after(before, steps)
+    return self.decoding.for_model(model, never, eos=tokenizer.ends).after(before, steps)
 
   def _windows(self) -> Iterator[tuple[int, int]]:
     """Yield (tokens to generate, tokens generated before) for each window of the output.

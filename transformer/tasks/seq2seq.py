@@ -133,7 +133,7 @@ class Seq2Seq:
     if cut := sum(self.tokenizer.eos not in outputs[0] for outputs, _ in found):
       most = self.decoding.max_new_tokens
       logging.info('%d of %d answers were cut at decode.max_new_tokens=%d', cut, len(found), most)
-    return [up_to_end(outputs[0], self.tokenizer.eos) for outputs, _ in found]
+    return [up_to_end(outputs[0], self.tokenizer.ends) for outputs, _ in found]
 
   def search(
     self, model: EncoderDecoder, inputs: Shaped[Array, 'B S ...'], *, sentinels: bool = False
@@ -149,8 +149,8 @@ class Seq2Seq:
     key = jax.random.key(self.decoding.seed)
     tokenizer = self.tokenizer
     never = (tokenizer.pad, self.first, *(() if sentinels else tokenizer.sentinels))
-    decoding = self.decoding.forbid(never, eos=tokenizer.eos)
-    return decode_inputs(model, inputs, encoded, key, decoding, self.first, tokenizer.eos)
+    decoding = self.decoding.for_model(model, never, eos=tokenizer.ends)
+    return decode_inputs(model, inputs, encoded, key, decoding, self.first, tokenizer.ends)
 
   def attention(self, model: EncoderDecoder, request: Row) -> AttentionMap:
     """Return how the output of an input attends to it."""
