@@ -157,7 +157,7 @@ def test_encoder_decoder_needs_a_start_token(translator):
     generate(translator, PROMPTS, max_new_tokens=4)
 
 
-def test_nan_raises_in_samples(decoder, tokenizer):
+def test_nan_raises_in_generate_predict_and_stream(decoder, tokenizer):
   broken = jax.tree.map(lambda x: x * np.nan, decoder)
   # shapes and settings as above: compiled before
   for prompts, settings in ((PROMPTS, {}), (PADDED, SAMPLED | dict(key=jax.random.key(0)))):
