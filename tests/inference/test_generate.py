@@ -142,7 +142,7 @@ def test_second_call_of_the_same_shape_compiles_nothing(decoder, translator):
     (np.array([5, 6]), {}, r'tokens are \[2\]: pass \[B, S\]'),
     (np.array([[0, 0]]), dict(pad=0), 'prompt 0 is empty'),
     ([[5] * 20], dict(max_new_tokens=9), '28 tokens are more than the 24 learned positions'),
-    ([[5]], dict(start=1), 'none to a Decoder'),
+    ([[5]], dict(start=1), 'a Decoder continues its prompt, so pass no start'),
     ([[5]], dict(beams=2, temperature=1.0), 'set beams to 1 or temperature to 0'),
   ],
 )
@@ -153,7 +153,7 @@ def test_invalid_arguments_are_refused(decoder, tokens, settings, message):
 
 
 def test_encoder_decoder_needs_a_start_token(translator):
-  with pytest.raises(ValueError, match='pass the token that the decoder starts from'):
+  with pytest.raises(ValueError, match='an EncoderDecoder needs start='):
     generate(translator, PROMPTS, max_new_tokens=4)
 
 
