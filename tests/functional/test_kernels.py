@@ -1,6 +1,7 @@
 """Every implementation of attention is the specification on every mask that it can compute."""
 
 import logging
+import math
 from functools import partial
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer.functional import blockwise, kernels, masks, platforms
+from transformer.functional import blockwise, kernels, masks, platforms, splash
 from transformer.functional.attention import multi_head_attention
 from transformer.functional.kernels import Call, dot_product_attention
 from transformer.functional.masks import AttentionMask
@@ -104,6 +105,99 @@ def test_self_attention_is_the_specification_forward_and_backward(mask, rng, clo
 @pytest.mark.parametrize('mask', CROSS)
 def test_cross_attention_with_odd_lengths_is_the_specification(mask, rng, close):
   compare(CROSS[mask], *draw(rng, T=3), close)
+
+
+SPLASH = {
+  'packed causal window': masks.causal() & masks.sliding_window(40),
+  'window': masks.sliding_window((3, 30)),
+  'padded': AttentionMask(),
+}
+
+
+@pytest.mark.parametrize(
+  ('mask', 'shape'),
+  [
+    ('packed causal window', (2, 2)),
+    pytest.param('padded', (2, 2), marks=pytest.mark.slow),
+    pytest.param('window', (1, 1), marks=pytest.mark.slow),
+  ],
+)
+def test_splash_attention_is_the_specification_in_its_interpreter(
+  mask, shape, rng, close, monkeypatch
+):
+  """On a mesh every device has its examples and heads; padding to blocks of 128 is no source."""
+  monkeypatch.setattr(splash, 'BLOCK', 128)  # some of the blocks are skipped
+  T, S = (100, 140) if mask == 'window' else (140, 140)
+  row = np.repeat([[1, 2, 3, 0], [0, 1, 1, 2]], 35, axis=1)
+  row = jnp.asarray(row, 'int32')
+  more = {'packed causal window': masks.segments(row, row), 'padded': masks.padding(row)}
+  q, k, v, g = draw(rng, T=T, S=S, dtype='float32')
+  sinks = jnp.asarray(rng.normal(size=H), 'float32') if mask == 'padded' else None
+  call = call_of(q, k, v, SPLASH[mask] & more.get(mask, AttentionMask()), platform='tpu')
+  call = call._replace(sinks=sinks, soft_cap=0.5 if mask == 'window' else 0.0)
+  assert not kernels.why_not_splash(call)
+
+  @jit
+  def run(q, k, v):
+    y, pullback = jax.vjp(
+      lambda q, k, v: kernels.splash(call._replace(q=q, k=k, v=v), interpret=True), q, k, v
+    )
+    want, want_pullback = jax.vjp(
+      lambda q, k, v: kernels.reference(call._replace(q=q, k=k, v=v)), q, k, v
+    )
+    return (y, *pullback(g)), (want, *want_pullback(g))
+
+  devices = jax.devices()[: math.prod(shape)]
+  auto = (jax.sharding.AxisType.Auto,) * 2
+  with jax.set_mesh(jax.make_mesh(shape, ('data', 'tensor'), auto, devices=devices)):
+    for found, want in zip(*run(q, k, v), strict=True):
+      close(found, want)
+
+
+def test_splash_attention_lowers_for_a_tpu(rng):
+  q, k, v, g = draw(rng, T=256, S=256, K=64, V=64)
+  row = jnp.ones((B, 256), 'int32')
+  mask = masks.segments(row, row) & masks.causal() & masks.sliding_window(100)
+
+  def loss(q, k, v):
+    return jnp.sum(
+      dot_product_attention(q, k, v, mask, platform='tpu', implementation='splash') * g
+    )
+
+  lowered = (
+    jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(q, k, v).lower(lowering_platforms=('tpu',))
+  )
+  assert lowered.as_text().count('tpu_custom_call') >= 3  # forward, of queries, of keys and values
+
+
+@pytest.mark.parametrize(
+  ('change', 'reason'),
+  [
+    ({}, ''),
+    (dict(platform='cuda'), 'cuda is no TPU'),
+    (dict(bias=jnp.zeros((1, H, 6, 6))), 'have a bias'),
+    (dict(mask=masks.prefix(3)), 'a prefix'),
+    (dict(mask=MASKS['by position']), 'positions of its own'),
+    (dict(mask=MASKS['explicit']), 'or an array'),
+    (dict(q=jnp.ones((B, 9, H, K))), '9 targets are more than the 6 sources'),
+  ],
+  ids=str,
+)
+def test_splash_attention_says_why_it_cannot_compute_a_call(change, reason, rng):
+  call = call_of(*draw(rng)[:3], masks.causal(), platform='tpu')._replace(**change)
+  found = kernels.why_not_splash(call)
+  assert reason in found and bool(found) == bool(reason)
+
+
+def test_auto_leaves_a_kernel_on_several_devices_without_a_mesh_to_the_compiler(monkeypatch):
+  x = jax.ShapeDtypeStruct((1, 512, H, K), 'float32')
+  call = call_of(x, x, x, platform='tpu')
+  assert kernels.choose(call) == 'reference'
+  assert 'call it in jax.set_mesh' in kernels.why_slower_splash(call)
+  with jax.set_mesh(jax.make_mesh((8,), ('data',))):
+    assert kernels.choose(call) == 'splash'
+  monkeypatch.setattr(jax, 'device_count', lambda: 1)
+  assert kernels.choose(call) == 'splash'
 
 
 def test_blocks_cap_scores_and_have_sinks_as_the_specification(rng, close):
@@ -226,13 +320,16 @@ def test_the_choice_is_logged_once_with_its_reason(rng, monkeypatch, caplog):
   kernels._log_once.cache_clear()
   assert [record.message for record in caplog.records] == [
     'attention on cpu is computed by reference; not cudnn: cpu is no NVIDIA GPU of compute '
-    'capability 8.0 or more; not blockwise: 6 x 6 scores are fewer than 2048 x 2048',
+    'capability 8.0 or more; not splash: cpu is no TPU; not blockwise: 6 x 6 scores are fewer '
+    'than 2048 x 2048',
     'attention on cuda is computed by cudnn',
   ]
 
 
 def test_an_unknown_implementation_is_refused(rng):
-  with pytest.raises(ValueError, match="'flash' is none of auto, cudnn, blockwise, reference"):
+  with pytest.raises(
+    ValueError, match="'flash' is none of auto, cudnn, splash, blockwise, reference"
+  ):
     dot_product_attention(*draw(rng)[:3], implementation='flash')
 
 

@@ -17,6 +17,7 @@ from transformer.functional import blockwise as blocks
 from transformer.functional import platforms
 from transformer.functional.attention import multi_head_attention, multi_head_attention_weights
 from transformer.functional.masks import AttentionMask
+from transformer.functional.splash import splash_attention
 
 # From so many targets and sources on blocks are faster than the whole scores, or need a fraction of
 # their memory: see experiments/benchmarks/attention.py
@@ -219,6 +220,41 @@ def why_not_cudnn(call: Call) -> str:
   return ''
 
 
+def splash(call: Call, *, interpret: bool = False) -> Array:
+  """JAX's kernel for TPUs; see `splash_attention`."""
+  return splash_attention(
+    *(call.q, call.k, call.v, call.mask),
+    scale=call.scale,
+    soft_cap=call.soft_cap,
+    sinks=call.sinks,
+    interpret=interpret,
+  )
+
+
+def why_not_splash(call: Call) -> str:
+  """Return why splash attention cannot compute the call, or ''."""
+  T, S, mask = call.q.shape[1], call.k.shape[1], call.mask
+  if call.platform != 'tpu':
+    return f'{call.platform} is no TPU'
+  if reason := why_not_blockwise(call):
+    return reason
+  if mask.positions is not None or mask.explicit is not None or mask.prefix:
+    return 'the mask has positions of its own, a prefix or an array'
+  if mask.ordered and T > S:
+    return f'{T} targets are more than the {S} sources, so that some see nothing'
+  return ''
+
+
+def why_slower_splash(call: Call) -> str:
+  """Return why auto is to leave the call to another, or ''."""
+  T, S = call.q.shape[1], call.k.shape[1]
+  if min(T, S) < 256:
+    return f'{T} x {S} scores are fewer than 256 x 256'
+  if jax.device_count() > 1 and jax.sharding.get_abstract_mesh().empty:
+    return 'there are several devices, and a kernel must know their mesh: call it in jax.set_mesh'
+  return ''
+
+
 def blockwise(call: Call, *, block: int = 0) -> Array:
   """Blocks of queries and keys in plain JAX, on any platform; see `blockwise_attention`."""
   return blocks.blockwise_attention(
@@ -247,6 +283,7 @@ def why_slower_blockwise(call: Call) -> str:
 
 IMPLEMENTATIONS = {
   'cudnn': Implementation(cudnn, why_not_cudnn),
+  'splash': Implementation(splash, why_not_splash, why_slower_splash),
   'blockwise': Implementation(blockwise, why_not_blockwise, why_slower_blockwise),
   'reference': Implementation(reference, lambda call: ''),
 }
