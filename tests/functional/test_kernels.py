@@ -114,13 +114,9 @@ SPLASH = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-  ('mask', 'shape'),
-  [
-    ('packed causal window', (2, 2)),
-    pytest.param('padded', (2, 2), marks=pytest.mark.slow),
-    pytest.param('window', (1, 1), marks=pytest.mark.slow),
-  ],
+  ('mask', 'shape'), [('packed causal window', (2, 2)), ('padded', (2, 2)), ('window', (1, 1))]
 )
 def test_splash_attention_is_the_specification_in_its_interpreter(
   mask, shape, rng, close, monkeypatch
