@@ -1,5 +1,6 @@
 """Tests of data/reading.py and data/files.py: errors name the file; archives and folders."""
 
+import bz2
 import gzip
 import io
 import json
@@ -96,6 +97,27 @@ def test_nothing_unpacks_without_bound(tmp_path, monkeypatch):
     [*read_lines(tmp_path / 'a.txt')]
 
 
+@pytest.mark.parametrize('module', [gzip, lzma, bz2])
+def test_a_file_of_several_streams_is_read_whole(module, tmp_path):
+  file = tmp_path / f'a.txt{dict(gzip=".gz", lzma=".xz", bz2=".bz2")[module.__name__]}'
+  file.write_bytes(module.compress(b'one\n') + module.compress(b'two\n'))
+  assert [*read_lines(file)] == [(1, 'one'), (2, 'two')]
+  assert corpora.load('text', 'a', dir=tmp_path)[0]['targets'] == 'one\ntwo\n'
+  file.write_bytes(file.read_bytes()[:-3])
+  with pytest.raises(FileError, match=r'a.txt.*:\d: broken'):
+    [*read_lines(file)]
+
+
+def test_an_encrypted_archive_is_named(tmp_path):
+  np.savez(tmp_path / 'a.npz', feats=np.zeros(3))
+  content = bytearray((tmp_path / 'a.npz').read_bytes())
+  for mark, flags in ((b'PK\3\4', 6), (b'PK\1\2', 8)):  # a member's header, and the directory's
+    content[content.index(mark) + flags] |= 1
+  (tmp_path / 'a.npz').write_bytes(content)
+  with pytest.raises(FileError, match='a.npz: .*encrypted'):
+    read_arrays(tmp_path / 'a.npz', 'feats')
+
+
 def test_arrays_of_one_name_or_of_objects_are_refused(tmp_path):
   np.savez(tmp_path / 'a.npz', feats=np.zeros(3), objects=np.array([{}, None]))
   assert len(read_arrays(tmp_path / 'a.npz', 'feats')[0]) == 3
@@ -181,6 +203,12 @@ def test_a_later_member_replaces_an_earlier_one_and_joined_archives_are_refused(
   (tmp_path / 'cut.tar').write_bytes(whole[:1100])
   with pytest.raises(FileError, match='cut.tar'):
     files_of_split(tmp_path, 'cut', ('.png',))
+
+
+def test_members_whose_names_look_alike_are_refused(tmp_path):
+  names = [unicodedata.normalize(form, 'é.png') for form in ('NFC', 'NFD')]
+  with pytest.raises(FileError, match='val.tar: two files are called é.png'):
+    pack(tmp_path / 'val.tar', *(member(name, b'a') for name in names))()
 
 
 def test_what_is_left_out_is_counted(tmp_path, caplog):

@@ -1,6 +1,8 @@
 """Find the files of a split: in a folder, or in an archive."""
 
+import functools
 import logging
+import operator
 import os
 import pathlib
 import posixpath
@@ -72,7 +74,7 @@ def files_of_split(
   """
   where = folder / split
   if where.is_dir():
-    found: Any = {path.relative_to(where).as_posix(): str(path) for path in _walk(where)}
+    found: Any = {name: os.path.join(where, name) for name in _walk(where)}
   else:
     where = find_file(folder, [f'{split}.tar'])
     found = archives.unpack(where, where.stat().st_mtime_ns, endings)
@@ -93,7 +95,7 @@ def files_of_split(
         f'{", ".join(endings)}: convert them, or remove that folder'
       )
   if other:
-    log.warning('%s: %d files are left out: %s', where, len(other), kinds)
+    _warn(f'{where}: {len(other)} files are left out: {kinds}')
   files = {_readable(name): found[name] for name in kept}
   if len(files) < len(kept):
     twice = Counter(map(_readable, kept)).most_common(1)[0][0]
@@ -107,18 +109,24 @@ def _readable(name: str) -> str:
 
 
 def _walk(
-  folder: pathlib.Path, above: frozenset[tuple[int, int]] = frozenset()
-) -> Iterator[pathlib.Path]:
-  """Yield the files below a folder that are not hidden; follow links."""
-  there = folder.stat()
+  folder: pathlib.Path, within: str = '', above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[str]:
+  """Yield the names of the files below a folder that are not hidden; follow links."""
+  there = (folder / within).stat()
   if (there.st_dev, there.st_ino) in above:
-    raise FileError(f'{folder} is a link to a folder that has it: remove it')
-  for path in sorted(folder.iterdir()):
-    if archives.is_hidden(path.name):
+    raise FileError(f'{folder / within} is a link to a folder that has it: remove it')
+  for entry in sorted(os.scandir(folder / within), key=operator.attrgetter('name')):
+    name = f'{within}{entry.name}'
+    if archives.is_hidden(entry.name):
       continue
-    if path.is_dir():
-      yield from _walk(path, above | {(there.st_dev, there.st_ino)})
-    elif path.is_file():
-      yield path
+    if entry.is_dir():
+      yield from _walk(folder, f'{name}/', above | {(there.st_dev, there.st_ino)})
+    elif entry.is_file():
+      yield name
     else:
-      raise FileError(f'{path} is a broken link, or no regular file: remove it')
+      raise FileError(f'{folder / name} is a broken link, or no regular file: remove it')
+
+
+@functools.cache  # once, although a run opens a split several times
+def _warn(text: str):
+  log.warning(text)
