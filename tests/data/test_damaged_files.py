@@ -13,6 +13,7 @@ import pytest
 from fuzzing import check_refusals, mutate
 
 from transformer.data import audio, corpora, images
+from transformer.data.archives import Content
 from transformer.data.documents import collection
 from transformer.data.processors import SoundProcessor
 from transformer.data.tokenizers import Tokenizer, train
@@ -75,6 +76,12 @@ def examples(name, split='train', **options):
   return read
 
 
+def named(path):
+  content = Content(path.read_bytes())
+  content.name = str(path)
+  return content
+
+
 def collected(path):
   collection.cache_clear()
   return collection(str(path))
@@ -91,6 +98,7 @@ CRANFIELD = {
 FOLDERS = packed(('a/1.png', picture('png')), ('b/2.gif', picture('gif')))
 PICTURE = lambda path: images.read(str(path), 8, 8, 3)
 SOUND = lambda path: audio.read(path, audio.rate_of(path))
+BYTES = lambda path: audio.read(named(path), audio.rate_of(named(path)))
 
 # The file, its content, how it is read, and other files that belong to it.
 READERS = {
@@ -184,6 +192,8 @@ READERS = {
       *(('OGG', 'VORBIS'), ('MP3', 'MPEG_LAYER_III'), ('AIFF', 'PCM_16'), ('AU', 'PCM_16')),
     ]
   },
+  'MP3 in an archive': ('sound', sound('MP3', 'MPEG_LAYER_III'), BYTES, {}),
+  'WAV in an archive': ('sound', sound('WAV', 'PCM_16'), BYTES, {}),
   'recordings': (
     'train.tsv',
     b'a\tone\nb\ttwo\n',

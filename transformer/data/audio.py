@@ -76,9 +76,19 @@ def _opened(sound: str | os.PathLike | bytes, name: str) -> Iterator[Any]:
   import soundfile
 
   with naming(name, 'give a whole wav, flac, ogg or mp3'):
-    with io.BytesIO(sound) if isinstance(sound, bytes) else open(sound, 'rb') as file:
-      with soundfile.SoundFile(file) as opened:
-        yield opened
+    if not isinstance(sound, bytes):
+      open(sound, 'rb').close()  # says what is wrong with a path, unlike libsndfile
+    file = _Bytes(sound) if isinstance(sound, bytes) else os.fspath(sound)
+    with soundfile.SoundFile(file) as opened:
+      yield opened
+
+
+class _Bytes(io.BytesIO):
+  """Bytes that may be sought before their beginning, as a damaged sound asks for."""
+
+  def seek(self, offset: int, whence: int = 0) -> int:
+    start = (0, self.tell(), len(self.getbuffer()))[whence]
+    return super().seek(max(start + offset, 0))
 
 
 def _name_of(sound: str | os.PathLike | bytes) -> str:
