@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import signal
 import sys
 import tempfile
@@ -11,9 +12,10 @@ import pytest
 from absl import app, flags
 
 import run
-from experiments import retrieval_cranfield, yesno
-from transformer.training import commands, process
+from experiments import pairs, retrieval_cranfield, yesno
+from transformer.training import commands, process, reporting
 from transformer.training.command_line import printable, usage_error, with_stored_config
+from transformer.training.config import check
 
 
 @pytest.mark.parametrize(
@@ -101,6 +103,24 @@ def test_every_variant_of_a_sweep_has_an_outcome(monkeypatch, capsys, tmp_path):
   assert [r.get('metrics') for r in runs] == [{'val/nll': 1.0}, None, {'val/nll': 1.0}]
 
 
+@pytest.mark.parametrize('terminal, asked', [(True, False), (True, True), (False, False)])
+def test_a_result_is_a_table_on_a_terminal_and_else_json(
+  terminal, asked, monkeypatch, capsys, tmp_path
+):
+  monkeypatch.setattr(sys.stdout, 'isatty', lambda: terminal)
+  config = {'experiment': 'x', 'data': {'val': 'val', 'test': ('test',)}}
+  flags = types.SimpleNamespace(json=asked, mode='evaluate')
+  found = {'metrics': {'val/nll': 1.25, 'test/nll': 2.5, 'test/nll/am-ET': 3.0}}
+  assert commands._print_result(config, commands.Workdir(tmp_path), flags, 1.0, found) == 0
+  out = capsys.readouterr().out
+  stored = json.loads((tmp_path / 'evaluate.json').read_text())
+  assert stored['metrics'] == found['metrics']
+  if terminal and not asked:
+    assert out.splitlines()[1].split() == ['nll', '1.25', '2.5'] and '--mode=predict' in out
+  else:
+    assert json.loads(out) == stored
+
+
 def command_line_of(monkeypatch, main, *argv):
   """The status and the bytes that `run.py` prints, at a terminal of another encoding."""
   out = io.TextIOWrapper(tempfile.TemporaryFile(), encoding='ascii')
@@ -154,6 +174,11 @@ def test_no_control_character_of_the_data_reaches_the_terminal(text, capsys):
   assert capsys.readouterr().err.rstrip('\n').isprintable()
 
 
+def test_the_log_has_no_control_character_of_the_data():
+  record = logging.LogRecord('absl', logging.WARNING, 'x.py', 1, 'line %s', ('\x1b[2Jx',), None)
+  assert reporting._is_shown(record) and record.getMessage() == 'line \\x1b[2Jx'
+
+
 def test_commands_in_advice_keep_their_lines(capsys):
   with pytest.raises(SystemExit):
     usage_error(ValueError('it is\nnot there: run\n  pip install a\n  python b\n'))
@@ -180,3 +205,12 @@ def test_an_error_in_the_file_of_an_experiment_names_its_line(tmp_path, line, wo
     with_stored_config(['run.py', f'--config={file}'])
   text = str(error.value)
   assert text.startswith(f'{file}, line 4: ') and words in text and len(text) < 250
+
+
+def test_ids_on_the_command_line_are_numbers():
+  c = pairs.get_config()
+  c.decode.prefix = ('1', 2)  # as of --config.decode.prefix=1,2
+  assert check(c).decode.prefix == (1, 2)
+  c.decode.prefix = ('<s>',)
+  with pytest.raises(ValueError, match="decode.prefix: '<s>' must be of type int"):
+    check(c)

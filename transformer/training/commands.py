@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from transformer.inference.attention_maps import attend
 from transformer.inference.checks import check_finite
 from transformer.inference.predict import predict, predict_each
-from transformer.training import loop
+from transformer.training import loop, reporting
 from transformer.training.checkpoints import digest
 from transformer.training.command_line import FAILURE, USAGE, explained, printable, usage_error
 from transformer.training.config import check, describe
@@ -105,7 +105,7 @@ def _export(config, workdir, flags) -> int:
 
 
 def _print_result(config, workdir, flags, seconds, result) -> int:
-  """Print the result as one line of JSON, and write it to the workdir."""
+  """Write the result to the workdir, and print it: as a table on a terminal, else as JSON."""
   result = {
     'experiment': config['experiment'],
     'mode': 'train' if flags.mode == 'sweep' else flags.mode,
@@ -117,7 +117,10 @@ def _print_result(config, workdir, flags, seconds, result) -> int:
   }
   line = json.dumps(result, ensure_ascii=False)
   write(workdir.path / f'{result["mode"]}.json', line + '\n')
-  print(line)
+  if flags.json or not sys.stdout.isatty():
+    print(line)
+  else:
+    print(reporting.summary(result, [config['data']['val'], *config['data']['test']]))
   return 0
 
 

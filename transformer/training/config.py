@@ -276,6 +276,10 @@ def _item(where: str, item: Any, kind: Any) -> Any:
     if not isinstance(item, str):
       raise ValueError(f'{where}: {item!r} must be of type str')
     return item
+  if kind is int:
+    if not re.fullmatch('-?[0-9]+', str(item)):
+      raise ValueError(f'{where}: {item!r} must be of type int')
+    return int(item)
   if get_origin(kind) is not tuple:
     return item
   try:

@@ -13,6 +13,7 @@ from typing import Any
 from absl import logging
 from tqdm import tqdm
 
+from transformer.training.command_line import printable
 from transformer.training.workdir import write
 
 
@@ -24,14 +25,16 @@ def log_ours():
   """
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
+  logging.get_absl_handler().addFilter(_is_shown)
+
+
+def _is_shown(record: std_logging.LogRecord) -> bool:
+  if 'orbax' in record.pathname and record.exc_info:
+    return False
+  # what it says of the data may have control characters
+  record.msg, record.args = printable(record.getMessage()), None
   ours = str(pathlib.Path(__file__).parents[1])
-
-  def is_shown(record: std_logging.LogRecord) -> bool:
-    if 'orbax' in record.pathname and record.exc_info:
-      return False
-    return record.levelno >= std_logging.WARNING or record.pathname.startswith(ours)
-
-  logging.get_absl_handler().addFilter(is_shown)
+  return record.levelno >= std_logging.WARNING or record.pathname.startswith(ours)
 
 
 class Report(contextlib.AbstractContextManager):

@@ -1,0 +1,46 @@
+"""Settings of a search: what they forbid, and how they go on in the next window."""
+
+import types
+
+import pytest
+
+from transformer.inference.decoding import Decoding
+
+GENERATION = {
+  'suppress_tokens': [7, 2],
+  'begin_suppress_tokens': [5],
+  'bad_words_ids': [[4], [1, 6]],
+}
+
+
+def test_what_published_settings_forbid_is_forbidden():
+  model = types.SimpleNamespace(published=types.SimpleNamespace(generation=GENERATION))
+  found = Decoding(suppress=(3,), bad_words=([4],)).for_model(model, (0, None, 2), eos=(2,))
+  assert found.suppress == (0, 3, 7)  # an end token is always allowed
+  assert found.begin_suppress == (5,) and found.bad_words == ((4,), (1, 6))
+  assert found == found.for_model(model, (0,), eos=(2,)) and hash(found)
+  plain = Decoding().for_model(object(), (None, 1), eos=1)
+  assert plain == Decoding()
+
+
+def test_settings_go_on_after_the_first_window():
+  whole = Decoding(max_new_tokens=9, min_new_tokens=6, prefix=(1, 2, 3), begin_suppress=(4,))
+  first, second, third = whole.after(0, 2), whole.after(2, 4), whole.after(6, 3)
+  assert [x.max_new_tokens for x in (first, second, third)] == [2, 4, 3]
+  assert [x.min_new_tokens for x in (first, second, third)] == [2, 4, 0]
+  assert [x.prefix for x in (first, second, third)] == [(1, 2), (3,), ()]
+  assert [x.begin_suppress for x in (first, second, third)] == [(4,), (), ()]
+
+
+@pytest.mark.parametrize(
+  'settings, words',
+  [
+    (dict(repetition_penalty=0.0), 'repetition_penalty=0.0 must be above 0'),
+    (dict(max_new_tokens=3, min_new_tokens=4), 'max_new_tokens=3 is fewer than'),
+    (dict(max_new_tokens=1, prefix=(1, 2)), 'the 2 of decode.prefix'),
+    (dict(beams=0), 'beams=0 must be at least 1'),
+  ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings, words):
+  with pytest.raises(ValueError, match=words):
+    Decoding(**settings)
