@@ -467,6 +467,12 @@ def test_generate_uses_what_came_with_the_model(monkeypatch, caplog):
   assert 'no meaning here: length_penalty' in caplog.text
   decoding, _ = settings(key=jax.random.key(0))
   assert (decoding.beams, decoding.temperature, decoding.top_p, decoding.top_k) == (1, 0.5, 0.9, 50)
+  # older files have them in config.json
+  older = {'bad_words_ids': [[6]], 'eos_token_id': 0, 'num_beams': 2, 'do_sample': False}
+  assert Published((('config.json', json.dumps(older)),)).decoding(is_decoder=False) == (
+    {'bad_words': ([6],), 'eos': 0, 'beams': 2},
+    [],
+  )
   decoding, ends = settings(eos=-1, beams=2, max_new_tokens=9)
   assert (ends, decoding.beams, decoding.max_new_tokens) == (-1, 2, 9)
 

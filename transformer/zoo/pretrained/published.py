@@ -21,38 +21,23 @@ OTHERS = (
   'chat_template.jinja',
 )
 # of generation_config.json: names of `generate`'s arguments
+SAMPLING = ('temperature', 'top_k', 'top_p', 'min_p')
 DECODING = {
   'pad_token_id': 'pad',
   'decoder_start_token_id': 'start',
-  'max_new_tokens': 'max_new_tokens',
-  'min_new_tokens': 'min_new_tokens',
   'num_beams': 'beams',
-  'temperature': 'temperature',
-  'top_k': 'top_k',
-  'top_p': 'top_p',
-  'min_p': 'min_p',
-  'repetition_penalty': 'repetition_penalty',
   'no_repeat_ngram_size': 'no_repeated_ngrams',
   'bad_words_ids': 'bad_words',
   'suppress_tokens': 'suppress',
   'begin_suppress_tokens': 'begin_suppress',
 }
+SAME = ('max_new_tokens', 'min_new_tokens', 'repetition_penalty', *SAMPLING)
+DECODING |= {name: name for name in SAME}
 # values that change nothing, or no answer
-UNCHANGED = {
-  'length_penalty': 1.0,
-  'early_stopping': False,
-  'max_length': 20,
-  'min_length': 0,
-  'use_cache': True,
-  'num_return_sequences': 1,
-  'num_beam_groups': 1,
-  'diversity_penalty': 0.0,
-  'encoder_no_repeat_ngram_size': 0,
-  'output_attentions': False,
-  'output_hidden_states': False,
-  'output_scores': False,
-  'return_dict_in_generate': False,
-}
+UNCHANGED = {'length_penalty': 1.0, 'diversity_penalty': 0.0, 'max_length': 20, 'use_cache': True}
+UNCHANGED |= {'num_return_sequences': 1, 'num_beam_groups': 1, 'encoder_no_repeat_ngram_size': 0}
+UNCHANGED |= {'early_stopping': False, 'min_length': 0, 'return_dict_in_generate': False}
+UNCHANGED |= dict.fromkeys(('output_attentions', 'output_hidden_states', 'output_scores'), False)
 IDS = ('pad', 'bos', 'eos', 'decoder_start', 'forced_bos', 'forced_eos')
 
 
@@ -92,11 +77,12 @@ class Published:
   def generation(self) -> dict[str, Any]:
     """Settings of generation, such as eos_token_id, an id or a list of ids.
 
-    Those of generation_config.json count more than those of config.json.
+    Those of generation_config.json count more than those of config.json, where older files have
+    them.
     """
-    config = self.json(CONFIG)
-    ids = {key: config.get(key) for key in (f'{name}_token_id' for name in IDS)}
-    return {k: v for k, v in (ids | self.json(GENERATION)).items() if v is not None}
+    config, ids = self.json(CONFIG), [f'{name}_token_id' for name in IDS]
+    older = {key: config.get(key) for key in (*ids, *DECODING, 'do_sample', 'length_penalty')}
+    return {k: v for k, v in (older | self.json(GENERATION)).items() if v is not None}
 
   def ends(self) -> tuple[int, ...]:
     """Return the ids of the tokens that end an output, the first of them first."""
@@ -124,7 +110,7 @@ class Published:
     if (forced := given.pop('forced_bos_token_id', None)) is not None:
       found['prefix'] = (forced,)
     if not given.pop('do_sample', False):
-      for name in ('temperature', 'top_k', 'top_p', 'min_p'):
+      for name in SAMPLING:
         found.pop(name, None)
     else:
       found = {'temperature': 1.0, 'top_k': 50} | found  # transformers' defaults
