@@ -97,6 +97,21 @@ def test_a_fused_loss_may_cap_its_logits(label_smoothing, z_loss, rng, close, mo
   close(pullback((1.0, 1.0))[0].T, gradient * (1 - (capped / 2) ** 2))
 
 
+def test_labels_of_minus_100_without_weight_change_nothing(rng):
+  logits, targets, weights = draw(rng)
+  ignored = jnp.where(weights == 0, -100, targets)
+
+  @jax.jit
+  @jax.value_and_grad
+  def loss(logits, targets):
+    plain = cross_entropy(logits, targets, weights).sum
+    fused, _ = linear_cross_entropy(logits, jnp.eye(7), targets, weights)
+    return plain + fused.sum
+
+  for found, want in zip(loss(logits, ignored), loss(logits, targets), strict=True):
+    np.testing.assert_array_equal(found, want)
+
+
 def test_sums_add_over_any_split(rng, close):
   batch = [np.asarray(x) for x in draw(rng, shape=(10,))]
   for f in (cross_entropy, jax.jit(accuracy)):

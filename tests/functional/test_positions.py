@@ -75,6 +75,15 @@ def test_rotary_multiplies_complex_numbers(dtype, base, rng, close):
   close(found, np.concatenate([z.real, z.imag], axis=-1))
 
 
+def test_positions_count_the_tokens_of_a_segment_that_are_there(rng):
+  rows = rng.integers(0, 2, size=(20, 9))
+  rows[10:] *= np.sort(rng.integers(1, 4, size=(10, 9)), axis=1)  # packed, with holes
+  rows[0] = 0
+  found = np.asarray(from_segments(jnp.asarray(rows)))
+  for b, t in np.argwhere(rows != 0):
+    assert found[b, t] == np.sum(rows[b, :t] == rows[b, t])
+
+
 def test_rotary_may_turn_the_first_numbers_of_a_head_only(rng, close):
   x = jnp.asarray(rng.normal(size=(1, 3, 2, 10)), 'float32')
   at = jnp.array([[4, 5, 7]])

@@ -1,12 +1,17 @@
 """Laws of the cache: slots fill from the left, positions do not count padding."""
 
+import dataclasses
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from transformer.modules.cache import Cache, LayerCache
 from transformer.modules.config import ModelConfig
+from transformer.modules.model import Decoder
 
 CONFIG = ModelConfig(vocab=5, width=8, depth=2, heads=4, kv_heads=2)
 
@@ -112,6 +117,26 @@ def test_rows_that_share_nothing_are_reordered_with_all_that_is_theirs(rng):
 def test_rows_are_whole_sentences():
   with pytest.raises(ValueError, match='4 rows are not sentences of 3 beams'):
     Cache.empty(CONFIG, 4, 8, beams=3)
+
+
+def test_a_model_runs_with_64_bits_and_with_parameters_cast_to_16(close):
+  config = dataclasses.replace(CONFIG, position='rotary', feedforward=8, prenorm=True, depth=1)
+  tokens = jnp.array([[1, 2, 3]])
+
+  @partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+  def run(model, tokens):
+    logits, cache = model(tokens[:, :2], cache=model.init_cache(1, 3))
+    return logits, model(tokens[:, 2:], cache=cache)[0]
+
+  model = Decoder(config, nnx.Rngs(0))
+  want = jnp.concatenate(run(model, tokens), axis=1)
+  cast = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model)
+  close(jnp.concatenate(run(cast, tokens), axis=1), want, 'bfloat16')
+  # before JAX 0.8 it was experimental
+  with (jax if hasattr(jax, 'enable_x64') else jax.experimental).enable_x64(True):
+    wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), model)
+    found = run(wide, jnp.asarray(np.array([[1, 2, 3]])))
+    close(np.concatenate(found, axis=1), want, 'float32')
 
 
 def test_a_cache_is_a_pytree_of_arrays():

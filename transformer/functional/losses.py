@@ -59,8 +59,9 @@ def cross_entropy(
   >>> cross_entropy(jnp.zeros((2, 4)), jnp.array([1, 0]), jnp.array([1., 0.])).value.round(3)
   Array(1.386, dtype=float32)
   """
-  # a position of weight 0 may hold anything, Inf and NaN too, and has no gradient
+  # a position of weight 0 may hold anything, Inf, NaN or the target -100, and has no gradient
   logits = jnp.where((weights == 0)[..., None], 0, logits.astype(jnp.float32))
+  targets = jnp.where(weights == 0, 0, targets)
   loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
   if label_smoothing or z_loss:
     log_z = jax.nn.logsumexp(logits, axis=-1)
@@ -106,7 +107,8 @@ def linear_cross_entropy(
   on_cpu = platforms.resolve(platform) == 'cpu'
   settings = (jnp.dtype(dtype or x.dtype), label_smoothing, z_loss, on_cpu)
   x, targets, weights = x.reshape(-1, x.shape[-1]), targets.reshape(-1), weights.reshape(-1)
-  x = jnp.where((weights == 0)[:, None], 0, x)  # may hold anything, and has no gradient
+  # where the weight is 0 they may hold anything, and have no gradient
+  x, targets = jnp.where((weights == 0)[:, None], 0, x), jnp.where(weights == 0, 0, targets)
   if soft_cap:
     loss, nll = _capped_cross_entropy(x, table, targets, weights, settings, soft_cap)
   else:

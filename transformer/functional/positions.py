@@ -14,15 +14,24 @@ from jaxtyping import Array, Float, Int
 
 
 def from_segments(segments: Int[Array, 'B T']) -> Int[Array, 'B T']:
-  """Return positions 0, 1, 2, ... from the start of every segment; padding (0) is counted, too.
+  """Return how many tokens of its segment are before each one: padding (0) within does not count.
 
-  >>> from_segments(jnp.array([[0, 1, 1, 2, 2, 2, 0]]))
-  Array([[0, 0, 1, 0, 1, 2, 0]], dtype=int32)
+  >>> from_segments(jnp.array([[0, 1, 0, 1, 2, 2, 2, 0]]))
+  Array([[0, 0, 0, 1, 0, 1, 2, 0]], dtype=int32)
   """
-  index = jnp.arange(segments.shape[1])[None]
-  previous = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
-  start = jnp.where(segments != previous, index, 0)
-  return (index - jax.lax.cummax(start, axis=1)).astype(jnp.int32)
+  index, real = jnp.arange(segments.shape[1])[None], segments != 0
+  # the segment of the token before, padding skipped; of padding, of the column before
+  last = jax.lax.cummax(jnp.where(real, index, -1), axis=1)
+  last = jnp.pad(last[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+  before = jnp.where(last < 0, -1, jnp.take_along_axis(segments, jnp.maximum(last, 0), axis=1))
+  column_before = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+  starts = segments != jnp.where(real, before, column_before)
+  count = jnp.where(real, jnp.cumsum(real, axis=1) - 1, index)
+
+  def since_start(which):
+    return count - jax.lax.cummax(jnp.where(starts & which, count, 0), axis=1)
+
+  return jnp.where(real, since_start(real), since_start(~real)).astype(jnp.int32)
 
 
 def sinusoidal(

@@ -1,5 +1,6 @@
 """Keys and values of earlier tokens: an argument and a result of a decoder."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -77,10 +78,11 @@ class Cache(NamedTuple):
       )
     own = jnp.arange(B)[:, None] % W == jnp.arange(W)[None]
     seen = jnp.where(own[:, :, None], segments[:, None], 0).reshape(B, W * T).astype(jnp.int32)
-    at = (0, self.length)
+    positions = jnp.tile(positions, (1, W)).astype(jnp.int32)
+    write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=self.length, axis=1)
     return self._replace(
-      segments=jax.lax.dynamic_update_slice(self.segments, seen, at),
-      positions=jax.lax.dynamic_update_slice(self.positions, jnp.tile(positions, (1, W)), at),
+      segments=write(self.segments, seen),
+      positions=write(self.positions, positions),
       length=self.length + W * T,
     )
 
@@ -128,6 +130,6 @@ class LayerCache(NamedTuple):
       return new.reshape(len(self.v), -1, *new.shape[2:]).swapaxes(1, 2)
 
     return self._replace(
-      k=jax.lax.dynamic_update_slice(self.k, slots(k).mT, (0, 0, 0, self.start)),
-      v=jax.lax.dynamic_update_slice(self.v, slots(v), (0, 0, self.start, 0)),
+      k=jax.lax.dynamic_update_slice_in_dim(self.k, slots(k).mT, self.start, axis=3),
+      v=jax.lax.dynamic_update_slice_in_dim(self.v, slots(v), self.start, axis=2),
     )

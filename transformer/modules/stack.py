@@ -109,7 +109,8 @@ class Stack(nnx.Module):
       segments = jnp.ones(x.shape[:2], jnp.int32) if segments is None else segments
       positions = cache.next_positions(segments)
     embedding_key, *_ = keys = split_key(key, 1 + self.config.depth)
-    x = self.positions.embed(x, positions)
+    # the residual stream has at least 32 bits, also where parameters were cast to 16
+    x = self.positions.embed(x.astype(jnp.promote_types(x.dtype, jnp.float32)), positions)
     if self.embedding_norm is not None:
       x = self.embedding_norm(x)
     x = dropout(x, self.config.dropout, embedding_key)
