@@ -214,3 +214,14 @@ def test_ids_on_the_command_line_are_numbers():
   c.decode.prefix = ('<s>',)
   with pytest.raises(ValueError, match="decode.prefix: '<s>' must be of type int"):
     check(c)
+
+
+@pytest.mark.parametrize('mode', ['train', 'config'])
+def test_a_run_finds_its_data_from_another_folder(mode, monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('HOME', '/home/me')
+  c = pairs.get_config()
+  for given, found in (('my data', f'{tmp_path}/my data'), ('~/x', '/home/me/x'), ('', '')):
+    c.data.dir = given
+    config = commands._config(types.SimpleNamespace(config=c, mode=mode))
+    assert config['data']['dir'] == (given if mode == 'config' else found)

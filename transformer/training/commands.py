@@ -286,6 +286,9 @@ def _config(flags) -> dict[str, Any]:
   if flags.config is None:
     raise ValueError('--config names no file: give one of experiments/*.py')
   try:
-    return flags.config.to_dict()
+    config = flags.config.to_dict()
+    if (folder := config['data']['dir']) and flags.mode != 'config':  # the run is used elsewhere
+      config['data']['dir'] = str(pathlib.Path(folder).expanduser().absolute())
+    return config
   except AttributeError as error:  # ml_collections raises an error in the file only here
     raise ValueError(f'--config cannot be read: {error}') from error
