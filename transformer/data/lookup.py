@@ -29,7 +29,7 @@ def lookup(key: str, name: Any, table: Mapping[str, Any]) -> Any:
     one_of(key, name, table)  # raises
   module, _, attribute = name.rpartition(':')
   try:
-    load = _from_file if module.endswith('.py') else importlib.import_module
+    load = load_file if module.endswith('.py') else importlib.import_module
     return getattr(load(module), attribute)
   except (ImportError, OSError, AttributeError) as error:
     raise ValueError(
@@ -67,7 +67,8 @@ def one_of(key: str, value: Any, known: Iterable[Any]) -> Any:
 
 
 @functools.cache  # once, so that the same name is always the same object
-def _from_file(file: str) -> Any:
+def load_file(file: str) -> Any:
+  """Return a Python file as a module, under a name that `reference` finds it by."""
   name = f'experiment_{pathlib.Path(file).stem}'
   spec = importlib.util.spec_from_file_location(name, file)
   if spec is None or spec.loader is None:

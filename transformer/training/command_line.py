@@ -6,13 +6,13 @@ import errno
 import os
 import pathlib
 import re
-import runpy
 import sys
 import traceback
 from typing import Any, NoReturn
 
 from absl import flags
 
+from transformer.data.lookup import load_file
 from transformer.training import workdir as workdir_module
 from transformer.training.config import SECTIONS
 from transformer.training.workdir import Workdir, default_workdir
@@ -56,7 +56,7 @@ def _experiment_of(given: str) -> str:
     near = difflib.get_close_matches(file, map(str, there), n=1, cutoff=0)
     raise FileNotFoundError(f'--config={file} is no file: did you mean {near[0]}?')
   try:
-    config = runpy.run_path(file)['get_config'](*filter(None, [argument]))
+    config = load_file(file).get_config(*filter(None, [argument]))
     return str(config['experiment'])
   except Exception as error:
     numbers = [

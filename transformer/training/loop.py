@@ -164,7 +164,8 @@ class _Loop:
     if self._is_evaluated_after(start) and not self.report.evaluated:
       self._validate(start, self._model())  # a signal stopped the run before it was
     waiting: collections.deque = collections.deque()
-    logging.info('compiling the training step')
+    if start < train.steps:
+      logging.info('compiling the training step')
     stream = pipeline.prefetch(batches, start, train.steps)
     for step, group in pipeline.group_steps(stream, start, train.steps_per_call):
       stacked = {name: np.stack([batch[name] for batch in group]) for name in group[0]}
