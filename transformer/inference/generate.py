@@ -67,18 +67,16 @@ def generate(
   given = {'eos': eos, 'pad': pad, 'start': start}
   settings = _published_settings(model, key is not None) | settings
   settings |= {name: value for name, value in given.items() if value is not None}
-  eos, pad, start = (settings.pop(name, None) for name in given)
-  end = -1 if eos is None else eos
+  end, pad, start = settings.pop('eos', -1), settings.pop('pad', None), settings.pop('start', None)
   decoding = Decoding(batch_size=1, seed=0, **settings).for_model(model, (pad, start), eos=end)
   if decoding.temperature and key is None:
     raise ValueError(f'temperature={decoding.temperature} samples: pass key=jax.random.key(seed)')
-  key = jax.random.key(0) if key is None else key
   prompts = jnp.asarray(_padded(model, _rows(tokens, pad), decoding.max_new_tokens, start))
+  key = jax.random.key(0) if key is None else key
   if isinstance(model, Decoder):
     found, scores = continue_prompts(model, prompts, key, decoding, end)
   else:
-    encoded = split_padding(prompts)
-    found, scores = decode_inputs(model, prompts, encoded, key, decoding, start, end)
+    found, scores = decode_inputs(model, prompts, split_padding(prompts), key, decoding, start, end)
   check_finite(np.asarray(scores[:, 0]))
   return _best(found, end, pad or 0)
 
