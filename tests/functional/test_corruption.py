@@ -1,5 +1,7 @@
 """Laws of what is hidden: how much, where, and that nothing is lost."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,12 @@ import pytest
 
 from transformer.functional.corruption import (
   choose_masked,
+  choose_masked_by_content,
   compact,
   noise_counts,
   noise_spans,
   replace_chosen,
+  replace_chosen_by_content,
   with_sentinels,
 )
 
@@ -39,6 +43,33 @@ def test_words_are_chosen_whole(rng):
       of_word = found[:, row, np.asarray(words[row]) == word]
       assert (of_word.all(axis=1) == of_word.any(axis=1)).all()
   assert (found.sum(axis=2) <= 9).all() and found.any()
+
+
+def test_what_is_chosen_by_content_has_its_share_in_every_segment(rng):
+  segments = jnp.asarray(np.sort(rng.integers(1, 4, (20, 40)), axis=1))
+  tokens, eligible = (
+    jnp.asarray(rng.integers(5, 99, (20, 40))),
+    jnp.asarray(rng.random((20, 40)) < 0.8),
+  )
+  words = jnp.cumsum(jnp.asarray(rng.random((20, 40)) < 0.5), axis=1)
+
+  @jax.jit
+  def both():
+    chosen = choose_masked_by_content(tokens, segments, eligible, 0.2)
+    shown = replace_chosen_by_content(tokens, segments, chosen, mask=999, vocab=500)
+    ones = jnp.ones((20, 40), int)
+    return chosen, shown, choose_masked_by_content(tokens, ones, eligible | True, 0.2, words)
+
+  chosen, shown, whole = map(np.asarray, both())
+  assert not chosen[~np.asarray(eligible)].any()
+  for row, segment in itertools.product(range(20), (1, 2, 3)):
+    own = np.asarray(segments[row]) == segment
+    count = np.asarray(eligible[row])[own].sum()
+    assert chosen[row][own].sum() == max(np.round(count * 0.2), 1) or not count
+  assert (shown == tokens)[~chosen].all() and 0.6 < (shown == 999)[chosen].mean() < 0.95
+  assert (whole.sum(axis=1) <= 8).all() and whole.any()
+  for row, word in itertools.product(range(20), range(40)):
+    assert len({*whole[row][np.asarray(words[row]) == word].tolist()}) <= 1
 
 
 def test_the_fate_of_the_chosen_is_80_10_10():

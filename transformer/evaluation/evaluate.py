@@ -95,23 +95,19 @@ def teacher_forced(
   task: Any, model: Model, batches: Iterable[dict[str, jax.Array]], source: Source
 ) -> dict[str, float]:
   """Return the means of a task's metrics over all batches, and what follows from them."""
-  # summed on the host: on the device, every addition of every metric would be a program
   parts = jax.device_get([eval_step(task, model, batch) for batch in batches])
   if not parts:
     return {}
-  totals = functools.reduce(functools.partial(jax.tree.map, np.add), parts)
+  # on the host and in 64 bits, so that it does not matter how many batches there are
+  totals = jax.tree.map(lambda *sums: np.sum(np.asarray(sums, np.float64)), *parts)
   check_finite(totals, 'the model computes NaN for this split')
-  found = {name: _value(mean) for name, mean in totals.items()}
+  found = {name: float(mean.sum / (mean.weight or 1)) for name, mean in totals.items()}
   if 'perplexity_per_token' in task.metrics:
     found['perplexity_per_token'] = perplexity(found['nll_per_token'])
   if 'bits_per_byte' in task.metrics:
     texts = (source[i]['targets'] for i in range(len(source)))
     found |= text_metrics(totals['nll_per_token'], texts)
   return found
-
-
-def _value(mean: Mean) -> float:
-  return float(mean.sum / (mean.weight or np.float32(1)))
 
 
 @functools.partial(jax.jit, static_argnums=0)

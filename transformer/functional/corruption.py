@@ -5,7 +5,7 @@ Pure functions of a key: the same key gives the same noise on every device; give
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 
 def choose_masked(
@@ -40,6 +40,80 @@ def choose_masked(
   return draw > jnp.take_along_axis(ranked, wanted[:, None], axis=1)
 
 
+def hash_by_content(
+  tokens: Int[Array, 'B T'], segments: Int[Array, 'B T'], stream: int
+) -> UInt32[Array, 'B T']:
+  """Return pseudo-random bits that depend on the tokens of a segment and the place in it alone.
+
+  So an evaluation corrupts a text in the same way in any row, batch, packing and padding.
+
+  Args:
+    tokens: of the rows.
+    segments: which tokens are one text.
+    stream: other numbers for each.
+  """
+
+  def mix(x):  # the finalizer of MurmurHash3
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+  same = segments[:, :, None] == segments[:, None, :]
+  place = mix(jnp.sum(jnp.tril(same), axis=2, dtype=jnp.uint32) + jnp.uint32(stream << 20))
+  own = jnp.where(same, mix(tokens.astype(jnp.uint32) ^ place)[:, None, :], jnp.uint32(0))
+  text = jnp.sum(own, axis=2, dtype=jnp.uint32)
+  return mix(mix(text) + place)
+
+
+def uniform_by_content(
+  tokens: Int[Array, 'B T'], segments: Int[Array, 'B T'], stream: int
+) -> Float[Array, 'B T']:
+  """Return numbers between 0 and 1, neither included; arguments as of `hash_by_content`."""
+  bits = hash_by_content(tokens, segments, stream) >> 9
+  return (bits.astype(jnp.float32) + 0.5) / 2**23
+
+
+def choose_masked_by_content(
+  tokens: Int[Array, 'B T'],
+  segments: Int[Array, 'B T'],
+  eligible: Bool[Array, 'B T'],
+  rate: float,
+  words: Int[Array, 'B T'] | None = None,
+) -> Bool[Array, 'B T']:
+  """Return which tokens to mask: as `choose_masked`, with its share of each segment."""
+  draw = uniform_by_content(tokens, segments, 0)
+  if words is not None:  # that of the first token of a word
+    first = jnp.argmax(words[:, :, None] == words[:, None, :], axis=2)
+    draw = jnp.take_along_axis(draw, first, axis=1)
+  draw = jnp.where(eligible, draw, 0)
+  same = segments[:, :, None] == segments[:, None, :]
+  count = jnp.sum(same & eligible[:, None, :], axis=2)
+  wanted = jnp.maximum(jnp.round(count * rate), 1).astype(jnp.int32)
+  rank = jnp.sum(same & (draw[:, None, :] > draw[:, :, None]), axis=2)
+  # the tokens of a word have one number: the last of them must be wanted, too
+  rank += jnp.sum(same & (draw[:, None, :] == draw[:, :, None]), axis=2) - 1
+  return (draw > 0) & (rank < wanted)
+
+
+def replace_chosen_by_content(
+  tokens: Int[Array, 'B T'],
+  segments: Int[Array, 'B T'],
+  chosen: Bool[Array, 'B T'],
+  *,
+  mask: int,
+  vocab: int,
+) -> Int[Array, 'B T']:
+  """Return the tokens with the chosen ones replaced, as by `replace_chosen`."""
+  fate = uniform_by_content(tokens, segments, 1)
+  drawn = (hash_by_content(tokens, segments, 2) % vocab).astype(tokens.dtype)
+  return _replaced(tokens, chosen, fate, drawn, mask)
+
+
+def _replaced(tokens, chosen, fate, drawn, mask):
+  replaced = jnp.where(fate < 0.8, mask, jnp.where(fate < 0.9, drawn, tokens))
+  return jnp.where(chosen, replaced, tokens)
+
+
 def replace_chosen(
   key: Key[Array, ''],
   tokens: Int[Array, 'B T'],
@@ -61,12 +135,16 @@ def replace_chosen(
   fate_key, token_key = jax.random.split(key)
   fate = jax.random.uniform(fate_key, tokens.shape)
   drawn = jax.random.randint(token_key, tokens.shape, 0, vocab)
-  replaced = jnp.where(fate < 0.8, mask, jnp.where(fate < 0.9, drawn, tokens))
-  return jnp.where(chosen, replaced, tokens)
+  return _replaced(tokens, chosen, fate, drawn, mask)
 
 
 def noise_spans(
-  key: Key[Array, ''], lengths: Int[Array, 'B'], T: int, *, rate: float, mean_span: float
+  key: Key[Array, ''] | tuple[Float[Array, 'B T'], Float[Array, 'B T']],
+  lengths: Int[Array, 'B'],
+  T: int,
+  *,
+  rate: float,
+  mean_span: float,
 ) -> Bool[Array, 'B T']:
   """Return which tokens to mask, in spans of random length.
 
@@ -74,7 +152,7 @@ def noise_spans(
   masked. All divisions into spans are equally likely. A row of fewer than two tokens is kept.
 
   Args:
-    key: PRNG key.
+    key: PRNG key, or two arrays of uniform numbers instead.
     lengths: tokens in each row; later positions are False.
     T: padded length of the rows.
     rate: fraction of masked tokens, rounded; at least one token.
@@ -86,9 +164,12 @@ def noise_spans(
   2
   """
   num_masked, num_spans = noise_counts(lengths, rate=rate, mean_span=mean_span)
-  kept_key, masked_key = jax.random.split(key)
-  kept_parts = _random_parts(kept_key, lengths - num_masked, num_spans, T)
-  masked_parts = _random_parts(masked_key, num_masked, num_spans, T)
+  if isinstance(key, tuple):
+    kept, masked = key
+  else:
+    kept, masked = (jax.random.uniform(k, (len(lengths), T)) for k in jax.random.split(key))
+  kept_parts = _random_parts(kept, lengths - num_masked, num_spans)
+  masked_parts = _random_parts(masked, num_masked, num_spans)
   ends = jnp.cumsum(jnp.stack([kept_parts, masked_parts], axis=-1).reshape(len(lengths), -1), 1)
   at = jnp.arange(T)
   span = jax.vmap(lambda ends: jnp.searchsorted(ends, at, side='right'))(ends)
@@ -112,11 +193,12 @@ def noise_counts(lengths, *, rate: float, mean_span: float, xp=jnp):
   return tokens, xp.maximum(xp.minimum(xp.minimum(spans, tokens), lengths - tokens), 1)
 
 
-def _random_parts(key, totals, parts, T):
+def _random_parts(uniform, totals, parts):
   """[B, T]: parts[b] positive integers whose sum is totals[b], all equally likely; then zeros."""
-  B, at = len(totals), jnp.arange(T)
+  T = uniform.shape[1]
+  at = jnp.arange(T)
   # a random choice of parts - 1 of the totals - 1 places where one part may end
-  draw = jnp.where(at < totals[:, None] - 1, jax.random.uniform(key, (B, T)), 2.0)
+  draw = jnp.where(at < totals[:, None] - 1, uniform, 2.0)
   rank = jnp.argsort(jnp.argsort(draw, axis=1), axis=1)
   ends = (rank < parts[:, None] - 1).astype(jnp.int32)
   part = jnp.cumsum(jnp.pad(ends[:, :-1], ((0, 0), (1, 0))), axis=1)

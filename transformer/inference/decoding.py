@@ -188,18 +188,6 @@ def search_tokens(
   return tokens[:, None], scores[:, None]
 
 
-def with_row_keys(function: Callable, batch: dict[str, jax.Array], seed: int) -> PyTree:
-  """Return function(batch, key) of each row alone, with a key that depends on its own tokens.
-
-  So what is drawn for a row is the same in any batch and with any padding.
-  """
-
-  def of_row(row, key):
-    return jax.tree.map(lambda x: x[0], function(jax.tree.map(lambda x: x[None], row), key))
-
-  return jax.vmap(of_row)(batch, row_keys(jax.random.key(seed), batch['inputs']))
-
-
 def row_keys(key: Key[Array, ''], prompts: Shaped[Array, 'B S ...']) -> Key[Array, ' B']:
   """Return a key for each row, a function of its own tokens but not of its padding.
 

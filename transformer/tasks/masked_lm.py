@@ -19,14 +19,12 @@ from transformer.functional import corruption
 from transformer.functional.losses import Mean, accuracy, cross_entropy
 from transformer.inference.attention_maps import AttentionMap, self_attention
 from transformer.inference.batching import split_padding
-from transformer.inference.decoding import Batching, with_row_keys
+from transformer.inference.decoding import Batching
 from transformer.inference.predict import run_batches
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import MaskedTokens
 from transformer.modules.layers import split_key
 from transformer.tasks.task import Batch, Metrics, OptionalKey
-
-EVALUATION_SEED = 0  # of the masks in evaluation, which are the same every time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +41,8 @@ class MaskedLM:
     rate: share of tokens that are masked; 0.15 in the paper.
     whole_words: mask all tokens of a word or none.
     next_sentence: split each window in two, and learn to tell whether the second part belongs to
-      the first: half of them are taken from the row before, where that has the same lengths.
+      the first: half of them are taken from the row before, where that has the same lengths;
+      in evaluation from the window before of the same length.
   """
 
   tokenizer: Tokenizer
@@ -91,20 +90,31 @@ class MaskedLM:
     return MaskedTokens(config, nnx.Rngs(key), next_sentence=self.next_sentence)
 
   def columns(self, source: Source) -> dict[str, Ragged]:
-    """Return the windows: <s> text </s>, or <s> first half </s> second half </s>."""
+    """Return the windows: <s> text </s>, or <s> first half </s> second half </s>.
+
+    With halves also 'others': for each window the one before it of the same length, or itself, from
+    which an evaluation takes a second half.
+    """
     bos, eos = self.tokenizer.bos, self.tokenizer.eos
     rows = []
     for window in windows(self.tokenizer, source, self.max_length - 2 - self.next_sentence):
       middle = [eos] if self.next_sentence else []
       half = len(window) // 2
       rows.append([bos, *window[:half], *middle, *window[half:], eos])
-    return {'inputs': Ragged.from_sequences(rows)}
+    if not self.next_sentence:
+      return {'inputs': Ragged.from_sequences(rows)}
+    last: dict[int, list[int]] = {}
+    others = []
+    for row in rows:
+      others.append(last.get(len(row), row))
+      last[len(row)] = row
+    return {'inputs': Ragged.from_sequences(rows), 'others': Ragged.from_sequences(others)}
 
   def loss(self, model: MaskedTokens, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
     """Return the cross-entropy of the masked tokens and, if asked, of the order of halves."""
     mask_key, model_key = split_key(key, 2)
     masked = self.mask(batch, mask_key)
-    states, *at_masks = self._at_masks(model, batch, masked, model_key)
+    states, *at_masks = self._at_masks(model, batch, masked, model_key, by_content=key is None)
     loss, nll = model.lm_head.cross_entropy(*at_masks)
     metrics = {'nll_per_token': nll}
     if self.next_sentence:
@@ -116,18 +126,19 @@ class MaskedLM:
     return loss, metrics
 
   def batch_metrics(self, model: MaskedTokens, batch: Batch) -> Metrics:
-    """Return the metrics of masked tokens, the same ones in any batch.
-
-    Except with `next_sentence`, where the second halves are those of other rows of the batch.
-    """
+    """Return the metrics of masked tokens, always the same ones."""
     masked = self.mask(batch, None)
-    states, x, *targets = self._at_masks(model, batch, masked, None)
+    states, x, *targets = self._at_masks(model, batch, masked, None, by_content=True)
     found = token_metrics(model.lm_head.attend(x), *targets)
     return found | (_order_metrics(model, states, masked, batch) if self.next_sentence else {})
 
   def mask(self, batch: Batch, key: OptionalKey) -> 'Masked':
-    """Return the batch with some of its tokens masked; without a key, always the same ones."""
-    swap_key = jax.random.split(jax.random.key(EVALUATION_SEED) if key is None else key, 3)[0]
+    """Return the batch with some of its tokens masked.
+
+    Without a key, as in evaluation, what is masked depends on a text alone: not on the batch, the
+    row or the other texts there.
+    """
+    keys = split_key(key, 3)
     tokens, segments = batch['inputs'], batch['inputs_segments']
     bos, eos = self.tokenizer.bos, self.tokenizer.eos
     types = jnp.zeros_like(tokens)
@@ -135,27 +146,26 @@ class MaskedLM:
     if self.next_sentence:
       before = jnp.cumsum(tokens == eos, axis=1) - (tokens == eos)
       types = jnp.where(segments != 0, jnp.minimum(before, 1), 0)
-      shape = 2 * segments + types
-      alike = jnp.all(shape == jnp.roll(shape, 1, axis=0), axis=1) & jnp.any(segments, axis=1)
-      swapped = jax.random.bernoulli(swap_key, 0.5, (len(tokens),)) & alike & (len(tokens) > 1)
-      other = swapped[:, None] & (types == 1)
-      tokens = jnp.where(other, jnp.roll(tokens, 1, axis=0), tokens)
+      if key is None:
+        others = batch['others']
+        alike = jnp.any((others != tokens) & (types == 1), axis=1)
+        drawn = corruption.uniform_by_content(tokens, segments, 3)[:, 0] < 0.5
+      else:
+        others, shape = jnp.roll(tokens, 1, axis=0), 2 * segments + types
+        alike = jnp.all(shape == jnp.roll(shape, 1, axis=0), axis=1) & jnp.any(segments, axis=1)
+        drawn = jax.random.bernoulli(keys[0], 0.5, (len(tokens),)) & (len(tokens) > 1)
+      swapped = drawn & alike
+      tokens = jnp.where(swapped[:, None] & (types == 1), others, tokens)
     eligible = (segments != 0) & (tokens != bos) & (tokens != eos)
-    rows = {'inputs': tokens, 'eligible': eligible}
-    if self.whole_words:
-      rows['words'] = self.words(tokens)
+    words = self.words(tokens) if self.whole_words else None
+    numbers = dict(mask=self.tokenizer.mask, vocab=self.tokenizer.size)
     if key is None:
-      shown, chosen = with_row_keys(self._mask_tokens, rows, EVALUATION_SEED)
+      chosen = corruption.choose_masked_by_content(tokens, segments, eligible, self.rate, words)
+      shown = corruption.replace_chosen_by_content(tokens, segments, chosen, **numbers)
     else:
-      shown, chosen = self._mask_tokens(rows, key)
+      chosen = corruption.choose_masked(keys[1], eligible, self.rate, words)
+      shown = corruption.replace_chosen(keys[2], tokens, chosen, **numbers)
     return Masked(shown, tokens, chosen, types, swapped)
-
-  def _mask_tokens(self, rows, key):
-    """Return the tokens with some of those eligible masked, and which."""
-    _, chosen_key, shown_key = jax.random.split(key, 3)
-    chosen = corruption.choose_masked(chosen_key, rows['eligible'], self.rate, rows.get('words'))
-    vocabulary = dict(mask=self.tokenizer.mask, vocab=self.tokenizer.size)
-    return corruption.replace_chosen(shown_key, rows['inputs'], chosen, **vocabulary), chosen
 
   def words(self, tokens: Int[Array, 'B T']) -> Int[Array, 'B T']:
     """Return the number of the word that each token belongs to."""
@@ -164,12 +174,17 @@ class MaskedLM:
     begins = jnp.asarray(self.tokenizer.begins_word)[tokens] | after
     return jnp.minimum(jnp.cumsum(begins, axis=1), tokens.shape[1] - 1)
 
-  def _at_masks(self, model, batch, masked, key):
+  def _at_masks(self, model, batch, masked, key, by_content=False):
     """Return all states, and of masked tokens the inputs of the logits, targets and weights."""
     segments = batch['inputs_segments']
     states = model.encoder(masked.tokens, segments=segments, types=masked.types, key=key)
     # only there: the output layer is the largest
-    most = max(round(masked.tokens.shape[1] * self.rate), 1)
+    T = masked.tokens.shape[1]
+    most = max(round(T * self.rate), 1)
+    if by_content and self.supports_packing:  # each text has its share, and at least one
+      n = np.arange(1, T + 1)
+      share = np.max(np.maximum(np.round(n * self.rate), 1) / (n + 2))
+      most = min(int(share * T) + 1, T)
     weights, at = jax.lax.top_k(masked.chosen.astype(jnp.float32), most)
     x = model.transform(jnp.take_along_axis(states, at[..., None], axis=1))
     return states, x, jnp.take_along_axis(masked.targets, at, axis=1), weights

@@ -1,6 +1,7 @@
 """Span corruption: an encoder reads a text without some spans, a decoder predicts them (T5)."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -18,14 +19,12 @@ from transformer.evaluation.likelihood import TOKEN_METRICS
 from transformer.functional import corruption
 from transformer.functional.losses import Mean
 from transformer.inference.attention_maps import AttentionMap
-from transformer.inference.decoding import Decoding, with_row_keys
+from transformer.inference.decoding import Decoding
 from transformer.modules.config import ModelConfig
 from transformer.modules.layers import split_key
 from transformer.modules.model import EncoderDecoder
 from transformer.tasks.seq2seq import Seq2Seq
 from transformer.tasks.task import Batch, Metrics, OptionalKey
-
-EVALUATION_SEED = 0  # of the spans in evaluation, which are the same every time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,18 +110,21 @@ class SpanCorruption:
 
   def corrupt(self, batch: Batch, key: OptionalKey) -> dict[str, Int[Array, 'B _']]:
     """Return the inputs of the encoder and the targets of the decoder, both with an end token."""
-    if key is None:  # always the same ones
-      return with_row_keys(self.corrupt, batch, EVALUATION_SEED)
-    tokens, real = batch['inputs'], batch['inputs_segments'] != 0
+    tokens, segments = batch['inputs'], batch['inputs_segments']
+    real = segments != 0
+    # in evaluation what is removed depends on a text alone: not on its row and batch
+    uniform = functools.partial(corruption.uniform_by_content, tokens, segments)
     lengths, T, eos = jnp.sum(real, axis=1), tokens.shape[1], self.tokenizer.eos
     if self.objective == 'prefix':
-      split = 1 + (jax.random.uniform(key, (len(tokens), 1)) * (lengths[:, None] - 1)).astype(int)
+      share = uniform(0)[:, :1] if key is None else jax.random.uniform(key, (len(tokens), 1))
+      split = 1 + (share * (lengths[:, None] - 1)).astype(int)
       shown = jnp.arange(T) < split
       inputs = corruption.compact(tokens, real & shown, T + 1, eos)
       targets = corruption.compact(tokens, real & ~shown, T + 1, eos)
     else:
       count, spans = self._counts
-      removed = corruption.noise_spans(key, lengths, T, rate=self.rate, mean_span=self.mean_span)
+      source = (uniform(0), uniform(1)) if key is None else key
+      removed = corruption.noise_spans(source, lengths, T, rate=self.rate, mean_span=self.mean_span)
       sentinels = jnp.asarray(self.tokenizer.sentinels)
       marked, kept = corruption.with_sentinels(tokens, removed, sentinels)
       longest = T if T < self.max_length else self.max_length - count + spans

@@ -17,7 +17,6 @@ from transformer.functional import platforms
 from transformer.modules.adapters import adapt
 from transformer.modules.config import ModelConfig
 from transformer.tasks.ctc import CTC, JointCTC
-from transformer.tasks.masked_lm import MaskedLM
 from transformer.tasks.seq2seq import Seq2Seq
 from transformer.tasks.task import Task
 from transformer.training import optimizers, sharding
@@ -62,8 +61,7 @@ class Experiment(NamedTuple):
       )
     if not ragged:
       rows = pipeline.unpacked(len(short))
-    elif data.packing and (train or not isinstance(self.task, MaskedLM)):
-      # in evaluation its masks would depend on which texts share a row
+    elif data.packing:
       rows = pipeline.pack(lengths[short], length=data.max_length, seed=self.settings.seed)
     else:
       rows = pipeline.bucket(lengths[short], buckets=data.buckets)
