@@ -1,5 +1,4 @@
 """Retrieval of the documents that answer a query: by vectors, by words (BM25), or by both.
-from transformer.tasks.task import Batch, Captured, Metrics, OptionalKey
 
 BM25 needs the extra `retrieval`: pip install 'functional-transformer[retrieval]'.
 """
