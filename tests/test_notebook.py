@@ -42,6 +42,15 @@ def cells():
   return {cell['id']: cell for cell in notebook['cells'] if cell['cell_type'] == 'code'}
 
 
+def test_what_it_imports_exists(cells):
+  """Shown at once; that it runs is shown by the slow test below."""
+  lines = [line.strip() for cell in cells.values() for line in cell['source']]
+  imports = [line for line in lines if re.match('(import|from) .*transformer', line)]
+  assert len(imports) > 3
+  exec('\n'.join(imports), {})
+
+
+@pytest.mark.slow
 def test_runs_from_top_to_bottom(cells, tmp_path, bounded):
   lines = [line.rstrip('\n') for cell in cells.values() for line in cell['source']]
   program = '\n'.join(line for line in lines if not line.lstrip().startswith(('%', '!')))

@@ -21,7 +21,7 @@ from transformer.tasks.language_model import LanguageModel
 
 TEXT = 'the quick brown fox\njumps over the lazy dog\n'
 GREEDY = Decoding(beams=1, alpha=0.0, max_new_tokens=21, batch_size=3)
-DRAWN = dataclasses.replace(GREEDY, temperature=1.0, top_k=20, seed=3)
+DRAWN = dataclasses.replace(GREEDY, max_new_tokens=20, temperature=1.0, top_k=20, seed=3)
 
 
 @pytest.fixture(scope='module')

@@ -23,7 +23,7 @@ SMALL = {
   'model.heads': 2,
   'model.feedforward': 16,
   'model.max_length': 16,
-  'model.depth': 2,
+  'model.depth': 1,
   'model.dtype': 'float32',
   'train.steps': 2,
   'train.save_every_steps': 2,

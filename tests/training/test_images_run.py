@@ -23,6 +23,7 @@ SMALL = {
   'model.feedforward': 16,
   'model.depth': 1,
   'model.dtype': 'float32',
+  'model.dropout': 0.0,
   'train.steps': 2,
   'train.save_every_steps': 2,
   'train.log_every_steps': 1,

@@ -106,10 +106,9 @@ def test_gradient_is_that_of_the_mean_over_tokens(model, padded, whole):
   assert bool(found['finite'])
 
 
-@pytest.mark.parametrize('microbatches', [2, 4])
-def test_gradient_is_the_same_for_any_number_of_microbatches(model, padded, whole, microbatches):
+def test_gradient_is_the_same_for_any_number_of_microbatches(model, padded, whole):
   """With rows of 1 to 16 tokens: the mean of the means of parts would be wrong."""
-  found = gradient_of(model, padded, microbatches)
+  found = gradient_of(model, padded, 4)  # and 2 below
   assert_same(found[0], whole[0])
   assert_same(found[1]['loss'], whole[1]['loss'], tolerance=1e-4)
 
