@@ -136,7 +136,7 @@ def test_swapped_halves_come_from_the_row_before(tokenizer):
   assert 0.3 < swapped[:, 1:6].mean() < 0.7
   before = np.asarray(batch['inputs'])
   for h in hidden:
-    second = np.asarray(h.types) == 1
+    second = np.asarray(h.token_types) == 1
     for row in np.flatnonzero(np.asarray(batch['inputs_segments']).any(axis=1)):
       source = row - 1 if h.swapped[row] else row
       assert (np.asarray(h.targets)[row][second[row]] == before[source][second[row]]).all()

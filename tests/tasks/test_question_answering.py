@@ -157,11 +157,11 @@ def test_paragraph_tokens_in_the_question_have_their_own_type():
   (window,) = task.processor.windows(asked)
   tokens = jnp.asarray([[*window.tokens, 0, 0]])
   real = jnp.arange(tokens.shape[1])[None] < len(window.tokens)
-  types, inside = task.types(tokens, real, 3)
+  types, inside = task.token_types(tokens, real, 3)
   marked = tokenizer.decode([t for t, k in zip(tokens[0], types[0], strict=True) if k == MATCH])
   assert marked == 'eat bees'
   assert int(inside.sum()) == len(asked.paragraph)
-  assert [int(task.types(tokens, real, n)[0].max()) for n in range(4)] == [0, 0, 1, 2]
+  assert [int(task.token_types(tokens, real, n)[0].max()) for n in range(4)] == [0, 0, 1, 2]
 
 
 @pytest.fixture(scope='module')

@@ -95,6 +95,13 @@ def test_a_file_with_own_parts_is_run(commands, file, tmp_path):
   assert done.returncode == 0 and len(done.stdout.splitlines()) == 2, done.stderr.decode()
 
 
+def test_a_task_of_a_file_has_the_checks_of_its_class(file):
+  values = lookup('config', f'{file}:get_config', {})()
+  values.model.position, values.decode.max_new_tokens = 'learned', 12
+  with pytest.raises(ValueError, match='model.max_length=8 learned positions .* at least 12'):
+    config.check(values.to_dict())
+
+
 def test_parts_of_a_module_are_named_by_it():
   assert reference(Seq2Seq) == 'transformer.tasks.seq2seq:Seq2Seq'
   assert lookup('', 'transformer.tasks.seq2seq:Seq2Seq', {}) is Seq2Seq

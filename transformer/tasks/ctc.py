@@ -157,7 +157,7 @@ class JointCTC(Seq2Seq):
     encoded = self.processor.prepare_batch(batch['inputs'], batch['inputs_segments'], input_key)
     memory = model.encode(encoded[0], segments=encoded[1], key=encoder_key)
     targets, segments = batch['targets'], batch['targets_segments']
-    before = model.embed(shift_right(targets, segments, self.first))
+    before = model.embed(shift_right(targets, segments, self.start_token))
     states = model.decoder(before, segments, memory=memory, key=decoder_key).x
 
     weights = (segments != 0).astype(jnp.float32)

@@ -177,7 +177,7 @@ class MaskedLM:
   def _at_masks(self, model, batch, masked, key, by_content=False):
     """Return all states, and of masked tokens the inputs of the logits, targets and weights."""
     segments = batch['inputs_segments']
-    states = model.encoder(masked.tokens, segments=segments, types=masked.types, key=key)
+    states = model.encoder(masked.tokens, segments=segments, types=masked.token_types, key=key)
     # only there: the output layer is the largest
     T = masked.tokens.shape[1]
     most = max(round(T * self.rate), 1)
@@ -224,14 +224,14 @@ class Masked:
     tokens: the inputs.
     targets: the tokens before they were masked.
     chosen: where they are masked.
-    types: 1 in the second half of a window with two, else 0.
+    token_types: 1 in the second half of a window with two, else 0.
     swapped: whether the second half is that of another row.
   """
 
   tokens: Int[Array, 'B T']
   targets: Int[Array, 'B T']
   chosen: Bool[Array, 'B T']
-  types: Int[Array, 'B T']
+  token_types: Int[Array, 'B T']
   swapped: Bool[Array, ' B']
 
 

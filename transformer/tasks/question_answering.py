@@ -255,20 +255,20 @@ class QuestionAnswering:
     self, model: Spans, tokens: Int[Array, 'B T'], real: Bool[Array, 'B T'], key: OptionalKey = None
   ) -> Float[Array, 'B T 2']:
     """Return the logits of starts and ends: in the paragraph, or at 0 for outside the window."""
-    types, inside = self.types(tokens, real, model.config.token_types)
+    types, inside = self.token_types(tokens, real, model.config.token_types)
     logits = model(tokens, segments=real.astype(jnp.int32), types=types, key=key)
     allowed = inside.at[:, 0].set(True)
     return jnp.where(allowed[..., None], logits.astype(jnp.float32), -1e30)
 
-  def types(
-    self, tokens: Int[Array, 'B T'], real: Bool[Array, 'B T'], types: int
+  def token_types(
+    self, tokens: Int[Array, 'B T'], real: Bool[Array, 'B T'], count: int
   ) -> tuple[Int[Array, 'B T'], Bool[Array, 'B T']]:
     """Return the type of each token, and whether it is in the paragraph, without its </s>.
 
     Args:
       tokens: windows.
       real: False for padding.
-      types: how many there are; fewer than 3 do not distinguish all kinds.
+      count: how many types there are; fewer than 3 do not distinguish all kinds.
     """
     special = (tokens == self.tokenizer.bos) | (tokens == self.tokenizer.eos)
     ends = (tokens == self.tokenizer.eos) & real
@@ -277,7 +277,7 @@ class QuestionAnswering:
     found = jnp.any((tokens[:, :, None] == tokens[:, None, :]) & question[:, None, :], axis=2)
     inside = after & ~special
     kinds = jnp.where(inside & found, MATCH, jnp.where(after, PARAGRAPH, QUESTION))
-    return jnp.minimum(kinds, max(types - 1, 0)), inside
+    return jnp.minimum(kinds, max(count - 1, 0)), inside
 
   def example(self, example: dict[str, Any]) -> tuple[str, str]:
     """Return the line question<TAB>paragraph, and its different answers separated by tabs."""
@@ -298,7 +298,7 @@ class QuestionAnswering:
   def forward(self, model: Spans, rows: Int[Array, 'B T']):
     """Return the score, start and end of the best answer in each window."""
     tokens, segments = split_padding(rows)
-    _, inside = self.types(tokens, segments != 0, model.config.token_types)
+    _, inside = self.token_types(tokens, segments != 0, model.config.token_types)
     logits = self.logits(model, tokens, segments != 0)
     return best_spans(logits, inside, self.decoding.longest)
 

@@ -54,14 +54,19 @@ class Seq2Seq:
   metrics = TOKEN_METRICS
 
   def __post_init__(self):
-    if None in (self.first, self.tokenizer.eos):
+    if None in (self.start_token, self.tokenizer.eos):
       raise ValueError(
         f'the tokenizer has no {self.start} or no end token, which sequence to sequence needs: set '
         'loss.start to one that it has'
       )
 
+  @staticmethod
+  def positions(max_length: int, max_new_tokens: int) -> int:
+    """Return how many positions the model needs, of inputs and of outputs."""
+    return max(max_length, max_new_tokens)
+
   @property
-  def first(self) -> int:
+  def start_token(self) -> int:
     """Return the id of the token that the decoder starts from."""
     return getattr(self.tokenizer, self.start)
 
@@ -106,7 +111,7 @@ class Seq2Seq:
     targets, segments = batch['targets'], batch['targets_segments']
     states = model.states(
       inputs,
-      shift_right(targets, segments, self.first),
+      shift_right(targets, segments, self.start_token),
       input_segments=input_segments,
       target_segments=segments,
       key=model_key,
@@ -148,9 +153,9 @@ class Seq2Seq:
     encoded = self.processor.prepare_batch(*split_padding(inputs), None)
     key = jax.random.key(self.decoding.seed)
     tokenizer = self.tokenizer
-    never = (tokenizer.pad, self.first, *(() if sentinels else tokenizer.sentinels))
+    never = (tokenizer.pad, self.start_token, *(() if sentinels else tokenizer.sentinels))
     decoding = self.decoding.for_model(model, never, eos=tokenizer.ends)
-    return decode_inputs(model, inputs, encoded, key, decoding, self.first, tokenizer.ends)
+    return decode_inputs(model, inputs, encoded, key, decoding, self.start_token, tokenizer.ends)
 
   def attention(self, model: EncoderDecoder, request: Row) -> AttentionMap:
     """Return how the output of an input attends to it."""

@@ -73,6 +73,11 @@ class SpanCorruption:
       )
     self._seq2seq  # noqa: B018  raises where the tokenizer lacks its tokens
 
+  @staticmethod
+  def positions(max_length: int, max_new_tokens: int) -> int:
+    """Return how many positions the model needs, of inputs and of outputs."""
+    return max(max_length + 1, max_new_tokens)
+
   @property
   def _seq2seq(self) -> Seq2Seq:
     """Return the task of corrupted texts."""

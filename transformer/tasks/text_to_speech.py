@@ -101,6 +101,11 @@ class TextToSpeech:
       )
     self.log_mel  # noqa: B018  raises what is wrong with the rest
 
+  @staticmethod
+  def positions(max_length: int, max_new_tokens: int) -> int:
+    """Return how many positions the model needs, of inputs and of outputs."""
+    return max(max_length, max_new_tokens)
+
   @functools.cached_property
   def log_mel(self) -> audio.LogMel:
     """Return the transform of sounds to frames."""

@@ -48,9 +48,6 @@ TASKS: dict[str, Any] = {
   'text_to_speech': TextToSpeech,
 }
 
-# Tasks that decode to positions that training may not have reached.
-WITH_DECODER = ('seq2seq', 'joint_ctc', 'span_corruption', 'text_to_speech')
-
 TOP = ('experiment', 'task', 'seed', 'warm_start')  # keys outside of any section
 SECTIONS = tuple('data processor tokenizer model loss optimizer train eval decode mesh'.split())
 NOT_FROM_CONFIG = {  # arguments of readers that a run gives itself
@@ -229,7 +226,7 @@ def check(config: Mapping[str, Any] | ConfigDict) -> Settings:
       f'loss={settings.loss}: give 0 <= label_smoothing < 1, such as 0.1, and z_loss >= 0'
     )
   _check_intervals(settings)
-  _check_lengths(settings, _check_processor(settings, objective))
+  _check_lengths(settings, objective, _check_processor(settings, objective))
   return settings
 
 
@@ -332,9 +329,9 @@ def _check_processor(settings: Settings, objective: Any) -> int:
   return processor.positions
 
 
-def _check_lengths(settings: Settings, longest: int):
-  if settings.task in WITH_DECODER:
-    longest = max(longest + (settings.task == 'span_corruption'), settings.decode.max_new_tokens)
+def _check_lengths(settings: Settings, objective: Any, longest: int):
+  if hasattr(objective, 'positions'):  # decoding may reach positions that training does not
+    longest = objective.positions(longest, settings.decode.max_new_tokens)
   if settings.model['position'] == 'learned' and longest > settings.model['max_length']:
     raise ValueError(
       f'model.max_length={settings.model["max_length"]} learned positions are fewer than '
