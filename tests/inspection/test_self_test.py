@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from transformer.functional import attention as equations
+from transformer.functional import kernels
+from transformer.functional.masks import AttentionMask
 from transformer.inspection import environment, reference_float64, self_test
 from transformer.modules.cache import Cache
 
@@ -22,6 +24,7 @@ def brief(monkeypatch):
       self_test, 'TOLERANCE', {dtype: self_test.TOLERANCE[dtype], 'float32': 2e-5}
     )
     monkeypatch.setattr(self_test, 'POSITIONS', positions)
+    monkeypatch.setattr(self_test, 'IMPLEMENTATIONS', ())
 
   return choose
 
@@ -47,6 +50,7 @@ def test_this_machine_passes(report):
   groups = {check['name'].split(':')[0] for check in report['checks']}
   assert groups == {
     *(f'{path} {dtype}' for path in paths for dtype in self_test.TOLERANCE if compiles(dtype)),
+    *(f'{name} implementation bfloat16' for name in kernels.IMPLEMENTATIONS if name != 'cudnn'),
     *(f'cached {position}' for position in positions),
     'greedy',
   }
@@ -105,6 +109,17 @@ def test_a_broken_gradient_fails(brief, monkeypatch):
   monkeypatch.setattr(self_test, '_check_greedy', lambda group: iter(()))
   failed = [name for name in self_test.run()['failed'] if 'bfloat16' in name]
   assert failed and all('gradient dk' in name for name in failed)
+
+
+def test_a_wrong_implementation_is_named(brief, monkeypatch):
+  brief('', 'bfloat16')
+  monkeypatch.setattr(self_test, '_check_greedy', lambda group: iter(()))
+  monkeypatch.setattr(self_test, 'IMPLEMENTATIONS', ('reference', 'blockwise'))
+  unmasked = lambda call: kernels.reference(call._replace(mask=AttentionMask()))  # noqa: E731
+  entry = kernels.IMPLEMENTATIONS['blockwise']._replace(compute=unmasked)
+  monkeypatch.setitem(kernels.IMPLEMENTATIONS, 'blockwise', entry)
+  failed = self_test.run()['failed']
+  assert failed and all(name.startswith('blockwise implementation') for name in failed)
 
 
 def test_a_dtype_that_cannot_be_compiled_is_advice_and_no_failure(brief, monkeypatch):

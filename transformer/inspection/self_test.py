@@ -13,7 +13,7 @@ from absl import logging
 from flax import nnx
 
 from transformer.functional import attention as equations
-from transformer.functional import search
+from transformer.functional import kernels, masks, search
 from transformer.inspection import environment, reference_float64
 from transformer.modules.cache import Cache
 from transformer.modules.config import ModelConfig
@@ -30,6 +30,7 @@ PATHS = {
   'grouped attention': (4, 2),
   'multi-query attention': (4, 1),
 }
+IMPLEMENTATIONS = tuple(kernels.IMPLEMENTATIONS)
 POSITIONS = tuple(SCHEMES)
 B, T, S, K, V = 2, 5, 7, 8, 6
 TINY: dict[str, Any] = dict(
@@ -60,6 +61,8 @@ def run() -> dict[str, Any]:
   groups: dict[str, Any] = {
     f'{path} {dtype}': _check_attention for path in PATHS for dtype in dtypes
   }
+  if 'bfloat16' in dtypes:
+    groups |= {f'{name} implementation bfloat16': _check_implementation for name in IMPLEMENTATIONS}
   groups |= {f'cached {position}': _check_cache for position in POSITIONS}
   groups['greedy'] = _check_greedy
   checks = []
@@ -192,6 +195,34 @@ def _check_attention(group: str) -> Iterator[Check]:
     if case == 'rows that may attend to nothing':
       for name, actual in (('output', output[:, 1::2]), ('gradient dq', gradients[0][:, 1::2])):
         yield check(f'{name} exactly 0', actual, np.zeros(actual.shape), tolerance=0.0)
+
+
+def _check_implementation(group: str) -> Iterator[Check]:
+  """Check an implementation of attention on packed rows, unless this device has not got it."""
+  name, N, rng = group.split()[0], 16, np.random.default_rng(0)
+  q, k, v, g = (rng.normal(size=(B, N, H, K)).astype(jnp.bfloat16) for H in (4, 2, 2, 4))
+  segments = jnp.asarray([[1] * 9 + [2] * 5 + [0] * 2, [1] * N])
+  mask = masks.segments(segments, segments) & masks.causal()
+
+  def run(q, k, v, g):
+    attend = functools.partial(kernels.dot_product_attention, mask=mask, implementation=name)
+    output, pull = jax.vjp(attend, q, k, v)
+    return output, *pull(g)
+
+  try:
+    found = jax.device_get(jax.jit(run)(q, k, v, g))
+  except ValueError as error:
+    if 'cannot compute this attention' not in str(error):
+      raise
+    logging.info('%s', error)
+    return
+  allowed = np.asarray(mask.dense(N, N)).reshape(B, 1, N, N)
+  expected = reference_float64.multi_head_attention(
+    *(q, k, v, g), mask=allowed, bias=np.zeros((1, 1, N, N))
+  )
+  for what, actual in zip(('output', 'dq', 'dk', 'dv'), found, strict=True):
+    name = f'{group}: packed rows, {what}'
+    yield _compare(name, actual, getattr(expected, what), TOLERANCE['bfloat16'])
 
 
 def _one_head(q, k, v, g, mask, bias):
