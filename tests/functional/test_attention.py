@@ -67,11 +67,7 @@ def draw(rng, B=2, T=3, S=5, H=4, G=2, K=4, V=3, dtype='float32', size=1.0):
   return [(size * rng.normal(size=shape)).astype(jnp.dtype(dtype)) for shape in shapes]
 
 
-# compiling is all that these tests take time for
-jit = partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
-
-
-@partial(jit, static_argnames='scale')
+@partial(jax.jit, static_argnames='scale')
 def run(q, k, v, mask, bias, scale, g):
   """(output, weights, gradients of <output, g> in q, k, v and bias)."""
   zero = jnp.zeros((1, 1, 1, 1)) if bias is None else bias
@@ -153,7 +149,7 @@ def test_scores_may_be_capped_and_heads_may_have_a_sink(rng, close):
   mask, sinks = rng.random((2, 1, 3, 5)) < 0.6, jnp.asarray(rng.normal(size=4), 'float32')
   mask[0, :, 1] = False
 
-  @jit
+  @jax.jit
   def run(q, k, v, sinks):
     kwargs = dict(mask=jnp.asarray(mask), soft_cap=1.5)
     f = partial(multi_head_attention, **kwargs)
@@ -174,7 +170,7 @@ def test_scores_may_be_capped_and_heads_may_have_a_sink(rng, close):
     )
     np.testing.assert_allclose(dsinks[head], (up - down) / 2e-5, rtol=1e-4, atol=1e-5)
   # without a mask, too
-  close(jit(multi_head_attention)(q, k, v, sinks=sinks), oracle(q, k, v, sinks=sinks)[0])
+  close(jax.jit(multi_head_attention)(q, k, v, sinks=sinks), oracle(q, k, v, sinks=sinks)[0])
 
 
 def test_one_head_is_one_head_of_many(rng, close):
@@ -186,7 +182,7 @@ def test_one_head_is_one_head_of_many(rng, close):
   want, weights, _ = oracle(q, k, v, mask, bias, 0.4)
   one = [jnp.asarray(x[0, :, 0]) for x in (q, k, v)]
 
-  @jit
+  @jax.jit
   def run(q, k, v):
     how = dict(mask=mask, bias=bias, scale=0.4)
     return attention(q, k, v, **how), attention_weights(q, k, **how)
@@ -194,7 +190,7 @@ def test_one_head_is_one_head_of_many(rng, close):
   y, y_weights = run(*one)
   close(y, want[0, :, 0])
   close(y_weights, weights[0, 0])
-  values = jit(weighted_values)(jnp.asarray(weights, 'float32'), jnp.asarray(v))
+  values = jax.jit(weighted_values)(jnp.asarray(weights, 'float32'), jnp.asarray(v))
   close(values, want)
 
 
@@ -202,7 +198,7 @@ def test_one_head_is_one_head_of_many(rng, close):
 def test_weighted_values_keep_a_nan_from_rows_that_give_it_no_weight(bad, rng):
   weights = jnp.asarray(rng.random((1, 4, 3, 5)), 'float32').at[:, :, 1:, 2].set(0)
   v = jnp.asarray(rng.normal(size=(1, 5, 2, 4)), 'float32')
-  want, found = (jit(weighted_values)(weights, x) for x in (v, v.at[:, 2, 1, 0].set(bad)))
+  want, found = (jax.jit(weighted_values)(weights, x) for x in (v, v.at[:, 2, 1, 0].set(bad)))
   assert np.isnan(found[:, 0, 2:]).all()
   np.testing.assert_array_equal(found[:, 1:], want[:, 1:])
   np.testing.assert_array_equal(found[:, :, :2], want[:, :, :2])
@@ -218,7 +214,7 @@ def test_it_can_be_differentiated_forwards_and_twice(rng):
 def test_what_is_known_to_be_finite_is_not_searched(rng):
   q, k, v, _ = (jnp.asarray(x) for x in draw(rng))
   mask = jnp.asarray(rng.random((2, 4, 3, 5)) < 0.5).at[:, :, 1].set(False)
-  f = partial(jit, static_argnames='assume_finite')(multi_head_attention)
+  f = partial(jax.jit, static_argnames='assume_finite')(multi_head_attention)
   np.testing.assert_array_equal(f(q, k, v, mask=mask, assume_finite=True), f(q, k, v, mask=mask))
 
 
@@ -228,7 +224,7 @@ def test_it_agrees_with_jax(rng, close):
   mask[..., 1] = True
   bias = jnp.asarray(rng.normal(size=(2, 4, 3, 5)), 'float32')
   ours = run(q, k, v, mask, bias, 0.7, np.zeros_like(q))[0]
-  close(ours, jit(jax.nn.dot_product_attention)(q, k, v, bias, mask, scale=0.7))
+  close(ours, jax.jit(jax.nn.dot_product_attention)(q, k, v, bias, mask, scale=0.7))
 
 
 @pytest.mark.parametrize('dtype', DTYPES)
@@ -256,7 +252,7 @@ def test_so_is_it_for_one_head_and_its_weights_under_jit_and_vmap(dtype, rng):
   mask = rng.random((2, 3, 5)) < 0.5
   mask[:, 1] = False
 
-  @jit
+  @jax.jit
   @jax.vmap
   def value_and_gradient(q, k, v, mask):
     y, pullback = jax.vjp(lambda q, k, v: attention(q, k, v, mask=mask), q, k, v)

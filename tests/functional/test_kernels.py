@@ -54,9 +54,6 @@ COMPUTE = {
   'blockwise': partial(kernels.blockwise, block=4),
 }
 
-# compiling is all that these tests take time for
-jit = partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
-
 
 def draw(rng, T=6, S=6, V=K, K=K, dtype='bfloat16'):
   shapes = [(B, T, H, K), (B, S, G, K), (B, S, G, V), (B, T, H, V)]
@@ -73,7 +70,7 @@ def compare(mask, q, k, v, g, close, scale=None):
   for name in COMPUTE:
     assert not kernels.IMPLEMENTATIONS[name].why_not(call_of(q, k, v, mask))
 
-  @jit
+  @jax.jit
   def run(q, k, v, mask):
     def both_ways(f):
       y, pullback = jax.vjp(f, q, k, v)
@@ -204,7 +201,7 @@ def test_blocks_cap_scores_and_have_sinks_as_the_specification(rng, close):
     y, pullback = jax.vjp(f, q, k, v, sinks)
     return y, *pullback(g)
 
-  @jit
+  @jax.jit
   def run():
     call = call_of(q, k, v, mask)._replace(soft_cap=0.8)
     return [
@@ -221,7 +218,7 @@ def test_a_nan_reaches_the_rows_that_may_attend_to_it_and_no_other_by_blocks(rng
   for spoilt in (dict(k=k.at[:, 2, 0, 0].set(jnp.nan)), dict(v=v.at[:, 2, 0, 0].set(jnp.inf))):
     call = call_of(q, k, v, masks.causal() & masks.sliding_window(3))._replace(**spoilt)
 
-    @jit
+    @jax.jit
     def run(q, k, v, call=call):
       f = lambda q, k, v: COMPUTE['blockwise'](call._replace(q=q, k=k, v=v))
       y, pullback = jax.vjp(f, q, k, v)
@@ -264,8 +261,8 @@ def test_blocks_are_for_long_sequences_without_a_bias(rng):
 def test_an_array_computed_before_is_the_same_mask(rng):
   q, k, v, _ = draw(rng)
   mask = MASKS['packed causal window']
-  want = jit(dot_product_attention)(q, k, v, mask)
-  found = jit(lambda q, k, v: dot_product_attention(q, k, v, mask.with_array(6)))(q, k, v)
+  want = jax.jit(dot_product_attention)(q, k, v, mask)
+  found = jax.jit(lambda q, k, v: dot_product_attention(q, k, v, mask.with_array(6)))(q, k, v)
   np.testing.assert_array_equal(found, want)
 
 

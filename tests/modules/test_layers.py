@@ -1,7 +1,6 @@
 """Laws of the layers: each is its equation in float64."""
 
 import math
-from functools import partial
 from typing import get_args, get_type_hints
 
 import jax
@@ -29,10 +28,6 @@ from transformer.modules.positions import SCHEMES
 from transformer.modules.sites import observe
 
 TINY = dict(vocab=7, width=8, heads=4, kv_heads=2, feedforward=12, head_size=4)
-
-
-# compiling is all that these tests take time for
-jit = partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
 
 def build(cls, *args, settings=None, **keywords):
@@ -96,7 +91,7 @@ def test_linear(dtype, bias, rng, close):
 
 def test_a_new_linear_is_glorot_uniform_without_bias():
   config = ModelConfig(**TINY)
-  module = jit(lambda: Linear(config, 40, 60, nnx.Rngs(0)))()
+  module = jax.jit(lambda: Linear(config, 40, 60, nnx.Rngs(0)))()
   bound = math.sqrt(6 / 100)
   kernel = np.asarray(module.kernel[...])
   assert 0.95 * bound < np.abs(kernel).max() <= bound
@@ -109,7 +104,7 @@ def test_a_new_linear_is_glorot_uniform_without_bias():
 def test_norm(kind, epsilon, rng, close):
   module = build(Norm, settings=dict(norm=kind, norm_epsilon=epsilon))
   x = 3 + rng.normal(size=(2, 3, 8))
-  close(jit(module)(jnp.asarray(x, 'float32')), norm(wide(module), x, kind, epsilon))
+  close(jax.jit(module)(jnp.asarray(x, 'float32')), norm(wide(module), x, kind, epsilon))
   assert ('bias' in wide(module)) == (kind == 'layer')
 
 
@@ -143,7 +138,7 @@ def test_feedforward_plain_and_gated(activation, rng, close):
     hidden = np.vectorize(EQUATIONS[activation])(linear(p['hidden'], x))
     if gated:
       hidden = hidden * linear(p['gate'], x)
-    close(jit(module)(jnp.asarray(x, 'float32')), linear(p['out'], hidden))
+    close(jax.jit(module)(jnp.asarray(x, 'float32')), linear(p['out'], hidden))
 
 
 @pytest.mark.parametrize('scaled', [True, False])
@@ -154,7 +149,7 @@ def test_attention_projects_attends_and_projects(scaled, rng, close):
   mask[..., 0] = True
   view = View(jnp.zeros((2, 3), int), AttentionMask(explicit=jnp.asarray(mask)))
 
-  observed = jit(observe(lambda *x: module(x[0], view, memory=x[1])[0], read=['*.weights']))
+  observed = jax.jit(observe(lambda *x: module(x[0], view, memory=x[1])[0], read=['*.weights']))
   y, values = observed(jnp.asarray(x, 'float32'), jnp.asarray(memory, 'float32'))
   want, want_weights = attention(wide(module), x, memory, mask, 0.5 if scaled else 1.0)
   close(y, want)
@@ -167,7 +162,7 @@ def test_attention_may_normalise_scale_and_cap_and_have_sinks(qk_norm, rng, clos
   module = build(Attention, settings=dict(qk_norm=qk_norm, norm='rms', **settings))
   x, memory = rng.normal(size=(2, 3, 8)), rng.normal(size=(2, 5, 8))
   view = View(jnp.zeros((2, 3), int))
-  run = jit(lambda x, memory: module(x, view, memory=memory)[0])
+  run = jax.jit(lambda x, memory: module(x, view, memory=memory)[0])
   want, _ = attention(wide(module), x, memory, True, 0.3, qk_norm, 0.7)
   close(run(jnp.asarray(x, 'float32'), jnp.asarray(memory, 'float32')), want)
 
@@ -176,7 +171,7 @@ def test_rotary_attention_does_not_change_when_all_positions_shift(rng, close):
   module = build(Attention)
   x = jnp.asarray(rng.normal(size=(1, 4, 8)), 'float32')
 
-  @jit
+  @jax.jit
   def run(positions):
     return module(x, View(positions, rotate=rotary))[0]
 
@@ -210,7 +205,7 @@ def test_fused_layers_are_the_layers(bias, rng, close):
   module = build(Attention, settings=dict(bias=bias, kv_heads=1))
   x = jnp.asarray(rng.normal(size=(2, 3, 8)), 'float32')
   layers = module.query, module.key, module.value
-  for y, layer in zip(jit(lambda x: fused_linear(x, *layers))(x), layers, strict=True):
+  for y, layer in zip(jax.jit(lambda x: fused_linear(x, *layers))(x), layers, strict=True):
     close(y, np.asarray(layer(x), np.float64))
 
 
@@ -230,7 +225,7 @@ def test_a_block_is_residual_sublayers_normed_as_configured(settings, rng, close
   x, memory = rng.normal(size=(2, 3, 8)), rng.normal(size=(2, 5, 8))
   causal, all_ = np.tri(3, dtype=bool)[None, None], np.ones((1, 1, 3, 5), bool)
   at = jnp.zeros((2, 3), int)
-  run = jit(lambda x, memory: block(x, View(at, masks.causal()), memory))
+  run = jax.jit(lambda x, memory: block(x, View(at, masks.causal()), memory))
   y, cache, aux = run(jnp.asarray(x, 'float32'), (jnp.asarray(memory, 'float32'), View(at)))
   p, start = wide(block), x
   for name, sublayer in [

@@ -20,9 +20,6 @@ TINY = dict(vocab=11, width=16, depth=1, heads=4, feedforward=24, max_length=16,
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(1, 11, (4, 6)))
 SEGMENTS = jnp.asarray([[1, 1, 1, 2, 2, 0]] * 4)
 
-# compiling is all that these tests take time for
-jit = partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
-
 
 def states_loss(model, tokens, segments):
   """The loss of a language model, by its states."""
@@ -64,7 +61,7 @@ def case(request):
   """(model, loss, its value and gradient on one device)."""
   make, loss, settings = CASES[request.param]
   model = drawn(lambda: make(ModelConfig(**TINY | settings), nnx.Rngs(0)))
-  return model, loss, jit(jax.value_and_grad(loss))(model, TOKENS, SEGMENTS)
+  return model, loss, jax.jit(jax.value_and_grad(loss))(model, TOKENS, SEGMENTS)
 
 
 @pytest.fixture(scope='module')
@@ -88,10 +85,10 @@ def assert_same(found, want, close, dtype):
 def test_a_mesh_with_explicit_axes_gives_the_same_loss_and_gradient(case, mesh, close):
   model, loss, want = case
   inputs = placed(mesh, model)
-  program = jit(jax.value_and_grad(loss)).lower(*inputs)
+  program = jax.jit(jax.value_and_grad(loss)).lower(*inputs)
   assert_same(program.compile()(*inputs), want, close, model.config.dtype)
   with jax.set_mesh(mesh):
-    again = jit(jax.value_and_grad(loss)).lower(*inputs)
+    again = jax.jit(jax.value_and_grad(loss)).lower(*inputs)
     if again.as_text() != program.as_text():  # else it is the same program
       assert_same(again.compile()(*inputs), want, close, model.config.dtype)
 
@@ -99,7 +96,7 @@ def test_a_mesh_with_explicit_axes_gives_the_same_loss_and_gradient(case, mesh, 
 def test_logits_are_sharded_as_the_tokens_are(mesh, rng):
   model = drawn(lambda: Decoder(ModelConfig(**TINY), nnx.Rngs(0)), rng)
   whole, tokens, _ = placed(mesh, model)
-  logits = jit(lambda model, tokens: model(tokens))(whole, tokens)
+  logits = jax.jit(lambda model, tokens: model(tokens))(whole, tokens)
   assert logits.sharding.spec[:1] == ('data',) and not any(logits.sharding.spec[1:])
 
 
@@ -110,5 +107,5 @@ def test_shard_map_with_its_checks_gives_the_same_loss_and_gradient(case, mesh, 
   def mapped(model, tokens, segments):
     return jax.lax.psum(loss(model, tokens, segments), 'data')
 
-  found = jit(jax.value_and_grad(mapped))(*placed(mesh, model))
+  found = jax.jit(jax.value_and_grad(mapped))(*placed(mesh, model))
   assert_same(found, want, close, model.config.dtype)

@@ -31,9 +31,6 @@ SCHEMES = [
 ]
 WITH_MEMORY = [SCHEMES[i] | dict(decoder_depth=1) for i in (0, 2, 3, 4)]
 
-# compiling is all that these tests take time for
-jit = partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
-
 
 def name(settings):
   return '-'.join(f'{v}' if k == 'position' else f'{k}={v}' for k, v in settings.items())
@@ -57,7 +54,7 @@ def equations(jaxpr):
         yield from equations(inner)
 
 
-@jit
+@jax.jit
 def decoder_jacobian(model, tokens, segments):
   """(logits [B, T, N], their derivative in a random change of each embedding [S, B, T, N])."""
   x = model.embed(tokens)
@@ -67,7 +64,7 @@ def decoder_jacobian(model, tokens, segments):
   return jax.vmap(lambda dx: jax.jvp(f, (x,), (dx,)), out_axes=(None, 0))(one_at_a_time)
 
 
-@jit
+@jax.jit
 def encoder_jacobian(model, tokens, segments):
   x = model.embed(tokens)
   direction = jax.random.normal(jax.random.key(1), x.shape)
@@ -76,18 +73,18 @@ def encoder_jacobian(model, tokens, segments):
   return jax.vmap(lambda dx: jax.jvp(f, (x,), (dx,)), out_axes=(None, 0))(one_at_a_time)
 
 
-@jit
+@jax.jit
 def cached(model, tokens, segments, cache):
   return model(tokens, segments=segments, cache=cache)
 
 
-@jit
+@jax.jit
 def teacher_forced(model, inputs, targets, input_segments, target_segments):
   segments = dict(input_segments=input_segments, target_segments=target_segments)
   return model(inputs, targets, **segments)
 
 
-@jit
+@jax.jit
 def decode_cached(model, inputs, input_segments, targets, target_segments, cache):
   memory = model.decoder.prepare(model.encode(inputs, segments=input_segments))
   return model.decode(targets, memory, segments=target_segments, cache=cache)
@@ -222,7 +219,7 @@ def test_an_encoder_decoder_decodes_causally_step_by_step(close):
   model = build(EncoderDecoder, position='rotary', kv_heads=2)
   inputs = jnp.asarray(TOKENS[:3])
 
-  @jit
+  @jax.jit
   def both(model, inputs):
     memory = model.encode(inputs)
     x = model.embed(inputs)
@@ -256,7 +253,7 @@ def test_beams_share_the_memory_and_the_cache_of_their_sentence(close):
     jnp.asarray([TOKENS[i] for i in rows]) for rows in [(0, 1), (0, 3, 1, 5, 6, 2)]
   )
 
-  @jit
+  @jax.jit
   def both(model):
     memory = model.encode(inputs)
     repeated = Memory(*(jnp.repeat(x, 3, axis=0) for x in memory[:2]))
@@ -286,7 +283,7 @@ def test_a_cache_that_is_too_small_is_an_error_or_nan_never_a_wrong_token():
   with pytest.raises(ValueError, match='8 more tokens do not fit a cache of 6.*larger capacity'):
     model(tokens, cache=model.init_cache(1, 6))
 
-  @jit
+  @jax.jit
   def compiled(model, tokens):
     def step(cache, token):
       y, cache = model(token[:, None], cache=cache)
@@ -304,7 +301,7 @@ def test_learned_positions_beyond_the_table_are_nan_and_reach_no_earlier_token(c
   short = build(Decoder, **settings)
   short.stack.positions.table = nnx.Param(long.stack.positions.table[...][:5])
   tokens = jnp.asarray([A + B, at(A, 8, 3)])
-  run = jit(lambda *models: [model(tokens, segments=jnp.sign(tokens)) for model in models])
+  run = jax.jit(lambda *models: [model(tokens, segments=jnp.sign(tokens)) for model in models])
   y, want = map(np.asarray, run(short, long))
   assert np.isnan(y[0, 5:]).all()
   close(y[0, :5], want[0, :5])
@@ -322,7 +319,7 @@ def test_the_scan_is_a_loop_over_its_layers_however_far_unrolled(close):
   model = build(Decoder, prenorm=True, position='rotary')
   tokens, segments = jnp.asarray(TOKENS), jnp.asarray(SEGMENTS)
 
-  @jit
+  @jax.jit
   def loop(model):
     x, positions = model.embed(tokens), from_segments(segments)
     mask = masks.segments(segments, segments) & masks.causal()
@@ -337,7 +334,7 @@ def test_the_scan_is_a_loop_over_its_layers_however_far_unrolled(close):
     jaxpr = jax.make_jaxpr(other)(tokens, segments=segments)
     (scan,) = [e for e in equations(jaxpr.jaxpr) if e.primitive.name == 'scan']
     assert scan.params['unroll'] == (unroll or 2)
-    close(jit(lambda m: m(tokens, segments=segments))(other), want)
+    close(jax.jit(lambda m: m(tokens, segments=segments))(other), want)
 
 
 def test_remat_recomputes_and_changes_neither_value_nor_gradient(close):
@@ -347,7 +344,7 @@ def test_remat_recomputes_and_changes_neither_value_nor_gradient(close):
   products = {}
   for remat in ('none', 'products', 'block'):
     model = build(Decoder, remat=remat, prenorm=True, dtype='bfloat16')
-    program = jit(f).trace(model)
+    program = jax.jit(f).trace(model)
     found[remat] = program.lower().compile()(model)
     names = [e.primitive.name for e in equations(program.jaxpr.jaxpr)]
     products[remat] = names.count('dot_general')
@@ -384,7 +381,7 @@ def test_tied_tables_are_stored_once_and_have_all_the_gradients(close):
       same = {k: {'table': table} if 'table' in v else common[k] for k, v in params.items()}
       return apply(same, tokens, tokens[::-1])
 
-    return jit(lambda: jax.jvp(f, (table,), (change,)))()
+    return jax.jit(lambda: jax.jvp(f, (table,), (change,)))()
 
   for tied, untied in zip(*map(logits_and_derivative, ('all', 'none')), strict=True):
     close(tied, untied)
@@ -394,7 +391,7 @@ def test_capture_shows_the_weights_and_changes_nothing(close):
   model = build(EncoderDecoder, **WITH_MEMORY[2])
   inputs, targets = jnp.asarray(TOKENS[::-1]), jnp.asarray(TOKENS)
   segments = dict(input_segments=jnp.asarray(SEGMENTS[::-1]), target_segments=jnp.asarray(SEGMENTS))
-  layers = jit(lambda m: sites.capture(m.states)(inputs, targets, **segments)[1])(model)
+  layers = jax.jit(lambda m: sites.capture(m.states)(inputs, targets, **segments)[1])(model)
   q, k = segments['target_segments'], segments['input_segments']
   seen = dict(
     encoder=dict(self=masks.segments(k, k).dense(8)),
@@ -424,7 +421,7 @@ def test_dropout_is_on_with_a_key_and_differs_from_layer_to_layer(close):
   blocks.feedforward.out.bias = nnx.Param(jnp.ones((3, 16)))
   tokens = jnp.asarray(TOKENS)
 
-  @jit
+  @jax.jit
   def states(model, key):
     x = model.embed(tokens)
     layers = sites.capture(model.stack)(x, jnp.sign(tokens), key=key)[1]['']
@@ -442,7 +439,7 @@ def test_dropout_is_on_with_a_key_and_differs_from_layer_to_layer(close):
 def test_without_a_key_there_is_no_dropout_and_attention_has_its_own_rate():
   tokens = jnp.asarray(TOKENS)
   # the rate may not matter without a key, nor attention's rate without attention_dropout
-  run = jit(lambda model, key: model(tokens, key=key))
+  run = jax.jit(lambda model, key: model(tokens, key=key))
   plain, wet, attention = (
     build(Decoder, dropout=rate, attention_dropout=other)
     for rate, other in [(0.0, 0.0), (0.5, 0.5), (0.0, 0.5)]
@@ -482,17 +479,17 @@ def test_functionalize_is_the_model_over_plain_arrays():
   leaves = walk(params)
   assert all(type(x) is type(jnp.zeros(1)) for x in leaves)
   assert len(leaves) == len(jax.tree.leaves(model))
-  want = jit(lambda model: model(tokens))(model)
-  np.testing.assert_array_equal(jit(lambda params: apply(params, tokens))(params), want)
+  want = jax.jit(lambda model: model(tokens))(model)
+  np.testing.assert_array_equal(jax.jit(lambda params: apply(params, tokens))(params), want)
   assert str(inspect.signature(apply)).startswith('(params, /, tokens')
   assert apply.__doc__ == Decoder.__call__.__doc__
   states, _ = functionalize(model, 'states')
   np.testing.assert_array_equal(
-    jit(lambda params: model.lm_head.attend(states(params, tokens)))(params), want
+    jax.jit(lambda params: model.lm_head.attend(states(params, tokens)))(params), want
   )
   # two models at once
   both = jax.tree.map(lambda x: jnp.asarray(np.stack([x, 2 * np.asarray(x)])), model)
-  pair = jit(jax.vmap(lambda model: model(tokens)))(both)
+  pair = jax.jit(jax.vmap(lambda model: model(tokens)))(both)
   np.testing.assert_allclose(pair[0], want, rtol=1e-4, atol=1e-4)
 
 
@@ -513,7 +510,7 @@ def test_16_bit_products_have_16_bit_operands_and_32_bit_results(dtype):
 
 def test_bfloat16_is_close_to_float32(close):
   tokens = jnp.asarray(TOKENS)
-  run = jit(lambda model: model(tokens))
+  run = jax.jit(lambda model: model(tokens))
   want = run(build(Decoder, prenorm=True))
   found = run(build(Decoder, prenorm=True, dtype='bfloat16'))
   assert found.dtype == jnp.float32
@@ -523,10 +520,10 @@ def test_bfloat16_is_close_to_float32(close):
 
 def test_a_new_model_has_different_layers_and_sane_logits():
   config = ModelConfig(**TINY)
-  model = jit(lambda key: Decoder(config, nnx.Rngs(key)))(jax.random.key(0, impl='rbg'))
+  model = jax.jit(lambda key: Decoder(config, nnx.Rngs(key)))(jax.random.key(0, impl='rbg'))
   for kernel in (x for x in jax.tree.leaves(model.stack.blocks) if x.ndim == 3):
     assert np.abs(kernel[0] - kernel[1]).max() > 0.05
-  logits = jit(lambda model: model(jnp.asarray(TOKENS)))(model)
+  logits = jax.jit(lambda model: model(jnp.asarray(TOKENS)))(model)
   assert 0.1 < np.std(logits) < 3
 
 
@@ -557,9 +554,9 @@ def test_rows_without_segments_are_rows_of_ones_and_the_mask_keeps_its_structure
     return dot_product_attention(q, k, v, mask, **kwargs)
 
   monkeypatch.setattr(attention, 'dot_product_attention', spy)
-  want = jit(lambda model: model.stack(model.embed(tokens), jnp.ones_like(tokens)).x)(model)
+  want = jax.jit(lambda model: model.stack(model.embed(tokens), jnp.ones_like(tokens)).x)(model)
   assert not any(mask.is_static for mask in seen)
-  close(jit(lambda model: model.stack(model.embed(tokens)).x)(model), want)
+  close(jax.jit(lambda model: model.stack(model.embed(tokens)).x)(model), want)
   assert seen[-1].is_static and not seen[0].is_static
   for mask in seen:
     assert mask.causal == causal and mask.reach == window
@@ -572,7 +569,7 @@ def test_a_token_is_padding_only_if_the_model_says_so(cls, close):
   ones = jnp.ones_like(arguments[0])
   name = 'segments' if len(arguments) == 1 else 'input_segments'
 
-  @partial(jit, static_argnames='pad')
+  @partial(jax.jit, static_argnames='pad')
   def run(segments, pad):
     return build(cls, pad=pad)(*arguments, **{name: segments})
 
@@ -588,7 +585,7 @@ def test_a_pattern_of_layers_repeats_over_the_depth(close):
   settings = dict(position='rotary', depth=6, window=3, prenorm=True)
   tokens, segments = jnp.asarray(TOKENS), jnp.asarray(SEGMENTS)
 
-  @jit
+  @jax.jit
   def loop(model):
     x, positions = model.embed(tokens), from_segments(segments)
     for i in range(6):
@@ -599,7 +596,7 @@ def test_a_pattern_of_layers_repeats_over_the_depth(close):
       x = jax.tree.map(lambda p, i=i: p[i], model.stack.blocks)(x, view).x
     return model.embed.attend(model.stack.norm(x))
 
-  run = jit(lambda m: m(tokens, segments=segments))
+  run = jax.jit(lambda m: m(tokens, segments=segments))
   models = [build(Decoder, **settings, layers=PATTERN, unroll=unroll) for unroll in (0, 1, 3)]
   want = loop(models[0])
   for model in models:

@@ -18,23 +18,20 @@ from transformer.modules.model import Decoder, EncoderDecoder
 TINY = dict(vocab=11, width=16, depth=2, heads=4, kv_heads=2, feedforward=24, prenorm=True)
 TOKENS = jnp.array([[3, 7, 1, 9, 4], [5, 2, 8, 1, 6]])
 
-# compiling is all that these tests take time for
-jit = partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
-
 
 @pytest.fixture(scope='module')
 def model():
   return drawn(lambda: Decoder(ModelConfig(**TINY), nnx.Rngs(0)))
 
 
-@jit
+@jax.jit
 def plain(model):
   """The logits, without looking."""
   return model(TOKENS)
 
 
 def run(model, tokens=TOKENS, read=(), edit=None):
-  return jit(sites.observe(lambda model: model(tokens), read=read, edit=edit))(model)
+  return jax.jit(sites.observe(lambda model: model(tokens), read=read, edit=edit))(model)
 
 
 @pytest.fixture(scope='module')
@@ -61,8 +58,8 @@ def test_every_site_can_be_read_and_reading_changes_nothing(model, everything, c
   want = {f'blocks.{i}.{name}': shape for i in range(2) for name, shape in shapes.items()}
   want |= {'embedding': (B, T, D), 'output': (B, T, D)}
   assert {name: value.shape for name, value in values.items()} == want
-  close(jit(model.lm_head.attend)(values['output']), logits)
-  weights = jit(multi_head_attention_weights)(
+  close(jax.jit(model.lm_head.attend)(values['output']), logits)
+  weights = jax.jit(multi_head_attention_weights)(
     *(values['blocks.1.attention.queries'], values['blocks.1.attention.keys']),
     mask=np.tri(5, dtype=bool)[None, None],
   )
@@ -133,13 +130,13 @@ def test_stacks_of_a_model_have_their_names_and_gradients_pass_through_remat(rng
     }
     return value
 
-  found, want = (jit(jax.grad(partial(loss, observed=o)))(model) for o in (True, False))
+  found, want = (jax.jit(jax.grad(partial(loss, observed=o)))(model) for o in (True, False))
   for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
     close(a, b)
 
 
 def test_capture_stacks_the_layers(model, everything, close):
-  logits, layers = jit(sites.capture(Decoder.__call__))(model, TOKENS)
+  logits, layers = jax.jit(sites.capture(Decoder.__call__))(model, TOKENS)
   assert {*layers} == {''} and {*layers['']} == {'states', 'self'}
   assert layers['']['self'].shape == (2, 2, 4, 5, 5)
   _, values = everything
@@ -174,7 +171,7 @@ def test_a_capture_within_a_capture_is_seen_by_both():
   def inner(tokens):
     return sites.capture(model)(tokens)[1]['']['self']
 
-  found, layers = jit(sites.capture(inner))(tokens)
+  found, layers = jax.jit(sites.capture(inner))(tokens)
   np.testing.assert_array_equal(found, layers['']['self'])
   assert found.shape == (2, 1, 2, 3, 3)
   assert jax.eval_shape(lambda: sites.within('a.', model)(tokens)[1]) == {}  # nobody looks

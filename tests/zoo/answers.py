@@ -86,7 +86,7 @@ def answered(model, inputs, segments, types, targets, target_segments):
   if encoder.pooler is not None:
     found['pooler_output'] = encoder.pool(states, segments)
   if isinstance(model, MaskedTokens):
-    found |= {'logits': model(inputs, **given), 'prediction_logits': model(inputs, **given)}
+    found |= dict.fromkeys(('logits', 'prediction_logits'), model(inputs, **given))
     if model.next_sentence is not None:
       found['seq_relationship_logits'] = model.next_sentence(found['pooler_output'])
   return found
