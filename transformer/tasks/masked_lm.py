@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -138,7 +139,7 @@ class MaskedLM:
     Without a key, as in evaluation, what is masked depends on a text alone: not on the batch, the
     row or the other texts there.
     """
-    keys = split_key(key, 3)
+    keys: Any = split_key(key, 3)
     tokens, segments = batch['inputs'], batch['inputs_segments']
     bos, eos = self.tokenizer.bos, self.tokenizer.eos
     types = jnp.zeros_like(tokens)
