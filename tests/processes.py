@@ -127,9 +127,12 @@ class Process:
       self.returncode = self._popen.wait(timeout)
     elif self.returncode is None:
       self.returncode = self._receive(timeout)
-    for file in self._files[1:]:
-      file.seek(0)
-    return self._files[1].read(), self._files[2].read()
+    found = []
+    for file in self._files:
+      with file:
+        file.seek(0)
+        found.append(file.read())
+    return found[1], found[2]
 
 
 class Commands:
