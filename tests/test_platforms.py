@@ -44,7 +44,7 @@ def tokenizer():
 def step_of(name, tokenizer, **model):
   """(the training step of a task, its abstract arguments); rows are padded and packed."""
   decoding = get_type_hints(TASKS[name])['decoding']()
-  own = OWN.get(name, {})
+  own = OWN.get(name, {})  # of a new task, add what it must be given, its columns and attentions
   task = TASKS[name](tokenizer=tokenizer, decoding=decoding, max_length=T, **own)
   config = ModelConfig(vocab=tokenizer.size, **SIZES | model)
   optimizer = optax.sgd(0.1)

@@ -86,6 +86,30 @@ def test_parts_of_a_file_are_found_again(file, tmp_path):
   np.testing.assert_allclose(twice, 2 * once, rtol=1e-6)
 
 
+def test_what_an_own_task_lacks_is_named(tmp_path):
+  file = tmp_path / 'half.py'
+  file.write_text('class Half:\n  init = columns = loss = metrics = None\n')
+  with pytest.raises(ValueError, match=r"half.py:Half' has no answer, attention, batch_metrics"):
+    config.find_task(f'{file}:Half')
+  assert all(config.find_task(name) is task for name, task in config.TASKS.items())
+
+
+@pytest.mark.parametrize(
+  'body, message',
+  [
+    ("[{'text': 'a', 'targets': 'b'}]", "'text': 'str'.*needs the texts inputs, targets"),
+    ("[{'inputs': 'a', 'targets': 1}]", "'targets': 'int'.*needs the texts inputs, targets"),
+    ('[]', 'returned no example for train'),
+    ('(x for x in "ab")', 'returned a generator for .val.: return a list'),
+  ],
+)
+def test_an_own_corpus_of_another_form_is_refused(body, message, file, tmp_path):
+  file.write_text(re.sub(r'return \[\{.inputs.: letter.*', f'return {body}', FILE))
+  values = lookup('config', f'{file}:get_config', {})().to_dict()
+  with pytest.raises(ValueError, match=f'letters.*{message}'):
+    prepare(values, Workdir(tmp_path / 'run'))
+
+
 def test_a_file_with_own_parts_is_run(commands, file, tmp_path):
   done = commands.run(f'--config={file}', f'--workdir={tmp_path}/run')
   assert done.returncode == 0, done.stderr.decode()

@@ -137,7 +137,10 @@ def load(
     raise ValueError(f'limit={limit} examples: give a positive number, or 0 for all')
   folder = pathlib.Path(dir).expanduser()
   if callable(name):
-    source: Source = name(folder, split, inputs, targets)
+    source: Any = name(folder, split, inputs, targets)
+    if not isinstance(source, Source):
+      kind = type(source).__name__
+      raise ValueError(f'{name.__name__} returned a {kind} for {split!r}: return a list')
   elif name in SOURCES:
     source = SOURCES[name](folder, split, inputs, targets)
   elif name.startswith('squad/'):

@@ -26,7 +26,10 @@ def lookup(key: str, name: Any, table: Mapping[str, Any]) -> Any:
   if name in table:
     return table[name]
   if not isinstance(name, str) or not is_reference(name):
-    one_of(key, name, table)  # raises
+    try:
+      one_of(key, name, table)  # raises
+    except ValueError as error:
+      raise ValueError(f"{error} For one of your own give 'module:name'") from None
   module, _, attribute = name.rpartition(':')
   try:
     load = load_file if module.endswith('.py') else importlib.import_module

@@ -29,6 +29,7 @@ from transformer.tasks.question_answering import QuestionAnswering
 from transformer.tasks.retrieval import Retrieval
 from transformer.tasks.seq2seq import Seq2Seq
 from transformer.tasks.span_corruption import SpanCorruption
+from transformer.tasks.task import Task
 from transformer.tasks.text_to_speech import TextToSpeech
 from transformer.tasks.token_classification import TokenClassification
 from transformer.training import optimizers, sharding
@@ -68,6 +69,9 @@ READERS: dict[str, Callable] = {  # of the sections that are the same for every 
   'mesh': sharding.make_mesh,
 }
 REQUIRED = inspect.Parameter.empty
+# Members of a task, but for the tokenizer and the settings of decoding, which a run gives it.
+MEMBERS = {name for name in dir(Task) if name[0] != '_'} - {'decoding'}
+MEMBERS |= {'text_fields', 'metrics', 'supports_packing'}
 
 FORMAT = 2  # of config.json in the folder of a run; the first edition's has no number
 # By format, the keys that it added and whose default would change what an older run computes, with
@@ -87,6 +91,21 @@ class Key(NamedTuple):
   type: Any
   default: Any
   meaning: str
+
+
+def find_task(name: str) -> Any:
+  """Return the class of a task: a name of TASKS, or 'module:name' of a class of your own.
+
+  Raises:
+    ValueError: there is none of this name, or it lacks a member that a task must have.
+  """
+  found = lookup('config.task', name, TASKS)
+  if missing := sorted(member for member in MEMBERS if not hasattr(found, member)):
+    raise ValueError(
+      f'config.task={name!r} has no {", ".join(missing)}: add what transformer/tasks/task.py and '
+      'transformer/inference/predict.py say of a task'
+    )
+  return found
 
 
 def for_task(task: str | type, *, modality: str = 'tokens') -> ConfigDict:
@@ -132,7 +151,7 @@ def _reader(section: str, task: str, modality: str) -> Callable:
     return lookup('model.modality', modality, PROCESSORS)
   if section in READERS:
     return READERS[section]
-  objective = lookup('config.task', task, TASKS)
+  objective = find_task(task)
   return objective if section == 'loss' else get_type_hints(objective)['decoding']
 
 
@@ -199,7 +218,7 @@ def check(config: Mapping[str, Any] | ConfigDict) -> Settings:
     if not isinstance(config[section], Mapping):
       raise ValueError(f'config.{section}={config[section]!r} must be a section of keys')
   task = config['task']
-  objective = lookup('config.task', task, TASKS)
+  objective = find_task(task)
   modality = config['model'].get('modality', 'tokens')
   lookup('model.modality', modality, PROCESSORS)
   typed = {name: _typed(f'config.{name}', config[name], k) for name, k in keys('', task).items()}

@@ -21,7 +21,7 @@ from transformer.tasks.seq2seq import Seq2Seq
 from transformer.tasks.task import Task
 from transformer.training import optimizers, sharding
 from transformer.training.checkpoints import Checkpoints, digest
-from transformer.training.config import TASKS, check, processor_of
+from transformer.training.config import check, find_task, processor_of
 from transformer.training.sections import Data, Settings
 from transformer.training.step import Model
 from transformer.training.workdir import Workdir
@@ -162,6 +162,8 @@ def prepare(config: dict[str, Any], workdir: Workdir) -> Experiment:
   for split in (data.val, *data.test):
     _load(data, split)  # finds a missing file before the tokenizer is trained
   source = _load(data, data.train, data.limit)
+  if is_reference(data.name):
+    _check_own_corpus(settings, source)
   if settings.loss.get('classes') == ():
     classes = {normalize('NFC', source[i]['targets']) for i in range(len(source))}
     settings = dataclasses.replace(
@@ -221,14 +223,32 @@ def _new_tokenizer(settings: Settings, source: corpora.Source) -> tokenizers.Tok
         'folder of another, or of a published model with that file'
       )
     return tokenizer
-  fields = lookup('config.task', settings.task, TASKS).text_fields
-  if settings.model['modality'] != 'tokens':
-    fields = ('targets',)
+  fields = _text_fields(settings)
   texts = ([source[i][field] for field in fields] for i in range(len(source)))
   if settings.task == 'seq2seq':  # which leaves out examples of more tokens, and so of more words
     longest = settings.data.max_length
     texts = (pair for pair in texts if all(len(text.split()) < longest for text in pair))
   return tokenizers.train(itertools.chain.from_iterable(texts), **settings.tokenizer)
+
+
+def _text_fields(settings: Settings) -> tuple[str, ...]:
+  """Return the fields of an example that are text."""
+  tokens = settings.model['modality'] == 'tokens'
+  return find_task(settings.task).text_fields if tokens else ('targets',)
+
+
+def _check_own_corpus(settings: Settings, source: Any):
+  """Raise ValueError where the examples of a function of the user's are not what the task needs."""
+  name, fields = settings.data.name, _text_fields(settings)
+  if not len(source):
+    raise ValueError(f'data.name={name} returned no example for {settings.data.train}')
+  example = source[0]
+  there = {key: type(value).__name__ for key, value in dict(example).items()}
+  if any(there.get(field) != 'str' for field in fields):
+    raise ValueError(
+      f'data.name={name}: its first example has {there}, and config.task={settings.task} needs '
+      f'the texts {", ".join(fields)}'
+    )
 
 
 def reopen(config: dict[str, Any], workdir: Workdir, mesh: Mesh | None = None) -> Experiment:
@@ -287,7 +307,7 @@ def _experiment(settings: Settings, tokenizer: Any, mesh: Mesh) -> Experiment:
   given = dict(tokenizer=tokenizer, decoding=settings.decode, max_length=settings.data.max_length)
   if processor := processor_of(settings):
     given['input_processor'] = processor
-  task = lookup('config.task', settings.task, TASKS)(**given, **settings.loss)
+  task = find_task(settings.task)(**given, **settings.loss)
   platform = platforms.of_device(mesh.devices.flat[0])
   model = ModelConfig(vocab=tokenizer.size, **settings.model, platform=platform)
   return Experiment(settings, task, model, mesh)
