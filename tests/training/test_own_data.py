@@ -11,6 +11,7 @@ import tokenizers as library
 
 from experiments import image_folders, labelled_texts, pairs, recordings
 from transformer.data import audio, tokenizers
+from transformer.training.command_line import usage_error
 from transformer.training.experiment import prepare
 from transformer.training.workdir import Workdir, as_line
 
@@ -94,3 +95,9 @@ def test_a_tokenizer_that_panics_is_an_error(monkeypatch):
   monkeypatch.setattr(library.Tokenizer, 'train_from_iterator', train, raising=False)
   with pytest.raises(ValueError, match='PanicException: alphabet'):
     tokenizers.train(['a'], kind='unigram', vocab=100)
+
+
+def test_an_error_in_one_line_names_a_file_as_it_is_called(capsys):
+  with pytest.raises(SystemExit):
+    usage_error(ValueError('my  data/a\u00a0b.tsv:2: wrong\n    and more'))
+  assert capsys.readouterr().err == 'error: my  data/a\u00a0b.tsv:2: wrong and more\n'

@@ -115,7 +115,9 @@ def usage_error(error: Exception) -> NoReturn:
     text = f'--config has no section {text}: did you mean {near[0]!r}?'
   # commands to paste keep their lines
   parts = re.split(r'\n  (?=(?:pip|python) )', text.strip())
-  text = '\n  '.join(' '.join(part.split()) for part in parts)
+  # and names of files their spaces
+  lines = [' '.join(map(str.strip, part.splitlines())) for part in parts]
+  text = '\n  '.join(lines)
   # in one call: another thread may be writing too
   sys.stderr.write(f'error: {printable(text)}\n')
   sys.exit(USAGE)
