@@ -58,7 +58,8 @@ def test_the_layout_of_parameters_is_the_documented_one():
 
 def blocks(page, language='python'):
   text = (ROOT / page).read_text(encoding='utf-8')
-  return re.findall(rf'^```{language}\n(.*?)^```$', text, re.MULTILINE | re.DOTALL)
+  found = re.findall(r'^```(\w*)\n(.*?)^```$', text, re.MULTILINE | re.DOTALL)
+  return [block for kind, block in found if kind == language]
 
 
 def test_the_code_of_the_readme_runs(monkeypatch, tmp_path, capsys):
