@@ -193,9 +193,3 @@ def test_what_contradicts_itself_is_refused():
     Patches(ModelConfig(**PATCHES, stem=1), nnx.Rngs(0))(
       jnp.zeros((1, 8, 12)), jnp.ones((1, 8), int)
     )
-
-
-def test_tokens_may_be_a_numpy_array():
-  embed = Tokens(ModelConfig(vocab=5, width=4, heads=1, depth=1), nnx.Rngs(0))
-  tokens = np.array([[1, 4], [0, 2]])
-  np.testing.assert_array_equal(embed(tokens), embed(jnp.asarray(tokens)))
