@@ -353,24 +353,24 @@ def beam_search(
   if beams < 1:
     raise ValueError(f'beams {beams} keeps no hypothesis: pass 1 or more')
   if not alpha >= 0:
-    raise ValueError(
-      f'alpha {alpha} is negative: to end a row early, longer outputs must not be penalized; pass '
-      '0 or more'
-    )
-  batch = first.shape[0]
+    raise ValueError(f'alpha {alpha} is negative, so that no row could end early: pass 0 or more')
   # a cache of a wrong size gets the error of reorder, not one from inside step
-  jax.eval_shape(reorder, cache, jnp.arange(batch * beams))
+  jax.eval_shape(reorder, cache, jnp.arange(len(first) * beams))
   penalties = ((5 + jnp.arange(1, steps + 1, dtype=jnp.float32)) / 6) ** alpha
-  blank = jnp.full((batch, beams, steps), pad, jnp.int32)
-  empty = jnp.full((batch, beams), -jnp.inf, jnp.float32)
-  last = jnp.repeat(first.astype(jnp.int32)[:, None], beams, axis=1)
-  start = Beams(jnp.int32(0), last, blank, empty.at[:, 0].set(0.0), blank, empty, cache)
   state = lax.while_loop(
     lambda state: jnp.any(state.live_log_p != -jnp.inf),
     lambda state: _extend_beams(state, step, reorder, penalties, eos, constrain),
-    start,
+    _first_beams(first, beams, steps, pad, cache),
   )
   return state.finished_tokens, state.finished_scores
+
+
+def _first_beams(first: Int[Array, 'B'], beams: int, steps: int, pad: int, cache: PyTree) -> Beams:
+  """The state before the first token: one live prefix in each row, and no hypothesis."""
+  tokens = jnp.full((len(first), beams, steps), pad, jnp.int32)
+  empty = jnp.full((len(first), beams), -jnp.inf, jnp.float32)
+  last = jnp.repeat(first.astype(jnp.int32)[:, None], beams, axis=1)
+  return Beams(jnp.int32(0), last, tokens, empty.at[:, 0].set(0.0), tokens, empty, cache)
 
 
 def _extend_beams(
