@@ -9,6 +9,7 @@ import pathlib
 import platform
 import re
 import resource
+import signal
 
 import processes
 
@@ -19,6 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+# `nohup` and a shell's `&` ignore these; tests of signals, and commands that tests start, do not.
+for number, handler in (
+  (signal.SIGINT, signal.default_int_handler),
+  (signal.SIGHUP, signal.SIG_DFL),
+):
+  if signal.getsignal(number) is signal.SIG_IGN:
+    signal.signal(number, handler)
 
 collect_ignore = ['zoo/make_golden.py', 'training/make_golden_run.py']  # scripts
 

@@ -31,7 +31,7 @@ TASKS = {
 
 
 def by_generate(task, model, line):
-  start = dict(start=task.first) if isinstance(task, Seq2Seq) else {}
+  start = dict(start=task.start_token) if isinstance(task, Seq2Seq) else {}
   generate(model, [task.processor.encode_example(line)], max_new_tokens=4, **start)
 
 

@@ -35,6 +35,8 @@ def test_an_experiment_is_exported_or_refused(name, argument, tokenizer, tmp_pat
   get_config = importlib.import_module(f'experiments.{name}').get_config
   takes = inspect.signature(get_config).parameters
   c = get_config(*[argument][: len(takes)] if argument else [])
+  if c.loss.get('classes') == ():  # those of the training examples
+    c.loss.classes = ('a', 'b')
   c.model.update(width=16, feedforward=16, depth=1, head_size=c.model.head_size and 8)
   run = experiment._experiment(config.check(c), tokenizer, sharding.make_mesh())
   shapes = jax.eval_shape(run.init, jax.random.key(0))

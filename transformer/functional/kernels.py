@@ -250,7 +250,7 @@ def why_slower_splash(call: Call) -> str:
   T, S = call.q.shape[1], call.k.shape[1]
   if min(T, S) < 256:
     return f'{T} x {S} scores are fewer than 256 x 256'
-  if jax.device_count() > 1 and jax.sharding.get_abstract_mesh().empty:
+  if platforms.several_devices() and jax.sharding.get_abstract_mesh().empty:
     return 'there are several devices, and a kernel must know their mesh: call it in jax.set_mesh'
   return ''
 

@@ -26,9 +26,15 @@ def of_device(device: Any) -> str:
 def resolve(platform: str | None) -> str:
   """Return the platform, or that of `jax.devices()[0]` if none is given.
 
-  This is the only place in `functional` and `modules` that looks at the devices of the process.
+  This and `several_devices` are the only places in `functional` and `modules` that look at the
+  devices of the process.
   """
   return platform or of_device(jax.devices()[0])
+
+
+def several_devices() -> bool:
+  """Return whether the process has more than one device."""
+  return len(jax.devices()) > 1
 
 
 def compute_capability(platform: str) -> float:
