@@ -46,7 +46,9 @@ def test_variants_are_timed_alternately_and_a_broken_one_is_reported(capfd):
   assert 'ours-fast' in page.section(result)
 
 
-@pytest.mark.parametrize('make', [ours.encoder_decoder, ours.decoder])
+@pytest.mark.parametrize(
+  'make', [pytest.param(ours.encoder_decoder, marks=pytest.mark.slow), ours.decoder]
+)
 def test_benchmarks_use_the_training_step_of_the_experiments(make):
   shape = dict(vocab=16, width=16, heads=2, depth=1, feedforward=16, dropout=0.1, max_length=8)
   state, update, batches = make(shape, rows=2, dtype='float32', steps=2)

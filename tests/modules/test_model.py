@@ -29,6 +29,13 @@ SCHEMES = [
   dict(position='alibi', kv_heads=2, prenorm=True, norm='rms', bias=False),
   dict(position='none', kv_heads=2, gated=True, activation='silu'),
 ]
+
+
+def slow(*values):
+  """Parameters of a test that a plain pytest leaves to `-m slow`, because others show the same."""
+  return pytest.param(*values, marks=pytest.mark.slow)
+
+
 WITH_MEMORY = [SCHEMES[i] | dict(decoder_depth=1) for i in (0, 2, 3, 4)]
 
 
@@ -190,7 +197,7 @@ def test_an_encoder_sees_both_sides_and_no_padding(close):
     assert change > 1e-6 if sees else change == 0, (b, s, t)
 
 
-@pytest.mark.parametrize('settings', WITH_MEMORY, ids=name)
+@pytest.mark.parametrize('settings', [*WITH_MEMORY[:2], *map(slow, WITH_MEMORY[2:])], ids=name)
 def test_an_encoder_decoder_is_the_same_padded_packed_and_cached(settings, close):
   model = build(EncoderDecoder, **settings)
   tokens, segments = np.array(TOKENS), np.array(SEGMENTS)
@@ -562,7 +569,7 @@ def test_rows_without_segments_are_rows_of_ones_and_the_mask_keeps_its_structure
     assert mask.causal == causal and mask.reach == window
 
 
-@pytest.mark.parametrize('cls', MODELS)
+@pytest.mark.parametrize('cls', [slow(Encoder), Decoder, EncoderDecoder])
 def test_a_token_is_padding_only_if_the_model_says_so(cls, close):
   # of an encoder-decoder the inputs; targets are padded on the right
   arguments = [jnp.asarray(TOKENS)] * (2 if cls is EncoderDecoder else 1)
@@ -621,7 +628,8 @@ WITH_DROPOUT = dict(dtype='bfloat16', dropout=0.1)
 @pytest.mark.parametrize(
   'cls, settings',
   [
-    *((EncoderDecoder, settings) for settings in [*SCHEMES, WITH_DROPOUT]),
+    (EncoderDecoder, WITH_DROPOUT),
+    *(slow(EncoderDecoder, settings) for settings in SCHEMES),
     *((cls, settings) for cls in (Encoder, Decoder) for settings in (SCHEMES[1], WITH_DROPOUT)),
   ],
   ids=lambda x: name(x) if isinstance(x, dict) else x.__name__,

@@ -67,8 +67,13 @@ def columns_of(task, source):
   return {'inputs': task.processor.encode_column(texts), 'targets': Ragged.from_sequences(frames)}
 
 
+NAMES = [*(name for name in TASKS if name != 'retrieval'), *filter(lambda name: ' ' in name, OWN)]
+DRAWN = ('masked_lm', 'span_corruption', 'language_model')  # at random, or over several windows
+
+
 @pytest.mark.parametrize(
-  'name', [*(name for name in TASKS if name != 'retrieval'), *filter(lambda n: ' ' in n, OWN)]
+  'name',
+  [name if name in DRAWN else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
 )
 def test_metrics_do_not_depend_on_batches_and_packing(name, letters, words):
   own, example = OWN.get(name, ({}, lambda text: dict(inputs=text, targets=text[:3])))

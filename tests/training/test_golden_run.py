@@ -48,6 +48,7 @@ def test_it_predicts(run):
   assert len(run('--mode=predict', input=b'abc\ncab\n')) == 2
 
 
+@pytest.mark.slow
 def test_it_is_resumed(run, workdir):
   """Its metrics up to the last step stay, but for the final evaluation, which is made again."""
   result = json.loads(run('--config.train.steps=4')[-1])

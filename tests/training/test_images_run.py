@@ -44,7 +44,7 @@ CAPTIONS = {
 @pytest.mark.parametrize(
   'file, changed, metric',
   [
-    ('mnist.py', {}, 'accuracy'),
+    pytest.param('mnist.py', {}, 'accuracy', marks=pytest.mark.slow),
     pytest.param('cifar10.py', {}, 'accuracy', marks=pytest.mark.slow),
     pytest.param('flickr8k.py', CAPTIONS, 'bleu4_lowercase_words', marks=pytest.mark.slow),
   ],

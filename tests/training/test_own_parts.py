@@ -110,6 +110,7 @@ def test_an_own_corpus_of_another_form_is_refused(body, message, file, tmp_path)
     prepare(values, Workdir(tmp_path / 'run'))
 
 
+@pytest.mark.slow
 def test_a_file_with_own_parts_is_run(commands, file, tmp_path):
   done = commands.run(f'--config={file}', f'--workdir={tmp_path}/run')
   assert done.returncode == 0, done.stderr.decode()

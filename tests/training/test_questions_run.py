@@ -26,6 +26,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 def test_answers_are_pieces_of_their_paragraph(experiment, tmp_path):
   status, out, err = experiment('squad.py:tiny', tmp_path, **SMALL)
   assert status == 0, err
