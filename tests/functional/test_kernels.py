@@ -130,7 +130,7 @@ def test_splash_attention_is_the_specification_in_its_interpreter(
   call = call._replace(sinks=sinks, soft_cap=0.5 if mask == 'window' else 0.0)
   assert not kernels.why_not_splash(call)
 
-  @jit
+  @jax.jit
   def run(q, k, v):
     y, pullback = jax.vjp(
       lambda q, k, v: kernels.splash(call._replace(q=q, k=k, v=v), interpret=True), q, k, v

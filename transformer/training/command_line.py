@@ -137,7 +137,8 @@ def printable(text: str) -> str:
 def explained(error: Exception, workdir: Any) -> Exception:
   """Return the error, or one that says what to do about a full disk or a missing library."""
   # by the system's words, which Orbax puts into errors of its own
-  if any(os.strerror(n) in str(error) for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
+  said = f'{error} {error.__cause__ or ""}'
+  if any(os.strerror(n) in said for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
     return OSError(
       f'the disk of {workdir} is full. What was saved before is safe: make room, and the same '
       'command goes on from the last checkpoint'
