@@ -91,7 +91,7 @@ FRAMES = dict(feats=np.ones((6, 3), np.float32), lengths=np.array([2, 3, 1]))
 FEATS = lambda file, **_: np.save(file, FRAMES['feats'])
 TABLE = {'train.tsv': b'a\tone\nb\ttwo\nc\tthree\n'}
 CRANFIELD = {
-  'docs.jsonl.gz': gzip.compress(b'{"id": 1, "title": "a", "text": "a b"}\n'),
+  'docs.jsonl.gz': gzip.compress(b'{"id": 1, "title": "a", "text": "a b"}\n', mtime=0),
   'queries.tsv': b'qid\ttext\n7\twho?\n',
   'qrels.tsv': b'qid\tdocid\tgrade\n7\t1\t2\n',
 }
@@ -104,7 +104,7 @@ BYTES = lambda path: audio.read(named(path), audio.rate_of(named(path)))
 READERS = {
   'pairs.tsv': ('train.tsv', WORDS.encode(), examples('pairs'), {}),
   'pairs.jsonl': ('train.jsonl', b'{"inputs": "a", "targets": "b"}\n' * 3, examples('pairs'), {}),
-  'pairs.tsv.gz': ('train.tsv.gz', gzip.compress(WORDS.encode()), examples('pairs'), {}),
+  'pairs.tsv.gz': ('train.tsv.gz', gzip.compress(WORDS.encode(), mtime=0), examples('pairs'), {}),
   'utf-16': ('train.tsv', WORDS.encode('utf-16'), examples('pairs'), {}),
   'labelled': (
     'train.txt',
@@ -112,10 +112,15 @@ READERS = {
     examples('labelled', targets='label'),
     {},
   ),
-  'text.gz': ('train.txt.gz', gzip.compress(b'some text\n' * 9), examples('text'), {}),
+  'text.gz': ('train.txt.gz', gzip.compress(b'some text\n' * 9, mtime=0), examples('text'), {}),
   'conll': ('train.conll', b'a\tO\nRome\tB-city\n\nb\tO\n', examples('conll'), {}),
   'squad': ('train.json', json.dumps(SQUAD).encode(), examples('squad'), {}),
-  'squad.gz': ('train.json.gz', gzip.compress(json.dumps(SQUAD).encode()), examples('squad'), {}),
+  'squad.gz': (
+    'train.json.gz',
+    gzip.compress(json.dumps(SQUAD).encode(), mtime=0),
+    examples('squad'),
+    {},
+  ),
   'cloze': ('train.json', json.dumps(SQUAD).encode(), examples('squad', 'cloze:train'), {}),
   'collection.jsonl': (
     'docs.jsonl',
@@ -165,7 +170,7 @@ READERS = {
     {},
   ),
   'tar': ('train.tar', FOLDERS, examples('images'), {}),
-  'tar.gz': ('train.tar.gz', gzip.compress(FOLDERS), examples('images'), {}),
+  'tar.gz': ('train.tar.gz', gzip.compress(FOLDERS, mtime=0), examples('images'), {}),
   'tar.xz': ('train.tar.xz', lzma.compress(FOLDERS), examples('images'), {}),
   'captions': (
     'train_captions.tsv',

@@ -46,5 +46,5 @@ def test_an_experiment_is_exported_or_refused(name, argument, tokenizer, tmp_pat
     assert json.loads((tmp_path / 'config.json').read_text())['vocab_size'] == tokenizer.size
     assert type(load_pretrained(tmp_path)[0]) is type(model)
   else:
-    with pytest.raises(ValueError, match='no published family has the shape of'):
+    with pytest.raises(ValueError, match='no published family has the architecture of'):
       save_pretrained(tmp_path, model, tokenizer)

@@ -362,7 +362,7 @@ def test_a_model_of_no_family_is_refused_and_nothing_is_written(tmp_path):
     save_pretrained(tmp_path / 'out', model)
   with pytest.raises(ValueError, match="model_type='bert' has no Decoder"):
     save_pretrained(tmp_path / 'out', model, model_type='bert')
-  with pytest.raises(ValueError, match='no published family has the shape of a Linear'):
+  with pytest.raises(ValueError, match='no published family has the architecture of a Linear'):
     save_pretrained(tmp_path / 'out', nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
   assert not (tmp_path / 'out').exists()
 

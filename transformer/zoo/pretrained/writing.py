@@ -1,4 +1,4 @@
-"""Writing folders as models are published."""
+"""Save a model as a folder of the `transformers` library."""
 
 import json
 import os
@@ -48,16 +48,19 @@ def save_pretrained(
   What came with a model that was loaded goes back: start and end tokens, names of classes, a chat
   template, ...
 
+  Weights are written as float32. The file of weights is replaced at once, the others one by one.
+
   Args:
     folder: created if it does not exist.
     model: one that a family of `zoo.families` can express.
     tokenizer: a `data.tokenizers.Tokenizer`, if there is one.
-    config: further keys of config.json, such as decoder_start_token_id or id2label; model_type
-      where several families have the same shape (a RoBERTa that was not loaded is written as bert
-      unless model_type is roberta).
+    config: further keys of config.json, such as decoder_start_token_id or id2label, which replace
+      those of the model unchecked; model_type where several families have the same architecture (a
+      RoBERTa that was not loaded is written as bert unless model_type is roberta).
 
   Raises:
-    ValueError: no family can express the model; says what the nearest would need.
+    ValueError: no family, or not that of model_type, can express the model; names the fields that
+      differ in the nearest one.
   """
   published = getattr(model, 'published', NOTHING)
   normalize = isinstance(model, Embedding)
@@ -153,12 +156,12 @@ def family_of(
     given: further keys of config.json, which may name the model_type.
 
   Raises:
-    ValueError: there is none; says what the nearest would need.
+    ValueError: there is none; names the fields that differ in the nearest one.
   """
   kind, before = type(model), published.json(CONFIG)
   wanted = given.get('model_type', before.get('model_type'))
   if not any(kind in family.architectures.values() for family in FAMILIES.values()):
-    raise ValueError(f'no published family has the shape of a {kind.__name__}')
+    raise ValueError(f'no published family has the architecture of a {kind.__name__}')
   config: ModelConfig = model.config
   differences: dict[str, list[str]] = {}
   errors: dict[str, list[str]] = {}
@@ -178,7 +181,7 @@ def family_of(
         one = _essence(config, kind)
         other = _essence(ModelConfig(**read_config(family, theirs, names, kind)), kind)
         if config.pooling == 'mean' and kind is Encoder:
-          other['pooling'] = 'mean'  # which stands in a file of its own
+          other['pooling'] = 'mean'  # stored in 1_Pooling/config.json
         if one == other:
           return model_type, config, theirs, rows
     except ValueError as error:
@@ -189,18 +192,19 @@ def family_of(
     ]
   differences = differences or errors
   if not differences:
+    able = [name for name, each in FAMILIES.items() if kind in each.architectures.values()]
     raise ValueError(
-      f'model_type={wanted!r} has no {kind.__name__}; there are {", ".join(FAMILIES)}'
+      f'model_type={wanted!r} has no {kind.__name__}: choose one of {", ".join(able)}'
     )
   nearest = min(differences, key=lambda name: len(differences[name]))
   raise ValueError(
-    f'no published family has the shape of this {kind.__name__}; the nearest, {nearest}, needs '
-    + ', '.join(differences[nearest])
+    f'no published family has the architecture of this {kind.__name__}; the nearest, {nearest}, '
+    f'needs {", ".join(differences[nearest])}'
   )
 
 
 def _essence(config: ModelConfig, kind: type) -> dict[str, Any]:
-  """Return the fields that matter to a model of this kind, in one form."""
+  """Return the fields that matter to a model of this kind, normalized for comparison."""
   values, nothing = in_full(config), {*OURS, 'window', 'rotary_base', 'rotary_scaling'}
   if config.bias:
     nothing |= {'bias_qkv', 'bias_attention', 'bias_feedforward', 'bias_norm'}
