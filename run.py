@@ -5,16 +5,19 @@
   train     train, then evaluate on val and test (the default); the same command again resumes
   evaluate  evaluate a run on val and test
   predict   print one output line for each line of --input or stdin
-  attend    draw how the output attends to each line of --input or stdin: HTML and PNG
+  attend    plot the attention weights for each line of --input or stdin: HTML and PNG
   export    write the model in the format of the `transformers` library: WORKDIR/export
-  sweep     train the variants that the experiment's sweep(add) lists, each in its own workdir
+  sweep     train the variants that the function sweep(add) of the experiment's file adds
   config    print every key of the config with its value, type, default and meaning
   runs      compare the runs in the folders given after the flags: a table and a plot
   doctor    versions, devices, and a self-test of every attention path on this machine
 
-Results go to stdout: one JSON object on the last line, the predicted lines, or the keys. Everything
-else goes to stderr. Exit status: 0 success, 1 failure, 2 wrong usage or input, 128 + number of the
-signal that stopped it.
+FILE is experiments/dates.py by default. Modes that use a trained model read the config that is
+stored in its workdir; there --config only names the run, in runs/EXPERIMENT.
+
+Results go to stdout: one JSON object on the last line, or a table on a terminal; the predicted
+lines; or the keys. Everything else goes to stderr. Exit status: 0 success, 1 failure, 2 wrong usage
+or input, or a place that cannot be written, 128 + number of the signal that stopped it.
 """
 
 import os
@@ -24,11 +27,11 @@ import sys
 from typing import Any
 
 MODES = ('train', 'evaluate', 'predict', 'attend', 'export', 'sweep', 'config', 'runs', 'doctor')
-EXPERIMENT = str(pathlib.Path(__file__).parent / 'experiments' / 'dates.py')
+DEFAULT_CONFIG = str(pathlib.Path(__file__).parent / 'experiments' / 'dates.py')
 
 
 def parse(argv: list[str]) -> list[str]:
-  """Parse the flags; report wrong ones in one line."""
+  """Parse the flags and read the experiment; at an error say it in one line and exit with 2."""
   from absl import flags
   from ml_collections import config_flags
 
@@ -38,8 +41,8 @@ def parse(argv: list[str]) -> list[str]:
   try:
     argv = command_line.with_stored_config(argv)
     config_flags.register_flag_parser_for_type(tuple, command_line.TupleParser())
-    # defined here, because the flag reads the file and its overrides at once
-    config_flags.DEFINE_config_file('config', EXPERIMENT, 'The experiment.', sys_argv=argv)
+    # defined late, because that executes the file and applies the overrides of argv
+    config_flags.DEFINE_config_file('config', DEFAULT_CONFIG, 'The experiment.', sys_argv=argv)
     return flags.FLAGS(argv)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
     command_line.usage_error(error)
@@ -74,7 +77,9 @@ def run():
     sys.stderr.write(f"error: {error.name} is not installed: pip install -e '.[train]'\n")
     sys.exit(2)
   flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
-  flags.DEFINE_string('workdir', '', 'Folder of the run; runs/EXPERIMENT by default.')
+  flags.DEFINE_string(
+    'workdir', '', 'Folder of the run, or of the plot of runs; runs/EXPERIMENT by default.'
+  )
   flags.DEFINE_string('input', '-', 'File of lines for predict and attend; - is stdin.')
   flags.DEFINE_bool('json', False, 'Print the result as JSON on a terminal, too.')
   try:
