@@ -407,7 +407,7 @@ def test_tokens_added_later_may_be_more_than_the_model_has_rows(copy, caplog):
     model(jnp.array([[99]]))
 
 
-def test_an_id_beyond_the_table_is_an_error_or_nan():
+def test_an_id_beyond_the_table_is_an_error():
   config = ModelConfig(vocab=5, token_types=2, width=4, depth=1, heads=1, feedforward=4)
   embed = Tokens(config, nnx.Rngs(0))
   for wrong in (-1, 5, -100):
@@ -415,8 +415,6 @@ def test_an_id_beyond_the_table_is_an_error_or_nan():
       embed(jnp.array([[1, wrong]]))
   with pytest.raises(ValueError, match='type ids are from 0 to 2, but the model knows 0 to 1'):
     TokenTypes(config, nnx.Rngs(0))(jnp.array([[0, 2]]))
-  found = jax.jit(lambda m, x: m(x))(embed, jnp.array([[1, -1, 4, 5, -100]]))
-  assert np.isnan(found[0]).any(axis=-1).tolist() == [False, True, False, True, True]
 
 
 def test_half_a_surrogate_pair_is_named():

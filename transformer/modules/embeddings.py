@@ -185,18 +185,21 @@ class Convolution(nnx.Module):
 
 
 def _rows(table, ids, what):
-  """The rows of these ids. One that the table lacks is an error, or NaN while it is not known."""
-  known_now = not isinstance(ids, jax.core.Tracer) and getattr(ids, 'is_fully_addressable', True)
-  if known_now and ids.size:
+  """The rows of these ids. One that the table lacks is an error, where ids are not traced.
+
+  Under `jit` JAX takes another row, the last one for -1 and for ids too large: rows of NaN instead would round every training
+  otherwise, because they part the operations that XLA fuses. What generates, predicts or evaluates
+  looks at ids before (inference.checks).
+  """
+  concrete = not isinstance(ids, jax.core.Tracer) and getattr(ids, 'is_fully_addressable', True)
+  if concrete and ids.size:
     known = np.asarray(jax.device_get(ids))
     if known.min() < 0 or known.max() >= len(table):
       raise ValueError(
         f'{what} ids are from {known.min()} to {known.max()}, but the model knows 0 to '
         f'{len(table) - 1}: pass those of its own tokenizer'
       )
-  ids = jnp.asarray(ids, jnp.int32)
-  ids = jnp.where(ids < 0, len(table), ids)  # JAX counts negative ones from the end
-  return table.at[ids].get(mode='fill', fill_value=jnp.nan)
+  return table[jnp.asarray(ids)]
 
 
 def _table(rows, width, rngs):
