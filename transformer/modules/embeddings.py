@@ -187,9 +187,9 @@ class Convolution(nnx.Module):
 def _rows(table, ids, what):
   """The rows of these ids. One that the table lacks is an error, where ids are not traced.
 
-  Under `jit` JAX takes another row, the last one for -1 and for ids too large: rows of NaN instead would round every training
-  otherwise, because they part the operations that XLA fuses. What generates, predicts or evaluates
-  looks at ids before (inference.checks).
+  Under `jit` JAX takes another row, the last one for -1 and for ids too large. Rows of NaN instead
+  would change the rounding of every training, because XLA then fuses other operations. What
+  generates, predicts or evaluates looks at ids before; see inference.checks.
   """
   concrete = not isinstance(ids, jax.core.Tracer) and getattr(ids, 'is_fully_addressable', True)
   if concrete and ids.size:
