@@ -277,7 +277,7 @@ def _typed(where: str, value: Any, key: Key) -> Any:
     if not isinstance(value, tuple | list):
       raise ValueError(f'{where}={value!r} must be a tuple: give ({value!r},)')
     return tuple(_item(where, item, get_args(key.type)[0]) for item in value)
-  if tuple in map(get_origin, get_args(key.type)):  # a tuple, or a mapping
+  if any(get_origin(kind) is tuple for kind in get_args(key.type)):  # a tuple, or a mapping
     if not isinstance(value, tuple | list | Mapping):
       raise ValueError(f'{where}={value!r} must be a tuple, or names with values')
     return value if isinstance(value, Mapping) else tuple(value)
