@@ -46,7 +46,7 @@ def get_config(variant: str = 'captions') -> ConfigDict:
   c.data.update(max_length=32, batch_tokens=2048, buckets=1)
   c.tokenizer.update(vocab=1500, lowercase=True)  # a warm start brings that of its run instead
   c.model.update(presets.TRANSFORMER_TINY, depth=2, decoder_depth=2, prenorm=True)
-  c.model.update(position='learned', activation='gelu_tanh', tie='output', dtype='bfloat16')
+  c.model.update(position='learned', activation='gelu_tanh', tie='output', dtype='auto')
   c.loss.label_smoothing = 0.1
   c.optimizer.update(name='muon', learning_rate=5e-3, warmup_steps=200, weight_decay=0.05)
   c.decode.update(beams=4, alpha=1.0, max_new_tokens=32)

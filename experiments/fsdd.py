@@ -36,7 +36,7 @@ def get_config(variant: str = 'ctc') -> ConfigDict:
   c.tokenizer.update(vocab=400, split_digits=True)
   c.model.update(presets.TRANSFORMER_TINY, features=40, feedforward=512)
   c.model.update(decoder_depth=2 if attention else 0, prenorm=True, position='rotary')
-  c.model.update(activation='gelu_tanh', tie='output', dropout=0.1, dtype='bfloat16')
+  c.model.update(activation='gelu_tanh', tie='output', dropout=0.1, dtype='auto')
   c.optimizer.update(name='muon', learning_rate=1e-2, weight_decay=0.1)
   c.train.update(steps=4000, log_every_steps=50, save_every_steps=1000)
   c.eval.update(every_steps=1000, limit=200, metrics=('wer', 'cer'), best='wer')

@@ -36,7 +36,7 @@ def get_config(variant: str = 'speakers') -> ConfigDict:
   c.tokenizer.update(kind='bytes', vocab=260, split_digits=True)
   c.model.update(presets.TRANSFORMER_TINY, features=40, depth=3, max_length=128)
   c.model.update(prenorm=True, position='rotary', activation='gelu_tanh', tie='none')
-  c.model.update(pooling='mean', dropout=0.1, dtype='bfloat16')
+  c.model.update(pooling='mean', dropout=0.1, dtype='auto')
   c.loss.update(classes=CLASSES, label_smoothing=0.1)
   c.optimizer.update(name='muon', learning_rate=1e-2, weight_decay=0.1)
   c.train.update(steps=3600, save_every_steps=600)

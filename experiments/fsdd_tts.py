@@ -35,7 +35,7 @@ def get_config(variant: str = 'speakers') -> ConfigDict:
     c.data.update(train='train', val='val', test=('test',))
   c.tokenizer.update(kind='characters', vocab=64, split_digits=True)
   c.model.update(presets.TRANSFORMER_TINY, depth=2, feedforward=512, max_length=32, prenorm=True)
-  c.model.update(activation='gelu_tanh', tie='none', dropout=0.1, dtype='bfloat16')
+  c.model.update(activation='gelu_tanh', tie='none', dropout=0.1, dtype='auto')
   c.loss.update(rate=8000, window=0.032, mels=40, frames_per_step=3)
   c.optimizer.update(name='muon', learning_rate=5e-3, warmup_steps=200)
   c.train.steps = 8000

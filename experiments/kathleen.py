@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
   c.data.update(max_length=96, batch_tokens=1536, buckets=2)
   c.tokenizer.update(kind='characters', vocab=96, lowercase=True, split_digits=True)
   c.model.update(presets.TRANSFORMER_TINY, depth=3, feedforward=512, max_length=96, prenorm=True)
-  c.model.update(activation='gelu_tanh', tie='none', dropout=0.2, dtype='bfloat16')
+  c.model.update(activation='gelu_tanh', tie='none', dropout=0.2, dtype='auto')
   c.loss.update(rate=16_000, window=0.05, mels=80, frames_per_step=4, diagonal=1.0)
   c.optimizer.update(name='muon', learning_rate=4e-3, warmup_steps=200)
   c.train.steps = 4000

@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
   c.tokenizer.update(kind='characters', vocab=1000, lowercase=True)
   c.model.update(presets.TRANSFORMER_TINY, features=80, max_length=1000, width=256, depth=6)
   c.model.update(feedforward=1024, prenorm=True, position='rotary', activation='gelu_tanh')
-  c.model.update(tie='output', dropout=0.1, dtype='bfloat16')
+  c.model.update(tie='output', dropout=0.1, dtype='auto')
   c.optimizer.update(name='muon', learning_rate=4e-3, weight_decay=0.1)
   c.train.steps = 10_000
   c.eval.update(every_steps=1000, limit=500, metrics=('wer', 'cer'), best='wer')

@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
   c.tokenizer.update(kind='wordpiece', vocab=4000, lowercase=True, sentinels=1)
   c.model.update(presets.TRANSFORMER_TINY, token_types=2, width=256, depth=1, feedforward=512)
   c.model.update(max_length=192, prenorm=True, norm='rms', position='rotary', pooling='mean')
-  c.model.update(activation='gelu_tanh', dropout=0.2, dtype='bfloat16')
+  c.model.update(activation='gelu_tanh', dropout=0.2, dtype='auto')
   c.loss.update(symmetric=True, cloze=0.7)
   c.optimizer.update(name='muon', learning_rate=5e-3, warmup_steps=50, weight_decay=0.1)
   c.train.update(steps=400, log_every_steps=20, save_every_steps=100)

@@ -38,7 +38,7 @@ def get_config(size: str = 'full') -> ConfigDict:
   c.tokenizer.update(kind='wordpiece', vocab=8000, lowercase=True, sentinels=1)
   c.model.update(presets.TRANSFORMER_TINY, token_types=2, width=512, depth=1, head_size=32)
   c.model.update(feedforward=256, max_length=192, prenorm=True, norm='rms', position='rotary')
-  c.model.update(activation='gelu_tanh', pooling='attention', dropout=0.1, dtype='bfloat16')
+  c.model.update(activation='gelu_tanh', pooling='attention', dropout=0.1, dtype='auto')
   c.loss.update(symmetric=True, cloze=0.25, piece=16)
   c.optimizer.update(name='muon', learning_rate=5e-3, warmup_steps=200, weight_decay=0.1)
   c.optimizer.lr_multipliers = (('embed', 0.3),)

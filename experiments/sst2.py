@@ -31,7 +31,7 @@ def get_config(stage: str = 'finetune') -> ConfigDict:
   c.data.update(source='sentence', target='label')
   c.tokenizer.update(vocab=8000, lowercase=True, sentinels=1)
   c.model.update(presets.TRANSFORMER_TINY, feedforward=512, max_length=128, prenorm=True)
-  c.model.update(position='rotary', activation='gelu_tanh', dtype='bfloat16')
+  c.model.update(position='rotary', activation='gelu_tanh', dtype='auto')
   c.optimizer.update(name='muon', warmup_steps=200, weight_decay=0.1)
   if pretrain:
     c.data.update(name='text', dir='runs/text', max_length=128, packing=True)

@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
   c.tokenizer.vocab = 8000
   c.model.update(presets.TRANSFORMER_TINY, width=192, depth=6, feedforward=512, prenorm=True)
   c.model.update(norm='rms', position='rotary', activation='silu', gated=True, bias=False)
-  c.model.update(tie='output', scale_embedding=False, dropout=0.1, dtype='bfloat16')
+  c.model.update(tie='output', scale_embedding=False, dropout=0.1, dtype='auto')
   c.optimizer.update(name='muon', learning_rate=1.2e-2, warmup_steps=200)
   c.optimizer.update(weight_decay=0.1, b2=0.95)
   c.train.update(steps=4000, log_every_steps=50, save_every_steps=200)

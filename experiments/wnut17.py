@@ -31,7 +31,7 @@ def get_config(variant: str = 'messages') -> ConfigDict:
     c.data.update(name='entities', dir='', train='train', val='val', test=('test',))
   c.tokenizer.update(vocab=2000)
   c.model.update(presets.TRANSFORMER_TINY, feedforward=512, max_length=128, prenorm=True)
-  c.model.update(position='rotary', activation='gelu_tanh', dropout=0.3, dtype='bfloat16')
+  c.model.update(position='rotary', activation='gelu_tanh', dropout=0.3, dtype='auto')
   c.loss.update(labels=('O', *(f'{mark}-{name}' for name in TYPES for mark in 'BI')))
   c.loss.label_smoothing = 0.1
   c.optimizer.update(name='muon', learning_rate=2e-3, warmup_steps=100, weight_decay=0.1)

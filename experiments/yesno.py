@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
   c.tokenizer.update(vocab=280, split_digits=True)
   c.model.update(presets.TRANSFORMER_TINY, features=24, width=64, depth=2)
   c.model.update(heads=2, feedforward=256, prenorm=True, position='rotary')
-  c.model.update(activation='gelu_tanh', tie='output', dropout=0.1, dtype='bfloat16')
+  c.model.update(activation='gelu_tanh', tie='output', dropout=0.1, dtype='auto')
   c.optimizer.update(name='muon', learning_rate=1e-2, weight_decay=0.1)
   c.train.update(steps=4000, ema=0.99, save_every_steps=400)
   c.eval.update(every_steps=400, metrics=('wer', 'cer'))

@@ -12,7 +12,7 @@ import pytest
 from experiments import algorithmic
 from transformer.data import tokenizers
 from transformer.data.pipeline import Ragged
-from transformer.training import config, experiment
+from transformer.training import config, experiment, sharding
 from transformer.training import workdir as module
 from transformer.training.config import FORMAT, check
 from transformer.training.experiment import fingerprint
@@ -264,6 +264,17 @@ def test_other_data_are_noticed(workdir):
   for texts in (('ab', 'd'), ('c', 'ab'), ('ab',), ('a', 'bc'), ('ab', 'c', '')):
     with pytest.raises(ValueError, match='the split train changed since .* delete .*fingerprints'):
       workdir.check_fingerprints({'the split train': fingerprint(columns(*texts))})
+
+
+def test_a_run_keeps_the_dtype_that_was_chosen_for_its_processor(workdir, tmp_path, monkeypatch):
+  auto = check(changed(model=CONFIG['model'] | {'dtype': 'auto'}))
+  mesh = sharding.make_mesh()
+  for chosen in ('bfloat16', 'float32'):
+    monkeypatch.setattr(experiment.platforms, 'matmul_dtype', lambda platform, dtype=chosen: dtype)
+    new = experiment._with_dtype(auto, Workdir(tmp_path / 'new'), mesh)
+    assert new.model['dtype'] == chosen
+    assert experiment._with_dtype(auto, workdir, mesh).model['dtype'] == 'float32'  # as stored
+  workdir.compare(new.as_dict())
 
 
 @pytest.mark.parametrize('steps, made', [(30, 0), (30, 20), (30, 30), (60, 30), (20, 30)])

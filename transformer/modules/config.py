@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from transformer.functional import platforms
 from transformer.functional.positions import SCALINGS
 
 
@@ -111,7 +112,9 @@ class ModelConfig:
       layer in between), or pooler, tanh(W first + b) (BERT).
     dropout: rate on embeddings and on the output of every sublayer and hidden feed-forward unit.
     attention_dropout: rate on attention weights.
-    dtype: operands of matrix products; parameters, sums, norms and the residual are float32.
+    dtype: operands of matrix products; parameters, sums, norms and the residual are float32. auto:
+      bfloat16 where the platform multiplies it faster, else float32; a run keeps what was chosen at
+      its start.
     remat: what the backward pass computes again instead of storing: none, products (all of a block
       but its matrix products), or block (all of a block).
     pad: id of the padding token in calls without segments; -1: every token is real.
@@ -173,7 +176,7 @@ class ModelConfig:
   pooling: Literal['first', 'mean', 'attention', 'pooler'] = 'first'
   dropout: float = 0.1
   attention_dropout: float = 0.0
-  dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
+  dtype: Literal['float32', 'bfloat16', 'float16', 'auto'] = 'float32'
   remat: Literal['none', 'products', 'block'] = 'none'
   unroll: int = 0
   pad: int = -1
@@ -190,6 +193,9 @@ class ModelConfig:
     for wrong, message in self._contradictions():
       if wrong:
         raise ValueError(message)
+    if self.dtype == 'auto':
+      chosen = platforms.matmul_dtype(platforms.resolve(self.platform or None))
+      object.__setattr__(self, 'dtype', chosen)
     _store_scaling(self)
     self._check_layers()
 

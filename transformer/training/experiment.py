@@ -158,6 +158,7 @@ def prepare(config: dict[str, Any], workdir: Workdir) -> Experiment:
   """
   settings = check(config)
   mesh, data = sharding.make_mesh(**settings.mesh), settings.data
+  settings = _with_dtype(settings, workdir, mesh)
   logging.info('%s in %s: reading %s', settings.experiment, workdir, data.dir or data.name)
   for split in (data.val, *data.test):
     _load(data, split)  # finds a missing file before the tokenizer is trained
@@ -183,6 +184,18 @@ def prepare(config: dict[str, Any], workdir: Workdir) -> Experiment:
   if stored is None:
     workdir.save_tokenizer(tokenizer)
   return experiment
+
+
+def _with_dtype(settings: Settings, workdir: Workdir, mesh: Mesh) -> Settings:
+  """Return the settings with a dtype for model.dtype=auto: that of the run, if it goes on."""
+  if settings.model['dtype'] != 'auto':
+    return settings
+  if workdir.has_config():
+    dtype = workdir.read_config()['model']['dtype']
+  else:
+    dtype = platforms.matmul_dtype(platforms.of_device(mesh.devices.flat[0]))
+  logging.info('model.dtype=auto is %s here', dtype)
+  return dataclasses.replace(settings, model=settings.model | {'dtype': dtype})
 
 
 def _compare_steps(settings: Settings, workdir: Workdir):
@@ -260,7 +273,8 @@ def reopen(config: dict[str, Any], workdir: Workdir, mesh: Mesh | None = None) -
   settings, tokenizer = check(config), workdir.tokenizer()
   if tokenizer is None:
     raise FileNotFoundError(f'there is no trained model in {workdir}: train one first')
-  return _experiment(settings, tokenizer, mesh or sharding.make_mesh(**settings.mesh))
+  mesh = mesh or sharding.make_mesh(**settings.mesh)
+  return _experiment(_with_dtype(settings, workdir, mesh), tokenizer, mesh)
 
 
 def restore_best(experiment: Experiment, workdir: Workdir) -> tuple[Model, int]:
