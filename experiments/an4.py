@@ -36,7 +36,7 @@ def get_config(variant: str = 'ctc') -> ConfigDict:
   c.model.update(presets.TRANSFORMER_TINY, features=13, max_length=700)
   c.model.update(depth=6, decoder_depth=2 if attention else 0, feedforward=512, prenorm=True)
   c.model.update(position='rotary', activation='gelu_tanh', tie='output', dropout=0.2)
-  c.model.dtype = 'bfloat16'
+  c.model.dtype = 'auto'
   c.optimizer.update(name='muon', learning_rate=4e-3, weight_decay=0.1)
   c.train.steps = 4000
   c.eval.update(metrics=('wer', 'cer'), best='wer')

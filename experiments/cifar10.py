@@ -38,7 +38,7 @@ def get_config(corpus: str = '') -> ConfigDict:
   c.tokenizer.update(kind='characters', vocab=32)
   c.model.update(presets.VIT_S16, features=3, stem=2, max_length=65, width=128, depth=5, heads=4)
   c.model.update(feedforward=256, activation='gelu_tanh', pooling='mean', dropout=0.0)
-  c.model.dtype = 'bfloat16'
+  c.model.dtype = 'auto'
   c.loss.update(classes=CLASSES, label_smoothing=0.1)
   c.optimizer.update(name='muon', learning_rate=1e-2, warmup_steps=200, weight_decay=0.05)
   c.train.steps = 11_000

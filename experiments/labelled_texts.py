@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
   c.tokenizer.update(vocab=8000, lowercase=True)
   c.model.update(presets.TRANSFORMER_TINY, feedforward=512, max_length=128, prenorm=True)
   c.model.update(position='rotary', activation='gelu_tanh', pooling='attention', dropout=0.3)
-  c.model.dtype = 'bfloat16'
+  c.model.dtype = 'auto'
   c.loss.label_smoothing = 0.1
   c.optimizer.update(name='muon', learning_rate=2e-3, warmup_steps=200, weight_decay=0.1)
   c.train.update(steps=2000, ema=0.995)

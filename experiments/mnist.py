@@ -39,7 +39,7 @@ def get_config(variant: str = 'digits') -> ConfigDict:
   # a small ViT, for which pixels are the patches before the convolutions; 7 x 7 + the class token
   c.model.update(presets.VIT_S16, features=1, stem=2, max_length=50, width=64, depth=4, heads=2)
   c.model.update(feedforward=128, activation='gelu_tanh', pooling='mean', dropout=0.1)
-  c.model.dtype = 'bfloat16'
+  c.model.dtype = 'auto'
   c.loss.update(classes=tuple('0123456789'), label_smoothing=0.1)
   c.optimizer.update(name='muon', learning_rate=1e-2, warmup_steps=200, weight_decay=0.05)
   c.train.update(steps=15 * EPOCH, save_every_steps=EPOCH)

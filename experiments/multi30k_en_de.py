@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
   c.data.update(test=('test_2016_flickr',), max_length=64, batch_tokens=2048, packing=True)
   c.tokenizer.vocab = 6000
   c.model.update(presets.TRANSFORMER_TINY, prenorm=True, position='rotary', dropout=0.25)
-  c.model.dtype = 'bfloat16'
+  c.model.dtype = 'auto'
   c.loss.label_smoothing = 0.1
   c.optimizer.update(learning_rate=3e-3, warmup_steps=1000)
   c.train.update(steps=10_000, average_checkpoints=5, keep_checkpoints=5, save_every_steps=250)

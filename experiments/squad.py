@@ -40,7 +40,7 @@ def get_config(stage: str = 'finetune') -> ConfigDict:
     presets.TRANSFORMER_TINY, token_types=3, feedforward=512, max_length=320, prenorm=True
   )
   c.model.update(norm='rms', position='rotary', activation='gelu_tanh', dropout=0.1)
-  c.model.dtype = 'bfloat16'
+  c.model.dtype = 'auto'
   c.optimizer.update(name='muon', learning_rate=2e-3, weight_decay=0.1)
   c.train.update(steps=600, log_every_steps=50, save_every_steps=250)
   c.eval.update(limit=500, metrics=('squad_exact_match', 'squad_f1'), best='squad_f1')

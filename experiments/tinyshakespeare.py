@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
   c.tokenizer.update(kind='characters', vocab=80)
   c.model.update(presets.TRANSFORMER_TINY, feedforward=512, max_length=64, prenorm=True, norm='rms')
   c.model.update(position='rotary', activation='silu', gated=True, bias=False, dropout=0.0)
-  c.model.dtype = 'bfloat16'
+  c.model.dtype = 'auto'
   c.optimizer.learning_rate = 3e-3
   c.train.update(steps=2000, steps_per_call=10)
   c.eval.samples = 2

@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
   c.tokenizer.update(vocab=8000, lowercase=True, sentinels=1)
   c.model.update(presets.TRANSFORMER_TINY, feedforward=512, max_length=128, prenorm=True)
   c.model.update(position='rotary', activation='gelu_tanh', pooling='mean', dropout=0.3)
-  c.model.dtype = 'bfloat16'
+  c.model.dtype = 'auto'
   c.loss.update(classes=CLASSES, label_smoothing=0.1, coarse_until=':')
   c.optimizer.update(name='muon', learning_rate=2e-3, weight_decay=0.1)
   c.train.update(steps=1000, save_every_steps=250)
