@@ -32,6 +32,7 @@ Constrain = Callable[
   [Float[Array, 'R N'], Int[Array, 'R steps'], Int[Array, '']], Float[Array, 'R N']
 ]
 Ends = int | tuple[int, ...]
+Choose = Callable[[Float[Array, 'B N'], Int[Array, '']], Int[Array, 'B']]
 
 
 def greedy(
@@ -56,11 +57,7 @@ def greedy(
   ([[1, 0, -1], [0, -1, -1]], Array([0.3, 0.9], dtype=float32))
   """
   pad = _checked_pad(first, steps, eos, pad)
-
-  def choose(logits, _):
-    return argmax(logits)
-
-  return _generate(step, cache, first, choose, steps, eos, pad, constrain)
+  return _generate(step, cache, first, lambda logits, _: argmax(logits), steps, eos, pad, constrain)
 
 
 def sample(
@@ -226,34 +223,42 @@ class Rows(NamedTuple):
   cache: PyTree
 
 
-def _generate(step, cache, first, choose, steps, eos, pad, constrain):
-  """Extend every row by choose(logits, position) until that is eos."""
-
-  def unfinished(rows: Rows):
-    return (rows.position < steps) & ~jnp.all(rows.finished)
-
-  def extend(rows: Rows) -> Rows:
-    logits, cache = step(rows.last, rows.cache)
-    logits = logits.astype(jnp.float32)
-    allowed = logits if constrain is None else constrain(logits, rows.tokens, rows.position)
-    token = choose(allowed, rows.position).astype(jnp.int32)
-    log_p = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
-    log_p -= jax.nn.logsumexp(logits, axis=-1)
-    token = jnp.where(rows.finished, pad, token)
-    return Rows(
-      position=rows.position + 1,
-      last=token,
-      tokens=rows.tokens.at[:, rows.position].set(token),
-      scores=jnp.where(rows.finished, rows.scores, rows.scores + log_p),
-      finished=rows.finished | is_end(token, eos),
-      cache=cache,
-    )
-
+def first_rows(first: Int[Array, 'B'], steps: int, pad: int, cache: PyTree) -> Rows:
+  """Return the state before the first of `steps` tokens; arguments as of a search."""
   batch = first.shape[0]
   tokens = jnp.full((batch, steps), pad, jnp.int32)
   scores, finished = jnp.zeros(batch, jnp.float32), jnp.zeros(batch, bool)
-  start = Rows(jnp.int32(0), first.astype(jnp.int32), tokens, scores, finished, cache)
-  rows = lax.while_loop(unfinished, extend, start)
+  return Rows(jnp.int32(0), first.astype(jnp.int32), tokens, scores, finished, cache)
+
+
+def extend_rows(
+  rows: Rows, step: Step, choose: Choose, eos: Ends, pad: int, constrain: Constrain | None
+) -> Rows:
+  """Return the state after one more token of every row, chosen by `choose(logits, position)`."""
+  logits, cache = step(rows.last, rows.cache)
+  logits = logits.astype(jnp.float32)
+  allowed = logits if constrain is None else constrain(logits, rows.tokens, rows.position)
+  token = choose(allowed, rows.position).astype(jnp.int32)
+  log_p = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
+  log_p -= jax.nn.logsumexp(logits, axis=-1)
+  token = jnp.where(rows.finished, pad, token)
+  return Rows(
+    position=rows.position + 1,
+    last=token,
+    tokens=rows.tokens.at[:, rows.position].set(token),
+    scores=jnp.where(rows.finished, rows.scores, rows.scores + log_p),
+    finished=rows.finished | is_end(token, eos),
+    cache=cache,
+  )
+
+
+def _generate(step, cache, first, choose, steps, eos, pad, constrain):
+  """(the tokens, their scores) of rows that are extended until each has ended."""
+  rows = lax.while_loop(
+    lambda rows: (rows.position < steps) & ~jnp.all(rows.finished),
+    lambda rows: extend_rows(rows, step, choose, eos, pad, constrain),
+    first_rows(first, steps, pad, cache),
+  )
   return rows.tokens, rows.scores
 
 

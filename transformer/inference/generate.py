@@ -191,19 +191,17 @@ def stream_tokens(
 ) -> Iterator[int]:
   """Yield `decoding.max_new_tokens` tokens that continue a prompt, each as soon as it is chosen.
 
-  They are those of `continue_prompts` without beams. It does not end at `eos`, after which there
-  may be anything: stop there.
+  They are those of `continue_prompts` without beams. After `eos` comes PAD: stop there.
 
   Raises:
     FloatingPointError: the model computes NaN.
   """
-  rows, steps = jnp.asarray(prompt), decoding.max_new_tokens
-  cache, keys = _start_stream(model, rows, key, steps)
-  tokens = jnp.full((1, steps), PAD, jnp.int32)
-  for position in range(steps):
-    tokens, score, cache = _next(model, rows, tokens, cache, keys, position, decoding, eos)
-    check_finite(np.asarray(score))
-    yield int(tokens[0, position])
+  prompt = jnp.asarray(prompt)
+  rows = _start_stream(model, prompt, decoding.max_new_tokens)
+  for position in range(decoding.max_new_tokens):
+    rows = _extend_stream(model, prompt, key, rows, decoding, eos)
+    check_finite(np.asarray(rows.scores))
+    yield int(rows.tokens[0, position])
 
 
 def up_to_end(tokens: Int[np.ndarray, ' T'], eos: search.Ends) -> Int[np.ndarray, ' n']:
@@ -247,21 +245,17 @@ def _step(model: Decoder, tokens, cache):
   return logits[:, 0], cache
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _start_stream(model: Decoder, prompt: Int[Array, '1 S'], key, steps: int):
-  return _prefill(model, prompt, steps), row_keys(key, prompt)
+@functools.partial(jax.jit, static_argnums=2)
+def _start_stream(model: Decoder, prompt: Int[Array, '1 S'], steps: int) -> search.Rows:
+  return search.first_rows(prompt[:, -1], steps, PAD, _prefill(model, prompt, steps))
 
 
-@functools.partial(jax.jit, static_argnums=(6, 7), donate_argnums=(2, 3))
-def _next(model, prompt, tokens, cache, keys, position, decoding: Decoding, eos: search.Ends):
-  """Return the tokens with the next one at `position`, the largest logit, and the cache."""
-  last = jnp.where(position, tokens[:, position - 1], prompt[:, -1])
-  logits, cache = _step(model, last, cache)
-  score = jnp.max(logits, axis=-1)
-  if constrain := decoding.constrain(prompt, eos):
-    logits = constrain(logits.astype(jnp.float32), tokens, position)
-  if decoding.temperature:
-    token = search.draw(keys, logits, position, **decoding.filters)
-  else:
-    token = search.argmax(logits)
-  return tokens.at[:, position].set(token), score, cache
+@functools.partial(jax.jit, static_argnums=(4, 5), donate_argnums=3)
+def _extend_stream(model, prompt, key, rows, decoding: Decoding, eos: search.Ends) -> search.Rows:
+  def choose(logits, position):
+    if decoding.temperature:
+      return search.draw(row_keys(key, prompt), logits, position, **decoding.filters)
+    return search.argmax(logits)
+
+  step, constrain = functools.partial(_step, model), decoding.constrain(prompt, eos)
+  return search.extend_rows(rows, step, choose, eos, PAD, constrain)
