@@ -49,6 +49,11 @@ class Call(NamedTuple):
   soft_cap: float = 0.0
   sinks: Array | None = None
 
+  @property
+  def of_scores(self) -> dict[str, Any]:
+    """The arguments about scores that every implementation but cuDNN's has."""
+    return dict(scale=self.scale, soft_cap=self.soft_cap, sinks=self.sinks)
+
 
 class Implementation(NamedTuple):
   """One way to compute attention.
@@ -159,10 +164,8 @@ def reference(call: Call) -> Array:
     *(call.q, call.k, call.v),
     mask=_array(call.mask, call.q, call.k),
     bias=call.bias,
-    scale=call.scale,
-    soft_cap=call.soft_cap,
-    sinks=call.sinks,
     assume_finite=call.assume_finite,
+    **call.of_scores,
   )
 
 
@@ -222,13 +225,7 @@ def why_not_cudnn(call: Call) -> str:
 
 def splash(call: Call, *, interpret: bool = False) -> Array:
   """JAX's kernel for TPUs; see `splash_attention`."""
-  return splash_attention(
-    *(call.q, call.k, call.v, call.mask),
-    scale=call.scale,
-    soft_cap=call.soft_cap,
-    sinks=call.sinks,
-    interpret=interpret,
-  )
+  return splash_attention(call.q, call.k, call.v, call.mask, **call.of_scores, interpret=interpret)
 
 
 def why_not_splash(call: Call) -> str:
@@ -258,11 +255,7 @@ def why_slower_splash(call: Call) -> str:
 def blockwise(call: Call, *, block: int = 0) -> Array:
   """Blocks of queries and keys in plain JAX, on any platform; see `blockwise_attention`."""
   return blocks.blockwise_attention(
-    *(call.q, call.k, call.v, call.mask),
-    scale=call.scale,
-    soft_cap=call.soft_cap,
-    sinks=call.sinks,
-    block=block,
+    call.q, call.k, call.v, call.mask, **call.of_scores, block=block
   )
 
 
