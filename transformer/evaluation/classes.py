@@ -10,19 +10,13 @@ from transformer.evaluation.text import Score, check_pairs
 def matthews_correlation(predictions: Sequence[str], references: Sequence[str]) -> Score:
   """Return 100 times the Matthews correlation coefficient of classes; 0 where it is undefined.
 
-  The form for any number of classes: Gorodkin 2004, https://doi.org/10.1016/j.compbiolchem.2004.09.006.
+  It is the correlation of one-hot vectors, for any number of classes: Gorodkin 2004,
+  https://doi.org/10.1016/j.compbiolchem.2004.09.006, equation 8.
   """
   check_pairs(predictions, references)
-  classes = sorted({*predictions, *references})
-  number = {name: i for i, name in enumerate(classes)}
-  counts = np.zeros((len(classes), len(classes)))
-  for prediction, reference in zip(predictions, references, strict=True):
-    counts[number[reference], number[prediction]] += 1
-  true, predicted, total = counts.sum(axis=1), counts.sum(axis=0), counts.sum()
-  covariance = np.trace(counts) * total - true @ predicted
-  scale = np.sqrt((total**2 - predicted @ predicted) * (total**2 - true @ true))
-  value = 100 * covariance / scale if scale else 0.0
-  return Score(float(value), f'Matthews correlation|n:{len(references)}')
+  classes = [*{*predictions, *references}]
+  one_hot = [[[x == name for name in classes] for x in xs] for xs in (predictions, references)]
+  return _correlation('Matthews', *np.asarray(one_hot, np.float64))
 
 
 def pearson_correlation(predictions: Sequence[str], references: Sequence[str]) -> Score:
@@ -43,9 +37,10 @@ def _numbers(predictions, references):
 
 
 def _correlation(name: str, x: np.ndarray, y: np.ndarray) -> Score:
-  x, y = x - x.mean(), y - y.mean()
-  scale = np.sqrt((x @ x) * (y @ y))
-  value = 100 * (x @ y) / scale if scale else 0.0
+  """The correlation over the first axis, summed over a second one where there is one."""
+  x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+  scale = np.sqrt(np.sum(x**2) * np.sum(y**2))
+  value = 100 * np.sum(x * y) / scale if scale else 0.0
   return Score(float(value), f'{name} correlation|n:{len(x)}')
 
 
