@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from transformer.training.reporting import aligned
 from transformer.training.workdir import Workdir, flatten
 
 
@@ -29,14 +30,8 @@ def compare(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
 def table(rows: dict[str, dict[str, Any]]) -> str:
   """Return a table as text: a column for each run, a line for each key that one of them has."""
   keys = list(dict.fromkeys(key for row in rows.values() for key in row))
-  columns = [['', *keys]]
-  columns += [[name, *(_text(row.get(key, '')) for key in keys)] for name, row in rows.items()]
-  widths = [max(map(len, column)) for column in columns]
-  lines = zip(*columns, strict=True)
-  return '\n'.join(
-    '  '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-    for line in lines
-  )
+  lines = [[key, *(_text(row.get(key, '')) for row in rows.values())] for key in keys]
+  return aligned([['', *rows], *lines])
 
 
 def draw(folders: Sequence[str], file: pathlib.Path):

@@ -7,7 +7,7 @@ import math
 import pathlib
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import logging
@@ -147,27 +147,14 @@ def summary(result: dict[str, Any], splits: Sequence[str]) -> str:
       are there alone.
     splits: of the table's columns.
   """
-  columns = {
-    split: {
-      name.removeprefix(f'{split}/'): f'{value:.4g}'
-      for name, value in result.get('metrics', {}).items()
-      if name.startswith(f'{split}/')
-    }
-    for split in splits
-  }
-  names = [
-    name for name in dict.fromkeys(n for c in columns.values() for n in c) if '/' not in name
-  ]
-  rows = [['', *columns], *([name, *(c.get(name, '') for c in columns.values())] for name in names)]
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = [
-    '  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
-    for row in rows
-  ]
+  metrics = {name: f'{value:.4g}' for name, value in result.get('metrics', {}).items()}
+  known = [key.removeprefix(f'{s}/') for s in splits for key in metrics if key.startswith(f'{s}/')]
+  names = [name for name in dict.fromkeys(known) if '/' not in name]
+  rows = [[name, *(metrics.get(f'{split}/{name}', '') for split in splits)] for name in names]
   workdir = shlex.quote(result['workdir'])
   return '\n'.join(
     [
-      *(lines if names else []),
+      *([aligned([['', *splits], *rows], str.rjust)] if names else []),
       '',
       f'{result["seconds"]} s on {result["device"]}; everything is in {workdir}, these and more '
       f'metrics in {result["mode"]}.json',
@@ -176,6 +163,18 @@ def summary(result: dict[str, Any], splits: Sequence[str]) -> str:
       f'  tensorboard --logdir={workdir}/events',
     ]
   )
+
+
+def aligned(rows: Sequence[Sequence[str]], justify: Callable[[str, int], str] = str.ljust) -> str:
+  """Return rows of cells as lines of text, with every column as wide as its longest cell.
+
+  Args:
+    rows: of the same number of cells.
+    justify: str.ljust or str.rjust, of all columns but the first.
+  """
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = ([row[0].ljust(widths[0]), *map(justify, row[1:], widths[1:])] for row in rows)
+  return '\n'.join('  '.join(line).rstrip() for line in lines)
 
 
 def table(samples: list[dict[str, Any]]) -> str:
