@@ -11,6 +11,7 @@ from jaxtyping import Array, Key
 
 from transformer.data.corpora import Source, chunks
 from transformer.data.pipeline import Ragged
+from transformer.data.processors import TextProcessor
 from transformer.data.text import encode
 from transformer.data.tokenizers import Tokenizer
 from transformer.evaluation.likelihood import TEXT_METRICS, TOKEN_METRICS, token_metrics
@@ -26,24 +27,12 @@ from transformer.modules.model import Decoder
 from transformer.tasks.task import Batch, Metrics, OptionalKey
 
 
-@dataclasses.dataclass(frozen=True)
-class PromptProcessor:
-  """Prompts of any length to tokens.
-
-  Attributes:
-    tokenizer: text to tokens.
-    max_length: of the window that the model sees; longer prompts are accepted.
-    start: whether prompts begin with the start token; if not, they begin as the template of a
-      published tokenizer says.
-  """
-
-  tokenizer: Tokenizer
-  max_length: int
-  start: bool = False
+class PromptProcessor(TextProcessor):
+  """Prompts to tokens, without an end token; they may be longer than the window of the model."""
 
   @property
-  def first(self) -> list[int]:
-    """Return the tokens before the text of a prompt."""
+  def start_tokens(self) -> list[int]:
+    """Return the tokens before the text: the start token, or those of a published template."""
     return [self.tokenizer.bos] if self.start else self.tokenizer.prefix
 
   def encode_example(self, line: str, *, truncate: bool = False) -> list[int]:
@@ -51,11 +40,7 @@ class PromptProcessor:
     tokens = self.tokenizer.encode(line)
     if not (tokens or self.start or truncate):
       raise ValueError('the line is empty: give it some text to go on from')
-    return [*self.first, *tokens]
-
-  def labels(self, row: Sequence[int]) -> list[str]:
-    """Return the spelling of each token."""
-    return self.tokenizer.pieces(row)
+    return [*self.start_tokens, *tokens]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -234,6 +219,6 @@ class LanguageModel:
 
   def _continuation(self, text: Sequence[int], prompt: int) -> str:
     # decoded together, since the spelling of a token may depend on the one before
-    start = len(self.processor.first)
+    start = len(self.processor.start_tokens)
     decode = self.tokenizer.decode
     return decode(text[start:])[len(decode(text[start:prompt])) :]
