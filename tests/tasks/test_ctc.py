@@ -12,6 +12,7 @@ from parameters import drawn
 from transformer.data import audio, tokenizers
 from transformer.data.pipeline import Batches, bucket
 from transformer.data.processors import SoundProcessor
+from transformer.evaluation.evaluate import eval_step
 from transformer.functional.losses import ctc
 from transformer.inference.attention_maps import attend
 from transformer.inference.decoding import Batching, Decoding
@@ -120,14 +121,15 @@ def test_inputs_without_an_alignment_are_counted(task, model, examples, kind):
   ]
   given = dict(tokenizer=task.tokenizer, input_processor=task.input_processor, max_length=64)
   decoding = Batching(batch_size=4) if kind is CTC else Decoding(batch_size=4, max_new_tokens=8)
-  lost, share = kind(**given, decoding=decoding).without_alignment(
-    kind(**given, decoding=decoding).columns(short), halved=True
-  )
-  assert (lost, share) == (2, 6 / 12)  # 'abc' of 2 positions, 'aab' of 3, for it needs 4
+  objective = kind(**given, decoding=decoding)
+  (warning,) = objective.warnings(objective.columns(short), CONFIG, training=False)
+  assert warning.startswith('2 of 5 inputs have fewer positions')  # 'abc' of 2, 'aab' of 3, not 4
+  assert warning.endswith('leaves out 50 % of the tokens')
+  assert not [*objective.warnings(objective.columns(short[-1:]), CONFIG, training=False)]
   if kind is CTC:
     batch = jax.tree.map(jnp.asarray, batches(task, short, tokens=1024)[0])
-    metrics = jax.jit(lambda batch: task.batch_metrics(model, batch))(batch)
-    assert metrics['tokens_without_alignment'].value == share
+    metrics = eval_step(task, model, batch)
+    assert metrics['tokens_without_alignment'].value == 6 / 12
     assert metrics['nll_per_token'].weight == 6
 
 
@@ -144,7 +146,7 @@ def test_augmentation_is_off_in_evaluation(task, model, examples):
   assert loss(varied, None) == plain
   found = [float(loss(varied, jax.random.key(seed))) for seed in (0, 0, 1)]
   assert found[0] == found[1] != found[2] and found[0] != plain
-  measured = jax.jit(varied.batch_metrics)(model, batch)
+  measured = eval_step(varied, model, batch)
   np.testing.assert_allclose(measured['nll_per_token'].sum, plain, rtol=1e-6)
 
 

@@ -13,6 +13,7 @@ from parameters import drawn
 
 from transformer.data import tokenizers
 from transformer.data.pipeline import Batches, bucket
+from transformer.evaluation.evaluate import eval_step
 from transformer.inference.attention_maps import attend, captured_layers
 from transformer.inference.predict import predict
 from transformer.modules.config import ModelConfig
@@ -187,7 +188,7 @@ def test_documents_are_found(task, tmp_path, seed, bounded):
   first = [line.split()[0] for line in predict(task, model, lines)]
   right = [name == f'd{i}' for i, name in enumerate(first)]
   bounded('share of queries whose document is first', np.mean(right), above=0.8)
-  totals = jax.jit(task.batch_metrics)(model, batch)
+  totals = eval_step(task, model, batch)
   assert totals['accuracy_in_batch'].value == pytest.approx(np.mean(right))
   weights, pieces, _ = attend(task, model, lines[0])
   assert weights.shape == (1, 2, len(pieces), len(pieces))

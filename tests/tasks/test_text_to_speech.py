@@ -1,6 +1,7 @@
 """Tests of tasks/text_to_speech.py, modules/speech.py and evaluation/distortion.py."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from transformer import ModelConfig
 from transformer.data import audio, tokenizers
 from transformer.data.pipeline import Batches, bucket
 from transformer.evaluation import distortion
+from transformer.evaluation.evaluate import eval_step
 from transformer.inference.attention_maps import attend
 from transformer.inference.predict import predict
 from transformer.modules import sites
@@ -85,7 +87,7 @@ def loss(task):
 
 @pytest.fixture(scope='module')
 def measure(task):
-  return jax.jit(task.batch_metrics)
+  return functools.partial(eval_step, task)
 
 
 def test_text_to_speech_is_a_task(task):

@@ -22,6 +22,8 @@ from transformer.modules.embeddings import Tokens, TokenTypes
 from transformer.modules.heads import Embedding, MaskedTokens
 from transformer.tasks.classification import Classification
 from transformer.tasks.language_model import PromptProcessor
+from transformer.tasks.seq2seq import Seq2Seq
+from transformer.tasks.span_corruption import SpanCorruption
 from transformer.training.commands import published_settings
 from transformer.zoo import presets
 from transformer.zoo.families import FAMILIES
@@ -239,10 +241,10 @@ def test_names_of_classes_survive_and_are_exported(copy, tmp_path):
 
 
 def test_the_start_token_of_a_task_is_exported():
-  class Task:
-    first = 2
-
-  assert published_settings(Task()) == {'decoder_start_token_id': 2}
+  letters = tokenizers.train(['ab'], kind='characters')
+  given = dict(tokenizer=letters, decoding=Decoding(), max_length=9, start='eos')
+  for task in (Seq2Seq(**given), SpanCorruption(**given, objective='prefix')):
+    assert published_settings(task) == {'decoder_start_token_id': letters.eos}
 
 
 def test_ids_that_a_family_cannot_have_are_not_written(tmp_path):

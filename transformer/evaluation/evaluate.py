@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 from unicodedata import normalize
@@ -77,12 +76,10 @@ def evaluate(
   ]
   for name in metrics:
     found[name], signatures[name] = get_metric(name).function(*compared)
-  if by:
-    groups: dict[Any, list[int]] = defaultdict(list)
-    for i, example in enumerate(examples):
-      groups[example[by]].append(i)
-    for (value, members), name in itertools.product(sorted(groups.items()), metrics):
-      parts = ([texts[i] for i in members] for texts in compared)
+  for value in sorted({example[by] for example in examples} if by else ()):
+    chosen = [example[by] == value for example in examples]
+    for name in metrics:
+      parts = [list(itertools.compress(texts, chosen)) for texts in compared]
       found[f'{name}/{value}'] = get_metric(name).function(*parts).value
   shown = [
     {'inputs': example.get('name', line), 'targets': reference, 'prediction': prediction}
@@ -113,7 +110,9 @@ def teacher_forced(
 @functools.partial(jax.jit, static_argnums=0)
 def eval_step(task: Any, model: Model, batch: dict[str, jax.Array]) -> dict[str, Mean]:
   """Return the metrics of a batch; compiled once for tasks that are equal."""
-  return task.batch_metrics(model, batch)
+  if hasattr(task, 'batch_metrics'):
+    return task.batch_metrics(model, batch)
+  return task.loss(model, batch, None)[1]
 
 
 def _without_repetitions(source: Source) -> Iterator[dict[str, Any]]:

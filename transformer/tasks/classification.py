@@ -109,10 +109,6 @@ class Classification:
     labels = jnp.asarray(self._coarse_numbers())[labels]
     return smoothed, {'nll': cross_entropy(self.coarse_logits(logits), labels, weights)}
 
-  def batch_metrics(self, model: Classifier, batch: Batch) -> Metrics:
-    """Return the negative log-likelihood of the coarse class, in nats."""
-    return self.loss(model, batch, None)[1]
-
   def _coarse_numbers(self) -> Int[np.ndarray, ' C']:
     """Return the number of the coarse class of each class."""
     return np.asarray([self.coarse.index(self._coarse_of(name)) for name in self.classes])

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -82,13 +82,9 @@ class CTC:
     lost = Mean(tokens - mean.weight, tokens)
     return mean, {'nll_per_token': mean, 'tokens_without_alignment': lost}
 
-  def batch_metrics(self, model: Transcriber, batch: Batch) -> Metrics:
-    """Return the metrics of `loss`, without augmentation and dropout."""
-    return self.loss(model, batch, None)[1]
-
-  def without_alignment(self, columns: Columns, *, halved: bool) -> tuple[int, float]:
-    """Return how many examples have no alignment, and their share of the tokens."""
-    return _without_alignment(columns, halved=halved, end=0)
+  def warnings(self, columns: Columns, model: ModelConfig, *, training: bool) -> Iterator[str]:
+    """Yield how many inputs have no alignment."""
+    yield from _without_alignment(columns, model, end=0)
 
   def example(self, example: dict[str, Any]) -> tuple[Line, str]:
     """Return the input, and its transcript."""
@@ -173,25 +169,33 @@ class JointCTC(Seq2Seq):
     loss = Mean((1 - self.ctc) * attended.sum + self.ctc * aligned.sum, attended.weight)
     return loss, {'nll_per_token': nll, 'ctc_per_token': aligned}
 
-  def without_alignment(self, columns: Columns, *, halved: bool) -> tuple[int, float]:
-    """Return how many examples have no alignment, and their share of the tokens."""
-    return _without_alignment(columns, halved=halved, end=1)
+  def warnings(self, columns: Columns, model: ModelConfig, *, training: bool) -> Iterator[str]:
+    """Yield how many answers will be cut, and how many inputs have no alignment."""
+    yield from super().warnings(columns, model, training=training)
+    yield from _without_alignment(columns, model, end=1)
 
 
-def _without_alignment(columns: Columns, *, halved: bool, end: int) -> tuple[int, float]:
-  """Return how many examples have no alignment, and their share of the tokens.
+def _without_alignment(columns: Columns, model: ModelConfig, *, end: int) -> Iterator[str]:
+  """Yield how many inputs have no alignment, and their share of the tokens, if there are any.
 
   Args:
-    columns: inputs, frames or tokens, and targets.
-    halved: whether the model has one position for every two of the inputs.
+    columns: inputs and targets.
+    model: which has one position for every two frames.
     end: how many end tokens the targets have, which are not aligned.
   """
   inputs: Any = columns['inputs']
   targets: Any = columns['targets']
-  positions = -(-inputs.lengths // 2) if halved else inputs.lengths
+  if not isinstance(inputs, Ragged):
+    return  # images, whose positions are as many for all
+  positions = -(-inputs.lengths // 2) if model.modality == 'frames' else inputs.lengths
   tokens = targets.lengths - end
   same = np.append(targets.tokens[1:] == targets.tokens[:-1], False)
   same[targets.offsets[1:][targets.lengths > 0] - 1] = False  # of another example
   repeats = np.diff(np.append(0, np.cumsum(same))[targets.offsets])
   lost = tokens + repeats > positions  # equal ones need a blank between them
-  return int(lost.sum()), float(tokens[lost].sum() / max(tokens.sum(), 1))
+  if count := int(lost.sum()):
+    yield (
+      f'{count} of {len(targets)} inputs have fewer positions than their transcript needs, no '
+      'alignment: CTC learns nothing from them, and its loss leaves out '
+      f'{100 * tokens[lost].sum() / max(tokens.sum(), 1):.3g} % of the tokens'
+    )

@@ -247,10 +247,6 @@ class QuestionAnswering:
       metrics[f'{side}_accuracy'] = accuracy(logits[..., i], at, weights)
     return loss, {'nll': loss, **metrics}
 
-  def batch_metrics(self, model: Spans, batch: Batch) -> Metrics:
-    """Return the loss, and the accuracies of start and end."""
-    return self.loss(model, batch, None)[1]
-
   def logits(
     self, model: Spans, tokens: Int[Array, 'B T'], real: Bool[Array, 'B T'], key: OptionalKey = None
   ) -> Float[Array, 'B T 2']:

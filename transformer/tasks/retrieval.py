@@ -147,10 +147,6 @@ class Retrieval:
       loss = loss._replace(sum=(loss.sum + back.sum) / 2)
     return loss, {'nll_in_batch': nll, 'accuracy_in_batch': accuracy(logits, own, weights)}
 
-  def batch_metrics(self, model: Embedding, batch: Batch) -> Metrics:
-    """Return how well queries find their documents among those of a batch."""
-    return self.loss(model, batch, None)[1]
-
   def _logits(self, model, batch, keys) -> tuple[Float[Array, 'B B'], Float[Array, ' B']]:
     """Return q D^T / t, with -1e30 for padding and for copies of the own document."""
     vectors = []
@@ -292,9 +288,6 @@ def _index(where: str):
   return index, stemmer
 
 
-def _types(model, tokens, kind):
-  return jnp.full_like(tokens, min(kind, max(model.config.token_types - 1, 0)))
-
-
 def _embed(model, tokens, segments, kind, key):
-  return model(tokens, segments=segments, types=_types(model, tokens, kind), key=key)
+  types = jnp.full_like(tokens, min(kind, max(model.config.token_types - 1, 0)))
+  return model(tokens, segments=segments, types=types, key=key)

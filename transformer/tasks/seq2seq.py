@@ -1,7 +1,7 @@
 """Sequence to sequence: translation, captioning and speech recognition by an encoder-decoder."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -117,6 +117,16 @@ class Seq2Seq:
       key=model_key,
     )
     return states, targets, (segments != 0).astype(jnp.float32)
+
+  def warnings(self, columns: Columns, model: ModelConfig, *, training: bool) -> Iterator[str]:
+    """Yield what of a split cannot be answered or learned: here answers that will be cut."""
+    targets: Any = columns['targets']
+    longer = int(np.sum(targets.lengths > self.decoding.max_new_tokens))
+    if longer and not training:
+      yield (
+        f'{longer} of {len(targets)} targets are longer than decode.max_new_tokens='
+        f'{self.decoding.max_new_tokens}: answers of that length will be cut, and scored so'
+      )
 
   def example(self, example: dict[str, Any]) -> tuple[Line, str]:
     """Return the input, and its target; several references are separated by tabs."""

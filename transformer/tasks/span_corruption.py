@@ -91,6 +91,11 @@ class SpanCorruption:
     )
 
   @property
+  def start_token(self) -> int:
+    """Return the id of the token that the decoder starts from."""
+    return self._seq2seq.start_token
+
+  @property
   def _counts(self) -> tuple[int, int]:
     """Return how many tokens of a whole window are removed, and in how many spans."""
     settings = dict(rate=self.rate, mean_span=self.mean_span)

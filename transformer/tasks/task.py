@@ -1,4 +1,13 @@
-"""The interface of a task: an objective to train, and a predictor to use what was trained."""
+"""The interface of a task: an objective to train, and a predictor to use what was trained.
+
+A task may also have these methods; without them the default holds.
+
+  batch_metrics(model, batch): the metrics of a batch in evaluation; those of `loss` without a key.
+  positions(max_length, max_new_tokens): how many positions the model needs; max_length.
+  warnings(columns, model, training=): what the log says of a split; see `Seq2Seq`.
+  stream(model, line): the answer piece by piece; none, so that it is printed as a whole.
+  open(): finds what answers need and a machine may lack, before training; nothing.
+"""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -40,10 +49,7 @@ class Objective(Protocol):
     """Return the columns of a batch that the objective makes of each example."""
 
   def loss(self, model: Model, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
-    """Return the loss of a batch, and other metrics to log; a key turns dropout on."""
-
-  def batch_metrics(self, model: Model, batch: Batch) -> Metrics:
-    """Return the metrics of a batch in evaluation."""
+    """Return the loss of a batch, and metrics; a key turns dropout on."""
 
 
 @runtime_checkable

@@ -172,10 +172,6 @@ class TextToSpeech:
     loss = sums[0] * 2 / abs(np.log(self.floor)) + weighted_stop + self.diagonal * sums[2]
     return Mean(loss, total), {k: Mean(x, total) for k, x in zip(self.metrics, sums, strict=True)}
 
-  def batch_metrics(self, model: Synthesizer, batch: Batch) -> Metrics:
-    """Return the parts of the loss."""
-    return self.loss(model, batch, None)[1]
-
   def example(self, example: dict[str, Any]) -> tuple[str, Any]:
     """Return the text, and its recording."""
     sound = example['inputs']

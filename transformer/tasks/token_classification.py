@@ -110,10 +110,6 @@ class TokenClassification:
     smoothed = cross_entropy(*labeled, label_smoothing=self.label_smoothing)
     return smoothed, {'nll_per_word': cross_entropy(*labeled), 'word_accuracy': accuracy(*labeled)}
 
-  def batch_metrics(self, model: Classifier, batch: Batch) -> Metrics:
-    """Return the metrics of a batch."""
-    return self.loss(model, batch, None)[1]
-
   def example(self, example: dict[str, Any]) -> tuple[str, str]:
     """Return the line of words, and the line of their labels."""
     return example['inputs'], example['targets']
