@@ -14,8 +14,8 @@ from absl import app, flags
 import run
 from experiments import pairs, retrieval_cranfield, yesno
 from transformer.training import commands, process, reporting
+from transformer.training.checks import check
 from transformer.training.command_line import printable, usage_error, with_stored_config
-from transformer.training.config import check
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,15 @@
 """What the loop does, in which order: nothing that was learnt is lost, whatever happens."""
 
 import os
-import pathlib
 import signal
 import types
 
 import numpy as np
 import pytest
 
-from transformer.evaluation.evaluate import Evaluation
 from transformer.training import loop as module
-from transformer.training.loop import SIGNALS, Stopped, _Loop, _Signals
-from transformer.training.workdir import Workdir
+from transformer.training.loop import _Loop
+from transformer.training.signals import SIGNALS, Signals, Stopped
 
 
 class Recorder:
@@ -22,7 +20,7 @@ class Recorder:
     self.best = None
     self.failure = {}
     self.signals = types.SimpleNamespace(received=0, listening=False, listen=self.listen)
-    self.signals.interrupting = lambda: _Signals.interrupting(self.signals)
+    self.signals.interrupting = lambda: Signals.interrupting(self.signals)
     train = types.SimpleNamespace(
       **dict(steps=steps, save_every_steps=save, steps_per_call=1, log_every_steps=100),
       average_checkpoints=average,
@@ -114,36 +112,6 @@ def test_the_steps_that_are_averaged_are_said(monkeypatch):
   assert 'mean of 2 checkpoints, of steps 4, 6; train.average_checkpoints=3' in text
 
 
-SPLITS = ['/etc/mine', '../../up', 'a/../../b', '.', 'val', 'val.reference', 'x\0y', 'x' * 300]
-
-
-@pytest.mark.parametrize('answer', ['a text', b'RIFF a sound'])
-def test_whatever_a_split_is_called_its_predictions_are_in_the_workdir(
-  tmp_path, monkeypatch, answer
-):
-  """Every file that is opened for writing or renamed, while all splits are reported."""
-  found = Evaluation({'nll': 1.0}, {}, [], [answer], [answer])
-  monkeypatch.setattr(module, 'evaluate', lambda *_, **__: found)
-  monkeypatch.setattr(module.sharding, 'placed', lambda *_: None)
-  monkeypatch.setattr(module.Experiment, 'source', lambda *_: [{}])
-  monkeypatch.setattr(module.Experiment, 'batches', lambda *_: None)
-  settings = types.SimpleNamespace(
-    data=types.SimpleNamespace(val='val', test=tuple(SPLITS)),
-    eval=types.SimpleNamespace(metrics=(), samples=0, by='', limit=3),
-  )
-  workdir = Workdir(tmp_path / 'here' / 'run')
-  written = []
-  monkeypatch.setattr(
-    pathlib.Path, 'replace', lambda path, to: written.append(to) or os.replace(path, to)
-  )
-  module.report_result(module.Experiment(settings, None, None, None), None, workdir)
-  assert len(written) >= 2 * len(SPLITS)
-  for file in written:
-    assert file.resolve().is_relative_to(workdir.path / 'predictions')
-  assert [path.name for path in tmp_path.iterdir()] == ['here']
-  assert [path.name for path in (tmp_path / 'here').iterdir()] == ['run']
-
-
 @pytest.fixture
 def handlers():
   """The handlers of this process, put back afterwards."""
@@ -156,7 +124,7 @@ def handlers():
 @pytest.mark.parametrize('number', SIGNALS)
 def test_signals_are_noted_and_end_an_evaluation(handlers, number):
   before = signal.getsignal(number)
-  with _Signals() as signals:
+  with Signals() as signals:
     assert signal.getsignal(number) == signal.SIG_DFL  # ends even a compilation
     signals.listen()
     os.kill(os.getpid(), number)
@@ -165,7 +133,7 @@ def test_signals_are_noted_and_end_an_evaluation(handlers, number):
       raise AssertionError('it came before')
     assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL  # a second Ctrl-C ends it
   assert signal.getsignal(number) == before
-  with _Signals() as signals, pytest.raises(KeyboardInterrupt):
+  with Signals() as signals, pytest.raises(KeyboardInterrupt):
     signals.listen()
     with signals.interrupting():
       os.kill(os.getpid(), number)
@@ -175,7 +143,7 @@ def test_signals_are_noted_and_end_an_evaluation(handlers, number):
 def test_a_signal_that_was_ignored_stays_so(handlers):
   """As SIGHUP of a run under nohup."""
   signal.signal(signal.SIGHUP, signal.SIG_IGN)
-  with _Signals() as signals:
+  with Signals() as signals:
     signals.listen()
     os.kill(os.getpid(), signal.SIGHUP)
     assert not signals.received

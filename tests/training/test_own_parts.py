@@ -10,7 +10,8 @@ from parameters import drawn
 
 from transformer.data.lookup import is_reference, lookup, reference
 from transformer.tasks.seq2seq import Seq2Seq
-from transformer.training import config
+from transformer.training import config, optimizers
+from transformer.training.checks import check
 from transformer.training.experiment import prepare, reopen
 from transformer.training.workdir import Workdir
 
@@ -89,9 +90,32 @@ def test_parts_of_a_file_are_found_again(file, tmp_path):
 def test_what_an_own_task_lacks_is_named(tmp_path):
   file = tmp_path / 'half.py'
   file.write_text('class Half:\n  init = columns = loss = metrics = None\n')
-  with pytest.raises(ValueError, match=r"half.py:Half' has no answer, attention, batch_metrics"):
+  with pytest.raises(ValueError, match=r"half.py:Half' has no answer, attention, example"):
     config.find_task(f'{file}:Half')
   assert all(config.find_task(name) is task for name, task in config.TASKS.items())
+
+
+def test_an_own_optimizer_and_schedule_are_used(file, tmp_path):
+  own = tmp_path / 'own.py'
+  own.write_text(
+    'import optax\n'
+    'def scaled(*, momentum: float = 0.5, factor: float = 3.0):\n'
+    '  return optax.scale(momentum * factor)\n'
+    'def late(step, *, steps):\n'
+    '  return step / steps\n'
+  )
+  values = lookup('config', f'{file}:get_config', {})()
+  values.optimizer.update(name=f'{own}:scaled', schedule=f'{own}:late', momentum=2.0)
+  settings = check(values.to_dict())
+  assert check(settings.as_dict()) == settings  # as a stored config is read
+  optimizer, rate = optimizers.build(**settings.optimizer, steps=10, width=1)
+  assert rate(4) == settings.optimizer['learning_rate'] * 5 / 10
+  params = {'kernel': jax.numpy.ones(2)}
+  updates, _ = optimizer.update(params, optimizer.init(params), params)
+  np.testing.assert_allclose(updates['kernel'], -6 * rate(0))
+  values.optimizer.epsilon = 1e-8
+  with pytest.raises(ValueError, match=f'epsilon=1e-08 is read neither by .*{own.name}:scaled'):
+    check(values.to_dict())
 
 
 @pytest.mark.parametrize(
@@ -124,7 +148,7 @@ def test_a_task_of_a_file_has_the_checks_of_its_class(file):
   values = lookup('config', f'{file}:get_config', {})()
   values.model.position, values.decode.max_new_tokens = 'learned', 12
   with pytest.raises(ValueError, match='model.max_length=8 learned positions .* at least 12'):
-    config.check(values.to_dict())
+    check(values.to_dict())
 
 
 def test_parts_of_a_module_are_named_by_it():

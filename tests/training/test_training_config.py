@@ -8,8 +8,10 @@ import re
 
 import pytest
 
+from transformer.training import checks
 from transformer.training import config as module
-from transformer.training.config import SECTIONS, TOP, check, for_task, keys
+from transformer.training.checks import check
+from transformer.training.config import SECTIONS, TOP, for_task, keys
 
 EXPERIMENTS = sorted((pathlib.Path(__file__).parents[2] / 'experiments').glob('*.py'))
 
@@ -212,7 +214,7 @@ def test_every_key_has_a_meaning_and_a_default_of_its_type(task, modality):
     for name, key in keys(section, task, modality).items():
       assert key.meaning, f'{section}.{name}: the docstring of its reader does not describe it'
       if key.default not in (module.REQUIRED, None):
-        assert module._typed(name, key.default, key) == key.default
+        assert checks._typed(name, key.default, key) == key.default
 
 
 def test_a_config_is_locked():

@@ -14,7 +14,8 @@ from transformer.data import tokenizers
 from transformer.data.pipeline import Ragged
 from transformer.training import config, experiment, sharding
 from transformer.training import workdir as module
-from transformer.training.config import FORMAT, check
+from transformer.training.checks import check
+from transformer.training.config import FORMAT
 from transformer.training.experiment import fingerprint
 from transformer.training.workdir import (
   MAY_CHANGE,

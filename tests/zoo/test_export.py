@@ -11,7 +11,8 @@ import pytest
 from processes import ROOT
 
 from transformer.data import tokenizers
-from transformer.training import config, experiment, sharding
+from transformer.training import experiment, sharding
+from transformer.training.checks import check
 from transformer.zoo.pretrained import load_pretrained, save_pretrained
 
 WRITTEN = {'tinyshakespeare', 'wikitext2'}
@@ -38,7 +39,7 @@ def test_an_experiment_is_exported_or_refused(name, argument, tokenizer, tmp_pat
   if c.loss.get('classes') == ():  # those of the training examples
     c.loss.classes = ('a', 'b')
   c.model.update(width=16, feedforward=16, depth=1, head_size=c.model.head_size and 8)
-  run = experiment._experiment(config.check(c), tokenizer, sharding.make_mesh())
+  run = experiment._experiment(check(c), tokenizer, sharding.make_mesh())
   shapes = jax.eval_shape(run.init, jax.random.key(0))
   model = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   if name in WRITTEN:

@@ -196,10 +196,10 @@ def stream_tokens(
   Raises:
     FloatingPointError: the model computes NaN.
   """
-  prompt = jnp.asarray(prompt)
-  rows = _start_stream(model, prompt, decoding.max_new_tokens)
+  tokens = jnp.asarray(prompt)
+  rows = _start_stream(model, tokens, decoding.max_new_tokens)
   for position in range(decoding.max_new_tokens):
-    rows = _extend_stream(model, prompt, key, rows, decoding, eos)
+    rows = _extend_stream(model, tokens, key, rows, decoding, eos)
     check_finite(np.asarray(rows.scores))
     yield int(rows.tokens[0, position])
 

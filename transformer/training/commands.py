@@ -18,11 +18,14 @@ from transformer.inference.checks import check_finite
 from transformer.inference.predict import predict, predict_each
 from transformer.training import loop, reporting
 from transformer.training.checkpoints import digest
+from transformer.training.checks import check
 from transformer.training.command_line import FAILURE, USAGE, explained, printable, usage_error
-from transformer.training.config import check, describe
+from transformer.training.config import describe
 from transformer.training.experiment import Experiment, prepare, reopen, restore_best
 from transformer.training.input_lines import read_chunks
 from transformer.training.process import cores, start_devices, tune
+from transformer.training.results import evaluate_splits
+from transformer.training.signals import Stopped
 from transformer.training.step import Model
 from transformer.training.workdir import Workdir, default_workdir, write, write_new
 
@@ -66,12 +69,12 @@ def _train(config, workdir, flags) -> int:
   experiment = prepare(config, workdir)
   try:
     state = loop.fit(experiment, workdir)
-  except loop.Stopped as stopped:
+  except Stopped as stopped:
     workdir.add_seconds(time.perf_counter() - began)
     print(stopped, file=sys.stderr)
     return 128 + stopped.number
   model, step = restore_best(experiment, workdir)
-  result = loop.report_result(experiment, model, workdir)
+  result = evaluate_splits(experiment, model, workdir)
   facts = {'step': int(state.step), 'best_step': step, 'state_sha256': digest(state)}
   seconds = workdir.add_seconds(time.perf_counter() - began)  # with those before an interruption
   return _print_result(config, workdir, flags, seconds, facts | result)
@@ -86,7 +89,7 @@ def _restored(config, workdir) -> tuple[Experiment, Model, int]:
 def _evaluate(config, workdir, flags) -> int:
   began = time.perf_counter()
   experiment, model, step = _restored(config, workdir)
-  result = loop.report_result(experiment, model, workdir)
+  result = evaluate_splits(experiment, model, workdir)
   facts = {'step': step, 'state_sha256': digest(model)}
   return _print_result(config, workdir, flags, time.perf_counter() - began, facts | result)
 
@@ -255,8 +258,8 @@ def published_settings(task) -> dict[str, Any]:
   settings: dict[str, Any] = {}
   if classes := getattr(task, 'classes', ()):
     settings['id2label'] = {str(i): name for i, name in enumerate(classes)}
-  if (first := getattr(task, 'first', None)) is not None:
-    settings['decoder_start_token_id'] = first
+  if (start := getattr(task, 'start_token', None)) is not None:
+    settings['decoder_start_token_id'] = start
   return settings
 
 

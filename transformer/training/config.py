@@ -1,10 +1,9 @@
-"""The keys of a config, their defaults and meanings, and the check of a config.
+"""The keys of a config, their defaults and meanings; see `checks` for what values they may have.
 
 Each section of a config is the keyword arguments of one dataclass or function, its reader. The
 reader's signature gives the keys, types and defaults, and its docstring the meanings.
 """
 
-import dataclasses
 import difflib
 import inspect
 import re
@@ -16,10 +15,9 @@ from ml_collections import ConfigDict, config_dict
 
 from transformer.data import tokenizers
 from transformer.data.folders import data_dir as data_dir
-from transformer.data.lookup import lookup, one_of
+from transformer.data.lookup import lookup
 from transformer.data.lookup import reference as reference
 from transformer.data.processors import PROCESSORS
-from transformer.evaluation.metrics import require
 from transformer.modules.config import ModelConfig
 from transformer.tasks.classification import Classification
 from transformer.tasks.ctc import CTC, JointCTC
@@ -135,10 +133,10 @@ def _initial(key: Key) -> Any:
 
 def keys(section: str, task: str, modality: str = 'tokens') -> dict[str, Key]:
   """Return the keys of a section by name; of those outside of any section for ''."""
-  reader = _reader(section, task, modality)
-  hints, meanings = get_type_hints(reader), _meanings(reader)
+  read_by = reader(section, task, modality)
+  hints, meanings = get_type_hints(read_by), _meanings(read_by)
   found: dict[str, Key] = {}
-  for name, parameter in inspect.signature(reader).parameters.items():
+  for name, parameter in inspect.signature(read_by).parameters.items():
     if parameter.kind == parameter.VAR_KEYWORD:
       found |= _optimizer_options()
     elif name in TOP if not section else name not in NOT_FROM_CONFIG.get(section, ()):
@@ -146,7 +144,8 @@ def keys(section: str, task: str, modality: str = 'tokens') -> dict[str, Key]:
   return found
 
 
-def _reader(section: str, task: str, modality: str) -> Callable:
+def reader(section: str, task: str, modality: str) -> Callable:
+  """Return the dataclass or function that takes the keys of a section as arguments."""
   if section == 'processor':
     return lookup('model.modality', modality, PROCESSORS)
   if section in READERS:
@@ -168,10 +167,10 @@ def _optimizer_options() -> dict[str, Key]:
   return found
 
 
-def _meanings(reader: Callable) -> dict[str, str]:
+def _meanings(read_by: Callable) -> dict[str, str]:
   """Return the texts of the arguments in a docstring, from its section Args or Attributes."""
   found: dict[str, str] = {}
-  for each in reversed(inspect.getmro(reader)) if inspect.isclass(reader) else [reader]:
+  for each in reversed(inspect.getmro(read_by)) if inspect.isclass(read_by) else [read_by]:
     part = re.split(r'^(?:Args|Attributes):\n', inspect.getdoc(each) or '', flags=re.MULTILINE)
     entries = re.split(r'^\S', part[-1] if len(part) > 1 else '', flags=re.MULTILINE)[0]
     for names, text in re.findall(
@@ -206,50 +205,8 @@ def _about(key: Key) -> str:
   return kind if key.default is None else f'{kind}, default {key.default!r}'
 
 
-def check(config: Mapping[str, Any] | ConfigDict) -> Settings:
-  """Return the config as Settings, with every default filled in.
-
-  Raises:
-    ValueError: a key is unknown, missing or contradictory; names it and the nearest one there is.
-  """
-  config = config.to_dict() if isinstance(config, ConfigDict) else config
-  _same_keys('config', config, [*TOP, *SECTIONS])
-  for section in SECTIONS:
-    if not isinstance(config[section], Mapping):
-      raise ValueError(f'config.{section}={config[section]!r} must be a section of keys')
-  task = config['task']
-  objective = find_task(task)
-  modality = config['model'].get('modality', 'tokens')
-  lookup('model.modality', modality, PROCESSORS)
-  typed = {name: _typed(f'config.{name}', config[name], k) for name, k in keys('', task).items()}
-  for section in SECTIONS:
-    known = keys(section, task, modality)
-    _same_keys(f'config.{section}', config[section], known)
-    typed[section] = {
-      name: _typed(f'{section}.{name}', config[section][name], key) for name, key in known.items()
-    }
-  ModelConfig(vocab=1, **typed['model'])  # raises what is wrong with it
-  optimizers.build(**typed['optimizer'], steps=1, width=1)  # the same
-  chosen = optimizers.defaults(typed['optimizer']['name'], typed['optimizer']['schedule'])
-  given = {name: value for name, value in typed['optimizer'].items() if value is not None}
-  typed['optimizer'] |= chosen | given
-  for section in ('data', 'train', 'eval', 'decode'):
-    typed[section] = _reader(section, task, modality)(**typed[section])
-  settings = Settings(**typed)
-  if settings.seed < 0:
-    raise ValueError(f'config.seed={settings.seed} must be at least 0')
-  settings = _check_metrics(settings, objective)
-  smoothing, z_loss = (settings.loss.get(name, 0) for name in ('label_smoothing', 'z_loss'))
-  if not 0 <= smoothing < 1 or z_loss < 0:
-    raise ValueError(
-      f'loss={settings.loss}: give 0 <= label_smoothing < 1, such as 0.1, and z_loss >= 0'
-    )
-  _check_intervals(settings)
-  _check_lengths(settings, objective, _check_processor(settings, objective))
-  return settings
-
-
-def _same_keys(where: str, given: Mapping[str, Any], known: Iterable[str]):
+def same_keys(where: str, given: Mapping[str, Any], known: Iterable[str]):
+  """Raise ValueError for a key that is unknown, with the nearest one, or missing."""
   for key in given:
     if key not in known:
       near = difflib.get_close_matches(key, known, n=1, cutoff=0)
@@ -258,123 +215,6 @@ def _same_keys(where: str, given: Mapping[str, Any], known: Iterable[str]):
   for key in known:
     if key not in given:
       raise ValueError(f'{where}.{key} is missing: give it a value')
-
-
-def _typed(where: str, value: Any, key: Key) -> Any:
-  """Return the value of a key in its type: integers as floats, lists as tuples.
-
-  Raises:
-    ValueError: it is missing, of another type, or not among the values of a Literal.
-  """
-  if value is None and key.default is REQUIRED:
-    where = where if where.startswith('config.') else f'config.{where}'
-    raise ValueError(f'{where} is missing: give it a value')
-  if value is None and key.default is None:
-    return None
-  if get_origin(key.type) is Literal:
-    return one_of(where, value, get_args(key.type))
-  if get_origin(key.type) is tuple:
-    if not isinstance(value, tuple | list):
-      raise ValueError(f'{where}={value!r} must be a tuple: give ({value!r},)')
-    return tuple(_item(where, item, get_args(key.type)[0]) for item in value)
-  if any(get_origin(kind) is tuple for kind in get_args(key.type)):  # a tuple, or a mapping
-    if not isinstance(value, tuple | list | Mapping):
-      raise ValueError(f'{where}={value!r} must be a tuple, or names with values')
-    return value if isinstance(value, Mapping) else tuple(value)
-  if key.type is float and type(value) is int:
-    return float(value)
-  if key.type in (bool, int, float, str) and type(value) is not key.type:
-    raise ValueError(f'{where}={value!r} must be of type {key.type.__name__}')
-  return value
-
-
-def _item(where: str, item: Any, kind: Any) -> Any:
-  """Return an item of a tuple: a name, a pair of a pattern and a number, or as it is."""
-  if kind is str:
-    if callable(item):
-      return reference(item)
-    if not isinstance(item, str):
-      raise ValueError(f'{where}: {item!r} must be of type str')
-    return item
-  if kind is int:
-    if not re.fullmatch('-?[0-9]+', str(item)):
-      raise ValueError(f'{where}: {item!r} must be of type int')
-    return int(item)
-  if get_origin(kind) is not tuple:
-    return item
-  try:
-    pattern, number = item.rpartition('=')[::2] if isinstance(item, str) else item
-    re.compile(pattern)
-    return pattern, get_args(kind)[1](number)
-  except (re.error, TypeError, ValueError) as error:
-    raise ValueError(
-      f"{where}: {item!r} is no pair of a pattern and a number ({error}): write ('query|value', 2),"
-      ' or query|value=2 on the command line'
-    ) from error
-
-
-def _check_metrics(settings: Settings, objective: Any) -> Settings:
-  """Return the settings with eval.best filled in."""
-  for name in settings.eval.metrics:
-    require(name)
-  names = [*objective.metrics, *settings.eval.metrics]
-  best = one_of('eval.best', settings.eval.best or names[0], names)
-  return dataclasses.replace(settings, eval=dataclasses.replace(settings.eval, best=best))
-
-
-def _check_intervals(settings: Settings):
-  for name, every in (
-    ('train.save_every_steps', settings.train.save_every_steps),
-    ('eval.every_steps', settings.eval.every_steps),
-  ):
-    if every % settings.train.steps_per_call:
-      raise ValueError(
-        f'{name}={every} is no multiple of train.steps_per_call={settings.train.steps_per_call}: '
-        'nothing is evaluated or saved between the steps of a call'
-      )
-
-
-def _check_processor(settings: Settings, objective: Any) -> int:
-  """Return the longest input, in positions of the encoder."""
-  modality = settings.model['modality']
-  if modality != 'tokens' and 'input_processor' not in inspect.signature(objective).parameters:
-    raise ValueError(
-      f'model.modality={modality}, but config.task={settings.task} reads tokens alone'
-    )
-  processor = processor_of(settings)
-  if processor is None:
-    return settings.data.max_length
-  if settings.model['features'] != processor.features:
-    raise ValueError(
-      f'model.features={settings.model["features"]}, but each of the {modality} that processor='
-      f'{settings.processor} describes has {processor.features} numbers: set it to that'
-    )
-  return processor.positions
-
-
-def _check_lengths(settings: Settings, objective: Any, longest: int):
-  if hasattr(objective, 'positions'):  # decoding may reach positions that training does not
-    longest = objective.positions(longest, settings.decode.max_new_tokens)
-  if settings.model['position'] == 'learned' and longest > settings.model['max_length']:
-    raise ValueError(
-      f'model.max_length={settings.model["max_length"]} learned positions are fewer than '
-      f'data.max_length={settings.data.max_length} or decode.max_new_tokens: set it to at least '
-      f'{longest}'
-    )
-
-
-def processor_of(settings: Settings) -> Any:
-  """Return the processor of images or sounds; None where the model reads texts.
-
-  Raises:
-    ValueError: what is wrong with the section 'processor'.
-  """
-  if settings.model['modality'] == 'tokens':
-    return None
-  processor = PROCESSORS[settings.model['modality']]
-  given = {'max_length': settings.data.max_length, 'stem': settings.model['stem']}
-  names = inspect.signature(processor).parameters
-  return processor(**settings.processor, **{k: v for k, v in given.items() if k in names})
 
 
 def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -402,9 +242,9 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
       if key.default is not REQUIRED
     }
     values |= config.get(section, {})
-    _same_keys(f'config.{section}', values, known)
+    same_keys(f'config.{section}', values, known)
     config[section] = _with_tuples(values)
-  _same_keys('config', config, [*TOP, *SECTIONS])
+  same_keys('config', config, [*TOP, *SECTIONS])
   return config
 
 

@@ -1,5 +1,6 @@
-"""Find where a NaN or Inf comes first."""
+"""Where a NaN or Inf comes first in a training step."""
 
+import pathlib
 from typing import Any
 
 import jax
@@ -27,6 +28,18 @@ def first_not_finite(task: Task, model: Any, batch: Batch) -> str:
   if place := _first(gradient):
     return f'the gradient of {place}'
   return 'a place that only dropout reaches'
+
+
+def raise_not_finite(task: Task, model: Any, batch: Batch, step: int, folder: pathlib.Path):
+  """Write the batch of a step to a folder, and raise FloatingPointError with the first place."""
+  file = folder / f'not-finite-step-{step}.npz'
+  np.savez(file, **batch)  # type: ignore[arg-type]  # no column is called allow_pickle
+  where = first_not_finite(task, model, batch)
+  raise FloatingPointError(
+    f'step {step}: the loss or its gradient is not finite, first in {where}. The update was not '
+    f'made; its batch, number {step - 1}, is {file}. Lower optimizer.learning_rate, lengthen '
+    'optimizer.warmup_steps or set optimizer.clip, and start anew in another --workdir'
+  )
 
 
 def _first(tree: Any) -> str:

@@ -16,12 +16,11 @@ from transformer.data.lookup import is_reference, lookup
 from transformer.functional import platforms
 from transformer.modules.adapters import adapt
 from transformer.modules.config import ModelConfig
-from transformer.tasks.ctc import CTC, JointCTC
-from transformer.tasks.seq2seq import Seq2Seq
 from transformer.tasks.task import Task
 from transformer.training import optimizers, sharding
 from transformer.training.checkpoints import Checkpoints, digest
-from transformer.training.config import check, find_task, processor_of
+from transformer.training.checks import check, processor_of
+from transformer.training.config import find_task
 from transformer.training.sections import Data, Settings
 from transformer.training.step import Model
 from transformer.training.workdir import Workdir
@@ -49,7 +48,7 @@ class Experiment(NamedTuple):
     count = len(next(iter(columns.values())))
     lengths = np.stack(ragged or [np.ones(count, np.int64)], axis=1)
     short = np.flatnonzero(lengths.max(axis=1) <= data.max_length)
-    self._say_what_does_not_count(split, columns, count, count - len(short))
+    self._log_left_out(split, columns, count, count - len(short))
     if not len(short):
       raise ValueError(
         f'every example of {split} is longer than data.max_length={data.max_length} tokens'
@@ -82,9 +81,9 @@ class Experiment(NamedTuple):
       process=(jax.process_index(), jax.process_count()),
     )
 
-  def _say_what_does_not_count(self, split: str, columns: pipeline.Columns, count: int, long: int):
+  def _log_left_out(self, split: str, columns: pipeline.Columns, count: int, long: int):
     """Log how many of the `count` examples of a split are left out, cut or without effect."""
-    train, decoding = split == self.settings.data.train, self.task.decoding
+    train = split == self.settings.data.train
     if long:
       log = logging.info if train else logging.warning  # metrics of teacher forcing leave them out
       text = '%d of %d examples of %s are longer than data.max_length=%d tokens and left out'
@@ -93,22 +92,9 @@ class Experiment(NamedTuple):
     if isinstance(texts, pipeline.Ragged) and (lost := texts.count_with(self.task.tokenizer.unk)):
       text = '%d of %d targets of %s have characters that the tokenizer cannot write (<unk>)'
       logging.warning(text, lost, count, split)
-    if isinstance(self.task, Seq2Seq) and not train:
-      targets = columns['targets'].lengths  # type: ignore[union-attr]  # Ragged
-      if longer := int(np.sum(targets > decoding.max_new_tokens)):
-        logging.warning(
-          '%d of %d targets of %s are longer than decode.max_new_tokens=%d: answers of that length '
-          'will be cut, and scored so',
-          *(longer, count, split, decoding.max_new_tokens),
-        )
-    if isinstance(self.task, CTC | JointCTC) and isinstance(columns['inputs'], pipeline.Ragged):
-      lost, share = self.task.without_alignment(columns, halved=self.model.modality == 'frames')
-      if lost:
-        logging.warning(
-          '%d of %d inputs of %s have fewer positions than their transcript needs, no alignment: '
-          'CTC learns nothing from them, and its loss leaves out %.3g %% of the tokens',
-          *(lost, count, split, 100 * share),
-        )
+    if hasattr(self.task, 'warnings'):
+      for warning in self.task.warnings(columns, self.model, training=train):
+        logging.warning('%s: %s', split, warning)
 
   def try_evaluation(self):
     """Do on one example of each split what evaluation would first do after hours of training.

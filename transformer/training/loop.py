@@ -1,11 +1,10 @@
 """The training loop on the host: feeds batches, reports, evaluates and saves."""
 
 import collections
-import contextlib
 import functools
 import operator
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,29 +17,12 @@ from transformer.evaluation.evaluate import evaluate
 from transformer.evaluation.metrics import is_better
 from transformer.training import optimizers, reporting, sharding
 from transformer.training.checkpoints import Checkpoints
-from transformer.training.diagnosis import first_not_finite
+from transformer.training.diagnosis import raise_not_finite
 from transformer.training.experiment import Experiment, fingerprint, with_shardings
+from transformer.training.signals import Signals, Stopped
 from transformer.training.step import Model, State, init_state, train_steps
 from transformer.training.warm_start import warm_start
-from transformer.training.workdir import Workdir, as_line, file_name, write
-
-# What asks a run to stop: schedulers announce their end by SIGTERM or SIGUSR1, a terminal that is
-# closed by SIGHUP, and Ctrl-C is SIGINT. Windows has not all of them.
-SIGNALS = [
-  getattr(signal, name)
-  for name in ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGUSR1')
-  if hasattr(signal, name)
-]
-
-
-class Stopped(Exception):
-  """A signal asked the run to stop; the state was saved."""
-
-  def __init__(self, number: int, step: int):
-    super().__init__(
-      f'{signal.Signals(number).name}: saved step {step}; the same command resumes from there'
-    )
-    self.number = number
+from transformer.training.workdir import Workdir
 
 
 class _Programs(NamedTuple):
@@ -74,7 +56,7 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
   """
   train, data, programs = experiment.settings.train, experiment.settings.data, _compile(experiment)
   batches = experiment.batches(data.train)
-  with _Signals() as signals, Checkpoints(workdir.path, keep=train.keep_checkpoints) as checkpoints:
+  with Signals() as signals, Checkpoints(workdir.path, keep=train.keep_checkpoints) as checkpoints:
     state = _first_state(experiment, programs, checkpoints)
     _describe(experiment, state, batches, workdir)
     with reporting.Report(workdir.path, step=int(state.step), steps=train.steps) as report:
@@ -146,7 +128,7 @@ class _Loop:
     programs: _Programs,
     checkpoints: Checkpoints,
     report: reporting.Report,
-    signals: '_Signals',
+    signals: Signals,
     state: State,
   ):
     self.experiment, self.workdir, self.programs = experiment, workdir, programs
@@ -247,91 +229,12 @@ class _Loop:
     for i, batch in enumerate(group):
       step, found = last - len(group) + 1 + i, jax.tree.map(operator.itemgetter(i), metrics)
       if not found.pop('finite'):
-        _raise_not_finite(self.experiment, self.state.model, batch, step, self.workdir)
+        raise_not_finite(self.experiment.task, self.state.model, batch, step, self.workdir.path)
       self.report.advance(_count_tokens(batch))
       if step % self.train.log_every_steps == 0:
         values = {name: float(getattr(v, 'value', v)) for name, v in found.items()}
         rate = float(self.programs.learning_rate(step - 1))
         self.report.train(step, dict(values, learning_rate=rate))
-
-
-def report_result(experiment: Experiment, model: Model, workdir: Workdir) -> dict[str, Any]:
-  """Evaluate val and test, write predictions and references, and return all metrics."""
-  config, data = experiment.settings.eval, experiment.settings.data
-  metrics: dict[str, float] = {}
-  signatures: dict[str, str] = {}
-  for split in [data.val, *data.test]:
-    source = experiment.source(split)
-    all_of_it = '; eval.limit is for validation during training' if config.limit else ''
-    logging.info('evaluating all %d examples of %s%s', len(source), split, all_of_it)
-    found = evaluate(
-      experiment.task,
-      model,
-      source,
-      sharding.placed(experiment.batches(split), experiment.mesh),
-      metrics=config.metrics,
-      samples=config.samples,
-      by=config.by if len(source) and config.by in source[0] else '',
-    )
-    metrics |= {f'{split}/{name}': value for name, value in found.metrics.items()}
-    signatures |= {f'{split}/{name}': text for name, text in found.signatures.items()}
-    folder = workdir.path / 'predictions'
-    safe = file_name(split)
-    for name, answers in ((safe, found.predictions), (f'{safe}.reference', found.references)):
-      lines = (as_line(x, folder / name / f'{i}.wav') for i, x in enumerate(answers, start=1))
-      write(folder / f'{name}.txt', ''.join(f'{line}\n' for line in lines))
-    logging.info('samples of %s:\n%s', split, reporting.table(found.samples))
-  return {'metrics': metrics, 'signatures': signatures}
-
-
-class _Signals:
-  """Notes SIGNALS, which then do not end the process; a second SIGINT does.
-
-  Before `listen` is called, while nothing could be lost, they end it at once, even a compilation.
-  One that the process ignored before, such as SIGHUP under nohup, stays ignored.
-
-  Attributes:
-    received: the number of the last one, or 0.
-    listening: whether they are noted.
-  """
-
-  received, listening, _interrupting = 0, False, False
-
-  def __enter__(self):
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    self._before = {n: handler for n, handler in handlers.items() if handler != signal.SIG_IGN}
-    for number in self._before:  # Python's handler of SIGINT waits for the end of a compilation
-      signal.signal(number, signal.SIG_DFL)
-    return self
-
-  def __exit__(self, *_):
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
-
-  def listen(self):
-    """Note the signals from now on."""
-    self.listening = True
-    for number in self._before:
-      signal.signal(number, self._receive)
-
-  @contextlib.contextmanager
-  def interrupting(self) -> Iterator[None]:
-    """Let a signal raise KeyboardInterrupt."""
-    self._interrupting = True
-    try:
-      if self.received:
-        raise KeyboardInterrupt
-      yield
-    finally:
-      self._interrupting = False
-
-  def _receive(self, number, _):
-    self.received = number
-    if signal.SIGINT in self._before:
-      signal.signal(signal.SIGINT, signal.SIG_DFL)
-    logging.info('%s: saving, then stopping', signal.Signals(number).name)
-    if self._interrupting:
-      raise KeyboardInterrupt
 
 
 def _count_tokens(batch: pipeline.Batch) -> int:
@@ -361,15 +264,3 @@ def _describe(experiment: Experiment, state: State, batches: pipeline.Batches, w
       'twice and some not at all',
       before,
     )
-
-
-def _raise_not_finite(experiment: Experiment, model: Model, batch, step: int, workdir: Workdir):
-  """Raise FloatingPointError with the first place that is not finite."""
-  file = workdir.path / f'not-finite-step-{step}.npz'
-  np.savez(file, **batch)
-  where = first_not_finite(experiment.task, model, batch)
-  raise FloatingPointError(
-    f'step {step}: the loss or its gradient is not finite, first in {where}. The update was not '
-    f'made; its batch, number {step - 1}, is {file}. Lower optimizer.learning_rate, lengthen '
-    'optimizer.warmup_steps or set optimizer.clip, and start anew in another --workdir'
-  )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from transformer.data.lookup import one_of
+from transformer.data.lookup import lookup
 
 # Which parameters weight decay pulls to zero: the first pattern that fits a path decides.
 # By path, not by number of axes: stacking layers gives a norm's scale two axes.
@@ -170,9 +170,10 @@ def build(
   """Return the optimizer, and its learning rate by step (for the log).
 
   Args:
-    name: of OPTIMIZERS.
+    name: of OPTIMIZERS, or module:name of a function of your own, whose own arguments have their
+      defaults.
     learning_rate: the peak; for noam a factor, 1 in the paper.
-    schedule: of SCHEDULES.
+    schedule: of SCHEDULES, or module:name of a function of your own, as of an optimizer.
     warmup_steps: steps in which the rate grows linearly from 0 to its peak.
     weight_decay: decoupled (Loshchilov & Hutter 2019), on the parameters that DECAY names.
     clip: global norm above which gradients are scaled down; 0 for never.
@@ -189,9 +190,11 @@ def build(
   for key, value in dict(numbers, weight_decay=weight_decay).items():
     if not value >= 0:
       raise ValueError(f'optimizer.{key}={value} must be at least 0')
-  chosen = defaults(name, schedule) | {k: v for k, v in options.items() if v is not None}
+  optimizer, factor = _find(name, schedule)
+  known = defaults(name, schedule)
+  chosen = known | {key: value for key, value in options.items() if value is not None}
   for key, value in chosen.items():
-    if key not in defaults(name, schedule):
+    if key not in known:
       raise ValueError(
         f'optimizer.{key}={value} is read neither by optimizer.name={name} nor by '
         f'optimizer.schedule={schedule}: leave it out'
@@ -199,11 +202,10 @@ def build(
   given = dict(chosen, warmup_steps=warmup_steps, steps=steps, width=width)
 
   def rate(step):
-    factor = SCHEDULES[schedule](step + 1.0, **_read_by(SCHEDULES[schedule], given))
-    return learning_rate * factor
+    return learning_rate * factor(step + 1.0, **_read_by(factor, given))
 
   chain = [optax.clip_by_global_norm(clip)] if clip else []
-  chain += [OPTIMIZERS[name](**_read_by(OPTIMIZERS[name], given))]
+  chain += [optimizer(**_read_by(optimizer, given))]
   if weight_decay:
     chain += [optax.add_decayed_weights(weight_decay, mask=decays)]
   chain += [optax.scale_by_learning_rate(rate)]
@@ -216,11 +218,15 @@ def defaults(name: str, schedule: str) -> dict[str, float]:
   Raises:
     ValueError: one of the names is unknown.
   """
-  found: dict[str, float] = {}
-  for key, value, table in (('name', name, OPTIMIZERS), ('schedule', schedule, SCHEDULES)):
-    signature = inspect.signature(table[one_of(f'optimizer.{key}', value, table)])
-    found |= {n: p.default for n, p in signature.parameters.items() if p.default is not p.empty}
-  return found
+  signatures = map(inspect.signature, _find(name, schedule))
+  parameters = [p for signature in signatures for p in signature.parameters.values()]
+  return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def _find(name: str, schedule: str) -> tuple[Callable, Callable]:
+  """Return the functions of an optimizer and a schedule: of the tables, or the user's own."""
+  optimizer = lookup('optimizer.name', name, OPTIMIZERS)
+  return optimizer, lookup('optimizer.schedule', schedule, SCHEDULES)
 
 
 def _read_by(function: Callable, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,186 @@
+"""The check of a config, before anything is built."""
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin
+
+from ml_collections import ConfigDict
+
+from transformer.data.lookup import lookup, one_of, reference
+from transformer.data.processors import PROCESSORS
+from transformer.evaluation.metrics import require
+from transformer.modules.config import ModelConfig
+from transformer.training import optimizers
+from transformer.training.config import (
+  REQUIRED,
+  SECTIONS,
+  TOP,
+  Key,
+  find_task,
+  keys,
+  reader,
+  same_keys,
+)
+from transformer.training.sections import Settings
+
+
+def check(config: Mapping[str, Any] | ConfigDict) -> Settings:
+  """Return the config as Settings, with every default filled in.
+
+  Raises:
+    ValueError: a key is unknown, missing or contradictory; names it and the nearest one there is.
+  """
+  config = config.to_dict() if isinstance(config, ConfigDict) else config
+  same_keys('config', config, [*TOP, *SECTIONS])
+  for section in SECTIONS:
+    if not isinstance(config[section], Mapping):
+      raise ValueError(f'config.{section}={config[section]!r} must be a section of keys')
+  task = config['task']
+  objective = find_task(task)
+  modality = config['model'].get('modality', 'tokens')
+  lookup('model.modality', modality, PROCESSORS)
+  typed = {name: _typed(f'config.{name}', config[name], k) for name, k in keys('', task).items()}
+  for section in SECTIONS:
+    known = keys(section, task, modality)
+    same_keys(f'config.{section}', config[section], known)
+    typed[section] = {
+      name: _typed(f'{section}.{name}', config[section][name], key) for name, key in known.items()
+    }
+  ModelConfig(vocab=1, **typed['model'])  # raises what is wrong with it
+  optimizers.build(**typed['optimizer'], steps=1, width=1)  # the same
+  chosen = optimizers.defaults(typed['optimizer']['name'], typed['optimizer']['schedule'])
+  given = {name: value for name, value in typed['optimizer'].items() if value is not None}
+  typed['optimizer'] |= {k: v for k, v in chosen.items() if k in typed['optimizer']} | given
+  for section in ('data', 'train', 'eval', 'decode'):
+    typed[section] = reader(section, task, modality)(**typed[section])
+  settings = Settings(**typed)
+  if settings.seed < 0:
+    raise ValueError(f'config.seed={settings.seed} must be at least 0')
+  settings = _check_metrics(settings, objective)
+  smoothing, z_loss = (settings.loss.get(name, 0) for name in ('label_smoothing', 'z_loss'))
+  if not 0 <= smoothing < 1 or z_loss < 0:
+    raise ValueError(
+      f'loss={settings.loss}: give 0 <= label_smoothing < 1, such as 0.1, and z_loss >= 0'
+    )
+  _check_intervals(settings)
+  _check_lengths(settings, objective, _check_processor(settings, objective))
+  return settings
+
+
+def _typed(where: str, value: Any, key: Key) -> Any:
+  """Return the value of a key in its type: integers as floats, lists as tuples.
+
+  Raises:
+    ValueError: it is missing, of another type, or not among the values of a Literal.
+  """
+  if value is None and key.default is REQUIRED:
+    where = where if where.startswith('config.') else f'config.{where}'
+    raise ValueError(f'{where} is missing: give it a value')
+  if value is None and key.default is None:
+    return None
+  if get_origin(key.type) is Literal:
+    return one_of(where, value, get_args(key.type))
+  if get_origin(key.type) is tuple:
+    if not isinstance(value, tuple | list):
+      raise ValueError(f'{where}={value!r} must be a tuple: give ({value!r},)')
+    return tuple(_item(where, item, get_args(key.type)[0]) for item in value)
+  if any(get_origin(kind) is tuple for kind in get_args(key.type)):  # a tuple, or a mapping
+    if not isinstance(value, tuple | list | Mapping):
+      raise ValueError(f'{where}={value!r} must be a tuple, or names with values')
+    return value if isinstance(value, Mapping) else tuple(value)
+  if key.type is float and type(value) is int:
+    return float(value)
+  if key.type in (bool, int, float, str) and type(value) is not key.type:
+    raise ValueError(f'{where}={value!r} must be of type {key.type.__name__}')
+  return value
+
+
+def _item(where: str, item: Any, kind: Any) -> Any:
+  """Return an item of a tuple: a name, a pair of a pattern and a number, or as it is."""
+  if kind is str:
+    if callable(item):
+      return reference(item)
+    if not isinstance(item, str):
+      raise ValueError(f'{where}: {item!r} must be of type str')
+    return item
+  if kind is int:
+    if not re.fullmatch('-?[0-9]+', str(item)):
+      raise ValueError(f'{where}: {item!r} must be of type int')
+    return int(item)
+  if get_origin(kind) is not tuple:
+    return item
+  try:
+    pattern, number = item.rpartition('=')[::2] if isinstance(item, str) else item
+    re.compile(pattern)
+    return pattern, get_args(kind)[1](number)
+  except (re.error, TypeError, ValueError) as error:
+    raise ValueError(
+      f"{where}: {item!r} is no pair of a pattern and a number ({error}): write ('query|value', 2),"
+      ' or query|value=2 on the command line'
+    ) from error
+
+
+def _check_metrics(settings: Settings, objective: Any) -> Settings:
+  """Return the settings with eval.best filled in."""
+  for name in settings.eval.metrics:
+    require(name)
+  names = [*objective.metrics, *settings.eval.metrics]
+  best = one_of('eval.best', settings.eval.best or names[0], names)
+  return dataclasses.replace(settings, eval=dataclasses.replace(settings.eval, best=best))
+
+
+def _check_intervals(settings: Settings):
+  for name, every in (
+    ('train.save_every_steps', settings.train.save_every_steps),
+    ('eval.every_steps', settings.eval.every_steps),
+  ):
+    if every % settings.train.steps_per_call:
+      raise ValueError(
+        f'{name}={every} is no multiple of train.steps_per_call={settings.train.steps_per_call}: '
+        'nothing is evaluated or saved between the steps of a call'
+      )
+
+
+def _check_processor(settings: Settings, objective: Any) -> int:
+  """Return the longest input, in positions of the encoder."""
+  modality = settings.model['modality']
+  if modality != 'tokens' and 'input_processor' not in inspect.signature(objective).parameters:
+    raise ValueError(
+      f'model.modality={modality}, but config.task={settings.task} reads tokens alone'
+    )
+  processor = processor_of(settings)
+  if processor is None:
+    return settings.data.max_length
+  if settings.model['features'] != processor.features:
+    raise ValueError(
+      f'model.features={settings.model["features"]}, but each of the {modality} that processor='
+      f'{settings.processor} describes has {processor.features} numbers: set it to that'
+    )
+  return processor.positions
+
+
+def _check_lengths(settings: Settings, objective: Any, longest: int):
+  if hasattr(objective, 'positions'):  # decoding may reach positions that training does not
+    longest = objective.positions(longest, settings.decode.max_new_tokens)
+  if settings.model['position'] == 'learned' and longest > settings.model['max_length']:
+    raise ValueError(
+      f'model.max_length={settings.model["max_length"]} learned positions are fewer than '
+      f'data.max_length={settings.data.max_length} or decode.max_new_tokens: set it to at least '
+      f'{longest}'
+    )
+
+
+def processor_of(settings: Settings) -> Any:
+  """Return the processor of images or sounds; None where the model reads texts.
+
+  Raises:
+    ValueError: what is wrong with the section 'processor'.
+  """
+  if settings.model['modality'] == 'tokens':
+    return None
+  processor = PROCESSORS[settings.model['modality']]
+  given = {'max_length': settings.data.max_length, 'stem': settings.model['stem']}
+  names = inspect.signature(processor).parameters
+  return processor(**settings.processor, **{k: v for k, v in given.items() if k in names})

@@ -1,0 +1,40 @@
+"""The result of a run: the metrics of its model on whole splits, and its predictions as files."""
+
+from typing import Any
+
+from absl import logging
+
+from transformer.evaluation.evaluate import evaluate
+from transformer.training import reporting, sharding
+from transformer.training.experiment import Experiment
+from transformer.training.step import Model
+from transformer.training.workdir import Workdir, as_line, file_name, write
+
+
+def evaluate_splits(experiment: Experiment, model: Model, workdir: Workdir) -> dict[str, Any]:
+  """Evaluate val and test, write predictions and references, and return all metrics."""
+  config, data = experiment.settings.eval, experiment.settings.data
+  metrics: dict[str, float] = {}
+  signatures: dict[str, str] = {}
+  for split in [data.val, *data.test]:
+    source = experiment.source(split)
+    all_of_it = '; eval.limit is for validation during training' if config.limit else ''
+    logging.info('evaluating all %d examples of %s%s', len(source), split, all_of_it)
+    found = evaluate(
+      experiment.task,
+      model,
+      source,
+      sharding.placed(experiment.batches(split), experiment.mesh),
+      metrics=config.metrics,
+      samples=config.samples,
+      by=config.by if len(source) and config.by in source[0] else '',
+    )
+    metrics |= {f'{split}/{name}': value for name, value in found.metrics.items()}
+    signatures |= {f'{split}/{name}': text for name, text in found.signatures.items()}
+    folder = workdir.path / 'predictions'
+    safe = file_name(split)
+    for name, answers in ((safe, found.predictions), (f'{safe}.reference', found.references)):
+      lines = (as_line(x, folder / name / f'{i}.wav') for i, x in enumerate(answers, start=1))
+      write(folder / f'{name}.txt', ''.join(f'{line}\n' for line in lines))
+    logging.info('samples of %s:\n%s', split, reporting.table(found.samples))
+  return {'metrics': metrics, 'signatures': signatures}
