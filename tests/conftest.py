@@ -184,7 +184,7 @@ def seed(pytestconfig):
 
 @pytest.fixture
 def bounded(record_property):
-  """bounded(name, value, above=bound) or (..., below=bound): check a quantity that was learnt.
+  """bounded(name, value, above=bound) or (..., below=bound): check a quantity that was learned.
 
   The value is reported with --report, so that one sees how far from its bound it is.
   """

@@ -1,4 +1,4 @@
-"""Start `run.py` in processes of its own, without importing everything anew for each.
+"""Start `run.py` in processes of its own, without importing everything again for each.
 
 Importing what `run.py` needs takes two seconds of an old core, and the tests start it some sixty
 times. So one server imports it once, and every command is a fork of that server: a process with its

@@ -18,10 +18,10 @@ def test_captions_of_evaluated_images_are_left_out(tmp_path, capsys):
       Image.new('RGB', (8, 8)).save(flickr8k / split / f'{name}.jpg')
     rows = [f'{name}.jpg\tA dog {name} {name * 2} {name * 3} .\n' for name in images]
     (flickr8k / f'{split}_captions.tsv').write_text('image\tcaption\n' + ''.join(rows))
-  learnt = corpora.load('captions', 'train[:90%]', dir=flickr8k)[0]['targets']
+  learned = corpora.load('captions', 'train[:90%]', dir=flickr8k)[0]['targets']
   chooses = corpora.load('captions', 'train[90%:]', dir=flickr8k)[0]['targets']
   english = [
-    learnt,
+    learned,
     chooses.upper().replace(' .', '!'),
     'A dog k and kk and five words more',  # 4 of the 10 that either has
     'The dog k kk kkk',  # 4 of 6; of val, which reports

@@ -91,6 +91,6 @@ def test_a_study_counts_what_is_understood(trained, tmp_path, monkeypatch):
   found = json.loads((tmp_path / 'speech.json').read_text())
   assert found['texts'] == 10
   for what in ('', '_recorded', '_vocoded'):
-    assert found[f'recognised{what}_percent'] == pytest.approx(10)
+    assert found[f'recognized{what}_percent'] == pytest.approx(10)
   assert 'two' not in found['misheard'] and len(found['misheard']) == 9
   assert (tmp_path / 'speech.png').exists()

@@ -90,10 +90,10 @@ def test_turn_is_scipys(key, images, close):
   )
   for image, before, angle in zip(found[:4], np.asarray(images), angles[:, 0, 0], strict=False):
     matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    centre = np.array([2.5, 3.5])
+    center = np.array([2.5, 3.5])
     for c in range(3):
       expected = scipy.ndimage.affine_transform(
-        before[..., c], matrix, centre - matrix @ centre, order=1, mode='nearest'
+        before[..., c], matrix, center - matrix @ center, order=1, mode='nearest'
       )
       close(image[..., c], expected)
   zoomed = augmentation.turn(key, images, 0.0, 0.5)
@@ -102,9 +102,9 @@ def test_turn_is_scipys(key, images, close):
   close(augmentation.turn(key, even, 45.0, 0.3), even)
 
 
-def test_recolor_of_grey_stays_grey_and_order_of_brightness_is_kept(key):
-  grey = jnp.broadcast_to(jnp.linspace(0.1, 0.9, 8)[None, None, :, None], (16, 6, 8, 3))
-  found = np.asarray(augmentation.recolor(key, grey, 0.5))
+def test_recolor_of_gray_stays_gray_and_order_of_brightness_is_kept(key):
+  gray = jnp.broadcast_to(jnp.linspace(0.1, 0.9, 8)[None, None, :, None], (16, 6, 8, 3))
+  found = np.asarray(augmentation.recolor(key, gray, 0.5))
   assert np.ptp(found, axis=-1).max() < 1e-6
   assert (np.diff(found[:, 0, :, 0], axis=1) > 0).all()
   assert np.ptp(found.mean(axis=(1, 2, 3))) > 0.1

@@ -22,7 +22,7 @@ def test_dropout_keeps_the_expectation(rate, key):
   np.testing.assert_allclose(y[kept], 3 / (1 - rate), rtol=1e-6)
   deviation = math.sqrt(rate * (1 - rate) / n)
   assert abs(kept.mean() - (1 - rate)) < 5 * deviation
-  # neighbours fall independently
+  # neighbors fall independently
   both = (kept[1:] & kept[:-1]).mean()
   assert abs(both - (1 - rate) ** 2) < 10 * deviation
 

@@ -16,7 +16,7 @@ from transformer.functional.positions import (
 )
 
 
-def test_positions_count_anew_in_every_segment_whatever_the_padding(rng):
+def test_positions_start_at_0_in_every_segment_whatever_the_padding(rng):
   rows = [
     [1, 1, 1, 2, 2, 3],
     [0, 0, 1, 1, 1, 1],

@@ -157,7 +157,7 @@ def test_attention_projects_attends_and_projects(scaled, rng, close):
 
 
 @pytest.mark.parametrize('qk_norm', ['head', 'all'])
-def test_attention_may_normalise_scale_and_cap_and_have_sinks(qk_norm, rng, close):
+def test_attention_may_normalize_scale_and_cap_and_have_sinks(qk_norm, rng, close):
   settings = dict(attention_scale=0.3, soft_cap_attention=0.7, attention_sinks=True)
   module = build(Attention, settings=dict(qk_norm=qk_norm, norm='rms', **settings))
   x, memory = rng.normal(size=(2, 3, 8)), rng.normal(size=(2, 5, 8))

@@ -159,7 +159,7 @@ class TestDecoder:
       change = np.abs(jacobian[s, b, t]).max()
       assert change > 1e-6 if sees else change == 0, (b, s, t)
 
-  def test_padding_packing_and_neighbours_change_nothing(self, settings, run, close):
+  def test_padding_packing_and_neighbors_change_nothing(self, settings, run, close):
     model, logits, _ = run(settings)
     assert_same_everywhere(logits, close)
     # other sentences in the other rows

@@ -75,12 +75,12 @@ def batches(task, examples, tokens=256):
 def test_ctc_learns_to_transcribe(task, examples, seed, bounded):
   model = jax.jit(lambda key: task.init(CONFIG, key))(jax.random.key(seed))
   batch = jax.tree.map(jnp.asarray, batches(task, examples, tokens=64 * 40)[0])
-  learnt, losses = fit(task, model, batch, steps=150, learning_rate=2e-2, seed=seed)
+  learned, losses = fit(task, model, batch, steps=150, learning_rate=2e-2, seed=seed)
   bounded('loss, of its start', losses[-1] / losses[0], below=0.1)
   inputs, targets = zip(*map(task.example, examples), strict=True)
-  found = predict(task, learnt, inputs)
+  found = predict(task, learned, inputs)
   bounded('share of sounds understood', np.mean(np.array(found) == targets), above=0.8)
-  assert predict(task, learnt, inputs[5:6]) == found[5:6]  # whatever lines come with it
+  assert predict(task, learned, inputs[5:6]) == found[5:6]  # whatever lines come with it
 
 
 def test_loss_is_the_sum_over_single_sounds(task, model, examples):

@@ -78,7 +78,7 @@ def batch_of(task, source):
 
 
 def learn(task, source, steps, seed, **settings):
-  """(a model that has learnt the source by heart, the loss of every step)."""
+  """(a model that has learned the source by heart, the loss of every step)."""
   config = ModelConfig(vocab=task.tokenizer.size, **SIZES | dict(width=32) | settings)
   model = jax.jit(lambda key: task.init(config, key))(jax.random.key(seed))
   batch = batch_of(task, source)
@@ -247,7 +247,7 @@ def test_whole_windows_of_spans_have_a_fixed_length(denoising):
   assert parts['inputs'].shape[1] == 13 - 3 + 2 + 1 and parts['targets'].shape[1] == 3 + 2 + 1
 
 
-def test_classes_of_texts_are_learnt(labels, seed, bounded):
+def test_classes_of_texts_are_learned(labels, seed, bounded):
   rng = np.random.default_rng(0)
   names = rng.permutation(['ant', 'bee'] * 12)
   words = [rng.choice(['big', 'red', 'blue', 'shy'], 2) for _ in names]

@@ -166,8 +166,8 @@ def test_paragraph_tokens_in_the_question_have_their_own_type():
 
 
 @pytest.fixture(scope='module')
-def learnt(seed):
-  """(a task, a model that has learnt some questions by heart, those, the losses)."""
+def learned(seed):
+  """(a task, a model that has learned some questions by heart, those, the losses)."""
   source = [facts('train')[i] for i in range(24)]
   texts = [example[side] for example in source for side in ('inputs', 'targets')]
   task = of(tokenizers.train(texts, kind='wordpiece', vocab=300))
@@ -178,8 +178,8 @@ def learnt(seed):
   return task, model, source, losses
 
 
-def test_answers_are_found(learnt, bounded):
-  task, model, source, losses = learnt
+def test_answers_are_found(learned, bounded):
+  task, model, source, losses = learned
   lines, answers = zip(*map(task.example, source), strict=True)
   found = predict(task, model, lines)
   bounded('loss, of its start', losses[-1] / losses[0], below=0.2)
@@ -201,14 +201,14 @@ def test_answers_are_found(learnt, bounded):
     ('who ' * 99 + '?\tAnna', 'shorten'),
   ],
 )
-def test_invalid_lines_are_refused(learnt, line, words):
-  task, model, *_ = learnt
+def test_invalid_lines_are_refused(learned, line, words):
+  task, model, *_ = learned
   with pytest.raises(ValueError, match=words):
     task.processor.encode_example(line)
   assert len(predict(task, model, [line], truncate=True)) == 1
 
 
-def test_contradictory_settings_are_refused(learnt):
-  task, *_ = learnt
+def test_contradictory_settings_are_refused(learned):
+  task, *_ = learned
   with pytest.raises(ValueError, match='stride'):
     of(task.tokenizer, stride=64)

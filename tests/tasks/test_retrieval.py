@@ -172,7 +172,7 @@ def test_rankings_are_fused_by_scores_or_ranks(task, file, texts):
 
 
 def test_documents_are_found(task, tmp_path, seed, bounded):
-  """A model that has learnt the pairs ranks the right document first."""
+  """A model that has learned the pairs ranks the right document first."""
   rng = np.random.default_rng(1)
   texts = [' '.join(rng.choice(WORDS, rng.integers(8, 20))) for _ in range(32)]
   (tmp_path / 'documents.tsv').write_text(''.join(f'd{i}\t{t}\n' for i, t in enumerate(texts)))

@@ -217,7 +217,7 @@ def test_off_diagonal_ignores_padding():
   assert off[1, 0, 5] > off[1, 0, 3] > off[1, 0, 1] > 0
 
 
-def test_three_tones_are_learnt(task, batch, seed, bounded):
+def test_three_tones_are_learned(task, batch, seed, bounded):
   config = ModelConfig(vocab=task.tokenizer.size, **CONFIG)
   model = jax.jit(lambda key: task.init(config, key))(jax.random.key(seed))
   model, losses = fit(task, model, batch, steps=150, learning_rate=1e-2, seed=seed)

@@ -52,10 +52,10 @@ def test_label_is_at_the_first_token_of_its_word(task):
   assert len(tokens) == len(targets) > 8
   places = [place for place, target in enumerate(targets) if target >= 0]
   assert [LABELS[targets[place]] for place in places] == labels.split()
-  spelt = [
+  spelled = [
     task.tokenizer.decode(tokens[a:b]) for a, b in zip(places, [*places[1:], -1], strict=True)
   ]
-  assert [word.strip() for word in spelt] == text.split()
+  assert [word.strip() for word in spelled] == text.split()
   assert places == task.processor.encode_example(text).first
 
 
@@ -79,7 +79,7 @@ def test_loss_counts_first_tokens_packed_or_not(task, model, close):
   close(loss(packed_batch).sum, total)
 
 
-def test_entities_are_learnt(task, seed, bounded):
+def test_entities_are_learned(task, seed, bounded):
   source = entities('train')[:120]
   batch = batch_of(task, source)
   config = ModelConfig(vocab=task.tokenizer.size, **SIZES)

@@ -1,9 +1,9 @@
-"""Train the tiny run in golden_run/ anew; only when its format is meant to change.
+"""Train the tiny run in golden_run/ again; only when its format is meant to change.
 
   python tests/training/make_golden_run.py
 
 The run that is there was trained by an earlier version of this code, and `test_golden_run.py`
-checks that this version opens, evaluates and resumes it. So do not make it anew to make that test
+checks that this version opens, evaluates and resumes it. So do not make it again to make that test
 pass: instead, let `config.upgraded` or `Checkpoints` read it.
 """
 

@@ -1,4 +1,4 @@
-"""What the loop does, in which order: nothing that was learnt is lost, whatever happens."""
+"""What the loop does, in which order: nothing that was learned is lost, whatever happens."""
 
 import os
 import signal
@@ -114,7 +114,7 @@ def test_the_steps_that_are_averaged_are_said(monkeypatch):
 
 @pytest.fixture
 def handlers():
-  """The handlers of this process, put back afterwards."""
+  """The handlers of this process, put back afterward."""
   before = {number: signal.getsignal(number) for number in SIGNALS}
   yield
   for number, handler in before.items():

@@ -8,7 +8,7 @@ from transformer.training import process
 
 @pytest.fixture
 def settings(monkeypatch, tmp_path):
-  """jax.config's own values, put back afterwards, in a home without a cache."""
+  """jax.config's own values, put back afterward, in a home without a cache."""
   names = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')
   before = {name: getattr(jax.config, name) for name in names}
   monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)

@@ -97,7 +97,7 @@ def test_stopped_before_its_evaluation(tmp_path, whole):
 
 
 def test_the_final_evaluation_is_made_again(tmp_path, whole):
-  """A finished run that is started again judges anew, perhaps otherwise."""
+  """A finished run that is started again evaluates again, and may get other numbers."""
   run(tmp_path, 0, 10)
   with report_of(tmp_path, step=10) as report:
     assert not report.evaluated

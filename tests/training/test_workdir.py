@@ -98,7 +98,7 @@ def test_an_unknown_key_of_a_run_is_named(workdir):
     workdir.read_config()
 
 
-@pytest.mark.parametrize('number, cure', [(FORMAT + 1, 'update this code'), (1, 'train it anew')])
+@pytest.mark.parametrize('number, cure', [(FORMAT + 1, 'update this code'), (1, 'train it again')])
 def test_a_run_of_another_format_is_an_error(workdir, number, cure):
   stored(workdir, lambda values: values.update(format=number))
   with pytest.raises(ValueError, match=f'it has format {number}.*{cure}'):

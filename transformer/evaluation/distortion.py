@@ -1,4 +1,4 @@
-"""How good synthesised sounds are, beside recordings that say the same."""
+"""How good synthesized sounds are, beside recordings that say the same."""
 
 from collections.abc import Sequence
 

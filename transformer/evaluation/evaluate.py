@@ -116,7 +116,7 @@ def eval_step(task: Any, model: Model, batch: dict[str, jax.Array]) -> dict[str,
 
 
 def _without_repetitions(source: Source) -> Iterator[dict[str, Any]]:
-  """Yield the examples; of neighbours with the same references, such as captions, the first."""
+  """Yield the examples; of neighbors with the same references, such as captions, the first."""
   last = None
   for i in range(len(source)):
     example = source[i]

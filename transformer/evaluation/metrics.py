@@ -70,7 +70,7 @@ def is_better(name: str, score: float, than: float, task_metrics: Mapping[str, b
   """Return whether a score of the named metric is an improvement.
 
   Args:
-    name: of the task's own metrics, or as of `get_metric`.
+    name: of the task's own metrics, or as in `get_metric`.
     score, than: the new and the old value.
     task_metrics: the task's own metrics, and for each whether higher is better.
   """

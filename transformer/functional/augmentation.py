@@ -65,7 +65,7 @@ def turn(
 def erase(
   key: Key[Array, ''], images: Float[Array, 'B H W C'], size: int
 ) -> Float[Array, 'B H W C']:
-  """Replace a random square of `size` pixels, maybe partly outside, by the mean of the image.
+  """Replace a random square of `size` pixels, which may be partly outside, by the image's mean.
 
   Cutout, DeVries & Taylor 2017, https://arxiv.org/abs/1708.04552.
   """
@@ -75,8 +75,8 @@ def erase(
   of_row, of_column = jax.random.split(key)
 
   def near(key, length):
-    centre = jax.random.randint(key, (B, 1), 0, length)
-    start = centre - size // 2
+    center = jax.random.randint(key, (B, 1), 0, length)
+    start = center - size // 2
     place = jnp.arange(length)
     return (place >= start) & (place < start + size)
 
@@ -89,7 +89,7 @@ def recolor(
 ) -> Float[Array, 'B H W C']:
   """Multiply brightness, contrast and saturation, each by 1 - strength to 1 + strength.
 
-  Contrast is the distance to the mean of the image, saturation that to the grey of the pixel.
+  Contrast is the distance to the mean of the image, saturation the distance to the pixel's gray.
   Howard 2013, https://arxiv.org/abs/1312.5402, section 2.
   """
   if not strength:
@@ -98,5 +98,5 @@ def recolor(
   images = images * factors[0]
   mean = images.mean(axis=(1, 2, 3), keepdims=True)
   images = mean + (images - mean) * factors[1]
-  grey = images.mean(axis=3, keepdims=True)
-  return grey + (images - grey) * factors[2]
+  gray = images.mean(axis=3, keepdims=True)
+  return gray + (images - gray) * factors[2]

@@ -47,7 +47,7 @@ def blockwise_attention(
   """`multi_head_attention` of a mask that keeps its structure; the laws of `attention` hold.
 
   Args:
-    q, k, v, scale, soft_cap, sinks: as of `multi_head_attention`.
+    q, k, v, scale, soft_cap, sinks: as in `multi_head_attention`.
     mask: which sources a target may attend to.
     block: targets and sources of a block; 0: BLOCK.
   """

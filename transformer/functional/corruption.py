@@ -68,7 +68,7 @@ def hash_by_content(
 def uniform_by_content(
   tokens: Int[Array, 'B T'], segments: Int[Array, 'B T'], stream: int
 ) -> Float[Array, 'B T']:
-  """Return numbers between 0 and 1, neither included; arguments as of `hash_by_content`."""
+  """Return numbers between 0 and 1, neither included; arguments as in `hash_by_content`."""
   bits = hash_by_content(tokens, segments, stream) >> 9
   return (bits.astype(jnp.float32) + 0.5) / 2**23
 
@@ -181,7 +181,7 @@ def noise_counts(lengths, *, rate: float, mean_span: float, xp=jnp):
 
   Args:
     lengths: tokens in each row, at least 2.
-    rate, mean_span: as of `noise_spans`.
+    rate, mean_span: as in `noise_spans`.
     xp: jax.numpy or numpy, which gives the same numbers on the host: both round half to even.
 
   >>> [int(n) for n in noise_counts(jnp.int32(190), rate=0.15, mean_span=3.0)]

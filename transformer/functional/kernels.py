@@ -19,8 +19,8 @@ from transformer.functional.attention import multi_head_attention, multi_head_at
 from transformer.functional.masks import AttentionMask
 from transformer.functional.splash import splash_attention
 
-# From so many targets and sources on blocks are faster than the whole scores, or need a fraction of
-# their memory: see experiments/benchmarks/attention.py
+# With at least so many targets and sources, blocks are faster than the whole scores, or need a
+# fraction of their memory: see experiments/benchmarks/attention.py
 LONG = 2048
 
 
@@ -34,8 +34,8 @@ class Call(NamedTuple):
     bias: added to the scores, broadcast to [B, H, T, S].
     scale: multiplies the scores; 1 / sqrt K if None.
     platform: what the program is compiled for; see `platforms`.
-    assume_finite, soft_cap: as of `attention`.
-    sinks: of each head, if any; as of `attention`.
+    assume_finite, soft_cap: as in `attention`.
+    sinks: of each head, if any; as in `attention`.
   """
 
   q: Array
@@ -86,7 +86,7 @@ def dot_product_attention(
   """`multi_head_attention` by the fastest implementation that can compute it.
 
   Args:
-    q, k, v, bias, scale, soft_cap, sinks: as of `multi_head_attention`.
+    q, k, v, bias, scale, soft_cap, sinks: as in `multi_head_attention`.
     mask: which sources a target may attend to; all if None.
     implementation: a name of IMPLEMENTATIONS, or 'auto' for the first that can compute the call and
       is worth it; the log says once which it is and why no other.
@@ -172,10 +172,10 @@ def reference(call: Call) -> Array:
 def cudnn(call: Call, *, backend: Literal['cudnn', 'xla'] = 'cudnn') -> Array:
   """cuDNN's attention, which never stores the scores; forward and backward.
 
-  That a mask is causal or a causal window it is told; any other mask it gets as an array over
-  [B, 1, T, S], in which a row that allows nothing would be an average of all: those are set to 0
-  here, and with them their gradients. A training step of cuDNN takes an array for even T and S
-  only, so odd ones are padded.
+  A causal mask or a causal window is passed as such, any other mask as an array [B, 1, T, S]. There
+  cuDNN averages all values where a row allows nothing: such rows are set to 0 here, and so are
+  their gradients. A training step of cuDNN takes an array for even T and S only: odd ones are
+  padded.
 
   Args:
     call: 16-bit arrays, and otherwise as `why_not_cudnn` says.
@@ -186,21 +186,21 @@ def cudnn(call: Call, *, backend: Literal['cudnn', 'xla'] = 'cudnn') -> Array:
   q, k, v, mask = call.q, call.k, call.v, call.mask
   T, S = q.shape[1], k.shape[1]
   attend = functools.partial(jax.nn.dot_product_attention, scale=call.scale, implementation=backend)
-  if mask.is_static and _cudnn_knows(mask, T, S):
+  if mask.is_static and _has_setting(mask, T, S):
     window = mask.reach and (mask.reach[0], 0)
     return attend(q, k, v, is_causal=mask.causal, local_window_size=window)
   array = _array(call.mask, call.q, call.k)
   sees = jnp.any(array, axis=-1).swapaxes(1, 2)[..., None]  # [B, T, H, 1]
   q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
   array = jnp.pad(array, ((0, 0), (0, 0), (0, T % 2), (0, S % 2)))
-  # the array holds all conditions; a causal one is told, too, for it rules half of the work out
+  # the array holds all conditions; is_causal also says which half of the work can be skipped
   causal = mask.causal and mask.positions is None and not mask.prefix and T == S
   y = attend(q, k, v, mask=array, is_causal=causal)
   return jnp.where(sees, y[:, :T], 0)
 
 
-def _cudnn_knows(mask, T, S):
-  """Whether cuDNN can be told the mask: it counts columns from the upper left corner."""
+def _has_setting(mask, T, S):
+  """Whether cuDNN has a setting for the mask: it counts columns from the upper left corner."""
   return not mask.ordered or (mask.causal and not mask.prefix and T == S)
 
 

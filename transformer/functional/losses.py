@@ -14,9 +14,9 @@ from transformer.functional.activations import soft_cap as soft_capped
 from transformer.functional.matmul import matmul, matmul_nt, matmul_tn
 from transformer.functional.meshes import vary_alike, with_auto_axes
 
-# Rows of logits that linear_cross_entropy holds at once: what fits a CPU's caches, and elsewhere so
-# many that reading and writing the table's gradient [N, D] for every chunk takes little time beside
-# the products; with N = 50,000 that is 2.5 GB.
+# Rows of logits that linear_cross_entropy holds at once. On a CPU they fit its caches. Elsewhere
+# they are so many that reading and writing the table's gradient [N, D] for every chunk takes little
+# of the time; with N = 50,000 they are 2.5 GB.
 CHUNK, CHUNK_ELSEWHERE = 1024, 8192
 
 
@@ -48,7 +48,7 @@ def cross_entropy(
     targets: the true classes.
     weights: how much each position counts, 0 for padding.
     label_smoothing: a; 0 gives the plain negative log-likelihood, in nats.
-    z_loss: adds z_loss log(Z)^2, which keeps the softmax's normaliser Z near 1.
+    z_loss: adds z_loss log(Z)^2, which keeps the softmax's normalizer Z near 1.
 
   Returns:
     The weighted sum and the sum of weights.
@@ -199,7 +199,7 @@ def _loss_and_gradient(x, table, targets, weights, settings):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _round(x, dtype):
-  """x.astype(dtype); to bfloat16 by integers, which XLA's CPU backend fuses and vectorises."""
+  """x.astype(dtype); to bfloat16 by integers, which XLA's CPU backend fuses and vectorizes."""
   if dtype != jnp.bfloat16:
     return x.astype(dtype)
   bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
@@ -231,7 +231,7 @@ def ctc(
     real: which positions are not padding.
     targets: without the blank; padding, of weight 0, comes last.
     weights: 1, or 0 for padding.
-    blank: the token that stands for none.
+    blank: the token that means none.
 
   Returns:
     The sum over rows, and their number of tokens. A row without an alignment, which has fewer

@@ -61,7 +61,7 @@ class AttentionMask:
 
   @property
   def ordered(self) -> bool:
-    """Whether a condition depends on where positions stand."""
+    """Whether a condition depends on the order of positions."""
     return self.causal or self.window is not None
 
   @property
@@ -177,7 +177,7 @@ def sliding_window(
 
   Args:
     size: n for positions fewer than n away, or (left, right) for at most so many to each side.
-    positions: as of `causal`.
+    positions: as in `causal`.
 
   Raises:
     ValueError: the window is empty.

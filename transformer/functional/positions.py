@@ -68,14 +68,14 @@ def rotary(
 ) -> Float[Array, 'B T H K']:
   """Rotate (x[i], x[i + K/2]) by p / base^(2i/K), so that q k depends on the distance only.
 
-  The halves are paired as in GPT-NeoX and Llama (Su et al. 2021 pair neighbours, which is the same
+  The halves are paired as in GPT-NeoX and Llama (Su et al. 2021 pair neighbors, which is the same
   up to a permutation of K). Computed in float32, returned in x's dtype.
 
   Args:
     x: queries or keys.
     positions: p.
     base: of the wavelengths.
-    size: how many numbers of each head are turned, as if K were that size; the rest stays. 0: all.
+    size: how many numbers of each head are rotated, as if K were that size; the rest stays. 0: all.
     scaling: for texts longer than the model was trained on: `kind`, a name of SCALINGS, and the
       arguments of that function.
 
@@ -105,8 +105,8 @@ Scaled = tuple[Float[Array | np.ndarray, '#B F'], float]
 def no_scaling(size: int, base: float, lengths: Int[Array, ' B']) -> Scaled:
   """Return base^(-2i/size), and 1.
 
-  All scalings take the numbers turned, the base and the length of each row, and return (frequencies
-  [B or 1, size / 2], what queries and keys are multiplied by besides).
+  Every scaling takes how many numbers are rotated, the base, and the length of each row. It returns
+  the frequencies [B or 1, size / 2], and a factor of queries and keys.
   """
   return _frequencies(size, base)[None], 1.0
 
@@ -174,7 +174,7 @@ def yarn_scaling(
   of the frequency. Peng et al. 2023, https://arxiv.org/abs/2309.00071, definitions 2 and 3.
 
   Args:
-    size, base, lengths, factor, original_length: as of the other scalings.
+    size, base, lengths, factor, original_length: as in the other scalings.
     fast, slow: turns, beta and alpha of the paper.
     whole: whether the ends of the line are whole indices, as in the published code.
     stretch: multiplies queries and keys; None: 0.1 log(factor) + 1.

@@ -3,7 +3,7 @@
 `step` takes the last token of each row and a cache of earlier ones, any pytree, and returns the
 logits of the next token and the new cache; rows must not depend on each other. Each search is one
 `lax.while_loop` that ends when every row has ended: put `jax.jit` around the call, or JAX compiles
-the loop anew each time. All searches take, besides `step` and `cache`,
+the loop in every call. All searches take, besides `step` and `cache`,
 
   first: the token each row starts from; not part of the result.
   steps: the most tokens to generate.
@@ -224,7 +224,7 @@ class Rows(NamedTuple):
 
 
 def first_rows(first: Int[Array, 'B'], steps: int, pad: int, cache: PyTree) -> Rows:
-  """Return the state before the first of `steps` tokens; arguments as of a search."""
+  """Return the state before the first of `steps` tokens; arguments as in a search."""
   batch = first.shape[0]
   tokens = jnp.full((batch, steps), pad, jnp.int32)
   scores, finished = jnp.zeros(batch, jnp.float32), jnp.zeros(batch, bool)
@@ -435,7 +435,7 @@ def _best_extensions(
 
 
 def as_tuple(eos: Ends) -> tuple[int, ...]:
-  """Return the end tokens as a tuple; () for -1, which stands for none."""
+  """Return the end tokens as a tuple; () for -1, which means none."""
   return eos if isinstance(eos, tuple) else () if eos == -1 else (eos,)
 
 

@@ -46,11 +46,11 @@ def mask_frames(
   frequency_masks: int,
   frequency_width: int,
 ) -> Float[Array, 'B S X']:
-  """Set intervals of time and of neighbouring bands to 0, the mean of the frames.
+  """Set intervals of time and of neighboring bands to 0, the mean of the frames.
 
   Args:
     key: for the random choice.
-    frames: normalised; the first of S are real.
+    frames: normalized; the first of S are real.
     segments: 0 is padding.
     time_masks, time_width: m_T intervals of 0 to T frames,
     time_share: each at most this share p of the sound.

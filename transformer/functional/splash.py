@@ -34,7 +34,7 @@ def splash_attention(
   cannot divide a kernel.
 
   Args:
-    q, k, v, scale, soft_cap, sinks: as of `multi_head_attention`.
+    q, k, v, scale, soft_cap, sinks: as in `multi_head_attention`.
     mask: causal, a window and segments, without positions of its own.
     interpret: run the kernel's interpreter, on any platform.
   """

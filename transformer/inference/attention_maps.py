@@ -55,7 +55,7 @@ def cross_attention(
   """Return how the positions of an answer attend to its encoded request.
 
   Args:
-    task, model, row: as of `self_attention`.
+    task, model, row: as in `self_attention`.
     outputs: the answer, as targets in training: tokens or frames.
     labels: of the outputs.
   """

@@ -169,7 +169,7 @@ def search_tokens(
   """Return the output tokens of each row and their scores, best first.
 
   Args:
-    step, cache, eos, reorder: as of functional.search; the cache has W rows for each prompt.
+    step, cache, eos, reorder: as in functional.search; the cache has W rows for each prompt.
     prompts: whose last token is the first that `step` gets; -1 where there is none.
     keys: PRNG key of each row's samples.
     decoding: the settings of the search.

@@ -76,7 +76,7 @@ def predict_each(task: Predictor, model: Model, lines: Iterable[Any]) -> list[An
   """Return for each line its answer, or the ValueError or OSError that says why it has none.
 
   Args:
-    task, model: as of `predict`.
+    task, model: as in `predict`.
     lines: as there; an error in place of a line is returned as it is.
 
   Raises:

@@ -24,7 +24,8 @@ class View(NamedTuple):
     positions: of the targets.
     mask: which sources a target may attend to.
     bias: added to the scores, over [B, H, T, S].
-    rotate: (queries or keys, their positions) to what is compared; None: they are not turned.
+    rotate: a function of queries or keys and their positions that returns them rotated; None: they
+      stay as they are.
   """
 
   positions: Int[Array, 'B T']
@@ -70,13 +71,13 @@ class Attention(nnx.Module):
     cache: LayerCache | None = None,
     key: Key[Array, ''] | None = None,
   ) -> tuple[Float[Array, 'B T D'], LayerCache | None]:
-    """Return what each position gathers, and the cache with the keys and values of x.
+    """Return the output at each position, and the cache with the keys and values of x.
 
     Args:
       x: the targets; also the sources of self-attention.
       view: what they may see.
       memory: the sources of cross-attention: states [C, S, D], or keys and values made of them
-        before. B may be a multiple of C: neighbouring rows of x (the beams of a sentence) then
+        before. B may be a multiple of C: neighboring rows of x (the beams of a sentence) then
         share a row of the memory, which is not copied, and the mask is over [C, H, B/C T, S].
       cache: the sources of self-attention that were seen before.
       key: turns dropout on.
@@ -108,7 +109,7 @@ class Attention(nnx.Module):
     return self._heads(k, self.key_norm), self._heads(v)
 
   def _heads(self, x, norm=None, view=None):
-    """[B, T, heads K] as [B, T, heads, K], normalised and turned, in the config's dtype."""
+    """[B, T, heads K] as [B, T, heads, K], normalized and rotated, in the config's dtype."""
     if norm is not None and self.config.qk_norm == 'all':
       x = norm(x)
     x = x.reshape(*x.shape[:2], -1, self.config.key_size)
@@ -119,7 +120,7 @@ class Attention(nnx.Module):
     return x.astype(self.config.dtype)
 
   def _attend(self, q, k, v, view, assume_finite, key):
-    """What each head gathers: [C, B/C T, H, K]."""
+    """The output of each head: [C, B/C T, H, K]."""
     config, weights = self.config, f'{self.name}.weights'
     q = q.astype(k.dtype).reshape(len(k), -1, *q.shape[2:])  # k may be kept wider
     scale = config.attention_scale or (None if config.scale_attention else 1.0)

@@ -83,17 +83,17 @@ class Block(nnx.Module):
     def feed_forward(h):
       return self.feedforward(h, keys[4]), {}
 
-    beside = None if self.config.parallel == 'none' else x
+    source = None if self.config.parallel == 'none' else x
     x, cache = self._residual(x, 'attention', attend, keys[2])
     if memory is not None:
       x, _ = self._residual(x, 'cross', attend_to_memory, keys[3])
-    x, aux = self._residual(x, 'feedforward', feed_forward, keys[5], beside)
+    x, aux = self._residual(x, 'feedforward', feed_forward, keys[5], source)
     return BlockOutput(site('output', x), cache, aux)
 
   def _residual(self, x, name, sublayer, key, source=None):
-    """x + dropout(f(norm(x))), or post-norm norm(x + dropout(f(x))); and what f returns besides.
+    """Return x + dropout(f(norm(x))), or post-norm norm(x + dropout(f(x))), and f's second result.
 
-    If a source is given f reads that instead of x.
+    f, the sublayer, reads the source in place of x if there is one.
     """
     norm, output_norm = getattr(self, f'{name}_norm'), getattr(self, f'{name}_output_norm')
     if name == 'feedforward' and self.config.parallel == 'one_norm':

@@ -11,11 +11,11 @@ from transformer.functional.positions import SCALINGS
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layer:
-  """One layer of a repeating pattern: what it does otherwise than the config says.
+  """One layer of a repeating pattern: where it differs from the rest of the config.
 
   Attributes:
     window: that of this layer, 0 for none; None: as in the config.
-    rotary_base: that of this layer, 0 if it turns nothing; None: as in the config.
+    rotary_base: that of this layer, 0 for no rotation; None: as in the config.
     rotary_scaling: that of this layer, () for none; None: as in the config.
   """
 
@@ -68,19 +68,19 @@ class ModelConfig:
     max_source_length: the same for the encoder of an encoder-decoder; 0 means max_length.
     norm: LayerNorm, or RMSNorm without mean and bias.
     norm_epsilon: added to the variance.
-    norm_embedding: normalise the embeddings before the first layer (BERT, BART).
+    norm_embedding: normalize the embeddings before the first layer (BERT, BART).
     prenorm: x + f(norm(x)) and a final norm, instead of the paper's norm(x + f(x)).
-    sublayer_norm: with prenorm, what a sublayer normalises: its input, its output, x + norm(f(x))
+    sublayer_norm: with prenorm, what a sublayer normalizes: its input, its output, x + norm(f(x))
       (OLMo 2), or both, x + norm(f(norm(x))) (Gemma 2).
     parallel: with prenorm, attention and feed-forward read the same x and are added to it together:
       after two norms (GPT-NeoX), or one of both (GPT-J); none: one after the other.
-    qk_norm: normalise queries and keys before they are turned: each head, by one scale for all of
+    qk_norm: normalize queries and keys before they are rotated: each head, by one scale for all of
       them (Qwen3), or all heads together (OLMo 2).
     position: sinusoidal and learned are added to the embedding (sinusoidal_halves: all sines before
-      all cosines, as in Marian), rotary turns queries and keys, relative (T5) and alibi add a bias
-      to the scores; with none only the causal mask tells an order.
-    rotary_base: base of the wavelengths of rotary positions; 0 turns nothing.
-    rotary_size: how many numbers of each head are turned, the first ones (GPT-NeoX); 0 means all.
+      all cosines, as in Marian), rotary rotates queries and keys, relative (T5) and alibi add a
+      bias to the scores; with none only the causal mask tells an order.
+    rotary_base: base of the wavelengths of rotary positions; 0 for no rotation.
+    rotary_size: how many numbers of each head are rotated, the first ones (GPT-NeoX); 0 means all.
     rotary_scaling: for texts longer than those trained on: the kind, a name of
       `functional.positions.SCALINGS`, and the arguments of that function, as
       dict(kind='linear', factor=2.0), or as pairs; () means none.
@@ -88,7 +88,7 @@ class ModelConfig:
     relative_distance: from which on all distances share a bucket.
     window: attend only to positions fewer than this away; 0 means all.
     layers: a pattern that the layers repeat, such as local and global attention alternating:
-      (dict(window=1024), dict(rotary_base=1e6)). Its length divides the depth; () means all alike.
+      (dict(window=1024), dict(rotary_base=1e6)). Its length divides the depth; () means none.
     activation: of the feed-forward layer; gelu_erf is exact (BERT), gelu_tanh approximate (GPT-2);
       all are in `functional.activations`.
     gated: (activation(x W) * x G) O instead of activation(x W) O.

@@ -77,7 +77,7 @@ class Patches(nnx.Module):
 
   Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929, equation 1. With `config.stem` the
   patches, then small ones or pixels, first go through convolutions, each of which halves height and
-  width, so that images are learnt in a fraction of the epochs (Xiao et al. 2021,
+  width, so that images are learned in a fraction of the epochs (Xiao et al. 2021,
   https://arxiv.org/abs/2106.14881; Hassani et al. 2021, https://arxiv.org/abs/2104.05704).
   """
 

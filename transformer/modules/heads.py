@@ -38,7 +38,7 @@ class MaskedTokens(nnx.Module):
 
   @with_auto_axes
   def __call__(self, tokens: Int[Array, 'B T'], **kwargs: Any) -> Float[Array, 'B T N']:
-    """Return the logits; arguments as of the encoder."""
+    """Return the logits; arguments as in the encoder."""
     return self.lm_head.attend(self.states(tokens, **kwargs))
 
   @with_auto_axes
@@ -72,7 +72,7 @@ class Classifier(nnx.Module):
     key: Key[Array, ''] | None = None,
     **kwargs: Any,
   ) -> Float[Array, 'B C']:
-    """Return the logits; arguments as of the encoder."""
+    """Return the logits; arguments as in the encoder."""
     encoder_key, pooled_key = split_key(key, 2)
     pooled = self.encoder.encode_pooled(inputs, key=encoder_key, **kwargs)
     return self.out(dropout(pooled, self.config.dropout, pooled_key))
@@ -91,7 +91,7 @@ class Spans(nnx.Module):
 
   @with_auto_axes
   def __call__(self, tokens: Int[Array, 'B T'], **kwargs: Any) -> Float[Array, 'B T 2']:
-    """Return the logits of starts [..., 0] and ends [..., 1]; arguments as of the encoder."""
+    """Return the logits of starts [..., 0] and ends [..., 1]; arguments as in the encoder."""
     return self.out(self.encoder(tokens, **kwargs))
 
 
@@ -110,7 +110,7 @@ class Transcriber(nnx.Module):
   def __call__(
     self, inputs: Int[Array, 'B S'] | Float[Array, 'B S X'], **kwargs: Any
   ) -> tuple[Float[Array, 'B T N'], Int[Array, 'B T']]:
-    """Return the logits and the segments of their positions; arguments as of the encoder."""
+    """Return the logits and the segments of their positions; arguments as in the encoder."""
     states, segments = self.encoder.encode(inputs, **kwargs)
     return self.out(states), segments
 
@@ -126,7 +126,7 @@ class Embedding(nnx.Module):
   def __call__(
     self, inputs: Int[Array, 'B S'] | Float[Array, 'B S X'], **kwargs: Any
   ) -> Float[Array, 'B D']:
-    """Return the pooled states, divided by their length; arguments as of the encoder."""
+    """Return the pooled states, divided by their length; arguments as in the encoder."""
     pooled = self.encoder.encode_pooled(inputs, **kwargs).astype(jnp.float32)
     return pooled * jax.lax.rsqrt(jnp.maximum(jnp.sum(pooled**2, axis=-1, keepdims=True), 1e-12))
 

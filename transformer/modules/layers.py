@@ -88,7 +88,7 @@ class Norm(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(width or config.width)) if has_bias else None
 
   def __call__(self, x: Float[Array, '*B D']) -> Float[Array, '*B D']:
-    y = normalize(x, self.epsilon, centred=self.kind == 'layer')
+    y = normalize(x, self.epsilon, centered=self.kind == 'layer')
     y = y * along_last(self.scale[...], y)
     return y if self.bias is None else y + along_last(self.bias[...], y)
 

@@ -58,7 +58,7 @@ class Encoder(nnx.Module):
     types: Int[Array, 'B S'] | None = None,
     key: Key[Array, ''] | None = None,
   ) -> tuple[Float[Array, 'B T D'], Int[Array, 'B T']]:
-    """Return the states and the segments of their positions; arguments as of a call."""
+    """Return the states and the segments of their positions; arguments as in a call."""
     x, segments = _embed(self.embed, self.stack, inputs, segments)
     if self.types is not None:
       x += self.types(jnp.zeros(x.shape[:2], jnp.int32) if types is None else types)
@@ -69,7 +69,7 @@ class Encoder(nnx.Module):
   def encode_pooled(
     self, inputs: Int[Array, 'B S'] | Float[Array, 'B S X'], **kwargs: Any
   ) -> Float[Array, 'B D']:
-    """Return one vector for each row, as `config.pooling` says; arguments as of a call."""
+    """Return one vector for each row, as `config.pooling` says; arguments as in a call."""
     return self.pool(*self.encode(inputs, **kwargs))
 
   def pool(self, states: Float[Array, 'B T D'], segments: Int[Array, 'B T']) -> Float[Array, 'B D']:
@@ -128,7 +128,7 @@ class Decoder(nnx.Module):
     segments: Int[Array, 'B T'] | None = None,
     key: Key[Array, ''] | None = None,
   ) -> Float[Array, 'B T D']:
-    """Return the states that the logits are computed from; arguments as of a call."""
+    """Return the states that the logits are computed from; arguments as in a call."""
     return self.stack(*_embed(self.embed, self.stack, tokens, segments), key=key).x
 
   @property
@@ -190,7 +190,7 @@ class EncoderDecoder(nnx.Module):
     target_segments: Int[Array, 'B T'] | None = None,
     key: Key[Array, ''] | None = None,
   ) -> Float[Array, 'B T D']:
-    """Return the states that the logits are computed from; arguments as of a call."""
+    """Return the states that the logits are computed from; arguments as in a call."""
     encoder_key, decoder_key = split_key(key, 2)
     memory = self.encode(inputs, segments=input_segments, key=encoder_key)
     return self.decoder(self.embed(targets), target_segments, memory=memory, key=decoder_key).x
@@ -224,7 +224,7 @@ class EncoderDecoder(nnx.Module):
   ):
     """Return logits [B, T, N]; with a cache, (logits, cache).
 
-    The rows of targets may be a multiple of those of the memory: neighbours share a sentence.
+    The rows of targets may be a multiple of those of the memory: neighbors share a sentence.
     """
     out = self.decoder(self.embed(targets), segments, memory=memory, cache=cache, key=key)
     logits = self.lm_head.attend(out.x)

@@ -1,6 +1,6 @@
-"""Schemes of positions: how a model knows where a token stands.
+"""Schemes of positions: how a model knows the order of tokens.
 
-A scheme may add a vector to the embedding (`embed`), turn queries and keys (`rotate`), or add a
+A scheme may add a vector to the embedding (`embed`), rotate queries and keys (`rotate`), or add a
 bias to the scores of attention (`bias`). To add one, write its class here and name it in
 `ModelConfig.position`.
 """
@@ -36,7 +36,7 @@ class Unordered(nnx.Module):
   def rotate(
     self, x: Float[Array, 'B T H K'], positions: Int[Array, 'B T'], layer: Layer
   ) -> Float[Array, 'B T H K']:
-    """Return queries or keys turned by their positions, as the layer says."""
+    """Return queries or keys rotated by their positions, as the layer says."""
     return x
 
   def bias(
@@ -80,10 +80,10 @@ class Learned(Unordered):
 
 
 class Rotary(Unordered):
-  """Queries and keys turned by their positions; Su et al. 2021."""
+  """Queries and keys rotated by their positions; Su et al. 2021."""
 
   def rotate(self, x, positions, layer):
-    """Return queries or keys turned by their positions, unless the layer turns nothing."""
+    """Return queries or keys rotated by their positions, unless the layer has no rotation."""
     if not layer.rotary_base:
       return x
     kwargs = dict(size=self.config.rotary_size, scaling=dict(layer.rotary_scaling))

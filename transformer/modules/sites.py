@@ -4,7 +4,7 @@ The sites of a layer, as in `blocks.3.attention.weights`:
 
   attention.queries, .keys, .values    [B, T, heads, K]
   attention.weights                    [B, H, T, S]
-  attention.heads                      [B, T, H, K], what each head gathers
+  attention.heads                      [B, T, H, K], the output of each head
   attention.output                     [B, T, D], what attention adds to the residual stream
   cross.*                              the same of cross-attention
   feedforward.hidden, .output          [B, T, F], [B, T, D]
@@ -91,7 +91,7 @@ def capture(f: Callable) -> Callable[..., tuple[Any, dict[str, dict[str, Array]]
   """Return a function that calls f and also returns what all layers computed, stacked.
 
   Args:
-    f: as of `observe`.
+    f: as in `observe`.
 
   Returns:
     A function of f's arguments that returns f's result and, for every stack ('encoder' and

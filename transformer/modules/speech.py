@@ -13,11 +13,11 @@ from transformer.modules.stack import Memory, Stack
 
 
 class Prenet(nnx.Module):
-  """relu(relu(x W) V) O: the embedding of the frames before, for the decoder.
+  """relu(relu(x W) V) O: the embedding of the previous frames, for the decoder.
 
   Narrow and with much dropout, so that the decoder cannot only continue them and must attend to the
   text. Wang et al. 2017, https://arxiv.org/abs/1703.10135, section 3.2; O is that of Li et al.
-  2019, section 3.3, and centres on zero what was never negative.
+  2019, section 3.3, and centers on zero what was never negative.
 
   Args:
     config: of the decoder.
@@ -68,7 +68,7 @@ class Synthesizer(nnx.Module):
   def __call__(
     self,
     tokens: Int[Array, 'B S'],
-    before: Float[Array, 'B T X'],
+    previous: Float[Array, 'B T X'],
     *,
     input_segments: Int[Array, 'B S'] | None = None,
     target_segments: Int[Array, 'B T'] | None = None,
@@ -78,7 +78,7 @@ class Synthesizer(nnx.Module):
 
     Args:
       tokens: the text.
-      before: the true frames, one step late.
+      previous: for each step the true frames of the step before it.
       input_segments, target_segments: 0 is padding; None if there is none.
       key: turns dropout on.
     """
@@ -86,7 +86,7 @@ class Synthesizer(nnx.Module):
     memory = Memory(
       self.encoder(self.embed(tokens), input_segments, key=encoder_key).x, input_segments
     )
-    x = self.prenet(before, prenet_key)
+    x = self.prenet(previous, prenet_key)
     x = self.decoder(x, target_segments, memory=memory, key=decoder_key).x
     return self.out(x), self.stop(x)[..., 0]
 
@@ -97,13 +97,13 @@ class Synthesizer(nnx.Module):
 
   def decode(
     self,
-    before: Float[Array, 'B T X'],
+    previous: Float[Array, 'B T X'],
     memory: Memory,
     cache: Cache,
     segments: Int[Array, 'B T'],
   ) -> tuple[Float[Array, 'B T X'], Float[Array, 'B T'], Cache]:
-    """Return the frames after those in the cache and `before`, the logits of the end, the cache."""
-    out = self.decoder(self.prenet(before), segments, memory=memory, cache=cache)
+    """Return the frames after the previous ones, the logits of the end, and the cache."""
+    out = self.decoder(self.prenet(previous), segments, memory=memory, cache=cache)
     return self.out(out.x), self.stop(out.x)[..., 0], out.cache  # type: ignore[return-value]
 
   def init_cache(self, rows: int, capacity: int) -> Cache:

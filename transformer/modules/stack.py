@@ -154,7 +154,7 @@ class Stack(nnx.Module):
       of_layer = None if kv is None else LayerCache(*kv, start, segments != 0)
       x, of_layer, aux = block(x, view, seen, of_layer, key=key)
       kv = None if of_layer is None else (of_layer.k, of_layer.v)
-      # each layer takes the first cache and puts it last, so that in the end they stand as before
+      # each layer takes the first cache and puts it last, so that their order is the same after all
       return (x, (*others, kv)), aux
 
     keys_values = None if memory is None else memory.keys_values
@@ -218,7 +218,7 @@ class Stack(nnx.Module):
 
     def masked(window):
       mask = common & masks.sliding_window(window, positions=at) if window else common
-      if beams > 1:  # the queries of all beams of a sentence stand side by side
+      if beams > 1:  # the queries of all beams of a sentence are side by side
         mask = AttentionMask(explicit=_side_by_side(mask.dense(T, S), beams))
       return mask.with_array(beams * T, S)
 
@@ -236,7 +236,7 @@ def _columns(x):
 
 
 def _cross_mask(segments, memory: Memory, shape) -> AttentionMask:
-  """What targets may see of a memory, whose rows several neighbouring rows of targets may share."""
+  """What targets may see of a memory, whose rows several neighboring rows of targets may share."""
   C, S, _ = memory.states.shape
   if segments is None and memory.segments is None:
     return AttentionMask()
@@ -253,7 +253,7 @@ def _side_by_side(x, beams):
 
 
 def _rematerialized(layer, config: ModelConfig, view: View):
-  """layer(carry, xs) with this view, storing of its insides what config.remat says."""
+  """layer(carry, xs) with this view; config.remat says which values the backward pass stores."""
 
   def run(carry, xs):
     return layer(carry, xs, view)
@@ -263,7 +263,7 @@ def _rematerialized(layer, config: ModelConfig, view: View):
   products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
   def policy(primitive, *avals, **kwargs):
-    # cuDNN's attention is one primitive, and as dear as a product
+    # cuDNN's attention is one primitive, and as expensive as a product
     return products(primitive, *avals, **kwargs) or 'dot_product_attention' in primitive.name
 
   return jax.checkpoint(

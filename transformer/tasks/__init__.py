@@ -1,1 +1,1 @@
-"""What is learnt: one file per objective."""
+"""What is learned: one file per objective."""

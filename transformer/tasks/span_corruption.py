@@ -41,7 +41,7 @@ class SpanCorruption:
       gives the encoder the beginning of a text, of random length, and the decoder the rest.
     rate: share of tokens in removed spans; 0.15 in the paper.
     mean_span: mean length of spans; 3 in the paper.
-    label_smoothing, z_loss, start: as of Seq2Seq.
+    label_smoothing, z_loss, start: as in Seq2Seq.
   """
 
   tokenizer: Tokenizer

@@ -228,7 +228,7 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
   if not 2 <= number <= FORMAT:
     raise ValueError(
       f'it has format {number}, and this version reads 2 to {FORMAT}: '
-      + ('update this code' if number > FORMAT else 'train it anew')
+      + ('update this code' if number > FORMAT else 'train it again')
     )
   added: dict[str, Any] = {}
   for later in sorted(ADDED, reverse=True):

@@ -38,7 +38,7 @@ def raise_not_finite(task: Task, model: Any, batch: Batch, step: int, folder: pa
   raise FloatingPointError(
     f'step {step}: the loss or its gradient is not finite, first in {where}. The update was not '
     f'made; its batch, number {step - 1}, is {file}. Lower optimizer.learning_rate, lengthen '
-    'optimizer.warmup_steps or set optimizer.clip, and start anew in another --workdir'
+    'optimizer.warmup_steps or set optimizer.clip, and start again in another --workdir'
   )
 
 

@@ -249,7 +249,7 @@ def _scaled(
 
 
 def factors(params: Any, lr_multipliers: tuple[tuple[str, float], ...]) -> Any:
-  """Return for each parameter the multiplier of its learning rate; `lr_multipliers` as of `build`.
+  """Return for each parameter the multiplier of its learning rate; `lr_multipliers` as in `build`.
 
   Raises:
     ValueError: a pattern matches no parameter.

@@ -112,7 +112,7 @@ class Workdir:
       if differ:
         raise ValueError(
           f'{self.path} holds a run of another experiment: {"; ".join(differ[:5])}. Use another '
-          '--workdir, or delete that folder to start anew'
+          '--workdir, or delete that folder to start again'
         )
 
   def claim(self, config: Mapping[str, Any]):
