@@ -100,8 +100,8 @@ def test_windows_overlap_and_cover_the_paragraph(task):
   read = set()
   for before, window in zip([None, *windows], windows, strict=False):
     assert len(window.tokens) <= task.max_length
-    part = range(window.start, window.start + len(window.tokens) - 1 - window.first)
-    assert window.tokens[window.first : -1] == asked.paragraph[part.start : part.stop]
+    part = range(window.start, window.start + len(window.tokens) - 1 - window.part_at)
+    assert window.tokens[window.part_at : -1] == asked.paragraph[part.start : part.stop]
     assert before is None or part.start < max(read)
     read |= {*part}
   assert read == {*range(len(asked.paragraph))}
@@ -116,7 +116,7 @@ def test_answer_positions_are_relative_to_their_window(task):
   for window, start, end in zip(windows, fields['starts'], fields['ends'], strict=True):
     if start[0]:
       seen += 1
-      assert window.first <= start[0] <= end[0] < len(window.tokens) - 1
+      assert window.part_at <= start[0] <= end[0] < len(window.tokens) - 1
       assert asked.answer(int(start[0]) - window.shift, int(end[0]) - window.shift) == 'goat 57'
   assert 1 <= seen < len(windows)
 
@@ -147,7 +147,7 @@ def test_answers_are_inside_the_paragraph_or_at_the_start_token(task):
   model = drawn(lambda: task.init(config, jax.random.key(0)))
   logits = jax.jit(task.logits)(model, batch['inputs'], batch['inputs_segments'] != 0)
   window = task.processor.windows(task.processor.encode([('what does he own ?', TEXT)])[0])[0]
-  possible = {0, *range(window.first, len(window.tokens) - 1)}
+  possible = {0, *range(window.part_at, len(window.tokens) - 1)}
   assert set(np.flatnonzero(np.asarray(logits[0, :, 0]) > -1e29)) == possible
 
 

@@ -24,7 +24,7 @@ from transformer.tasks.text_to_speech import (
   TextToSpeech,
   generate_steps,
   off_diagonal,
-  one_step_late,
+  shift_right,
 )
 
 RATE = 4000
@@ -123,7 +123,7 @@ def test_loss_is_the_weighted_sum_of_its_parts(task, model, batch, loss, measure
   (made, ends), inside = captured(
     model,
     batch['inputs'],
-    one_step_late(batch['targets']),
+    shift_right(batch['targets']),
     input_segments=batch['inputs_segments'],
     target_segments=batch['targets_segments'],
   )
@@ -154,7 +154,7 @@ def test_step_depends_on_earlier_steps_and_the_whole_text(task, model, batch):
       target_segments=batch['targets_segments'],
     )[0][1, 3].sum()
 
-  before = one_step_late(batch['targets'])
+  before = shift_right(batch['targets'])
   gradient = np.asarray(jax.grad(one)(before, batch['inputs']))[1]
   # the first is 0, where a relu has no slope
   assert np.abs(gradient[1:4]).max(axis=1).min() > 0 and not gradient[4:].any()
@@ -178,7 +178,7 @@ def test_generated_steps_equal_teacher_forcing(task, model, close):
   assert counts.tolist() == [12, 12]
   ones = jnp.ones((2, 12), jnp.int32)
   taught, ends = forward(
-    model, rows, one_step_late(steps), input_segments=rows * 0 + 1, target_segments=ones
+    model, rows, shift_right(steps), input_segments=rows * 0 + 1, target_segments=ones
   )
   close(steps, taught)
   # and it ends with the first step whose end is likely enough

@@ -56,7 +56,7 @@ def test_label_is_at_the_first_token_of_its_word(task):
     task.tokenizer.decode(tokens[a:b]) for a, b in zip(places, [*places[1:], -1], strict=True)
   ]
   assert [word.strip() for word in spelled] == text.split()
-  assert places == task.processor.encode_example(text).first
+  assert places == task.processor.encode_example(text).starts
 
 
 def test_loss_counts_first_tokens_packed_or_not(task, model, close):
@@ -69,7 +69,7 @@ def test_loss_counts_first_tokens_packed_or_not(task, model, close):
   log_p = jax.nn.log_softmax(np.asarray(logits, np.float64))
   total, words = 0.0, 0
   for row, example in enumerate(source):
-    first = task.processor.encode_example(example['inputs']).first
+    first = task.processor.encode_example(example['inputs']).starts
     for place, label in zip(first, example['targets'].split(), strict=True):
       total, words = total - log_p[row, place, LABELS.index(label)], words + 1
   found = loss(batch)

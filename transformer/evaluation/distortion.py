@@ -1,4 +1,4 @@
-"""How good synthesized sounds are, beside recordings that say the same."""
+"""Metrics of synthesized sounds, compared with recordings of the same text."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ WINDOW, HOP, FLOOR = 0.025, 0.010, 1e-5  # seconds, seconds, a magnitude
 
 
 def cepstra(sound: Float[np.ndarray, ' n'], rate: int) -> Float[np.ndarray, 'S C']:
-  """The first cepstra of each frame without that of its loudness: log |mel_k| = sum_m c_m cos.
+  """Return the first cepstra c_m of each frame, m >= 1: log |mel_k| = sum_m c_m cos(...).
 
   Args:
     sound: samples.
@@ -25,13 +25,13 @@ def cepstra(sound: Float[np.ndarray, ' n'], rate: int) -> Float[np.ndarray, 'S C
 
 
 def distortion(sound: audio.Sound, reference: audio.Sound, rate: int) -> float:
-  """10 / ln 10 sqrt(2 sum_m (c_m - c'_m)^2), in dB: the mean over the frames of the best alignment.
+  """Return 10 / ln 10 sqrt(2 sum_m (c_m - c'_m)^2) in dB, the mean over the best alignment.
 
   That is the root mean square, over the bands, of the difference of two smoothed spectra, which may
   differ in loudness. Dynamic time warping finds the alignment of least sum.
 
   Args:
-    sound, reference: what are compared.
+    sound, reference: the two sounds.
     rate: in Hz, at which both are.
 
   Kubichek 1993, https://doi.org/10.1109/PACRIM.1993.407206, with cepstra of mel bands.
@@ -48,19 +48,19 @@ def distortion(sound: audio.Sound, reference: audio.Sound, rate: int) -> float:
 def mel_cepstral_distortion(
   predictions: Sequence[bytes], references: Sequence[audio.Sound]
 ) -> Score:
-  """The mean `distortion` of wav files, in dB. Less is better."""
+  """Return the mean `distortion` of wav files, in dB. Less is better."""
   check_pairs(predictions, references)
   rates = [audio.rate_of(sound) for sound in predictions]
   found = [distortion(*pair) for pair in zip(predictions, references, rates, strict=True)]
   frames = f'window:{1000 * WINDOW:g}ms|hop:{1000 * HOP:g}ms|floor:{FLOOR:g}|mels:{BANDS}'
-  how = f'{frames}|cepstra:1-{CEPSTRA}|rate:{rates[0]}|aligned:dtw'
-  return Score(sum(found) / len(found), f'mel cepstral distortion|dB|n:{len(found)}|{how}')
+  settings = f'{frames}|cepstra:1-{CEPSTRA}|rate:{rates[0]}|aligned:dtw'
+  return Score(sum(found) / len(found), f'mel cepstral distortion|dB|n:{len(found)}|{settings}')
 
 
 def length_ratio(predictions: Sequence[bytes], references: Sequence[audio.Sound]) -> Score:
-  """How long wav files are, all in all, in percent of the references: do they end in time?
+  """Return the total length of wav files, in percent of that of the references.
 
-  A sound of whole steps is longer than what its frames were made of, by half a step on average.
+  A synthesized sound has whole steps, so it is longer by half a step on average.
   """
   check_pairs(predictions, references)
   made = true = 0.0

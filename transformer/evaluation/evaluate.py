@@ -95,7 +95,7 @@ def teacher_forced(
   parts = jax.device_get([eval_step(task, model, batch) for batch in batches])
   if not parts:
     return {}
-  # on the host and in 64 bits, so that it does not matter how many batches there are
+  # on the host in 64 bits, so that the means do not depend on the number of batches
   totals = jax.tree.map(lambda *sums: np.sum(np.asarray(sums, np.float64)), *parts)
   check_finite(totals, 'the model computes NaN for this split')
   found = {name: float(mean.sum / (mean.weight or 1)) for name, mean in totals.items()}

@@ -42,7 +42,7 @@ class Decoding(Batching):
     temperature: 0 takes the most probable token; otherwise tokens are sampled, at 1 from the
       model's own distribution.
     top_k, top_p, min_p: filters of the sampled tokens; see search.filter_logits.
-    seed: of sampling. A request gets the same sample whatever other requests come with it.
+    seed: of sampling. The sample of a request does not depend on the other requests.
     max_new_tokens: most tokens of an output, end token included.
     repetition_penalty: above 1 makes tokens of the prompt and the output less probable.
     no_repeated_ngrams: no sequence of so many tokens is there twice; 0 allows any.
@@ -104,7 +104,7 @@ class Decoding(Batching):
     return dataclasses.replace(self, beams=1)
 
   def for_model(self, model: Any, never: Collection[int | None], *, eos: search.Ends) -> 'Decoding':
-    """Return the settings with what the model must not say; end tokens are always allowed.
+    """Return the settings with the tokens that the model must not generate, never an end token.
 
     Args:
       model: if it was loaded, what its published settings forbid is forbidden.

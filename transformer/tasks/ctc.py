@@ -1,4 +1,4 @@
-"""Transcription by an encoder with the CTC loss, alone or beside a decoder."""
+"""Transcription by an encoder with the CTC loss, alone or together with a decoder."""
 
 import dataclasses
 import itertools
@@ -115,9 +115,9 @@ class CTC:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JointCTC(Seq2Seq):
-  """Seq2Seq with CTC as a second loss of the encoder: attention alone learns little of few data.
+  """Seq2Seq with CTC as a second loss, of the encoder: with few data attention alone learns little.
 
-  (1 - w) -log P(targets | inputs) - w log P_CTC(targets | inputs): Watanabe et al. 2017,
+  -(1 - w) log P(targets | inputs) - w log P_CTC(targets | inputs): Watanabe et al. 2017,
   https://doi.org/10.1109/JSTSP.2017.2763455, equation 17. Only the decoder predicts.
 
   Attributes:

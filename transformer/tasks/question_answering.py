@@ -70,23 +70,23 @@ class Window(NamedTuple):
 
   Attributes:
     tokens: of both.
-    first: the place where the part begins in these.
-    start: the place where it begins in the paragraph, in tokens.
+    part_at: index of the part's first token in `tokens`.
+    start: index of the same token in the paragraph.
   """
 
   tokens: list[int]
-  first: int
+  part_at: int
   start: int
 
   @property
   def shift(self) -> int:
-    """Return the difference of a place in the window and the same place in the paragraph."""
-    return self.first - self.start
+    """Return the index of a token in the window, less that in the paragraph."""
+    return self.part_at - self.start
 
   def place(self, start: int, end: int) -> tuple[int, int]:
     """Return the place of an answer in the window, if it is there as a whole."""
     start, end = start + self.shift, end + self.shift
-    return (start, end) if self.first <= start and end < len(self.tokens) - 1 else OUTSIDE
+    return (start, end) if self.part_at <= start and end < len(self.tokens) - 1 else OUTSIDE
 
 
 @dataclasses.dataclass(frozen=True)

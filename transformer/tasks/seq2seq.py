@@ -139,7 +139,7 @@ class Seq2Seq:
   def best(
     self, model: EncoderDecoder, requests: Sequence[Row], *, sentinels: bool = False
   ) -> list[Int[np.ndarray, ' T']]:
-    """Return the best output tokens of each input, up to the end token; maybe with sentinels."""
+    """Return the best output tokens of each input, up to the end token, with sentinels if asked."""
 
     def search(rows):
       return self.search(model, jnp.asarray(rows), sentinels=sentinels)

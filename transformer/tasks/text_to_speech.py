@@ -156,7 +156,7 @@ class TextToSpeech:
     total = jnp.sum(real)
     (made, ends), inside = sites.capture(model)(
       batch['inputs'],
-      one_step_late(frames),
+      shift_right(frames),
       input_segments=batch['inputs_segments'],
       target_segments=segments,
       key=key,
@@ -199,23 +199,20 @@ class TextToSpeech:
     return cross_attention(self, model, request, steps, seconds)
 
 
-def one_step_late(steps: Float[Array, 'B T X']) -> Float[Array, 'B T X']:
+def shift_right(steps: Float[Array, 'B T X']) -> Float[Array, 'B T X']:
   """Return the inputs of the decoder: each step one place later, and 0 first.
 
-  >>> one_step_late(jnp.array([[[1.], [2.]]]))[0, :, 0]
+  >>> shift_right(jnp.array([[[1.], [2.]]]))[0, :, 0]
   Array([0., 1.], dtype=float32)
   """
   return jnp.pad(steps[:, :-1], ((0, 0), (1, 0), (0, 0)))
 
 
-def off_diagonal(
-  inputs: Bool[Array, 'B S'], targets: Bool[Array, 'B T'], width: float = 0.2
-) -> Float[Array, 'B T S']:
-  """Return the distance from the diagonal, 1 - exp(-(s / S - t / T)^2 / 2 width^2).
+def off_diagonal(inputs: Bool[Array, 'B S'], targets: Bool[Array, 'B T']) -> Float[Array, 'B T S']:
+  """Return the distance from the diagonal, 1 - exp(-(s / S - t / T)^2 / 2 g^2), with g = 0.2.
 
   Args:
     inputs, targets: which positions are real, the first ones of each row.
-    width: of the diagonal.
 
   Tachibana et al. 2018, equation 7.
 
@@ -229,7 +226,7 @@ def off_diagonal(
     return jnp.arange(real.shape[1]) / count
 
   distance = place(inputs)[:, None, :] - place(targets)[:, :, None]
-  return 1 - jnp.exp(-(distance**2) / (2 * width**2))
+  return 1 - jnp.exp(-(distance**2) / (2 * 0.2**2))
 
 
 class Synthesized(NamedTuple):

@@ -26,10 +26,10 @@ from transformer.tasks.task import Batch, Metrics, OptionalKey
 
 
 class Words(NamedTuple):
-  """The tokens of a line, and the place of the first token of each word: -1 if it is truncated."""
+  """The tokens of a line, and the index of the first token of each word: -1 if it is truncated."""
 
   tokens: list[int]
-  first: list[int]
+  starts: list[int]
 
 
 class WordProcessor(TextProcessor):
@@ -93,11 +93,11 @@ class TokenClassification:
     for i in range(len(source)):
       text, labels = source[i]['inputs'], normalize('NFC', source[i]['targets']).split()
       words = self.processor.encode_example(text, truncate=True)
-      if len(labels) != len(words.first) or not number.keys() >= {*labels}:
+      if len(labels) != len(words.starts) or not number.keys() >= {*labels}:
         raise ValueError(f'{text!r}: give one of loss.labels={self.labels} a word, not {labels}')
       rows.append(words.tokens)
       targets.append(np.full(len(words.tokens), PAD, np.int32))
-      for place, label in zip(words.first, labels, strict=True):
+      for place, label in zip(words.starts, labels, strict=True):
         targets[-1][place] = number[label] if place >= 0 else PAD  # -1 is the end token
     return {'inputs': Ragged.from_sequences(rows), 'targets': Ragged.from_sequences(targets)}
 
@@ -118,7 +118,7 @@ class TokenClassification:
     """Return a line of labels for each line of words."""
     rows = run_batches(self, model, [words.tokens for words in requests])
     return [
-      ' '.join(self.labels[best[place] if place >= 0 else 0] for place in words.first)
+      ' '.join(self.labels[best[place] if place >= 0 else 0] for place in words.starts)
       for words, (best, _) in zip(requests, rows, strict=True)
     ]
 

@@ -220,7 +220,7 @@ def _damage_named(where: pathlib.Path):
 
 @contextlib.contextmanager
 def _failed_save_named(folder: pathlib.Path):
-  """Raise what keeps Orbax from saving as an OSError that says it in one line."""
+  """Raise an error of Orbax while saving as an OSError of one line."""
   try:
     yield
   except Exception as error:

@@ -45,7 +45,7 @@ def with_stored_config(argv: list[str]) -> list[str]:
 
 
 def _experiment_of(given: str) -> str:
-  """Return the name of the experiment of a file, maybe with an argument.
+  """Return the name of the experiment of a file, whose get_config may have an argument.
 
   Raises:
     FileNotFoundError, ValueError: there is no such file, or an error in it; names the line.
@@ -63,13 +63,13 @@ def _experiment_of(given: str) -> str:
       number for name, number, *_ in traceback.extract_tb(error.__traceback__) if name == file
     ]
     where = f'{file}, line {numbers[-1]}' if numbers else file
-    # ml_collections lists every key; what it says of the nearest comes last
+    # ml_collections lists every key, and the nearest one at the end
     reason = re.sub(r'Other fields present: .*?}"', '', _reason(error), flags=re.DOTALL)
     raise ValueError(f'{where}: {reason}') from error
 
 
 def _reason(error: Any) -> str:
-  """Return what an error says, where a KeyError would quote it."""
+  """Return the message of an error; str(KeyError) would quote it."""
   while isinstance(error, AttributeError | KeyError) and error.args:
     error = error.args[0]
   return str(error)

@@ -196,7 +196,7 @@ def _print_error(number: int, error: Any):
 
 
 def _sweep(config, workdir, flags) -> int:
-  """Train every variant, whatever becomes of the others; a signal ends all."""
+  """Train every variant, also after one that failed; a signal ends all."""
   variants = _variants(config, flags)
   results = []
   for i, (variant, changed) in enumerate(variants):

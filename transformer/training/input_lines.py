@@ -11,10 +11,10 @@ from transformer.data.reading import BYTE_ORDER_MARKS, UNPACK, naming, open_file
 
 
 def read_chunks(name: str, size: int) -> Iterator[list[str | ValueError]]:
-  """Yield lists of lines; a line that is not UTF-8 is the error that says so.
+  """Yield lists of lines; in place of a line that is not UTF-8 a ValueError.
 
-  A list has at most `size` lines, and fewer where no other one has come yet, so that a program that
-  writes a line and waits for its answer gets that.
+  A list has at most `size` lines, and fewer where no more have arrived, so that a program that
+  writes a line and waits for its answer gets it.
 
   Args:
     name: of a file, which may be compressed, or of a pipe; - is stdin.
@@ -31,18 +31,18 @@ def read_chunks(name: str, size: int) -> Iterator[list[str | ValueError]]:
     lines = enumerate(file, start=1)
     for number, line in lines:
       chunk = [_text(line, first=number == 1)]
-      while len(chunk) < size and _has_come(file, path) and (item := next(lines, None)):
+      while len(chunk) < size and _has_arrived(file, path) and (item := next(lines, None)):
         chunk.append(_text(item[1]))
       yield chunk
 
 
-def _has_come(file: Any, path: pathlib.Path) -> bool:
-  """Return whether reading on does not wait, as far as the system knows."""
+def _has_arrived(file: Any, path: pathlib.Path) -> bool:
+  """Return whether the next line can be read without waiting, as far as the system knows."""
   if path.suffix in UNPACK:
     return True
   try:
     return bool(select.select([file], [], [], 0)[0])
-  except (OSError, ValueError):  # Windows knows it of sockets alone
+  except (OSError, ValueError):  # on Windows select takes sockets only
     return True
 
 

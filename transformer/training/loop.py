@@ -244,7 +244,7 @@ def _count_tokens(batch: pipeline.Batch) -> int:
 
 
 def _describe(experiment: Experiment, state: State, batches: pipeline.Batches, workdir: Workdir):
-  """Log what is trained, and whether a run goes on with other batches."""
+  """Log what is trained, and whether a resumed run has other batches than before."""
   parameters = sum(x.size for x in jax.tree.leaves(state.model))
   shapes = ', '.join(
     f'{size} x {"/".join(map(str, shape))} ({count})'

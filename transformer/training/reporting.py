@@ -31,7 +31,7 @@ def log_ours():
 def _is_shown(record: std_logging.LogRecord) -> bool:
   if 'orbax' in record.pathname and record.exc_info:
     return False
-  # what it says of the data may have control characters
+  # texts of the data may have control characters
   record.msg, record.args = printable(record.getMessage()), None
   ours = str(pathlib.Path(__file__).parents[1])
   return record.levelno >= std_logging.WARNING or record.pathname.startswith(ours)

@@ -122,7 +122,7 @@ class Settings:
 
   Attributes:
     experiment: the name of the run, and of its folder in runs/.
-    task: what is learned: a name of config.TASKS, or module:name of a class of your own.
+    task: the objective: a name of config.TASKS, or module:name of a class of your own.
     seed: of the initial parameters, the order of the data, and dropout.
     warm_start: folder of a run, or of a published model, whose parameters training starts from;
       '' for random ones.
