@@ -86,7 +86,7 @@ def test_patches_come_after_one_learned_vector(rng, close):
   embed = drawn(lambda: Patches(ModelConfig(**PATCHES), nnx.Rngs(0)), rng)
   patches = rng.normal(size=(2, 4, 12)).astype(np.float32)
   x, segments = map(np.asarray, call(embed, patches, np.ones((2, 4), int)))
-  close(x[:, 0], np.stack([embed.first[...]] * 2))
+  close(x[:, 0], np.stack([embed.class_token[...]] * 2))
   kernel, bias = (np.asarray(p[...]) for p in (embed.projection.kernel, embed.projection.bias))
   close(x[:, 1:], patches @ kernel + bias)
   assert segments.shape == (2, 5) and segments.all()
@@ -122,7 +122,7 @@ def test_types_are_added_and_default_to_0(rng, close):
     lambda: Encoder(ModelConfig(**TINY, token_types=2, norm_embedding=True), nnx.Rngs(0)), rng
   )
   tokens = jnp.array([[1, 2, 3]])
-  run = jax.jit(lambda types: model(tokens, types=types))
+  run = jax.jit(lambda types: model(tokens, token_types=types))
   states = run(None)
   close(run(np.zeros((1, 3), int)), states)
   assert not np.allclose(run(np.array([[0, 1, 1]])), states, atol=1e-3)

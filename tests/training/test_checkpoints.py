@@ -67,6 +67,18 @@ def test_a_state_is_restored_to_the_last_bit(saved):
     assert same_bits(checkpoints.restore(like(state_of())), state_of(4))
 
 
+def test_a_parameter_that_was_renamed_is_restored(saved, monkeypatch):
+  state = state_of()
+  renamed = {'normal' if name == 'norm' else name: x for name, x in state.model.items()}
+  target = like(state._replace(model=renamed))
+  with Checkpoints(saved) as checkpoints:
+    with pytest.raises(ValueError, match='normal.scale .* is missing; .*norm.scale .* is not'):
+      checkpoints.restore(target)
+    monkeypatch.setattr(module, 'RENAMED', {'normal': 'norm'})
+    assert same_bits(checkpoints.restore(target), state_of(4))
+    assert same_bits(checkpoints.restore(like(state)), state_of(4))
+
+
 def test_the_best_one_is_kept(saved):
   """However many are saved after it."""
   assert steps(saved) == [3, 4] and steps(saved, 'best') == [2]

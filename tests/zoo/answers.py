@@ -74,7 +74,7 @@ def answered(model, inputs, segments, types, targets, target_segments):
     return {'logits': logits, 'encoder_last_hidden_state': memory.states}
   if isinstance(model, Decoder):
     return {'logits': model(inputs, segments=segments)}
-  given = dict(segments=segments) if types is None else dict(segments=segments, types=types)
+  given = dict(segments=segments) if types is None else dict(segments=segments, token_types=types)
   if isinstance(model, Classifier):
     return {'logits': model(inputs, **given)}
   if isinstance(model, Spans):

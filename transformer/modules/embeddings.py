@@ -91,7 +91,7 @@ class Patches(nnx.Module):
       self.stem.append(nnx.List([conv, Norm(config, width)]))
       features = width
     self.projection = Linear(config, features, config.width, rngs)
-    self.first = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.width,)))
+    self.class_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.width,)))
 
   def __call__(
     self, patches: Float[Array, 'B S X'], segments: Int[Array, 'B S'] | None = None
@@ -109,8 +109,8 @@ class Patches(nnx.Module):
     x = self.projection(x)
     if segments is not None:
       segments = jnp.pad(segments[:, : x.shape[1]], ((0, 0), (1, 0)), mode='edge')
-    first = jnp.broadcast_to(self.first[...], (len(x), 1, x.shape[-1]))
-    return jnp.concatenate([first, x], axis=1), segments
+    class_token = jnp.broadcast_to(self.class_token[...], (len(x), 1, x.shape[-1]))
+    return jnp.concatenate([class_token, x], axis=1), segments
 
   def _convolved(self, patches):
     B, S, X = patches.shape

@@ -25,7 +25,7 @@ class Encoder(nnx.Module):
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.config = config
     self.embed = _embedding(config, rngs, lm_head=config.tie in ('output', 'all'))
-    self.types = TokenTypes(config, rngs) if config.token_types else None
+    self.token_types = TokenTypes(config, rngs) if config.token_types else None
     self.stack = Stack(config, rngs, causal=False)
     pooled = {'pooler': config.width, 'attention': 1}.get(config.pooling)
     self.pooler = Linear(config, config.width, pooled, rngs) if pooled else None
@@ -36,7 +36,7 @@ class Encoder(nnx.Module):
     inputs: Int[Array, 'B S'] | Float[Array, 'B S X'],
     *,
     segments: Int[Array, 'B S'] | None = None,
-    types: Int[Array, 'B S'] | None = None,
+    token_types: Int[Array, 'B S'] | None = None,
     key: Key[Array, ''] | None = None,
   ) -> Float[Array, 'B T D']:
     """Return the state of each position.
@@ -45,23 +45,24 @@ class Encoder(nnx.Module):
       inputs: tokens, patches or frames. Of patches T is S + 1, of frames half of S.
       segments: which packed example each position belongs to, 0 for padding. None: one example a
         row, in which tokens are padded with `config.pad`, if the model has one.
-      types: of tokens; 0 if None.
+      token_types: of each token; 0 if None.
       key: turns dropout on.
     """
-    return self.encode(inputs, segments, types, key)[0]
+    return self.encode(inputs, segments, token_types, key)[0]
 
   @with_auto_axes
   def encode(
     self,
     inputs: Int[Array, 'B S'] | Float[Array, 'B S X'],
     segments: Int[Array, 'B S'] | None = None,
-    types: Int[Array, 'B S'] | None = None,
+    token_types: Int[Array, 'B S'] | None = None,
     key: Key[Array, ''] | None = None,
   ) -> tuple[Float[Array, 'B T D'], Int[Array, 'B T']]:
     """Return the states and the segments of their positions; arguments as in a call."""
     x, segments = _embed(self.embed, self.stack, inputs, segments)
-    if self.types is not None:
-      x += self.types(jnp.zeros(x.shape[:2], jnp.int32) if types is None else types)
+    if self.token_types is not None:
+      types = jnp.zeros(x.shape[:2], jnp.int32) if token_types is None else token_types
+      x += self.token_types(types)
     states = self.stack(x, segments, key=key).x
     return states, jnp.ones(x.shape[:2], jnp.int32) if segments is None else segments
 

@@ -178,7 +178,8 @@ class MaskedLM:
   def _at_masks(self, model, batch, masked, key, by_content=False):
     """Return all states, and of masked tokens the inputs of the logits, targets and weights."""
     segments = batch['inputs_segments']
-    states = model.encoder(masked.tokens, segments=segments, types=masked.token_types, key=key)
+    types = masked.token_types
+    states = model.encoder(masked.tokens, segments=segments, token_types=types, key=key)
     # only there: the output layer is the largest
     T = masked.tokens.shape[1]
     most = max(round(T * self.rate), 1)

@@ -252,7 +252,7 @@ class QuestionAnswering:
   ) -> Float[Array, 'B T 2']:
     """Return the logits of starts and ends: in the paragraph, or at 0 for outside the window."""
     types, inside = self.token_types(tokens, real, model.config.token_types)
-    logits = model(tokens, segments=real.astype(jnp.int32), types=types, key=key)
+    logits = model(tokens, segments=real.astype(jnp.int32), token_types=types, key=key)
     allowed = inside.at[:, 0].set(True)
     return jnp.where(allowed[..., None], logits.astype(jnp.float32), -1e30)
 

@@ -290,4 +290,4 @@ def _index(where: str):
 
 def _embed(model, tokens, segments, kind, key):
   types = jnp.full_like(tokens, min(kind, max(model.config.token_types - 1, 0)))
-  return model(tokens, segments=segments, types=types, key=key)
+  return model(tokens, segments=segments, token_types=types, key=key)

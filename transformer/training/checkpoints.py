@@ -21,6 +21,9 @@ import orbax.checkpoint as ocp
 
 from transformer.training.optimizers import parameter_path
 
+# Names of parameters in a path, and what they were called in older checkpoints.
+RENAMED = {'token_types': 'types', 'class_token': 'first'}
+
 
 @dataclasses.dataclass
 class Kept:
@@ -160,11 +163,12 @@ class Checkpoints(contextlib.AbstractContextManager):
   def _restore(self, manager, step, like):
     if step is None:
       raise FileNotFoundError(f'there is no checkpoint in {self._where(manager)}: train first')
-    target, where = _flat(like), self._where(manager, step)
+    where = self._where(manager, step)
     self._wait(manager)
     sums = self._about(manager, step).get('checksums', {})
     with _damage_named(where):
       stored = {path: x.shape for path, x in manager.item_metadata(step)['state'].items()}
+    target = {_name_in(stored, path): x for path, x in _flat(like).items()}
     _compare(stored, target, where)
     with _damage_named(where):
       args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
@@ -238,6 +242,12 @@ def _flat(tree: Any) -> dict[str, Any]:
   """{path: leaf}, in the order of the leaves."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {parameter_path(path).replace('/', '.'): leaf for path, leaf in leaves}
+
+
+def _name_in(stored: Mapping[str, Any], path: str) -> str:
+  """Return the path of a parameter in a checkpoint, which may be an older one."""
+  older = '.'.join(RENAMED.get(name, name) for name in path.split('.'))
+  return older if older in stored and path not in stored else path
 
 
 def _compare(stored: Mapping[str, tuple], target: Mapping[str, Any], where: pathlib.Path):

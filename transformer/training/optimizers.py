@@ -15,7 +15,7 @@ from transformer.data.lookup import lookup
 # Which parameters weight decay pulls to zero: the first pattern that fits a path decides.
 # By path, not by number of axes: stacking layers gives a norm's scale two axes.
 DECAY = (
-  (r'(^|/)(scale|bias|first)$', False),
+  (r'(^|/)(scale|bias|class_token)$', False),
   (r'(^|/)table$', False),
   (r'(^|/)kernel$', True),
   (r'/adapter/(down|up)$', False),

@@ -45,7 +45,7 @@ def _pooling(names):
 
 _BERT_LAYERS = {
   'embed': 'embeddings.word_embeddings',
-  'types': 'embeddings.token_type_embeddings',
+  'token_types': 'embeddings.token_type_embeddings',
   'stack/positions': 'embeddings.position_embeddings',
   'stack/embedding_norm': 'embeddings.LayerNorm',
   'stack/blocks/attention/query': 'encoder.layer.{}.attention.self.query',
@@ -250,7 +250,7 @@ def _vit_body(theirs):
       lambda x: x.reshape(side, side, channels, -1).transpose(3, 2, 0, 1),
     ),
     *plain({'embed/projection/bias': f'{projection}.bias'}),
-    wrapped('embed/first', 'embeddings.cls_token', axes=2),
+    wrapped('embed/class_token', 'embeddings.cls_token', axes=2),
     wrapped('stack/positions/table', 'embeddings.position_embeddings'),
     *layers(
       {
