@@ -83,7 +83,7 @@ class CTC:
     return mean, {'nll_per_token': mean, 'tokens_without_alignment': lost}
 
   def warnings(self, columns: Columns, model: ModelConfig, *, training: bool) -> Iterator[str]:
-    """Yield how many inputs have no alignment."""
+    """Yield warnings about a split, for the log: how many inputs have no alignment."""
     yield from _without_alignment(columns, model, end=0)
 
   def example(self, example: dict[str, Any]) -> tuple[Line, str]:
@@ -170,13 +170,13 @@ class JointCTC(Seq2Seq):
     return loss, {'nll_per_token': nll, 'ctc_per_token': aligned}
 
   def warnings(self, columns: Columns, model: ModelConfig, *, training: bool) -> Iterator[str]:
-    """Yield how many answers will be cut, and how many inputs have no alignment."""
+    """Yield the warnings of Seq2Seq and of CTC."""
     yield from super().warnings(columns, model, training=training)
     yield from _without_alignment(columns, model, end=1)
 
 
 def _without_alignment(columns: Columns, model: ModelConfig, *, end: int) -> Iterator[str]:
-  """Yield how many inputs have no alignment, and their share of the tokens, if there are any.
+  """Yield a message if some inputs have no alignment: how many, and their share of the tokens.
 
   Args:
     columns: inputs and targets.

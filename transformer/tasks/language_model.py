@@ -153,16 +153,16 @@ class LanguageModel:
     """Return the continuation of each prompt; of an empty one nothing."""
     texts = [list(prompt) for prompt in requests]
     for steps, before in self._windows():
-      going_on = [text for text in texts if text and not (before and text[-1] in self._ends)]
+      unfinished = [text for text in texts if text and not (before and text[-1] in self._ends)]
       decoding = self._decoding_after(model, before, steps)
       key = jax.random.key(self.decoding.seed)
 
       def search(prompts, decoding=decoding, key=key):
         return continue_prompts(model, jnp.asarray(prompts), key, decoding, self._ends)
 
-      contexts = [self._context(text, steps, model.config) for text in going_on]
+      contexts = [self._context(text, steps, model.config) for text in unfinished]
       outputs = map_batches(self, model, search, contexts, left=True)
-      for text, (output, _) in zip(going_on, outputs, strict=True):
+      for text, (output, _) in zip(unfinished, outputs, strict=True):
         text += up_to_end(output[0], self._ends).tolist()
     return [
       self._continuation(text, len(prompt)) for text, prompt in zip(texts, requests, strict=True)

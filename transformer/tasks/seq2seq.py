@@ -104,6 +104,7 @@ class Seq2Seq:
 
   def _states(self, model, batch, key):
     """Return the decoder's states, the targets, and the weights of these."""
+    # texts have no augmentation, which needs a key of its own
     input_key, model_key = split_key(key, 2) if self.input_processor else (None, key)
     inputs, input_segments = self.processor.prepare_batch(
       batch['inputs'], batch['inputs_segments'], input_key
@@ -119,7 +120,7 @@ class Seq2Seq:
     return states, targets, (segments != 0).astype(jnp.float32)
 
   def warnings(self, columns: Columns, model: ModelConfig, *, training: bool) -> Iterator[str]:
-    """Yield what of a split cannot be answered or learned: here answers that will be cut."""
+    """Yield warnings about a split, for the log: how many answers will be cut."""
     targets: Any = columns['targets']
     longer = int(np.sum(targets.lengths > self.decoding.max_new_tokens))
     if longer and not training:

@@ -4,9 +4,10 @@ A task may also have these methods; without them the default holds.
 
   batch_metrics(model, batch): the metrics of a batch in evaluation; those of `loss` without a key.
   positions(max_length, max_new_tokens): how many positions the model needs; max_length.
-  warnings(columns, model, training=): what the log says of a split; see `Seq2Seq`.
-  stream(model, line): the answer piece by piece; none, so that it is printed as a whole.
-  open(): finds what answers need and a machine may lack, before training; nothing.
+  warnings(columns, model, training=): messages about a split for the log; none. `model` is the
+    ModelConfig.
+  stream(model, line): the answer piece by piece; without it an answer is printed as a whole.
+  open(): raise, before training, if something that answers need is missing; no check.
 """
 
 from collections.abc import Mapping

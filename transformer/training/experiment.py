@@ -97,7 +97,7 @@ class Experiment(NamedTuple):
         logging.warning('%s: %s', split, warning)
 
   def try_evaluation(self):
-    """Do on one example of each split what evaluation would first do after hours of training.
+    """Encode one example of each split, so that errors of evaluation come before training.
 
     Raises:
       ValueError, OSError, ModuleNotFoundError: what evaluation would raise then.
