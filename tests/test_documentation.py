@@ -100,8 +100,9 @@ def test_the_recipes_of_contributing_work(monkeypatch, tmp_path, bounded):
   """Every block of code is a file, or what is added to one; together they are an experiment."""
   from transformer.evaluation.evaluate import evaluate
   from transformer.training import optimizers
-  from transformer.training.experiment import prepare, restore_best
+  from transformer.training.experiment import restore_best
   from transformer.training.loop import fit
+  from transformer.training.start import start_run
   from transformer.training.workdir import Workdir
 
   files = {}
@@ -121,7 +122,7 @@ def test_the_recipes_of_contributing_work(monkeypatch, tmp_path, bounded):
   c.train.update(steps=60, save_every_steps=60)
   c.eval.update(every_steps=60)
   workdir = Workdir(tmp_path / 'ratings')
-  experiment = prepare(c.to_dict(), workdir)
+  experiment = start_run(c.to_dict(), workdir)
   fit(experiment, workdir)
   model, _ = restore_best(experiment, workdir)
   found = evaluate(experiment.task, model, experiment.source('test'), metrics=c.eval.metrics)

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from experiments import cifar10, flickr8k, mnist
-from transformer.training.experiment import prepare, reopen, restore_best
+from transformer.training.experiment import reopen, restore_best
+from transformer.training.start import start_run
 from transformer.training.warm_start import warm_start
 from transformer.training.workdir import Workdir
 
@@ -91,7 +92,7 @@ def test_a_captioner_starts_from_the_decoder_of_a_translation_model(experiment, 
   config.update_from_flattened_dict(
     {**CAPTIONS, **SMALL, 'data.test': (), 'warm_start': str(words)}
   )
-  captioner = prepare(config.to_dict(), Workdir(tmp_path / 'images'))
+  captioner = start_run(config.to_dict(), Workdir(tmp_path / 'images'))
   found = warm_start(jax.jit(captioner.init)(jax.random.key(0)), captioner)
   pairs = zip(jax.tree.leaves(found.decoder), jax.tree.leaves(source.decoder), strict=True)
   assert all((np.asarray(ours) == theirs).all() for ours, theirs in pairs)

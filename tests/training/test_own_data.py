@@ -12,7 +12,7 @@ import tokenizers as library
 from experiments import image_folders, labelled_texts, pairs, recordings
 from transformer.data import audio, tokenizers
 from transformer.training.command_line import usage_error
-from transformer.training.experiment import prepare
+from transformer.training.start import start_run
 from transformer.training.workdir import Workdir, as_line
 
 
@@ -20,7 +20,7 @@ def opened(module, folder, tmp_path, **data):
   """Return the experiment of a config file on the data of a folder or file."""
   config = module.get_config()
   config.data.update(dir=str(folder), **data)
-  return prepare(config.to_dict(), Workdir(tmp_path / 'run'))
+  return start_run(config.to_dict(), Workdir(tmp_path / 'run'))
 
 
 def test_classes_are_the_names_of_folders(tmp_path):
@@ -68,7 +68,7 @@ def test_targets_that_the_tokenizer_cannot_write_are_counted(tmp_path, caplog):
   config = pairs.get_config()
   config.tokenizer.update(kind='characters')
   config.data.dir = str(tmp_path)
-  experiment = prepare(config.to_dict(), Workdir(tmp_path / 'run'))
+  experiment = start_run(config.to_dict(), Workdir(tmp_path / 'run'))
   logging.getLogger('absl').addHandler(caplog.handler)
   experiment.batches('train')
   assert 'cannot write' not in caplog.text

@@ -12,7 +12,8 @@ from transformer.data.lookup import is_reference, lookup, reference
 from transformer.tasks.seq2seq import Seq2Seq
 from transformer.training import config, optimizers
 from transformer.training.checks import check
-from transformer.training.experiment import prepare, reopen
+from transformer.training.experiment import reopen
+from transformer.training.start import start_run
 from transformer.training.workdir import Workdir
 
 FILE = '''
@@ -75,7 +76,7 @@ def test_parts_of_a_file_are_found_again(file, tmp_path):
   assert values['task'] == f'{file}:Doubled' and values['data']['name'] == f'{file}:letters'
   assert values['loss']['factor'] == 2.0
   workdir = Workdir(tmp_path / 'run')
-  prepared = prepare(values, workdir)
+  prepared = start_run(values, workdir)
   assert prepared.source('val')[1] == {'inputs': 'b', 'targets': 'Bv'}
   run = reopen(workdir.read_config(), workdir)
   assert type(run.task) is type(prepared.task) is lookup('', f'{file}:Doubled', {})
@@ -131,7 +132,7 @@ def test_an_own_corpus_of_another_form_is_refused(body, message, file, tmp_path)
   file.write_text(re.sub(r'return \[\{.inputs.: letter.*', f'return {body}', FILE))
   values = lookup('config', f'{file}:get_config', {})().to_dict()
   with pytest.raises(ValueError, match=f'letters.*{message}'):
-    prepare(values, Workdir(tmp_path / 'run'))
+    start_run(values, Workdir(tmp_path / 'run'))
 
 
 @pytest.mark.slow

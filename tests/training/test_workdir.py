@@ -12,7 +12,7 @@ import pytest
 from experiments import algorithmic
 from transformer.data import tokenizers
 from transformer.data.pipeline import Ragged
-from transformer.training import config, experiment, sharding
+from transformer.training import config, experiment, sharding, start
 from transformer.training import workdir as module
 from transformer.training.checks import check
 from transformer.training.config import FORMAT
@@ -272,9 +272,9 @@ def test_a_run_keeps_the_dtype_that_was_chosen_for_its_processor(workdir, tmp_pa
   mesh = sharding.make_mesh()
   for chosen in ('bfloat16', 'float32'):
     monkeypatch.setattr(experiment.platforms, 'matmul_dtype', lambda platform, dtype=chosen: dtype)
-    new = experiment._with_dtype(auto, Workdir(tmp_path / 'new'), mesh)
+    new = experiment.with_dtype(auto, Workdir(tmp_path / 'new'), mesh)
     assert new.model['dtype'] == chosen
-    assert experiment._with_dtype(auto, workdir, mesh).model['dtype'] == 'float32'  # as stored
+    assert experiment.with_dtype(auto, workdir, mesh).model['dtype'] == 'float32'  # as stored
   workdir.compare(new.as_dict())
 
 
@@ -282,8 +282,8 @@ def test_a_run_keeps_the_dtype_that_was_chosen_for_its_processor(workdir, tmp_pa
 @pytest.mark.parametrize('schedule', ['cosine', 'constant'])
 def test_what_other_steps_make_of_a_run_is_said(workdir, steps, made, schedule, monkeypatch):
   said = []
-  monkeypatch.setattr(experiment.logging, 'info', lambda text, *args: said.append(text % args))
-  monkeypatch.setattr(experiment.logging, 'warning', lambda text, *args: said.append(text % args))
+  monkeypatch.setattr(start.logging, 'info', lambda text, *args: said.append(text % args))
+  monkeypatch.setattr(start.logging, 'warning', lambda text, *args: said.append(text % args))
   (workdir.path / 'checkpoints' / 'last' / str(made)).mkdir(parents=True)
   (workdir.path / 'checkpoints' / 'last' / '99.orbax-checkpoint-tmp').mkdir()
   optimizer = CONFIG['optimizer'] | {'schedule': schedule, 'warmup_steps': 5}
@@ -291,9 +291,9 @@ def test_what_other_steps_make_of_a_run_is_said(workdir, steps, made, schedule, 
   settings = check(changed(train__steps=steps, optimizer=optimizer))
   if steps < made:
     with pytest.raises(ValueError, match='has 30 steps already, more than train.steps=20'):
-      experiment._compare_steps(settings, workdir)
+      start._compare_steps(settings, workdir)
     return
-  experiment._compare_steps(settings, workdir)
+  start._compare_steps(settings, workdir)
   assert any('is only evaluated' in text for text in said) == (made == steps)
   assert any('train.steps was 30 and is 60' in t for t in said) == (
     steps > 30 and schedule == 'cosine'

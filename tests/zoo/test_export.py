@@ -39,7 +39,7 @@ def test_an_experiment_is_exported_or_refused(name, argument, tokenizer, tmp_pat
   if c.loss.get('classes') == ():  # those of the training examples
     c.loss.classes = ('a', 'b')
   c.model.update(width=16, feedforward=16, depth=1, head_size=c.model.head_size and 8)
-  run = experiment._experiment(check(c), tokenizer, sharding.make_mesh())
+  run = experiment.make_experiment(check(c), tokenizer, sharding.make_mesh())
   shapes = jax.eval_shape(run.init, jax.random.key(0))
   model = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   if name in WRITTEN:

@@ -21,11 +21,12 @@ from transformer.training.checkpoints import digest
 from transformer.training.checks import check
 from transformer.training.command_line import FAILURE, USAGE, explained, printable, usage_error
 from transformer.training.config import describe
-from transformer.training.experiment import Experiment, prepare, reopen, restore_best
+from transformer.training.experiment import Experiment, reopen, restore_best
 from transformer.training.input_lines import read_chunks
 from transformer.training.process import cores, start_devices, tune
 from transformer.training.results import evaluate_splits
 from transformer.training.signals import Stopped
+from transformer.training.start import start_run
 from transformer.training.step import Model
 from transformer.training.workdir import Workdir, default_workdir, write, write_new
 
@@ -66,7 +67,7 @@ def main(flags: Any, folders: Sequence[str] = ()) -> int:
 
 def _train(config, workdir, flags) -> int:
   began = time.perf_counter()
-  experiment = prepare(config, workdir)
+  experiment = start_run(config, workdir)
   try:
     state = loop.fit(experiment, workdir)
   except Stopped as stopped:

@@ -1,23 +1,21 @@
 """The parts of a run, made from its config: tokenizer, task, model, mesh and data."""
 
 import dataclasses
-import itertools
 from typing import Any, NamedTuple
-from unicodedata import normalize
 
 import jax
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from transformer.data import corpora, pipeline, tokenizers
+from transformer.data import corpora, pipeline
 from transformer.data.folders import where_published
 from transformer.data.lookup import is_reference, lookup
 from transformer.functional import platforms
 from transformer.modules.adapters import adapt
 from transformer.modules.config import ModelConfig
 from transformer.tasks.task import Task
-from transformer.training import optimizers, sharding
+from transformer.training import sharding
 from transformer.training.checkpoints import Checkpoints, digest
 from transformer.training.checks import check, processor_of
 from transformer.training.config import find_task
@@ -38,7 +36,7 @@ class Experiment(NamedTuple):
     """Return the examples of a split."""
     data = self.settings.data
     limit = data.limit if split == data.train else 0
-    return _load(data, split, limit)
+    return load_split(data, split, limit)
 
   def batches(self, split: str) -> pipeline.Batches:
     """Return the batches of a split: shuffled for training, in order for the others."""
@@ -136,44 +134,8 @@ class Experiment(NamedTuple):
     return with_shardings(jax.eval_shape(self.init, jax.random.key(0)), self.mesh)
 
 
-def prepare(config: dict[str, Any], workdir: Workdir) -> Experiment:
-  """Return a run to train: check the config, store it, and train the tokenizer if there is none.
-
-  Raises:
-    ValueError, FileNotFoundError: what is wrong with the config, the data or the workdir.
-  """
-  settings = check(config)
-  mesh, data = sharding.make_mesh(**settings.mesh), settings.data
-  settings = _with_dtype(settings, workdir, mesh)
-  logging.info('%s in %s: reading %s', settings.experiment, workdir, data.dir or data.name)
-  for split in (data.val, *data.test):
-    _load(data, split)  # finds a missing file before the tokenizer is trained
-  source = _load(data, data.train, data.limit)
-  if is_reference(data.name):
-    _check_own_corpus(settings, source)
-  if settings.loss.get('classes') == ():
-    classes = {normalize('NFC', source[i]['targets']) for i in range(len(source))}
-    settings = dataclasses.replace(
-      settings, loss=settings.loss | {'classes': tuple(sorted(classes))}
-    )
-    logging.info('%d classes: %s', len(classes), ', '.join(settings.loss['classes']))
-  if jax.process_index() == 0:
-    workdir.lock()
-  workdir.compare(settings.as_dict())
-  _compare_steps(settings, workdir)
-  stored = workdir.tokenizer()
-  tokenizer = _new_tokenizer(settings, source) if stored is None else stored
-  # before the config is stored: a task may raise an error, and the folder is then still free
-  experiment = _experiment(settings, tokenizer, mesh)
-  experiment.try_evaluation()
-  workdir.claim(settings.as_dict())
-  if stored is None:
-    workdir.save_tokenizer(tokenizer)
-  return experiment
-
-
-def _with_dtype(settings: Settings, workdir: Workdir, mesh: Mesh) -> Settings:
-  """Return the settings with a dtype for model.dtype=auto: that of the run, if it goes on."""
+def with_dtype(settings: Settings, workdir: Workdir, mesh: Mesh) -> Settings:
+  """Return the settings with a dtype for model.dtype=auto: that of the run, if it is resumed."""
   if settings.model['dtype'] != 'auto':
     return settings
   if workdir.has_config():
@@ -182,72 +144,6 @@ def _with_dtype(settings: Settings, workdir: Workdir, mesh: Mesh) -> Settings:
     dtype = platforms.matmul_dtype(platforms.of_device(mesh.devices.flat[0]))
   logging.info('model.dtype=auto is %s here', dtype)
   return dataclasses.replace(settings, model=settings.model | {'dtype': dtype})
-
-
-def _compare_steps(settings: Settings, workdir: Workdir):
-  """Say what a run that goes on makes of `train.steps`.
-
-  Raises:
-    ValueError: it has more steps already.
-  """
-  made, steps = workdir.last_step(), settings.train.steps
-  if made > steps:
-    raise ValueError(
-      f'{workdir} has {made} steps already, more than train.steps={steps}: its model is not that '
-      f'of step {steps}. Give --config.train.steps={made} or more, or another --workdir'
-    )
-  if made == steps:
-    logging.info('the run has its %d steps already, and is only evaluated', steps)
-  before = workdir.read_config()['train']['steps'] if made else steps
-  if before == steps:
-    return
-  kwargs = dict(settings.optimizer, width=settings.model['width'])
-  rates = [float(optimizers.build(**kwargs, steps=n)[1](made)) for n in (before, steps)]
-  if rates[0] != rates[1]:
-    logging.warning(
-      'train.steps was %d and is %d: the learning rate of optimizer.schedule=%s goes from %.3g to '
-      '%.3g after step %d, and the run is not one of %d steps from its start',
-      *(before, steps, settings.optimizer['schedule'], *rates, made, steps),
-    )
-
-
-def _new_tokenizer(settings: Settings, source: corpora.Source) -> tokenizers.Tokenizer:
-  """Return the tokenizer of the model to start from, or train one on the texts of examples."""
-  if settings.warm_start:
-    tokenizer = Workdir(settings.warm_start).tokenizer()  # published models call the file the same
-    if tokenizer is None:
-      raise FileNotFoundError(
-        f'config.warm_start={settings.warm_start} has no tokenizer.json, without which its '
-        "embeddings mean nothing: train that run first, as the experiment's file says, or give the "
-        'folder of another, or of a published model with that file'
-      )
-    return tokenizer
-  fields = _text_fields(settings)
-  texts = ([source[i][field] for field in fields] for i in range(len(source)))
-  if settings.task == 'seq2seq':  # which leaves out examples of more tokens, and so of more words
-    longest = settings.data.max_length
-    texts = (pair for pair in texts if all(len(text.split()) < longest for text in pair))
-  return tokenizers.train(itertools.chain.from_iterable(texts), **settings.tokenizer)
-
-
-def _text_fields(settings: Settings) -> tuple[str, ...]:
-  """Return the fields of an example that are text."""
-  tokens = settings.model['modality'] == 'tokens'
-  return find_task(settings.task).text_fields if tokens else ('targets',)
-
-
-def _check_own_corpus(settings: Settings, source: Any):
-  """Raise ValueError where the examples of a function of the user's are not what the task needs."""
-  name, fields = settings.data.name, _text_fields(settings)
-  if not len(source):
-    raise ValueError(f'data.name={name} returned no example for {settings.data.train}')
-  example = source[0]
-  there = {key: type(value).__name__ for key, value in dict(example).items()}
-  if any(there.get(field) != 'str' for field in fields):
-    raise ValueError(
-      f'data.name={name}: its first example has {there}, and config.task={settings.task} needs '
-      f'the texts {", ".join(fields)}'
-    )
 
 
 def reopen(config: dict[str, Any], workdir: Workdir, mesh: Mesh | None = None) -> Experiment:
@@ -260,7 +156,7 @@ def reopen(config: dict[str, Any], workdir: Workdir, mesh: Mesh | None = None) -
   if tokenizer is None:
     raise FileNotFoundError(f'there is no trained model in {workdir}: train one first')
   mesh = mesh or sharding.make_mesh(**settings.mesh)
-  return _experiment(_with_dtype(settings, workdir, mesh), tokenizer, mesh)
+  return make_experiment(with_dtype(settings, workdir, mesh), tokenizer, mesh)
 
 
 def restore_best(experiment: Experiment, workdir: Workdir) -> tuple[Model, int]:
@@ -288,7 +184,12 @@ def with_shardings(tree: Any, mesh: Mesh) -> Any:
   )
 
 
-def _load(data: Data, split: str, limit: int = 0) -> corpora.Source:
+def load_split(data: Data, split: str, limit: int = 0) -> corpora.Source:
+  """Return the examples of a split, at most `limit` of them; 0: all.
+
+  Raises:
+    FileNotFoundError: it is not there; says where the data set is published, if that is known.
+  """
   name = lookup('data.name', data.name, {}) if is_reference(data.name) else data.name
   try:
     return corpora.load(
@@ -303,7 +204,8 @@ def _load(data: Data, split: str, limit: int = 0) -> corpora.Source:
     raise
 
 
-def _experiment(settings: Settings, tokenizer: Any, mesh: Mesh) -> Experiment:
+def make_experiment(settings: Settings, tokenizer: Any, mesh: Mesh) -> Experiment:
+  """Return the parts of a run of these settings."""
   given = dict(tokenizer=tokenizer, decoding=settings.decode, max_length=settings.data.max_length)
   if processor := processor_of(settings):
     given['input_processor'] = processor

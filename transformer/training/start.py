@@ -1,0 +1,125 @@
+"""The start of a run: its config is checked and stored, its tokenizer trained."""
+
+import dataclasses
+import itertools
+from typing import Any
+from unicodedata import normalize
+
+import jax
+from absl import logging
+
+from transformer.data import corpora, tokenizers
+from transformer.data.lookup import is_reference
+from transformer.training import optimizers, sharding
+from transformer.training.checks import check
+from transformer.training.config import find_task
+from transformer.training.experiment import (
+  Experiment,
+  load_split,
+  make_experiment,
+  with_dtype,
+)
+from transformer.training.sections import Settings
+from transformer.training.workdir import Workdir
+
+
+def start_run(config: dict[str, Any], workdir: Workdir) -> Experiment:
+  """Return a run to train: check the config, store it, and train the tokenizer if there is none.
+
+  Raises:
+    ValueError, FileNotFoundError: what is wrong with the config, the data or the workdir.
+  """
+  settings = check(config)
+  mesh, data = sharding.make_mesh(**settings.mesh), settings.data
+  settings = with_dtype(settings, workdir, mesh)
+  logging.info('%s in %s: reading %s', settings.experiment, workdir, data.dir or data.name)
+  for split in (data.val, *data.test):
+    load_split(data, split)  # finds a missing file before the tokenizer is trained
+  source = load_split(data, data.train, data.limit)
+  if is_reference(data.name):
+    _check_own_corpus(settings, source)
+  if settings.loss.get('classes') == ():
+    classes = {normalize('NFC', source[i]['targets']) for i in range(len(source))}
+    settings = dataclasses.replace(
+      settings, loss=settings.loss | {'classes': tuple(sorted(classes))}
+    )
+    logging.info('%d classes: %s', len(classes), ', '.join(settings.loss['classes']))
+  if jax.process_index() == 0:
+    workdir.lock()
+  workdir.compare(settings.as_dict())
+  _compare_steps(settings, workdir)
+  stored = workdir.tokenizer()
+  tokenizer = _new_tokenizer(settings, source) if stored is None else stored
+  # before the config is stored: a task may raise an error, and the folder is then still free
+  experiment = make_experiment(settings, tokenizer, mesh)
+  experiment.try_evaluation()
+  workdir.claim(settings.as_dict())
+  if stored is None:
+    workdir.save_tokenizer(tokenizer)
+  return experiment
+
+
+def _compare_steps(settings: Settings, workdir: Workdir):
+  """Warn where `train.steps` of a resumed run is another than before.
+
+  Raises:
+    ValueError: it has more steps already.
+  """
+  made, steps = workdir.last_step(), settings.train.steps
+  if made > steps:
+    raise ValueError(
+      f'{workdir} has {made} steps already, more than train.steps={steps}: its model is not that '
+      f'of step {steps}. Give --config.train.steps={made} or more, or another --workdir'
+    )
+  if made == steps:
+    logging.info('the run has its %d steps already, and is only evaluated', steps)
+  before = workdir.read_config()['train']['steps'] if made else steps
+  if before == steps:
+    return
+  kwargs = dict(settings.optimizer, width=settings.model['width'])
+  rates = [float(optimizers.build(**kwargs, steps=n)[1](made)) for n in (before, steps)]
+  if rates[0] != rates[1]:
+    logging.warning(
+      'train.steps was %d and is %d: the learning rate of optimizer.schedule=%s goes from %.3g to '
+      '%.3g after step %d, and the run is not one of %d steps from its start',
+      *(before, steps, settings.optimizer['schedule'], *rates, made, steps),
+    )
+
+
+def _new_tokenizer(settings: Settings, source: corpora.Source) -> tokenizers.Tokenizer:
+  """Return the tokenizer of the model to start from, or train one on the texts of examples."""
+  if settings.warm_start:
+    tokenizer = Workdir(settings.warm_start).tokenizer()  # published models call the file the same
+    if tokenizer is None:
+      raise FileNotFoundError(
+        f'config.warm_start={settings.warm_start} has no tokenizer.json, without which its '
+        "embeddings mean nothing: train that run first, as the experiment's file says, or give the "
+        'folder of another, or of a published model with that file'
+      )
+    return tokenizer
+  fields = _text_fields(settings)
+  texts = ([source[i][field] for field in fields] for i in range(len(source)))
+  if settings.task == 'seq2seq':  # which leaves out examples of more tokens, and so of more words
+    longest = settings.data.max_length
+    texts = (pair for pair in texts if all(len(text.split()) < longest for text in pair))
+  return tokenizers.train(itertools.chain.from_iterable(texts), **settings.tokenizer)
+
+
+def _text_fields(settings: Settings) -> tuple[str, ...]:
+  """Return the fields of an example that are text."""
+  tokens = settings.model['modality'] == 'tokens'
+  return find_task(settings.task).text_fields if tokens else ('targets',)
+
+
+def _check_own_corpus(settings: Settings, source: Any):
+  """Raise ValueError where the examples of a function of the user's are not what the task needs."""
+  name, fields = settings.data.name, _text_fields(settings)
+  if not len(source):
+    raise ValueError(f'data.name={name} returned no example for {settings.data.train}')
+  example = source[0]
+  there = {key: type(value).__name__ for key, value in dict(example).items()}
+  if any(there.get(field) != 'str' for field in fields):
+    raise ValueError(
+      f'data.name={name}: its first example has {there}, and config.task={settings.task} needs '
+      f'the texts {", ".join(fields)}'
+    )
