@@ -83,7 +83,7 @@ def test_has_no_outputs(cells):
     assert cell['outputs'] == [] and cell['execution_count'] is None, name
 
 
-def test_installs_nothing_where_it_already_is(cells):
+def test_the_notebook_installs_nothing_where_the_package_is(cells):
   lines = [line for cell in cells.values() for line in cell['source']]
   shell = [line for line in lines if line.lstrip().startswith(('%', '!'))]
   assert shell and all(line.startswith('  ') for line in shell)  # under `if root is None`

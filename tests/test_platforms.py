@@ -96,7 +96,7 @@ def test_the_training_step_of_every_task_reaches_cudnn(name, tokenizer, cudnn):
 
 
 @pytest.mark.parametrize('model', [dict(window=8), dict(layers=(dict(window=8), {}))], ids=str)
-def test_so_does_a_model_with_windows(model, tokenizer, cudnn):
+def test_the_training_step_of_a_model_with_windows_reaches_cudnn(model, tokenizer, cudnn):
   step, arguments = step_of('language_model', tokenizer, platform='cuda', **model)
   count = len(model.get('layers', ' '))
   assert calls(step, arguments, 'cuda') == (count, count)

@@ -268,7 +268,7 @@ def test_config_prints_every_key_with_its_value_and_meaning(run):
     ('', ()),
   ],
 )
-def test_lists_on_the_command_line(run, text, metrics):
+def test_the_command_line_takes_lists_with_commas_or_as_python_tuples(run, text, metrics):
   pairs = (
     '--config.optimizer.lr_multipliers=embed=0,a|b=0.5',
     '--config.train.adapters=query|value=8',

@@ -47,7 +47,7 @@ def trained(run, tmp_path_factory):
   return folder, json.loads(told[-1])
 
 
-def test_a_run_is_judged_by_its_sounds(trained):
+def test_a_run_is_evaluated_by_its_sounds(trained):
   folder, result = trained
   assert {'val/mel_cepstral_distortion', 'val/length_ratio', 'val/mel_error'} <= result[
     'metrics'

@@ -69,7 +69,7 @@ def test_bleu_and_chrf_are_sacrebleu(texts):
   assert found.value == sacrebleu.corpus_chrf(predictions, [references]).score
 
 
-def test_signatures_tell_settings_and_versions(texts):
+def test_signatures_have_settings_and_versions(texts):
   sacre = f'version:{sacrebleu.__version__}'
   expected = {
     'bleu': {'nrefs:1', 'case:mixed', 'eff:no', 'tok:13a', 'smooth:exp', sacre},
@@ -226,7 +226,7 @@ def test_ranking_metrics_equal_hand_calculations():
   assert values['ndcg_at_10'] == pytest.approx(100 * gain / ideal / 2)
 
 
-def test_table_tells_the_direction_of_metrics():
+def test_the_table_has_the_direction_of_each_metric():
   lower = {name for name, metric in METRICS.items() if not metric.higher_is_better}
   assert lower == {'wer', 'cer', 'mel_cepstral_distortion'}
   own = {'nll': False, 'start_accuracy': True}

@@ -211,7 +211,7 @@ def test_it_can_be_differentiated_forwards_and_twice(rng):
   check_grads(f, (q, k, v), order=2, modes=['fwd', 'rev'], atol=2e-2, rtol=2e-2, eps=1e-2)
 
 
-def test_what_is_known_to_be_finite_is_not_searched(rng):
+def test_arrays_assumed_finite_are_not_searched(rng):
   q, k, v, _ = (jnp.asarray(x) for x in draw(rng))
   mask = jnp.asarray(rng.random((2, 4, 3, 5)) < 0.5).at[:, :, 1].set(False)
   f = partial(jax.jit, static_argnames='assume_finite')(multi_head_attention)
@@ -247,7 +247,7 @@ def test_a_row_that_may_attend_to_nothing_is_exactly_0(dtype, rng):
 
 
 @pytest.mark.parametrize('dtype', DTYPES)
-def test_so_is_it_for_one_head_and_its_weights_under_jit_and_vmap(dtype, rng):
+def test_one_head_and_its_weights_are_0_where_a_row_allows_nothing_under_jit_and_vmap(dtype, rng):
   q, k, v = (x[:, :, 0] for x in draw(rng, dtype=dtype)[:3])
   mask = rng.random((2, 3, 5)) < 0.5
   mask[:, 1] = False

@@ -81,7 +81,7 @@ def test_erased_is_one_square_of_the_mean(key, images, close):
   assert whole > 20
 
 
-def test_turn_is_scipys(key, images, close):
+def test_turn_equals_scipy(key, images, close):
   """A rotation by any angle that was drawn; a disc stays where it is."""
   found = augmentation.turn(key, images, 30.0, 0.0)
   turned, _ = jax.random.split(key)

@@ -17,7 +17,7 @@ def oracle(x, epsilon, centered):
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('centered', [True, False])
-def test_it_is_the_formula_in_float32(centered, dtype, rng, close):
+def test_normalize_is_the_formula_in_float32(centered, dtype, rng, close):
   x = jnp.asarray(5 + 3 * rng.normal(size=(2, 3, 8)), dtype)
   y = normalize(x, 1e-3, centered=centered)
   assert y.dtype == jnp.float32
@@ -25,7 +25,7 @@ def test_it_is_the_formula_in_float32(centered, dtype, rng, close):
 
 
 @pytest.mark.parametrize('centered', [True, False])
-def test_its_derivative_is_right_forwards_backwards_and_twice(centered, rng):
+def test_the_derivative_of_normalize_is_right_forwards_backwards_and_twice(centered, rng):
   x = jnp.asarray(rng.normal(size=(2, 6)), 'float32')
   f = jax.jit(lambda x: normalize(x, 1e-2, centered=centered))
   check_grads(f, (x,), order=2, modes=['fwd', 'rev'], atol=2e-2, rtol=2e-2, eps=1e-2)

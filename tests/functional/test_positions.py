@@ -84,7 +84,7 @@ def test_positions_count_the_tokens_of_a_segment_that_are_there(rng):
     assert found[b, t] == np.sum(rows[b, :t] == rows[b, t])
 
 
-def test_rotary_may_turn_the_first_numbers_of_a_head_only(rng, close):
+def test_rotary_may_rotate_the_first_numbers_of_a_head_only(rng, close):
   x = jnp.asarray(rng.normal(size=(1, 3, 2, 10)), 'float32')
   at = jnp.array([[4, 5, 7]])
   found = rotary(x, at, size=4)

@@ -274,7 +274,7 @@ def test_steps_end_when_every_row_has(name, settings):
   assert 4 <= len(calls) <= 10
 
 
-def test_no_eos_means_all_steps():
+def test_without_an_end_token_all_steps_are_generated():
   step = lambda tokens, cache: (jnp.log(jnp.array([[0.2, 0.5, 0.3]])), cache)  # noqa: E731
   tokens, scores = greedy(step, (), jnp.array([0]), steps=3, eos=-1)
   assert tokens.tolist() == [[1, 1, 1]]
@@ -296,14 +296,14 @@ def test_empty_slots_stay_empty():
   assert scores.tolist() == [[0.0] + [-np.inf] * 3]
 
 
-def test_vocabulary_of_one_token():
+def test_a_vocabulary_of_one_token_has_one_hypothesis():
   step = lambda tokens, cache: (jnp.zeros((len(tokens), 1)), cache)  # noqa: E731
   tokens, scores = beam_search(step, (), jnp.array([0, 0]), beams=2, steps=2, eos=EOS, pad=PAD)
   assert tokens.tolist() == [[[0, 0], [PAD, PAD]]] * 2
   assert scores.tolist() == [[0.0, -np.inf]] * 2
 
 
-def test_a_nan_of_the_model_is_seen():
+def test_a_nan_of_the_model_raises():
   step = lambda tokens, cache: (jnp.full((len(tokens), 3), jnp.nan), cache)  # noqa: E731
   settings = dict(steps=2, eos=-1)
   assert np.isnan(greedy(step, (), jnp.array([0]), **settings)[1]).all()
@@ -401,7 +401,7 @@ def test_bfloat16_logits_are_scored_in_float32(name, settings):
     )
 
 
-def test_rows_on_another_axis():
+def test_a_cache_may_have_its_rows_on_another_axis():
   weights, context = random_model(8)
 
   def step(tokens, cache):
@@ -442,7 +442,7 @@ def test_rows_on_another_axis():
     ('beam_search', dict(alpha=-0.1), 'alpha -0.1'),
   ],
 )
-def test_settings_without_sense_are_refused(name, settings, message):
+def test_settings_out_of_range_are_refused(name, settings, message):
   weights, context = random_model(9)
   cache, first = make_cache(context, 4), jnp.full(3, FIRST)
   keys = [jax.random.split(jax.random.key(0), 3)] if name == 'sample' else []

@@ -23,7 +23,7 @@ def test_what_published_settings_forbid_is_forbidden():
   assert plain == Decoding()
 
 
-def test_settings_go_on_after_the_first_window():
+def test_settings_continue_after_the_first_window():
   whole = Decoding(max_new_tokens=9, min_new_tokens=6, prefix=(1, 2, 3), begin_suppress=(4,))
   first, second, third = whole.after(0, 2), whole.after(2, 4), whole.after(6, 3)
   assert [x.max_new_tokens for x in (first, second, third)] == [2, 4, 3]

@@ -60,7 +60,7 @@ def test_more_than_fits_is_an_error_that_says_how_much():
   assert not cache.extend(two[:, :1], two[:, :1]).overflows
 
 
-def test_more_than_fits_is_told_where_the_length_is_traced():
+def test_overflows_is_set_where_the_length_is_traced():
   @jax.jit
   def overflows(cache, segments):
     return cache.extend(segments, segments).overflows

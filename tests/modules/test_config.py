@@ -71,7 +71,7 @@ def test_a_key_that_is_unknown_or_missing_is_an_error():
     ModelConfig()
 
 
-def test_what_0_stands_for():
+def test_0_means_a_size_that_follows_from_others():
   config = ModelConfig(vocab=10, width=32, heads=4)
   assert (config.key_size, config.groups) == (8, 4)
   config = ModelConfig(vocab=10, width=30, heads=4, kv_heads=2, head_size=6)

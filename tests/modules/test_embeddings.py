@@ -32,7 +32,7 @@ call = jax.jit(lambda module, *inputs: module(*inputs))
     ((7, 8), 'NHWC HWIO NHWC'),
   ],
 )
-def test_convolution_is_laxs(rng, close, stride, sizes, dimensions):
+def test_convolution_equals_lax_conv(rng, close, stride, sizes, dimensions):
   """Over time, and over rows and columns."""
   config, axes = ModelConfig(**FRAMES), len(sizes)
   layer = drawn(lambda: Convolution(config, 5, nnx.Rngs(0), stride=stride, axes=axes), rng)
@@ -174,7 +174,7 @@ def test_halves_are_a_permutation(rng, close):
   close(np.asarray(halves).reshape(2, 3, 2, 4).swapaxes(2, 3).reshape(2, 3, 8), pairs)
 
 
-def test_which_tables_are_one():
+def test_tied_tables_are_counted_once():
   """tie says how many tables there are: of the decoder's input, the encoder's and the output."""
   for tie, count in dict(none=3, inputs=2, output=2, all=1).items():
     config = ModelConfig(**TINY, tie=tie)

@@ -80,7 +80,7 @@ def relu_feedforward(p, x):
 
 @pytest.mark.parametrize('bias', [True, False])
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_linear(dtype, bias, rng, close):
+def test_linear_multiplies_in_its_dtype_and_adds_the_bias(dtype, bias, rng, close):
   module = build(Linear, 8, 5, settings=dict(dtype=dtype, bias=bias))
   assert (module.bias is not None) == bias
   x = rng.normal(size=(2, 3, 8))
@@ -101,7 +101,7 @@ def test_a_new_linear_is_glorot_uniform_without_bias():
 
 @pytest.mark.parametrize('kind', ['layer', 'rms'])
 @pytest.mark.parametrize('epsilon', [1e-6, 0.3])
-def test_norm(kind, epsilon, rng, close):
+def test_norm_is_the_formula_with_scale_and_bias(kind, epsilon, rng, close):
   module = build(Norm, settings=dict(norm=kind, norm_epsilon=epsilon))
   x = 3 + rng.normal(size=(2, 3, 8))
   close(jax.jit(module)(jnp.asarray(x, 'float32')), norm(wide(module), x, kind, epsilon))

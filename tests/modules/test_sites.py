@@ -71,7 +71,7 @@ def test_every_site_can_be_read_and_reading_changes_nothing(model, everything, c
   close(values['blocks.1.output'], residual)
 
 
-def test_a_replaced_value_is_what_the_model_goes_on_with(model, close):
+def test_the_model_continues_with_a_replaced_value(model, close):
   want = plain(model)
   same, _ = run(model, edit={'blocks.*.attention.weights': lambda x: x})
   close(same, want)

@@ -87,7 +87,7 @@ def test_the_best_one_is_kept(saved):
     assert same_bits(checkpoints.restore(like(state_of().model), which='best'), state_of(2).model)
 
 
-def test_a_better_one_replaces_it(workdir):
+def test_a_better_checkpoint_replaces_the_best_one(workdir):
   """Also one of the same step, such as an average of checkpoints."""
   with Checkpoints(workdir) as checkpoints:
     checkpoints.save_best(state_of(7).model, 2, {'bleu': 31.0})
@@ -168,7 +168,7 @@ def test_checkpoints_count_as_they_are(workdir):
 
 
 @pytest.mark.parametrize('name', ['x[1]', 'lr=[0.1]*?', 'a\\b', 'plain'])
-def test_a_path_that_orbax_would_take_for_a_pattern(tmp_path, name):
+def test_a_path_that_orbax_would_take_for_a_pattern_is_saved_and_restored(tmp_path, name):
   """Saved whole, where it belongs, and found again."""
   folder = tmp_path / name / 'run'
   with Checkpoints(folder) as checkpoints:
@@ -207,7 +207,7 @@ def test_a_failed_save_is_one_line_and_leaves_the_others(workdir):
 
 
 @pytest.mark.parametrize('error', [PermissionError('no'), MemoryError('RESOURCE_EXHAUSTED')])
-def test_what_may_be_whole_is_not_called_damaged(saved, error, monkeypatch):
+def test_errors_of_memory_and_permission_are_not_called_damage(saved, error, monkeypatch):
   def fails(*args):
     raise error
 
@@ -233,7 +233,7 @@ def test_the_average_is_the_mean_of_the_last(workdir):
           np.testing.assert_allclose(np.float64(a), b, rtol=exact, atol=exact)
 
 
-def test_nothing_to_restore(tmp_path):
+def test_a_folder_without_checkpoints_is_named(tmp_path):
   with Checkpoints(tmp_path) as checkpoints:
     assert checkpoints.last_step is None and checkpoints.best is None
     for read in (
@@ -245,7 +245,7 @@ def test_nothing_to_restore(tmp_path):
         read()
 
 
-def test_a_checkpoint_of_another_width(saved):
+def test_a_checkpoint_of_another_width_names_paths_and_shapes(saved):
   """Names paths and both shapes."""
   with Checkpoints(saved) as checkpoints:
     with pytest.raises(ValueError) as error:
@@ -257,7 +257,7 @@ def test_a_checkpoint_of_another_width(saved):
   assert 'another --workdir' in text
 
 
-def test_a_checkpoint_with_other_arrays(saved):
+def test_a_checkpoint_with_other_arrays_names_them(saved):
   state = state_of()
   state.model['more'] = state.model.pop('half')
   with Checkpoints(saved) as checkpoints:
@@ -312,7 +312,7 @@ def test_a_damaged_file_is_found(workdir, how):
 
 
 @LEFT_BEHIND
-def test_one_bit_of_a_large_array(workdir):
+def test_one_changed_bit_of_a_large_array_is_found(workdir):
   """Orbax alone does not detect it: its checksums are of its indices."""
   file = files(workdir)[0]
   whole = bytearray(file.read_bytes())
@@ -325,14 +325,14 @@ def test_one_bit_of_a_large_array(workdir):
   assert found >= 5
 
 
-def test_checksums_that_were_emptied(workdir):
+def test_missing_checksums_are_damage(workdir):
   about = workdir / 'checkpoints' / 'last' / '4' / 'about' / 'metadata'
   for text in ('{"checksums": {}}', '{}', about.read_text().replace('model.half', 'model.other')):
     about.write_text(text)
     assert is_found(workdir)
 
 
-def test_after_moving_it_the_one_before_is_restored(workdir, tmp_path):
+def test_after_moving_a_damaged_checkpoint_the_one_before_is_restored(workdir, tmp_path):
   """As the message says."""
   shutil.move(workdir / 'checkpoints' / 'last' / '4', tmp_path)
   assert same_bits(read(workdir), state_of(3))

@@ -33,7 +33,7 @@ def run(commands, workdir):
   return command
 
 
-def test_its_metrics_are_found_again(run):
+def test_the_golden_metrics_are_computed_again(run):
   before = json.loads((GOLDEN / 'train.json').read_text())
   (line,) = run('--mode=evaluate')
   after = json.loads(line)
@@ -44,12 +44,12 @@ def test_its_metrics_are_found_again(run):
     assert after['metrics'][name] == pytest.approx(value, rel=1e-3, abs=1e-3), name
 
 
-def test_it_predicts(run):
+def test_the_golden_run_predicts(run):
   assert len(run('--mode=predict', input=b'abc\ncab\n')) == 2
 
 
 @pytest.mark.slow
-def test_it_is_resumed(run, workdir):
+def test_the_golden_run_is_resumed(run, workdir):
   """Its metrics up to the last step stay, but for the final evaluation, which is made again."""
   result = json.loads(run('--config.train.steps=4')[-1])
   assert result['step'] == 4
@@ -57,6 +57,6 @@ def test_it_is_resumed(run, workdir):
   assert after[:2] == before[:2] and [json.loads(x)['step'] for x in after] == [1, 2, 2, 3, 4, 4]
 
 
-def test_its_config_has_a_format():
+def test_the_golden_config_has_a_format():
   assert json.loads((GOLDEN / 'config.json').read_text())['format'] == 2
   assert Workdir(GOLDEN).read_config()['experiment'] == 'golden'

@@ -27,14 +27,14 @@ def lines_of(name, size=3):
     ('[a] *.txt', TEXT),
   ],
 )
-def test_lines_of_files(tmp_path, file, content, monkeypatch):
+def test_lines_of_files_are_read_in_order(tmp_path, file, content, monkeypatch):
   (tmp_path / file).write_bytes(content)
   assert lines_of(tmp_path / file) == LINES
   monkeypatch.setenv('HOME', str(tmp_path))
   assert lines_of(f'~/{file}') == LINES
 
 
-def test_lines_of_a_pipe_with_a_name(tmp_path):
+def test_lines_of_a_named_pipe_are_read(tmp_path):
   os.mkfifo(tmp_path / 'pipe')
   writer = threading.Thread(target=lambda: (tmp_path / 'pipe').write_bytes(TEXT))
   writer.start()
@@ -42,7 +42,7 @@ def test_lines_of_a_pipe_with_a_name(tmp_path):
   writer.join()
 
 
-def test_a_line_is_given_before_the_next_has_come():
+def test_a_line_is_given_before_the_next_has_arrived():
   reading, writing = os.pipe()
   try:
     chunks = read_chunks(f'/dev/fd/{reading}', 16)
@@ -72,7 +72,7 @@ def test_a_line_of_another_encoding_costs_itself_alone(tmp_path):
     (lambda path: None, 'no file'),
   ],
 )
-def test_what_cannot_be_read_is_named(tmp_path, make, words):
+def test_a_file_that_cannot_be_read_is_named(tmp_path, make, words):
   path = tmp_path / 'lines.gz' if words == 'EOFError' else tmp_path / 'lines'
   make(path)
   with pytest.raises((ValueError, OSError), match=f'--input={path}.*{words}'):

@@ -102,7 +102,7 @@ def test_a_signal_in_evaluation_stops_it_and_saves(monkeypatch):
   assert run.done == ['evaluate 2', 'save 2 extra']
 
 
-def test_the_steps_that_are_averaged_are_said(monkeypatch):
+def test_the_averaged_steps_are_logged(monkeypatch):
   run, said = Recorder(monkeypatch, average=3), []
   monkeypatch.setattr(module.logging, 'info', lambda text, *args: said.append(text % args))
   run.averaged_steps = lambda n: [4, 6]

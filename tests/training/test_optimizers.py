@@ -65,7 +65,7 @@ def test_no_warmup_starts_at_the_peak(schedule):
   assert np.isfinite(found).all() and found.max() == found[0] > 0
 
 
-def test_noam_of_the_paper():
+def test_noam_has_the_peak_of_the_paper():
   """Base model, 4,000 steps of warm-up: the peak is 6.99e-4, at step 4,000."""
   found = rates(
     [3999, 4000, 4001], schedule='noam', learning_rate=1.0, width=512, warmup_steps=4000
@@ -75,7 +75,7 @@ def test_noam_of_the_paper():
 
 @pytest.mark.parametrize('schedule', ['cosine', 'linear', 'trapezoid'])
 @pytest.mark.parametrize('warmup', [0, 10, 100, 200])
-def test_ends_at_zero_and_is_never_negative(schedule, warmup):
+def test_schedules_end_at_0_and_are_never_negative(schedule, warmup):
   """Also after the last step, as a run may be continued, and with more warm-up than steps."""
   found = rates(schedule=schedule, warmup_steps=warmup)
   assert (found >= 0).all() and (found <= 0.5).all() and np.isfinite(found).all()
@@ -268,7 +268,7 @@ def test_options_have_the_defaults_of_the_chosen_optimizer_and_schedule():
   assert (found != rates(schedule='trapezoid', decay_share=0.5)).any()
 
 
-def test_names_of_paths():
+def test_parameter_paths_are_names_separated_by_slashes():
   model = abstract(EncoderDecoder)
   assert 'encoder/blocks/attention/query/kernel' in paths(model)
   state = jax.eval_shape(given()[0].init, model)

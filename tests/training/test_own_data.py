@@ -38,7 +38,7 @@ def test_classes_are_the_names_of_folders(tmp_path):
 
 
 @pytest.mark.parametrize('header', [True, False])
-def test_texts_with_labels_in_one_file(header, tmp_path):
+def test_texts_with_labels_in_one_file_are_trained_on(header, tmp_path):
   rows = [f'good thing number {i}\tyes, of course\nbad thing {i}\tno' for i in range(60)]
   file = tmp_path / 'mine.tsv'
   file.write_text('\n'.join(['Text\tLabel'] * header + rows))
@@ -51,7 +51,7 @@ def test_texts_with_labels_in_one_file(header, tmp_path):
   assert len(experiment.batches('train')) > 0
 
 
-def test_recordings_with_one_table(tmp_path):
+def test_recordings_with_one_table_are_trained_on(tmp_path):
   folder = tmp_path / 'speech'
   (folder / 'clips').mkdir(parents=True)
   for i in range(40):

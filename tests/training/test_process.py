@@ -25,7 +25,7 @@ def test_compiled_programs_are_kept_in_the_users_cache(settings, tmp_path):
 
 
 @pytest.mark.parametrize('folder', ['', '/somewhere/else'])
-def test_where_jax_is_told_where_it_stays_as_it_is(settings, folder):
+def test_a_cache_folder_from_the_environment_is_kept(settings, folder):
   settings.setenv('JAX_COMPILATION_CACHE_DIR', folder)
   process.keep_compiled()
   assert jax.config.jax_compilation_cache_dir is None  # read from the environment by JAX itself

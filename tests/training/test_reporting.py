@@ -45,7 +45,7 @@ def whole(tmp_path):
   return lines(tmp_path / 'whole')
 
 
-def test_one_line_a_step_and_split(tmp_path, whole):
+def test_metrics_have_one_line_for_each_step_and_split(tmp_path, whole):
   found = lines(tmp_path / 'whole')
   assert found[0] == {'step': 1, 'split': 'train', 'loss': 1.0}
   assert [line['step'] for line in found if line['split'] == 'val'] == [2, 4, 6, 8, 10]
@@ -53,7 +53,7 @@ def test_one_line_a_step_and_split(tmp_path, whole):
 
 @pytest.mark.parametrize('reached', range(11))
 @pytest.mark.parametrize('half', ['', '{"step": 3, "spl', '{'])
-def test_a_break_leaves_no_trace(tmp_path, whole, reached, half):
+def test_a_resumed_run_has_the_files_of_an_uninterrupted_one(tmp_path, whole, reached, half):
   """Killed at step `reached` within a line, it goes on from the checkpoint of step 4 or before."""
   folder, start = tmp_path / 'broken', min(4, reached - reached % 2)
   run(folder, 0, reached)
@@ -85,7 +85,7 @@ def test_the_log_does_not_write_into_the_bar(tmp_path, monkeypatch):
   assert not any('_clear_line' in str(found) for found in handler.filters)
 
 
-def test_stopped_before_its_evaluation(tmp_path, whole):
+def test_a_run_stopped_before_its_evaluation_makes_it_first(tmp_path, whole):
   """It is told so, and makes it first."""
   folder = tmp_path / 'stopped'
   run(folder, 0, 4, evaluate_last=False)
@@ -114,7 +114,7 @@ def test_a_damaged_line_is_named(tmp_path, line):
     report_of(tmp_path)
 
 
-def test_what_is_no_number_is_valid_json(tmp_path):
+def test_nan_and_inf_are_written_as_valid_json(tmp_path):
   with report_of(tmp_path) as report:
     report.evaluation(1, 'val', {'a': math.nan, 'b': math.inf, 'c': -math.inf}, [])
 
@@ -160,7 +160,7 @@ class Stderr(io.StringIO):
 
 
 @pytest.mark.parametrize('terminal', [False, True])
-def test_a_bar_only_on_a_terminal(tmp_path, monkeypatch, terminal):
+def test_the_bar_is_drawn_on_a_terminal_only(tmp_path, monkeypatch, terminal):
   stderr = Stderr(terminal)
   monkeypatch.setattr(sys, 'stderr', stderr)
   with report_of(tmp_path) as report:
@@ -170,7 +170,7 @@ def test_a_bar_only_on_a_terminal(tmp_path, monkeypatch, terminal):
   assert ('\r' in stderr.getvalue()) == terminal
 
 
-def test_without_a_bar_the_log_says_it(tmp_path, monkeypatch):
+def test_without_a_bar_the_log_has_the_loss(tmp_path, monkeypatch):
   said = []
   monkeypatch.setattr(logging, 'info', lambda text, *args: said.append(text % args))
   monkeypatch.setattr(sys, 'stderr', Stderr(terminal=False))
@@ -202,7 +202,7 @@ def test_the_summary_has_a_row_for_each_metric_and_commands_that_can_be_pasted()
 
 
 @pytest.mark.parametrize('error', [True, False])
-def test_what_orbax_raises_is_not_logged_too(error):
+def test_an_error_of_orbax_is_not_logged_as_well(error):
   handler = logging.get_absl_handler()
   before = list(handler.filters)
   reporting.log_ours()

@@ -15,9 +15,7 @@ SPLITS = ['/etc/mine', '../../up', 'a/../../b', '.', 'val', 'val.reference', 'x\
 
 
 @pytest.mark.parametrize('answer', ['a text', b'RIFF a sound'])
-def test_whatever_a_split_is_called_its_predictions_are_in_the_workdir(
-  tmp_path, monkeypatch, answer
-):
+def test_predictions_of_a_split_of_any_name_are_in_the_workdir(tmp_path, monkeypatch, answer):
   """Every file that is opened for writing or renamed, while all splits are reported."""
   found = Evaluation({'nll': 1.0}, {}, [], [answer], [answer])
   monkeypatch.setattr(module, 'evaluate', lambda *_, **__: found)

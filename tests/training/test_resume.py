@@ -121,7 +121,7 @@ def kill(lab, workdir, moment):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments(lab, uninterrupted):
+def test_a_run_killed_at_random_moments_ends_as_without(lab, uninterrupted):
   """kill -9 while it saves a checkpoint, saves the best, evaluates, or at any moment."""
   workdir, rng = lab.folder / 'killed', random.Random(0)
   moments = [
@@ -141,7 +141,7 @@ def test_killed_at_random_moments(lab, uninterrupted):
   assert_same_run(result, workdir, uninterrupted, lab.folder)
 
 
-def test_killed_and_stopped_by_signals(lab, uninterrupted):
+def test_a_run_stopped_by_signals_ends_as_without(lab, uninterrupted):
   """kill -9 loses nothing; SIGTERM and Ctrl-C save; no other process can train there."""
   workdir = lab.folder / 'stopped'
   kill(lab, workdir, lambda: lines(workdir) >= 3 and saving(workdir, 'last'))
@@ -181,7 +181,7 @@ def test_a_finished_run_is_only_evaluated(lab, uninterrupted):
 
 
 @pytest.mark.slow
-def test_not_finite(lab):
+def test_a_diverged_run_stops_and_names_the_place(lab):
   """It stops, names step, batch and place, and does not change the parameters."""
   workdir = lab.folder / 'diverged'
   flags = ('--config.optimizer.name=sgd', '--config.optimizer.learning_rate=1e30')
@@ -210,7 +210,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-def test_full_disk(lab, uninterrupted, small_disk):
+def test_a_full_disk_is_one_line_and_the_run_resumes(lab, uninterrupted, small_disk):
   """It says so in one line, keeps what is saved, and resumes when there is room."""
   disk, make_room = small_disk
   workdir = disk / 'run'

@@ -118,7 +118,7 @@ def test_training_is_the_same_on_every_mesh(sizes):
     np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5, err_msg=parameter_path(path))
 
 
-def test_dropout_was_on():
+def test_dropout_was_on_in_the_comparison_of_meshes():
   """Otherwise the test above would not show that its bits are the same on every mesh."""
   one = jax.tree.map(jnp.asarray, batch(0))
   kept = float(jax.jit(loss)(first_state().model, one, None)[0].value)

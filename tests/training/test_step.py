@@ -200,7 +200,7 @@ def test_a_loss_that_is_not_finite_changes_only_the_step(poison, microbatches):
   assert not np.array_equal(numpy(state.model)[0], before[1])
 
 
-def test_average_of_parameters():
+def test_the_average_of_parameters_starts_as_a_plain_mean():
   """decay = min(ema, t / (t + 1)): a plain mean of the first steps, then exponential."""
   step, state, key = line_step(ema=0.5), fresh(ema=0.5), jax.random.key(0)
   expected, seen = np.zeros(3), []

@@ -74,7 +74,7 @@ def test_experiments_import_presets_and_configs_alone():
 
 
 @pytest.mark.parametrize('section, key', every_key(), ids=lambda name: name)
-def test_a_misspelt_key_is_named_with_the_nearest(config, section, key):
+def test_a_misspelled_key_is_named_with_the_nearest(config, section, key):
   config[section][key + 'x'] = config[section].pop(key)
   text = refusal(config)
   assert f'config.{section}.{key}x is unknown' in text
@@ -88,7 +88,7 @@ def test_a_missing_key_is_named(config, section, key):
 
 
 @pytest.mark.parametrize('section', [*TOP, *SECTIONS])
-def test_a_section_misspelt_or_missing(config, section):
+def test_a_section_misspelled_or_missing_is_named(config, section):
   other = copy.deepcopy(config)
   other[section + 's'] = other.pop(section)
   assert f'config.{section}s is unknown: did you mean config.{section}?' in refusal(other)

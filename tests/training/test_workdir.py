@@ -53,7 +53,7 @@ def test_the_config_of_a_run_is_stored(workdir):
   workdir.claim(CONFIG)
 
 
-def test_text_of_any_language(tmp_path):
+def test_configs_keep_text_of_any_language(tmp_path):
   run = Workdir(tmp_path)
   run.claim(changed(data__dir='/Größe/日本'))
   assert run.read_config()['data']['dir'] == '/Größe/日本'
@@ -119,7 +119,7 @@ def test_a_run_of_another_format_is_an_error(workdir, number, cure):
     ('data__test', ('test', 'other')),
   ],
 )
-def test_keys_that_may_change(workdir, key, value):
+def test_keys_that_may_change_are_stored_when_a_run_resumes(workdir, key, value):
   """The folder then has the new value."""
   workdir.claim(changed(**{key: value}))
   assert workdir.read_config() == changed(**{key: value})
@@ -151,13 +151,13 @@ def test_a_damaged_config_is_named(workdir, damage):
       use()
 
 
-def test_a_folder_without_a_run(tmp_path):
+def test_a_folder_without_a_run_is_an_error(tmp_path):
   with pytest.raises(FileNotFoundError, match=f'no trained model in {tmp_path}.*train one first'):
     Workdir(tmp_path).read_config()
   assert not Workdir(tmp_path).has_config() and Workdir(tmp_path).tokenizer() is None
 
 
-def test_a_path_in_the_home_folder(monkeypatch, tmp_path):
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
   monkeypatch.setenv('HOME', str(tmp_path))
   assert Workdir('~/run').path == tmp_path / 'run'
 
@@ -240,7 +240,7 @@ def test_the_seconds_of_a_run_are_added_up(tmp_path):
   assert workdir.add_seconds(2.0) == 2.0
 
 
-def test_another_tokenizer_is_noticed(workdir):
+def test_a_changed_tokenizer_is_an_error(workdir):
   """Two ids swapped: every text is another one to the model."""
   arguments = dict(kind='characters', vocab=10, lowercase=False, split_digits=False)
   workdir.save_tokenizer(tokenizers.train(['a b c'], **arguments))
@@ -254,7 +254,7 @@ def test_another_tokenizer_is_noticed(workdir):
   assert workdir.tokenizer() is not None
 
 
-def test_other_data_are_noticed(workdir):
+def test_changed_data_are_an_error(workdir):
   """Changed, shuffled, shortened or in other places; the same again are the same."""
 
   def columns(*texts):
@@ -280,7 +280,7 @@ def test_a_run_keeps_the_dtype_that_was_chosen_for_its_processor(workdir, tmp_pa
 
 @pytest.mark.parametrize('steps, made', [(30, 0), (30, 20), (30, 30), (60, 30), (20, 30)])
 @pytest.mark.parametrize('schedule', ['cosine', 'constant'])
-def test_what_other_steps_make_of_a_run_is_said(workdir, steps, made, schedule, monkeypatch):
+def test_a_changed_number_of_steps_is_logged(workdir, steps, made, schedule, monkeypatch):
   said = []
   monkeypatch.setattr(start.logging, 'info', lambda text, *args: said.append(text % args))
   monkeypatch.setattr(start.logging, 'warning', lambda text, *args: said.append(text % args))
