@@ -86,7 +86,7 @@ def test_the_model_continues_with_a_replaced_value(model, close):
 
 
 def test_a_head_that_is_ablated_is_one_whose_rows_of_the_output_are_zero(model, close):
-  ablated, _ = run(model, edit={'blocks.1.attention.heads': lambda x: x.at[:, :, 1].set(0)})
+  ablated, _ = run(model, edit=sites.zero_heads('blocks.1', [1]))
   model = jax.tree.map(lambda x: x, model)
   kernel = np.array(model.stack.blocks.attention.out.kernel[...])
   kernel[1, 4:8] = 0  # as the parameter layout says
@@ -96,10 +96,22 @@ def test_a_head_that_is_ablated_is_one_whose_rows_of_the_output_are_zero(model, 
 
 def test_a_state_patched_from_another_run_gives_its_logits(model, everything, close):
   want, values = everything
-  patched, _ = run(
-    model, tokens=TOKENS[::-1], edit={'blocks.0.output': lambda _: values['blocks.0.output']}
-  )
+  state = {'blocks.0.output': values['blocks.0.output']}
+  patched, _ = run(model, tokens=TOKENS[::-1], edit=sites.patch(state))
   close(patched, want)
+
+
+def test_some_positions_are_patched_and_steered(model, everything, close):
+  values, vector = everything[1], jnp.arange(16.0)
+  edit = sites.patch({'blocks.0.output': values['blocks.0.output'] + 1}, positions=[3])
+  edit |= sites.steer('blocks.1.output', vector, positions=[0, 2])
+  _, found = run(model, read=['blocks.*.output'], edit=edit)
+  moved = np.asarray(found['blocks.0.output'] - values['blocks.0.output'])
+  close(moved[:, 3], np.ones((2, 16)))
+  assert not moved[:, [0, 1, 2, 4]].any()
+  moved = np.asarray(found['blocks.1.output'] - values['blocks.1.output'])
+  close(moved[:, [0, 2]], np.broadcast_to(vector, (2, 2, 16)))
+  assert not moved[:, 1].any() and moved[:, 4].any()  # which sees the patched position
 
 
 def test_replaced_weights_weigh_the_values(model, close):

@@ -13,19 +13,20 @@ The sites of a layer, as in `blocks.3.attention.weights`:
 and of a stack `embedding` and `output`, before the first layer and after the last. In a model of
 two stacks they begin with `encoder.` or `decoder.`.
 
-`observe` runs a function and reads or replaces: ablate a head, patch a state of another run, steer
-by a vector. A program that is traced without it holds no trace of the sites.
+`observe` runs a function and reads or replaces values. `zero_heads`, `patch` and `steer` return
+replacements for it, which `|` joins. A program that is traced without it holds no trace of the
+sites.
 """
 
 import contextlib
 import contextvars
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 
 class _Observer(NamedTuple):
@@ -87,24 +88,78 @@ def observe(
   return observed
 
 
-def capture(f: Callable) -> Callable[..., tuple[Any, dict[str, dict[str, Array]]]]:
+Edit = dict[str, Callable[[Array], Array]]
+
+
+def zero_heads(layer: str, heads: Sequence[int], *, attention: str = 'attention') -> Edit:
+  """Return the edit that removes what some heads of a layer add to the residual stream.
+
+  Args:
+    layer: the layer or a pattern, such as 'blocks.1' or 'decoder.blocks.*'.
+    heads: their numbers, from 0.
+    attention: 'attention', or 'cross'.
+  """
+  chosen = jnp.asarray(heads)
+  return {f'{layer}.{attention}.heads': lambda x: x.at[:, :, chosen].set(0)}
+
+
+def patch(values: Mapping[str, Array], positions: Sequence[int] | None = None) -> Edit:
+  """Return the edit that puts in the values of another run (activation patching).
+
+  Meng et al. 2022, https://arxiv.org/abs/2202.05262, section 2.1.
+
+  Args:
+    values: name of a site to its value, as `observe` returns them; their axis 1 is the position.
+    positions: which are replaced, all if None.
+  """
+
+  def replace(other):
+    if positions is None:
+      return lambda x: jnp.broadcast_to(other, x.shape).astype(x.dtype)
+    at = jnp.asarray(positions)
+    return lambda x: x.at[:, at].set(other[:, at])
+
+  return {name: replace(other) for name, other in values.items()}
+
+
+def steer(name: str, vector: Float[Array, ' D'], positions: Sequence[int] | None = None) -> Edit:
+  """Return the edit that adds a vector to a value, such as the residual stream after a layer.
+
+  Turner et al. 2023, https://arxiv.org/abs/2308.10248.
+
+  Args:
+    name: of the site, such as 'blocks.3.output'.
+    vector: what is added.
+    positions: where (axis 1), everywhere if None.
+  """
+  at = slice(None) if positions is None else jnp.asarray(positions)
+  return {name: lambda x: x.at[:, at].add(vector.astype(x.dtype))}
+
+
+KINDS = {'output': 'states', 'attention.weights': 'self', 'cross.weights': 'cross'}
+
+
+def capture(
+  f: Callable, kinds: Mapping[str, str] = KINDS
+) -> Callable[..., tuple[Any, dict[str, dict[str, Array]]]]:
   """Return a function that calls f and also returns what all layers computed, stacked.
 
   Args:
     f: as in `observe`.
+    kinds: sites of a layer that are read, and what the result calls them.
 
   Returns:
     A function of f's arguments that returns f's result and, for every stack ('encoder' and
     'decoder', or '' if there is one), 'states' [L, B, T, D] after each layer and the attention
     weights 'self' [L, B, H, T, S] and, of a decoder with a memory, 'cross'.
   """
-  kinds = {'output': 'states', 'attention.weights': 'self', 'cross.weights': 'cross'}
 
   def captured(*args, **kwargs):
-    patterns = [f'*blocks.*.{site}' for site in kinds if site != 'cross.weights']
-    with _active(_Observer((*patterns, '*blocks.*.cross.weights'), {}, '', {}, set())) as observer:
+    outer = _observer.get() or _Observer((), {}, '', {}, set())  # a capture within another one
+    patterns = (*(f'*blocks.*.{site}' for site in kinds), *outer.read)
+    with _active(_Observer(patterns, outer.edit, '', {}, set())) as observer:
       result = f(*args, **kwargs)
-    if (outer := _observer.get()) is not None:  # captured within another capture
+    if _observer.get() is not None:
       outer.seen.update(observer.seen)
       record({name: x for name, x in observer.values.items() if _fits(name, outer.read)})
     layers: dict[str, dict[str, list]] = {}
