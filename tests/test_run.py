@@ -133,6 +133,7 @@ def test_attend_draws_a_page_and_a_picture(run, trained):
   (picture,) = json.loads(done.stdout)['pictures']
   assert '<html' in pathlib.Path(picture['html']).read_text()
   assert pathlib.Path(picture['png']).read_bytes().startswith(b'\x89PNG')
+  assert '<svg' in pathlib.Path(picture['svg']).read_text()
 
 
 def changed_copy(workdir, folder, **changed):

@@ -54,7 +54,7 @@ class Page(HTMLParser):
 
 def inlined(page):
   (text,) = (text for _, attrs, text in Page(page).elements if attrs.get('id') == 'data')
-  return json.loads(text)
+  return json.loads(text)['maps'][0]
 
 
 def pixels(path):
@@ -152,7 +152,7 @@ def test_png_draws_each_layer_and_grows_with_it(tmp_path):
   sizes = []
   for layers in (1, 2):
     path = tmp_path / f'{layers}.png'
-    heatmap.png(attention(layers, 2, 11, 10), TARGET, SOURCE, path, title='March 3 → $x_1$')
+    heatmap.draw(attention(layers, 2, 11, 10), TARGET, SOURCE, path, title='March 3 → $x_1$')
     image = pixels(path)
     sizes.append(image.shape[:2])
     assert (image == 255).all(-1).mean() < 0.8
@@ -164,7 +164,7 @@ def test_png_draws_each_layer_and_grows_with_it(tmp_path):
 
 def test_png_colours_are_the_weights(tmp_path):
   weights = np.eye(4)[None, None].repeat(2, 1)
-  heatmap.png(weights, list('abcd'), list('wxyz'), tmp_path / 'eye.png')
+  heatmap.draw(weights, list('abcd'), list('wxyz'), tmp_path / 'eye.png')
   image = pixels(tmp_path / 'eye.png')
   dark, light = (
     (np.abs(image - [int(c[i : i + 2], 16) for i in (1, 3, 5)]).max(-1) <= 2).mean()
@@ -175,12 +175,12 @@ def test_png_colours_are_the_weights(tmp_path):
 
 def test_png_of_many_layers_is_the_last(tmp_path):
   weights = attention(12, 2, 5, 40)
-  heatmap.png(weights, list('abcde'), ['x'] * 40, tmp_path / 'all.png')
+  heatmap.draw(weights, list('abcde'), ['x'] * 40, tmp_path / 'all.png')
   weights[:-1] = weights[:1]
-  heatmap.png(weights, list('abcde'), ['x'] * 40, tmp_path / 'last.png')
+  heatmap.draw(weights, list('abcde'), ['x'] * 40, tmp_path / 'last.png')
   assert np.array_equal(pixels(tmp_path / 'all.png'), pixels(tmp_path / 'last.png'))
   weights[-1] = weights[0]
-  heatmap.png(weights, list('abcde'), ['x'] * 40, tmp_path / 'other.png')
+  heatmap.draw(weights, list('abcde'), ['x'] * 40, tmp_path / 'other.png')
   assert not np.array_equal(pixels(tmp_path / 'all.png'), pixels(tmp_path / 'other.png'))
 
 
@@ -191,7 +191,9 @@ def test_png_of_any_script_without_warnings(tmp_path, monkeypatch, fonts):
   n = len(SCRIPTS)
   with warnings.catch_warnings():
     warnings.simplefilter('error')
-    heatmap.png(attention(1, 1, n, n), SCRIPTS, SCRIPTS, tmp_path / 'a.png', title=''.join(SCRIPTS))
+    heatmap.draw(
+      attention(1, 1, n, n), SCRIPTS, SCRIPTS, tmp_path / 'a.png', title=''.join(SCRIPTS)
+    )
   assert (pixels(tmp_path / 'a.png') < 255).any()
 
 
@@ -209,7 +211,7 @@ def test_png_leaves_matplotlib_as_it_was(tmp_path):
   from matplotlib import _pylab_helpers
 
   before = dict(matplotlib.rcParams)
-  heatmap.png(attention(1, 1, 2, 2), ['a', 'b'], ['c', 'd'], tmp_path / 'a.png')
+  heatmap.draw(attention(1, 1, 2, 2), ['a', 'b'], ['c', 'd'], tmp_path / 'a.png')
   assert dict(matplotlib.rcParams) == before and not _pylab_helpers.Gcf.get_all_fig_managers()
 
 
@@ -244,4 +246,4 @@ def test_html_and_png_check_their_arguments(case, tmp_path):
   with pytest.raises(ValueError, match=message):
     heatmap.html(weights, rows, columns, title='x')
   with pytest.raises(ValueError, match=message):
-    heatmap.png(weights, rows, columns, tmp_path / 'a.png')
+    heatmap.draw(weights, rows, columns, tmp_path / 'a.png')

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from transformer.data.pipeline import Ragged
-from transformer.inference.attention_maps import AttentionMap
+from transformer.inference.attention_maps import Probe
 from transformer.inference.batching import Row, bucket_length, pad_rows
 from transformer.inference.checks import check_finite, check_rows
 
@@ -40,7 +40,7 @@ class Predictor(Protocol):
   def answer(self, model: Model, requests: Sequence[Any]) -> list[Any]:
     """Return the answer to each encoded request, a text or the bytes of a wav file."""
 
-  def attention(self, model: Model, request: Any) -> AttentionMap:
+  def attention(self, model: Model, request: Any) -> Probe:
     """Return the attention weights of an encoded request."""
 
 

@@ -1,14 +1,18 @@
-"""Attention maps: an interactive HTML page (`html`) and a figure (`png`).
+"""Attention maps: an interactive HTML page (`html`, `page`) and a figure (`draw`).
 
-Both take plain arrays: `weights` [L, H, T, S], where row t of every [T, S] panel has the attention
+They take plain arrays: `weights` [L, H, T, S], where row t of every [T, S] panel has the attention
 weights of target token t over the source tokens. Layers and heads are counted from 1, as in papers.
+The page is heatmap.html with heatmap.css and heatmap.js inside.
 """
 
+import base64
 import functools
+import io
 import json
+import pathlib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
 from os import PathLike
@@ -25,6 +29,10 @@ INK, QUIET = '#1b1f27', '#626a78'  # of texts
 JOINERS = '\u200c\u200d'
 
 
+# More numbers of queries, keys and values than these are left out of the page, which would be slow.
+MOST_NUMBERS = 2_000_000
+
+
 def html(
   weights: Float[np.ndarray, 'L H T S'],
   rows: Sequence[str],
@@ -35,9 +43,6 @@ def html(
 ) -> str:
   """Return a self-contained page with every layer and head; it opens on the last layer's mean.
 
-  The page loads nothing. The weights are in the JSON of `<script id="data">`, key `thousandths`,
-  flat [L, 1 + H, T, S]: each layer's mean over heads comes before its heads.
-
   Args:
     weights: attention weights in [0, 1].
     rows: the T target tokens.
@@ -46,30 +51,129 @@ def html(
     subtitle: a line below it.
 
   Returns:
-    The page, pure ASCII, so that it may be written with any encoding.
+    The page, as of `page`.
 
   Raises:
     ValueError: weights and tokens have different sizes, or a weight is not in [0, 1].
   """
+  return page([map_data(weights, rows, columns)], title=title, subtitle=subtitle)
+
+
+def page(
+  maps: Sequence[Mapping[str, Any]], *, title: str, subtitle: str = '', lens: Any = None
+) -> str:
+  """Return a self-contained page of one or more kinds of attention of a request.
+
+  The page loads nothing. All it shows is in the JSON of `<script id="data">`.
+
+  Args:
+    maps: each from `map_data`.
+    title: heading of the page.
+    subtitle: a line below it.
+    lens: what each layer would say; see inside.Lens.
+
+  Returns:
+    The page, pure ASCII, so that it may be written with any encoding.
+  """
+  says = lens and {
+    'positions': [_visible(token) for token in lens.positions],
+    'outputs': [[[_visible(name) for name in k] for k in layer] for layer in lens.outputs],
+    'thousandths': np.rint(1000 * lens.probabilities).astype(int).tolist(),
+  }
+  data = {'maps': maps, 'lens': says, 'scale': {'light': LIGHT, 'dark': DARK}}
+  # a token '</script>' or '<!--' must not end the element with the data
+  inlined = json.dumps(data, separators=(',', ':')).replace('<', r'\u003c')
+  texts = {'title': escape(title), 'subtitle': escape(subtitle), 'data': inlined}
+  files = resources.files(__package__)
+  texts |= {kind: files.joinpath(f'heatmap.{kind}').read_text('utf-8') for kind in ('css', 'js')}
+  template = files.joinpath('heatmap.html').read_text('utf-8')
+  found = re.sub(r'\{\{(\w+)\}\}', lambda match: texts[match[1]], template)
+  return found.encode('ascii', 'xmlcharrefreplace').decode('ascii')
+
+
+def map_data(
+  weights: Float[np.ndarray, 'L H T S'],
+  rows: Sequence[str],
+  columns: Sequence[str],
+  *,
+  kind: str = '',
+  rollout: Float[np.ndarray, 'L T S'] | None = None,
+  entropy: Float[np.ndarray, 'L H'] | None = None,
+  changes: Float[np.ndarray, 'L H'] | None = None,
+  vectors: Mapping[str, Float[np.ndarray, 'L T heads K']] | None = None,
+  pictures: Sequence[np.ndarray | None] = (None, None),
+) -> dict[str, Any]:
+  """Return what the page shows of one kind of attention, as JSON takes it.
+
+  The weights are 'thousandths', flat [L, 1 + H, T, S]: each layer's mean over heads comes before
+  its heads.
+
+  Args:
+    weights, rows, columns: as of `html`.
+    kind: 'self', 'cross', 'encoder', 'decoder', or '' for no name.
+    rollout: attention rollout of the layers.
+    entropy: of the heads, in bits.
+    changes: of the loss without each head, in nats.
+    vectors: 'queries', 'keys' and 'values'; left out if they are many.
+    pictures: pixels [H, W, 3] or frames [n, bands] that rows and columns are positions of.
+
+  Raises:
+    ValueError: as of `html`.
+  """
   weights, rows, columns = _checked(weights, rows, columns)
   panels = np.concatenate([weights.mean(axis=1, keepdims=True), weights], axis=1)
-  data = {
+  vectors = vectors or {}
+  if sum(x.size for x in vectors.values()) > MOST_NUMBERS:
+    vectors = {}
+  return {
+    'kind': kind,
     'layers': weights.shape[0],
     'heads': weights.shape[1],
     'rows': [_visible(token) for token in rows],
     'columns': [_visible(token) for token in columns],
-    'scale': {'light': LIGHT, 'dark': DARK},
-    'thousandths': np.rint(1000 * panels).astype(int).ravel().tolist(),
+    'thousandths': _thousandths(panels),
+    'rollout': None if rollout is None else _thousandths(rollout),
+    'entropy': None if entropy is None else np.round(entropy, 3).tolist(),
+    'changes': None if changes is None else [[float(f'{x:.3g}') for x in row] for row in changes],
+    'vectors': {name: _packed(x) for name, x in vectors.items()},
+    'pictures': [
+      None if x is None else _picture(x, names)
+      for x, names in zip(pictures, (rows, columns), strict=True)
+    ],
   }
-  # a token '</script>' or '<!--' must not end the element with the data
-  inlined = json.dumps(data, separators=(',', ':')).replace('<', r'\u003c')
-  texts = {'title': escape(title), 'subtitle': escape(subtitle), 'data': inlined}
-  page = resources.files(__package__).joinpath('heatmap.html').read_text(encoding='utf-8')
-  page = re.sub(r'\{\{(\w+)\}\}', lambda match: texts[match[1]], page)
-  return page.encode('ascii', 'xmlcharrefreplace').decode('ascii')
 
 
-def png(
+def _thousandths(values):
+  return np.rint(1000 * values).astype(int).ravel().tolist()
+
+
+def _packed(x):
+  """Vectors [L, T, heads, K] as bytes [L, heads, T, K], of which 127 is the largest magnitude."""
+  largest = float(np.abs(x).max()) or 1.0
+  numbers = np.rint(127 * np.asarray(x, np.float32).swapaxes(1, 2) / largest).astype(np.int8)
+  data = base64.b64encode(numbers.tobytes()).decode()
+  return {'shape': numbers.shape, 'largest': float(f'{largest:.3g}'), 'data': data}
+
+
+def _picture(x, names):
+  """Pixels or frames as a PNG file, and how many rows and columns of positions it has."""
+  from PIL import Image
+
+  if x.ndim == 3:
+    kind, grid = 'patches', [int(n) + 1 for n in names[-1].split(',')]
+    image = Image.fromarray(x.squeeze(-1) if x.shape[-1] == 1 else x)
+  else:  # low frequencies at the bottom
+    kind, grid, x = 'frames', [1, len(names)], x.T[::-1]
+    low, high = np.percentile(x, [1, 99])
+    x = np.clip((x - low) / max(high - low, 1e-9), 0, 1)
+    image = Image.fromarray(np.rint(255 * (1 - x)).astype(np.uint8))
+  file = io.BytesIO()
+  image.save(file, 'png')
+  url = 'data:image/png;base64,' + base64.b64encode(file.getvalue()).decode()
+  return {'kind': kind, 'grid': grid, 'size': image.size, 'url': url}
+
+
+def draw(
   weights: Float[np.ndarray, 'L H T S'],
   rows: Sequence[str],
   columns: Sequence[str],
@@ -77,9 +181,9 @@ def png(
   *,
   title: str = '',
 ) -> None:
-  """Write a PNG of each layer's mean over heads, side by side; of the last layer if too wide.
+  """Write a PNG or SVG of each layer's mean over heads, side by side; of the last if too wide.
 
-  The page of `html` shows everything. The PNG has no single heads; long tokens are truncated;
+  The page of `html` shows everything. The figure has no single heads; long tokens are truncated;
   characters that no known installed font has are drawn as a box, or as their code point if they
   are a whole token; and matplotlib before 3.11 neither joins nor reverses right-to-left tokens.
 
@@ -87,7 +191,7 @@ def png(
     weights: attention weights in [0, 1].
     rows: the T target tokens.
     columns: the S source tokens.
-    path: the file to write.
+    path: the file to write; its suffix is .png or .svg.
     title: heading of the figure.
 
   Raises:
@@ -127,7 +231,8 @@ def png(
     top = figure.get_tightbbox().y1 / tall
     heading = dict(fontfamily=families, fontsize=13, parse_math=False, color=INK, va='bottom')
     figure.text(0, top + 0.2 / tall, title, **heading)  # type: ignore[arg-type]
-  figure.savefig(path, format='png', dpi=160, bbox_inches='tight', pad_inches=0.25)
+  kind = pathlib.Path(path).suffix.lstrip('.') or 'png'
+  figure.savefig(path, format=kind, dpi=160, bbox_inches='tight', pad_inches=0.25)
 
 
 def _label_panel(panel, rows: list[str], columns: list[str], cell: float, font: dict[str, Any]):

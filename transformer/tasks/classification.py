@@ -16,7 +16,7 @@ from transformer.data.pipeline import Columns, concatenate
 from transformer.data.processors import Line, Processor, Row, TextProcessor
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean, cross_entropy
-from transformer.inference.attention_maps import AttentionMap, self_attention
+from transformer.inference.attention_maps import Probe, self_attention
 from transformer.inference.batching import split_padding
 from transformer.inference.decoding import Batching
 from transformer.inference.predict import run_batches
@@ -132,6 +132,14 @@ class Classification:
     logits = self.coarse_logits(model(x, segments=segments))
     return jnp.argmax(logits, axis=-1), jnp.max(logits, axis=-1)
 
-  def attention(self, model: Classifier, request: Row) -> AttentionMap:
+  def attention(self, model: Classifier, request: Row) -> Probe:
     """Return how the positions of an input attend to each other."""
-    return self_attention(self, model, request)
+    return self_attention(self, model, request, readout=self._readout, names=self._names)
+
+  def _readout(self, model, states):
+    """Return the logits of the classes by the states of all positions, one row for each layer."""
+    pooled = model.encoder.pool(states, jnp.ones(states.shape[:2], jnp.int32))
+    return self.coarse_logits(model.out(pooled))[:, None]
+
+  def _names(self, numbers):
+    return [self.coarse[number] for number in numbers]

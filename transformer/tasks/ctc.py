@@ -15,7 +15,7 @@ from transformer.data.pipeline import Columns, Ragged
 from transformer.data.processors import Line, Processor, Row, TextProcessor, encode_columns
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean, ctc
-from transformer.inference.attention_maps import AttentionMap, self_attention
+from transformer.inference.attention_maps import Probe, out_logits, self_attention
 from transformer.inference.batching import split_padding
 from transformer.inference.decoding import Batching
 from transformer.inference.predict import run_batches
@@ -108,9 +108,10 @@ class CTC:
     """Return the tokens of an alignment: without repetitions, then without blanks."""
     return [int(token) for token, _ in itertools.groupby(path) if token != self.tokenizer.pad]
 
-  def attention(self, model: Transcriber, request: Row) -> AttentionMap:
+  def attention(self, model: Transcriber, request: Row) -> Probe:
     """Return how the positions of an input attend to each other."""
-    return self_attention(self, model, request)
+    readout = dict(readout=out_logits, names=self.tokenizer.pieces)
+    return self_attention(self, model, request, **readout)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from transformer.data.text import encode
 from transformer.data.tokenizers import Tokenizer
 from transformer.evaluation.likelihood import TEXT_METRICS, TOKEN_METRICS, token_metrics
 from transformer.functional.losses import Mean
-from transformer.inference.attention_maps import AttentionMap, causal_attention
+from transformer.inference.attention_maps import Probe, causal_attention
 from transformer.inference.batching import PAD, bucket_length, pad_rows
 from transformer.inference.checks import check_rows
 from transformer.inference.decoding import Decoding
@@ -189,7 +189,7 @@ class LanguageModel:
         if token in self._ends:
           return
 
-  def attention(self, model: Decoder, request: Sequence[int]) -> AttentionMap:
+  def attention(self, model: Decoder, request: Sequence[int]) -> Probe:
     """Return how each token of a prompt attends to those before it."""
     return causal_attention(self, model, request[-self.max_length :])
 

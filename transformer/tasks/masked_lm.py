@@ -18,7 +18,7 @@ from transformer.data.tokenizers import Tokenizer
 from transformer.evaluation.likelihood import TOKEN_METRICS, token_metrics
 from transformer.functional import corruption
 from transformer.functional.losses import Mean, accuracy, cross_entropy
-from transformer.inference.attention_maps import AttentionMap, self_attention
+from transformer.inference.attention_maps import Probe, self_attention
 from transformer.inference.batching import split_padding
 from transformer.inference.decoding import Batching
 from transformer.inference.predict import run_batches
@@ -212,9 +212,14 @@ class MaskedLM:
     logits = logits.at[..., jnp.asarray(self.tokenizer.specials)].set(-jnp.inf)
     return jnp.argmax(logits, axis=-1), jnp.max(logits, axis=-1)
 
-  def attention(self, model: MaskedTokens, request: Sequence[int]) -> AttentionMap:
+  def attention(self, model: MaskedTokens, request: Sequence[int]) -> Probe:
     """Return how the tokens of a line attend to each other."""
-    return self_attention(self, model, request)
+    readout = dict(readout=self._readout, names=self.tokenizer.pieces)
+    return self_attention(self, model, request, **readout)
+
+  def _readout(self, model, states):
+    """Return the logits of tokens by the states of any layer."""
+    return model.lm_head.attend(model.transform(states))
 
 
 @jax.tree_util.register_dataclass

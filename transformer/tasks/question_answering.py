@@ -16,7 +16,7 @@ from transformer.data.corpora import Source, chunks
 from transformer.data.pipeline import Columns, Ragged
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean, accuracy, cross_entropy
-from transformer.inference.attention_maps import AttentionMap, self_attention
+from transformer.inference.attention_maps import Probe, self_attention
 from transformer.inference.batching import split_padding
 from transformer.inference.decoding import Batching, check_positive
 from transformer.inference.predict import run_batches
@@ -298,7 +298,7 @@ class QuestionAnswering:
     logits = self.logits(model, tokens, segments != 0)
     return best_spans(logits, inside, self.decoding.longest)
 
-  def attention(self, model: Spans, request: Question) -> AttentionMap:
+  def attention(self, model: Spans, request: Question) -> Probe:
     """Return how the tokens of a question's first window attend to each other."""
     return self_attention(self, model, self.processor.windows(request)[0].tokens)
 

@@ -20,7 +20,7 @@ from transformer.data.pipeline import Columns
 from transformer.data.processors import TextProcessor, encode_columns
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean, accuracy, cross_entropy
-from transformer.inference.attention_maps import AttentionMap, self_attention
+from transformer.inference.attention_maps import Probe, self_attention
 from transformer.inference.batching import split_padding
 from transformer.inference.decoding import Batching, check_positive
 from transformer.inference.predict import Rows, run_batches
@@ -255,7 +255,7 @@ class Retrieval:
     low, high = scores.min(axis=1, keepdims=True), scores.max(axis=1, keepdims=True)
     return (scores - low) / np.maximum(high - low, 1e-12)
 
-  def attention(self, model: Embedding, request: Query) -> AttentionMap:
+  def attention(self, model: Embedding, request: Query) -> Probe:
     """Return how the tokens of a query attend to each other."""
     return self_attention(self, model, request.tokens)
 

@@ -17,7 +17,7 @@ from transformer.data.processors import Line, Processor, Row, TextProcessor, enc
 from transformer.data.tokenizers import Tokenizer
 from transformer.evaluation.likelihood import TOKEN_METRICS, token_metrics
 from transformer.functional.losses import Mean
-from transformer.inference.attention_maps import AttentionMap, cross_attention
+from transformer.inference.attention_maps import Probe, cross_attention, lm_logits
 from transformer.inference.batching import split_padding
 from transformer.inference.decoding import Decoding
 from transformer.inference.generate import decode_inputs, up_to_end
@@ -168,10 +168,11 @@ class Seq2Seq:
     decoding = self.decoding.for_model(model, never, eos=tokenizer.ends)
     return decode_inputs(model, inputs, encoded, key, decoding, self.start_token, tokenizer.ends)
 
-  def attention(self, model: EncoderDecoder, request: Row) -> AttentionMap:
+  def attention(self, model: EncoderDecoder, request: Row) -> Probe:
     """Return how the output of an input attends to it."""
     (outputs,) = self.best(model, [request])
-    return cross_attention(self, model, request, outputs, self.tokenizer.pieces(outputs))
+    readout = dict(readout=lm_logits, names=self.tokenizer.pieces)
+    return cross_attention(self, model, request, outputs, self.tokenizer.pieces(outputs), **readout)
 
 
 def shift_right(

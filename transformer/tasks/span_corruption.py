@@ -18,7 +18,7 @@ from transformer.data.tokenizers import Tokenizer
 from transformer.evaluation.likelihood import TOKEN_METRICS
 from transformer.functional import corruption
 from transformer.functional.losses import Mean
-from transformer.inference.attention_maps import AttentionMap
+from transformer.inference.attention_maps import Probe
 from transformer.inference.decoding import Decoding
 from transformer.modules.config import ModelConfig
 from transformer.modules.layers import split_key
@@ -183,6 +183,6 @@ class SpanCorruption:
     texts = [self.tokenizer.decode(part).strip() for part in parts]
     return f' {BLANK} '.join(texts[1:] if len(texts) > 1 else texts)
 
-  def attention(self, model: EncoderDecoder, request: Sequence[int]) -> AttentionMap:
+  def attention(self, model: EncoderDecoder, request: Sequence[int]) -> Probe:
     """Return how the output of a line attends to it."""
     return self._seq2seq.attention(model, request)

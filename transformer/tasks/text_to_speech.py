@@ -18,7 +18,7 @@ from transformer.data.pipeline import Columns, Ragged
 from transformer.data.processors import TextProcessor, encode_columns
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean
-from transformer.inference.attention_maps import AttentionMap, cross_attention
+from transformer.inference.attention_maps import Probe, cross_attention
 from transformer.inference.batching import split_padding
 from transformer.inference.decoding import Batching, check_positive
 from transformer.inference.predict import run_batches
@@ -192,11 +192,12 @@ class TextToSpeech:
     """Return the steps of each row, how many count, and NaN if one is not finite."""
     return generate_steps(model, rows, self.decoding)
 
-  def attention(self, model: Synthesizer, request: Sequence[int]) -> AttentionMap:
+  def attention(self, model: Synthesizer, request: Sequence[int]) -> Probe:
     """Return how the steps of a text's sound attend to it; the steps by their seconds."""
     (steps,) = self.synthesize(model, [request])
     seconds = [f'{i * self.frames_per_step * self.hop:.2f}' for i in range(len(steps))]
-    return cross_attention(self, model, request, steps, seconds)
+    pictures = {'rows': steps.reshape(-1, self.mels)}
+    return cross_attention(self, model, request, steps, seconds, pictures=pictures)
 
 
 def shift_right(steps: Float[Array, 'B T X']) -> Float[Array, 'B T X']:

@@ -16,7 +16,7 @@ from transformer.data.pipeline import Columns, Ragged
 from transformer.data.processors import TextProcessor, check_text
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean, accuracy, cross_entropy
-from transformer.inference.attention_maps import AttentionMap, self_attention
+from transformer.inference.attention_maps import Probe, out_logits, self_attention
 from transformer.inference.batching import PAD, split_padding
 from transformer.inference.decoding import Batching
 from transformer.inference.predict import run_batches
@@ -128,6 +128,9 @@ class TokenClassification:
     logits = model.out(model.encoder(tokens, segments=segments))
     return jnp.argmax(logits, axis=-1), jnp.max(logits, axis=-1)
 
-  def attention(self, model: Classifier, request: Words) -> AttentionMap:
+  def attention(self, model: Classifier, request: Words) -> Probe:
     """Return how the tokens of a line attend to each other."""
-    return self_attention(self, model, request.tokens)
+    return self_attention(self, model, request.tokens, readout=out_logits, names=self._names)
+
+  def _names(self, numbers):
+    return [self.labels[number] for number in numbers]

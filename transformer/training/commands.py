@@ -1,5 +1,6 @@
 """The modes of `run.py`."""
 
+import dataclasses
 import json
 import pathlib
 import runpy
@@ -13,7 +14,6 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict, config_flags
 
-from transformer.inference.attention_maps import attend
 from transformer.inference.checks import check_finite
 from transformer.inference.predict import predict, predict_each
 from transformer.training import loop, reporting
@@ -162,23 +162,25 @@ def _stream(task, model, flags) -> int:
 
 
 def _attend(config, workdir, flags) -> int:
-  from transformer.inspection import heatmap
+  from transformer.inspection.inside import look
 
   experiment, model, _ = _restored(config, workdir)
-  pictures, lines = [], (line for (line,) in read_chunks(flags.input, size=1))
-  for number, line in enumerate(lines, start=1):
+  task, pictures = experiment.task, []
+  for number, (line,) in enumerate(read_chunks(flags.input, size=1), start=1):
     try:
       if isinstance(line, Exception):
         raise line
-      weights, rows, columns = attend(experiment.task, model, line)
+      inside = look(task, model, line)
     except ValueError as error:
       raise ValueError(f'line {number}: {error}') from error
-    (answer,) = predict(experiment.task, model, [line], truncate=True)
+    (answer,) = predict(task, model, [line], truncate=True)
     output = _text(answer, workdir)
-    page = heatmap.html(weights, rows, columns, title=line, subtitle=output)
-    file = write_new(workdir.path / 'attention', page.encode(), '.html')
-    heatmap.png(weights, rows, columns, file.with_suffix('.png'), title=line)
-    files = {'html': str(file), 'png': str(file.with_suffix('.png'))}
+    inside = dataclasses.replace(inside, subtitle=output)
+    file = write_new(workdir.path / 'attention', inside.html().encode(), '.html')
+    files = {'html': str(file)}
+    for kind in ('png', 'svg'):
+      files[kind] = str(file.with_suffix(f'.{kind}'))
+      inside.draw(files[kind])
     pictures.append({'input': line, 'output': output, **files})
   result = {'experiment': config['experiment'], 'mode': 'attend', 'pictures': pictures}
   print(json.dumps(result, ensure_ascii=False))
