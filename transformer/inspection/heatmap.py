@@ -51,7 +51,7 @@ def html(
     subtitle: a line below it.
 
   Returns:
-    The page, as of `page`.
+    The page, as in `page`.
 
   Raises:
     ValueError: weights and tokens have different sizes, or a weight is not in [0, 1].
@@ -109,7 +109,7 @@ def map_data(
   its heads.
 
   Args:
-    weights, rows, columns: as of `html`.
+    weights, rows, columns: as in `html`.
     kind: 'self', 'cross', 'encoder', 'decoder', or '' for no name.
     rollout: attention rollout of the layers.
     entropy: of the heads, in bits.
@@ -118,7 +118,7 @@ def map_data(
     pictures: pixels [H, W, 3] or frames [n, bands] that rows and columns are positions of.
 
   Raises:
-    ValueError: as of `html`.
+    ValueError: as in `html`.
   """
   weights, rows, columns = _checked(weights, rows, columns)
   panels = np.concatenate([weights.mean(axis=1, keepdims=True), weights], axis=1)

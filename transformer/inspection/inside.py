@@ -1,7 +1,7 @@
 """Looking inside: what the layers of a model computed for one request, as arrays and as a page.
 
 look(task, model, line)                   in a notebook shows the page
-look(task, model, line).html()            the page, as of `run.py --mode=attend`
+look(task, model, line).html()            the page, as in `run.py --mode=attend`
 look(...).maps['self'].weights            [L, H, T, S]
 """
 
@@ -57,7 +57,7 @@ class Inside:
     lens: None if the model says nothing by logits.
     changes: for each kind of map [L, H], by how much -log p of what the model says rises without a
       head, mean over positions; {} where that would take long.
-    pictures: as of a Probe.
+    pictures: as in a Probe.
   """
 
   title: str
