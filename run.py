@@ -52,11 +52,19 @@ def main(argv: list[str]):
   """Run a mode, and exit with its status."""
   from absl import flags
 
-  from transformer.training import command_line, commands
+  from transformer.training import command_line, commands, process, processes
 
   if argv[1:] and flags.FLAGS.mode != 'runs':
     command_line.usage_error(ValueError(f'{argv[1]!r} is no flag: flags begin with --, see --help'))
-  sys.exit(commands.main(flags.FLAGS, argv[1:]))
+  process.tune()  # before JAX starts its threads
+  try:
+    if flags.FLAGS.mode != 'runs':
+      processes.start(flags.FLAGS.coordinator, flags.FLAGS.process, flags.FLAGS.processes)
+  except (RuntimeError, ValueError) as error:
+    command_line.usage_error(error)
+  with processes.ending_together():
+    status = commands.main(flags.FLAGS, argv[1:])
+  sys.exit(status)
 
 
 def run():
@@ -81,6 +89,11 @@ def run():
     'workdir', '', 'Folder of the run, or of the plot of runs; runs/EXPERIMENT by default.'
   )
   flags.DEFINE_string('input', '-', 'File of lines for predict and attend; - is stdin.')
+  flags.DEFINE_string(
+    'coordinator', '', 'HOST:PORT of process 0 of several, or auto; needless under Slurm, Open MPI.'
+  )
+  flags.DEFINE_integer('process', -1, 'The number of this process of several, from 0.')
+  flags.DEFINE_integer('processes', 0, 'How many processes train together.')
   flags.DEFINE_bool('json', False, 'Print the result as JSON on a terminal, too.')
   try:
     app.run(main, **({} if helps else {'flags_parser': parse}))

@@ -185,6 +185,23 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(data):
     Batches(fields, rows, tokens=96, multiple=3, process=(0, 2))
 
 
+@pytest.mark.parametrize('parts, multiple, count', [(8, 1, 1), (8, 3, 2), (4, 1, 4), (2, 2, 1)])
+def test_devices_do_not_change_which_examples_are_in_a_batch(data, parts, multiple, count):
+  """17 rows stay 17 on 8 devices: empty ones fill them up."""
+  fields, lengths = data
+  make = functools.partial(
+    Batches, fields, pack(lengths, length=32), tokens=17 * 32, multiple=multiple
+  )
+  alone, shares = make(), [make(parts=parts, process=(i, count)) for i in range(count)]
+  assert alone.groups[0][2] == 17 // multiple * multiple
+  for step in range(len(alone)):
+    joined = [examples_of(share[step], fields) for share in shares]
+    joined, expected = [row for rows in joined for row in rows], examples_of(alone[step], fields)
+    assert joined[: len(expected)] == expected and not any(joined[len(expected) :])
+    assert len(joined) % (parts * multiple) == 0 and len(joined) - len(expected) < parts * multiple
+  assert make(parts=parts).empty(0)['inputs'].shape == (len(joined), 32)
+
+
 def test_only_the_last_batch_of_a_shape_has_empty_rows(data):
   fields, lengths = data
   rows = bucket(lengths, buckets=3)

@@ -129,7 +129,7 @@ def command_line_of(monkeypatch, main, *argv):
   monkeypatch.setattr(sys, 'argv', ['run.py', *argv])
   monkeypatch.setattr(app, 'run', main)
   monkeypatch.setattr(flags, 'FLAGS', flags.FlagValues())
-  for define in ('DEFINE_enum', 'DEFINE_string', 'DEFINE_bool'):
+  for define in ('DEFINE_enum', 'DEFINE_string', 'DEFINE_bool', 'DEFINE_integer'):
     monkeypatch.setattr(flags, define, lambda *_: None)
   run.run()
   out.flush()

@@ -4,6 +4,7 @@ import os
 import signal
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -41,13 +42,13 @@ class Recorder:
     experiment = types.SimpleNamespace(
       settings=types.SimpleNamespace(seed=0),
       task=types.SimpleNamespace(metrics={'nll': False}),
-      mesh=None,
+      mesh=jax.sharding.Mesh(jax.devices()[:1], 'data'),
     )
     self.loop = object.__new__(_Loop)
     vars(self.loop).update(
       **dict(experiment=experiment, programs=programs, checkpoints=self, report=report),
       **dict(signals=self.signals, state=state, train=train, eval=evaluation),
-      **dict(validation='val', source=None, batches=None),
+      **dict(validation='val', source=None, batches=None, shares=1),
     )
     self.run = lambda: self.loop.run(object.__new__(module.pipeline.Batches))
 

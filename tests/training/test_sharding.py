@@ -196,6 +196,26 @@ def test_batches_are_sharded():
   assert sharding.batch_parts(mesh_of((2, 2, 2, 1))) == 4
 
 
+@pytest.mark.parametrize(
+  'sizes, devices, shares',
+  [
+    ((8, 1, 1, 1), 4, [(0, 2), (1, 2)]),
+    ((2, 2, 2, 1), 4, [(0, 2), (1, 2)]),
+    ((4, 1, 2, 1), 1, [(i // 2, 4) for i in range(8)]),  # two processes compute the same rows
+    ((1, 1, 8, 1), 4, [(0, 1), (0, 1)]),
+    ((1, 1, 4, 2), 4, [(0, 1), (0, 1)]),
+  ],
+)
+def test_processes_share_the_rows_of_their_devices(sizes, devices, shares):
+  of = lambda device: device.id // devices
+  assert [sharding.share(mesh_of(sizes), i, of) for i in range(len(shares))] == shares
+
+
+def test_processes_whose_rows_are_no_share_are_refused():
+  with pytest.raises(ValueError, match='process 0 would compute the parts .* no equal share'):
+    sharding.share(mesh_of((8, 1, 1, 1)), 0, lambda device: device.id % 2)
+
+
 def test_data_takes_the_devices_that_are_left():
   assert mesh_of((-1, 2, 2, 1)).shape == dict(data=2, fsdp=2, tensor=2, sequence=1)
 

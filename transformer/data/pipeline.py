@@ -146,16 +146,18 @@ class Batches:
   """Batches by number: `batches[step]` is a pure function of (data, seed, step, process).
 
   Every epoch visits each row once, shuffled anew: rows within their shape, then the batches. A
-  batch has as many rows of its shape as fit the token budget; the last one of a shape is filled up
-  with empty rows, which weigh nothing.
+  batch has as many rows of its shape as fit the token budget. Empty rows, which weigh nothing, fill
+  up the last one of a shape, and all of them where devices cannot share their rows equally.
 
   Args:
     columns: such as {'inputs': Ragged, 'targets': Ragged}; a value for each example, such as its
       class or its image, is an array, and such examples are never packed.
     rows: from `bucket`, `pack` or `unpacked`.
     tokens: budget of a batch, in positions of its longest column, padding included.
-    multiple: the number of rows is a multiple of this (devices x microbatches), even where that
-      exceeds the budget.
+    multiple: the number of rows is a multiple of this (microbatches), even where that exceeds the
+      budget.
+    parts: devices that share the rows: empty ones fill them up to a multiple of parts x multiple.
+      They do not change which examples are in a batch.
     seed: of the shuffling; None keeps the order.
     process: (index, count): this process makes the index-th of count equal parts of every batch.
 
@@ -170,15 +172,17 @@ class Batches:
     *,
     tokens: int,
     multiple: int = 1,
+    parts: int = 1,
     seed: int | None = 0,
     process: tuple[int, int] = (0, 1),
   ):
     if not len(rows.members):
       raise ValueError('there is no example to make a batch of: give at least one')
-    if multiple % process[1]:
+    self._filled = parts * multiple
+    if self._filled % process[1]:
       raise ValueError(
-        f'{process[1]} processes cannot share batches of {multiple} rows, or a multiple of that, '
-        f'equally: make it a multiple of {process[1]}'
+        f'{process[1]} processes cannot share batches of {self._filled} rows, or a multiple of '
+        f'that, equally: make it a multiple of {process[1]}'
       )
     self.columns, self.rows, self.seed, self.process = columns, rows, seed, process
     self.groups: list[tuple[tuple[int, ...], np.ndarray, int]] = []  # (shape, rows, batch size)
@@ -199,10 +203,15 @@ class Batches:
     group, members = self._plan(epoch)[index]
     shape, _, size = self.groups[group]
     process, count = self.process
-    share = size // count
+    share = -(-size // self._filled) * self._filled // count
     # contiguous, so that the parts of all processes in order are the batch of a single process
     members = members[process * share : (process + 1) * share]
     return self._fill([self.rows.members[i] for i in members], shape, share)
+
+  def empty(self, group: int) -> Batch:
+    """Return a batch of all processes in the shape of a group, of empty rows."""
+    shape, _, size = self.groups[group]
+    return self._fill([], shape, -(-size // self._filled) * self._filled)
 
   def _plan(self, epoch: int) -> list[tuple[int, np.ndarray]]:
     planned, plan = self._epoch  # read once: another thread may be in another epoch

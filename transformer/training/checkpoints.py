@@ -16,9 +16,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
+from transformer.training import processes
 from transformer.training.optimizers import parameter_path
 
 # Names of parameters in a path, and what they were called in older checkpoints.
@@ -101,6 +101,10 @@ class Checkpoints(contextlib.AbstractContextManager):
     items = ocp.args.Composite(state=ocp.args.StandardSave(flat), about=ocp.args.JsonSave(about))
     with _failed_save_named(self.folder):
       manager.save(step, args=items, force=True)
+
+  def wait(self):
+    """Wait until the last save is on disk; its error is raised here."""
+    self._wait(self._last)
 
   def _wait(self, manager):
     """Wait for a save in the background; its error is raised here."""
@@ -290,7 +294,7 @@ def digest(tree: Any) -> str:
   """Return the SHA-256 of all arrays in the order of their paths."""
   sha = hashlib.sha256()
   for path, leaf in sorted(_flat(tree).items()):
-    array = np.asarray(leaf)
+    array = processes.on_host(leaf)
     sha.update(f'{path} {array.dtype} {array.shape}\n'.encode())
     sha.update(array.tobytes())
   return sha.hexdigest()

@@ -16,14 +16,14 @@ from ml_collections import ConfigDict, config_flags
 
 from transformer.inference.checks import check_finite
 from transformer.inference.predict import predict, predict_each
-from transformer.training import loop, reporting
+from transformer.training import loop, processes, reporting
 from transformer.training.checkpoints import digest
 from transformer.training.checks import check
 from transformer.training.command_line import FAILURE, USAGE, explained, printable, usage_error
 from transformer.training.config import describe
 from transformer.training.experiment import Experiment, reopen, restore_best
 from transformer.training.input_lines import read_chunks
-from transformer.training.process import cores, start_devices, tune
+from transformer.training.process import cores, start_devices
 from transformer.training.results import evaluate_splits
 from transformer.training.signals import Stopped
 from transformer.training.start import start_run
@@ -38,12 +38,13 @@ def main(flags: Any, folders: Sequence[str] = ()) -> int:
     flags: of absl.
     folders: the runs that --mode=runs compares.
   """
-  tune()
   workdir = None
   try:
     if flags.mode == 'runs':
       return _compare_runs(folders, pathlib.Path(flags.workdir or 'runs'))
     start_devices()
+    if processes.several() and flags.mode not in SEVERAL:
+      raise ValueError(f'--mode={flags.mode} runs in one process: start it alone')
     config = _config(flags)
     workdir = Workdir(flags.workdir or default_workdir(str(config.get('experiment'))))
     status = MODES[flags.mode](config, workdir, flags)
@@ -53,12 +54,14 @@ def main(flags: Any, folders: Sequence[str] = ()) -> int:
     print(f'error: {printable(str(error))}', file=sys.stderr)
     return FAILURE
   except KeyboardInterrupt:
+    processes.stop_all(signal.SIGINT, 'SIGINT: stopped')
     print('SIGINT: stopped', file=sys.stderr)
     return 128 + signal.SIGINT
   except BrokenPipeError:  # run.py ends quietly
     raise
   except Exception as error:
     logging.debug('raised here', exc_info=True)  # --verbosity=1 shows it
+    processes.wait_for_news()
     error = explained(error, workdir)
     if isinstance(error, (ValueError, OSError)):  # what a user can correct
       usage_error(error)
@@ -72,7 +75,8 @@ def _train(config, workdir, flags) -> int:
     state = loop.fit(experiment, workdir)
   except Stopped as stopped:
     workdir.add_seconds(time.perf_counter() - began)
-    print(stopped, file=sys.stderr)
+    if processes.is_first():
+      print(stopped, file=sys.stderr)
     return 128 + stopped.number
   model, step = restore_best(experiment, workdir)
   result = evaluate_splits(experiment, model, workdir)
@@ -121,6 +125,8 @@ def _print_result(config, workdir, flags, seconds, result) -> int:
   }
   line = json.dumps(result, ensure_ascii=False)
   write(workdir.path / f'{result["mode"]}.json', line + '\n')
+  if not processes.is_first():
+    return 0
   if flags.json or not sys.stdout.isatty():
     print(line)
   else:
@@ -215,7 +221,8 @@ def _sweep(config, workdir, flags) -> int:
       logging.debug('raised here', exc_info=True)
       result['outcome'] = f'{type(error).__name__}: {explained(error, folder)}'
       print(f'error: sweep {i + 1}: {printable(result["outcome"])}', file=sys.stderr)
-  print(json.dumps({'experiment': config['experiment'], 'mode': 'sweep', 'runs': results}))
+  if processes.is_first():
+    print(json.dumps({'experiment': config['experiment'], 'mode': 'sweep', 'runs': results}))
   return FAILURE if any(result['outcome'] != 'ok' for result in results) else 0
 
 
@@ -285,6 +292,9 @@ MODES = {
   'config': _print_config,
   'doctor': _doctor,
 }
+
+
+SEVERAL = ('train', 'evaluate', 'sweep', 'config')  # the modes for several processes
 
 
 def _config(flags) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 from transformer.data.pipeline import Batch
 from transformer.inference.attention_maps import captured_layers
 from transformer.tasks.task import Task
+from transformer.training import processes
 from transformer.training.optimizers import parameter_path
 
 
@@ -32,8 +33,11 @@ def first_not_finite(task: Task, model: Any, batch: Batch) -> str:
 
 def raise_not_finite(task: Task, model: Any, batch: Batch, step: int, folder: pathlib.Path):
   """Write the batch of a step to a folder, and raise FloatingPointError with the first place."""
-  file = folder / f'not-finite-step-{step}.npz'
+  part = '' if processes.is_first() else f'-process-{jax.process_index()}'
+  file = folder / f'not-finite-step-{step}{part}.npz'
   np.savez(file, **batch)  # type: ignore[arg-type]  # no column is called allow_pickle
+  if processes.several():  # each looks at its own rows
+    model = jax.tree.map(processes.on_host, model)
   where = first_not_finite(task, model, batch)
   raise FloatingPointError(
     f'step {step}: the loss or its gradient is not finite, first in {where}. The update was not '

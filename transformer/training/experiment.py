@@ -74,9 +74,10 @@ class Experiment(NamedTuple):
       columns,
       rows._replace(members=[short[m] for m in rows.members]),
       tokens=data.batch_tokens,
-      multiple=sharding.batch_parts(self.mesh) * microbatches,
+      multiple=microbatches,
+      parts=sharding.batch_parts(self.mesh),
       seed=self.settings.seed if train else None,
-      process=(jax.process_index(), jax.process_count()),
+      process=sharding.share(self.mesh),
     )
 
   def _log_left_out(self, split: str, columns: pipeline.Columns, count: int, long: int):

@@ -1,46 +1,27 @@
 """The training loop on the host: feeds batches, reports, evaluates and saves."""
 
 import collections
-import functools
+import contextlib
 import operator
 import signal
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-import optax
 from absl import logging
 
 from transformer.data import pipeline
 from transformer.evaluation.evaluate import evaluate
 from transformer.evaluation.metrics import is_better
-from transformer.training import optimizers, reporting, sharding
+from transformer.training import processes, reporting, sharding
 from transformer.training.checkpoints import Checkpoints
 from transformer.training.diagnosis import raise_not_finite
-from transformer.training.experiment import Experiment, fingerprint, with_shardings
+from transformer.training.experiment import Experiment, fingerprint
+from transformer.training.programs import Programs, entered, make_programs
 from transformer.training.signals import Signals, Stopped
-from transformer.training.step import Model, State, init_state, train_steps
+from transformer.training.step import Model, State, init_state
 from transformer.training.warm_start import warm_start
 from transformer.training.workdir import Workdir
-
-
-class _Programs(NamedTuple):
-  """The compiled functions of a run.
-
-  Attributes:
-    optimizer: of Optax.
-    start: a key to the state before the first step.
-    update: (state, stacked batches, key) to the state after these steps, and their metrics.
-    learning_rate: of a step.
-    like: the shapes and shardings of the state.
-  """
-
-  optimizer: optax.GradientTransformation
-  start: Callable[[jax.Array], State]
-  update: Callable[[State, dict[str, jax.Array], jax.Array], tuple[State, dict[str, Any]]]
-  learning_rate: Callable[[int], jax.Array]
-  like: State
 
 
 def fit(experiment: Experiment, workdir: Workdir) -> State:
@@ -54,54 +35,31 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
     ValueError: the data are not those that the run was trained on so far.
     FloatingPointError: a loss or gradient is not finite; names the step, the batch and the layer.
   """
-  train, data, programs = experiment.settings.train, experiment.settings.data, _compile(experiment)
+  train, data = experiment.settings.train, experiment.settings.data
+  programs = make_programs(experiment)
   batches = experiment.batches(data.train)
   with Signals() as signals, Checkpoints(workdir.path, keep=train.keep_checkpoints) as checkpoints:
     state = _first_state(experiment, programs, checkpoints)
     _describe(experiment, state, batches, workdir)
-    with reporting.Report(workdir.path, step=int(state.step), steps=train.steps) as report:
+    report: Any = _Silent()
+    if processes.is_first():
+      report = reporting.Report(workdir.path, step=int(state.step), steps=train.steps)
+    with report:
       loop = _Loop(experiment, workdir, programs, checkpoints, report, signals, state)
-      workdir.check_fingerprints(
-        {
-          f'the split {data.train}': fingerprint(batches.columns),
-          f'the split {data.val}': fingerprint(loop.batches.columns),
-        }
-      )
+      found = {
+        f'the split {data.train}': fingerprint(batches.columns),
+        f'the split {data.val}': fingerprint(loop.batches.columns),
+      }
+      for name, value in found.items():
+        processes.same_everywhere(name, value)
+      workdir.check_fingerprints(found)
       loop.run(batches)
-      if signals.received:
-        raise Stopped(signals.received, train.steps)
+      if stop := processes.agreed(signals.received):
+        raise Stopped(stop, train.steps)
       return loop.state
 
 
-def _compile(experiment: Experiment) -> _Programs:
-  settings, train, task = experiment.settings, experiment.settings.train, experiment.task
-  optimizer, learning_rate = optimizers.build(
-    **dict(settings.optimizer, lr_multipliers=experiment.lr_multipliers),
-    steps=train.steps,
-    width=experiment.model.width,
-  )
-
-  def start(key):
-    return init_state(experiment.init(key), optimizer, ema=train.ema)
-
-  def loss(model, batch, key):
-    return task.loss(optimizers.frozen(model, experiment.lr_multipliers), batch, key)
-
-  like = with_shardings(jax.eval_shape(start, jax.random.key(settings.seed)), experiment.mesh)
-  shardings = jax.tree.map(lambda x: x.sharding, like)
-  update = functools.partial(
-    train_steps, loss=loss, optimizer=optimizer, microbatches=train.microbatches, ema=train.ema
-  )
-  return _Programs(
-    optimizer=optimizer,
-    start=jax.jit(start, out_shardings=shardings),
-    update=jax.jit(update, donate_argnums=0, out_shardings=(shardings, None)),
-    learning_rate=jax.jit(learning_rate),  # one program, not one for each of its operations
-    like=like,
-  )
-
-
-def _first_state(experiment: Experiment, programs: _Programs, checkpoints: Checkpoints) -> State:
+def _first_state(experiment: Experiment, programs: Programs, checkpoints: Checkpoints) -> State:
   """Return the newest checkpoint, or else the state before the first step."""
   settings = experiment.settings
   if checkpoints.last_step is not None:
@@ -125,15 +83,15 @@ class _Loop:
     self,
     experiment: Experiment,
     workdir: Workdir,
-    programs: _Programs,
+    programs: Programs,
     checkpoints: Checkpoints,
-    report: reporting.Report,
+    report: Any,
     signals: Signals,
     state: State,
   ):
     self.experiment, self.workdir, self.programs = experiment, workdir, programs
     self.checkpoints, self.report, self.signals = checkpoints, report, signals
-    self.state = state
+    self.state, self.shares = state, sharding.share(experiment.mesh)[1]
     self.train, self.eval = experiment.settings.train, experiment.settings.eval
     self.validation = experiment.settings.data.val
     self.source = experiment.source(self.validation)
@@ -143,7 +101,7 @@ class _Loop:
     """Make the steps that are left; raise Stopped after a signal."""
     start, train = int(self.state.step), self.train
     key = jax.random.key(self.experiment.settings.seed)
-    if self._is_evaluated_after(start) and not self.report.evaluated:
+    if self._is_evaluated_after(start) and not processes.agreed(self.report.evaluated):
       self._validate(start, self._model())  # a signal stopped the run before it was
     waiting: collections.deque = collections.deque()
     if start < train.steps:
@@ -152,21 +110,28 @@ class _Loop:
     for step, group in pipeline.group_steps(stream, start, train.steps_per_call):
       stacked = {name: np.stack([batch[name] for batch in group]) for name in group[0]}
       on_devices = sharding.shard_batch(stacked, self.experiment.mesh, stacked=True)
-      self.state, metrics = self.programs.update(self.state, on_devices, key)
+      with entered(self.experiment.mesh):
+        self.state, metrics = self.programs.update(self.state, on_devices, key)
       if not self.signals.listening:  # the first call has been compiled
         self.signals.listen()
         self.report.start()
-      waiting.append((step, group, metrics))
       stop = self.signals.received  # read once: it may come at any time
-      save = stop or self._is_saved_after(step)
+      asked = None
+      if processes.several():  # a signal to one of them stops all, after the same step
+        asked, stop = processes.largest(stop), 0
+      waiting.append((step, group, metrics, asked))
+      saved, evaluated = self._is_saved_after(step), self._is_evaluated_after(step)
       # One call late: reading metrics waits for them, and by then the device has the next call.
-      while len(waiting) > (0 if save or self._is_evaluated_after(step) else 1):
-        self._report(*waiting.popleft())
-      if save:
+      while waiting and (stop or saved or evaluated or len(waiting) > 1):
+        *reported, asked = waiting.popleft()
+        self._report(*reported)
+        stop = stop or int(asked or 0)
+      # several processes save before they evaluate: a signal to one then ends all at once
+      if stop or saved or (evaluated and processes.several()):
         self._save(step)
       if stop:
         raise Stopped(stop, step)
-      if self._is_evaluated_after(step):
+      if evaluated:
         self._validate(step, self._model())
     self._validate(train.steps, self._final_model())
 
@@ -199,8 +164,10 @@ class _Loop:
 
     Whatever ends the evaluation, such as a lack of memory, the state is saved.
     """
+    if processes.several():
+      self.checkpoints.wait()
     try:
-      with self.signals.interrupting():
+      with self.signals.interrupting(), entered(self.experiment.mesh):
         found = evaluate(
           self.experiment.task,
           model,
@@ -212,9 +179,12 @@ class _Loop:
           fast=True,
         )
     except BaseException as error:
-      self._save(step)
       if isinstance(error, KeyboardInterrupt):
-        raise Stopped(self.signals.received or signal.SIGINT, step) from None
+        stopped = Stopped(self.signals.received or signal.SIGINT, step)
+        processes.stop_all(stopped.number, str(stopped))  # where several have saved it already
+        self._save(step)
+        raise stopped from None
+      self._save(step)
       raise
     name, best = self.eval.best, self.checkpoints.best
     before = None if best is None else best[1].get(name)  # None if another metric chose it
@@ -230,11 +200,23 @@ class _Loop:
       step, found = last - len(group) + 1 + i, jax.tree.map(operator.itemgetter(i), metrics)
       if not found.pop('finite'):
         raise_not_finite(self.experiment.task, self.state.model, batch, step, self.workdir.path)
-      self.report.advance(_count_tokens(batch))
+      self.report.advance(_count_tokens(batch) * self.shares)
       if step % self.train.log_every_steps == 0:
         values = {name: float(getattr(v, 'value', v)) for name, v in found.items()}
         rate = float(self.programs.learning_rate(step - 1))
         self.report.train(step, dict(values, learning_rate=rate))
+
+
+class _Silent(contextlib.AbstractContextManager):
+  """Stands for the report of process 0 in the others."""
+
+  evaluated = False
+
+  def __exit__(self, *_):
+    pass
+
+  def __getattr__(self, _):
+    return lambda *_: None
 
 
 def _count_tokens(batch: pipeline.Batch) -> int:
@@ -260,7 +242,7 @@ def _describe(experiment: Experiment, state: State, batches: pipeline.Batches, w
   )
   if (before := workdir.remember('batches', shapes)) != shapes:
     logging.warning(
-      'they were %s: with another mesh or train.microbatches, some examples of this epoch come '
-      'twice and some not at all',
+      'they were %s: with another train.microbatches, some examples of this epoch come twice and '
+      'some not at all',
       before,
     )

@@ -1,6 +1,7 @@
 """The mesh of devices, and one table from parameter paths to partitions."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -25,19 +26,27 @@ RULES = (
 )
 
 
-def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int = 1) -> Mesh:
-  """Return a mesh of all devices.
+def make_mesh(
+  *,
+  data: int = -1,
+  fsdp: int = 1,
+  tensor: int = 1,
+  sequence: int = 1,
+  over: Sequence[Any] | None = None,
+) -> Mesh:
+  """Return a mesh of devices.
 
   Args:
     data: replicas of the model, which get different examples; -1 for all devices that are left.
     fsdp: the same, but each holds a part of the parameters.
     tensor: parts of every matrix product.
     sequence: parts of every sequence.
+    over: the devices; all there are by default.
 
   Raises:
     ValueError: the sizes do not multiply to the number of devices.
   """
-  devices = jax.device_count()
+  devices = jax.device_count() if over is None else len(over)
   for name, size in dict(fsdp=fsdp, tensor=tensor, sequence=sequence).items():
     if size < 1:
       raise ValueError(f'mesh.{name}={size} must be at least 1')
@@ -50,7 +59,7 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int =
       'the number of devices: use --config.mesh.data=-1 and sizes that divide it'
     )
   return jax.make_mesh(
-    (data, fsdp, tensor, sequence), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+    (data, fsdp, tensor, sequence), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=over
   )
 
 
@@ -77,11 +86,30 @@ def shard_batch(
     mesh: of all devices.
     stacked: whether an axis of steps comes first, which is not split.
   """
-  axes = [None] * stacked + [('data', 'fsdp'), 'sequence']
+  count = share(mesh)[1]
+
+  def on_devices(rows):
+    shape = [*rows.shape]
+    shape[int(stacked)] *= count
+    place = _of_rows(mesh, rows.ndim, stacked)
+    return jax.make_array_from_process_local_data(place, rows, tuple(shape))
+
+  return {name: on_devices(rows) for name, rows in batch.items()}
+
+
+def shapes_of_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+  """Return the shapes and shardings of a batch of all processes, alone in a stack of steps."""
   return {
-    name: jax.make_array_from_process_local_data(NamedSharding(mesh, P(*axes[: rows.ndim])), rows)
+    name: jax.ShapeDtypeStruct(
+      (1, *rows.shape), rows.dtype, sharding=_of_rows(mesh, rows.ndim + 1, True)
+    )
     for name, rows in batch.items()
   }
+
+
+def _of_rows(mesh: Mesh, ndim: int, stacked: bool) -> NamedSharding:
+  axes = [None] * stacked + [('data', 'fsdp'), 'sequence']
+  return NamedSharding(mesh, P(*axes[:ndim]))
 
 
 def placed(batches: Batches, mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
@@ -93,3 +121,32 @@ def placed(batches: Batches, mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
 def batch_parts(mesh: Mesh) -> int:
   """Return what the number of rows of a batch must be a multiple of."""
   return mesh.shape['data'] * mesh.shape['fsdp']
+
+
+@functools.cache
+def share(
+  mesh: Mesh, process: int | None = None, process_of: Callable = lambda device: device.process_index
+) -> tuple[int, int]:
+  """Return (index, count): a process makes the index-th of count equal parts of every batch.
+
+  Processes whose devices are parts of the same matrix product or row make the same part.
+
+  Args:
+    mesh: of all devices.
+    process: its number; this one by default.
+    process_of: the number of the process that has a device.
+
+  Raises:
+    ValueError: the rows of the process are not neighbours.
+  """
+  process, parts = jax.process_index() if process is None else process, batch_parts(mesh)
+  rows = NamedSharding(mesh, P(('data', 'fsdp'))).devices_indices_map((parts,))
+  mine = sorted({row.indices(parts)[0] for d, (row,) in rows.items() if process_of(d) == process})
+  first, size = mine[0], len(mine)
+  if mine != [*range(first, first + size)] or first % size or parts % size:
+    raise ValueError(
+      f'process {process} would compute the parts {mine} of {parts} of each batch, which are no '
+      'equal share: let the devices of a process divide mesh.tensor x mesh.sequence, or be divided '
+      'by it'
+    )
+  return first // size, parts // size

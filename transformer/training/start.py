@@ -5,12 +5,11 @@ import itertools
 from typing import Any
 from unicodedata import normalize
 
-import jax
 from absl import logging
 
 from transformer.data import corpora, tokenizers
 from transformer.data.lookup import is_reference
-from transformer.training import optimizers, sharding
+from transformer.training import optimizers, processes, sharding
 from transformer.training.checks import check
 from transformer.training.config import find_task
 from transformer.training.experiment import (
@@ -31,7 +30,6 @@ def start_run(config: dict[str, Any], workdir: Workdir) -> Experiment:
   """
   settings = check(config)
   mesh, data = sharding.make_mesh(**settings.mesh), settings.data
-  settings = with_dtype(settings, workdir, mesh)
   logging.info('%s in %s: reading %s', settings.experiment, workdir, data.dir or data.name)
   for split in (data.val, *data.test):
     load_split(data, split)  # finds a missing file before the tokenizer is trained
@@ -44,18 +42,20 @@ def start_run(config: dict[str, Any], workdir: Workdir) -> Experiment:
       settings, loss=settings.loss | {'classes': tuple(sorted(classes))}
     )
     logging.info('%d classes: %s', len(classes), ', '.join(settings.loss['classes']))
-  if jax.process_index() == 0:
-    workdir.lock()
-  workdir.compare(settings.as_dict())
-  _compare_steps(settings, workdir)
-  stored = workdir.tokenizer()
-  tokenizer = _new_tokenizer(settings, source) if stored is None else stored
-  # before the config is stored: a task may raise an error, and the folder is then still free
-  experiment = make_experiment(settings, tokenizer, mesh)
-  experiment.try_evaluation()
-  workdir.claim(settings.as_dict())
-  if stored is None:
-    workdir.save_tokenizer(tokenizer)
+  with processes.first_alone():
+    if processes.is_first():
+      workdir.lock()
+    settings = with_dtype(settings, workdir, mesh)
+    workdir.compare(settings.as_dict())
+    _compare_steps(settings, workdir)
+    stored = workdir.tokenizer()
+    tokenizer = _new_tokenizer(settings, source) if stored is None else stored
+    # before the config is stored: a task may raise an error, and the folder is then still free
+    experiment = make_experiment(settings, tokenizer, mesh)
+    experiment.try_evaluation()
+    workdir.claim(settings.as_dict())
+    if stored is None:
+      workdir.save_tokenizer(tokenizer)
   return experiment
 
 

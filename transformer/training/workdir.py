@@ -10,11 +10,11 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from absl import logging
 from ml_collections import ConfigDict
 
 from transformer.data.tokenizers import Tokenizer
+from transformer.training import processes
 from transformer.training.config import FORMAT, from_values, upgraded
 
 # Keys that may change when a run is resumed: those that do not change what is trained.
@@ -163,7 +163,7 @@ class Workdir:
     """Store a value among the fingerprints, and return the one before, or else the value."""
     file, stored = self.path / 'fingerprints.json', self._fingerprints()
     before = stored.get(name, value)
-    if stored.get(name) != value and jax.process_index() == 0:
+    if stored.get(name) != value:
       write(file, json.dumps({**stored, name: value}) + '\n')
     return before
 
@@ -203,7 +203,9 @@ def default_workdir(experiment: str) -> pathlib.Path:
 
 
 def write(file: pathlib.Path, content: str | bytes):
-  """Write a file whole or not at all."""
+  """Write a file whole or not at all; of several processes the first writes."""
+  if not processes.is_first():
+    return
   file.parent.mkdir(parents=True, exist_ok=True)
   temporary = file.with_name(file.name + '.tmp')
   temporary.write_bytes(content.encode() if isinstance(content, str) else content)

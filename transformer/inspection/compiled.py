@@ -1,0 +1,167 @@
+"""What the compiler says of a program: the memory of a device, and what devices send each other."""
+
+import math
+import re
+from collections import Counter, defaultdict
+from typing import Any, NamedTuple
+
+import jax
+
+GIB = 2**30
+# Memory that a program may use, and dense bfloat16 operations a second, by the kind of device: of
+# datasheets, and for TPUs the memory that the compiler allows.
+MEMORY = {
+  'TPU v4': 31.25,
+  'TPU v5 lite': 15.75,
+  'TPU v5': 95.74,
+  'TPU v5p': 95.74,
+  'TPU v6 lite': 31.25,
+}
+PEAK = {
+  'TPU v4': 275e12,
+  'TPU v5 lite': 197e12,
+  'TPU v5': 459e12,
+  'TPU v5p': 459e12,
+  'TPU v6 lite': 918e12,
+  'NVIDIA A100': 312e12,
+  'NVIDIA H100': 989e12,
+  'NVIDIA H200': 989e12,
+  'NVIDIA L4': 121e12,
+  'Tesla T4': 65e12,
+  'Tesla V100': 125e12,
+}
+COLLECTIVES = 'all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute'
+_BITS = {'pred': 8, 'bf16': 16, 'f8e4m3fn': 8, 'f8e5m2': 8}
+
+
+class Collective(NamedTuple):
+  """What a program sends between devices in one kind of operation.
+
+  Attributes:
+    kind: one of COLLECTIVES.
+    count: how often it runs, in loops whose number of rounds the compiler knows.
+    bytes: of its results on a device, all together.
+  """
+
+  kind: str
+  count: int
+  bytes: int
+
+
+def peak(device: Any) -> float:
+  """Return a device's dense bfloat16 operations a second by its datasheet; 0 if unknown."""
+  kind = device.device_kind
+  return next((p for name, p in PEAK.items() if kind == name or kind.startswith(name + ' ')), 0.0)
+
+
+def capacity(device: Any) -> int:
+  """Return the bytes that a program may use on a device; 0 if unknown."""
+  if device.device_kind in MEMORY:
+    return int(MEMORY[device.device_kind] * GIB)
+  try:
+    return (device.memory_stats() or {}).get('bytes_limit', 0)
+  except (jax.errors.JaxRuntimeError, NotImplementedError):  # a description of one
+    return 0
+
+
+def bytes_a_device(tree: Any) -> int:
+  """Return the bytes of a tree of arrays, or of their shapes with shardings, on one device."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
+    if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+  )
+
+
+def memory(compiled: Any) -> dict[str, int]:
+  """Return the bytes of a compiled program on one device.
+
+  Returns:
+    arguments, outputs: of the program, without what is in the memory of an argument.
+    temporaries: all else at the moment when it needs most.
+    total: the sum.
+  """
+  found = compiled.memory_analysis()
+  parts = {
+    'arguments': found.argument_size_in_bytes,
+    'outputs': found.output_size_in_bytes - found.alias_size_in_bytes,
+    'temporaries': found.temp_size_in_bytes,
+  }
+  return parts | {'total': sum(parts.values())}
+
+
+def refused(error: Exception) -> tuple[bool, int, int] | None:
+  """Return what a compiler's error says about memory; None if it is another error.
+
+  Returns:
+    Whether temporaries alone are too much, the bytes needed, and those there.
+
+  >>> refused(ValueError('XLA:TPU compile permanent error. Used 18.50G of 15.75G hbm. Exceeded'))
+  (False, 19864223744, 16911433728)
+  >>> refused(ValueError('required for HLO temporaries (20.5G) exceeds available HBM (15.75G).'))
+  (True, 22011707392, 16911433728)
+  """
+  size = r'\(?([\d.]+)([KMG])\)?'
+  found = re.search(
+    f'(Used) {size} of {size} hbm|(temporaries) {size} exceeds .*?{size}', str(error)
+  )
+  if not found:
+    return None
+  kind, *sizes = filter(None, found.groups())
+  unit = dict(K=2**10, M=2**20, G=2**30)
+  needed, there = (int(float(n) * unit[u]) for n, u in zip(sizes[::2], sizes[1::2], strict=True))
+  return kind == 'temporaries', needed, there
+
+
+def collectives(text: str) -> list[Collective]:
+  """Return what a program sends between devices, from the text of a compiled program.
+
+  Args:
+    text: of `compiled.as_text()`.
+  """
+  inside: dict[str, list[tuple[str, str]]] = defaultdict(list)  # (kind, result) by computation
+  calls: dict[str, list[tuple[str, int]]] = defaultdict(list)  # (computation, rounds)
+  entry = name = ''
+  for line in text.splitlines():
+    if head := re.match(r'(ENTRY )?%?([\w.\-]+) (?:\([^=]*)?.*\{$', line):
+      name = head[2]
+      entry = name if head[1] else entry
+    elif found := re.match(r'\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([\w\-]+)\(', line):
+      result, operation = found.groups()
+      kind = operation.removesuffix('-start')
+      if kind in COLLECTIVES:
+        inside[name].append((kind, _result(result, operation)))
+      rounds = re.search(r'known_trip_count[^\d]*(\d+)', line) if operation == 'while' else None
+      for other in re.findall(r'(?:body|calls|to_apply|\w+_computation)=%?([\w.\-]+)', line):
+        calls[name].append((other, int(rounds[1]) if rounds else 1))
+      for others in re.findall(r'(?:branch|called)_computations=\{([^}]*)\}', line):
+        calls[name] += [(other.strip(' %'), 1) for other in others.split(',')]
+  counts: Counter = Counter()
+  sizes: Counter = Counter()
+
+  def add(computation: str, times: int):
+    for kind, result in inside[computation]:
+      counts[kind] += times
+      sizes[kind] += times * _bytes(result)
+    for other, rounds in calls[computation]:
+      add(other, times * rounds)
+
+  add(entry, 1)
+  return [Collective(kind, counts[kind], sizes[kind]) for kind in COLLECTIVES if counts[kind]]
+
+
+def _result(shapes: str, operation: str) -> str:
+  """Return the result among the shapes of an operation: one that starts it has its operands too."""
+  if not operation.endswith('-start') or not shapes.startswith('('):
+    return shapes
+  arrays = re.findall(r'\w+\[[\d,]*\]', shapes)
+  return ' '.join(arrays[len(arrays) // 2 :]) if operation != 'all-reduce-start' else shapes
+
+
+def _bytes(shapes: str) -> int:
+  """Return the bytes of shapes such as f32[8,16]."""
+  total = 0
+  for dtype, sizes in re.findall(r'\b([a-z]+\d*\w*)\[([\d,]*)\]', shapes):
+    bits = _BITS.get(dtype) or int((re.search(r'\d+', dtype) or ['0'])[0])
+    total += math.prod(int(n) for n in sizes.split(',') if n) * bits // 8
+  return total

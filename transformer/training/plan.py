@@ -1,0 +1,205 @@
+"""Plans of memory: what a training step needs of a device, and the cheapest change that fits.
+
+The figures are the compiler's. For a TPU that is not there its real compiler is used, which comes
+with libtpu: https://docs.jax.dev/en/latest/aot.html
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+
+from transformer.functional import platforms
+from transformer.inspection import compiled
+from transformer.inspection.compiled import GIB
+from transformer.training import sharding
+from transformer.training.experiment import Experiment
+from transformer.training.programs import Programs, make_programs
+
+Batch = dict[str, np.ndarray]
+
+
+class Plan(NamedTuple):
+  """What a training step needs of each device, in bytes.
+
+  Attributes:
+    change: of the config, as flags; '' for none.
+    parameters, optimizer, average, batch: what is stored between steps.
+    temporaries: activations, gradients and all else at the moment when it needs most.
+    total: of all; of a step that the compiler refused only this is known, and temporaries are the
+      rest.
+    capacity: what a device has; 0 if unknown.
+    fits: whether the compiler accepted it, and it has the room.
+    collectives: what devices send each other.
+  """
+
+  change: str
+  parameters: int
+  optimizer: int
+  average: int
+  batch: int
+  temporaries: int
+  total: int
+  capacity: int
+  fits: bool
+  collectives: list[compiled.Collective]
+
+  def as_dict(self) -> dict[str, Any]:
+    """Return it as JSON has it."""
+    return self._asdict() | {'collectives': [c._asdict() for c in self.collectives]}
+
+  def __str__(self) -> str:
+    gib = {name: getattr(self, name) / GIB for name in Plan._fields[1:7]}
+    there = f' of {self.capacity / GIB:.2f}' if self.capacity else ''
+    parts = ', '.join(f'{name} {gib[name]:.2f}' for name in Plan._fields[1:6] if gib[name])
+    return f'a step needs {gib["total"]:.2f}{there} GiB of each device: {parts}'
+
+
+def topology_devices(name: str) -> list[Any]:
+  """Return descriptions of the devices of a TPU topology, such as v5e:2x2x1.
+
+  Raises:
+    ValueError: there is none of this name, or no compiler for it.
+  """
+  kind, _, sizes = name.partition(':')
+  try:
+    shape = [int(n) for n in sizes.split('x')]
+    count = math.prod(shape)
+    if len(shape) != 3 or count < 1:
+      raise ValueError
+  except ValueError:
+    raise ValueError(
+      f'--topology={name} is none: write KIND:XxYxZ, such as v5e:1x1x1, v5e:4x4x1 or v5p:2x2x4'
+    ) from None
+  # without these libtpu asks the network what machine this is
+  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+  os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+  os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-4')
+  from jax.experimental import topologies
+
+  host = f'{kind}:2x2x1'  # the smallest that the compiler knows
+  try:
+    found = topologies.get_topology_desc(
+      platform='tpu', topology_name=name if count >= 4 else host, chips_per_host_bounds=(2, 2, 1)
+    )
+  except Exception as error:  # of no narrower type
+    reason = str(error).partition('\n')[0]
+    raise ValueError(
+      f"--topology={name} cannot be compiled for ({reason}): pip install -e '.[tpu-compile]', and "
+      'let no other process use libtpu'
+    ) from error
+  return found.devices[:count]
+
+
+def on(experiment: Experiment, devices: list[Any] | None, **mesh: int) -> Experiment:
+  """Return an experiment for other devices, or on another mesh of its own."""
+  placed = sharding.make_mesh(**experiment.settings.mesh | mesh, over=devices)
+  platform = platforms.of_device(placed.devices.flat[0])
+  return experiment._replace(
+    mesh=placed, model=dataclasses.replace(experiment.model, platform=platform)
+  )
+
+
+def of_step(programs: Programs, batch: Batch, change: str = '') -> Plan:
+  """Return the plan of a training step, which is compiled for it.
+
+  Args:
+    programs: of a run.
+    batch: of all processes; its values do not matter.
+    change: of the config, for the record.
+  """
+  like, device = programs.like, programs.mesh.devices.flat[0]
+  stored = {
+    'parameters': compiled.bytes_a_device(like.model),
+    'optimizer': compiled.bytes_a_device(like.optimizer),
+    'average': compiled.bytes_a_device(like.average),
+    'batch': compiled.bytes_a_device(sharding.shapes_of_batch(batch, programs.mesh)),
+  }
+  there = compiled.capacity(device)
+  try:
+    program = programs.compile_update(batch)
+  except jax.errors.JaxRuntimeError as error:
+    if (found := compiled.refused(error)) is None:
+      raise
+    only_temporaries, total, there = found
+    total += only_temporaries * sum(stored.values())
+    rest = total - sum(stored.values())
+    return Plan(change, **stored, temporaries=rest, total=total, capacity=there, fits=False,
+                collectives=[])  # fmt: skip
+  memory = compiled.memory(program)
+  total = memory['total']
+  sent = compiled.collectives(program.as_text()) if programs.mesh.size > 1 else []
+  return Plan(
+    change,
+    **stored,
+    temporaries=total - sum(stored.values()),
+    total=total,
+    capacity=there,
+    fits=not there or total <= there,
+    collectives=sent,
+  )
+
+
+def changes(experiment: Experiment, batch: Batch) -> Iterator[tuple[str, Experiment]]:
+  """Yield what saves memory, as flags and the changed experiment: what costs least time first."""
+  settings, mesh = experiment.settings, experiment.mesh
+  rows = len(next(iter(batch.values()))) // sharding.batch_parts(mesh)
+
+  def changed(microbatches: int, remat: str, whole: bool = True):
+    train = dataclasses.replace(settings.train, microbatches=microbatches)
+    model = dataclasses.replace(experiment.model, remat=remat)
+    flags = [f'--config.train.microbatches={microbatches}'] * (
+      microbatches != settings.train.microbatches
+    )
+    flags += [f'--config.model.remat={remat}'] * (remat != experiment.model.remat)
+    found = experiment._replace(settings=dataclasses.replace(settings, train=train), model=model)
+    devices = mesh.shape['data'] * mesh.shape['fsdp']
+    if whole or devices == 1:
+      return ' '.join(flags), found
+    devices_list = list(mesh.devices.flat)
+    flags.append(f'--config.mesh.fsdp={devices}')
+    return ' '.join(flags), on(found, devices_list, data=1, fsdp=devices)
+
+  fewest = settings.train.microbatches
+  most = max((m for m in range(fewest, rows + 1, fewest) if rows % m == 0), default=fewest)
+  least = next((m for m in (2 * fewest, 3 * fewest) if m <= most and rows % m == 0), fewest)
+  candidates = [(least, 'none', True), (fewest, 'products', True), (fewest, 'block', True)]
+  candidates += [(least, 'block', True), (most, 'block', True)]
+  if mesh.shape['data'] > 1:
+    candidates += [(fewest, experiment.model.remat, False), (fewest, 'block', False)]
+    candidates += [(most, 'block', False)]
+  seen = {(fewest, experiment.model.remat, True)}
+  for candidate in candidates:
+    if candidate not in seen:
+      seen.add(candidate)
+      yield changed(*candidate)
+
+
+def cheapest(experiment: Experiment, batch: Batch) -> list[Plan]:
+  """Return the plan of a step, and those of changes until one fits; each is compiled."""
+  plans = [of_step(make_programs(experiment), batch)]
+  for flags, changed in changes(experiment, batch):
+    if plans[-1].fits:
+      break
+    logging.info('%s: too much. Compiling it with %s', plans[-1], flags)
+    plans.append(of_step(make_programs(changed), batch, flags))
+  return plans
+
+
+def table(plans: list[Plan]) -> str:
+  """Return plans as a table in Markdown, of GiB a device."""
+  names = ('parameters', 'optimizer', 'average', 'batch', 'temporaries', 'total', 'capacity')
+  lines = [
+    '| change | ' + ' | '.join(names) + ' | fits | sent a step |',
+    '|---' * (len(names) + 3) + '|',
+  ]
+  for plan in plans:
+    sizes = ' | '.join(f'{getattr(plan, name) / GIB:.2f}' for name in names)
+    sent = ', '.join(f'{c.count} {c.kind} {c.bytes / GIB:.2f} GiB' for c in plan.collectives)
+    lines.append(f'| {plan.change or "none"} | {sizes} | {"yes" if plan.fits else "no"} | {sent} |')
+  return '\n'.join(lines)
