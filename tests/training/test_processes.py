@@ -145,7 +145,5 @@ def test_two_processes_train_as_one(lab):
   assert [p.returncode for p in both] == [0, 0], err + said
   assert json.loads(out)['step'] == alone['step'] and not silent  # process 0 alone prints
   np.testing.assert_allclose(curve(workdir), curve(lab.folder / 'alone'), rtol=2e-5)
-  tokenizer = [
-    (folder / 'tokenizer.json').read_bytes() for folder in (workdir, lab.folder / 'alone')
-  ]
+  written = [(folder / 'tokenizer.json').read_bytes() for folder in (workdir, lab.folder / 'alone')]
   assert written[0] == written[1]
