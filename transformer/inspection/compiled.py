@@ -39,12 +39,12 @@ class Collective(NamedTuple):
 
   Attributes:
     kind: one of COLLECTIVES.
-    count: how often it runs, in loops whose number of rounds the compiler knows.
+    times: how often it runs, in loops whose number of rounds the compiler knows.
     bytes: of its results on a device, all together.
   """
 
   kind: str
-  count: int
+  times: int
   bytes: int
 
 

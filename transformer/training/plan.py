@@ -148,36 +148,29 @@ def of_step(programs: Programs, batch: Batch, change: str = '') -> Plan:
 def changes(experiment: Experiment, batch: Batch) -> Iterator[tuple[str, Experiment]]:
   """Yield what saves memory, as flags and the changed experiment: what costs least time first."""
   settings, mesh = experiment.settings, experiment.mesh
+  now = settings.train.microbatches
   rows = len(next(iter(batch.values()))) // sharding.batch_parts(mesh)
-
-  def changed(microbatches: int, remat: str, whole: bool = True):
-    train = dataclasses.replace(settings.train, microbatches=microbatches)
-    model = dataclasses.replace(experiment.model, remat=remat)
-    flags = [f'--config.train.microbatches={microbatches}'] * (
-      microbatches != settings.train.microbatches
-    )
-    flags += [f'--config.model.remat={remat}'] * (remat != experiment.model.remat)
-    found = experiment._replace(settings=dataclasses.replace(settings, train=train), model=model)
-    devices = mesh.shape['data'] * mesh.shape['fsdp']
-    if whole or devices == 1:
-      return ' '.join(flags), found
-    devices_list = list(mesh.devices.flat)
-    flags.append(f'--config.mesh.fsdp={devices}')
-    return ' '.join(flags), on(found, devices_list, data=1, fsdp=devices)
-
-  fewest = settings.train.microbatches
-  most = max((m for m in range(fewest, rows + 1, fewest) if rows % m == 0), default=fewest)
-  least = next((m for m in (2 * fewest, 3 * fewest) if m <= most and rows % m == 0), fewest)
-  candidates = [(least, 'none', True), (fewest, 'products', True), (fewest, 'block', True)]
-  candidates += [(least, 'block', True), (most, 'block', True)]
+  more = [m for m in range(2 * now, rows + 1) if rows % m == 0] or [now]
+  candidates: list[dict[str, Any]] = [dict(microbatches=more[0]), dict(remat='products')]
+  candidates += [dict(remat='block'), dict(remat='block', microbatches=more[-1])]
   if mesh.shape['data'] > 1:
-    candidates += [(fewest, experiment.model.remat, False), (fewest, 'block', False)]
-    candidates += [(most, 'block', False)]
-  seen = {(fewest, experiment.model.remat, True)}
-  for candidate in candidates:
-    if candidate not in seen:
-      seen.add(candidate)
-      yield changed(*candidate)
+    fsdp = mesh.shape['data'] * mesh.shape['fsdp']
+    candidates += [dict(fsdp=fsdp), dict(fsdp=fsdp, remat='block')]
+    candidates += [dict(fsdp=fsdp, remat='block', microbatches=more[-1])]
+  for change in candidates:
+    found, flags = experiment, []
+    if change.get('microbatches', now) != now:
+      flags.append(f'--config.train.microbatches={change["microbatches"]}')
+      train = dataclasses.replace(settings.train, microbatches=change['microbatches'])
+      found = found._replace(settings=dataclasses.replace(settings, train=train))
+    if change.get('remat', 'none') not in ('none', experiment.model.remat):
+      flags.append(f'--config.model.remat={change["remat"]}')
+      found = found._replace(model=dataclasses.replace(found.model, remat=change['remat']))
+    if 'fsdp' in change:
+      flags.append(f'--config.mesh.fsdp={change["fsdp"]}')
+      found = on(found, list(mesh.devices.flat), data=1, fsdp=change['fsdp'])
+    if len(flags) == len(change):
+      yield ' '.join(flags), found
 
 
 def cheapest(experiment: Experiment, batch: Batch) -> list[Plan]:
@@ -200,6 +193,6 @@ def table(plans: list[Plan]) -> str:
   ]
   for plan in plans:
     sizes = ' | '.join(f'{getattr(plan, name) / GIB:.2f}' for name in names)
-    sent = ', '.join(f'{c.count} {c.kind} {c.bytes / GIB:.2f} GiB' for c in plan.collectives)
+    sent = ', '.join(f'{c.times} {c.kind} {c.bytes / GIB:.2f} GiB' for c in plan.collectives)
     lines.append(f'| {plan.change or "none"} | {sizes} | {"yes" if plan.fits else "no"} | {sent} |')
   return '\n'.join(lines)

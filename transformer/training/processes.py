@@ -87,17 +87,17 @@ def _connect(host: str):
   hosts = ' '.join([host or _own_address(), socket.gethostname()])
   text = f'{token} {listener.getsockname()[1]} {hosts}'.encode().ljust(512)[:512]
   sent = multihost_utils.broadcast_one_to_all(np.frombuffer(text, np.uint8))
-  token, port, *hosts = bytes(np.asarray(sent, np.uint8)).decode().split()
+  token, port, *addresses = bytes(np.asarray(sent, np.uint8)).decode().split()
   if jax.process_index() == 0:
     while len(_peers) < jax.process_count() - 1:
       peer, _ = listener.accept()
       peer.settimeout(10)
       with contextlib.suppress(OSError, ValueError):  # a stranger
-        said, number = _read_line(peer).split()
+        said, index = _read_line(peer).split()
         if said == token:
-          _peers[int(number)] = peer
+          _peers[int(index)] = peer
   else:
-    _peers[0] = _first_that_answers(hosts, int(port))
+    _peers[0] = _first_that_answers(addresses, int(port))
     _peers[0].sendall(f'{token} {jax.process_index()}\n'.encode())
   listener.close()
   for number, peer in _peers.items():

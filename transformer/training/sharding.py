@@ -1,7 +1,7 @@
 """The mesh of devices, and one table from parameter paths to partitions."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -32,7 +32,7 @@ def make_mesh(
   fsdp: int = 1,
   tensor: int = 1,
   sequence: int = 1,
-  over: Sequence[Any] | None = None,
+  over: Any = None,
 ) -> Mesh:
   """Return a mesh of devices.
 
@@ -41,7 +41,7 @@ def make_mesh(
     fsdp: the same, but each holds a part of the parameters.
     tensor: parts of every matrix product.
     sequence: parts of every sequence.
-    over: the devices; all there are by default.
+    over: a list of the devices; all there are by default.
 
   Raises:
     ValueError: the sizes do not multiply to the number of devices.
