@@ -13,6 +13,7 @@ from PIL import Image
 from transformer.data import tokenizers
 from transformer.data.pipeline import Batches, bucket, unpacked
 from transformer.data.processors import ImageProcessor, SoundProcessor, TextProcessor, patches
+from transformer.evaluation.evaluate import eval_step
 from transformer.inference.attention_maps import attend
 from transformer.inference.batching import pad_rows, split_padding
 from transformer.inference.decoding import Batching, Decoding
@@ -75,7 +76,7 @@ def frames(*lengths):
 
 
 def measured(task, model, batch):
-  return jax.jit(task.batch_metrics)(model, jax.tree.map(jnp.asarray, batch))
+  return eval_step(task, model, jax.tree.map(jnp.asarray, batch))
 
 
 def test_patches_are_squares_row_by_row():

@@ -11,10 +11,11 @@ from transformer.functional.corruption import (
   choose_masked,
   choose_masked_by_content,
   compact,
+  hash_by_content,
   noise_counts,
   noise_spans,
   replace_chosen,
-  replace_chosen_by_content,
+  uniform_by_content,
   with_sentinels,
 )
 
@@ -56,7 +57,8 @@ def test_what_is_chosen_by_content_has_its_share_in_every_segment(rng):
   @jax.jit
   def both():
     chosen = choose_masked_by_content(tokens, segments, eligible, 0.2)
-    shown = replace_chosen_by_content(tokens, segments, chosen, mask=999, vocab=500)
+    random = uniform_by_content(tokens, segments, 1), hash_by_content(tokens, segments, 2)
+    shown = replace_chosen(random, tokens, chosen, mask=999, vocab=500)
     ones = jnp.ones((20, 40), int)
     return chosen, shown, choose_masked_by_content(tokens, ones, eligible | True, 0.2, words)
 

@@ -10,7 +10,7 @@ from parameters import drawn
 
 from transformer.data import tokenizers
 from transformer.data.pipeline import Batches, Ragged, bucket, pack
-from transformer.evaluation.evaluate import teacher_forced
+from transformer.evaluation.evaluate import compute_metrics
 from transformer.functional.losses import accuracy, cross_entropy, ctc, linear_cross_entropy
 from transformer.modules.config import ModelConfig
 from transformer.training import sharding
@@ -96,7 +96,7 @@ def test_metrics_do_not_depend_on_batches_and_packing(name, letters, words):
     return [batches[i] for i in range(len(batches))]
 
   found = [
-    teacher_forced(task, model, map(jax.device_put, made(rows, tokens)), source)
+    compute_metrics(task, model, map(jax.device_put, made(rows, tokens)), source)
     for rows, tokens in ((bucket(lengths, buckets=1, multiple=4), 9999), (divided, 48))
   ]
   if name == 'masked_lm':  # and on 8 devices
@@ -104,7 +104,7 @@ def test_metrics_do_not_depend_on_batches_and_packing(name, letters, words):
       sharding.shard_batch(batch, sharding.make_mesh())
       for batch in made(bucket(lengths, buckets=1, multiple=16), 9999, multiple=8)
     ]
-    found.append(teacher_forced(task, model, wide, source))
+    found.append(compute_metrics(task, model, wide, source))
   assert set(found[0]) >= {*task.metrics}
   for other in found[1:]:
     for metric, value in found[0].items():

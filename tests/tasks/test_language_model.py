@@ -12,7 +12,7 @@ import scipy.special
 from transformer.data import tokenizers
 from transformer.data.pipeline import Batches, bucket
 from transformer.data.text import encode
-from transformer.evaluation.evaluate import teacher_forced
+from transformer.evaluation.evaluate import compute_metrics
 from transformer.inference.attention_maps import attend
 from transformer.inference.decoding import Decoding
 from transformer.inference.predict import predict, with_fast_decoding
@@ -129,7 +129,7 @@ def test_loss_is_the_cross_entropy_of_the_logits(task, model, close, overlap):
     total -= float(log_p[judged, fields['targets'][i][judged]].sum())
   close(loss.sum, total)
   assert float(loss.weight) == len(task.tokenizer.encode(TEXT)) - 1
-  measured = teacher_forced(task, model, [jax.tree.map(jnp.asarray, batch)], [{'targets': TEXT}])
+  measured = compute_metrics(task, model, [jax.tree.map(jnp.asarray, batch)], [{'targets': TEXT}])
   assert measured['nll_per_token'] == pytest.approx(total / float(loss.weight), rel=1e-5)
   assert measured['perplexity_per_word'] == pytest.approx(math.exp(total / 11), rel=1e-4)
   assert measured['bits_per_byte'] == pytest.approx(total / len(TEXT) / math.log(2), rel=1e-5)

@@ -14,7 +14,7 @@ from parameters import drawn
 from transformer.data import tokenizers
 from transformer.data.pipeline import Batches, bucket
 from transformer.evaluation.evaluate import eval_step
-from transformer.inference.attention_maps import attend, captured_layers
+from transformer.inference.attention_maps import attend, capture_layers
 from transformer.inference.predict import predict
 from transformer.modules.config import ModelConfig
 from transformer.tasks.retrieval import Ranking, Retrieval, bm25
@@ -192,7 +192,7 @@ def test_documents_are_found(task, tmp_path, seed, bounded):
   assert totals['accuracy_in_batch'].value == pytest.approx(np.mean(right))
   weights, pieces, _ = attend(task, model, lines[0])
   assert weights.shape == (1, 2, len(pieces), len(pieces))
-  layers = captured_layers(task, model, batch)
+  layers = capture_layers(task, model, batch)
   assert {*layers} == {'inputs', 'targets'}
   assert not np.array_equal(layers['inputs']['states'], layers['targets']['states'])
 

@@ -4,7 +4,7 @@
 
 The run that is there was trained by an earlier version of this code, and `test_golden_run.py`
 checks that this version opens, evaluates and resumes it. So do not make it again to make that test
-pass: instead, let `config.upgraded` or `Checkpoints` read it.
+pass: instead, let `config.upgrade` or `Checkpoints` read it.
 """
 
 import pathlib

@@ -32,7 +32,7 @@ class Recorder:
     batch = {'targets_segments': np.ones((1, 1))}
     monkeypatch.setattr(module.pipeline, 'prefetch', lambda _, start, stop: iter([batch] * stop))
     monkeypatch.setattr(module.sharding, 'shard_batch', lambda *_, **__: None)
-    monkeypatch.setattr(module.sharding, 'placed', lambda *_: None)
+    monkeypatch.setattr(module.sharding, 'place_batches', lambda *_: None)
     monkeypatch.setattr(module, 'evaluate', self.evaluate)
     programs = types.SimpleNamespace(update=self.update, like=None)
     report = types.SimpleNamespace(

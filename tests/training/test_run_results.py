@@ -19,7 +19,7 @@ def test_predictions_of_a_split_of_any_name_are_in_the_workdir(tmp_path, monkeyp
   """Every file that is opened for writing or renamed, while all splits are reported."""
   found = Evaluation({'nll': 1.0}, {}, [], [answer], [answer])
   monkeypatch.setattr(module, 'evaluate', lambda *_, **__: found)
-  monkeypatch.setattr(module.sharding, 'placed', lambda *_: None)
+  monkeypatch.setattr(module.sharding, 'place_batches', lambda *_: None)
   monkeypatch.setattr(Experiment, 'source', lambda *_: [{}])
   monkeypatch.setattr(Experiment, 'batches', lambda *_: None)
   settings = types.SimpleNamespace(

@@ -297,4 +297,4 @@ def test_a_config_survives_json(config):
   config['model']['rotary_scaling'] = (('kind', 'linear'), ('factor', 2.0))
   settings = check(config)
   stored = json.loads(json.dumps(settings.as_dict()))
-  assert check(module.upgraded(stored | {'format': module.FORMAT})) == settings
+  assert check(module.upgrade(stored | {'format': module.FORMAT})) == settings

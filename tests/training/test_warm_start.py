@@ -82,7 +82,7 @@ def moved(model, rates=(), steps=2):
   state, start = jax.jit(optimizer.init)(model), model
 
   def loss(model):
-    return jnp.sum(optimizers.frozen(model, rates)(TOKENS) ** 2)
+    return jnp.sum(optimizers.freeze(model, rates)(TOKENS) ** 2)
 
   @jax.jit
   def step(model, state):

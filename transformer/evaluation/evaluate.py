@@ -61,7 +61,7 @@ def evaluate(
     by: a field of the examples, for each value of which the metrics are given, too.
     fast: whether to predict with cheaper settings; see predict.with_fast_decoding.
   """
-  found = teacher_forced(task, model, batches, source)
+  found = compute_metrics(task, model, batches, source)
   count = (limit or len(source)) if metrics or by else samples
   examples = list(itertools.islice(_without_repetitions(source), count))
   pairs = [task.example(example) for example in examples]
@@ -88,7 +88,7 @@ def evaluate(
   return Evaluation(found, signatures, shown[:samples], references, predictions)
 
 
-def teacher_forced(
+def compute_metrics(
   task: Any, model: Model, batches: Iterable[dict[str, jax.Array]], source: Source
 ) -> dict[str, float]:
   """Return the means of a task's metrics over all batches, and what follows from them."""

@@ -95,27 +95,8 @@ def choose_masked_by_content(
   return (draw > 0) & (rank < wanted)
 
 
-def replace_chosen_by_content(
-  tokens: Int[Array, 'B T'],
-  segments: Int[Array, 'B T'],
-  chosen: Bool[Array, 'B T'],
-  *,
-  mask: int,
-  vocab: int,
-) -> Int[Array, 'B T']:
-  """Return the tokens with the chosen ones replaced, as by `replace_chosen`."""
-  fate = uniform_by_content(tokens, segments, 1)
-  drawn = (hash_by_content(tokens, segments, 2) % vocab).astype(tokens.dtype)
-  return _replaced(tokens, chosen, fate, drawn, mask)
-
-
-def _replaced(tokens, chosen, fate, drawn, mask):
-  replaced = jnp.where(fate < 0.8, mask, jnp.where(fate < 0.9, drawn, tokens))
-  return jnp.where(chosen, replaced, tokens)
-
-
 def replace_chosen(
-  key: Key[Array, ''],
+  key: Key[Array, ''] | tuple[Float[Array, 'B T'], UInt32[Array, 'B T']],
   tokens: Int[Array, 'B T'],
   chosen: Bool[Array, 'B T'],
   *,
@@ -126,16 +107,27 @@ def replace_chosen(
 
   Random tokens are uniform in [0, vocab), special tokens included.
 
+  Args:
+    key: PRNG key; or instead uniform numbers and random bits, such as those of `hash_by_content`.
+    tokens: of the rows.
+    chosen: which are replaced.
+    mask: the mask token.
+    vocab: how many tokens there are.
+
   Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3.1.
 
   >>> tokens = jnp.arange(4)[None]
   >>> replace_chosen(jax.random.key(0), tokens, tokens < 0, mask=9, vocab=4)
   Array([[0, 1, 2, 3]], dtype=int32)
   """
-  fate_key, token_key = jax.random.split(key)
-  fate = jax.random.uniform(fate_key, tokens.shape)
-  drawn = jax.random.randint(token_key, tokens.shape, 0, vocab)
-  return _replaced(tokens, chosen, fate, drawn, mask)
+  if isinstance(key, tuple):
+    fate, drawn = key[0], (key[1] % vocab).astype(tokens.dtype)
+  else:
+    fate_key, token_key = jax.random.split(key)
+    fate = jax.random.uniform(fate_key, tokens.shape)
+    drawn = jax.random.randint(token_key, tokens.shape, 0, vocab)
+  replaced = jnp.where(fate < 0.8, mask, jnp.where(fate < 0.9, drawn, tokens))
+  return jnp.where(chosen, replaced, tokens)
 
 
 def noise_spans(

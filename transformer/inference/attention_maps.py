@@ -151,7 +151,7 @@ def out_logits(model: Any, states: Float[Array, 'L T D']) -> Float[Array, 'L T N
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def captured_layers(task: Any, model: Any, batch: dict[str, Array]) -> dict[str, dict[str, Array]]:
+def capture_layers(task: Any, model: Any, batch: dict[str, Array]) -> dict[str, dict[str, Array]]:
   """Return the states and attention weights of all layers in `task.loss`; see sites.capture."""
   return sites.capture(task.loss)(model, batch, None)[1]
 

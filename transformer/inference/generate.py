@@ -204,7 +204,7 @@ def stream_tokens(
     yield int(rows.tokens[0, position])
 
 
-def up_to_end(tokens: Int[np.ndarray, ' T'], eos: search.Ends) -> Int[np.ndarray, ' n']:
+def cut_at_end(tokens: Int[np.ndarray, ' T'], eos: search.Ends) -> Int[np.ndarray, ' n']:
   """Return the tokens of an output up to its first end token, that included."""
   ends = np.flatnonzero(np.isin(tokens, search.as_tuple(eos)))
   return tokens[: ends[0] + 1] if len(ends) else tokens

@@ -78,36 +78,43 @@ class Classifier(nnx.Module):
     return self.out(dropout(pooled, self.config.dropout, pooled_key))
 
 
-class Spans(nnx.Module):
-  """An encoder with logits of where an answer starts and ends: two numbers for each position.
+class TokenClassifier(nnx.Module):
+  """An encoder with logits of C classes at each position (Devlin et al. 2019, section 5.3)."""
+
+  def __init__(self, config: ModelConfig, classes: int, rngs: nnx.Rngs):
+    self.config = config
+    self.encoder = Encoder(config, rngs)
+    self.out = Linear(config, config.width, classes, rngs)
+
+  @with_auto_axes
+  def __call__(
+    self, inputs: Int[Array, 'B S'] | Float[Array, 'B S X'], **kwargs: Any
+  ) -> Float[Array, 'B T C']:
+    """Return the logits; arguments as in the encoder."""
+    return self.out(self.encoder(inputs, **kwargs))
+
+
+class Spans(TokenClassifier):
+  """Logits of where an answer starts, [..., 0], and ends, [..., 1].
 
   Devlin et al. 2019, section 4.2.
   """
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-    self.config = config
-    self.encoder = Encoder(config, rngs)
-    self.out = Linear(config, config.width, 2, rngs)
-
-  @with_auto_axes
-  def __call__(self, tokens: Int[Array, 'B T'], **kwargs: Any) -> Float[Array, 'B T 2']:
-    """Return the logits of starts [..., 0] and ends [..., 1]; arguments as in the encoder."""
-    return self.out(self.encoder(tokens, **kwargs))
+    super().__init__(config, 2, rngs)
 
 
-class Transcriber(nnx.Module):
-  """An encoder with logits of the token at each position, or of the blank (CTC).
+class Transcriber(TokenClassifier):
+  """Logits of the token at each position, or of the blank (CTC).
 
   Graves et al. 2006, https://doi.org/10.1145/1143844.1143891, section 3.1.
   """
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-    self.config = config
-    self.encoder = Encoder(config, rngs)
-    self.out = Linear(config, config.width, config.vocab, rngs)
+    super().__init__(config, config.vocab, rngs)
 
   @with_auto_axes
-  def __call__(
+  def __call__(  # type: ignore[override]
     self, inputs: Int[Array, 'B S'] | Float[Array, 'B S X'], **kwargs: Any
   ) -> tuple[Float[Array, 'B T N'], Int[Array, 'B T']]:
     """Return the logits and the segments of their positions; arguments as in the encoder."""

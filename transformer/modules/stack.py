@@ -108,12 +108,12 @@ class Stack(nnx.Module):
     else:
       segments = jnp.ones(x.shape[:2], jnp.int32) if segments is None else segments
       positions = cache.next_positions(segments)
-    embedding_key, *_ = keys = split_key(key, 1 + self.config.depth)
+    keys = split_key(key, 1 + self.config.depth)
     # the residual stream has at least 32 bits, also where parameters were cast to 16
     x = self.positions.embed(x.astype(jnp.promote_types(x.dtype, jnp.float32)), positions)
     if self.embedding_norm is not None:
       x = self.embedding_norm(x)
-    x = dropout(x, self.config.dropout, embedding_key)
+    x = dropout(x, self.config.dropout, keys[0])
     x = sites.site(f'{self.prefix}embedding', x)
     layer_keys = None if key is None else keys[1:]
     x, cache, aux = self._layers(x, segments, positions, memory, cache, layer_keys)
@@ -150,10 +150,10 @@ class Stack(nnx.Module):
       if kv is not None:
         # else XLA cuts the layers out of the stack at every step of a search, and not once before
         block, keys_values = jax.tree.map(jax.lax.optimization_barrier, (block, keys_values))
-      seen = None if memory is None else (keys_values or memory.states, cross)
-      of_layer = None if kv is None else LayerCache(*kv, start, segments != 0)
-      x, of_layer, aux = block(x, view, seen, of_layer, key=key)
-      kv = None if of_layer is None else (of_layer.k, of_layer.v)
+      source = None if memory is None else (keys_values or memory.states, cross)
+      layer_cache = None if kv is None else LayerCache(*kv, start, segments != 0)
+      x, layer_cache, aux = block(x, view, source, layer_cache, key=key)
+      kv = None if layer_cache is None else (layer_cache.k, layer_cache.v)
       # each layer takes the first cache and puts it last, so that their order is the same after all
       return (x, (*others, kv)), aux
 

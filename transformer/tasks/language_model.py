@@ -20,7 +20,7 @@ from transformer.inference.attention_maps import Probe, causal_attention
 from transformer.inference.batching import PAD, bucket_length, pad_rows
 from transformer.inference.checks import check_rows
 from transformer.inference.decoding import Decoding
-from transformer.inference.generate import continue_prompts, stream_tokens, up_to_end
+from transformer.inference.generate import continue_prompts, cut_at_end, stream_tokens
 from transformer.inference.predict import map_batches
 from transformer.modules.config import ModelConfig
 from transformer.modules.model import Decoder
@@ -163,7 +163,7 @@ class LanguageModel:
       contexts = [self._context(text, steps, model.config) for text in unfinished]
       outputs = map_batches(self, model, search, contexts, left=True)
       for text, (output, _) in zip(unfinished, outputs, strict=True):
-        text += up_to_end(output[0], self._ends).tolist()
+        text += cut_at_end(output[0], self._ends).tolist()
     return [
       self._continuation(text, len(prompt)) for text, prompt in zip(texts, requests, strict=True)
     ]

@@ -159,13 +159,16 @@ class MaskedLM:
       tokens = jnp.where(swapped[:, None] & (types == 1), others, tokens)
     eligible = (segments != 0) & (tokens != bos) & (tokens != eos)
     words = self.words(tokens) if self.whole_words else None
-    numbers = dict(mask=self.tokenizer.mask, vocab=self.tokenizer.size)
+    random: Any
     if key is None:
       chosen = corruption.choose_masked_by_content(tokens, segments, eligible, self.rate, words)
-      shown = corruption.replace_chosen_by_content(tokens, segments, chosen, **numbers)
+      bits = corruption.hash_by_content(tokens, segments, 2)
+      random = corruption.uniform_by_content(tokens, segments, 1), bits
     else:
       chosen = corruption.choose_masked(keys[1], eligible, self.rate, words)
-      shown = corruption.replace_chosen(keys[2], tokens, chosen, **numbers)
+      random = keys[2]
+    mask, vocab = self.tokenizer.mask, self.tokenizer.size
+    shown = corruption.replace_chosen(random, tokens, chosen, mask=mask, vocab=vocab)
     return Masked(shown, tokens, chosen, types, swapped)
 
   def words(self, tokens: Int[Array, 'B T']) -> Int[Array, 'B T']:

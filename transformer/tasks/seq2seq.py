@@ -20,7 +20,7 @@ from transformer.functional.losses import Mean
 from transformer.inference.attention_maps import Probe, cross_attention, lm_logits
 from transformer.inference.batching import split_padding
 from transformer.inference.decoding import Decoding
-from transformer.inference.generate import decode_inputs, up_to_end
+from transformer.inference.generate import cut_at_end, decode_inputs
 from transformer.inference.predict import map_batches
 from transformer.modules.config import ModelConfig
 from transformer.modules.layers import split_key
@@ -149,7 +149,7 @@ class Seq2Seq:
     if cut := sum(self.tokenizer.eos not in outputs[0] for outputs, _ in found):
       most = self.decoding.max_new_tokens
       logging.info('%d of %d answers were cut at decode.max_new_tokens=%d', cut, len(found), most)
-    return [up_to_end(outputs[0], self.tokenizer.ends) for outputs, _ in found]
+    return [cut_at_end(outputs[0], self.tokenizer.ends) for outputs, _ in found]
 
   def search(
     self, model: EncoderDecoder, inputs: Shaped[Array, 'B S ...'], *, sentinels: bool = False

@@ -21,7 +21,7 @@ from transformer.inference.batching import PAD, split_padding
 from transformer.inference.decoding import Batching
 from transformer.inference.predict import run_batches
 from transformer.modules.config import ModelConfig
-from transformer.modules.heads import Classifier
+from transformer.modules.heads import TokenClassifier
 from transformer.tasks.task import Batch, Metrics, OptionalKey
 
 
@@ -82,9 +82,9 @@ class TokenClassification:
     """Return the processor of lines."""
     return WordProcessor(self.tokenizer, self.max_length)
 
-  def init(self, config: ModelConfig, key: Key[Array, '']) -> Classifier:
+  def init(self, config: ModelConfig, key: Key[Array, '']) -> TokenClassifier:
     """Return a freshly initialized model."""
-    return Classifier(config, len(self.labels), nnx.Rngs(key))
+    return TokenClassifier(config, len(self.labels), nnx.Rngs(key))
 
   def columns(self, source: Source) -> Columns:
     """Return the tokens of each text, and for each token the number of a label or PAD."""
@@ -101,10 +101,10 @@ class TokenClassification:
         targets[-1][place] = number[label] if place >= 0 else PAD  # -1 is the end token
     return {'inputs': Ragged.from_sequences(rows), 'targets': Ragged.from_sequences(targets)}
 
-  def loss(self, model: Classifier, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
+  def loss(self, model: TokenClassifier, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
     """Return the smoothed cross-entropy, and the metrics: nats per word, share of right labels."""
     segments, targets = batch['inputs_segments'], batch['targets']
-    logits = model.out(model.encoder(batch['inputs'], segments=segments, key=key))
+    logits = model(batch['inputs'], segments=segments, key=key)
     scored = ((segments != 0) & (targets != PAD)).astype(jnp.float32)
     labeled = logits, jnp.maximum(targets, 0), scored
     smoothed = cross_entropy(*labeled, label_smoothing=self.label_smoothing)
@@ -114,7 +114,7 @@ class TokenClassification:
     """Return the line of words, and the line of their labels."""
     return example['inputs'], example['targets']
 
-  def answer(self, model: Classifier, requests: Sequence[Words]) -> list[str]:
+  def answer(self, model: TokenClassifier, requests: Sequence[Words]) -> list[str]:
     """Return a line of labels for each line of words."""
     rows = run_batches(self, model, [words.tokens for words in requests])
     return [
@@ -122,13 +122,13 @@ class TokenClassification:
       for words, (best, _) in zip(requests, rows, strict=True)
     ]
 
-  def forward(self, model: Classifier, rows: Int[Array, 'B T']):
+  def forward(self, model: TokenClassifier, rows: Int[Array, 'B T']):
     """Return the number of the best label of each token, and its logit."""
     tokens, segments = split_padding(rows)
-    logits = model.out(model.encoder(tokens, segments=segments))
+    logits = model(tokens, segments=segments)
     return jnp.argmax(logits, axis=-1), jnp.max(logits, axis=-1)
 
-  def attention(self, model: Classifier, request: Words) -> Probe:
+  def attention(self, model: TokenClassifier, request: Words) -> Probe:
     """Return how the tokens of a line attend to each other."""
     return self_attention(self, model, request.tokens, readout=out_logits, names=self._names)
 

@@ -134,7 +134,7 @@ def printable(text: str) -> str:
   )
 
 
-def explained(error: Exception, workdir: Any) -> Exception:
+def explain(error: Exception, workdir: Any) -> Exception:
   """Return the error, or one that says what to do about a full disk or a missing library."""
   # by the system's words, which Orbax puts into errors of its own
   said = f'{error} {error.__cause__ or ""}'

@@ -19,7 +19,7 @@ from transformer.inference.predict import predict, predict_each
 from transformer.training import loop, processes, reporting
 from transformer.training.checkpoints import digest
 from transformer.training.checks import check
-from transformer.training.command_line import FAILURE, USAGE, explained, printable, usage_error
+from transformer.training.command_line import FAILURE, USAGE, explain, printable, usage_error
 from transformer.training.config import describe
 from transformer.training.experiment import Experiment, reopen, restore_best
 from transformer.training.input_lines import read_chunks
@@ -62,7 +62,7 @@ def main(flags: Any, folders: Sequence[str] = ()) -> int:
   except Exception as error:
     logging.debug('raised here', exc_info=True)  # --verbosity=1 shows it
     processes.wait_for_news()
-    error = explained(error, workdir)
+    error = explain(error, workdir)
     if isinstance(error, (ValueError, OSError)):  # what a user can correct
       usage_error(error)
     raise
@@ -219,7 +219,7 @@ def _sweep(config, workdir, flags) -> int:
       result['metrics'] = json.loads((folder.path / 'train.json').read_text())['metrics']
     except Exception as error:
       logging.debug('raised here', exc_info=True)
-      result['outcome'] = f'{type(error).__name__}: {explained(error, folder)}'
+      result['outcome'] = f'{type(error).__name__}: {explain(error, folder)}'
       print(f'error: sweep {i + 1}: {printable(result["outcome"])}', file=sys.stderr)
   if processes.is_first():
     print(json.dumps({'experiment': config['experiment'], 'mode': 'sweep', 'runs': results}))

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from transformer.training.reporting import aligned
+from transformer.training.reporting import align
 from transformer.training.workdir import Workdir, flatten
 
 
@@ -31,7 +31,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
   """Return a table as text: a column for each run, a line for each key that one of them has."""
   keys = list(dict.fromkeys(key for row in rows.values() for key in row))
   lines = [[key, *(_text(row.get(key, '')) for row in rows.values())] for key in keys]
-  return aligned([['', *rows], *lines])
+  return align([['', *rows], *lines])
 
 
 def draw(folders: Sequence[str], file: pathlib.Path):

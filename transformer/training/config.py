@@ -218,7 +218,7 @@ def same_keys(where: str, given: Mapping[str, Any], known: Iterable[str]):
       raise ValueError(f'{where}.{key} is missing: give it a value')
 
 
-def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
+def upgrade(stored: Mapping[str, Any]) -> dict[str, Any]:
   """Return the config of a stored run with the keys that did not exist when it was stored.
 
   Raises:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer.data.pipeline import Batch
-from transformer.inference.attention_maps import captured_layers
+from transformer.inference.attention_maps import capture_layers
 from transformer.tasks.task import Task
 from transformer.training import processes
 from transformer.training.optimizers import parameter_path
@@ -19,7 +19,7 @@ def first_not_finite(task: Task, model: Any, batch: Batch) -> str:
   if place := _first(model):
     return f'parameter {place}'
   arrays = {name: jnp.asarray(rows) for name, rows in batch.items()}
-  layers_of = captured_layers(task, model, arrays)
+  layers_of = capture_layers(task, model, arrays)
   for stack in sorted(layers_of, reverse=True):  # the encoder before the decoder
     layers = layers_of[stack]
     bad = ~np.isfinite(np.asarray(layers['states'])).all(axis=(1, 2, 3))

@@ -45,9 +45,9 @@ class Experiment(NamedTuple):
     ragged = [c.lengths for c in columns.values() if isinstance(c, pipeline.Ragged)]
     count = len(next(iter(columns.values())))
     lengths = np.stack(ragged or [np.ones(count, np.int64)], axis=1)
-    short = np.flatnonzero(lengths.max(axis=1) <= data.max_length)
-    self._log_left_out(split, columns, count, count - len(short))
-    if not len(short):
+    kept = np.flatnonzero(lengths.max(axis=1) <= data.max_length)
+    self._log_left_out(split, columns, count, count - len(kept))
+    if not len(kept):
       raise ValueError(
         f'every example of {split} is longer than data.max_length={data.max_length} tokens'
       )
@@ -57,11 +57,11 @@ class Experiment(NamedTuple):
         'False'
       )
     if not ragged:
-      rows = pipeline.unpacked(len(short))
+      rows = pipeline.unpacked(len(kept))
     elif data.packing:
-      rows = pipeline.pack(lengths[short], length=data.max_length, seed=self.settings.seed)
+      rows = pipeline.pack(lengths[kept], length=data.max_length, seed=self.settings.seed)
     else:
-      rows = pipeline.bucket(lengths[short], buckets=data.buckets)
+      rows = pipeline.bucket(lengths[kept], buckets=data.buckets)
     sizes = [c.shape[1] for c in columns.values() if isinstance(c, np.ndarray) and c.ndim > 1]
     sizes += np.unique(rows.shapes).tolist() if ragged else []
     if any(size % self.mesh.shape['sequence'] for size in sizes):
@@ -72,7 +72,7 @@ class Experiment(NamedTuple):
     microbatches = self.settings.train.microbatches if train else 1
     return pipeline.Batches(
       columns,
-      rows._replace(members=[short[m] for m in rows.members]),
+      rows._replace(members=[kept[m] for m in rows.members]),
       tokens=data.batch_tokens,
       multiple=microbatches,
       parts=sharding.batch_parts(self.mesh),

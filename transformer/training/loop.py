@@ -172,7 +172,7 @@ class _Loop:
           self.experiment.task,
           model,
           self.source,
-          sharding.placed(self.batches, self.experiment.mesh),
+          sharding.place_batches(self.batches, self.experiment.mesh),
           metrics=self.eval.metrics,
           limit=self.eval.limit,
           samples=self.eval.samples,

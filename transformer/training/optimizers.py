@@ -178,7 +178,7 @@ def build(
     weight_decay: decoupled (Loshchilov & Hutter 2019), on the parameters that DECAY names.
     clip: global norm above which gradients are scaled down; 0 for never.
     lr_multipliers: (pattern, factor) pairs: the learning rate of a parameter is multiplied by the
-      factor of the first pattern that its path matches (re.search). 0 freezes; see `frozen`.
+      factor of the first pattern that its path matches (re.search). 0 freezes; see `freeze`.
     steps: of the whole training.
     width: D, for noam.
     options: keyword arguments of the optimizer and of the schedule; None for their defaults.
@@ -265,7 +265,7 @@ def factors(params: Any, lr_multipliers: tuple[tuple[str, float], ...]) -> Any:
   return jax.tree.map_with_path(lambda path, _: first_match(path, lr_multipliers, 1.0), params)
 
 
-def frozen(params: Any, lr_multipliers: tuple[tuple[str, float], ...]) -> Any:
+def freeze(params: Any, lr_multipliers: tuple[tuple[str, float], ...]) -> Any:
   """Return the parameters, with no gradient for those whose factor is 0."""
   if not lr_multipliers:
     return params

@@ -62,7 +62,7 @@ def make_programs(experiment: Experiment) -> Programs:
     return init_state(experiment.init(key), optimizer, ema=train.ema)
 
   def loss(model, batch, key):
-    return task.loss(optimizers.frozen(model, experiment.lr_multipliers), batch, key)
+    return task.loss(optimizers.freeze(model, experiment.lr_multipliers), batch, key)
 
   like = with_shardings(jax.eval_shape(start, jax.random.key(settings.seed)), experiment.mesh)
   shardings = jax.tree.map(lambda x: x.sharding, like)

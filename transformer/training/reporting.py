@@ -154,7 +154,7 @@ def summary(result: dict[str, Any], splits: Sequence[str]) -> str:
   workdir = shlex.quote(result['workdir'])
   return '\n'.join(
     [
-      *([aligned([['', *splits], *rows], str.rjust)] if names else []),
+      *([align([['', *splits], *rows], str.rjust)] if names else []),
       '',
       f'{result["seconds"]} s on {result["device"]}; everything is in {workdir}, these and more '
       f'metrics in {result["mode"]}.json',
@@ -165,7 +165,7 @@ def summary(result: dict[str, Any], splits: Sequence[str]) -> str:
   )
 
 
-def aligned(rows: Sequence[Sequence[str]], justify: Callable[[str, int], str] = str.ljust) -> str:
+def align(rows: Sequence[Sequence[str]], justify: Callable[[str, int], str] = str.ljust) -> str:
   """Return rows of cells as lines of text, with every column as wide as its longest cell.
 
   Args:

@@ -24,7 +24,7 @@ def evaluate_splits(experiment: Experiment, model: Model, workdir: Workdir) -> d
       experiment.task,
       model,
       source,
-      sharding.placed(experiment.batches(split), experiment.mesh),
+      sharding.place_batches(experiment.batches(split), experiment.mesh),
       metrics=config.metrics,
       samples=config.samples,
       by=config.by if len(source) and config.by in source[0] else '',

@@ -112,7 +112,7 @@ def _of_rows(mesh: Mesh, ndim: int, stacked: bool) -> NamedSharding:
   return NamedSharding(mesh, P(*axes[:ndim]))
 
 
-def placed(batches: Batches, mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
+def place_batches(batches: Batches, mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
   """Yield the batches of one epoch as arrays on the devices."""
   for i in range(len(batches)):
     yield shard_batch(batches[i], mesh)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from transformer.data.tokenizers import Tokenizer
 from transformer.training import processes
-from transformer.training.config import FORMAT, from_values, upgraded
+from transformer.training.config import FORMAT, from_values, upgrade
 
 # Keys that may change when a run is resumed: those that do not change what is trained.
 MAY_CHANGE = (
@@ -63,7 +63,7 @@ class Workdir:
         f'{file} is not JSON ({error}): restore it, or use another --workdir'
       ) from error
     try:
-      return upgraded(config)
+      return upgrade(config)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
       raise ValueError(
         f'{file} is not the config of a run ({error}): restore it, or use another --workdir'
