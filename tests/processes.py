@@ -121,7 +121,7 @@ class Process:
     """Wait for the end; return (stdout, stderr).
 
     Raises:
-      TimeoutError, subprocess.TimeoutExpired: it has not ended in time, and goes on.
+      TimeoutError, subprocess.TimeoutExpired: it has not ended in time, and still runs.
     """
     if self._popen is not None:
       self.returncode = self._popen.wait(timeout)

@@ -92,7 +92,7 @@ def test_recurrence_is_drawn(tmp_path, monkeypatch):
 
 
 def test_positions_are_drawn(tmp_path, monkeypatch):
-  def run(command, **how):
+  def run(command, **kwargs):
     (workdir,) = [pathlib.Path(word[10:]) for word in command if word.startswith('--workdir=')]
     for i in range(6):
       metrics = {f'{split}/exact_match': 10.0 * i for split in positions.SPLITS}

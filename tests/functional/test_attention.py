@@ -184,8 +184,8 @@ def test_one_head_is_one_head_of_many(rng, close):
 
   @jax.jit
   def run(q, k, v):
-    how = dict(mask=mask, bias=bias, scale=0.4)
-    return attention(q, k, v, **how), attention_weights(q, k, **how)
+    kwargs = dict(mask=mask, bias=bias, scale=0.4)
+    return attention(q, k, v, **kwargs), attention_weights(q, k, **kwargs)
 
   y, y_weights = run(*one)
   close(y, want[0, :, 0])

@@ -105,9 +105,9 @@ def test_spans_are_as_many_and_as_long_as_asked(rate, mean_span):
 
 @pytest.mark.parametrize('rate, mean_span', [(0.15, 3.0), (0.3, 1.0), (0.5, 2.5)])
 def test_counts_are_the_same_on_the_host(rate, mean_span):
-  lengths, how = np.arange(1, 1025, dtype=np.int32), dict(rate=rate, mean_span=mean_span)
-  host = noise_counts(lengths, **how, xp=np)
-  device = jax.jit(lambda lengths: noise_counts(lengths, **how))(lengths)
+  lengths, kwargs = np.arange(1, 1025, dtype=np.int32), dict(rate=rate, mean_span=mean_span)
+  host = noise_counts(lengths, **kwargs, xp=np)
+  device = jax.jit(lambda lengths: noise_counts(lengths, **kwargs))(lengths)
   for one, other in zip(host, device, strict=True):
     np.testing.assert_array_equal(one, other)
 

@@ -42,8 +42,8 @@ def test_mask_frames_hides_bands_and_stretches_of_time(key, rng):
   B, S, X = 50, 40, 12
   frames = jnp.asarray(rng.normal(size=(B, S, X)), jnp.float32)
   segments = (jnp.arange(S) < 30).astype(jnp.int32) * jnp.ones((B, 1), jnp.int32)
-  how = dict(time_masks=2, time_width=8, time_share=0.1, frequency_masks=1, frequency_width=4)
-  found = np.asarray(mask_frames(key, frames, segments, **how))
+  kwargs = dict(time_masks=2, time_width=8, time_share=0.1, frequency_masks=1, frequency_width=4)
+  found = np.asarray(mask_frames(key, frames, segments, **kwargs))
   kept = found != 0
   np.testing.assert_array_equal(found[kept], np.asarray(frames)[kept])
   times, bands = kept.any(axis=2), kept.any(axis=1)
@@ -51,7 +51,7 @@ def test_mask_frames_hides_bands_and_stretches_of_time(key, rng):
   assert times[:, 30:].all()
   assert 0 < (~times).sum(axis=1).max() <= 2 * 3  # a tenth of 30 frames, twice
   assert 0 < (~bands).sum(axis=1).max() <= 4
-  nothing = dict(how, time_width=0, frequency_width=0)
+  nothing = dict(kwargs, time_width=0, frequency_width=0)
   np.testing.assert_array_equal(mask_frames(key, frames, segments, **nothing), frames)
 
 
@@ -90,8 +90,8 @@ def test_a_tempo_of_0_changes_nothing(key, rng):
 @pytest.mark.parametrize('seed', [0, 1])
 def test_what_is_drawn_is_a_function_of_the_key(seed, rng):
   frames, segments = jnp.ones((4, 20, 8)), jnp.ones((4, 20), jnp.int32)
-  how = dict(time_masks=1, time_width=9, time_share=1.0, frequency_masks=1, frequency_width=4)
-  draw = jax.jit(lambda key: mask_frames(key, frames, segments, **how))
+  kwargs = dict(time_masks=1, time_width=9, time_share=1.0, frequency_masks=1, frequency_width=4)
+  draw = jax.jit(lambda key: mask_frames(key, frames, segments, **kwargs))
   one, again = draw(jax.random.key(seed)), draw(jax.random.key(seed))
   np.testing.assert_array_equal(one, again)
   assert (one != draw(jax.random.key(seed + 2))).any()

@@ -1,4 +1,4 @@
-"""Settings of a search: what they forbid, and how they go on in the next window."""
+"""Settings of a search: what they forbid, and how they continue in the next window."""
 
 import types
 

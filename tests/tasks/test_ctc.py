@@ -245,15 +245,15 @@ def test_sounds_are_normalized(rng):
 
 @pytest.fixture(scope='module')
 def joint(task):
-  how = dict(tokenizer=task.tokenizer, max_length=64, input_processor=task.input_processor)
-  return JointCTC(decoding=Decoding(max_new_tokens=8, batch_size=4), label_smoothing=0.1, **how)
+  kwargs = dict(tokenizer=task.tokenizer, max_length=64, input_processor=task.input_processor)
+  return JointCTC(decoding=Decoding(max_new_tokens=8, batch_size=4), label_smoothing=0.1, **kwargs)
 
 
 def test_joint_loss_is_the_weighted_sum_of_both(task, joint, examples):
   model = drawn(lambda: joint.init(CONFIG, jax.random.key(0)))
   batch = batches(joint, examples[:5])[0]
-  how = dict(tokenizer=task.tokenizer, max_length=64, input_processor=task.input_processor)
-  plain = Seq2Seq(decoding=joint.decoding, label_smoothing=0.1, **how)
+  kwargs = dict(tokenizer=task.tokenizer, max_length=64, input_processor=task.input_processor)
+  plain = Seq2Seq(decoding=joint.decoding, label_smoothing=0.1, **kwargs)
   shares = 0.0, 0.25, 1.0
 
   @jax.jit

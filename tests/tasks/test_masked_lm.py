@@ -35,8 +35,8 @@ def tokenizer():
 
 @pytest.fixture(scope='module')
 def masking(tokenizer):
-  how = dict(rate=0.2, whole_words=False, next_sentence=False)
-  return MaskedLM(tokenizer=tokenizer, decoding=Batching(batch_size=2), max_length=16, **how)
+  kwargs = dict(rate=0.2, whole_words=False, next_sentence=False)
+  return MaskedLM(tokenizer=tokenizer, decoding=Batching(batch_size=2), max_length=16, **kwargs)
 
 
 @pytest.fixture(scope='module')
@@ -107,8 +107,8 @@ def test_whole_words_are_masked_together():
   tokenizer = tokenizers.train(
     ['redder bluer antic beeline'] * 9, kind='bpe', vocab=270, sentinels=1
   )
-  how = dict(rate=0.3, whole_words=True, next_sentence=False)
-  task = MaskedLM(tokenizer=tokenizer, decoding=Batching(batch_size=2), max_length=40, **how)
+  kwargs = dict(rate=0.3, whole_words=True, next_sentence=False)
+  task = MaskedLM(tokenizer=tokenizer, decoding=Batching(batch_size=2), max_length=40, **kwargs)
   line = 'redder bluer antic beeline redder antic'
   batch = batch_of(task, texts([line]))
   words = np.asarray(task.words(batch['inputs']))[0]
@@ -123,8 +123,8 @@ def test_whole_words_are_masked_together():
 
 
 def test_swapped_halves_come_from_the_row_before(tokenizer):
-  how = dict(rate=0.2, whole_words=False, next_sentence=True)
-  task = MaskedLM(tokenizer=tokenizer, decoding=Batching(batch_size=2), max_length=14, **how)
+  kwargs = dict(rate=0.2, whole_words=False, next_sentence=True)
+  task = MaskedLM(tokenizer=tokenizer, decoding=Batching(batch_size=2), max_length=14, **kwargs)
   same = ['abcdefghijk', 'lmnopqrstuv', 'wxyzabcdefg', 'hijklmnopqr', 'stuvwxyzabc', 'defghijklmn']
   task = dataclasses.replace(
     task, tokenizer=tokenizers.train(same, kind='characters', vocab=40, sentinels=1)

@@ -41,10 +41,10 @@ def task(request):
   return of(tokenizer, length=160 if request.param == 'bytes' else 64)
 
 
-def of(tokenizer, length=64, **how):
+def of(tokenizer, length=64, **kwargs):
   decoding = Extraction(batch_size=3, longest=12)
-  how = dict(stride=8) | how
-  return QuestionAnswering(tokenizer=tokenizer, decoding=decoding, max_length=length, **how)
+  kwargs = dict(stride=8) | kwargs
+  return QuestionAnswering(tokenizer=tokenizer, decoding=decoding, max_length=length, **kwargs)
 
 
 def batch_of(task, source):

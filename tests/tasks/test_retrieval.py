@@ -146,8 +146,8 @@ def test_rankings_are_fused_by_scores_or_ranks(task, file, texts):
   queries = task.embed(model, task.processor.encode_column(lines), 0)
   by_vectors = queries @ task.embed(model, task.processor.encode_column(texts), 1).T
 
-  def predicted(**how):
-    decoding = dataclasses.replace(task.decoding, **how)
+  def predicted(**kwargs):
+    decoding = dataclasses.replace(task.decoding, **kwargs)
     found = predict(dataclasses.replace(task, decoding=decoding), model, lines)
     return [line.split() for line in found]
 

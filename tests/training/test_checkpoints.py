@@ -156,7 +156,7 @@ def test_stopped_runs_keep_the_same_checkpoints(keep, steps, rng):
 
 
 def test_checkpoints_count_as_they_are(workdir):
-  """Those of a run that goes on, whatever its interval is now; but not one of a stop."""
+  """Those of a resumed run, whatever its interval is now; but not one of a stop."""
   with Checkpoints(workdir, keep=3) as checkpoints:
     checkpoints.save(state_of(5), 5, extra=True)
   assert steps(workdir) == [3, 4, 5]

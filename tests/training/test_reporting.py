@@ -54,7 +54,7 @@ def test_metrics_have_one_line_for_each_step_and_split(tmp_path, whole):
 @pytest.mark.parametrize('reached', range(11))
 @pytest.mark.parametrize('half', ['', '{"step": 3, "spl', '{'])
 def test_a_resumed_run_has_the_files_of_an_uninterrupted_one(tmp_path, whole, reached, half):
-  """Killed at step `reached` within a line, it goes on from the checkpoint of step 4 or before."""
+  """Killed at step `reached` within a line, it resumes from the checkpoint of step 4 or before."""
   folder, start = tmp_path / 'broken', min(4, reached - reached % 2)
   run(folder, 0, reached)
   with (folder / 'metrics.jsonl').open('a') as file:

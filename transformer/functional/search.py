@@ -381,7 +381,7 @@ def _first_beams(first: Int[Array, 'B'], beams: int, steps: int, pad: int, cache
 def _extend_beams(
   state: Beams, step: Step, reorder: Callable, penalties, eos: Ends, constrain: Constrain | None
 ) -> Beams:
-  """Extend every beam by one token: some hypotheses finish, the best others go on."""
+  """Extend every beam by one token: some hypotheses finish, the best others stay live."""
   (batch, beams), steps = state.last.shape, len(penalties)
   logits, cache = step(state.last.reshape(-1), state.cache)
   logits = logits.astype(jnp.float32)

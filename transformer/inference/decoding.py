@@ -125,7 +125,7 @@ class Decoding(Batching):
     )
 
   def constrain(self, prompts: Int[Array, 'B P'], eos: search.Ends) -> search.Constrain | None:
-    """Return the constraint of a search on the rows that go on from these prompts."""
+    """Return the constraint of a search on the rows that continue these prompts."""
     penalty, words, least = self.repetition_penalty, self.bad_words, self.min_new_tokens
     chosen = [
       *([constraints.penalize_repetitions(penalty)] if penalty != 1 else []),

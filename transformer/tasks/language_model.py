@@ -39,7 +39,7 @@ class PromptProcessor(TextProcessor):
     """Return the tokens of a prompt."""
     tokens = self.tokenizer.encode(line)
     if not (tokens or self.start or truncate):
-      raise ValueError('the line is empty: give it some text to go on from')
+      raise ValueError('the line is empty: give it some text to continue')
     return [*self.start_tokens, *tokens]
 
 

@@ -141,7 +141,7 @@ def explain(error: Exception, workdir: Any) -> Exception:
   if any(os.strerror(n) in said for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
     return OSError(
       f'the disk of {workdir} is full. What was saved before is safe: make room, and the same '
-      'command goes on from the last checkpoint'
+      'command continues from the last checkpoint'
     )
   if isinstance(error, RuntimeError) and 'home directory' in str(error):
     return ValueError(f'{error}: there is no HOME, so write paths without ~')

@@ -176,7 +176,7 @@ class Workdir:
     changed = [name for name in found if stored.get(name, found[name]) != found[name]]
     if changed:
       raise ValueError(
-        f'{" and ".join(changed)} changed since {self} was trained: it would go on as another '
+        f'{" and ".join(changed)} changed since {self} was trained: it would continue as another '
         'model. Restore what was there, or use another --workdir; to use what is there now all the '
         f'same, delete {self.path / "fingerprints.json"}'
       )
