@@ -83,7 +83,7 @@ def dot_product_attention(
   platform: str | None = None,
   assume_finite: bool = False,
 ) -> Float[Array, 'B T H V']:
-  """`multi_head_attention` by the fastest implementation that can compute it.
+  """Return `multi_head_attention`, by the fastest implementation that can compute it.
 
   Args:
     q, k, v, bias, scale, soft_cap, sinks: as in `multi_head_attention`.
@@ -129,7 +129,7 @@ def attention_weights_of(
   mask: AttentionMask,
   **kwargs: Any,
 ) -> Float[Array, 'B H T S']:
-  """The weights that `dot_product_attention` gives the values, by the equation."""
+  """Return the weights that `dot_product_attention` gives the values, by the equation."""
   return multi_head_attention_weights(q, k, mask=_array(mask, q, k), **kwargs)
 
 

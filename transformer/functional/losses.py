@@ -41,7 +41,7 @@ def cross_entropy(
   label_smoothing: float = 0.0,
   z_loss: float = 0.0,
 ) -> Mean:
-  """Cross-entropy -sum_n p(n) log softmax(logits)(n), p = (1 - a) onehot(target) + a / N.
+  """Return -sum_n p(n) log softmax(logits)(n), where p = (1 - a) onehot(target) + a / N.
 
   Args:
     logits: of any dtype; computed in float32.
@@ -83,7 +83,7 @@ def linear_cross_entropy(
   soft_cap: float = 0.0,
   platform: str | None = None,
 ) -> tuple[Mean, Mean]:
-  """`cross_entropy` of the logits x tableT, which are never stored as a whole.
+  """Return the `cross_entropy` of the logits x tableT, which are never stored as a whole.
 
   A chunk of rows at a time: the logits, the loss, and at once the gradient, which needs the same
   softmax. That takes the memory of one chunk instead of four arrays [*B, N], and half the time.
@@ -221,7 +221,7 @@ def ctc(
   *,
   blank: int,
 ) -> Mean:
-  """CTC loss: -log sum_a prod_s softmax(logits_s)(a_s) over all alignments a of the targets.
+  """Return the CTC loss, -log sum_a prod_s softmax(logits_s)(a_s) over all alignments a.
 
   An alignment has a token or the blank at every real position; without tokens that repeat the one
   just before, and then without blanks, it is the targets.
@@ -261,7 +261,7 @@ def ctc(
 def accuracy(
   logits: Float[Array, '*B N'], targets: Int[Array, '*B'], weights: Float[Array, '*B']
 ) -> Mean:
-  """Accuracy: how often the most probable class is the target.
+  """Return how often the most probable class is the target.
 
   >>> accuracy(jnp.eye(3), jnp.array([0, 1, 2]), jnp.ones(3)).value
   Array(1., dtype=float32)

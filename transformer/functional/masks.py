@@ -70,7 +70,7 @@ class AttentionMask:
     return self.segments is None and self.positions is None and self.explicit is None
 
   def __and__(self, other: 'AttentionMask') -> 'AttentionMask':
-    """The mask that allows what both allow.
+    """Return the mask that allows what both allow.
 
     Raises:
       ValueError: the masks count by different positions.
@@ -128,7 +128,7 @@ class AttentionMask:
     return allowed
 
   def with_array(self, targets: int, sources: int | None = None) -> 'AttentionMask':
-    """The same mask with its dense array, computed once here for all layers that will read it.
+    """Return the mask with its dense array, computed once here for all layers that will read it.
 
     The array goes by way of a logarithm, which XLA never computes twice: it would otherwise compute
     the array again in every layer and for every head, which takes 1.3 times the time of a GPT's
@@ -139,7 +139,7 @@ class AttentionMask:
 
 
 def causal(*, positions: tuple[Any, Any] | None = None) -> AttentionMask:
-  """Each target may attend to sources up to its own position, not to later ones.
+  """Return the causal mask: a target may attend to sources up to its own position.
 
   With more sources than targets the last target is the last source, as when the first positions are
   already in a cache.
@@ -156,7 +156,7 @@ def causal(*, positions: tuple[Any, Any] | None = None) -> AttentionMask:
 
 
 def prefix(length: int) -> AttentionMask:
-  """Causal, except that all may attend to the first `length` positions (prefix LM).
+  """Return a causal mask, except that all may attend to the first `length` positions (prefix LM).
 
   Raffel et al. 2020, figure 4.
 
@@ -173,7 +173,7 @@ def prefix(length: int) -> AttentionMask:
 def sliding_window(
   size: int | tuple[int, int], *, positions: tuple[Any, Any] | None = None
 ) -> AttentionMask:
-  """Each target may attend to near positions; `& causal()` for those of the past only.
+  """Return a mask for near positions; `& causal()` leaves those of the past only.
 
   Args:
     size: n for positions fewer than n away, or (left, right) for at most so many to each side.
@@ -190,7 +190,7 @@ def sliding_window(
 
 
 def padding(tokens: Int[Array, 'B S'], pad: int = 0) -> AttentionMask:
-  """All may attend to every token that is not padding.
+  """Return a mask in which all may attend to every token that is not padding.
 
   >>> print(describe(padding(jnp.array([[5, 3, 0]])), 1, 3))
     012
@@ -200,7 +200,7 @@ def padding(tokens: Int[Array, 'B S'], pad: int = 0) -> AttentionMask:
 
 
 def segments(targets: Int[Array, 'B T'], sources: Int[Array, 'B S']) -> AttentionMask:
-  """Each target may attend to sources of its own segment; segment 0 is padding and sees nothing.
+  """Return a mask for sources of the target's own segment; segment 0 is padding and sees nothing.
 
   The examples packed into a row are segments 1, 2, ...; a padded row of one example is segment 1.
 

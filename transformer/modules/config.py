@@ -203,7 +203,7 @@ class ModelConfig:
     return [(name, getattr(self, name), hint) for name, hint in get_type_hints(type(self)).items()]
 
   def _contradictions(self):
-    """(whether it is so, what to say then) of values that do not fit together."""
+    """Yield (whether some values contradict each other, the error message)."""
     yield (
       (self.modality == 'tokens') != (self.features == 0),
       f'model.features={self.features} with model.modality={self.modality}: give the numbers in '
@@ -275,12 +275,12 @@ class ModelConfig:
 
   @property
   def encoder(self) -> 'ModelConfig':
-    """That of the encoder of an encoder-decoder."""
+    """The config of the encoder of an encoder-decoder."""
     return dataclasses.replace(self, max_length=self.max_source_length or self.max_length)
 
   @property
   def decoder(self) -> 'ModelConfig':
-    """That of the decoder of an encoder-decoder."""
+    """The config of the decoder of an encoder-decoder."""
     return dataclasses.replace(self, depth=self.decoder_depth or self.depth)
 
   @property

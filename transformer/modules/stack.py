@@ -198,7 +198,7 @@ class Stack(nnx.Module):
     return carry, total
 
   def _views(self, positions, segments, cache) -> list[View]:
-    """What self-attention may see, for each layer of the pattern.
+    """Return what self-attention may see, for each layer of the pattern.
 
     Without a cache the positions of a segment are as far apart as its columns, so that the mask may
     count columns, which kernels understand.
@@ -236,7 +236,7 @@ def _columns(x):
 
 
 def _cross_mask(segments, memory: Memory, shape) -> AttentionMask:
-  """What targets may see of a memory, whose rows several neighboring rows of targets may share."""
+  """Return the mask of targets and a memory, whose rows several neighboring targets may share."""
   C, S, _ = memory.states.shape
   if segments is None and memory.segments is None:
     return AttentionMask()

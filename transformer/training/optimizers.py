@@ -103,25 +103,25 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 
 
 def constant(step: ArrayLike, *, warmup_steps: int) -> jax.Array:
-  """After a linear warm-up: 1."""
+  """Return 1, after a linear warm-up."""
   return _warmup(step, warmup_steps, jnp.ones(()))
 
 
 def cosine(step: ArrayLike, *, warmup_steps: int, steps: int) -> jax.Array:
-  """After a linear warm-up: from 1 to 0 along half a cosine (Loshchilov & Hutter 2017)."""
+  """Return half a cosine from 1 to 0, after a linear warm-up (Loshchilov & Hutter 2017)."""
   after = 0.5 * (1 + jnp.cos(jnp.pi * _progress(step, warmup_steps, steps)))
   return _warmup(step, warmup_steps, after)
 
 
 def linear(step: ArrayLike, *, warmup_steps: int, steps: int) -> jax.Array:
-  """After a linear warm-up: from 1 to 0 along a line."""
+  """Return a line from 1 to 0, after a linear warm-up."""
   return _warmup(step, warmup_steps, 1 - _progress(step, warmup_steps, steps))
 
 
 def trapezoid(
   step: ArrayLike, *, warmup_steps: int, steps: int, decay_share: float = 0.2
 ) -> jax.Array:
-  """After a linear warm-up: 1, and at the end a line to 0 (Hu et al. 2024, warmup-stable-decay).
+  """Return 1, after a linear warm-up, and at the end a line to 0 (Hu et al. 2024).
 
   Args:
     decay_share: the part of all steps in which the rate goes down.
@@ -131,13 +131,13 @@ def trapezoid(
 
 
 def rsqrt(step: ArrayLike, *, warmup_steps: int) -> jax.Array:
-  """After a linear warm-up: sqrt(warmup_steps / step)."""
+  """Return sqrt(warmup_steps / step), after a linear warm-up."""
   warmup = max(warmup_steps, 1)
   return _warmup(step, warmup_steps, jnp.sqrt(warmup / jnp.maximum(step, warmup)))
 
 
 def noam(step: ArrayLike, *, warmup_steps: int, width: int) -> jax.Array:
-  """width^-0.5 min(step^-0.5, step warmup_steps^-1.5): Vaswani et al. 2017, equation 3."""
+  """Return width^-0.5 min(step^-0.5, step warmup_steps^-1.5): Vaswani et al. 2017, equation 3."""
   return (width * max(warmup_steps, 1)) ** -0.5 * rsqrt(step, warmup_steps=warmup_steps)
 
 
@@ -277,7 +277,7 @@ def freeze(params: Any, lr_multipliers: tuple[tuple[str, float], ...]) -> Any:
 
 
 def _matrices(params: Any) -> Any:
-  """For each parameter the axes of its matrices if it is of hidden layers, [L, in, out]."""
+  """Return for each parameter the axes of its matrices, if it is of hidden layers: [L, in, out]."""
   axes = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
   return jax.tree.map_with_path(
     lambda path, _: axes if re.search(r'blocks/.*/kernel$', parameter_path(path)) else None, params
@@ -285,7 +285,7 @@ def _matrices(params: Any) -> Any:
 
 
 def decays(params: Any) -> Any:
-  """For each parameter, whether weight decay applies.
+  """Return for each parameter whether weight decay applies.
 
   Raises:
     ValueError: no pattern of DECAY fits a path.
@@ -304,7 +304,7 @@ def decays(params: Any) -> Any:
 
 
 def parameter_path(path: tuple) -> str:
-  """A leaf's path as text, such as encoder/blocks/attention/query/kernel."""
+  """Return a leaf's path as text, such as encoder/blocks/attention/query/kernel."""
   return jax.tree_util.keystr(path, simple=True, separator='/').removesuffix('/value')
 
 
@@ -319,7 +319,7 @@ def _warmup(step, warmup_steps, after):
 
 
 def _progress(step, start, end):
-  """0 until `start`, 1 from `end` on, linear between them."""
+  """Return 0 until `start`, 1 from `end` on, and a line between them."""
   return jnp.clip((step - start) / max(end - start, 1), 0, 1)
 
 
