@@ -58,7 +58,7 @@ def evaluate(
     limit: predict only so many examples; 0 means all. Examples with the same 'references' are
       predicted once for all of these.
     samples: how many examples to show.
-    by: a field of the examples, for each value of which the metrics are given, too.
+    by: a field of the examples; metrics are also given for each of its values.
     fast: whether to predict with cheaper settings; see predict.with_fast_decoding.
   """
   found = compute_metrics(task, model, batches, source)

@@ -45,7 +45,7 @@ class Decoding(Batching):
     seed: of sampling. The sample of a request does not depend on the other requests.
     max_new_tokens: most tokens of an output, end token included.
     repetition_penalty: above 1 makes tokens of the prompt and the output less probable.
-    no_repeated_ngrams: no sequence of so many tokens is there twice; 0 allows any.
+    no_repeated_ngrams: no sequence of so many tokens occurs twice; 0 allows any.
     bad_words: sequences of tokens that no output has.
     suppress: tokens that no output has.
     begin_suppress: tokens that no output begins with.

@@ -37,9 +37,9 @@ class Classification:
     input_processor: of images or sounds; None for texts.
     classes: the names of the classes; () for those of the training examples, sorted.
     label_smoothing: of the training loss; see losses.cross_entropy.
-    coarse_until: a mark, such as the colon of NUM:date, for classes within coarse classes: training
-      distinguishes all classes; evaluated and predicted is the part before the mark, by the sum of
-      the probabilities. '' for none.
+    coarse_until: the mark after the name of a coarse class, such as the colon of NUM:date. Training
+      distinguishes all classes; evaluation and prediction the coarse ones, whose probability is the
+      sum over their classes. '' if there are none.
   """
 
   tokenizer: Tokenizer

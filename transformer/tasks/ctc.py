@@ -71,7 +71,7 @@ class CTC:
   def loss(self, model: Transcriber, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
     """Return -log P of the targets, in nats per token, and the share of tokens left out of it.
 
-    Those are of inputs that have fewer positions than their targets need, which have no alignment.
+    A target is left out where its input has fewer positions than an alignment needs.
     """
     input_key, model_key = split_key(key, 2)
     encoded = self.processor.prepare_batch(batch['inputs'], batch['inputs_segments'], input_key)

@@ -41,9 +41,9 @@ class MaskedLM:
     max_length: of a window.
     rate: share of tokens that are masked; 0.15 in the paper.
     whole_words: mask all tokens of a word or none.
-    next_sentence: split each window in two, and learn to tell whether the second part belongs to
-      the first: half of them are taken from the row before, where that has the same lengths;
-      in evaluation from the window before of the same length.
+    next_sentence: also learn whether the second half of a window belongs to the first. In training
+      half of the second halves are those of the row before, if that has the same lengths; in
+      evaluation those of the previous window of the same length.
   """
 
   tokenizer: Tokenizer

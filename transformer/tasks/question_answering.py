@@ -170,10 +170,10 @@ class QuestionAnswering:
 
   Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 4.2, and its published code: a long
   paragraph is read in windows that overlap, and in one without the answer the target is <s>. Where
-  several answers are known each counts alike, and windows are compared by probability. With
-  model.token_types=2 question and paragraph have types of their own, with 3 also a token of it
-  that is in the question (Chen et al. 2017, https://arxiv.org/abs/1704.00051, section 3.2, exact
-  match).
+  several answers are known, all have the same weight; windows are compared by probability. With
+  model.token_types=2 question and paragraph have different types; with 3 a token of the paragraph
+  that is also in the question has the third (Chen et al. 2017, https://arxiv.org/abs/1704.00051,
+  section 3.2, exact match).
 
   Attributes:
     tokenizer: text to tokens.

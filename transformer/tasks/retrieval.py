@@ -148,7 +148,7 @@ class Retrieval:
     return loss, {'nll_in_batch': nll, 'accuracy_in_batch': accuracy(logits, own, weights)}
 
   def _logits(self, model, batch, keys) -> tuple[Float[Array, 'B B'], Float[Array, ' B']]:
-    """Return q D^T / t, with -1e30 for padding and for copies of the own document."""
+    """Return q D^T / t, with -1e30 for padding and for other copies of a query's document."""
     vectors = []
     for side, kind, key in zip(self.text_fields, (QUERY, DOCUMENT), keys, strict=True):
       embed = sites.within(f'{side}.', _embed)  # one encoder, with two names for its sites

@@ -101,8 +101,8 @@ class Evaluation:
     metrics: names of metrics of the decoded outputs, or module:name of functions of your own.
     best: the validation metric by which the best checkpoint is chosen; '' for the first of the
       task's own metrics.
-    by: a field of the examples, such as locale: exact match is also reported for each of its
-      values; '' for none.
+    by: a field of the examples, such as locale, for each of whose values the metrics are also
+      reported; '' for none.
   """
 
   every_steps: int = 500

@@ -15,8 +15,8 @@ from transformer.training.optimizers import first_match
 AXES = ('data', 'fsdp', 'tensor', 'sequence')
 
 # The first pattern that fits a path decides; optimizer states carry the paths of their parameters.
-# Parameters of blocks have a leading layer axis. An axis that its mesh axis does not
-# divide is not split.
+# Parameters of blocks have a leading layer axis. An axis that its mesh axis does not divide is not
+# split.
 RULES = (
   (r'blocks/.*(query|key|value|hidden|gate)/kernel$', P(None, 'fsdp', 'tensor')),
   (r'blocks/.*(query|key|value|hidden|gate)/bias$', P(None, 'tensor')),
