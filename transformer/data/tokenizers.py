@@ -146,6 +146,25 @@ class Tokenizer:
       return [not piece.startswith('##') for piece in pieces]
     return [piece.startswith(('Ġ', '▁')) for piece in pieces]
 
+  @functools.cached_property
+  def token_bytes(self) -> list[bytes]:
+    """The bytes that each id adds to a text that goes on; a special token has those of its name."""
+    names = [self._tokenizer.id_to_token(i) for i in range(self.size)]
+    if isinstance(self._tokenizer.decoder, decoders.ByteLevel):
+      return [
+        bytes(_BYTE[c] for c in name) if _BYTE.keys() >= {*name} else name.encode()
+        for name in (name or '' for name in names)
+      ]
+    before = self.encode('a')[-1:]
+    start = len(self._tokenizer.decode(before))
+    ids = [[*before, i] for i, name in enumerate(names) if name is not None]
+    texts = self._tokenizer.decode_batch(ids, skip_special_tokens=False)
+    found = [b''] * self.size
+    for (*_, i), text in zip(ids, texts, strict=True):
+      byte = re.fullmatch('<0x([0-9A-F]{2})>', names[i])
+      found[i] = bytes.fromhex(byte[1]) if byte else text[start:].encode()
+    return found
+
   def decode(self, ids: Iterable[SupportsIndex]) -> str:
     """Return the text of ids up to the first end token, without special ones.
 

@@ -10,10 +10,12 @@ takes
 What they do follows the logits processors of the `transformers` library.
 """
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 Logits = Float[Array, 'N']
@@ -128,6 +130,83 @@ def penalize_repetitions(penalty: float) -> Constraint:
   return constraint
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Automaton:
+  """A deterministic automaton that reads tokens; it starts in state 0.
+
+  Two are equal only if they are one object, so that it can be a static argument of `jax.jit`.
+
+  Attributes:
+    transitions: of each state, the states that tokens lead to; other tokens are forbidden there.
+  """
+
+  transitions: Sequence[Mapping[int, int]]
+
+  def __post_init__(self):
+    found = {state for edges in self.transitions for state in edges.values()}
+    if wrong := sorted(state for state in found if not 0 <= state < len(self.transitions)):
+      raise ValueError(
+        f'transitions lead to the states {wrong[:8]}, but there are {len(self.transitions)}: give '
+        'each state its own entry, an empty one if nothing follows'
+      )
+
+
+def trie(sequences: Sequence[Sequence[int]], end: int) -> Automaton:
+  """Return the automaton that allows these sequences, each followed by an end token.
+
+  >>> trie([[4, 5], [4]], end=2).transitions
+  [{4: 1}, {5: 2, 2: 3}, {2: 3}, {}]
+  """
+  transitions: list[dict[int, int]] = [{}]
+  ends = []
+  for sequence in sequences:
+    state = 0
+    for token in sequence:
+      if token not in transitions[state]:
+        transitions[state][token] = len(transitions)
+        transitions.append({})
+      state = transitions[state][token]
+    ends.append(state)
+  for state in ends:
+    transitions[state][end] = len(transitions)
+  return Automaton([*transitions, {}])
+
+
+def follow(automaton: Automaton) -> Constraint:
+  """Allow the generated tokens that an automaton reads.
+
+  Where a row has left the automaton, or nothing follows, every token is forbidden. The state is
+  found anew from the generated tokens at every step, which takes little time beside a model's.
+
+  >>> follow(trie([[1, 0], [1, 3]], end=2))(jnp.zeros(4), jnp.array([3, 1]), 1).tolist()
+  [0.0, -inf, -inf, 0.0]
+  """
+  edges = [sorted(edges.items()) for edges in automaton.transitions]
+  sizes = [len(each) for each in edges]
+  starts = np.cumsum([0, *sizes[:-1]], dtype=np.int32)
+  # [E]: the token of each edge, and where it leads to; those of a state are neighbours
+  tokens, targets = np.array([(-1, -1), *(e for each in edges for e in each)], np.int32)[1:].T
+  most = max(1, *sizes)
+
+  def constraint(logits, history, generated):
+    def outgoing(state):
+      index = jnp.asarray(starts)[state] + jnp.arange(most)
+      valid = (jnp.arange(most) < jnp.asarray(sizes, jnp.int32)[state]) & (state >= 0)
+      index = jnp.minimum(index, len(tokens) - 1)
+      return jnp.where(valid, jnp.asarray(tokens)[index], -1), jnp.asarray(targets)[index]
+
+    def read(i, state):
+      allowed, lead_to = outgoing(state)
+      hit = (allowed == history[history.size - generated + i]) & (allowed >= 0)
+      return jnp.where(jnp.any(hit), jnp.sum(jnp.where(hit, lead_to, 0)), -1)
+
+    state = jax.lax.fori_loop(0, generated, read, jnp.int32(0))
+    allowed, _ = outgoing(state)
+    return _set(jnp.full_like(logits, -jnp.inf), allowed, allowed >= 0, logits)
+
+  return constraint
+
+
 def _set(logits: Logits, ids: Tokens, where: Bool[Array, 'T'], values: Logits | float) -> Logits:
   """Return the logits with the values, which are of all tokens, of every id where it holds."""
   # one place more, for the ids where it does not hold
@@ -147,11 +226,24 @@ def on_rows(
   """
 
   def constrain(logits, tokens, generated):
-    steps = tokens.shape[1]
-    so_far = jnp.where(jnp.arange(steps) < generated, tokens, -1)
-    before = jnp.repeat(prompts, len(tokens) // len(prompts), axis=0)
-    # rolled, so that the last token is at the end and the empty places come first
-    history = jnp.roll(jnp.concatenate([before, so_far], axis=1), steps - generated, axis=1)
-    return jax.vmap(constraint, in_axes=(0, 0, None))(logits, history, generated)
+    rows = history(prompts, tokens, generated)
+    return jax.vmap(constraint, in_axes=(0, 0, None))(logits, rows, generated)
 
   return constrain
+
+
+def history(
+  prompts: Int[Array, 'B P'], tokens: Int[Array, 'R steps'], generated: Int[Array, '']
+) -> Int[Array, 'R P+steps']:
+  """Return the tokens of each row so far, the last one at the end, after -1 in empty places.
+
+  Args:
+    prompts: as of `on_rows`.
+    tokens: of a search.
+    generated: how many of them were generated.
+  """
+  steps = tokens.shape[1]
+  so_far = jnp.where(jnp.arange(steps) < generated, tokens, -1)
+  before = jnp.repeat(prompts, len(tokens) // len(prompts), axis=0)
+  # rolled, so that the last token is at the end and the empty places come first
+  return jnp.roll(jnp.concatenate([before, so_far], axis=1), steps - generated, axis=1)

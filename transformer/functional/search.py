@@ -15,8 +15,10 @@ the loop in every call. All searches take, besides `step` and `cache`,
     search. None allows every token. See functional.constraints. Greedy search and sampling return
     scores of the unchanged logits. A beam search passes log-probabilities, and compares and scores
     hypotheses by what `constrain` makes of them, without normalizing them again.
+  stop: a function (tokens, position) that returns which rows end with the token at `position`,
+    though it is no end token; `tokens` as for `constrain`. None: only end tokens end a row.
 
-as Python numbers except `first` and `constrain`, and raise ValueError for invalid ones.
+as Python numbers except `first`, `constrain` and `stop`, and raise ValueError for invalid ones.
 """
 
 from collections.abc import Callable
@@ -31,6 +33,7 @@ Step = Callable[[Int[Array, 'B'], PyTree], tuple[Float[Array, 'B N'], PyTree]]
 Constrain = Callable[
   [Float[Array, 'R N'], Int[Array, 'R steps'], Int[Array, '']], Float[Array, 'R N']
 ]
+Stop = Callable[[Int[Array, 'R steps'], Int[Array, '']], Bool[Array, 'R']]
 Ends = int | tuple[int, ...]
 Choose = Callable[[Float[Array, 'B N'], Int[Array, '']], Int[Array, 'B']]
 
@@ -44,6 +47,7 @@ def greedy(
   eos: Ends,
   pad: int | None = None,
   constrain: Constrain | None = None,
+  stop: Stop | None = None,
 ) -> tuple[Int[Array, 'B steps'], Float[Array, 'B']]:
   """Greedy search: y_t = argmax_n log P(n | y_<t); ties go to the lowest token.
 
@@ -57,7 +61,8 @@ def greedy(
   ([[1, 0, -1], [0, -1, -1]], Array([0.3, 0.9], dtype=float32))
   """
   pad = _checked_pad(first, steps, eos, pad)
-  return _generate(step, cache, first, lambda logits, _: argmax(logits), steps, eos, pad, constrain)
+  choose = lambda logits, _: argmax(logits)  # noqa: E731
+  return _generate(step, cache, first, choose, steps, eos, pad, constrain, stop)
 
 
 def sample(
@@ -70,6 +75,7 @@ def sample(
   eos: Ends,
   pad: int | None = None,
   constrain: Constrain | None = None,
+  stop: Stop | None = None,
   temperature: float = 1.0,
   top_k: int = 0,
   top_p: float = 1.0,
@@ -101,7 +107,7 @@ def sample(
   def choose(logits, position):
     return draw(keys, logits, position, **filters)
 
-  return _generate(step, cache, first, choose, steps, eos, pad, constrain)
+  return _generate(step, cache, first, choose, steps, eos, pad, constrain, stop)
 
 
 def argmax(logits: Float[Array, 'B N']) -> Int[Array, 'B']:
@@ -232,7 +238,13 @@ def first_rows(first: Int[Array, 'B'], steps: int, pad: int, cache: PyTree) -> R
 
 
 def extend_rows(
-  rows: Rows, step: Step, choose: Choose, eos: Ends, pad: int, constrain: Constrain | None
+  rows: Rows,
+  step: Step,
+  choose: Choose,
+  eos: Ends,
+  pad: int,
+  constrain: Constrain | None,
+  stop: Stop | None = None,
 ) -> Rows:
   """Return the state after one more token of every row, chosen by `choose(logits, position)`."""
   logits, cache = step(rows.last, rows.cache)
@@ -242,21 +254,23 @@ def extend_rows(
   log_p = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
   log_p -= jax.nn.logsumexp(logits, axis=-1)
   token = jnp.where(rows.finished, pad, token)
+  tokens = rows.tokens.at[:, rows.position].set(token)
+  ends = is_end(token, eos)
   return Rows(
     position=rows.position + 1,
     last=token,
-    tokens=rows.tokens.at[:, rows.position].set(token),
+    tokens=tokens,
     scores=jnp.where(rows.finished, rows.scores, rows.scores + log_p),
-    finished=rows.finished | is_end(token, eos),
+    finished=rows.finished | (ends if stop is None else ends | stop(tokens, rows.position)),
     cache=cache,
   )
 
 
-def _generate(step, cache, first, choose, steps, eos, pad, constrain):
+def _generate(step, cache, first, choose, steps, eos, pad, constrain, stop):
   """(the tokens, their scores) of rows that are extended until each has ended."""
   rows = lax.while_loop(
     lambda rows: (rows.position < steps) & ~jnp.all(rows.finished),
-    lambda rows: extend_rows(rows, step, choose, eos, pad, constrain),
+    lambda rows: extend_rows(rows, step, choose, eos, pad, constrain, stop),
     first_rows(first, steps, pad, cache),
   )
   return rows.tokens, rows.scores
@@ -321,10 +335,13 @@ def beam_search(
   eos: Ends,
   pad: int | None = None,
   constrain: Constrain | None = None,
+  stop: Stop | None = None,
   alpha: float = 0.0,
+  length_penalty: float = 0.0,
+  early_stopping: bool | str = 'never',
   reorder: Callable[[PyTree, Int[Array, 'B*W']], PyTree] = take_rows,
 ) -> tuple[Int[Array, 'B W steps'], Float[Array, 'B W']]:
-  """Beam search for the y of highest log P(y) / ((5 + |y|) / 6)^alpha.
+  """Beam search for the y of highest log P(y) / (((5 + |y|) / 6)^alpha |y|^length_penalty).
 
   All one-token extensions of the W live prefixes are ranked. Those among the best W that end become
   finished hypotheses; the best W that do not end stay live. A hypothesis of `steps` tokens counts
@@ -336,6 +353,9 @@ def beam_search(
     cache: of B * beams rows: `repeat_rows(cache, beams)`. `first` stays [B].
     beams: W, the number of prefixes kept and of hypotheses returned.
     alpha: 0 compares log P, more prefers longer; |y| counts the generated tokens, eos included.
+    length_penalty: the exponent of the `transformers` library; usually one of both is 0.
+    early_stopping: when a row ends. 'never': once no live prefix can enter its n-best list. False:
+      once none could if it ended now; True: once its list is full. Both as in `transformers`.
     reorder: a function (cache, rows) that returns the cache with row rows[r] as its new row r; it
       may leave what all beams share.
 
@@ -344,7 +364,8 @@ def beam_search(
     hypotheses, the rest is pad and scores -inf.
 
   Raises:
-    ValueError: beams < 1, alpha < 0, or an array of the cache has not B * beams rows.
+    ValueError: beams < 1, alpha < 0, early_stopping is none of the three values, or an array of the
+      cache has not B * beams rows.
 
   Wu et al. 2016, equation 14, without the coverage term; Vaswani et al. 2017: beams 4, alpha 0.6.
 
@@ -359,12 +380,20 @@ def beam_search(
     raise ValueError(f'beams {beams} keeps no hypothesis: pass 1 or more')
   if not alpha >= 0:
     raise ValueError(f'alpha {alpha} is negative, so that no row could end early: pass 0 or more')
+  if early_stopping not in (True, False, 'never'):
+    raise ValueError(f"early_stopping {early_stopping!r}: pass True, False or 'never'")
   # a cache of a wrong size gets the error of reorder, not one from inside step
   jax.eval_shape(reorder, cache, jnp.arange(len(first) * beams))
-  penalties = ((5 + jnp.arange(1, steps + 1, dtype=jnp.float32)) / 6) ** alpha
+  lengths = jnp.arange(1, steps + 1, dtype=jnp.float32)
+  penalties = ((5 + lengths) / 6) ** alpha
+  if length_penalty:
+    penalties *= lengths**length_penalty
+  # what the log P of a live prefix is divided by, where its best later score is estimated
+  divisors = lax.cummax(penalties, reverse=True) if early_stopping == 'never' else penalties
+  settings = (penalties, divisors, early_stopping is True, eos, constrain, stop)
   state = lax.while_loop(
     lambda state: jnp.any(state.live_log_p != -jnp.inf),
-    lambda state: _extend_beams(state, step, reorder, penalties, eos, constrain),
+    lambda state: _extend_beams(state, step, reorder, *settings),
     _first_beams(first, beams, steps, pad, cache),
   )
   return state.finished_tokens, state.finished_scores
@@ -379,7 +408,7 @@ def _first_beams(first: Int[Array, 'B'], beams: int, steps: int, pad: int, cache
 
 
 def _extend_beams(
-  state: Beams, step: Step, reorder: Callable, penalties, eos: Ends, constrain: Constrain | None
+  state: Beams, step, reorder, penalties, divisors, when_full, eos, constrain, stop
 ) -> Beams:
   """Extend every beam by one token: some hypotheses finish, the best others stay live."""
   (batch, beams), steps = state.last.shape, len(penalties)
@@ -390,18 +419,22 @@ def _extend_beams(
     logits = constrain(logits - log_z, state.live_tokens.reshape(-1, steps), state.position)
     log_z = jnp.zeros_like(log_z)
   # each of the W prefixes may end in each of E end tokens, and W that do not end are needed
-  count = beams * (1 + len(as_tuple(eos)))
+  count = beams * max(1 + len(as_tuple(eos)), 2 if stop else 1)
   log_p, parents, tokens = _best_extensions(logits, log_z, state.live_log_p, count)
   sequences = _pick(state.live_tokens, parents).at[:, :, state.position].set(tokens)
   ends = is_end(tokens, eos) | (state.position == steps - 1)
+  if stop is not None:
+    ends |= stop(sequences.reshape(-1, steps), state.position).reshape(ends.shape)
 
   ended = jnp.where(ends, log_p / penalties[state.position], -jnp.inf)[:, :beams]
   scores, winners = lax.top_k(jnp.concatenate([state.finished_scores, ended], axis=1), beams)
   finished = jnp.concatenate([state.finished_tokens, sequences[:, :beams]], axis=1)
 
   log_p, survivors = lax.top_k(jnp.where(ends, -jnp.inf, log_p), beams)
-  # no later score is higher, because log P only falls and the last penalty is the largest
-  settled = scores[:, -1] >= log_p[:, 0] / penalties[-1]
+  # log P only falls, so that no later score is higher than with the largest later penalty
+  settled = scores[:, -1] >= log_p[:, 0] / divisors[state.position]
+  if when_full:
+    settled = scores[:, -1] != -jnp.inf
   parents = _pick(parents, survivors)
   return Beams(
     position=state.position + 1,

@@ -39,6 +39,10 @@ class Decoding(Batching):
   Attributes:
     beams: W of beam search; 1 is greedy search.
     alpha: exponent of the length penalty ((5 + L) / 6)^alpha of beam search.
+    length_penalty: exponent of L^length_penalty, that of the `transformers` library.
+    early_stopping: when a beam search ends: True, False or 'never'; see search.beam_search.
+    num_return_sequences: outputs for a request, best first; at most as many as there are beams,
+      unless they are sampled.
     temperature: 0 takes the most probable token; otherwise tokens are sampled, at 1 from the
       model's own distribution.
     top_k, top_p, min_p: filters of the sampled tokens; see search.filter_logits.
@@ -51,10 +55,17 @@ class Decoding(Batching):
     begin_suppress: tokens that no output begins with.
     min_new_tokens: tokens before the end token.
     prefix: tokens that every output begins with.
+    choices: sequences of tokens of which every output is one, before its end token; () allows any.
+    constraint: a function of `functional.constraints`, such as `follow(automaton)`, that applies
+      after the others.
+    stop: texts that end an output, as the end token does; the token that completes one is kept.
   """
 
   beams: int = 1
   alpha: float = 0.0
+  length_penalty: float = 0.0
+  early_stopping: bool | str = 'never'
+  num_return_sequences: int = 1
   temperature: float = 0.0
   top_k: int = 0
   top_p: float = 1.0
@@ -68,10 +79,20 @@ class Decoding(Batching):
   begin_suppress: tuple[int, ...] = ()
   min_new_tokens: int = 0
   prefix: tuple[int, ...] = ()
+  choices: tuple[Any, ...] = ()
+  constraint: constraints.Constraint | None = None
+  stop: tuple[str, ...] = ()
 
   def __post_init__(self):
-    object.__setattr__(self, 'bad_words', tuple(map(tuple, self.bad_words)))
-    check_positive(self, 'beams', 'max_new_tokens', 'batch_size')
+    for name in ('bad_words', 'choices'):
+      object.__setattr__(self, name, tuple(map(tuple, getattr(self, name))))
+    object.__setattr__(self, 'stop', (self.stop,) if isinstance(self.stop, str) else self.stop)
+    check_positive(self, 'beams', 'max_new_tokens', 'batch_size', 'num_return_sequences')
+    if self.num_return_sequences > self.beams and not self.temperature:
+      raise ValueError(
+        f'decode.num_return_sequences={self.num_return_sequences} is more than decode.beams='
+        f'{self.beams}: raise beams, or sample with a temperature'
+      )
     if not self.alpha >= 0:
       raise ValueError(f'decode.alpha={self.alpha} must be at least 0: more prefers longer outputs')
     if self.temperature and self.beams > 1:
@@ -101,7 +122,7 @@ class Decoding(Batching):
 
   def fast(self) -> 'Decoding':
     """Return the settings without beams."""
-    return dataclasses.replace(self, beams=1)
+    return dataclasses.replace(self, beams=1, num_return_sequences=1)
 
   def for_model(self, model: Any, never: Collection[int | None], *, eos: search.Ends) -> 'Decoding':
     """Return the settings with the tokens that the model must not generate, never an end token.
@@ -135,8 +156,16 @@ class Decoding(Batching):
       *([constraints.forbid(self.suppress)] if self.suppress else []),
       *([constraints.forbid(self.begin_suppress, before=1)] if self.begin_suppress else []),
       *([constraints.force_prefix(self.prefix)] if self.prefix else []),
+      *([constraints.follow(self._trie(eos))] if self.choices else []),
+      *([self.constraint] if self.constraint else []),
     ]
     return constraints.on_rows(constraints.combine(chosen), prompts) if chosen else None
+
+  def _trie(self, eos: search.Ends) -> constraints.Automaton:
+    ends = search.as_tuple(eos)
+    if not ends:
+      raise ValueError('decode.choices needs an end token, after which nothing follows: pass eos')
+    return constraints.trie(self.choices, ends[0])
 
   def after(self, generated: int, steps: int) -> 'Decoding':
     """Return the settings of the next `steps` tokens of an output that has some already."""
@@ -165,21 +194,27 @@ def search_tokens(
   *,
   eos: search.Ends,
   reorder: Callable[[PyTree, Int[Array, ' R']], PyTree],
+  stop: search.Stop | None = None,
 ) -> tuple[Int[Array, 'B W T'], Float[Array, 'B W']]:
   """Return the output tokens of each row and their scores, best first.
 
   Args:
-    step, cache, eos, reorder: as in functional.search; the cache has W rows for each prompt.
+    step, cache, eos, reorder, stop: as in functional.search; the cache has W rows for each prompt.
     prompts: whose last token is the first that `step` gets; -1 where there is none.
     keys: PRNG key of each row's samples.
     decoding: the settings of the search.
   """
   first = prompts[:, -1]
   settings: dict[str, Any] = dict(
-    steps=decoding.max_new_tokens, eos=eos, constrain=decoding.constrain(prompts, eos)
+    steps=decoding.max_new_tokens,
+    eos=eos,
+    constrain=decoding.constrain(prompts, eos),
+    stop=stop,
+    pad=None if stop is None else -1,  # which is no token, since there may be no end token
   )
   if decoding.beams > 1:
-    settings |= dict(beams=decoding.beams, alpha=decoding.alpha, reorder=reorder)
+    names = ('beams', 'alpha', 'length_penalty', 'early_stopping')
+    settings |= {name: getattr(decoding, name) for name in names} | dict(reorder=reorder)
     return search.beam_search(step, cache, first, **settings)
   if decoding.temperature:
     tokens, scores = search.sample(step, cache, first, keys, **settings, **decoding.filters)

@@ -3,7 +3,7 @@
 import functools
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,47 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from transformer.functional import search
+from transformer.functional.speculative import speculate
 from transformer.inference.batching import PAD, bucket_length, pad_rows, split_padding
 from transformer.inference.checks import check_finite, check_rows, max_positions
 from transformer.inference.decoding import Decoding, row_keys, search_tokens
+from transformer.inference.stopping import StopTable, stop_table, stop_when
 from transformer.modules.cache import Cache
 from transformer.modules.model import Decoder, EncoderDecoder
 
 Prompts = Int[Array, '*B S'] | Int[np.ndarray, '*B S'] | Sequence[Sequence[int]]
 
 
-def generate(
+class Outputs(NamedTuple):
+  """The outputs of each prompt, best first.
+
+  Attributes:
+    tokens: n of each prompt, with `pad` after their ends.
+    scores: log P of each, in nats; of a beam search divided by its length penalties.
+  """
+
+  tokens: Int[Array, 'B n T']
+  scores: Float[Array, 'B n']
+
+
+def generate(model: Decoder | EncoderDecoder, tokens: Prompts, **kwargs: Any) -> Int[Array, 'R T']:
+  """Generate a continuation of each prompt (Decoder), or an output for each input (EncoderDecoder).
+
+  Arguments as of `generate_outputs`. With num_return_sequences=n the n outputs of a prompt are
+  neighbouring rows, best first.
+
+  >>> from flax import nnx
+  >>> from transformer import ModelConfig
+  >>> config = ModelConfig(vocab=10, width=8, depth=1, heads=2, feedforward=16, max_length=16)
+  >>> model = Decoder(config, nnx.Rngs(0))
+  >>> generate(model, [[5, 6, 7], [8]], max_new_tokens=4).shape
+  (2, 4)
+  """
+  found = generate_outputs(model, tokens, **kwargs).tokens
+  return found.reshape(-1, found.shape[-1])
+
+
+def generate_outputs(
   model: Decoder | EncoderDecoder,
   tokens: Prompts,
   *,
@@ -28,9 +59,12 @@ def generate(
   pad: int | None = None,
   start: int | None = None,
   key: Key[Array, ''] | None = None,
+  tokenizer: Any = None,
+  draft: Decoder | EncoderDecoder | None = None,
+  lookahead: int = 4,
   **settings: Any,
-) -> Int[Array, 'B T']:
-  """Generate a continuation of each prompt (Decoder), or an output for each input (EncoderDecoder).
+) -> Outputs:
+  """Return the outputs for each prompt or input, and their scores.
 
   A row's output does not depend on the other rows, nor on its padding. Calls with arguments of the
   same shape and settings are compiled once.
@@ -46,6 +80,9 @@ def generate(
     start: the token that the decoder of an EncoderDecoder starts from.
     key: PRNG key, needed if temperature > 0. The random numbers of a row depend on the key, its
       tokens, and how many rows before it have the same ones.
+    tokenizer: needed if there are stopping strings, `stop`.
+    draft: a small model of the same tokens that proposes `lookahead` tokens at once, which `model`
+      checks together. Greedy outputs are the same, samples have the same distribution.
     settings: fields of `Decoding`, such as max_new_tokens (T, 128 by default), beams (1) and
       temperature (0: greedy).
 
@@ -56,13 +93,6 @@ def generate(
     ValueError: a prompt is empty or too long, an id is none of the model's, or settings contradict
       each other.
     FloatingPointError: the score of an output is NaN.
-
-  >>> from flax import nnx
-  >>> from transformer import ModelConfig
-  >>> config = ModelConfig(vocab=10, width=8, depth=1, heads=2, feedforward=16, max_length=16)
-  >>> model = Decoder(config, nnx.Rngs(0))
-  >>> generate(model, [[5, 6, 7], [8]], max_new_tokens=4).shape
-  (2, 4)
   """
   given = {'eos': eos, 'pad': pad, 'start': start}
   settings = _published_settings(model, key is not None) | settings
@@ -71,14 +101,45 @@ def generate(
   decoding = Decoding(batch_size=1, seed=0, **settings).for_model(model, (pad, start), eos=end)
   if decoding.temperature and key is None:
     raise ValueError(f'temperature={decoding.temperature} samples: pass key=jax.random.key(seed)')
-  prompts = jnp.asarray(_padded(model, _rows(tokens, pad), decoding.max_new_tokens, start))
+  rows, n = _rows(tokens, pad), decoding.num_return_sequences
+  if decoding.temperature:
+    rows = [row for row in rows for _ in range(n)]  # of which each has its own key
+  prompts = jnp.asarray(_padded(model, rows, decoding.max_new_tokens, start))
   key = jax.random.key(0) if key is None else key
+  more: dict[str, Any] = dict(stops=_stops(decoding, tokenizer, model), draft=draft)
+  more['lookahead'] = 0 if draft is None else lookahead
+  if draft is not None:
+    _check_draft(model, draft, decoding)
+    _padded(draft, rows, decoding.max_new_tokens, start)
   if isinstance(model, Decoder):
-    found, scores = continue_prompts(model, prompts, key, decoding, end)
+    found, scores = continue_prompts(model, prompts, key, decoding, end, **more)
   else:
-    found, scores = decode_inputs(model, prompts, split_padding(prompts), key, decoding, start, end)
+    encoded = split_padding(prompts)
+    found, scores = decode_inputs(model, prompts, encoded, key, decoding, start, end, **more)
   check_finite(np.asarray(scores[:, 0]))
-  return _best(found, end, pad or 0)
+  if decoding.temperature:
+    found, scores = found.reshape(-1, n, found.shape[-1]), scores.reshape(-1, n)
+  return Outputs(_filled(found[:, :n], end, pad or 0), scores[:, :n])
+
+
+def _stops(decoding: Decoding, tokenizer: Any, model: Any) -> StopTable | None:
+  """Return the table of the stopping strings, if there are any."""
+  if not decoding.stop:
+    return None
+  if tokenizer is None:
+    raise ValueError(f'stop={decoding.stop} is text: pass the tokenizer=, which spells the tokens')
+  return stop_table(decoding.stop, tokenizer.token_bytes, model.config.vocab)
+
+
+def _check_draft(model, draft, decoding: Decoding):
+  """Raise where a draft model cannot propose tokens for another."""
+  if type(draft) is not type(model) or draft.config.vocab != model.config.vocab:
+    raise ValueError(
+      f'draft is a {type(draft).__name__} of {draft.config.vocab} tokens: pass a '
+      f'{type(model).__name__} of the {model.config.vocab} tokens of the model'
+    )
+  if decoding.beams > 1:
+    raise ValueError(f'beams={decoding.beams} with a draft: set beams to 1, or pass no draft')
 
 
 def _published_settings(model: Decoder | EncoderDecoder, samples: bool) -> dict[str, Any]:
@@ -121,13 +182,17 @@ def _padded(
   return pad_rows(rows, max(length, longest), left=is_decoder)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))
+@functools.partial(jax.jit, static_argnums=(3, 4), static_argnames='lookahead')
 def continue_prompts(
   model: Decoder,
   prompts: Int[Array, 'B S'],
   key: Key[Array, ''],
   decoding: Decoding,
   eos: search.Ends,
+  *,
+  stops: StopTable | None = None,
+  draft: Decoder | None = None,
+  lookahead: int = 0,
 ) -> tuple[Int[Array, 'B W T'], Float[Array, 'B W']]:
   """Return the continuations of each prompt and their scores, best first.
 
@@ -137,14 +202,23 @@ def continue_prompts(
     key: PRNG key of the samples.
     decoding: the settings of the search.
     eos: the end token or tokens, -1 for none.
+    stops: of the stopping strings.
+    draft, lookahead: a small model and how many tokens it proposes at once; see
+      functional.speculative.
   """
-  cache = _prefill(model, prompts, decoding.max_new_tokens, decoding.beams)
+  keys, steps = row_keys(key, prompts), decoding.max_new_tokens
+  if draft is not None:
+    room = _room(len(prompts), steps, lookahead)
+    caches = (_prefill(model, prompts, room), _prefill(draft, prompts, room))
+    reads = (functools.partial(_read, model), functools.partial(_read, draft))
+    return _speculate(reads, caches, prompts, keys, decoding, eos, stops, lookahead)
+  cache = _prefill(model, prompts, steps, decoding.beams)
   step = functools.partial(_step, model)
-  keys = row_keys(key, prompts)
-  return search_tokens(step, cache, prompts, keys, decoding, eos=eos, reorder=Cache.take)
+  stop = stops and stop_when(stops, prompts)
+  return search_tokens(step, cache, prompts, keys, decoding, eos=eos, reorder=Cache.take, stop=stop)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+@functools.partial(jax.jit, static_argnums=(4, 5, 6), static_argnames='lookahead')
 def decode_inputs(
   model: EncoderDecoder,
   rows: Shaped[Array, 'B S ...'],
@@ -153,6 +227,10 @@ def decode_inputs(
   decoding: Decoding,
   start: int,
   eos: search.Ends,
+  *,
+  stops: StopTable | None = None,
+  draft: EncoderDecoder | None = None,
+  lookahead: int = 0,
 ) -> tuple[Int[Array, 'B W T'], Float[Array, 'B W']]:
   """Return the outputs for each input and their scores, best first.
 
@@ -164,22 +242,83 @@ def decode_inputs(
     decoding: the settings of the search.
     start: the token that the decoder starts from.
     eos: the end token or tokens, -1 for none.
+    stops, draft, lookahead: as of `continue_prompts`.
   """
   check_rows(model.config, [[start]], new=decoding.max_new_tokens)
-  inputs, segments = encoded
-  memory = model.decoder.prepare(model.encode(inputs, segments=segments))
-  cache = model.init_cache(
-    len(inputs) * decoding.beams, decoding.max_new_tokens, beams=decoding.beams
-  )
+  keys, steps = row_keys(key, rows), decoding.max_new_tokens
+  first = jnp.full((len(rows), 1), start, jnp.int32)
+  if draft is not None:
+    room = _room(len(rows), steps, lookahead)
+    reads = tuple(_reader(m, encoded) for m in (model, draft))
+    caches = tuple(m.init_cache(len(rows), room) for m in (model, draft))
+    return _speculate(reads, caches, first, keys, decoding, eos, stops, lookahead)
+  read = _reader(model, encoded)
+  cache = model.init_cache(len(rows) * decoding.beams, steps, beams=decoding.beams)
 
   def step(tokens, cache):
-    ones = jnp.ones((len(tokens), 1), jnp.int32)
-    logits, cache = model.decode(tokens[:, None], memory, segments=ones, cache=cache)
+    logits, cache = read(tokens[:, None], jnp.ones((len(tokens), 1), jnp.int32), cache)
     return logits[:, 0], cache
 
-  first = jnp.full((len(inputs), 1), start, jnp.int32)
-  keys = row_keys(key, rows)
-  return search_tokens(step, cache, first, keys, decoding, eos=eos, reorder=Cache.take)
+  stop = stops and stop_when(stops, first)
+  return search_tokens(step, cache, first, keys, decoding, eos=eos, reorder=Cache.take, stop=stop)
+
+
+def _reader(model: EncoderDecoder, encoded):
+  """Return what reads output tokens of these inputs, as `_read` does."""
+  inputs, segments = encoded
+  memory = model.decoder.prepare(model.encode(inputs, segments=segments))
+
+  def read(tokens, real, cache):
+    return model.decode(tokens, memory, segments=real.astype(jnp.int32), cache=cache)
+
+  return read
+
+
+def _read(model: Decoder, tokens, real, cache):
+  """Return the logits after each token, and the cache with those that are real."""
+  return model(tokens, segments=real.astype(jnp.int32), cache=cache)
+
+
+def _room(rows: int, steps: int, lookahead: int) -> int:
+  """Return how many slots a cache needs: rows share them, but may take different proposals."""
+  return min(rows, lookahead + 1) * steps + lookahead + 1
+
+
+def _speculate(reads, caches, prompts, keys, decoding: Decoding, eos, stops, lookahead: int):
+  """Search with a draft model; the tokens and scores as of `search_tokens`."""
+
+  def places(of_rows):
+    """A function of the rows of a search as one of several places in each row."""
+
+    def one(prompt, *arrays):
+      return of_rows(prompt[None], *(x[None] for x in arrays[:-1]), arrays[-1])[0]
+
+    def each(*arrays):
+      return jax.vmap(lambda prompt, *x: jax.vmap(functools.partial(one, prompt))(*x))(
+        prompts, *arrays
+      )
+
+    return each
+
+  constrain = stop = None
+  if decoding.constrain(prompts, eos) is not None:
+    constrain = places(lambda prompt, *x: decoding.constrain(prompt, eos)(*x))
+  if stops is not None:
+    stop = places(lambda prompt, *x: stop_when(stops, prompt)(*x))
+  found, scores = speculate(
+    *reads,
+    caches,
+    prompts[:, -1],
+    keys,
+    keep=Cache.keep,
+    lookahead=lookahead,
+    steps=decoding.max_new_tokens,
+    eos=eos,
+    constrain=constrain,
+    stop=stop,
+    filters=decoding.filters,
+  )
+  return found[:, None], scores[:, None]
 
 
 def stream_tokens(
@@ -222,11 +361,10 @@ def _rows(tokens: Prompts, pad: int | None) -> list[np.ndarray]:
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _best(found: Int[Array, 'B W T'], eos: search.Ends, pad: int) -> Int[Array, 'B T']:
-  """Return the best output of each row, with `pad` after its end token."""
-  tokens = found[:, 0]
+def _filled(tokens: Int[Array, 'B n T'], eos: search.Ends, pad: int) -> Int[Array, 'B n T']:
+  """Return the outputs with `pad` after their ends."""
   ends = search.is_end(tokens, eos)
-  return jnp.where(jnp.cumsum(ends, axis=1) - ends > 0, pad, tokens)
+  return jnp.where((jnp.cumsum(ends, axis=-1) - ends > 0) | (tokens < 0), pad, tokens)
 
 
 def _prefill(model: Decoder, prompts: Int[Array, 'B S'], steps: int, beams: int = 1) -> Cache:

@@ -86,6 +86,18 @@ class Cache(NamedTuple):
       length=self.length + W * T,
     )
 
+  def keep(self, kept: Bool[Array, 'B T']) -> 'Cache':
+    """Return the cache without some of the last T tokens, the first of which each row keeps.
+
+    The slots that no row keeps are free again; of the others those of removed tokens stay empty.
+    """
+    start = self.length - kept.shape[1]
+    last = jax.lax.dynamic_slice_in_dim(self.segments, start, kept.shape[1], axis=1)
+    segments = jax.lax.dynamic_update_slice_in_dim(
+      self.segments, jnp.where(kept, last, 0), start, axis=1
+    )
+    return self._replace(segments=segments, length=start + jnp.max(jnp.sum(kept, axis=1)))
+
   @property
   def overflows(self) -> Array:
     """Whether more tokens were written than fit."""

@@ -1,0 +1,85 @@
+"""Stopping strings: texts that end an output, found in the bytes of its tokens."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from transformer.functional.constraints import history
+from transformer.functional.search import Stop
+
+
+class StopTable(NamedTuple):
+  """What reading a token does in each state: how much of a stopping string was read before.
+
+  Attributes:
+    next: the state after the token.
+    ends: whether a stopping string ends within the token.
+  """
+
+  next: Int[Array, 'Q N']
+  ends: Bool[Array, 'Q N']
+
+
+def stop_table(texts: Sequence[str], pieces: Sequence[bytes], vocab: int) -> StopTable:
+  """Return the table of stopping strings; a token that has no bytes changes no state.
+
+  Args:
+    texts: the stopping strings.
+    pieces: the bytes of each token; see `Tokenizer.token_bytes`.
+    vocab: N of the model.
+
+  Raises:
+    ValueError: one of the strings is empty.
+
+  >>> stop_table(['ab'], [b'a', b'xab', b'bc'], 3).ends.tolist()
+  [[False, True, False], [False, True, True], [False, True, False]]
+  """
+  patterns = [text.encode() for text in texts]
+  if not all(patterns):
+    raise ValueError('a stopping string is empty: remove it')
+  # a state is the longest beginning of a pattern that what was read ends in
+  beginnings = sorted({x[:i] for x in patterns for i in range(len(x) + 1)}, key=len)
+  state_of = {beginning: state for state, beginning in enumerate(beginnings)}
+  steps = np.zeros((len(beginnings), 256), np.int32)
+  stops = np.zeros((len(beginnings), 256), bool)
+  for state, beginning in enumerate(beginnings):
+    for byte in range(256):
+      read = beginning + bytes([byte])
+      stops[state, byte] = read.endswith(tuple(patterns))
+      steps[state, byte] = next(
+        state_of[read[i:]] for i in range(len(read) + 1) if read[i:] in state_of
+      )
+  after = np.repeat(np.arange(len(beginnings), dtype=np.int32)[:, None], vocab, axis=1)
+  ends = np.zeros(after.shape, bool)
+  pieces = pieces[:vocab]
+  for place in range(max(map(len, pieces), default=0)):
+    tokens = [i for i, piece in enumerate(pieces) if len(piece) > place]
+    read = np.array([pieces[i][place] for i in tokens])
+    ends[:, tokens] |= stops[after[:, tokens], read]
+    after[:, tokens] = steps[after[:, tokens], read]
+  return StopTable(jnp.asarray(after), jnp.asarray(ends))
+
+
+def stop_when(table: StopTable, prompts: Int[Array, 'B P']) -> Stop:
+  """Return the argument `stop` of a search: whether a stopping string ends within the last token.
+
+  It may begin in the prompt, as in the `transformers` library.
+  """
+  states = len(table.next)  # no stopping string has as many bytes, and so tokens
+
+  def ends(row):
+    def read(state, token):
+      known = token >= 0
+      token = jnp.maximum(token, 0)
+      return jnp.where(known, table.next[state, token], 0), known & table.ends[state, token]
+
+    return jax.lax.scan(read, jnp.int32(0), row[-states:])[1][-1]
+
+  def stop(tokens, position):
+    return jax.vmap(ends)(history(prompts, tokens, position + 1))
+
+  return stop
