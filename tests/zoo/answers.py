@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from transformer.functional import search
 from transformer.modules.cache import Cache
-from transformer.modules.heads import Classifier, MaskedTokens, Spans
+from transformer.modules.heads import Classifier, MaskedTokens, ReplacedTokens, Spans
 from transformer.modules.model import Decoder, Encoder, EncoderDecoder
 from transformer.zoo.pretrained import load_pretrained
 
@@ -19,8 +19,8 @@ GOLDEN = pathlib.Path(__file__).parent / 'golden'
 NAMES = sorted(folder.name for folder in GOLDEN.iterdir())
 # without searches
 FORWARD = """
-  bloom distilbert gemma gemma2 gemma3 gpt_neox llama3 mbart mistral mt5 olmo2 opt pegasus phi3
-  qwen3 smollm3
+  bloom distilbert electra electra_masked gemma gemma2 gemma3 gpt_neox llama3 llama_labels m2m_100
+  mbart mistral modernbert mpnet mt5 olmo2 opt pegasus phi3 qwen3 qwen3_moe smollm3 t5_encoder umt5
 """.split()
 GENERATE = [
   name for name in NAMES if not name.startswith(('bert', 'roberta', 'vit')) and name not in FORWARD
@@ -75,7 +75,7 @@ def answered(model, inputs, segments, types, targets, target_segments):
   if isinstance(model, Decoder):
     return {'logits': model(inputs, segments=segments)}
   given = dict(segments=segments) if types is None else dict(segments=segments, token_types=types)
-  if isinstance(model, Classifier):
+  if isinstance(model, (Classifier, ReplacedTokens)):
     return {'logits': model(inputs, **given)}
   if isinstance(model, Spans):
     starts, ends = jnp.moveaxis(model(inputs, **given), -1, 0)
@@ -136,7 +136,8 @@ def continued(model, inputs, config):
 
 def real(name, values, inputs):
   """The values at positions that are no padding."""
-  if values.ndim == 3 or name in ('start_logits', 'end_logits'):
+  mask = inputs.get('attention_mask')
+  if values.ndim == 3 or (mask is not None and values.shape == mask.shape):
     key = 'decoder_attention_mask' if name == 'logits' else 'attention_mask'
     mask = inputs.get(key, inputs.get('attention_mask'))
     if mask is not None and mask.shape == values.shape[:2]:

@@ -241,7 +241,52 @@ FORWARD |= {
     ),
   ),
 }
+QWEN3_MOE = dict(moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2, head_dim=10)
+SHORT_ENCODER = ENCODER | dict(num_hidden_layers=2)
+FORWARD |= {
+  'qwen3_moe': (
+    hf.Qwen3MoeForCausalLM,
+    hf.Qwen3MoeConfig(**SHORT, **QWEN3_MOE, norm_topk_prob=True),
+  ),
+  'llama_labels': (
+    hf.LlamaForSequenceClassification,
+    hf.LlamaConfig(**SHORT | dict(num_hidden_layers=1), num_labels=5),
+  ),
+  'electra': (hf.ElectraForPreTraining, hf.ElectraConfig(**SHORT_ENCODER, embedding_size=14)),
+  'electra_masked': (hf.ElectraForMaskedLM, hf.ElectraConfig(**SHORT_ENCODER, embedding_size=14)),
+  'bert_tags': (
+    hf.BertForTokenClassification,
+    hf.BertConfig(**ENCODER | dict(num_hidden_layers=1), num_labels=5),
+  ),
+  'mpnet': (
+    hf.MPNetForMaskedLM,
+    hf.MPNetConfig(
+      **{k: v for k, v in SHORT_ENCODER.items() if k != 'type_vocab_size'},
+      pad_token_id=1,
+    ),
+  ),
+  'modernbert': (
+    hf.ModernBertForMaskedLM,
+    hf.ModernBertConfig(
+      **{k: v for k, v in ENCODER.items() if k not in ('type_vocab_size', 'layer_norm_eps')},
+      norm_eps=3e-2,
+      pad_token_id=1,
+      local_attention=4,
+      global_attn_every_n_layers=2,
+    ),
+  ),
+  't5_encoder': (hf.T5EncoderModel, hf.T5Config(**T5 | dict(num_layers=1))),
+  'umt5': (
+    hf.UMT5ForConditionalGeneration,
+    hf.UMT5Config(**T5 | dict(num_layers=2, num_decoder_layers=2)),
+  ),
+  'm2m_100': (
+    hf.M2M100ForConditionalGeneration,
+    hf.M2M100Config(**SHORT_BOTH | dict(pad_token_id=1)),
+  ),
+}
 FAMILIES |= FORWARD
+ENCODERS = ('bert', 'roberta', 'distilbert', 'electra', 'mpnet', 'modernbert', 't5_encoder')
 
 
 def randomize(model, seed):
@@ -303,7 +348,7 @@ def inputs_of(name, model):
     return dict(
       input_features=features, decoder_input_ids=targets, decoder_attention_mask=target_mask
     )
-  if config.is_encoder_decoder:
+  if config.is_encoder_decoder and name != 't5_encoder':
     tokens, mask = padded([9, 4, 6], 9, pad)
     targets[:, 0] = config.decoder_start_token_id
     return dict(
@@ -312,9 +357,9 @@ def inputs_of(name, model):
       decoder_input_ids=targets,
       decoder_attention_mask=target_mask,
     )
-  if name.startswith(('bert', 'roberta', 'distilbert')):
+  if name.startswith(ENCODERS):
     tokens, mask = padded([9, 4, 6], 9, pad)
-    if name == 'distilbert':
+    if not hasattr(config, 'type_vocab_size'):
       return dict(input_ids=tokens, attention_mask=mask)
     types = (np.arange(9) >= 3).astype(int) * (config.type_vocab_size > 1) * np.ones_like(tokens)
     return dict(input_ids=tokens, attention_mask=mask, token_type_ids=types)

@@ -35,7 +35,7 @@ def from_segments(segments: Int[Array, 'B T']) -> Int[Array, 'B T']:
 
 
 def sinusoidal(
-  positions: Int[Array, '*B T'], width: int, *, halves: bool = False
+  positions: Int[Array, '*B T'], width: int, *, halves: bool = False, inclusive: bool = False
 ) -> Float[Array, '*B T D']:
   """Return sinusoids: PE(p, 2i) = sin(p / 10000^(2i/D)), PE(p, 2i+1) = cos(p / 10000^(2i/D)).
 
@@ -44,6 +44,8 @@ def sinusoidal(
     width: D.
     halves: put all sines before all cosines, as tensor2tensor and Marian do: the same up to a
       permutation of D.
+    inclusive: of the D / 2 wavelengths the last is 10000 itself, as in tensor2tensor and fairseq:
+      2i / (D - 2) instead of 2i / D.
 
   Vaswani et al. 2017, section 3.5.
 
@@ -52,7 +54,8 @@ def sinusoidal(
   """
   if width % 2:
     raise ValueError(f'sinusoidal positions are pairs: width {width} must be even')
-  frequencies = _frequencies(width, 10_000.0).reshape((1,) * positions.ndim + (-1,))
+  frequencies = _frequencies(width, 10_000.0, width - 2 * inclusive)
+  frequencies = frequencies.reshape((1,) * positions.ndim + (-1,))
   angle = positions[..., None] * frequencies
   axis = -2 if halves else -1
   return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=axis).reshape(*positions.shape, width)
@@ -256,5 +259,5 @@ def alibi_bias(
   return -slope * distance[:, None].astype(jnp.float32)
 
 
-def _frequencies(width: int, base: float) -> np.ndarray:
-  return (base ** (-np.arange(0, width, 2) / width)).astype(np.float32)
+def _frequencies(width: int, base: float, divisor: int = 0) -> np.ndarray:
+  return (base ** (-np.arange(0, width, 2) / (divisor or width))).astype(np.float32)

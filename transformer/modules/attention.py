@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from transformer.functional.attention import weighted_values
 from transformer.functional.dropout import dropout
@@ -26,12 +26,16 @@ class View(NamedTuple):
     bias: added to the scores, over [B, H, T, S].
     rotate: a function of queries or keys and their positions that returns them rotated; None: they
       stay as they are.
+    real: which targets are not padding; None: all.
+    normalized: whether the targets are normalized before.
   """
 
   positions: Int[Array, 'B T']
   mask: AttentionMask = AttentionMask()
   bias: Float[Array, '#B #H #T #S'] | None = None
   rotate: Callable[[Array, Array], Array] | None = None
+  real: Bool[Array, 'B T'] | None = None
+  normalized: bool = True
 
 
 class Attention(nnx.Module):

@@ -9,6 +9,7 @@ from transformer.functional.dropout import dropout
 from transformer.modules.attention import Attention, View
 from transformer.modules.cache import LayerCache
 from transformer.modules.config import ModelConfig
+from transformer.modules.experts import Experts
 from transformer.modules.layers import FeedForward, Norm, split_key
 from transformer.modules.sites import site
 
@@ -48,7 +49,7 @@ class Block(nnx.Module):
     self.cross = Attention(config, rngs, name='cross') if cross else None
     self.cross_norm = Norm(config) if cross and before else None
     self.cross_output_norm = Norm(config) if cross and after else None
-    self.feedforward = FeedForward(config, rngs)
+    self.feedforward = (Experts if config.experts else FeedForward)(config, rngs)
     shared = config.parallel == 'one_norm'
     self.feedforward_norm = Norm(config) if before and not shared else None
     self.feedforward_output_norm = Norm(config) if after else None
@@ -81,25 +82,28 @@ class Block(nnx.Module):
       return self.cross(h, memory_view, memory=states, key=keys[1])
 
     def feed_forward(h):
+      if isinstance(self.feedforward, Experts):
+        return self.feedforward(h, keys[4], view.real)
       return self.feedforward(h, keys[4]), {}
 
     source = None if self.config.parallel == 'none' else x
-    x, cache = self._residual(x, 'attention', attend, keys[2])
+    x, cache = self._residual(x, 'attention', attend, keys[2], normalized=view.normalized)
     if memory is not None:
       x, _ = self._residual(x, 'cross', attend_to_memory, keys[3])
     x, aux = self._residual(x, 'feedforward', feed_forward, keys[5], source)
     return BlockOutput(site('output', x), cache, aux)
 
-  def _residual(self, x, name, sublayer, key, source=None):
+  def _residual(self, x, name, sublayer, key, source=None, normalized=True):
     """Return x + dropout(f(norm(x))), or post-norm norm(x + dropout(f(x))), and f's second result.
 
-    f, the sublayer, reads the source in place of x if there is one.
+    f, the sublayer, reads the source in place of x if there is one, and x itself if not normalized.
     """
     norm, output_norm = getattr(self, f'{name}_norm'), getattr(self, f'{name}_output_norm')
     if name == 'feedforward' and self.config.parallel == 'one_norm':
       norm = self.attention_norm
     h = x if source is None else source
-    y, more = sublayer(norm(h) if norm is not None and self.config.prenorm else h)
+    normalized = normalized and norm is not None and self.config.prenorm
+    y, more = sublayer(norm(h) if normalized else h)
     y = y if output_norm is None else output_norm(y)
     x = x + dropout(site(f'{name}.output', y), self.config.dropout, key)
     return x if self.config.prenorm else norm(x), more

@@ -17,11 +17,13 @@ class Layer:
     window: that of this layer, 0 for none; None: as in the config.
     rotary_base: that of this layer, 0 for no rotation; None: as in the config.
     rotary_scaling: that of this layer, () for none; None: as in the config.
+    attention_norm: that of this layer; None: as in the config.
   """
 
   window: int | None = None
   rotary_base: float | None = None
   rotary_scaling: tuple[Any, ...] | Mapping[str, Any] | None = None
+  attention_norm: bool | None = None
 
   def __post_init__(self):
     if self.rotary_scaling is not None:
@@ -64,12 +66,20 @@ class ModelConfig:
     kv_heads: G, key/value heads, a divisor of heads; 0 means heads.
     head_size: K = V; 0 means width / heads.
     feedforward: F, hidden size of the feed-forward layer.
+    experts: E feed-forward layers of which each token takes some; 0: one for all tokens.
+    experts_per_token: how many; those that the router finds most probable.
+    normalize_experts: whether the probabilities of a token's experts add up to 1.
+    shared_expert: F of one more expert, which each token takes by a gate of its own; 0: none.
+    embedding_size: size of the embeddings of an encoder, which a linear layer brings to the width
+      (ELECTRA); 0 means width.
     max_length: the longest sequence; also the number of learned positions.
     max_source_length: the same for the encoder of an encoder-decoder; 0 means max_length.
     norm: LayerNorm, or RMSNorm without mean and bias.
     norm_epsilon: added to the variance.
     norm_embedding: normalize the embeddings before the first layer (BERT, BART).
     prenorm: x + f(norm(x)) and a final norm, instead of the paper's norm(x + f(x)).
+    attention_norm: with prenorm, whether the input of attention is normalized (in ModernBERT's
+      first layer it is not).
     sublayer_norm: with prenorm, what a sublayer normalizes: its input, its output, x + norm(f(x))
       (OLMo 2), or both, x + norm(f(norm(x))) (Gemma 2).
     parallel: with prenorm, attention and feed-forward read the same x and are added to it together:
@@ -77,14 +87,16 @@ class ModelConfig:
     qk_norm: normalize queries and keys before they are rotated: each head, by one scale for all of
       them (Qwen3), or all heads together (OLMo 2).
     position: sinusoidal and learned are added to the embedding (sinusoidal_halves: all sines before
-      all cosines, as in Marian), rotary rotates queries and keys, relative (T5) and alibi add a
-      bias to the scores; with none only the causal mask tells an order.
+      all cosines, as in Marian; sinusoidal_offset: with other wavelengths and positions from 2 on,
+      as in M2M100), rotary rotates queries and keys, relative (T5) and alibi add a bias to the
+      scores, learned_relative does both (MPNet); with none only the causal mask tells an order.
     rotary_base: base of the wavelengths of rotary positions; 0 for no rotation.
     rotary_size: how many numbers of each head are rotated, the first ones (GPT-NeoX); 0 means all.
     rotary_scaling: for texts longer than those trained on: the kind, a name of
       `functional.positions.SCALINGS`, and the arguments of that function, as
       dict(kind='linear', factor=2.0), or as pairs; () means none.
     relative_buckets: of relative positions.
+    relative_per_layer: whether each layer has its own bias (umT5).
     relative_distance: from which on all distances share a bucket.
     window: attend only to positions fewer than this away; 0 means all.
     layers: a pattern that the layers repeat, such as local and global attention alternating:
@@ -107,7 +119,9 @@ class ModelConfig:
     soft_cap_attention: keeps scores between -cap and cap, by cap tanh(s / cap); 0: none (Gemma 2).
     soft_cap_logits: the same of the logits.
     scale_logits: multiply logits by 1 / sqrt D, as T5 does where the output is tied.
-    pooling: how an encoder gives one vector for a sequence: the first state, the mean of all, their
+    causal: whether the positions of an Encoder see only those before them (CLIP's texts).
+    pooling: how an encoder gives one vector for a sequence: the first state, the last, the mean of
+      all, their
       mean by weights softmax(w^T state) (attention; Yang et al. 2016, equations 5 to 7, without the
       layer in between), or pooler, tanh(W first + b) (BERT).
     dropout: rate on embeddings and on the output of every sublayer and hidden feed-forward unit.
@@ -136,23 +150,38 @@ class ModelConfig:
   kv_heads: int = 0
   head_size: int = 0
   feedforward: int = 2048
+  experts: int = 0
+  experts_per_token: int = 0
+  normalize_experts: bool = True
+  shared_expert: int = 0
+  embedding_size: int = 0
   max_length: int = 512
   max_source_length: int = 0
   norm: Literal['layer', 'rms'] = 'layer'
   norm_epsilon: float = 1e-6
   norm_embedding: bool = False
   prenorm: bool = False
+  attention_norm: bool = True
   sublayer_norm: Literal['input', 'output', 'both'] = 'input'
   parallel: Literal['none', 'two_norms', 'one_norm'] = 'none'
   qk_norm: Literal['none', 'head', 'all'] = 'none'
   position: Literal[
-    'sinusoidal', 'sinusoidal_halves', 'learned', 'rotary', 'relative', 'alibi', 'none'
+    'sinusoidal',
+    'sinusoidal_halves',
+    'sinusoidal_offset',
+    'learned',
+    'rotary',
+    'relative',
+    'learned_relative',
+    'alibi',
+    'none',
   ] = 'sinusoidal'
   rotary_base: float = 10_000.0
   rotary_size: int = 0
   rotary_scaling: tuple[Any, ...] | Mapping[str, Any] = ()
   relative_buckets: int = 32
   relative_distance: int = 128
+  relative_per_layer: bool = False
   window: int = 0
   layers: tuple[Layer | Mapping[str, Any], ...] = ()
   activation: Literal[
@@ -173,7 +202,8 @@ class ModelConfig:
   attention_sinks: bool = False
   soft_cap_attention: float = 0.0
   soft_cap_logits: float = 0.0
-  pooling: Literal['first', 'mean', 'attention', 'pooler'] = 'first'
+  causal: bool = False
+  pooling: Literal['first', 'last', 'mean', 'attention', 'pooler'] = 'first'
   dropout: float = 0.1
   attention_dropout: float = 0.0
   dtype: Literal['float32', 'bfloat16', 'float16', 'auto'] = 'float32'
@@ -249,6 +279,16 @@ class ModelConfig:
       not self.prenorm and (self.sublayer_norm != 'input' or self.parallel != 'none'),
       f'model.sublayer_norm={self.sublayer_norm} with model.parallel={self.parallel} needs '
       'model.prenorm=True',
+    )
+    yield (
+      self.experts and not 1 <= self.experts_per_token <= self.experts,
+      f'model.experts={self.experts} with model.experts_per_token={self.experts_per_token}: each '
+      'token takes one expert or more, and at most all',
+    )
+    yield (
+      self.experts and (self.bias or self.bias_feedforward),
+      f'model.experts={self.experts} have no biases: set model.bias and model.bias_feedforward to '
+      'False',
     )
     for name in ('attention_scale', 'soft_cap_attention', 'soft_cap_logits'):
       value = getattr(self, name)

@@ -29,7 +29,7 @@ class Tokens(nnx.Module):
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, lm_head: bool = False):
     self.config = config
-    self.table = _table(config.vocab, config.width, rngs)
+    self.table = _table(config.vocab, config.embedding_size or config.width, rngs)
     self.bias = nnx.Param(jnp.zeros(config.vocab)) if lm_head and config.bias_output else None
 
   def __call__(self, tokens: Int[Array, 'B T']) -> Float[Array, 'B T D']:
@@ -65,7 +65,7 @@ class TokenTypes(nnx.Module):
   """A vector for each type of token, such as BERT's sentences A and B (Devlin et al. 2019)."""
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-    self.table = _table(config.token_types, config.width, rngs)
+    self.table = _table(config.token_types, config.embedding_size or config.width, rngs)
 
   def __call__(self, types: Int[Array, 'B T']) -> Float[Array, 'B T D']:
     """Return the vector of each token's type."""

@@ -30,8 +30,9 @@ class MaskedTokens(nnx.Module):
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, next_sentence: bool = False):
     self.config = config
     self.encoder = Encoder(config, rngs)
-    self.hidden = Linear(config, config.width, config.width, rngs)
-    self.norm = Norm(config)
+    size = config.embedding_size or config.width
+    self.hidden = Linear(config, config.width, size, rngs)
+    self.norm = Norm(config, size)
     tied = config.tie in ('output', 'all')
     self.output = None if tied else Tokens(config, rngs, lm_head=True)
     self.next_sentence = Linear(config, config.width, 2, rngs) if next_sentence else None
@@ -92,6 +93,25 @@ class TokenClassifier(nnx.Module):
   ) -> Float[Array, 'B T C']:
     """Return the logits; arguments as in the encoder."""
     return self.out(self.encoder(inputs, **kwargs))
+
+
+class ReplacedTokens(nnx.Module):
+  """An encoder with the logit that a token was replaced, at each position (ELECTRA).
+
+  Clark et al. 2020, https://arxiv.org/abs/2003.10555, section 2.
+  """
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    self.config = config
+    self.encoder = Encoder(config, rngs)
+    self.hidden = Linear(config, config.width, config.width, rngs)
+    self.out = Linear(config, config.width, 1, rngs)
+
+  @with_auto_axes
+  def __call__(self, tokens: Int[Array, 'B T'], **kwargs: Any) -> Float[Array, 'B T']:
+    """Return the logits; arguments as in the encoder."""
+    states = self.encoder(tokens, **kwargs)
+    return self.out(ACTIVATIONS[self.config.activation](self.hidden(states)))[..., 0]
 
 
 class Spans(TokenClassifier):

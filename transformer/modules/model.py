@@ -26,7 +26,7 @@ class Encoder(nnx.Module):
     self.config = config
     self.embed = _embedding(config, rngs, lm_head=config.tie in ('output', 'all'))
     self.token_types = TokenTypes(config, rngs) if config.token_types else None
-    self.stack = Stack(config, rngs, causal=False)
+    self.stack = Stack(config, rngs, causal=config.causal)
     pooled = {'pooler': config.width, 'attention': 1}.get(config.pooling)
     self.pooler = Linear(config, config.width, pooled, rngs) if pooled else None
 
@@ -79,6 +79,9 @@ class Encoder(nnx.Module):
     if self.config.pooling == 'mean':
       total = jnp.sum(jnp.where(real[..., None], states, 0), axis=1)
       return total / jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1)
+    if self.config.pooling == 'last':
+      last = real.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
+      return states[jnp.arange(len(states)), last]
     first = states[jnp.arange(len(states)), jnp.argmax(real, axis=1)]
     if self.pooler is None:
       return first
@@ -130,7 +133,18 @@ class Decoder(nnx.Module):
     key: Key[Array, ''] | None = None,
   ) -> Float[Array, 'B T D']:
     """Return the states that the logits are computed from; arguments as in a call."""
-    return self.stack(*_embed(self.embed, self.stack, tokens, segments), key=key).x
+    return self.outputs(tokens, segments=segments, key=key).x
+
+  @with_auto_axes
+  def outputs(
+    self,
+    tokens: Int[Array, 'B T'],
+    *,
+    segments: Int[Array, 'B T'] | None = None,
+    key: Key[Array, ''] | None = None,
+  ) -> Output:
+    """Return the states, and what the layers add to the loss; arguments as in a call."""
+    return self.stack(*_embed(self.embed, self.stack, tokens, segments), key=key)
 
   @property
   def lm_head(self) -> Tokens:

@@ -5,6 +5,8 @@ bias to the scores of attention (`bias`). To add one, write its class here and n
 `ModelConfig.position`.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -45,6 +47,16 @@ class Unordered(nnx.Module):
     """Return what is added to the scores, if anything."""
     return None
 
+  def of_layers(self) -> Any:
+    """Return parameters that each layer has its own of, with a leading layer axis, if any."""
+    return None
+
+  def bias_of_layer(
+    self, own: Any, targets: Int[Array, 'B T'], sources: Int[Array, 'B S']
+  ) -> Float[Array, 'B H T S']:
+    """Return what a layer adds to the scores by its own parameters."""
+    raise NotImplementedError
+
 
 class Sinusoidal(Unordered):
   """Sines and cosines, added; Vaswani et al. 2017, section 3.5. Marian adds them in halves."""
@@ -52,7 +64,15 @@ class Sinusoidal(Unordered):
   def embed(self, x, positions):
     """Return embeddings plus sinusoids."""
     halves = self.config.position == 'sinusoidal_halves'
-    return x + functional.sinusoidal(positions, self.config.width, halves=halves)
+    return x + functional.sinusoidal(positions, x.shape[-1], halves=halves)
+
+
+class OffsetSinusoidal(Unordered):
+  """Sinusoids whose first position is 2, after those of padding, in halves (fairseq, M2M100)."""
+
+  def embed(self, x, positions):
+    """Return embeddings plus sinusoids."""
+    return x + functional.sinusoidal(positions + 2, x.shape[-1], halves=True, inclusive=True)
 
 
 class Learned(Unordered):
@@ -60,9 +80,8 @@ class Learned(Unordered):
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, causal: bool):
     super().__init__(config, rngs, causal=causal)
-    initial = config.width**-0.5 * jax.random.normal(
-      rngs.params(), (config.max_length, config.width)
-    )
+    width = config.embedding_size or config.width
+    initial = width**-0.5 * jax.random.normal(rngs.params(), (config.max_length, width))
     self.table = nnx.Param(initial)
 
   def check(self, length):
@@ -95,18 +114,41 @@ class Relative(Unordered):
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, causal: bool):
     super().__init__(config, rngs, causal=causal)
-    shape = (config.relative_buckets, config.heads)
+    layers = (config.depth,) if config.relative_per_layer else ()
+    shape = (*layers, config.relative_buckets, config.heads)
     self.table = nnx.Param(config.width**-0.5 * jax.random.normal(rngs.params(), shape))
 
   def bias(self, targets, sources):
-    """Return the learned bias of each distance."""
+    """Return the learned bias of each distance, unless each layer has its own."""
+    if self.config.relative_per_layer:
+      return None
+    return self.bias_of_layer(self.table[...], targets, sources)
+
+  def of_layers(self):
+    """Return the tables of the layers, if each has its own."""
+    return self.table[...] if self.config.relative_per_layer else None
+
+  def bias_of_layer(self, own, targets, sources):
+    """Return the bias of each distance by a table of buckets."""
     buckets = functional.relative_buckets(
       *(targets, sources),
       causal=self.causal,
       buckets=self.config.relative_buckets,
       max_distance=self.config.relative_distance,
     )
-    return self.table[...][buckets].transpose(0, 3, 1, 2)
+    return own[buckets].transpose(0, 3, 1, 2)
+
+
+class LearnedRelative(Learned):
+  """Learned vectors, and a learned bias for each distance; Song et al. 2020 (MPNet)."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, causal: bool):
+    super().__init__(config, rngs, causal=causal)
+    self.relative = Relative(config, rngs, causal=causal)
+
+  def bias(self, targets, sources):
+    """Return the learned bias of each distance."""
+    return self.relative.bias(targets, sources)
 
 
 class Alibi(Unordered):
@@ -120,9 +162,11 @@ class Alibi(Unordered):
 SCHEMES = {
   'sinusoidal': Sinusoidal,
   'sinusoidal_halves': Sinusoidal,
+  'sinusoidal_offset': OffsetSinusoidal,
   'learned': Learned,
   'rotary': Rotary,
   'relative': Relative,
+  'learned_relative': LearnedRelative,
   'alibi': Alibi,
   'none': Unordered,
 }

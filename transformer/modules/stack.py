@@ -16,7 +16,7 @@ from transformer.modules.attention import View
 from transformer.modules.block import Block
 from transformer.modules.cache import Cache, LayerCache, dtype_of
 from transformer.modules.config import ModelConfig
-from transformer.modules.layers import Norm, split_key
+from transformer.modules.layers import Linear, Norm, split_key
 from transformer.modules.positions import SCHEMES
 
 
@@ -76,7 +76,15 @@ class Stack(nnx.Module):
     self.blocks = jax.vmap(lambda key: Block(config, nnx.Rngs(key), cross=cross))(
       jax.random.split(rngs.params(), config.depth)
     )
-    self.embedding_norm = Norm(config) if config.norm_embedding else None
+    size = config.embedding_size or config.width
+    self.embedding_norm = Norm(config, size) if config.norm_embedding else None
+    projected = size != config.width
+    if projected and (causal or cross):
+      raise ValueError(
+        f'model.embedding_size={size} with model.width={config.width} is for encoders without a '
+        'decoder: set it to 0'
+      )
+    self.projection = Linear(config, size, config.width, rngs) if projected else None
     self.norm = Norm(config) if config.prenorm else None
 
   def __call__(
@@ -114,6 +122,8 @@ class Stack(nnx.Module):
     if self.embedding_norm is not None:
       x = self.embedding_norm(x)
     x = dropout(x, self.config.dropout, keys[0])
+    if self.projection is not None:
+      x = self.projection(x)
     x = sites.site(f'{self.prefix}embedding', x)
     layer_keys = None if key is None else keys[1:]
     x, cache, aux = self._layers(x, segments, positions, memory, cache, layer_keys)
@@ -140,13 +150,17 @@ class Stack(nnx.Module):
       start, kv = cache.length, tuple(zip(cache.k, cache.v, strict=True))
       cache = cache.extend(segments, positions)
     views = self._views(positions, segments, cache)
-    cross = None
+    sources = positions if cache is None else cache.positions
+    beams, cross = 1 if cache is None else cache.beams, None
     if memory is not None:
       cross = View(positions, _cross_mask(segments, memory, x.shape[:2]))
 
     def layer(carry, xs, view):
       x, (kv, *others) = carry
-      block, keys_values, key = xs
+      block, keys_values, own, key = xs
+      if own is not None:
+        bias = self.positions.bias_of_layer(own, positions, sources)
+        view = view._replace(bias=_side_by_side(bias, beams) if beams > 1 else bias)
       if kv is not None:
         # else XLA cuts the layers out of the stack at every step of a search, and not once before
         block, keys_values = jax.tree.map(jax.lax.optimization_barrier, (block, keys_values))
@@ -159,7 +173,8 @@ class Stack(nnx.Module):
 
     keys_values = None if memory is None else memory.keys_values
     run = self._one_by_one if sites.observing() else self._scan
-    (x, kv), aux = run(layer, (x, kv), (self.blocks, keys_values, keys), views)
+    xs = (self.blocks, keys_values, self.positions.of_layers(), keys)
+    (x, kv), aux = run(layer, (x, kv), xs, views)
     if cache is not None:
       k, v = zip(*kv, strict=True)
       cache = cache._replace(k=k, v=v)
@@ -228,7 +243,10 @@ class Stack(nnx.Module):
     def rotate(layer):
       return lambda x, positions: self.positions.rotate(x, positions, layer)
 
-    return [View(positions, by_window[layer.window], bias, rotate(layer)) for layer in pattern]
+    real = None if segments is None else segments != 0
+    return [
+      View(positions, by_window[x.window], bias, rotate(x), real, x.attention_norm) for x in pattern
+    ]
 
 
 def _columns(x):

@@ -1,8 +1,8 @@
-"""Encoders with decoders: T5, mT5, BART, mBART, Marian, Pegasus and Whisper."""
+"""Encoders with decoders: T5, mT5, umT5, BART, mBART, M2M100, Marian, Pegasus and Whisper."""
 
 import re
 
-from transformer.modules.model import EncoderDecoder
+from transformer.modules.model import Encoder, EncoderDecoder
 from transformer.zoo.families.family import Family, value
 from transformer.zoo.families.rows import layers, plain, shifted, wrapped
 
@@ -46,20 +46,22 @@ def _t5_rows(config, kind, theirs):
   cross = ('cross', 'EncDecAttention', attention)
   feedforward = ('feedforward', 'DenseReluDense', inner | {'out': 'wo'})
   rows = layers({'embed': 'shared', 'output': 'lm_head'})
+  of_layer = '{}' if config.relative_per_layer else '0'
   for side, sublayers in ('encoder', (own, feedforward)), ('decoder', (own, cross, feedforward)):
+    stack = 'stack' if kind is Encoder and side == 'encoder' else side
     for i, (ours, theirs, names) in enumerate(sublayers):
       layer = f'{side}.block.{{}}.layer.{i}.'
-      rows += layers(names, f'{side}/blocks/{ours}/', f'{layer}{theirs}.')
-      rows += layers({f'{ours}_norm': 'layer_norm'}, f'{side}/blocks/', layer)
-    relative = f'{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight'
-    rows += plain({f'{side}/positions/table': relative})
-    rows += layers({f'{side}/norm': f'{side}.final_layer_norm'})
+      rows += layers(names, f'{stack}/blocks/{ours}/', f'{layer}{theirs}.')
+      rows += layers({f'{ours}_norm': 'layer_norm'}, f'{stack}/blocks/', layer)
+    relative = f'{side}.block.{of_layer}.layer.0.SelfAttention.relative_attention_bias.weight'
+    rows += plain({f'{stack}/positions/table': relative})
+    rows += layers({f'{stack}/norm': f'{side}.final_layer_norm'})
   return rows
 
 
 # Raffel et al. 2020, https://arxiv.org/abs/1910.10683; 1.1: Shazeer 2020, 2002.05202
 T5 = Family(
-  architectures={'T5ForConditionalGeneration': EncoderDecoder},
+  architectures={'T5ForConditionalGeneration': EncoderDecoder, 'T5EncoderModel': Encoder},
   fields={
     'vocab': ('vocab_size', 32128),
     'width': ('d_model', 512),
@@ -90,11 +92,12 @@ T5 = Family(
   aliases=_TABLES,
   # positions of cross-attention, which the first published files hold and nobody reads
   ignored=re.compile(r'decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias.*'),
+  heads=re.compile(r'(decoder|lm_head)\..*'),  # of which an encoder alone has none
 )
 
 # Xue et al. 2021, https://arxiv.org/abs/2010.11934: T5 1.1 whose config class says less
 MT5 = T5._replace(
-  architectures={'MT5ForConditionalGeneration': EncoderDecoder},
+  architectures={'MT5ForConditionalGeneration': EncoderDecoder, 'MT5EncoderModel': Encoder},
   fields=T5.fields
   | {
     'vocab': ('vocab_size', 250112),
@@ -104,6 +107,15 @@ MT5 = T5._replace(
   },
   derive=lambda theirs, names, kind: _t5_derive(
     {'feed_forward_proj': 'gated-gelu', **theirs, 'scale_decoder_outputs': False}, names, kind
+  ),
+)
+
+# Chung et al. 2023, https://arxiv.org/abs/2304.09151
+UMT5 = MT5._replace(
+  architectures={'UMT5ForConditionalGeneration': EncoderDecoder, 'UMT5EncoderModel': Encoder},
+  fixed=T5.fixed | dict(relative_per_layer=True),
+  derive=lambda theirs, names, kind: _t5_derive(
+    {'feed_forward_proj': 'gated-gelu', **theirs}, names, kind
   ),
 )
 
@@ -183,6 +195,23 @@ MBART = BART._replace(
   architectures={'MBartForConditionalGeneration': EncoderDecoder},
   fixed=BART.fixed | dict(prenorm=True),
   only=BART.only | dict(normalize_before=True, add_final_layer_norm=True),
+)
+
+# Fan et al. 2020, https://arxiv.org/abs/2010.11125; NLLB Team 2022, 2207.04672
+M2M100 = MBART._replace(
+  architectures={'M2M100ForConditionalGeneration': EncoderDecoder},
+  fields=BART.fields
+  | {
+    'vocab': ('vocab_size', 128112),
+    'activation': ('activation_function', 'relu'),
+    'scale_embedding': ('scale_embedding', True),
+    'attention_dropout': ('attention_dropout', 0.1),
+  },
+  fixed=MBART.fixed | dict(norm_embedding=False, position='sinusoidal_offset'),
+  only=dict(tie_word_embeddings=True, pad_token_id=1),
+  express=lambda config: dict(pad_token_id=1),
+  # sinusoids, which need no file
+  ignored=re.compile(r'(en|de)coder\.embed_positions\.weights?'),
 )
 
 

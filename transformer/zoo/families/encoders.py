@@ -1,12 +1,20 @@
-"""Encoders: BERT, DistilBERT, RoBERTa and ViT."""
+"""Encoders: BERT, DistilBERT, RoBERTa, ELECTRA, MPNet, ModernBERT and ViT."""
 
 import math
 import re
 
-from transformer.modules.heads import Classifier, MaskedTokens, Spans
+from transformer.modules.heads import (
+  Classifier,
+  MaskedTokens,
+  ReplacedTokens,
+  Spans,
+  TokenClassifier,
+)
 from transformer.modules.model import Encoder
 from transformer.zoo.families.family import Family, value
-from transformer.zoo.families.rows import Row, layers, plain, shifted, wrapped
+from transformer.zoo.families.llamas import INNER, QKV, all_layers, repeated
+from transformer.zoo.families.rotary import rotary
+from transformer.zoo.families.rows import Row, fused, layers, plain, shifted, wrapped
 
 
 def _architectures(name):
@@ -14,6 +22,7 @@ def _architectures(name):
     f'{name}Model': Encoder,
     f'{name}ForMaskedLM': MaskedTokens,
     f'{name}ForSequenceClassification': Classifier,
+    f'{name}ForTokenClassification': TokenClassifier,
     f'{name}ForQuestionAnswering': Spans,
   }
 
@@ -98,6 +107,7 @@ BERT = Family(
       )
       + plain({'output/bias': 'cls.predictions.bias'}),
       Classifier: layers({'out': 'classifier'}),
+      TokenClassifier: layers({'out': 'classifier'}),
       Spans: layers({'out': 'qa_outputs'}),
     },
   ),
@@ -152,6 +162,7 @@ DISTILBERT = BERT._replace(
     + plain({'embed/bias': 'vocab_projector.bias'}),
     {
       MaskedTokens: layers({'hidden': 'vocab_transform', 'norm': 'vocab_layer_norm'}),
+      TokenClassifier: layers({'out': 'classifier'}),
       Spans: layers({'out': 'qa_outputs'}),
     },
   ),
@@ -160,6 +171,16 @@ DISTILBERT = BERT._replace(
   aliases={'vocab_projector.weight': 'embeddings.word_embeddings.weight'},
   heads=re.compile(r'(vocab_\w+|pre_classifier|classifier|qa_outputs)\..*'),
 )
+
+_ROBERTA_HEADS = {
+  MaskedTokens: layers(
+    {'hidden': 'lm_head.dense', 'norm': 'lm_head.layer_norm', 'output': 'lm_head.decoder'}
+  )
+  + plain({'output/bias': 'lm_head.bias'}),
+  Classifier: layers({'encoder/pooler': 'classifier.dense', 'out': 'classifier.out_proj'}),
+  TokenClassifier: layers({'out': 'classifier'}),
+  Spans: layers({'out': 'qa_outputs'}),
+}
 
 # Liu et al. 2019, https://arxiv.org/abs/1907.11692
 ROBERTA = BERT._replace(
@@ -173,14 +194,7 @@ ROBERTA = BERT._replace(
       *plain({'embed/bias': 'lm_head.bias'}),
       shifted('stack/positions/table', 'embeddings.position_embeddings.weight'),
     ],
-    {
-      MaskedTokens: layers(
-        {'hidden': 'lm_head.dense', 'norm': 'lm_head.layer_norm', 'output': 'lm_head.decoder'}
-      )
-      + plain({'output/bias': 'lm_head.bias'}),
-      Classifier: layers({'encoder/pooler': 'classifier.dense', 'out': 'classifier.out_proj'}),
-      Spans: layers({'out': 'qa_outputs'}),
-    },
+    _ROBERTA_HEADS,
   ),
   derive=lambda theirs, names, kind: dict(
     max_length=value(theirs, 'max_position_embeddings', 512) - 2,
@@ -207,6 +221,174 @@ XLM_ROBERTA = ROBERTA._replace(
 
 # Martin et al. 2020, https://arxiv.org/abs/1911.03894
 CAMEMBERT = XLM_ROBERTA._replace(architectures=_architectures('Camembert'))
+
+# Clark et al. 2020, https://arxiv.org/abs/2003.10555; its classifier of texts has a layer with gelu
+ELECTRA = BERT._replace(
+  architectures={'ElectraForPreTraining': ReplacedTokens}
+  | {name: kind for name, kind in _architectures('Electra').items() if kind is not Classifier},
+  fields=BERT.fields
+  | {
+    'width': ('hidden_size', 256),
+    'embedding_size': ('embedding_size', 128),
+    'heads': ('num_attention_heads', 4),
+    'feedforward': ('intermediate_size', 1024),
+  },
+  fixed=BERT.fixed | dict(pooling='first'),
+  # the head of its generator has this activation whatever the body's
+  only={key: only for key, only in BERT.only.items() if key != 'embedding_size'}
+  | dict(hidden_act='gelu'),
+  rows=_encoder(
+    layers(_BERT_LAYERS | {'stack/projection': 'embeddings_project'})
+    + plain({'embed/bias': 'generator_lm_head.bias'}),
+    {
+      MaskedTokens: layers(
+        {
+          'hidden': 'generator_predictions.dense',
+          'norm': 'generator_predictions.LayerNorm',
+          'output': 'generator_lm_head',
+        }
+      )
+      + plain({'output/bias': 'generator_lm_head.bias'}),
+      ReplacedTokens: layers(
+        {
+          'hidden': 'discriminator_predictions.dense',
+          'out': 'discriminator_predictions.dense_prediction',
+        }
+      ),
+      TokenClassifier: layers({'out': 'classifier'}),
+      Spans: layers({'out': 'qa_outputs'}),
+    },
+  ),
+  derive=lambda theirs, names, kind: dict(
+    bias_output='generator_lm_head.bias' in names, tie=_tie(theirs, kind)
+  ),
+  prefix='electra.',
+  heads=re.compile(r'(generator|discriminator)_\w+\..*|(classifier|qa_outputs)\..*'),
+  aliases={'generator_lm_head.weight': 'embeddings.word_embeddings.weight'},
+)
+
+# Song et al. 2020, https://arxiv.org/abs/2004.09297
+MPNET = ROBERTA._replace(
+  architectures=_architectures('MPNet'),
+  fields={name: keys for name, keys in BERT.fields.items() if name != 'token_types'}
+  | {'vocab': ('vocab_size', 30527)},
+  fixed=BERT.fixed | dict(position='learned_relative'),
+  only=dict(hidden_act='gelu', pad_token_id=1, relative_attention_num_buckets=32),
+  rows=_encoder(
+    [
+      *layers(
+        _BERT_LAYERS
+        | {
+          'stack/blocks/attention/query': 'encoder.layer.{}.attention.attn.q',
+          'stack/blocks/attention/key': 'encoder.layer.{}.attention.attn.k',
+          'stack/blocks/attention/value': 'encoder.layer.{}.attention.attn.v',
+          'stack/blocks/attention/out': 'encoder.layer.{}.attention.attn.o',
+          'stack/blocks/attention_norm': 'encoder.layer.{}.attention.LayerNorm',
+          'stack/positions/relative': 'encoder.relative_attention_bias',
+        }
+      ),
+      *plain({'embed/bias': 'lm_head.bias'}),
+      shifted('stack/positions/table', 'embeddings.position_embeddings.weight'),
+    ],
+    _ROBERTA_HEADS,
+  ),
+  prefix='mpnet.',
+)
+
+
+def _modernbert_derive(theirs, names, kind):
+  depth, local = theirs['num_hidden_layers'], value(theirs, 'local_attention', 128)
+  every = value(theirs, 'global_attn_every_n_layers', 3)
+  types = value(theirs, 'layer_types', []) or [
+    'sliding_attention' if i % every else 'full_attention' for i in range(depth)
+  ]
+  rope = value(theirs, 'rope_parameters', {})
+  each = {
+    name: dict(window=window) | rotary(theirs, value(rope, name, {}), value(theirs, key, theta))
+    for name, window, key, theta in (
+      ('full_attention', 0, 'global_rope_theta', 160_000.0),
+      ('sliding_attention', local // 2 + 1, 'local_rope_theta', 10_000.0),
+    )
+  }
+  if not set(types) <= each.keys() or len(types) != depth:
+    raise ValueError(
+      f'config.json: layer_types={types} is not supported, only {depth} of {", ".join(each)} are'
+    )
+  # the embeddings are normalised just before the first layer
+  found = repeated([each[name] | dict(attention_norm=i > 0) for i, name in enumerate(types)])
+  biased = dict.fromkeys(('bias_qkv', 'bias_attention'), value(theirs, 'attention_bias', False))
+  return found | biased | dict(bias_output='decoder.bias' in names, tie=_tie(theirs, kind))
+
+
+def _modernbert_express(config):
+  each = all_layers(config)
+  written = {'layer_types': []}
+  for layer in each:
+    name, key = ('full', 'global') if not layer.window else ('sliding', 'local')
+    written['layer_types'].append(f'{name}_attention')
+    written[f'{key}_rope_theta'] = layer.rotary_base
+    if layer.window:
+      written['local_attention'] = 2 * (layer.window - 1)
+  return written | _express_tie(config) | dict(attention_bias=config.bias_attention)
+
+
+# Warner et al. 2024, https://arxiv.org/abs/2412.13663
+MODERNBERT = Family(
+  architectures={'ModernBertModel': Encoder, 'ModernBertForMaskedLM': MaskedTokens},
+  fields={
+    'vocab': ('vocab_size', 50368),
+    'width': ('hidden_size', 768),
+    'depth': ('num_hidden_layers', 22),
+    'heads': ('num_attention_heads', 12),
+    'feedforward': ('intermediate_size', 1152),
+    'max_length': ('max_position_embeddings', 8192),
+    'activation': ('hidden_activation', 'gelu'),
+    'norm_epsilon': ('norm_eps', 1e-5),
+    'bias_norm': ('norm_bias', False),
+    'bias_feedforward': ('mlp_bias', False),
+    'dropout': ('embedding_dropout mlp_dropout', 0.0),
+    'attention_dropout': ('attention_dropout', 0.0),
+  },
+  fixed=dict(
+    norm='layer',
+    norm_embedding=True,
+    prenorm=True,
+    position='rotary',
+    gated=True,
+    bias=False,
+    scale_embedding=False,
+    pooling='first',
+  ),
+  only=dict(hidden_activation='gelu', classifier_activation='gelu', classifier_bias=False),
+  rows=_encoder(
+    [
+      *layers(
+        {
+          'embed': 'embeddings.tok_embeddings',
+          'stack/embedding_norm': 'embeddings.norm',
+          'stack/blocks/attention/out': 'layers.{}.attn.Wo',
+          'stack/blocks/feedforward_norm': 'layers.{}.mlp_norm',
+          'stack/blocks/feedforward/out': 'layers.{}.mlp.Wo',
+          'stack/norm': 'final_norm',
+        }
+      ),
+      *(
+        row._replace(without=(0,))
+        for row in layers({'stack/blocks/attention_norm': 'layers.{}.attn_norm'})
+      ),
+      *fused(QKV, 'layers.{}.attn.Wqkv'),
+      *fused(INNER, 'layers.{}.mlp.Wi'),
+      *plain({'embed/bias': 'decoder.bias'}),
+    ],
+    {MaskedTokens: layers({'hidden': 'head.dense', 'norm': 'head.norm', 'output': 'decoder'})},
+  ),
+  derive=_modernbert_derive,
+  express=_modernbert_express,
+  pad=50283,
+  prefix='model.',
+  heads=re.compile(r'(head|decoder|classifier)\..*'),
+  aliases={'decoder.weight': 'embeddings.tok_embeddings.weight'},
+)
 
 
 def _square(theirs, key, default):

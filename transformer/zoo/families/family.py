@@ -164,6 +164,7 @@ def in_full(config: ModelConfig) -> dict[str, Any]:
   return dataclasses.asdict(config) | dict(
     kv_heads=config.groups,
     head_size=config.key_size,
+    embedding_size=config.embedding_size or config.width,
     decoder_depth=config.decoder_depth or config.depth,
     max_source_length=config.max_source_length or config.max_length,
     layers=[dataclasses.asdict(x) for x in config.pattern * (config.depth // len(config.pattern))],

@@ -5,7 +5,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from transformer.modules.model import Decoder
+from transformer.modules.heads import Classifier
+from transformer.modules.model import Decoder, Encoder
 from transformer.zoo.families.decoders import QKV
 from transformer.zoo.families.family import Family, value
 from transformer.zoo.families.rotary import express_rotary, partial_rotary, rotary
@@ -91,20 +92,34 @@ def like_llama(
   only: Mapping[str, Any] = {},
   **variant: Any,
 ) -> Family:
-  """Return a family of Llama's shape; `variant` are values of a Variant."""
-  settings = Variant(**variant)
+  """Return a family of Llama's shape; `variant` are values of a Variant.
+
+  Its bodies are encoders whose positions see only earlier ones, and its classifiers read the last.
+  """
+  settings, name = Variant(**variant), architecture.removesuffix('ForCausalLM')
+  others = {f'{name}ForSequenceClassification': Classifier, f'{name}Model': Encoder}
   return Family(
-    architectures={architecture: Decoder},
+    architectures={architecture: Decoder} | others,
     fields=FIELDS | dict(fields),
     fixed=FIXED,
     only=dict(only),
-    rows=rows,
-    derive=lambda theirs, names, kind: _derive(settings, theirs),
+    rows=lambda config, kind, theirs: _rows_below_head(rows(config, kind, theirs), kind),
+    derive=lambda theirs, names, kind: (
+      _derive(settings, theirs) | ({} if kind is Decoder else dict(causal=True, pooling='last'))
+    ),
     express=functools.partial(_express, settings),
     prefix='model.',
     aliases={'lm_head.weight': 'embed_tokens.weight'},
     ignored=re.compile(r'layers\.\d+\.self_attn\.rotary_emb\.inv_freq'),
+    heads=re.compile(r'lm_head\..*'),
   )
+
+
+def _rows_below_head(rows, kind):
+  if kind is not Classifier:
+    return rows
+  below = [row._replace(ours=tuple(f'encoder/{path}' for path in row.ours)) for row in rows]
+  return below + layers({'out': 'score'})
 
 
 def _derive(variant, theirs):
@@ -222,6 +237,39 @@ QWEN3 = like_llama(
   window=0,
   slides=_qwen_slides,
   express=_qwen_express,
+)
+
+
+def _experts(layer):
+  """Rows of a mixture of experts, of which each is a layer of its own in the files."""
+  names = {'hidden': 'gate_proj', 'gate': 'up_proj', 'out': 'down_proj'}
+  return [
+    *layers({f'{BLOCK}feedforward/router': f'{layer}.gate'}),
+    *layers(names, f'{BLOCK}feedforward/experts/', f'{layer}.experts.{{}}.'),
+  ]
+
+
+# Yang et al. 2025, https://arxiv.org/abs/2505.09388, section 2, with experts in every layer
+QWEN3_MOE = like_llama(
+  'Qwen3MoeForCausalLM',
+  {
+    'vocab': ('vocab_size', 151936),
+    'width': ('hidden_size', 2048),
+    'depth': ('num_hidden_layers', 24),
+    'kv_heads': ('num_key_value_heads', 4),
+    'feedforward': ('moe_intermediate_size', 768),
+    'experts': ('num_experts|num_local_experts', 128),
+    'experts_per_token': ('num_experts_per_tok', 8),
+    'normalize_experts': ('norm_topk_prob', False),
+    'max_length': ('max_position_embeddings', 32768),
+  },
+  only=dict(decoder_sparse_step=1, mlp_only_layers=[]),
+  fixed=dict(qk_norm='head'),
+  biases=('attention_bias',),
+  window=4096,
+  slides=lambda theirs, i: value(theirs, 'use_sliding_window', False),
+  express=_qwen_express,
+  rows=lambda *_: layers(NAMES) + _experts('layers.{}.mlp'),
 )
 
 

@@ -13,15 +13,18 @@ class Row(NamedTuple):
 
   Attributes:
     ours: paths; stacked layers are converted one by one.
-    theirs: name of the tensor, with {} for the number of the layer; None if it is 0 and not stored.
+    theirs: name of the tensor, with {} for the number of the layer, and a second one for that of
+      the expert; None if it is 0 and not stored.
     read: the tensor to our arrays, one for each path.
     write: our arrays to the tensor.
+    without: layers that have no such tensor; ours is 1 there.
   """
 
   ours: tuple[str, ...]
   theirs: str | None
   read: Callable[[np.ndarray], Sequence[np.ndarray]] = lambda x: (x,)
   write: Callable[..., np.ndarray] = lambda x: x
+  without: tuple[int, ...] = ()
 
 
 def plain(names: Mapping[str, str | None]) -> list[Row]:
@@ -99,12 +102,13 @@ def leaves(model: Any) -> dict[str, Any]:
   }
 
 
-def named(row: Row, parameters: Mapping[str, Any]) -> Iterator[tuple[str, int | None]]:
-  """The names of a row's tensors, with the number of the layer in stacked ones."""
-  if row.theirs is not None and '{}' in row.theirs:
-    yield from ((row.theirs.format(i), i) for i in range(parameters[row.ours[0]].shape[0]))
-  elif row.theirs is not None:
-    yield row.theirs, None
+def named(row: Row, parameters: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+  """The names of a row's tensors, with the layer, and the expert, that each is of."""
+  if row.theirs is not None:
+    stacked = parameters[row.ours[0]].shape[: row.theirs.count('{}')]
+    for index in np.ndindex(stacked):
+      if not set(index[:1]) & set(row.without):
+        yield row.theirs.format(*index), index
 
 
 def some(names) -> str:

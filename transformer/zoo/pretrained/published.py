@@ -199,9 +199,12 @@ def _pooling(file: pathlib.Path) -> str:
   modes |= set(named if isinstance(named, list) else [named]) - {None}
   modes = modes or {'mean_tokens'}  # sentence-transformers' default
   ours = {'mean_tokens': 'mean', 'mean': 'mean', 'cls_token': 'first', 'cls': 'first'}
+  ours |= {'lasttoken': 'last'}
   if len(modes) > 1 or not modes <= ours.keys():
     refused = ', '.join(
       f'pooling_mode_{mode}' for mode in sorted(map(str, modes - {'mean_tokens'}))
     )
-    raise ValueError(f'{file}: {refused} is not supported, only mean_tokens or cls_token is')
+    raise ValueError(
+      f'{file}: {refused} is not supported, only mean_tokens, cls_token or lasttoken is'
+    )
   return ours[modes.pop()]

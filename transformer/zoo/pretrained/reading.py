@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from transformer.modules.config import ModelConfig
-from transformer.modules.heads import Classifier, Embedding, MaskedTokens
+from transformer.modules.heads import Classifier, Embedding, MaskedTokens, TokenClassifier
 from transformer.modules.model import Decoder, Encoder
 from transformer.zoo.families import FAMILIES
 from transformer.zoo.families.family import Family, read_config, rows_of, value
@@ -104,6 +104,8 @@ def _best_plan(folder, theirs, settings) -> tuple[Plan, dict[str, Stored]]:
     family, kinds = _family(theirs)
     tensors = _short_names(folder, family)
     modules = read_modules(folder)
+    if modules[0] and Encoder in family.architectures.values():  # whatever class was trained
+      kinds = [Encoder]
     plans = [_plan(family, theirs, kind, tensors, settings, *modules) for kind in kinds]
   except ValueError as error:
     if str(folder) in str(error):
@@ -171,15 +173,15 @@ def _plan(family, theirs, kind, tensors, settings, pooling, normalize) -> Plan:
   about: dict[str, Any] = {}
   if kind is MaskedTokens:
     about['next_sentence'] = 'cls.seq_relationship.weight' in tensors
-  if kind is Classifier:
+  if kind in (Classifier, TokenClassifier):
     about['classes'] = len(labels(theirs)) or value(theirs, 'num_labels', 2)
   model = jax.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0), **about))
   parameters = leaves(model)
   rows = rows_of(family, config, kind, theirs, parameters)
   shapes = {}
   for row in rows:
-    for name, layer in named(row, parameters):
-      ours = [parameters[path].shape[layer is not None :] for path in row.ours]
+    for name, index in named(row, parameters):
+      ours = [parameters[path].shape[len(index) :] for path in row.ours]
       shapes[name] = row.write(*(np.broadcast_to(np.float32(0), shape) for shape in ours)).shape
   return Plan(family, config, model, parameters, rows, shapes)
 
@@ -229,9 +231,11 @@ def _read(row: Row, parameters, tensors: Mapping[str, Stored], dtype) -> dict[st
   if row.theirs is None:
     return {path: jnp.zeros(parameters[path].shape, dtype) for path in row.ours}
   places = {path: _aligned(parameters[path].shape, jnp.dtype(dtype)) for path in row.ours}
-  for name, layer in names:
+  for place in places.values():
+    place[list(row.without)] = 1
+  for name, index in names:
     for place, part in zip(places.values(), row.read(tensors[name].read()), strict=True):
-      place[... if layer is None else layer] = part
+      place[index or ...] = part
   # nothing else refers to the memory: the device may use it without a copy
   return {path: jax.device_put(place, may_alias=True) for path, place in places.items()}
 

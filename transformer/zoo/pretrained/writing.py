@@ -1,5 +1,6 @@
 """Save a model as a folder of the `transformers` library."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -9,8 +10,14 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from transformer.modules.config import ModelConfig
-from transformer.modules.heads import Classifier, Embedding, MaskedTokens
+from transformer.modules.config import Layer, ModelConfig
+from transformer.modules.heads import (
+  Classifier,
+  Embedding,
+  MaskedTokens,
+  ReplacedTokens,
+  TokenClassifier,
+)
 from transformer.modules.model import Decoder, Encoder, EncoderDecoder
 from transformer.zoo.families import FAMILIES
 from transformer.zoo.families.family import Family, in_full, read_config, rows_of, write_config
@@ -37,6 +44,12 @@ HEADS = (
   'embed_out.',
   'final_logits_bias',
   'vocab_',
+  'score.',
+  'head.',
+  'decoder.weight',
+  'decoder.bias',
+  'generator_',
+  'discriminator_',
 )
 
 
@@ -74,9 +87,10 @@ def save_pretrained(
   family = FAMILIES[model_type]
   written: dict[str, Any] = {'architectures': [_architecture(family, kind, parameters)]}
   written |= {'model_type': model_type} | theirs
-  if kind is Classifier and len(written.get('id2label', ())) != parameters['out/bias'].size:
-    written['id2label'] = {str(i): f'LABEL_{i}' for i in range(parameters['out/bias'].size)}
-  if kind is Classifier:
+  classes = parameters['out/kernel'].shape[-1] if kind in (Classifier, TokenClassifier) else 0
+  if len(written.get('id2label', ())) != classes and classes:
+    written['id2label'] = {str(i): f'LABEL_{i}' for i in range(classes)}
+  if classes:
     written['label2id'] = {label: int(i) for i, label in written['id2label'].items()}
 
   folder = pathlib.Path(folder)
@@ -114,8 +128,8 @@ def _save_tensors(folder, rows: list[Row], parameters: Mapping[str, Any], prefix
   tensors = {}
   for row in rows:
     arrays = [np.asarray(parameters[path], np.float32) for path in row.ours]
-    for name, layer in named(row, parameters):
-      value = row.write(*(x if layer is None else x[layer] for x in arrays))
+    for name, index in named(row, parameters):
+      value = row.write(*(x[index] for x in arrays))
       name = name if name.startswith(HEADS) else prefix + name
       tensors[name] = np.ascontiguousarray(value, np.float32)
   partial = folder / f'{WEIGHTS}.partial'
@@ -138,6 +152,7 @@ def _save_modules(folder: pathlib.Path, config: ModelConfig, normalize: bool):
   pooling = {'word_embedding_dimension': config.width}
   pooling |= {'pooling_mode_mean_tokens': config.pooling == 'mean'}
   pooling |= {'pooling_mode_cls_token': config.pooling == 'first'}
+  pooling |= {'pooling_mode_lasttoken': True} if config.pooling == 'last' else {}
   _dump(folder / '1_Pooling' / CONFIG, pooling)
 
 
@@ -205,7 +220,8 @@ def family_of(
 
 def _essence(config: ModelConfig, kind: type) -> dict[str, Any]:
   """Return the fields that matter to a model of this kind, normalized for comparison."""
-  values, nothing = in_full(config), {*OURS, 'window', 'rotary_base', 'rotary_scaling'}
+  values, nothing = in_full(config), set(OURS)
+  nothing |= {field.name for field in dataclasses.fields(Layer)}  # they are in `layers`
   if config.bias:
     nothing |= {'bias_qkv', 'bias_attention', 'bias_feedforward', 'bias_norm'}
   if config.norm == 'rms':
@@ -213,11 +229,13 @@ def _essence(config: ModelConfig, kind: type) -> dict[str, Any]:
   if config.position != 'rotary':
     nothing.add('rotary_size')
     values['layers'] = [layer['window'] for layer in values['layers']]
-  if config.position != 'relative':
+  if 'relative' not in config.position:
     nothing |= {'relative_buckets', 'relative_distance'}
   if kind is not EncoderDecoder:
     nothing |= {'decoder_depth', 'max_source_length'}
-    nothing |= {'pooling'} if kind is Decoder else set() if kind is MaskedTokens else {'tie'}
+    nothing |= {'pooling', 'causal'} if kind is Decoder else set()
+    nothing |= set() if kind in (Decoder, MaskedTokens) else {'tie'}
+    nothing |= {'pooling'} if kind in (TokenClassifier, ReplacedTokens) else set()
     values['tie'] = config.tie in ('output', 'all')
     if config.modality != 'tokens':
       nothing.add('vocab')
