@@ -54,7 +54,19 @@ def penalty(factor):
   return edit
 
 
+def choices(sequences, end):
+  def edit(logits, history, generated):
+    so_far = history[len(history) - generated :]
+    whole = [[*sequence, end] for sequence in sequences]
+    allowed = {w[generated] for w in whole if w[:generated] == so_far and len(w) > generated}
+    logits[[i for i in range(N) if i not in allowed]] = -np.inf
+
+  return edit
+
+
+CHOICES = [[3, 1, 1], [3, 4], [5]]
 CASES = {
+  'choices': (constraints.follow(constraints.trie(CHOICES, 0)), choices(CHOICES, 0)),
   'forbid': (constraints.forbid([1, 3, 99]), forbidden([1, 3])),
   'forbid at first': (constraints.forbid([0, 1, 2], before=3), forbidden([0, 1, 2], 3)),
   'words': (

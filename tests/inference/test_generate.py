@@ -152,6 +152,64 @@ def test_invalid_arguments_are_refused(decoder, tokens, settings, message):
     generate(decoder, tokens, **settings)
 
 
+def nearly(model):
+  """A model that often says the same."""
+  return jax.tree.map(lambda x: x + 0.02 * jnp.sin(1e3 * x), model)
+
+
+@pytest.mark.parametrize('kind', ['decoder', pytest.param('translator', marks=pytest.mark.slow)])
+def test_a_draft_changes_no_greedy_output(kind, decoder, translator):
+  model, how = (decoder, {}) if kind == 'decoder' else (translator, dict(start=1))
+  how |= dict(max_new_tokens=8, eos=2, pad=0)
+  plain = module.generate_outputs(model, PROMPTS, **how)
+  found = module.generate_outputs(model, PROMPTS, draft=nearly(model), lookahead=3, **how)
+  assert found.tokens.tolist() == plain.tokens.tolist()
+  np.testing.assert_allclose(found.scores, plain.scores, rtol=1e-4)
+
+
+def test_a_draft_of_other_tokens_is_refused(decoder, translator, tokenizer):
+  with pytest.raises(ValueError, match='pass a Decoder of the'):
+    generate(decoder, PROMPTS, max_new_tokens=8, draft=translator)
+  with pytest.raises(ValueError, match='beams=2 with a draft'):
+    generate(decoder, PROMPTS, max_new_tokens=8, draft=decoder, beams=2)
+
+
+def test_a_stopping_string_ends_an_output(decoder, tokenizer):
+  plain = generate(decoder, PROMPTS, max_new_tokens=8).tolist()
+  text = ''.join(tokenizer.pieces(plain[0][2:4]))
+  how = dict(max_new_tokens=8, tokenizer=tokenizer, stop=(text, 'never'), pad=23)
+  (first, *_) = generate(decoder, PROMPTS, **how).tolist()
+  end = next(
+    i for i in range(8) if ''.join(tokenizer.pieces(PROMPTS[0] + plain[0][: i + 1])).endswith(text)
+  )
+  assert first == plain[0][: end + 1] + [23] * (7 - end)
+  with pytest.raises(ValueError, match='pass the tokenizer='):
+    generate(decoder, PROMPTS, max_new_tokens=8, stop='x')
+
+
+def test_outputs_are_given_best_first_with_scores(decoder):
+  how = dict(max_new_tokens=6, eos=2, pad=0, beams=3)
+  found = module.generate_outputs(decoder, PROMPTS, num_return_sequences=3, **how)
+  assert found.tokens.shape == (3, 3, 6) and found.scores.shape == (3, 3)
+  assert (np.diff(found.scores, axis=1) <= 0).all()
+  rows = generate(decoder, PROMPTS, num_return_sequences=2, **how)
+  assert rows.tolist() == found.tokens[:, :2].reshape(6, 6).tolist()
+  assert len({tuple(row) for row in found.tokens[0].tolist()}) == 3
+  with pytest.raises(ValueError, match='more than decode.beams=1'):
+    generate(decoder, PROMPTS, num_return_sequences=2)
+
+
+def test_choices_are_the_only_outputs(decoder):
+  choices = ((5, 6), (5, 7, 8), (9,))
+  how = dict(max_new_tokens=5, eos=2, pad=0, choices=choices)
+  allowed = [[*choice, 2, *[0] * (4 - len(choice))] for choice in choices]
+  assert all(row in allowed for row in generate(decoder, PROMPTS, **how).tolist())
+  beams = generate(decoder, PROMPTS, beams=3, num_return_sequences=3, **how).tolist()
+  assert [sorted(beams[i : i + 3]) for i in (0, 3, 6)] == [sorted(allowed)] * 3
+  with pytest.raises(ValueError, match='choices needs an end token'):
+    generate(decoder, PROMPTS, max_new_tokens=5, choices=choices)
+
+
 def test_encoder_decoder_needs_a_start_token(translator):
   with pytest.raises(ValueError, match='an EncoderDecoder needs start='):
     generate(translator, PROMPTS, max_new_tokens=4)

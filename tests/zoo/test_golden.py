@@ -97,6 +97,11 @@ def test_every_number_counts(name, rng):
       assert furthest(found, expected, inputs) > 2 * TOLERANCE['float32'], (path, layer)
 
 
+def is_stacked(path, name):
+  """Whether a parameter has a leading axis of layers."""
+  return 'blocks' in path or (name == 'umt5' and 'positions' in path)
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_every_tensor_has_one_place(name, tmp_path):
   """Of tensors filled with their own number, each parameter is one, and each layer its layer's."""
@@ -112,7 +117,13 @@ def test_every_tensor_has_one_place(name, tmp_path):
   used = []
   for path, leaf in leaves(model).items():
     leaf = np.asarray(leaf)
-    layers = leaf if 'blocks' in path else leaf[None]
+    if 'experts/' in path:
+      leaf = leaf.reshape(-1, *leaf.shape[2:])
+    if name == 'modernbert' and 'blocks/attention_norm' in path:
+      assert (leaf[0] == 1).all()  # the first layer has none
+      used += [names[int(x[0]) - 1] for x in leaf[1:]]
+      continue
+    layers = leaf if is_stacked(path, name) else leaf[None]
     constants = [set(layer.ravel().tolist()) for layer in layers]
     if name == 'whisper' and path.endswith('key/bias'):
       assert constants == [{0.0}] * len(layers)
@@ -121,12 +132,17 @@ def test_every_tensor_has_one_place(name, tmp_path):
     more = name.startswith('gemma') and path.endswith('/scale')  # its scales are stored less 1
     sources = [names[int(constant.pop()) - 1 - more] for constant in constants]
     used += sources
-    if 'blocks' in path:
+    if is_stacked(path, name):
+      if 'experts/' in path:  # [L, E]
+        numbers = [re.findall(r'\.(\d+)\.', source) for source in sources]
+        expected = [[str(i // 4), str(i % 4)] for i in range(len(layers))]
+        assert numbers == expected, path
+        continue
       numbers = [re.search(r'\.(\d+)\.', source) for source in sources]
       assert [int(number[1]) for number in numbers] == list(range(len(layers))), path
       rest = {s[: n.start(1)] + s[n.end(1) :] for s, n in zip(sources, numbers, strict=True)}
       assert len(rest) == 1, (path, rest)
   assert set(used) == set(names)
-  three = [tensor for tensor in names if re.search('c_attn|qkv_proj|query_key_value', tensor)]
-  two = [tensor for tensor in names if 'gate_up_proj' in tensor]
+  three = [x for x in names if re.search('c_attn|qkv_proj|query_key_value|Wqkv', x)]
+  two = [tensor for tensor in names if re.search('gate_up_proj|mlp.Wi', tensor)]
   assert sorted(used) == sorted([*names, *three, *three, *two]), json.dumps(used)

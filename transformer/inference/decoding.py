@@ -81,7 +81,7 @@ class Decoding(Batching):
   prefix: tuple[int, ...] = ()
   choices: tuple[Any, ...] = ()
   constraint: constraints.Constraint | None = None
-  stop: tuple[str, ...] = ()
+  stop: tuple[str, ...] | str = ()
 
   def __post_init__(self):
     for name in ('bad_words', 'choices'):
