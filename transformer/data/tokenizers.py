@@ -24,6 +24,7 @@ from transformer.data.reading import naming
 # The trainers' time grows with the square of the length of a word. Of longer ones, as of a genome,
 # these many letters, marks, and any characters without a space are trained on.
 LONG_WORD = re.compile(r'(\w{1000})\w+|([^\w\s]{1000})[^\w\s]+|(\S{10000})\S+')
+CHAT_TEMPLATE = 'chat_template.jinja'
 SENTINEL = '<extra_id_{}>'
 SPECIALS = ('<pad>', '<s>', '</s>', '<unk>')
 KINDS = ('bpe', 'bytes', 'characters', 'unigram', 'wordpiece')
@@ -56,6 +57,7 @@ class Tokenizer:
     tokens: special tokens by the names of NAMES, where they are known and need no guess.
     ends: ids that end an output besides eos.
     template: whether `prefix` and `suffix` are those of the file's template; else there are none.
+    chat_template: how conversations are written, in Jinja; '' if it is not known.
 
   Attributes:
     size: number of ids N, special tokens included; every id is in [0, N), and some may be unused.
@@ -77,11 +79,14 @@ class Tokenizer:
     tokens: Mapping[str, str | None] = MappingProxyType({}),
     ends: Sequence[int] = (),
     template: bool = False,
+    chat_template: str = '',
   ):
     tokenizer.encode_special_tokens = True  # "encode them like other text"; the file lacks it
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    self._tokenizer, self._given = tokenizer, (dict(tokens), tuple(ends), template)
+    self._tokenizer = tokenizer
+    self._given = (dict(tokens), tuple(ends), template, chat_template)
+    self.chat_template = chat_template
     self._ids = tokenizer.get_vocab()
     self.size: int = max(self._ids.values(), default=-1) + 1
     trained = tokenizer.get_vocab(with_added_tokens=False)
@@ -117,6 +122,20 @@ class Tokenizer:
   def encode(self, text: str) -> list[int]:
     """Return the ids of the pieces of `text`, without bos and eos."""
     return self._tokenizer.encode(_whole(text), add_special_tokens=False).ids
+
+  @functools.cached_property
+  def special_names(self) -> list[str]:
+    """The names of the special tokens, as they are written in chat templates."""
+    added = self._tokenizer.get_added_tokens_decoder().values()
+    return [token.content for token in added if token.special]
+
+  def encode_with_specials(self, text: str) -> list[int]:
+    """Return the ids of a text in which names such as '<s>' are these tokens, not text."""
+    return self._reading_specials.encode(_whole(text), add_special_tokens=False).ids
+
+  @functools.cached_property
+  def _reading_specials(self) -> tokenizers.Tokenizer:
+    return tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
 
   def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
     """Return `[encode(text) for text in texts]`, computed on all cores."""
@@ -193,12 +212,20 @@ class Tokenizer:
       return f'<{raw.hex(" ").upper()}>'
 
   def save(self, path: str | os.PathLike) -> None:
-    """Write the file that `load`, and the `tokenizers` library in any language, reads."""
-    pathlib.Path(path).write_text(self._tokenizer.to_str(pretty=True) + '\n', encoding='utf-8')
+    """Write the file that `load`, and the `tokenizers` library in any language, reads.
+
+    The chat template, if there is one, is written beside it.
+    """
+    path = pathlib.Path(path)
+    path.write_text(self._tokenizer.to_str(pretty=True) + '\n', encoding='utf-8')
+    if self.chat_template:
+      (path.parent / CHAT_TEMPLATE).write_text(self.chat_template, encoding='utf-8')
 
   @classmethod
   def load(cls, path: str | os.PathLike, **settings: Any) -> 'Tokenizer':
     """Read a `tokenizer.json`, ours or a published one, with settings of the constructor.
+
+    A chat template beside it is read, too, unless one is given.
 
     Raises:
       ValueError: that is impossible.
@@ -211,6 +238,9 @@ class Tokenizer:
       if not os.path.isfile(path):
         raise ValueError('there is no such file')
       text = pathlib.Path(path).read_text(encoding='utf-8')
+      beside = pathlib.Path(path).parent / CHAT_TEMPLATE
+      if beside.is_file():
+        settings = {'chat_template': beside.read_text(encoding='utf-8')} | settings
       return cls(tokenizers.Tokenizer.from_str(text), **settings)
 
   def __reduce__(self):

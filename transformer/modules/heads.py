@@ -43,11 +43,11 @@ class MaskedTokens(nnx.Module):
     return self.lm_head.attend(self.states(tokens, **kwargs))
 
   @with_auto_axes
-  def states(self, tokens: Int[Array, 'B T'], **kwargs: Any) -> Float[Array, 'B T D']:
-    """Return the states that the logits are computed from."""
+  def states(self, tokens: Int[Array, 'B T'], **kwargs: Any) -> Float[Array, 'B T _']:
+    """Return the states that the logits are computed from, of the size of the embeddings."""
     return self.transform(self.encoder(tokens, **kwargs))
 
-  def transform(self, states: Float[Array, '*B D']) -> Float[Array, '*B D']:
+  def transform(self, states: Float[Array, '*B D']) -> Float[Array, '*B _']:
     """Return norm(activation(x W + b)) of the encoder's states, all of them or some."""
     return self.norm(ACTIVATIONS[self.config.activation](self.hidden(states)))
 

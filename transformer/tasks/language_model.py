@@ -59,6 +59,7 @@ class LanguageModel:
       published models, with 0 in training: Press et al. 2021, https://arxiv.org/abs/2012.15832,
       section 2.
     label_smoothing, z_loss: of the training loss; see losses.cross_entropy.
+    router_balance: weight of the balance loss of experts, summed over the layers.
   """
 
   tokenizer: Tokenizer
@@ -68,6 +69,7 @@ class LanguageModel:
   overlap: int = 0
   label_smoothing: float = 0.0
   z_loss: float = 0.0
+  router_balance: float = 0.01
 
   text_fields = ('targets',)
   metrics = {**TOKEN_METRICS, **TEXT_METRICS}
@@ -127,21 +129,26 @@ class LanguageModel:
   def loss(self, model: Decoder, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
     """Return the smoothed cross-entropy, and the plain one, in nats."""
     smoothing = dict(label_smoothing=self.label_smoothing, z_loss=self.z_loss)
-    states, targets, weights = self._states(model, batch, key)
+    (states, _, aux), targets, weights = self._outputs(model, batch, key)
     loss, nll = model.lm_head.cross_entropy(states, targets, weights, **smoothing)
-    return loss, {'nll_per_token': nll}
+    metrics = {'nll_per_token': nll}
+    if aux:
+      balance = aux['router_balance'] * loss.weight
+      loss = Mean(loss.sum + self.router_balance * balance, loss.weight)
+      metrics['router_balance'] = Mean(balance, loss.weight)
+    return loss, metrics
 
   def batch_metrics(self, model: Decoder, batch: Batch) -> Metrics:
     """Return the metrics of teacher forcing."""
-    states, *targets = self._states(model, batch, None)
-    return token_metrics(model.lm_head.attend(states), *targets)
+    output, *targets = self._outputs(model, batch, None)
+    return token_metrics(model.lm_head.attend(output.x), *targets)
 
-  def _states(self, model, batch, key):
-    """Return the states, the targets, and the weights of these."""
+  def _outputs(self, model, batch, key):
+    """Return the output of the stack, the targets, and the weights of these."""
     segments, targets = batch['inputs_segments'], batch['targets']
-    states = model.states(batch['inputs'], segments=segments, key=key)
+    output = model.outputs(batch['inputs'], segments=segments, key=key)
     scored = (segments != 0) & (targets != PAD)
-    return states, jnp.maximum(targets, 0), scored.astype(jnp.float32)
+    return output, jnp.maximum(targets, 0), scored.astype(jnp.float32)
 
   def example(self, example: dict[str, str]) -> tuple[str, str]:
     """Return the first words of a text, and its continuation."""

@@ -122,6 +122,14 @@ class Published:
     """The names of the classes, in the order of their numbers; () if there are none."""
     return labels(self.json(CONFIG))
 
+  @property
+  def chat_template(self) -> str:
+    """How conversations are written, in Jinja; '' if the folder does not say."""
+    found = self.json(TOKENIZER).get('chat_template') or ''
+    if isinstance(found, list):  # several by name
+      found = {each.get('name'): each.get('template', '') for each in found}.get('default', '')
+    return self.text('chat_template.jinja') or found
+
   def special_tokens(self) -> dict[str, str | None]:
     """Return the special tokens by the names of `Tokenizer`, as far as the files name them.
 

@@ -263,7 +263,10 @@ def _tokenizer(folder: pathlib.Path, config: ModelConfig, published: Published):
     )
     return None
   special: dict[str, Any] = dict(
-    tokens=published.special_tokens(), ends=published.ends(), template=True
+    tokens=published.special_tokens(),
+    ends=published.ends(),
+    template=True,
+    chat_template=published.chat_template,
   )
   if (folder / 'tokenizer.json').is_file():
     tokenizer = Tokenizer.load(folder / 'tokenizer.json', **special)

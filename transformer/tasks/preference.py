@@ -1,0 +1,111 @@
+"""Direct preference optimization: of two answers to a message, the better one."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from transformer.data.corpora import Source
+from transformer.data.pipeline import Ragged
+from transformer.functional.losses import Mean
+from transformer.inference.batching import PAD, bucket_length, pad_rows
+from transformer.modules.model import Decoder
+from transformer.tasks.chat import Chat, messages_of
+from transformer.tasks.task import Batch, Metrics, OptionalKey
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preference(Chat):
+  """-log sigmoid(beta m), where m is by how much the model prefers the better answer.
+
+  m = log p(chosen) - log p(rejected), less the same of a reference, the model before training. The
+  reference is applied once, when the data are read: training needs no second model.
+
+  Rafailov et al. 2023, https://arxiv.org/abs/2305.18290, equation 7.
+
+  Attributes:
+    reference: the folder of a published model, that of config.warm_start; '' for none, as if it
+      preferred neither answer.
+    beta: how strongly differences from the reference count.
+    preference_smoothing: share of pairs that are taken to be labelled wrong (Mitchell 2023).
+  """
+
+  reference: str = ''
+  beta: float = 0.1
+  preference_smoothing: float = 0.0
+
+  metrics = {}
+  supports_packing = False
+
+  def columns(self, source: Source) -> dict[str, Any]:
+    """Return both answers to each message, and by how much the reference prefers the first."""
+    examples = [source[i] for i in range(len(source))]
+    pairs = [
+      [self.row(messages_of(example['inputs'], example[name])) for example in examples]
+      for name in ('targets', 'rejected')
+    ]
+    columns: dict[str, Any] = {}
+    for name, rows in zip(('chosen', 'rejected'), pairs, strict=True):
+      inputs, targets = zip(*rows, strict=True)
+      columns |= {name: Ragged.from_sequences(inputs)}
+      columns |= {f'{name}_targets': Ragged.from_sequences(targets)}
+    columns['reference'] = self._reference(pairs)
+    return columns
+
+  def _reference(self, pairs: list[list[tuple[np.ndarray, np.ndarray]]]) -> np.ndarray:
+    """The reference's log p(chosen) - log p(rejected) of every example."""
+    if not self.reference:
+      return np.zeros(len(pairs[0]), np.float32)
+    from transformer.zoo.pretrained import load_pretrained
+
+    model, _ = load_pretrained(pathlib.Path(self.reference).expanduser())
+
+    def of(row):
+      inputs, targets = row
+      length = bucket_length(len(inputs), self.max_length)
+      segments = np.arange(length)[None] < len(inputs)
+      tokens = pad_rows([inputs], length, pad=0)
+      return _jitted(model, tokens, segments.astype(np.int32), pad_rows([targets], length))[0]
+
+    chosen, rejected = (np.array([of(row) for row in rows]) for rows in pairs)
+    return (chosen - rejected).astype(np.float32)
+
+  def loss(self, model: Decoder, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
+    """Return the loss, how often the better answer is preferred, and by how much."""
+    chosen, rejected = (
+      log_p(model, *(batch[f'{name}{x}'] for x in ('', '_segments', '_targets')), key)
+      for name in ('chosen', 'rejected')
+    )
+    weights = batch['reference_segments'].astype(jnp.float32)
+    margin = chosen - rejected - batch['reference']
+    smooth = self.preference_smoothing
+    loss = (1 - smooth) * jax.nn.softplus(-self.beta * margin)
+    loss += smooth * jax.nn.softplus(self.beta * margin)
+
+    def mean(x):
+      return Mean(jnp.sum(x * weights), jnp.sum(weights))
+
+    return mean(loss), {'preferred': mean(margin > 0), 'margin': mean(margin)}
+
+  def batch_metrics(self, model: Decoder, batch: Batch) -> Metrics:
+    """Return the loss and the other metrics."""
+    loss, metrics = self.loss(model, batch, None)
+    return metrics | {'preference_loss': loss}
+
+
+def log_p(
+  model: Decoder, tokens: Array, segments: Array, targets: Array, key: OptionalKey = None
+) -> Float[Array, ' B']:
+  """Return log p of the targets of each row, without those that are PAD."""
+  logits = model(tokens, segments=segments, key=key).astype(jnp.float32)
+  scored = (segments != 0) & (targets != PAD)
+  nll = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(targets, 0))
+  return -jnp.sum(jnp.where(scored, nll, 0), axis=1)
+
+
+_jitted = jax.jit(log_p)
