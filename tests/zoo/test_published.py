@@ -190,7 +190,7 @@ def test_sentences_are_pooled_as_their_folder_says(copy, tmp_path, pooling, ours
 @pytest.mark.parametrize(
   'modules, pooling, complaint',
   [
-    (MODULES, {'pooling_mode': 'lasttoken'}, 'lasttoken is not supported'),
+    (MODULES, {'pooling_mode': 'max'}, 'max is not supported'),
     (MODULES, {'pooling_mode': ['cls', 'mean']}, 'pooling_mode_cls, pooling_mode_mean is not'),
     (
       [*MODULES, {'type': 'x.Dense', 'path': '2_Dense'}],
@@ -441,6 +441,7 @@ GENERATION = dict(
   num_beams=4,
   max_new_tokens=6,
   length_penalty=2.0,
+  guidance_scale=1.5,
   do_sample=True,
   temperature=0.5,
   top_p=0.9,
@@ -452,7 +453,9 @@ def test_generate_uses_what_came_with_the_model(monkeypatch, caplog):
   model = jax.eval_shape(lambda: Decoder(ModelConfig(vocab=9, **presets.GPT2), nnx.Rngs(0)))
   model.published = Published((('generation_config.json', json.dumps(GENERATION)),))
   seen = []
-  monkeypatch.setattr(generation, 'continue_prompts', lambda *given: seen.append(given) or 1 / 0)
+  monkeypatch.setattr(
+    generation, 'continue_prompts', lambda *given, **_: seen.append(given) or 1 / 0
+  )
 
   def settings(**given):
     with pytest.raises(ZeroDivisionError):
@@ -464,13 +467,14 @@ def test_generate_uses_what_came_with_the_model(monkeypatch, caplog):
   assert ends == (2, 7) and decoding.beams == 4 and decoding.temperature == 0
   assert decoding.bad_words == ((4, 4),) and decoding.begin_suppress == (9,)
   assert decoding.suppress == (0, 8) and decoding.prefix == (5,) and decoding.max_new_tokens == 6
-  assert 'no meaning here: length_penalty' in caplog.text
+  assert decoding.length_penalty == 2.0 and decoding.early_stopping is False
+  assert 'no meaning here: guidance_scale' in caplog.text
   decoding, _ = settings(key=jax.random.key(0))
   assert (decoding.beams, decoding.temperature, decoding.top_p, decoding.top_k) == (1, 0.5, 0.9, 50)
   # older files have them in config.json
   older = {'bad_words_ids': [[6]], 'eos_token_id': 0, 'num_beams': 2, 'do_sample': False}
   assert Published((('config.json', json.dumps(older)),)).decoding(is_decoder=False) == (
-    {'bad_words': ([6],), 'eos': 0, 'beams': 2},
+    {'bad_words': ([6],), 'eos': 0, 'beams': 2, 'length_penalty': 1.0, 'early_stopping': False},
     [],
   )
   decoding, ends = settings(eos=-1, beams=2, max_new_tokens=9)

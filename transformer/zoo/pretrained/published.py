@@ -34,10 +34,11 @@ DECODING = {
 SAME = ('max_new_tokens', 'min_new_tokens', 'repetition_penalty', *SAMPLING)
 DECODING |= {name: name for name in SAME}
 # values that change nothing, or no answer
-UNCHANGED = {'length_penalty': 1.0, 'diversity_penalty': 0.0, 'max_length': 20, 'use_cache': True}
+UNCHANGED = {'diversity_penalty': 0.0, 'max_length': 20, 'use_cache': True}
 UNCHANGED |= {'num_return_sequences': 1, 'num_beam_groups': 1, 'encoder_no_repeat_ngram_size': 0}
-UNCHANGED |= {'early_stopping': False, 'min_length': 0, 'return_dict_in_generate': False}
+UNCHANGED |= {'min_length': 0, 'return_dict_in_generate': False}
 UNCHANGED |= dict.fromkeys(('output_attentions', 'output_hidden_states', 'output_scores'), False)
+BEAMS = {'length_penalty': 1.0, 'early_stopping': False}  # with transformers' defaults
 IDS = ('pad', 'bos', 'eos', 'decoder_start', 'forced_bos', 'forced_eos')
 
 
@@ -81,7 +82,8 @@ class Published:
     them.
     """
     config, ids = self.json(CONFIG), [f'{name}_token_id' for name in IDS]
-    older = {key: config.get(key) for key in (*ids, *DECODING, 'do_sample', 'length_penalty')}
+    names = (*ids, *DECODING, *BEAMS, 'do_sample', 'max_length', 'min_length')
+    older = {key: config.get(key) for key in names}
     return {k: v for k, v in (older | self.json(GENERATION)).items() if v is not None}
 
   def ends(self) -> tuple[int, ...]:
@@ -105,8 +107,14 @@ class Published:
     found |= {'eos': ends[0] if len(ends) == 1 else ends} if ends else {}
     if found.get('pad') in ends:
       del found['pad']
+    beams = {name: given.pop(name, default) for name, default in BEAMS.items()}
+    found |= beams if found.get('beams', 1) > 1 else {}
     if is_decoder:
       found.pop('start', None)
+    else:  # its lengths count the start token
+      for name in ('max', 'min'):
+        if (length := given.pop(f'{name}_length', 0)) > 1:
+          found.setdefault(f'{name}_new_tokens', length - 1)
     if (forced := given.pop('forced_bos_token_id', None)) is not None:
       found['prefix'] = (forced,)
     if not given.pop('do_sample', False):
