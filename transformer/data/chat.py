@@ -165,12 +165,11 @@ def _objects(path: pathlib.Path, split: str, *keys: str) -> Iterator[dict[str, A
       yield row
 
 
-def sums(_: pathlib.Path, split: str, *__: str) -> list[dict[str, Any]]:
+def sums(folder: pathlib.Path, split: str, *_: str) -> list[dict[str, Any]]:
   """Return synthetic questions: the sum of two digits as an answer, another number as a bad one."""
   rng = np.random.default_rng(['train', 'val', 'test'].index(split))
   rows = []
-  for _ in range(1000 if split == 'train' else 50):
-    a, b, wrong = (int(x) for x in rng.integers(0, 10, 3))
+  for a, b, wrong in rng.integers(0, 10, (1000 if split == 'train' else 50, 3)).tolist():
     rows.append(
       {
         'inputs': f'{a} + {b} ?',

@@ -180,7 +180,7 @@ class Tokenizer:
     texts = self._tokenizer.decode_batch(ids, skip_special_tokens=False)
     found = [b''] * self.size
     for (*_, i), text in zip(ids, texts, strict=True):
-      byte = re.fullmatch('<0x([0-9A-F]{2})>', names[i])
+      byte = re.fullmatch('<0x([0-9A-F]{2})>', names[i] or '')
       found[i] = bytes.fromhex(byte[1]) if byte else text[start:].encode()
     return found
 

@@ -20,10 +20,10 @@ Read = Callable[[Array, Array, PyTree], tuple[Array, PyTree]]
 
 
 class State(NamedTuple):
-  """What a search has found so far; `count` tokens of each row."""
+  """What a search has found so far; `generated` tokens of each row."""
 
   round: Int[Array, '']
-  count: Int[Array, 'B']
+  generated: Int[Array, 'B']
   last: Int[Array, 'B']
   tokens: Int[Array, 'B steps']
   scores: Float[Array, 'B']
@@ -86,7 +86,7 @@ def speculate(
     return tokens[:-1].T, q[:-1].swapaxes(0, 1), cache
 
   def extend(state: State) -> State:
-    count = state.count[:, None] + places
+    count = state.generated[:, None] + places
     real = (count < steps) & ~state.finished[:, None]
     round_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, state.round)
     proposed, q, drafted = propose(state, round_keys, real)
@@ -115,15 +115,15 @@ def speculate(
     added = jnp.sum(valid, axis=1)
     log_p = jax.nn.log_softmax(logits)
     log_p = jnp.take_along_axis(log_p, new[..., None], axis=-1)[..., 0]
-    kept = jnp.arange(steps) < (state.count + added)[:, None]
+    kept = jnp.arange(steps) < (state.generated + added)[:, None]
     last = jnp.take_along_axis(new, jnp.maximum(added - 1, 0)[:, None], axis=1)[:, 0]
     return State(
       round=state.round + 1,
-      count=state.count + added,
+      generated=state.generated + added,
       last=jnp.where(state.finished, state.last, last),
       tokens=jnp.where(kept, tokens, pad),
       scores=state.scores + jnp.sum(jnp.where(valid, log_p, 0), axis=1),
-      finished=state.finished | jnp.any(ends & valid, axis=1) | (state.count + added >= steps),
+      finished=state.finished | jnp.any(ends & valid, axis=1) | (state.generated + added >= steps),
       # all that was read but the last new token, which comes first in the next round
       caches=(keep(cache, valid), keep(drafted, valid)),
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,7 @@ class Decoding(Batching):
   beams: int = 1
   alpha: float = 0.0
   length_penalty: float = 0.0
-  early_stopping: bool | str = 'never'
+  early_stopping: Literal[True, False, 'never'] = 'never'
   num_return_sequences: int = 1
   temperature: float = 0.0
   top_k: int = 0

@@ -300,13 +300,16 @@ def _speculate(reads, caches, prompts, keys, decoding: Decoding, eos, stops, loo
 
     return each
 
+  constrained: Any = decoding.constrain
   constrain = stop = None
-  if decoding.constrain(prompts, eos) is not None:
-    constrain = places(lambda prompt, *x: decoding.constrain(prompt, eos)(*x))
+  if constrained(prompts, eos):
+    constrain = places(lambda prompt, *x: constrained(prompt, eos)(*x))
   if stops is not None:
     stop = places(lambda prompt, *x: stop_when(stops, prompt)(*x))
+  read, draft = reads
   found, scores = speculate(
-    *reads,
+    read,
+    draft,
     caches,
     prompts[:, -1],
     keys,

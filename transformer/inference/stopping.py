@@ -58,9 +58,9 @@ def stop_table(texts: Sequence[str], pieces: Sequence[bytes], vocab: int) -> Sto
   pieces = pieces[:vocab]
   for place in range(max(map(len, pieces), default=0)):
     tokens = [i for i, piece in enumerate(pieces) if len(piece) > place]
-    read = np.array([pieces[i][place] for i in tokens])
-    ends[:, tokens] |= stops[after[:, tokens], read]
-    after[:, tokens] = steps[after[:, tokens], read]
+    bytes_read = np.array([pieces[i][place] for i in tokens])
+    ends[:, tokens] |= stops[after[:, tokens], bytes_read]
+    after[:, tokens] = steps[after[:, tokens], bytes_read]
   return StopTable(jnp.asarray(after), jnp.asarray(ends))
 
 

@@ -1,6 +1,7 @@
 """A mixture of experts: several feed-forward layers, of which each token takes a few."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ class Experts(nnx.Module):
     self.experts = jax.vmap(lambda key: FeedForward(config, nnx.Rngs(key)))(
       jax.random.split(rngs.params(), config.experts)
     )
-    self.shared = self.shared_gate = None
+    self.shared: Any = None
     if config.shared_expert:
       shared = dataclasses.replace(config, feedforward=config.shared_expert)
       self.shared = FeedForward(shared, rngs)

@@ -245,7 +245,8 @@ class Stack(nnx.Module):
 
     real = None if segments is None else segments != 0
     return [
-      View(positions, by_window[x.window], bias, rotate(x), real, x.attention_norm) for x in pattern
+      View(positions, by_window[x.window], bias, rotate(x), real, bool(x.attention_norm))
+      for x in pattern
     ]
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +72,7 @@ class LanguageModel:
   z_loss: float = 0.0
   router_balance: float = 0.01
 
-  text_fields = ('targets',)
+  text_fields: ClassVar[tuple[str, ...]] = ('targets',)
   metrics = {**TOKEN_METRICS, **TEXT_METRICS}
   supports_packing = True
 

@@ -39,7 +39,7 @@ class Preference(Chat):
   beta: float = 0.1
   preference_smoothing: float = 0.0
 
-  metrics = {}
+  metrics = {'preference_loss': False, 'preferred': True}
   supports_packing = False
 
   def columns(self, source: Source) -> dict[str, Any]:
@@ -78,8 +78,8 @@ class Preference(Chat):
   def loss(self, model: Decoder, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
     """Return the loss, how often the better answer is preferred, and by how much."""
     chosen, rejected = (
-      log_p(model, *(batch[f'{name}{x}'] for x in ('', '_segments', '_targets')), key)
-      for name in ('chosen', 'rejected')
+      log_p(model, batch[x], batch[f'{x}_segments'], batch[f'{x}_targets'], key)
+      for x in ('chosen', 'rejected')
     )
     weights = batch['reference_segments'].astype(jnp.float32)
     margin = chosen - rejected - batch['reference']

@@ -97,9 +97,12 @@ def like_llama(
   Its bodies are encoders whose positions see only earlier ones, and its classifiers read the last.
   """
   settings, name = Variant(**variant), architecture.removesuffix('ForCausalLM')
-  others = {f'{name}ForSequenceClassification': Classifier, f'{name}Model': Encoder}
+  others: dict[str, type] = {
+    f'{name}ForSequenceClassification': Classifier,
+    f'{name}Model': Encoder,
+  }
   return Family(
-    architectures={architecture: Decoder} | others,
+    architectures={architecture: Decoder, **others},
     fields=FIELDS | dict(fields),
     fixed=FIXED,
     only=dict(only),

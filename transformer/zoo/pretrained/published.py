@@ -99,7 +99,7 @@ class Published:
     """
     given = {k: v for k, v in self.generation.items() if v != UNCHANGED.get(k)}
     ends = self.ends()
-    found = {
+    found: dict[str, Any] = {
       ours: tuple(value) if isinstance(value, list) else value
       for theirs, ours in DECODING.items()
       if (value := given.pop(theirs, None)) is not None
