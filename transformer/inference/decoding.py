@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Collection
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,7 @@ class Decoding(Batching):
   beams: int = 1
   alpha: float = 0.0
   length_penalty: float = 0.0
-  early_stopping: Literal[True, False, 'never'] = 'never'
+  early_stopping: Any = 'never'
   num_return_sequences: int = 1
   temperature: float = 0.0
   top_k: int = 0
@@ -92,6 +92,10 @@ class Decoding(Batching):
       raise ValueError(
         f'decode.num_return_sequences={self.num_return_sequences} is more than decode.beams='
         f'{self.beams}: raise beams, or sample with a temperature'
+      )
+    if self.early_stopping not in (True, False, 'never'):
+      raise ValueError(
+        f"decode.early_stopping={self.early_stopping!r} must be True, False or 'never'"
       )
     if not self.alpha >= 0:
       raise ValueError(f'decode.alpha={self.alpha} must be at least 0: more prefers longer outputs')
