@@ -9,6 +9,7 @@ import pytest
 from parameters import drawn
 
 from transformer.data import tokenizers
+from transformer.functional import constraints
 from transformer.inference import generate as module
 from transformer.inference.decoding import Decoding
 from transformer.inference.generate import generate
@@ -229,3 +230,11 @@ def test_nan_raises_in_generate_predict_and_stream(decoder, tokenizer):
     task = LanguageModel(tokenizer=tokenizer, decoding=decoding, max_length=16)
     with pytest.raises(FloatingPointError, match='NaN'):
       list(task.stream(broken, 'abc'))
+
+
+def test_a_constraint_of_ones_own_applies(decoder):
+  automaton = constraints.Automaton([{5: 1, 6: 1}, {7: 0}])
+  rows = generate(
+    decoder, PROMPTS, max_new_tokens=4, constraint=constraints.follow(automaton)
+  ).tolist()
+  assert all({a, c} <= {5, 6} and b == d == 7 for a, b, c, d in rows)

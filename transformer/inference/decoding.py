@@ -56,8 +56,6 @@ class Decoding(Batching):
     min_new_tokens: tokens before the end token.
     prefix: tokens that every output begins with.
     choices: sequences of tokens of which every output is one, before its end token; () allows any.
-    constraint: a function of `functional.constraints`, such as `follow(automaton)`, that applies
-      after the others.
     stop: texts that end an output, as the end token does; the token that completes one is kept.
   """
 
@@ -80,7 +78,6 @@ class Decoding(Batching):
   min_new_tokens: int = 0
   prefix: tuple[int, ...] = ()
   choices: tuple[Any, ...] = ()
-  constraint: constraints.Constraint | None = None
   stop: tuple[str, ...] | str = ()
 
   def __post_init__(self):
@@ -151,8 +148,12 @@ class Decoding(Batching):
 
   def constrain(self, prompts: Int[Array, 'B P'], eos: search.Ends) -> search.Constrain | None:
     """Return the constraint of a search on the rows that continue these prompts."""
+    chosen = self._constraints(eos)
+    return constraints.on_rows(constraints.combine(chosen), prompts) if chosen else None
+
+  def _constraints(self, eos: search.Ends) -> list[constraints.Constraint]:
     penalty, words, least = self.repetition_penalty, self.bad_words, self.min_new_tokens
-    chosen = [
+    return [
       *([constraints.penalize_repetitions(penalty)] if penalty != 1 else []),
       *([constraints.no_repeated_ngrams(n)] if (n := self.no_repeated_ngrams) else []),
       *([constraints.forbid_sequences(words)] if words else []),
@@ -161,9 +162,7 @@ class Decoding(Batching):
       *([constraints.forbid(self.begin_suppress, before=1)] if self.begin_suppress else []),
       *([constraints.force_prefix(self.prefix)] if self.prefix else []),
       *([constraints.follow(self._trie(eos))] if self.choices else []),
-      *([self.constraint] if self.constraint else []),
     ]
-    return constraints.on_rows(constraints.combine(chosen), prompts) if chosen else None
 
   def _trie(self, eos: search.Ends) -> constraints.Automaton:
     ends = search.as_tuple(eos)
@@ -180,6 +179,21 @@ class Decoding(Batching):
       begin_suppress=() if generated else self.begin_suppress,
       prefix=self.prefix[generated : generated + steps],
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Constrained(Decoding):
+  """Settings of a search with a constraint of the caller's own, which no config file has.
+
+  Attributes:
+    constraint: a function of `functional.constraints`, such as `follow(automaton)`, that applies
+      after the others.
+  """
+
+  constraint: constraints.Constraint
+
+  def _constraints(self, eos: search.Ends) -> list[constraints.Constraint]:
+    return [*super()._constraints(eos), self.constraint]
 
 
 def check_positive(settings: Any, *names: str):

@@ -14,7 +14,7 @@ from transformer.functional import search
 from transformer.functional.speculative import speculate
 from transformer.inference.batching import PAD, bucket_length, pad_rows, split_padding
 from transformer.inference.checks import check_finite, check_rows, max_positions
-from transformer.inference.decoding import Decoding, row_keys, search_tokens
+from transformer.inference.decoding import Constrained, Decoding, row_keys, search_tokens
 from transformer.inference.stopping import StopTable, stop_table, stop_when
 from transformer.modules.cache import Cache
 from transformer.modules.model import Decoder, EncoderDecoder
@@ -84,7 +84,7 @@ def generate_outputs(
     draft: a small model of the same tokens that proposes `lookahead` tokens at once, which `model`
       checks together. Greedy outputs are the same, samples have the same distribution.
     settings: fields of `Decoding`, such as max_new_tokens (T, 128 by default), beams (1) and
-      temperature (0: greedy).
+      temperature (0: greedy), or of `Constrained`: constraint, a function of one row.
 
   What is not given, eos, pad and start included, is that of the folder of a published model, where
   one was loaded; its settings of sampling count if there is a key, its beams if not.
@@ -98,7 +98,8 @@ def generate_outputs(
   settings = _published_settings(model, key is not None) | settings
   settings |= {name: value for name, value in given.items() if value is not None}
   end, pad, start = settings.pop('eos', -1), settings.pop('pad', None), settings.pop('start', None)
-  decoding = Decoding(batch_size=1, seed=0, **settings).for_model(model, (pad, start), eos=end)
+  kind = Constrained if 'constraint' in settings else Decoding
+  decoding = kind(batch_size=1, seed=0, **settings).for_model(model, (pad, start), eos=end)
   if decoding.temperature and key is None:
     raise ValueError(f'temperature={decoding.temperature} samples: pass key=jax.random.key(seed)')
   rows, n = _rows(tokens, pad), decoding.num_return_sequences

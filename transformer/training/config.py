@@ -56,7 +56,6 @@ NOT_FROM_CONFIG = {  # arguments of readers that a run gives itself
   'loss': ('tokenizer', 'decoding', 'max_length', 'input_processor'),
   'optimizer': ('steps', 'width'),
   'mesh': ('over',),
-  'decode': ('constraint',),
 }
 READERS: dict[str, Callable] = {  # of the sections that are the same for every task and modality
   '': Settings,
