@@ -3,6 +3,8 @@
   python run.py [--config=FILE[:ARG]] [--workdir=DIR] [--mode=MODE] [--config.SECTION.KEY=VALUE ...]
 
   train     train, then evaluate on val and test (the default); the same command again resumes
+  prepare   tokenize the data of an experiment once, into --workdir, for runs of it with
+            --config.data.name=prepared --config.data.dir=THAT_FOLDER; of any size
   evaluate  evaluate a run on val and test
   predict   print one output line for each line of --input or stdin
   attend    plot the attention weights for each line of --input or stdin: HTML and PNG
@@ -26,7 +28,7 @@ import signal
 import sys
 from typing import Any
 
-MODES = ('train', 'evaluate', 'predict', 'attend', 'export', 'sweep', 'config', 'runs', 'doctor')
+MODES = 'train prepare evaluate predict attend export sweep config runs doctor'.split()
 DEFAULT_CONFIG = str(pathlib.Path(__file__).parent / 'experiments' / 'dates.py')
 
 

@@ -298,3 +298,10 @@ def test_a_long_line_without_spaces_is_trained_on_in_no_time(kind, unit):
   began = time.perf_counter()
   assert train(texts, kind=kind, vocab=400).size <= 400
   assert time.perf_counter() - began < 5
+
+
+@pytest.mark.parametrize('kind', ['bpe', 'wordpiece', 'unigram'])
+def test_the_same_texts_make_the_same_tokenizer(kind):
+  texts = [*CORPUS, *random_texts(40)]
+  first, *others = [train(texts, kind=kind, vocab=800).fingerprint for _ in range(4)]
+  assert others == [first] * 3

@@ -10,6 +10,10 @@ parallel              line-aligned <dir>/<split>.<inputs> and <dir>/<split>.<tar
 pairs                 TSV or JSONL: <dir>/<split>.tsv, or a file <dir>, divided by hash
 labelled              `LABEL text` lines: <dir>/<split>.txt, or a file <dir>, divided by hash
 text                  whole texts: <dir>/<split>.txt, or a file <dir>, whose last tenth is 'val'
+documents             many texts: <dir>/<split>.jsonl (key text), .parquet (the extra parquet) or
+                      .txt (one a line), or a file <dir>, divided by hash
+prepared              what --mode=prepare wrote into <dir>, or nanoGPT's <dir>/<split>.bin with a
+                      tokenizer.json; of any size, see data.prepared
 shapes                images of shapes -> their names, or captions, synthetic
 idx                   MNIST's files: <dir>/<split>-images-idx3-ubyte and labels, maybe .gz or .xz
 images                <dir>/<split>/<class>/<file>, or <split>.tar of <class>/<file>, or
@@ -49,8 +53,10 @@ from transformer.data import (
   conll,
   cranfield,
   digits,
+  document_files,
   facts,
   image_files,
+  prepared,
   questions,
   recordings,
   shapes,
@@ -84,10 +90,14 @@ SOURCES: dict[str, Callable[[pathlib.Path, str, str, str], Any]] = {
   'facts': lambda dir, split, *_: facts.facts(split),
   'keypad': lambda dir, split, *_: digits.keypad(split),
   'keypad_strings': lambda dir, split, *_: digits.strings(digits.keypad(split), split),
-  'parallel': text_files.parallel,
-  'pairs': text_files.pairs,
-  'labelled': lambda dir, split, _, targets: text_files.labelled(dir, split, targets),
-  'text': lambda dir, split, *_: text_files.text(dir, split),
+  'parallel': lambda *where: text_files.in_memory(text_files.read_parallel(*where)),
+  'pairs': lambda *where: text_files.in_memory(text_files.read_pairs(*where)),
+  'labelled': lambda dir, split, _, targets: text_files.in_memory(
+    text_files.read_labelled(dir, split, targets)
+  ),
+  'text': lambda dir, split, *_: [{'targets': ''.join(text_files.read_text(dir, split))}],
+  'documents': lambda *where: list(STREAMS['documents'](*where)),
+  'prepared': lambda dir, split, *_: prepared.Prepared.open(dir, split),
   'conll': lambda dir, split, *_: conll.conll(dir, split),
   'entities': lambda dir, split, *_: conll.entities(split),
   'idx': lambda dir, split, *_: image_files.idx(dir, split),
@@ -101,6 +111,20 @@ SOURCES: dict[str, Callable[[pathlib.Path, str, str, str], Any]] = {
   'fsdd_strings': lambda dir, split, *_: digits.strings(digits.fsdd(dir, split), split),
   'yesno': lambda dir, split, *_: yesno.yesno(dir, split),
 }
+
+
+# Those that are read one example after the other, without holding all.
+STREAMS: dict[str, Callable[[pathlib.Path, str, str, str], Iterator[dict[str, Any]]]] = {
+  'parallel': lambda *where: _named(text_files.read_parallel(*where)),
+  'pairs': lambda *where: _named(text_files.read_pairs(*where)),
+  'labelled': lambda dir, split, _, targets: _named(text_files.read_labelled(dir, split, targets)),
+  'text': lambda dir, split, *_: ({'targets': x} for x in text_files.read_text(dir, split)),
+  'documents': lambda dir, split, _, targets: document_files.documents(dir, split, targets),
+}
+
+
+def _named(rows: Iterator[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+  return ({'inputs': inputs, 'targets': targets} for inputs, targets in rows)
 
 
 def load(
@@ -148,6 +172,19 @@ def load(
   else:
     source = tfds.load(name, split, dir, inputs, targets, [*SOURCES])
   return First(source, min(limit, len(source))) if limit else source
+
+
+def stream(
+  name: Any, split: str, *, dir: str | os.PathLike, inputs: str, targets: str
+) -> Iterator[dict[str, Any]]:
+  """Yield the examples of a split one after the other; of large files none is held.
+
+  The arguments and errors are those of `load`. A 'text' comes in parts, each an example.
+  """
+  if isinstance(name, str) and name in STREAMS:
+    return STREAMS[name](pathlib.Path(dir).expanduser(), split, inputs, targets)
+  source = load(name, split, dir=dir, inputs=inputs, targets=targets)
+  return (source[i] for i in range(len(source)))
 
 
 def chunks(source: Source, size: int = 1024) -> Iterator[list[dict[str, Any]]]:

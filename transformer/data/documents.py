@@ -39,8 +39,7 @@ def collection(where: str) -> dict[str, str]:
   elif name.endswith('.jsonl'):
     rows = [(str(row['id']), row['text']) for row in read_documents(file) if row['text'].strip()]
   else:
-    table = text_files.pairs(file.parent, name.removesuffix('.tsv'), 'inputs', 'targets')
-    rows = [*zip(table.inputs, table.targets, strict=True)]
+    rows = [*text_files.read_pairs(file.parent, name.removesuffix('.tsv'), 'inputs', 'targets')]
   found = dict(rows)
   if wrong := [name for name in found if not name or re.search(r'\s', name)]:
     raise ValueError(f'{file}: the name of a document is one word; {wrong[0]!r} is not')

@@ -5,8 +5,8 @@ training state, and to resume is to start with the batch of that step.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, SupportsIndex
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
@@ -92,6 +92,12 @@ def bucket(lengths: np.ndarray, *, buckets: int, multiple: int = 8) -> Rows:
     buckets: the largest number of different shapes.
     multiple: lengths are padded up to multiples of this.
   """
+  shapes = bucket_shapes(lengths, buckets=buckets, multiple=multiple)
+  return Rows([np.array([i]) for i in range(len(lengths))], shapes)
+
+
+def bucket_shapes(lengths: np.ndarray, *, buckets: int, multiple: int = 8) -> np.ndarray:
+  """Return the padded length of each column of each example; the arguments are `bucket`'s."""
   lengths = np.maximum(lengths, 1)  # a row needs at least one position
   order = np.lexsort((lengths.sum(axis=1), lengths.max(axis=1)))
   work = np.cumsum(lengths.max(axis=1)[order])
@@ -100,7 +106,7 @@ def bucket(lengths: np.ndarray, *, buckets: int, multiple: int = 8) -> Rows:
   for bucket in np.unique(group):
     members = order[group == bucket]
     shapes[members] = -(-lengths[members].max(axis=0) // multiple) * multiple
-  return Rows([np.array([i]) for i in range(len(lengths))], shapes)
+  return shapes
 
 
 def pack(lengths: np.ndarray, *, length: int, seed: int = 0) -> Rows:
@@ -178,19 +184,11 @@ class Batches:
   ):
     if not len(rows.members):
       raise ValueError('there is no example to make a batch of: give at least one')
-    self._filled = parts * multiple
-    if self._filled % process[1]:
-      raise ValueError(
-        f'{process[1]} processes cannot share batches of {self._filled} rows, or a multiple of '
-        f'that, equally: make it a multiple of {process[1]}'
-      )
-    self.columns, self.rows, self.seed, self.process = columns, rows, seed, process
-    self.groups: list[tuple[tuple[int, ...], np.ndarray, int]] = []  # (shape, rows, batch size)
-    for shape in np.unique(rows.shapes, axis=0):
-      size = max(tokens // int(shape.max()) // multiple, 1) * multiple
-      of_shape = np.flatnonzero((rows.shapes == shape).all(axis=1))
-      self.groups.append((tuple(map(int, shape)), of_shape, size))
-    self.counts = [-(-len(members) // size) for _, members, size in self.groups]
+    self.columns, self.rows, self.seed = columns, rows, seed
+    groups = []
+    for lengths in np.unique(rows.shapes, axis=0):
+      groups.append((lengths, np.flatnonzero((rows.shapes == lengths).all(axis=1))))
+    self._share_out(groups, tokens, multiple, parts, process)
     self._epoch: tuple[int, list] = (-1, [])
 
   def __len__(self) -> int:
@@ -202,16 +200,41 @@ class Batches:
     epoch, index = divmod(step, len(self))
     group, members = self._plan(epoch)[index]
     shape, _, size = self.groups[group]
-    process, count = self.process
-    share = -(-size // self._filled) * self._filled // count
+    share = self._share(size)
     # contiguous, so that the parts of all processes in order are the batch of a single process
-    members = members[process * share : (process + 1) * share]
-    return self._fill([self.rows.members[i] for i in members], shape, share)
+    members = members[self.process[0] * share :][:share]
+    return fill(self.columns, [self.rows.members[i] for i in members], shape, share)
 
   def empty(self, group: int) -> Batch:
     """Return a batch of all processes in the shape of a group, of empty rows."""
     shape, _, size = self.groups[group]
-    return self._fill([], shape, -(-size // self._filled) * self._filled)
+    return fill(self.columns, [], shape, self._share(size) * self.process[1])
+
+  def _share_out(
+    self,
+    groups: Iterable[tuple[Sequence[int] | np.ndarray, Any]],
+    tokens: int,
+    multiple: int,
+    parts: int,
+    process: tuple[int, int],
+  ):
+    """Set how many rows of each group, a shape and its rows, make a batch."""
+    self.process, self._filled = process, parts * multiple
+    if self._filled % process[1]:
+      raise ValueError(
+        f'{process[1]} processes cannot share batches of {self._filled} rows, or a multiple of '
+        f'that, equally: make it a multiple of {process[1]}'
+      )
+    self.groups: list[tuple[tuple[int, ...], Any, int]] = []  # (shape, rows, batch size)
+    for lengths, rows in groups:
+      shape = tuple(map(int, lengths))
+      size = max(tokens // max(shape) // multiple, 1) * multiple
+      self.groups.append((shape, rows, size))
+    self.counts = [-(-len(rows) // size) for _, rows, size in self.groups]
+
+  def _share(self, size: int) -> int:
+    """Return how many rows of a batch of `size` a process makes, empty ones included."""
+    return -(-size // self._filled) * self._filled // self.process[1]
 
   def _plan(self, epoch: int) -> list[tuple[int, np.ndarray]]:
     planned, plan = self._epoch  # read once: another thread may be in another epoch
@@ -227,26 +250,30 @@ class Batches:
       self._epoch = (epoch, plan)
     return plan
 
-  def _fill(self, members: list[np.ndarray], shape: tuple[int, ...], size: int) -> Batch:
-    batch: Batch = {}
-    lengths = iter(shape)
-    for name, column in self.columns.items():
-      if isinstance(column, np.ndarray):
-        batch[name] = np.zeros((size, *column.shape[1:]), column.dtype)
-        batch[name][: len(members)] = column[[examples[0] for examples in members]]
-        batch[f'{name}_segments'] = (np.arange(size) < len(members)).astype(np.int32)
-        continue
-      length = next(lengths)
-      tokens = np.zeros((size, length, *column.tokens.shape[1:]), column.tokens.dtype)
-      segments = np.zeros((size, length), np.int32)
-      for row, examples in enumerate(members):
-        end = 0
-        for segment, example in enumerate(examples, start=1):
-          start, end = end, end + len(column[example])
-          tokens[row, start:end] = column[example]
-          segments[row, start:end] = segment
-      batch[name], batch[f'{name}_segments'] = tokens, segments
-    return batch
+
+def fill(
+  columns: Columns, members: Sequence[np.ndarray], shape: tuple[int, ...], size: int
+) -> Batch:
+  """Return a batch of `size` rows: the examples of each of its first rows, the others empty."""
+  batch: Batch = {}
+  lengths = iter(shape)
+  for name, column in columns.items():
+    if isinstance(column, np.ndarray):
+      batch[name] = np.zeros((size, *column.shape[1:]), column.dtype)
+      batch[name][: len(members)] = column[[examples[0] for examples in members]]
+      batch[f'{name}_segments'] = (np.arange(size) < len(members)).astype(np.int32)
+      continue
+    length = next(lengths)
+    tokens = np.zeros((size, length, *column.tokens.shape[1:]), column.tokens.dtype)
+    segments = np.zeros((size, length), np.int32)
+    for row, examples in enumerate(members):
+      end = 0
+      for segment, example in enumerate(examples, start=1):
+        start, end = end, end + len(column[example])
+        tokens[row, start:end] = column[example]
+        segments[row, start:end] = segment
+    batch[name], batch[f'{name}_segments'] = tokens, segments
+  return batch
 
 
 def group_steps(

@@ -13,7 +13,7 @@ import numpy as np
 from transformer.data.files import files_of_split, find_file, is_undivided
 from transformer.data.reading import FileError, read_arrays
 from transformer.data.splits import parse_split, take
-from transformer.data.text_files import pairs
+from transformer.data.text_files import read_pairs
 
 ENDINGS = ('.wav', '.flac', '.ogg', '.oga', '.opus', '.mp3', '.aiff', '.aif', '.au', '.sph')
 
@@ -47,8 +47,7 @@ def recordings(folder: pathlib.Path, split: str, inputs: str, targets: str) -> l
   found = sounds_of_split(folder, '' if undivided else name)
   files = {file.rpartition('.')[0]: file for file in found} | {file: file for file in found}
   examples = []
-  table = pairs(where, name, inputs, targets)
-  for written, text in zip(table.inputs, table.targets, strict=True):
+  for written, text in read_pairs(where, name, inputs, targets):
     sound = unicodedata.normalize('NFC', written)
     if sound not in files:
       raise ValueError(
@@ -71,17 +70,16 @@ def frames(folder: pathlib.Path, split: str, inputs: str, targets: str) -> list[
     raise FileError(f'{file}: feats is no array [frames, numbers] of finite numbers')
   if lengths.ndim != 1 or lengths.dtype.kind not in 'iu' or (lengths < 0).any():
     raise FileError(f'{file}: lengths is no array of positive integers')
-  table = pairs(folder, name, inputs, targets)
+  table = list(read_pairs(folder, name, inputs, targets))
   if len(table) != len(lengths) or lengths.sum() != len(feats):
     raise ValueError(
       f'{file} has {len(lengths)} lengths, {lengths.sum()} in all, for {len(table)} transcripts '
       f'and {len(feats)} frames: give a length for each transcript, which add up to all frames'
     )
   ends = np.cumsum(lengths)
-  rows = zip(table.inputs, table.targets, ends, lengths, strict=True)
   examples = [
     {'inputs': feats[end - length : end], 'targets': text, 'name': sound}
-    for sound, text, end, length in rows
+    for (sound, text), end, length in zip(table, ends, lengths, strict=True)
   ]
   return take(examples, split, 'frames')
 

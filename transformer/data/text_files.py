@@ -5,16 +5,19 @@ is accepted as well; it is divided by a hash of the text (see `splits.split_by_h
 """
 
 import dataclasses
+import itertools
 import operator
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
 from transformer.data.files import find_file
 from transformer.data.reading import plain_name, read_lines, read_objects
 from transformer.data.splits import split_by_hash
 
+PART = 1 << 22  # characters of a long text that are read at once
 # A first line of two or more of these words is a header, and no example.
 HEADER = frozenset(
   'id inputs input outputs output targets target source src tgt text texts label labels class '
@@ -39,71 +42,94 @@ class Pairs:
     return {'inputs': self.inputs[i], 'targets': self.targets[i]}
 
 
-def parallel(folder: pathlib.Path, split: str, inputs: str, targets: str) -> Pairs:
-  """Return line i of `<split>.<inputs>` with line i of `<split>.<targets>`, blank ones too."""
+def read_parallel(
+  folder: pathlib.Path, split: str, inputs: str, targets: str
+) -> Iterator[tuple[str, str]]:
+  """Yield line i of `<split>.<inputs>` with line i of `<split>.<targets>`, blank ones too."""
   paths = [find_file(folder, [f'{split}.{side}']) for side in (inputs, targets)]
-  sides = [[text for _, text in read_lines(path)] for path in paths]
-  if len(sides[0]) != len(sides[1]):
-    raise ValueError(
-      f'{paths[0]} has {len(sides[0])} lines, {paths[1]} has {len(sides[1])}; line i of one must '
-      'be the translation of line i of the other. Restore the missing lines (blank, if need be).'
-    )
-  if not sides[0]:
+  sides = [read_lines(path) for path in paths]
+  number = 0
+  for number, pair in enumerate(itertools.zip_longest(*sides), start=1):  # noqa: B007
+    if None in pair:
+      longer = number + sum(1 for side in sides for _ in side)
+      counts = [number - 1 if line is None else longer for line in pair]
+      raise ValueError(
+        f'{paths[0]} has {counts[0]} lines, {paths[1]} has {counts[1]}; line i of one must '
+        'be the translation of line i of the other. Restore the missing lines (blank, if need be).'
+      )
+    yield pair[0][1], pair[1][1]
+  if not number:
     raise ValueError(f'{paths[0]} is empty; give at least one line.')
-  return Pairs(*sides)
 
 
-def pairs(path: pathlib.Path, split: str, inputs: str, targets: str) -> Pairs:
-  """Return the rows of `<split>.tsv` or `<split>.jsonl`, or of a single file.
+def read_pairs(
+  path: pathlib.Path, split: str, inputs: str, targets: str
+) -> Iterator[tuple[str, str]]:
+  """Yield the rows of `<split>.tsv` or `<split>.jsonl`, or of a single file.
 
   TSV has no quoting: two columns, or more below a header with the names `inputs` and `targets`.
   """
   readers = {'.tsv': read_tsv, '.jsonl': _read_jsonl}
-  file, one_file = _file_of(path, split, [*readers])
+  file, one_file = file_of(path, split, [*readers])
   reader = readers.get(pathlib.Path(plain_name(file)).suffix)
   if not reader:
     raise ValueError(f'{file}: rename it to *.tsv or *.jsonl (or .gz of these), as its content is.')
   rows = reader(file, inputs, targets)
-  return _pairs(
-    [row for row in rows if not one_file or split_by_hash(row[0]) == split], file, split
-  )
+  kept = (row for row in rows if not one_file or split_by_hash(row[0]) == split)
+  yield from some(kept, file, split)
 
 
-def labelled(path: pathlib.Path, split: str, targets: str) -> Pairs:
-  """Return lines `LABEL text` or `COARSE:FINE text` (TREC) of `<split>.txt`, or of a single file.
+def read_labelled(path: pathlib.Path, split: str, targets: str) -> Iterator[tuple[str, str]]:
+  """Yield text and label of lines `LABEL text` or `COARSE:FINE text` (TREC).
 
   Args:
-    path: a folder or a file.
+    path: a folder, whose `<split>.txt` is read, or a file.
     split: the name.
     targets: label (the whole first word), coarse or fine.
   """
   parts = {'label': slice(None), 'coarse': slice(0, 1), 'fine': slice(1, None)}
   if targets not in parts:
     raise ValueError(f'data.target={targets!r} is none of {", ".join(parts)}')
-  file, one_file = _file_of(path, split, ['.txt'])
-  rows = []
-  for number, line in read_lines(file):
-    first, _, text = line.partition(' ')
-    label = ':'.join(first.split(':')[parts[targets]])
-    row = _check_texts(f'{file}:{number}', text, label)
-    if not one_file or split_by_hash(text) == split:
-      rows.append(row)
-  return _pairs(rows, file, split)
+  file, one_file = file_of(path, split, ['.txt'])
+
+  def rows():
+    for number, line in read_lines(file):
+      first, _, text = line.partition(' ')
+      label = ':'.join(first.split(':')[parts[targets]])
+      row = _check_texts(f'{file}:{number}', text, label)
+      if not one_file or split_by_hash(text) == split:
+        yield row
+
+  yield from some(rows(), file, split)
 
 
-def text(path: pathlib.Path, split: str) -> list[dict[str, str]]:
-  """Return `<split>.txt` of a folder as one example; 'train' of a single file is its first 90 %.
+def in_memory(rows: Iterable[tuple[str, str]]) -> Pairs:
+  """Return rows as a source."""
+  return Pairs(*zip(*rows, strict=True))
 
-  That is the division of character-level language models; 'val' is the last tenth.
+
+def read_text(path: pathlib.Path, split: str) -> Iterator[str]:
+  """Yield `<split>.txt` of a folder, or a part of a single file: of its first 90 % for 'train'.
+
+  That is the division of character-level language models; 'val' is the last tenth. The text comes
+  in parts of about 4 million characters, which end at line ends.
   """
-  file, one_file = _file_of(path, split, ['.txt'], ('train', 'val'))
-  whole = ''.join(f'{line}\n' for _, line in read_lines(file))
-  if not whole.strip():
-    raise ValueError(f'{file} is empty; give it some text.')
+  file, one_file = file_of(path, split, ['.txt'], ('train', 'val'))
+  start, stop = 0, sys.maxsize
   if one_file:
-    boundary = int(0.9 * len(whole))
-    whole = whole[:boundary] if split == 'train' else whole[boundary:]
-  return [{'targets': whole}]
+    boundary = int(0.9 * sum(len(line) + 1 for _, line in read_lines(file)))
+    start, stop = (0, boundary) if split == 'train' else (boundary, stop)
+  waiting, size, place, blank = [], 0, 0, True
+  for _, line in read_lines(file):
+    line, place = f'{line}\n'[max(start - place, 0) : max(stop - place, 0)], place + len(line) + 1
+    waiting.append(line)
+    size, blank = size + len(line), blank and not line.strip()
+    if size >= PART:
+      yield ''.join(waiting)
+      waiting, size = [], 0
+  if blank:
+    raise ValueError(f'{file} is empty; give it some text.')
+  yield ''.join(waiting)
 
 
 def read_tsv(file: pathlib.Path, inputs: str, targets: str) -> Iterator[tuple[str, str]]:
@@ -150,7 +176,7 @@ def _check_texts(where: str, *pair: Any) -> tuple[str, str]:
   return pair
 
 
-def _file_of(
+def file_of(
   path: pathlib.Path,
   split: str,
   endings: list[str],
@@ -164,13 +190,17 @@ def _file_of(
   return find_file(path.parent, [path.name]), True
 
 
-def _pairs(rows: list[tuple[str, str]], file: pathlib.Path, split: str) -> Pairs:
-  if not rows:
+def some(rows: Iterable[Any], file: pathlib.Path, split: str) -> Iterator[Any]:
+  """Yield the rows of a split; ValueError if there is none."""
+  empty = True
+  for row in rows:
+    empty = False
+    yield row
+  if empty:
     raise ValueError(
       f'{file}: no example for {split!r}. One file is divided 90/5/5 % by hash into train, val and '
       f'test; give more lines, or a folder with {split}{"".join(file.suffixes)}.'
     )
-  return Pairs(*zip(*rows, strict=True))
 
 
 def _listed(names: Sequence[str]) -> str:

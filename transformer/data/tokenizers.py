@@ -7,7 +7,9 @@ ids.
 
 import difflib
 import functools
+import hashlib
 import itertools
+import json
 import os
 import pathlib
 import re
@@ -16,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, SupportsIndex
 
+import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -154,6 +157,11 @@ class Tokenizer:
     ids = (self.pad, self.bos, self.eos, self.unk, self.mask, *self.sentinels, *self.ends)
     return [i for i in dict.fromkeys(ids) if i is not None]
 
+  @property
+  def fingerprint(self) -> str:
+    """The SHA-256 of the vocabulary and the rules."""
+    return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
+
   @functools.cached_property
   def begins_word(self) -> list[bool]:
     """Whether each id has the mark of the beginning of a word: 'Ġ', '▁', or no '##'.
@@ -265,8 +273,7 @@ def train(
 
   Without `lowercase`, 'bpe' is lossless up to NFC, decode(encode(x)) == NFC(x), 'bytes' exactly.
   'characters' loses characters that it was not trained on (<unk>), 'unigram' these and a leading
-  space, 'wordpiece' these and the spacing. 'unigram' and 'wordpiece' are not deterministic, because
-  the library breaks ties in hash order: keep the file.
+  space, 'wordpiece' these and the spacing. The same texts make the same tokenizer.
 
   Args:
     texts: sentences or documents; pieces never reach across two of them.
@@ -304,7 +311,11 @@ def train(
   if trainer:
     # an alphabet that does not fit is an error of unigram's; the other kinds exceed vocab instead
     with naming(f'vocab={vocab}, kind={kind!r}', 'Raise vocab'):
+      if kind == 'wordpiece':
+        trainer = _with_sorted_letters(tokenizer, texts, trainer)
       tokenizer.train_from_iterator(map(_without_long_words, texts), trainer)
+    if kind != 'bpe':
+      tokenizer = _in_sorted_order(tokenizer)
   if (size := tokenizer.get_vocab_size()) > vocab:
     raise ValueError(
       f'vocab={vocab} is too small: the alphabet of {kind!r} on this text and the special tokens '
@@ -345,6 +356,43 @@ def _trainable(kind: str, vocab: int) -> tuple[tokenizers.Tokenizer, Any]:
     return tokenizers.Tokenizer(models.Unigram()), trainer
   model = models.WordPiece(unk_token='<unk>')
   return tokenizers.Tokenizer(model), trainers.WordPieceTrainer(min_frequency=2, **options)
+
+
+def _with_sorted_letters(tokenizer: tokenizers.Tokenizer, texts: list[str], trainer: Any) -> Any:
+  """Return a trainer that numbers letters within words ('##a') in sorted order.
+
+  The library numbers them in the order of a hash table, another in every run, and breaks ties
+  between pairs by these numbers. It keeps the numbers of tokens that are special.
+  """
+  first = trainers.WordPieceTrainer(vocab_size=0, special_tokens=[*SPECIALS], show_progress=False)
+  tokenizer.train_from_iterator(map(_without_long_words, texts), first)
+  letters = sorted(tokenizer.get_vocab().keys() - {*SPECIALS})
+  return trainers.WordPieceTrainer(
+    vocab_size=trainer.vocab_size,
+    min_frequency=trainer.min_frequency,
+    special_tokens=[*SPECIALS, *letters],
+    show_progress=False,
+  )
+
+
+def _in_sorted_order(trained: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+  """Return a trained tokenizer without what hash order has left in it.
+
+  Unigram sums in hash order, so that scores differ in their last digits, and gives letters that are
+  no pieces the lowest scores in hash order, 0.0001 apart.
+  """
+  file = json.loads(trained.to_str())
+  if file['model']['type'] == 'Unigram':
+    scores = {piece: score for piece, score in file['model']['vocab'][len(SPECIALS) :]}
+    letters = sorted((score, piece) for piece, score in scores.items() if len(piece) == 1)
+    steps = np.asarray([score - letters[0][0] for score, _ in letters]) / 1e-4
+    lowest = [x for x, n in zip(letters, steps, strict=True) if abs(n - round(n)) < 1e-5]
+    names = sorted(piece for _, piece in lowest)
+    scores |= {piece: score for piece, (score, _) in zip(names, lowest, strict=True)}
+    ordered = sorted((-round(score, 4), piece) for piece, score in scores.items())
+    file['model']['vocab'][len(SPECIALS) :] = [(piece, -score) for score, piece in ordered]
+  file['added_tokens'] = [t for t in file['added_tokens'] if t['content'] in SPECIALS]
+  return tokenizers.Tokenizer.from_str(json.dumps(file))
 
 
 def _splitting(kind: str, split_digits: bool) -> tuple[Any, Any]:

@@ -6,14 +6,13 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Key
 
 from transformer.data.corpora import Source, chunks
 from transformer.data.pipeline import Ragged
 from transformer.data.processors import TextProcessor
-from transformer.data.text import encode
+from transformer.data.text import Cut, encode_documents
 from transformer.data.tokenizers import Tokenizer
 from transformer.evaluation.likelihood import TEXT_METRICS, TOKEN_METRICS, token_metrics
 from transformer.functional.losses import Mean
@@ -104,13 +103,19 @@ class LanguageModel:
     """Return a freshly initialized model."""
     return Decoder(config, nnx.Rngs(key))
 
+  @property
+  def cut(self) -> Cut:
+    """Return how documents are cut: the last token of a window is the first of the next."""
+    step = self.max_length - self.overlap
+    return Cut(self.max_length + 1, step, added=-1, whole=self.documents)
+
   def columns(self, source: Source) -> dict[str, Ragged]:
     """Return the windows, and as targets the same tokens one place later."""
     inputs, targets = [], []
     stride = self.max_length - self.overlap
     for examples in chunks(source):
-      for example in examples:
-        tokens = np.asarray(self._encode(example['targets']), np.int32)
+      texts = [example['targets'] for example in examples]
+      for tokens in encode_documents(self.tokenizer, texts, whole=self.documents):
         steps = len(tokens) - 1
         # every window but the first has something new after the overlap
         for start in range(0, max(steps - self.overlap, min(steps, 1)), stride):
@@ -122,10 +127,6 @@ class LanguageModel:
     if not inputs:
       raise ValueError('there is no text of two tokens or more: give the corpus some')
     return {'inputs': Ragged.from_sequences(inputs), 'targets': Ragged.from_sequences(targets)}
-
-  def _encode(self, text: str) -> list[int]:
-    tokens = encode(self.tokenizer, text)
-    return [self.tokenizer.bos, *tokens, self.tokenizer.eos] if self.documents else tokens
 
   def loss(self, model: Decoder, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
     """Return the smoothed cross-entropy, and the plain one, in nats."""

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Int, Key
 from transformer.data.corpora import Source
 from transformer.data.pipeline import Ragged
 from transformer.data.processors import BlankProcessor
-from transformer.data.text import blanked_middle, windows
+from transformer.data.text import Cut, blanked_middle, windows
 from transformer.data.tokenizers import Tokenizer
 from transformer.evaluation.likelihood import TOKEN_METRICS, token_metrics
 from transformer.functional import corruption
@@ -90,6 +90,12 @@ class MaskedLM:
     """Return a freshly initialized model."""
     return MaskedTokens(config, nnx.Rngs(key), next_sentence=self.next_sentence)
 
+  @property
+  def cut(self) -> Cut:
+    """Return how documents are cut into windows."""
+    added = 2 + self.next_sentence
+    return Cut(self.max_length - added, self.max_length - added, added)
+
   def columns(self, source: Source) -> dict[str, Ragged]:
     """Return the windows: <s> text </s>, or <s> first half </s> second half </s>.
 
@@ -98,7 +104,8 @@ class MaskedLM:
     """
     bos, eos = self.tokenizer.bos, self.tokenizer.eos
     rows = []
-    for window in windows(self.tokenizer, source, self.max_length - 2 - self.next_sentence):
+    for tokens in windows(self.tokenizer, source, self.cut.length):
+      window = tokens.tolist()
       middle = [eos] if self.next_sentence else []
       half = len(window) // 2
       rows.append([bos, *window[:half], *middle, *window[half:], eos])

@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, Key
 from transformer.data.corpora import Source
 from transformer.data.pipeline import Ragged
 from transformer.data.processors import BlankProcessor, TextProcessor
-from transformer.data.text import BLANK, blanked_middle, windows
+from transformer.data.text import BLANK, Cut, blanked_middle, windows
 from transformer.data.tokenizers import Tokenizer
 from transformer.evaluation.likelihood import TOKEN_METRICS
 from transformer.functional import corruption
@@ -113,6 +113,11 @@ class SpanCorruption:
   def init(self, config: ModelConfig, key: Key[Array, '']) -> EncoderDecoder:
     """Return a freshly initialized model."""
     return self._seq2seq.init(config, key)
+
+  @property
+  def cut(self) -> Cut:
+    """Return how documents are cut into windows."""
+    return Cut(self.max_length, self.max_length)
 
   def columns(self, source: Source) -> dict[str, Ragged]:
     """Return the windows of all texts."""

@@ -26,7 +26,7 @@ from transformer.training.input_lines import read_chunks
 from transformer.training.process import cores, start_devices
 from transformer.training.results import evaluate_splits
 from transformer.training.signals import Stopped
-from transformer.training.start import start_run
+from transformer.training.start import prepare_corpus, start_run
 from transformer.training.step import Model
 from transformer.training.workdir import Workdir, default_workdir, write, write_new
 
@@ -83,6 +83,14 @@ def _train(config, workdir, flags) -> int:
   facts = {'step': int(state.step), 'best_step': step, 'state_sha256': digest(state)}
   seconds = workdir.add_seconds(time.perf_counter() - began)  # with those before an interruption
   return _print_result(config, workdir, flags, seconds, facts | result)
+
+
+def _prepare(config, workdir, flags) -> int:
+  began = time.perf_counter()
+  splits = prepare_corpus(config, workdir, cores())['splits']
+  rows = {name: split['columns'] for name, split in splits.items()}
+  facts = {'splits': {name: next(iter(c.values()))['count'] for name, c in rows.items()}}
+  return _print_result(config, workdir, flags, time.perf_counter() - began, facts)
 
 
 def _restored(config, workdir) -> tuple[Experiment, Model, int]:
@@ -284,6 +292,7 @@ def _doctor(config, workdir, flags) -> int:
 # Without 'runs', which has no config.
 MODES = {
   'train': _train,
+  'prepare': _prepare,
   'evaluate': _evaluate,
   'predict': _predict,
   'attend': _attend,

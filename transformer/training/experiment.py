@@ -1,6 +1,9 @@
 """The parts of a run, made from its config: tokenizer, task, model, mesh and data."""
 
+import contextlib
 import dataclasses
+import itertools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -11,11 +14,12 @@ from jax.sharding import Mesh
 from transformer.data import corpora, pipeline
 from transformer.data.folders import where_published
 from transformer.data.lookup import is_reference, lookup
+from transformer.data.prepared import Prepared, PreparedBatches
 from transformer.functional import platforms
 from transformer.modules.adapters import adapt
 from transformer.modules.config import ModelConfig
 from transformer.tasks.task import Task
-from transformer.training import sharding
+from transformer.training import prepared_data, sharding
 from transformer.training.checkpoints import Checkpoints, digest
 from transformer.training.checks import check, processor_of
 from transformer.training.config import find_task
@@ -41,7 +45,19 @@ class Experiment(NamedTuple):
   def batches(self, split: str) -> pipeline.Batches:
     """Return the batches of a split: shuffled for training, in order for the others."""
     data, train = self.settings.data, split == self.settings.data.train
-    columns = self.task.columns(self.source(split))
+    sharing: Any = dict(
+      tokens=data.batch_tokens,
+      multiple=self.settings.train.microbatches if train else 1,
+      parts=sharding.batch_parts(self.mesh),
+      seed=self.settings.seed if train else None,
+      process=sharding.share(self.mesh),
+    )
+    source = self.source(split)
+    if isinstance(source, Prepared) and (train or source.info['index']):
+      batches = prepared_data.open_batches(source, self.settings, self.task, **sharing)
+      self._check_lengths([size for shape, _, _ in batches.groups for size in shape])
+      return batches
+    columns = self.task.columns(source)
     ragged = [c.lengths for c in columns.values() if isinstance(c, pipeline.Ragged)]
     count = len(next(iter(columns.values())))
     lengths = np.stack(ragged or [np.ones(count, np.int64)], axis=1)
@@ -64,21 +80,16 @@ class Experiment(NamedTuple):
       rows = pipeline.bucket(lengths[kept], buckets=data.buckets)
     sizes = [c.shape[1] for c in columns.values() if isinstance(c, np.ndarray) and c.ndim > 1]
     sizes += np.unique(rows.shapes).tolist() if ragged else []
+    self._check_lengths(sizes)
+    rows = rows._replace(members=[kept[m] for m in rows.members])
+    return pipeline.Batches(columns, rows, **sharing)
+
+  def _check_lengths(self, sizes: list[int]):
     if any(size % self.mesh.shape['sequence'] for size in sizes):
       raise ValueError(
         f'mesh.sequence={self.mesh.shape["sequence"]} does not divide the lengths of the batches, '
         f'{sizes}: choose a divisor, or another data.max_length'
       )
-    microbatches = self.settings.train.microbatches if train else 1
-    return pipeline.Batches(
-      columns,
-      rows._replace(members=[kept[m] for m in rows.members]),
-      tokens=data.batch_tokens,
-      multiple=microbatches,
-      parts=sharding.batch_parts(self.mesh),
-      seed=self.settings.seed if train else None,
-      process=sharding.share(self.mesh),
-    )
 
   def _log_left_out(self, split: str, columns: pipeline.Columns, count: int, long: int):
     """Log how many of the `count` examples of a split are left out, cut or without effect."""
@@ -167,6 +178,13 @@ def restore_best(experiment: Experiment, workdir: Workdir) -> tuple[Model, int]:
   return model, best[0] if best else 0
 
 
+def fingerprint_of(batches: pipeline.Batches) -> str:
+  """Return a hash of all examples of batches."""
+  if isinstance(batches, PreparedBatches):
+    return batches.source.fingerprint
+  return fingerprint(batches.columns)
+
+
 def fingerprint(columns: pipeline.Columns) -> str:
   """Return a hash of all examples, in their order."""
   arrays = {
@@ -191,11 +209,31 @@ def load_split(data: Data, split: str, limit: int = 0) -> corpora.Source:
   Raises:
     FileNotFoundError: it is not there; says where the data set is published, if that is known.
   """
-  name = lookup('data.name', data.name, {}) if is_reference(data.name) else data.name
-  try:
+  if limit and data.name == 'prepared':
+    raise ValueError(f'data.limit={limit} has to be set when a corpus is prepared: set it to 0')
+  with _saying_where_published(data):
     return corpora.load(
-      name, split, dir=data.dir, inputs=data.source, targets=data.target, limit=limit
+      _name(data), split, dir=data.dir, inputs=data.source, targets=data.target, limit=limit
     )
+
+
+def stream_split(data: Data, split: str) -> Iterator[dict[str, Any]]:
+  """Yield the examples of a split, one after the other; raises as `load_split`."""
+  with _saying_where_published(data):
+    examples = corpora.stream(
+      _name(data), split, dir=data.dir, inputs=data.source, targets=data.target
+    )
+    yield from itertools.islice(examples, (split == data.train and data.limit) or None)
+
+
+def _name(data: Data) -> Any:
+  return lookup('data.name', data.name, {}) if is_reference(data.name) else data.name
+
+
+@contextlib.contextmanager
+def _saying_where_published(data: Data) -> Iterator[None]:
+  try:
+    yield
   except FileNotFoundError as error:
     if published := where_published(data.dir):
       raise FileNotFoundError(

@@ -16,7 +16,7 @@ from transformer.evaluation.metrics import is_better
 from transformer.training import processes, reporting, sharding
 from transformer.training.checkpoints import Checkpoints
 from transformer.training.diagnosis import raise_not_finite
-from transformer.training.experiment import Experiment, fingerprint
+from transformer.training.experiment import Experiment, fingerprint_of
 from transformer.training.programs import Programs, entered, make_programs
 from transformer.training.signals import Signals, Stopped
 from transformer.training.step import Model, State, init_state
@@ -47,8 +47,8 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
     with report:
       loop = _Loop(experiment, workdir, programs, checkpoints, report, signals, state)
       found = {
-        f'the split {data.train}': fingerprint(batches.columns),
-        f'the split {data.val}': fingerprint(loop.batches.columns),
+        f'the split {data.train}': fingerprint_of(batches),
+        f'the split {data.val}': fingerprint_of(loop.batches),
       }
       for name, value in found.items():
         processes.same_everywhere(name, value)

@@ -2,20 +2,24 @@
 
 import dataclasses
 import itertools
+import pathlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 from unicodedata import normalize
 
 from absl import logging
 
-from transformer.data import corpora, tokenizers
+from transformer.data import tokenizers
 from transformer.data.lookup import is_reference
-from transformer.training import optimizers, processes, sharding
+from transformer.data.prepared import Prepared
+from transformer.training import optimizers, prepared_data, processes, sharding
 from transformer.training.checks import check
 from transformer.training.config import find_task
 from transformer.training.experiment import (
   Experiment,
   load_split,
   make_experiment,
+  stream_split,
   with_dtype,
 )
 from transformer.training.sections import Settings
@@ -37,11 +41,10 @@ def start_run(config: dict[str, Any], workdir: Workdir) -> Experiment:
   if is_reference(data.name):
     _check_own_corpus(settings, source)
   if settings.loss.get('classes') == ():
-    classes = {normalize('NFC', source[i]['targets']) for i in range(len(source))}
-    settings = dataclasses.replace(
-      settings, loss=settings.loss | {'classes': tuple(sorted(classes))}
-    )
-    logging.info('%d classes: %s', len(classes), ', '.join(settings.loss['classes']))
+    if isinstance(source, Prepared):
+      settings = _with_classes(settings, source.info['classes'])
+    else:
+      settings = _with_classes(settings, (source[i]['targets'] for i in range(len(source))))
   with processes.first_alone():
     if processes.is_first():
       workdir.lock()
@@ -49,7 +52,12 @@ def start_run(config: dict[str, Any], workdir: Workdir) -> Experiment:
     workdir.compare(settings.as_dict())
     _compare_steps(settings, workdir)
     stored = workdir.tokenizer()
-    tokenizer = _new_tokenizer(settings, source) if stored is None else stored
+    if stored is not None:
+      tokenizer = stored
+    elif isinstance(source, Prepared):
+      tokenizer = tokenizers.Tokenizer.load(source.folder / 'tokenizer.json')
+    else:
+      tokenizer = _new_tokenizer(settings, (source[i] for i in range(len(source))))
     # before the config is stored: a task may raise an error, and the folder is then still free
     experiment = make_experiment(settings, tokenizer, mesh)
     experiment.try_evaluation()
@@ -57,6 +65,45 @@ def start_run(config: dict[str, Any], workdir: Workdir) -> Experiment:
     if stored is None:
       workdir.save_tokenizer(tokenizer)
   return experiment
+
+
+def prepare_corpus(config: dict[str, Any], workdir: Workdir, workers: int) -> dict[str, Any]:
+  """Write the data of a run to the workdir, tokenized, and return what prepared.json says.
+
+  Raises:
+    ValueError, FileNotFoundError: what is wrong with the config, the data or the workdir.
+  """
+  settings = check(config)
+  data = settings.data
+  if data.name == 'prepared':
+    raise ValueError('data.name=prepared is what --mode=prepare writes: name the source of it')
+
+  def stream(split: str) -> Iterator[dict[str, Any]]:
+    examples = stream_split(data, split)
+    return map(_with_path, examples) if settings.model['modality'] != 'tokens' else examples
+
+  workdir.lock()
+  if settings.loss.get('classes') == ():
+    settings = _with_classes(settings, (example['targets'] for example in stream(data.train)))
+  tokenizer = workdir.tokenizer()
+  if tokenizer is None:
+    examples = prepared_data.sample(stream(data.train), _text_fields(settings))
+    tokenizer = _new_tokenizer(settings, examples)
+    workdir.save_tokenizer(tokenizer)
+  task = make_experiment(settings, tokenizer, sharding.make_mesh(**settings.mesh)).task
+  return prepared_data.write_corpus(workdir.path, settings, task, stream, workers)
+
+
+def _with_path(example: dict[str, Any]) -> dict[str, Any]:
+  """Return an example whose input says that it is a file, if it is one."""
+  file = example['inputs']
+  return example | {'inputs': pathlib.Path(file)} if isinstance(file, str) else example
+
+
+def _with_classes(settings: Settings, labels: Iterable[str]) -> Settings:
+  classes = tuple(sorted({normalize('NFC', label) for label in labels}))
+  logging.info('%d classes: %s', len(classes), ', '.join(classes))
+  return dataclasses.replace(settings, loss=settings.loss | {'classes': classes})
 
 
 def _compare_steps(settings: Settings, workdir: Workdir):
@@ -86,7 +133,7 @@ def _compare_steps(settings: Settings, workdir: Workdir):
     )
 
 
-def _new_tokenizer(settings: Settings, source: corpora.Source) -> tokenizers.Tokenizer:
+def _new_tokenizer(settings: Settings, examples: Iterable[Any]) -> tokenizers.Tokenizer:
   """Return the tokenizer of the model to start from, or train one on the texts of examples."""
   if settings.warm_start:
     tokenizer = Workdir(settings.warm_start).tokenizer()  # published models call the file the same
@@ -98,7 +145,7 @@ def _new_tokenizer(settings: Settings, source: corpora.Source) -> tokenizers.Tok
       )
     return tokenizer
   fields = _text_fields(settings)
-  texts = ([source[i][field] for field in fields] for i in range(len(source)))
+  texts = ([example[field] for field in fields] for example in examples)
   if settings.task == 'seq2seq':  # which leaves out examples of more tokens, and so of more words
     longest = settings.data.max_length
     texts = (pair for pair in texts if all(len(text.split()) < longest for text in pair))

@@ -1,0 +1,46 @@
+"""A random permutation of any size that is computed, not stored: a shuffle without memory."""
+
+import numpy as np
+from jaxtyping import Int
+
+ROUNDS = 8
+
+
+def permute(i: Int[np.ndarray, ' n'], size: int, seed: tuple[int, ...]) -> Int[np.ndarray, ' n']:
+  """Return the places of the indices `i` in a random permutation of range(size).
+
+  An alternating Feistel network permutes the numbers of as many bits as `size` has; one that is not
+  below `size` is sent on until it is (cycle walking). Black and Rogaway 2002,
+  https://doi.org/10.1007/3-540-45760-7_9, section 5 and 6.
+
+  >>> permute(np.arange(7), 7, (0, 1))
+  array([1, 2, 0, 6, 3, 5, 4])
+
+  Args:
+    i: each in range(size).
+    size: of the permutation, at least 1.
+    seed: what chooses the permutation.
+  """
+  bits = int(size - 1).bit_length()
+  half = np.uint64(bits // 2)
+  low_mask, high_mask = (np.uint64((1 << n) - 1) for n in (bits // 2, bits - bits // 2))
+  keys = np.random.SeedSequence(seed).generate_state(ROUNDS, np.uint64)
+
+  def once(x):
+    low, high = x & low_mask, x >> half
+    for even, odd in zip(keys[::2], keys[1::2], strict=True):
+      high ^= _mixed(low ^ even) & high_mask
+      low ^= _mixed(high ^ odd) & low_mask
+    return low | high << half
+
+  x = once(i.astype(np.uint64))
+  while (outside := x >= size).any():
+    x[outside] = once(x[outside])
+  return x.astype(np.int64)
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+  """Return well mixed bits of each number: the end of SplitMix64 (Steele et al. 2014)."""
+  x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+  x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+  return x ^ x >> np.uint64(31)

@@ -1,0 +1,265 @@
+"""Prepared corpora: on disk, of any size, read example by example where a batch needs them.
+
+A folder has `prepared.json` (what was prepared, from which settings, with counts and checksums),
+`tokenizer.json`, and for each split columns as data.token_files writes them. A split is of a kind:
+
+documents   the tokens of whole documents, <split>.targets, which a task cuts into windows
+columns     the columns that the task makes of examples, such as <split>.inputs, <split>.targets
+examples    the examples themselves: <split>.fields as JSON, and <split>.content, the bytes of an
+            image or sound as they were; decoded or tokenized when their batch is due
+
+Its index says which examples make a row of a batch: `<split>.rows`, rows of one shape next to each
+other, and of documents `<split>.windows`, the first and last place of each. Nothing here is read
+whole, so that start-up and memory do not grow with the corpus.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import pathlib
+import urllib.parse
+from collections.abc import Callable
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+from transformer.data.archives import Content
+from transformer.data.permutation import permute
+from transformer.data.pipeline import Batch, Batches, Columns, Ragged, fill
+from transformer.data.reading import FileError, check_keys, naming
+from transformer.data.token_files import open_column
+from transformer.data.tokenizers import Tokenizer
+
+JSON = 'prepared.json'
+FORMAT = 1  # of prepared.json
+Example = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+  """A split of a prepared corpus.
+
+  Attributes:
+    folder, split: where it is.
+    info: what prepared.json says of it: 'kind', 'content' (the settings on which the files depend),
+      'index' or None, 'columns' (an Info of each).
+    columns: the columns, mapped into memory.
+    rows, windows: the index; None where row i is example i, or where there are no windows.
+    vocab: the number of ids of its tokenizer.
+  """
+
+  folder: pathlib.Path
+  split: str
+  info: dict[str, Any]
+  columns: dict[str, Any]
+  rows: Any
+  windows: Any
+  vocab: int
+
+  @classmethod
+  def open(cls, folder: pathlib.Path, split: str) -> Any:
+    """Return a split, or of nanoGPT's files `<split>.bin`.
+
+    Raises:
+      FileNotFoundError: there is no such corpus or split.
+      FileError: a file has another size than it was written with, or prepared.json is damaged.
+    """
+    if not (folder / JSON).is_file():
+      return _nanogpt(folder, split)
+    with naming(folder / JSON, 'run --mode=prepare again'):
+      described = read_json(folder)
+      if split not in described['splits']:
+        raise ValueError(f'no split {split!r}, but {", ".join(described["splits"])}')
+      info = described['splits'][split]
+      columns = {n: open_column(stem(folder, split, n), x) for n, x in info['columns'].items()}
+      index = info['index'] or {}
+      rows, windows = (
+        open_column(stem(folder, split, name), index[name]) if index.get(name) else None
+        for name in ('rows', 'windows')
+      )
+      return cls(folder, split, info, columns, rows, windows, described['vocab'])
+
+  @property
+  def fingerprint(self) -> str:
+    """The digest of the checksums and the index of the files."""
+    return hashlib.sha256(json.dumps(self.info, sort_keys=True).encode()).hexdigest()
+
+  def __len__(self) -> int:
+    return len(next(iter(self.columns.values())))
+
+  def __getitem__(self, i: SupportsIndex) -> Example:
+    i = range(len(self))[i]
+    if self.info['kind'] == 'documents':
+      return {'targets': self._tokens(*self.columns['targets'].offsets[i : i + 2].tolist())}
+    if self.info['kind'] == 'columns':
+      return {name: column[i] for name, column in self.columns.items()}
+    with naming(f'{self.folder}: example {i} of {self.split}', 'run --mode=prepare again'):
+      fields = json.loads(self.columns['fields'][i].tobytes())
+    example = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    if (kind := example.pop('content', None)) is not None:
+      content = Content(self.columns['content'][i].tobytes())
+      content.name = f'{self.folder / self.split}[{i}], {example.get("name", "an input")}'
+      is_array = kind == 'npy'
+      example['inputs'] = np.load(io.BytesIO(content), allow_pickle=False) if is_array else content
+    return example
+
+  def encoded(self, ids: np.ndarray, encode: Callable[[Any], Columns]) -> Columns:
+    """Return the columns of examples or windows.
+
+    Args:
+      ids: of the windows of documents, else of the examples.
+      encode: makes columns of examples, or of {'targets': tokens of a window}.
+    """
+    if self.info['kind'] == 'examples':
+      return encode([self[i] for i in ids.tolist()])
+    if self.info['kind'] == 'documents':
+      return encode([{'targets': self._tokens(*self._window(i))} for i in ids.tolist()])
+    return {
+      name: Ragged.from_sequences([_int32(column[i]) for i in ids])
+      if isinstance(column, Ragged)
+      else _int32(column[ids])
+      for name, column in self.columns.items()
+    }
+
+  def _window(self, i: int) -> tuple[int, int]:
+    if self.windows is not None:
+      return tuple(self.windows[i].tolist())
+    length, step, _ = self.info['index']['settings']['cut']
+    return i * step, min(i * step + length, len(self.columns['targets'].tokens))
+
+  def _tokens(self, start: int, stop: int) -> np.ndarray:
+    tokens = _int32(self.columns['targets'].tokens[start:stop])
+    if tokens.max(initial=0) >= self.vocab:
+      raise FileError(
+        f'{self.folder / self.split}.bin has the token {tokens.max()} between {start} and {stop}, '
+        f'and tokenizer.json has {self.vocab}: put the tokenizer there that made the file'
+      )
+    return tokens
+
+
+class PreparedBatches(Batches):
+  """Batches by number, as `pipeline.Batches`, of a split with an index.
+
+  The shuffle of an epoch is a permutation that is computed on the fly: of the rows of each shape,
+  and of the batches. Every epoch visits each row once.
+
+  Args:
+    source: the split.
+    encode: see `Prepared.encoded`.
+    tokens, multiple, parts, seed, process: as of `pipeline.Batches`.
+  """
+
+  def __init__(
+    self,
+    source: Prepared,
+    encode: Callable[[Any], Columns],
+    *,
+    tokens: int,
+    multiple: int = 1,
+    parts: int = 1,
+    seed: int | None = 0,
+    process: tuple[int, int] = (0, 1),
+  ):
+    self.source, self.encode, self.seed = source, encode, seed
+    groups, first = [], 0
+    for group in source.info['index']['groups']:
+      groups.append((group['shape'], range(first, first + group['rows'])))
+      first += group['rows']
+    if not groups:
+      raise ValueError(f'{source.folder} has no row of {source.split}: prepare longer texts')
+    self._share_out(groups, tokens, multiple, parts, process)
+
+  def __getitem__(self, step: int) -> Batch:
+    """Return the batch of a step, counted over all epochs."""
+    epoch, number = divmod(step, len(self))
+    if self.seed is not None:
+      (number,) = permute(np.array([number]), len(self), (self.seed, epoch)).tolist()
+    group = 0
+    while number >= self.counts[group]:
+      number, group = number - self.counts[group], group + 1
+    _, rows, size = self.groups[group]
+    share = self._share(size)
+    # contiguous, so that the parts of all processes in order are the batch of a single process
+    numbers = np.arange(number * size, min((number + 1) * size, len(rows)))
+    numbers = numbers[self.process[0] * share :][:share]
+    if self.seed is not None:
+      numbers = permute(numbers, len(rows), (self.seed, epoch, group + 1))
+    return self._filled_with(numbers.tolist(), group, share)
+
+  def empty(self, group: int) -> Batch:
+    """Return a batch of all processes in the shape of a group, of empty rows."""
+    return self._filled_with([], group, self._share(self.groups[group][2]) * self.process[1])
+
+  def _filled_with(self, numbers: list[int], group: int, size: int) -> Batch:
+    shape, rows, _ = self.groups[group]
+    members = [self._members(rows[i]) for i in numbers]
+    # without a row the columns are those of any other one, and the batch is empty
+    ids = np.concatenate(members or [self._members(rows[0])])
+    places = np.split(np.arange(len(ids)), np.cumsum([len(each) for each in members])[:-1])
+    columns = self.source.encoded(ids, self.encode)
+    # of documents the index has one length, and a task makes columns that all have it
+    ragged = sum(isinstance(column, Ragged) for column in columns.values())
+    return fill(columns, places[: len(members)], shape * (ragged // len(shape)), size)
+
+  def _members(self, row: int) -> np.ndarray:
+    rows = self.source.rows
+    return np.atleast_1d(np.asarray(row if rows is None else rows[row]))
+
+
+def stem(folder: pathlib.Path, split: str, column: str) -> pathlib.Path:
+  """Return the path of the files of a column, without .bin and .idx."""
+  return folder / f'{urllib.parse.quote(split, safe="[]:%")}.{column}'
+
+
+def endless(source: Prepared, settings: dict[str, Any]) -> Prepared:
+  """Return a split of one document with the index of its windows, all of one shape.
+
+  Args:
+    source: the split.
+    settings: as of preparation.write_index.
+  """
+  length, step, added = settings['cut']
+  rows = -(-max(len(source.columns['targets'].tokens) - (length - step), 0) // step)
+  groups = [{'shape': [length + added], 'rows': rows}] if rows else []
+  index = {'settings': settings, 'groups': groups, 'left_out': 0}
+  return dataclasses.replace(source, info=source.info | {'index': index})
+
+
+def read_json(folder: pathlib.Path) -> dict[str, Any]:
+  """Return the content of a folder's prepared.json."""
+  described = json.loads((folder / JSON).read_bytes())
+  check_keys(described, 'format', 'splits', 'vocab')
+  if described['format'] != FORMAT:
+    raise ValueError(f'it has format {described["format"]}, and this version reads {FORMAT}')
+  return described
+
+
+def _nanogpt(folder: pathlib.Path, split: str) -> Any:
+  """Return train.bin of nanoGPT as one endless document; of other splits the texts.
+
+  These files are ids of uint16, in which the end token may stand between documents.
+  """
+  file = folder / f'{split}.bin'
+  if not file.is_file():
+    there = sorted(path.name for path in folder.glob('*'))[:20]
+    raise FileNotFoundError(
+      f'{folder} has no prepared corpus, neither {JSON} nor {file.name} (there: '
+      f'{", ".join(there) or "nothing"}): write it by --mode=prepare --workdir={folder}'
+    )
+  tokenizer = Tokenizer.load(folder / 'tokenizer.json')
+  size = file.stat().st_size
+  info = {'dtype': '<u2', 'shape': [], 'length': size // 2, 'count': size // 2, 'ragged': False}
+  tokens: Any = open_column(folder / split, info)
+  if split != 'train':
+    parts = np.split(tokens, np.flatnonzero(tokens == tokenizer.eos))
+    texts = (tokenizer.decode(part[part != tokenizer.eos]) for part in parts)
+    return [{'targets': text} for text in texts if text]
+  facts = {'file': str(file), 'size': size, 'changed': file.stat().st_mtime_ns}
+  described = {'kind': 'documents', 'content': None, 'index': None, 'columns': {'targets': facts}}
+  columns = {'targets': Ragged(tokens, np.asarray([0, len(tokens)]))}
+  return Prepared(folder, split, described, columns, None, None, tokenizer.size)
+
+
+def _int32(values: np.ndarray) -> np.ndarray:
+  return values.astype(np.int32) if values.dtype.kind in 'iu' else np.asarray(values)

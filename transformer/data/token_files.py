@@ -1,0 +1,116 @@
+"""Columns of a corpus as files of plain numbers, which are mapped into memory and not read.
+
+`<stem>.bin` has the numbers of all sequences one after the other, as nanoGPT's train.bin, and
+`<stem>.idx` where each begins, in units of tokens or frames, and where the last ends (int64).
+A column of one value for each example has no `.idx`. What the numbers are is not in the files: it
+is an `Info`, which the owner of the files keeps.
+"""
+
+import hashlib
+import pathlib
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from transformer.data.pipeline import Column, Ragged
+from transformer.data.reading import FileError
+
+# dtype (of NumPy, little-endian), shape (of a token, frame or value), count (of sequences), length
+# (tokens or values), ragged, sha256 (of .bin and .idx)
+Info = dict[str, Any]
+BLOCK = 1 << 24  # bytes that are copied at once
+
+
+def token_dtype(vocab: int) -> str:
+  """Return the smallest type of the ids of a vocabulary."""
+  return '<u2' if vocab <= 1 << 16 else '<u4'
+
+
+def write_column(stem: pathlib.Path, column: Column, dtype: str = '') -> Info:
+  """Write a column, and return its Info.
+
+  Args:
+    stem: the path without .bin and .idx.
+    column: sequences, or an array with a value for each example.
+    dtype: in which integers are kept where none is negative; '' for their own.
+  """
+  values = column.tokens if isinstance(column, Ragged) else column
+  if values.dtype.kind == 'i' and dtype and values.min(initial=0) >= 0:
+    values = values.astype(dtype)
+  values = np.ascontiguousarray(values, values.dtype.newbyteorder('<'))
+  values.tofile(_bin(stem))
+  info = {'dtype': values.dtype.str, 'shape': list(values.shape[1:]), 'length': len(values)}
+  if isinstance(column, Ragged):
+    column.offsets.astype('<i8').tofile(_idx(stem))
+  info |= {'count': len(column), 'ragged': isinstance(column, Ragged)}
+  return info | {'sha256': digests(stem, info)}
+
+
+def join_columns(stem: pathlib.Path, parts: Sequence[tuple[pathlib.Path, Info]]) -> Info:
+  """Write the column of all parts, in order, and return its Info."""
+  infos = [info for _, info in parts]
+  dtype = np.result_type(*(info['dtype'] for info in infos)).newbyteorder('<')
+  info = {'dtype': dtype.str, 'shape': infos[0]['shape'], 'ragged': infos[0]['ragged']}
+  info['length'] = sum(each['length'] for each in infos)
+  with open(_bin(stem), 'wb') as values:
+    for part, each in parts:
+      _copy(_bin(part), each['dtype'], values, dtype)
+  if info['ragged']:
+    with open(_idx(stem), 'wb') as offsets:
+      offsets.write(bytes(8))
+      start = 0
+      for part, each in parts:
+        (np.fromfile(_idx(part), '<i8')[1:] + start).tofile(offsets)
+        start += each['length']
+  info['count'] = sum(each['count'] for each in infos)
+  return info | {'sha256': digests(stem, info)}
+
+
+def open_column(stem: pathlib.Path, info: Info) -> Column:
+  """Return a column whose numbers stay on disk until they are used.
+
+  Raises:
+    FileNotFoundError: it has no file.
+    FileError: a file has another size than the Info says.
+  """
+  dtype, shape = np.dtype(info['dtype']), tuple(info['shape'])
+  values = _mapped(_bin(stem), dtype, (info['length'], *shape))
+  if not info['ragged']:
+    return values
+  return Ragged(values, _mapped(_idx(stem), np.dtype('<i8'), (info['count'] + 1,)))
+
+
+def digests(stem: pathlib.Path, info: Info) -> list[str]:
+  """Return the SHA-256 of the files of a column."""
+  found = []
+  for file in (_bin(stem), _idx(stem))[: 1 + info['ragged']]:
+    with open(file, 'rb') as opened:
+      found.append(hashlib.file_digest(opened, 'sha256').hexdigest())
+  return found
+
+
+def _mapped(file: pathlib.Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+  expected = dtype.itemsize * int(np.prod(shape, dtype=object))
+  if (size := file.stat().st_size) != expected:
+    raise FileError(
+      f'{file} has {size:,} bytes instead of {expected:,}: copy it anew, or make it by '
+      '--mode=prepare'
+    )
+  # an empty file cannot be mapped
+  return np.memmap(file, dtype, 'r', shape=shape) if size else np.zeros(shape, dtype)
+
+
+def _copy(file: pathlib.Path, dtype: str, to: BinaryIO, to_dtype: np.dtype):
+  with open(file, 'rb') as opened:
+    while block := opened.read(BLOCK):
+      values = np.frombuffer(block, dtype)
+      to.write(values.astype(to_dtype, copy=False).tobytes())
+
+
+def _bin(stem: pathlib.Path) -> pathlib.Path:
+  return stem.with_name(f'{stem.name}.bin')
+
+
+def _idx(stem: pathlib.Path) -> pathlib.Path:
+  return stem.with_name(f'{stem.name}.idx')
