@@ -12,11 +12,14 @@ import unicodedata
 import zipfile
 
 import numpy as np
+import PIL.Image
 import pytest
 
-from transformer.data import corpora, reading
+from transformer.data import audio, corpora, images, reading
 from transformer.data.files import files_of_split
+from transformer.data.processors import SoundProcessor
 from transformer.data.reading import FileError, naming, read_arrays, read_json, read_lines
+from transformer.data.tokenizers import Tokenizer, train
 
 
 class PanicException(BaseException):
@@ -95,6 +98,90 @@ def test_nothing_unpacks_without_bound(tmp_path, monkeypatch):
   (tmp_path / 'a.txt').write_text(f'short\n{"long" * 100}\n')
   with pytest.raises(FileError, match='a.txt:2: the line has more than 100 bytes'):
     [*read_lines(tmp_path / 'a.txt')]
+
+
+def test_a_small_archive_with_a_sparse_file_is_refused(tmp_path):
+  info = tarfile.TarInfo('cat/1.png')
+  info.size, info.pax_headers = 1, {'GNU.sparse.map': '0,1', 'GNU.sparse.size': str(8 << 30)}
+  with tarfile.open(tmp_path / 'a.tar', 'w', format=tarfile.PAX_FORMAT) as archive:
+    archive.addfile(info, io.BytesIO(b'x'))
+  with pytest.raises(FileError, match='a.tar: .*unpacks to more than 268,435,456 bytes'):
+    files_of_split(tmp_path, 'a', ('.png',))
+
+
+def test_a_long_line_that_is_packed_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(reading, 'MAX_LINE', 1 << 16)
+  (tmp_path / 'a.txt.gz').write_bytes(gzip.compress(b'a' * (1 << 20)))
+  with pytest.raises(FileError, match='a.txt.gz:1: the line has more than 65,536 bytes'):
+    [*read_lines(tmp_path / 'a.txt.gz')]
+
+
+def test_arrays_that_say_they_are_larger_than_their_file_are_refused(tmp_path):
+  content = io.BytesIO()
+  np.save(content, np.zeros(9))
+  lie = content.getvalue().replace(b'(9,), }' + b' ' * 12, b'(549755813888,), }'.ljust(19))
+  assert len(lie) == len(content.getvalue())
+  with zipfile.ZipFile(tmp_path / 'a.npz', 'w') as archive:
+    archive.writestr('feats.npy', lie)
+  with pytest.raises(FileError, match=r'a.npz: .*float64 \[549755813888\], and has 200 bytes'):
+    read_arrays(tmp_path / 'a.npz', 'feats')
+  (tmp_path / 'a.npy').write_bytes(lie)
+  sounds = SoundProcessor(max_length=9, window=0.0, bands=1)
+  for sound in (lie, str(tmp_path / 'a.npy')):
+    with pytest.raises(FileError, match='is no .npy file.*and has 200 bytes'):
+      sounds.encode_example(sound)
+
+
+def test_a_sound_that_says_it_is_endless_is_refused():
+  soundfile, file = pytest.importorskip('soundfile'), io.BytesIO()
+  soundfile.write(file, np.zeros(1000), 16_000, format='FLAC')
+  content = bytearray(file.getvalue())
+  content[21] |= 15
+  content[22:26] = b'\xff' * 4  # 36 bits: the number of samples
+  with pytest.raises(FileError, match='68,719,476,735 samples at 16000 Hz, too many'):
+    audio.read(bytes(content), 16_000)
+
+
+def test_an_image_of_too_many_pixels_is_refused():
+  file = io.BytesIO()
+  PIL.Image.new('1', (9000, 9000)).save(file, 'PNG')
+  with pytest.raises(FileError, match='9000 x 9000 pixels are more than 67,108,864'):
+    images.read(file.getvalue(), 8, 8, 3)
+
+
+@pytest.mark.parametrize(
+  'pattern, refused',
+  [
+    (r'(a+)+$', True),
+    (r'(?:\s*\w?)*x', True),
+    (r'((a|b{2,})c?)+', True),
+    (r"'s|'t| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+", False),  # GPT-2
+    (
+      r"(?i:'s|'t)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s]+[\r\n]*|\s*[\r\n]+",
+      False,
+    ),  # Llama 3
+    (r' ?[^(\s|[.,!?])]+', False),  # Bloom
+    (r'(?:\r?\n)+|[(+]+\(a+\)+', False),
+  ],
+)
+def test_patterns_that_may_never_end_are_refused(pattern, refused, tmp_path):
+  file = json.loads(train([], kind='bytes', vocab=260)._tokenizer.to_str())
+  split = {'type': 'Split', 'pattern': {'Regex': pattern}, 'behavior': 'Isolated', 'invert': False}
+  file['pre_tokenizer']['pretokenizers'].insert(0, split)
+  (tmp_path / 'tokenizer.json').write_text(json.dumps(file))
+  if refused:
+    with pytest.raises(FileError, match='tokenizer.json.*repeats what is repeated'):
+      Tokenizer.load(tmp_path / 'tokenizer.json')
+  else:
+    assert Tokenizer.load(tmp_path / 'tokenizer.json').size == 260
+
+
+def test_ids_far_beyond_the_tokens_are_refused(tmp_path):
+  file = json.loads(train([], kind='bytes', vocab=260)._tokenizer.to_str())
+  file['model']['vocab']['zzz'] = 4_000_000_000
+  (tmp_path / 'tokenizer.json').write_text(json.dumps(file))
+  with pytest.raises(FileError, match='tokenizer.json: .*261 tokens, with ids up to 4000000000'):
+    Tokenizer.load(tmp_path / 'tokenizer.json')
 
 
 @pytest.mark.parametrize('module', [gzip, lzma, bz2])

@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from transformer.data.reading import naming
 
 Image = str | bytes | np.ndarray
+MAX_PIXELS = 1 << 26  # of a file: 8192 x 8192, of which decoding holds half a gigabyte
 
 
 def read(image: Image, height: int, width: int, channels: int) -> UInt8[np.ndarray, 'H W C']:
@@ -30,7 +31,7 @@ def read(image: Image, height: int, width: int, channels: int) -> UInt8[np.ndarr
 
   Raises:
     ValueError: the file does not exist, is no image that Pillow decodes, or has more pixels than
-      Pillow accepts, 179 million; or the array has another shape or type.
+      MAX_PIXELS; or the array has another shape or type.
   """
   import PIL.Image
   import PIL.ImageOps
@@ -77,6 +78,10 @@ def _decode(image: str | bytes, name: str) -> Any:
     with naming(f'{name} cannot be read as an image', cure):
       file = pathlib.Path(image).expanduser() if isinstance(image, str) else io.BytesIO(image)
       with PIL.Image.open(file) as opened:
+        if opened.width * opened.height > MAX_PIXELS:
+          raise ValueError(
+            f'{opened.width} x {opened.height} pixels are more than {MAX_PIXELS:,}: scale it down'
+          )
         opened.load()
         return _opaque(_upright(opened))
   except FileNotFoundError as error:

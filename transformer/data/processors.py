@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import math
+import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,7 +17,7 @@ from transformer.data import audio, images
 from transformer.data.audio import LogMel
 from transformer.data.corpora import Source, chunks
 from transformer.data.pipeline import Column, Columns, Ragged, concatenate
-from transformer.data.reading import naming
+from transformer.data.reading import check_array, naming
 from transformer.data.text import BLANK, with_blanks
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional import augmentation
@@ -405,10 +406,11 @@ class SoundProcessor:
 
 def _precomputed(file: Line) -> Float[np.ndarray, 'S X']:
   name = file if isinstance(file, str) else 'the sound'
-  source: Any = io.BytesIO(file) if isinstance(file, bytes) else file
   cure = 'the model takes precomputed frames alone (processor.window=0)'
   with naming(f'{name} is no .npy file of an array [frames, numbers], all finite', cure):
-    frames = np.load(source, allow_pickle=False)
+    content = file if isinstance(file, bytes) else pathlib.Path(file).read_bytes()  # type: ignore[arg-type]
+    check_array(io.BytesIO(content), len(content))
+    frames = np.load(io.BytesIO(content), allow_pickle=False)
     if frames.dtype.kind not in 'fiu' or frames.ndim != 2 or not frames.size:
       raise ValueError(f'it has {frames.dtype} {list(frames.shape)}')
     frames = frames.astype(np.float32)

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import math
 import pathlib
 import re
 import zipfile
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 # A file of a few kilobytes can unpack to terabytes. Real data unpack to a few times their size.
-MAX_UNPACKED = 1 << 30  # bytes, of a small compressed file
+MAX_UNPACKED = 1 << 28  # bytes, of a small compressed file
 MAX_RATIO = 100  # bytes for each one of a large compressed file
 MAX_LINE = 1 << 26  # bytes
 UNPACK: dict[str, Callable[..., Any]] = {'.gz': gzip.open, '.xz': lzma.open, '.bz2': bz2.open}
@@ -199,7 +200,25 @@ def read_arrays(file: pathlib.Path, *names: str) -> list[np.ndarray]:
     with zipfile.ZipFile(file) as archive:
       check_unpacked(sum(info.file_size for info in archive.infolist()), unpacked_limit(file))
       members = archive.namelist()
-    if len(set(members)) < len(members):
-      raise ValueError(f'two of its arrays have one name: {", ".join(members)}')
+      if len(set(members)) < len(members):
+        raise ValueError(f'two of its arrays have one name: {", ".join(members)}')
+      for name in names:
+        with archive.open(f'{name}.npy') as member:
+          check_array(member, archive.getinfo(f'{name}.npy').file_size)
     with np.load(file, allow_pickle=False) as arrays:
       return [arrays[name] for name in names]
+
+
+def check_array(stream: Any, size: int):
+  """Raise ValueError where an .npy of `size` bytes says that it has an array of more.
+
+  NumPy allocates what the beginning of a file says, before it reads the rest.
+  """
+  headers = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+  }
+  if read := headers.get(np.lib.format.read_magic(stream)):
+    shape, _, dtype = read(stream)
+    if dtype.itemsize * math.prod(shape) > size:
+      raise ValueError(f'it says that it has {dtype} {list(shape)}, and has {size:,} bytes')

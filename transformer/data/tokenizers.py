@@ -14,7 +14,7 @@ import os
 import pathlib
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, SupportsIndex
 
@@ -28,6 +28,7 @@ from transformer.data.reading import naming
 # these many letters, marks, and any characters without a space are trained on.
 LONG_WORD = re.compile(r'(\w{1000})\w+|([^\w\s]{1000})[^\w\s]+|(\S{10000})\S+')
 CHAT_TEMPLATE = 'chat_template.jinja'
+MAX_SIZE = 1 << 22  # ids of a vocabulary with holes; published ones have a million at most
 SENTINEL = '<extra_id_{}>'
 SPECIALS = ('<pad>', '<s>', '</s>', '<unk>')
 KINDS = ('bpe', 'bytes', 'characters', 'unigram', 'wordpiece')
@@ -249,7 +250,15 @@ class Tokenizer:
       beside = pathlib.Path(path).parent / CHAT_TEMPLATE
       if beside.is_file():
         settings = {'chat_template': beside.read_text(encoding='utf-8')} | settings
-      return cls(tokenizers.Tokenizer.from_str(text), **settings)
+      for pattern in _patterns(json.loads(text)):
+        if _repeats_repetitions(pattern):
+          raise ValueError(
+            f'the pattern {pattern!r} repeats what is repeated, as (a+)+ does, and may never end'
+          )
+      found = cls(tokenizers.Tokenizer.from_str(text), **settings)
+      if found.size > max(MAX_SIZE, 4 * len(found._ids)):
+        raise ValueError(f'it has {len(found._ids)} tokens, with ids up to {found.size - 1}')
+      return found
 
   def __reduce__(self):
     # the pickle of the library lacks what the constructor sets
@@ -323,6 +332,35 @@ def train(
     )
   tokenizer.add_special_tokens([SENTINEL.format(i) for i in range(sentinels)])
   return Tokenizer(tokenizer)
+
+
+def _patterns(part: Any) -> Iterator[str]:
+  """Yield the regular expressions of a tokenizer.json."""
+  for key, value in part.items() if isinstance(part, dict) else enumerate(part):
+    if key == 'Regex' and isinstance(value, str):
+      yield value
+    elif isinstance(value, dict | list) and key not in ('vocab', 'merges', 'added_tokens'):
+      yield from _patterns(value)
+
+
+def _repeats_repetitions(pattern: str) -> bool:
+  """Whether a group with a repetition without bound is repeated so, as in (a+)+ or (?:a*b?)*.
+
+  The time to see that such a pattern does not match can double with every character.
+  """
+  within, closed = [False], False  # whether each open group, and the last one, has a repetition
+  for part in re.findall(r'(\\.|\[(?:\\.|[^\]\\])*\]|\(|\)|[*+]|\{\d+,\}|.)', pattern, re.DOTALL):
+    repeated = part in ('*', '+') or part.startswith('{') and len(part) > 1
+    if repeated and closed:
+      return True
+    within[-1] |= repeated
+    closed = False
+    if part == '(':
+      within.append(False)
+    elif part == ')' and len(within) > 1:
+      closed = within.pop()
+      within[-1] |= closed
+  return False
 
 
 def _whole(text: str) -> str:
