@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments.studies import gradients, positions, recurrence
-from transformer import ModelConfig
+from experiments.studies import gradients, induction, positions, recurrence
+from transformer import Decoder, ModelConfig
 from transformer.functional.losses import cross_entropy
 
 CONFIG = ModelConfig(vocab=19, width=8, depth=2, tie='none', max_length=16)
@@ -114,3 +114,28 @@ def test_the_two_sides_are_of_one_size():
     for b, c in recurrence.MODELS.values()
   ]
   assert max(sizes) / min(sizes) < 1.01
+
+
+def test_the_scores_of_heads_are_shares_of_the_positions_they_are_named_after(monkeypatch):
+  """Of a model that attends evenly: 1 / (t + 1) at each position that is known."""
+  batch = induction.batch_of(np.random.default_rng(0), 4)
+  tokens, n = batch['tokens'], batch['periods']
+  at = np.arange(induction.LENGTH)
+  known = np.asarray(induction.repeats(batch))
+  for row, start in enumerate(n):  # what is known was there before
+    assert all(tokens[row, t + 1] == tokens[row, t + 1 - start] for t in at[known[row]])
+  model = jax.jit(lambda: Decoder(ModelConfig(**induction.SIZES, depth=1), nnx.Rngs(0)))()
+  model.stack.blocks.attention.query.kernel[...] *= 0
+  want = (known / (at + 1)).sum() / known.sum()
+  for score in induction.scores(model, batch).values():
+    np.testing.assert_allclose(score, want, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_induction_heads_are_drawn(tmp_path, monkeypatch):
+  monkeypatch.setattr('experiments.studies.study.subprocess.check_output', lambda *_, **__: 'c\n')
+  induction.main(steps=2, rows=8, folder=tmp_path)
+  found = kept(tmp_path, 'induction')
+  assert np.shape(found['scores']['induction']) == (2, 4)
+  assert len(found['removed']['as many others']) == len(found['removed']['induction heads'])
+  assert {*found['accuracy']} == {*found['removed'], 'one layer'}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import logging
-from tqdm import tqdm
+from tqdm.auto import tqdm  # in a notebook a widget
 
 from transformer.training.command_line import printable
 from transformer.training.workdir import write
