@@ -12,6 +12,9 @@
   sweep     train the variants that the function sweep(add) of the experiment's file adds
   config    print every key of the config with its value, type, default and meaning
   runs      compare the runs in the folders given after the flags: a table and a plot
+  plan      compile the training step and print the memory that each device needs, and the
+            cheapest change that fits; with --topology=v5e:2x2x1 of TPUs that need not be there
+  profile   trace ten steps: time by kind of operation, and the share of the peak (MFU)
   doctor    versions, devices, and a self-test of every attention path on this machine
 
 FILE is experiments/dates.py by default. Modes that use a trained model read the config that is
@@ -28,7 +31,7 @@ import signal
 import sys
 from typing import Any
 
-MODES = 'train prepare evaluate predict attend export sweep config runs doctor'.split()
+MODES = 'train prepare evaluate predict attend export sweep config runs plan profile doctor'.split()
 DEFAULT_CONFIG = str(pathlib.Path(__file__).parent / 'experiments' / 'dates.py')
 
 
@@ -90,6 +93,7 @@ def run():
   flags.DEFINE_string(
     'workdir', '', 'Folder of the run, or of the plot of runs; runs/EXPERIMENT by default.'
   )
+  flags.DEFINE_string('topology', '', 'Of plan: TPUs such as v5e:1x1x1, v5e:4x4x1, v5p:2x2x4.')
   flags.DEFINE_string('input', '-', 'File of lines for predict and attend; - is stdin.')
   flags.DEFINE_string(
     'coordinator', '', 'HOST:PORT of process 0 of several, or auto; needless under Slurm, Open MPI.'

@@ -16,15 +16,16 @@ from transformer.training.signals import SIGNALS, Signals, Stopped
 class Recorder:
   """A run without arrays: it notes what the loop asks of its parts."""
 
-  def __init__(self, monkeypatch, *, steps=6, save=2, every=2, average=1):
+  def __init__(self, monkeypatch, *, steps=6, save=2, every=2, average=1, nonfinite='halt'):
     self.done = []
     self.best = None
-    self.failure = {}
+    self.failure, self.bad = {}, ()
     self.signals = types.SimpleNamespace(received=0, listening=False, listen=self.listen)
     self.signals.interrupting = lambda: Signals.interrupting(self.signals)
     train = types.SimpleNamespace(
       **dict(steps=steps, save_every_steps=save, steps_per_call=1, log_every_steps=100),
       average_checkpoints=average,
+      **dict(nonfinite=nonfinite, max_nonfinite=2, max_compiles=0),
     )
     evaluation = types.SimpleNamespace(
       **dict(every_steps=every, metrics=(), limit=0, samples=0, best='nll')
@@ -48,7 +49,9 @@ class Recorder:
     vars(self.loop).update(
       **dict(experiment=experiment, programs=programs, checkpoints=self, report=report),
       **dict(signals=self.signals, state=state, train=train, eval=evaluation),
-      **dict(validation='val', source=None, batches=None, shares=1),
+      **dict(
+        validation='val', source=None, batches=None, shares=1, skipped=0, _plan=lambda group: None
+      ),
     )
     self.run = lambda: self.loop.run(object.__new__(module.pipeline.Batches))
 
@@ -57,7 +60,7 @@ class Recorder:
 
   def update(self, state, *_):
     state.step += 1
-    return state, {'finite': np.ones(1, bool)}
+    return state, {'finite': np.array([state.step not in self.bad])}
 
   def evaluate(self, *_, **__):
     step = self.loop.state.step
@@ -68,6 +71,14 @@ class Recorder:
 
   def write(self, step, *_):
     self.done.append(f'write {step}')
+
+  def wait(self):
+    self.done.append('wait')
+
+  def stored(self):
+    state = types.SimpleNamespace(step=0, average=None, model='stored')
+    state._replace = lambda step: vars(state).update(step=step) or state
+    return state
 
   def save(self, state, step, *, extra):
     self.done.append(f'save {step}' + ' extra' * extra)

@@ -150,6 +150,27 @@ def collectives(text: str) -> list[Collective]:
   return [Collective(kind, counts[kind], sizes[kind]) for kind in COLLECTIVES if counts[kind]]
 
 
+def kinds(text: str) -> dict[str, str]:
+  """Return the kind of each instruction of a compiled program, such as dot, copy or all-reduce.
+
+  A fusion with a matrix product is 'dot fusion', another 'fusion'; a kernel is 'custom-call'.
+
+  Args:
+    text: of `compiled.as_text()`.
+  """
+  found, with_products, name = {}, set(), ''
+  for line in text.splitlines():
+    if head := re.match(r'(?:ENTRY )?%?([\w.\-]+) (?:\([^=]*)?.*\{$', line):
+      name = head[1]
+    elif instruction := re.match(r'\s+(?:ROOT )?%?([\w.\-]+) = .*? ([\w\-]+)\(', line):
+      kind = instruction[2]
+      if kind in ('dot', 'convolution'):
+        with_products.add(name)
+      called = re.search(r'calls=%?([\w.\-]+)', line)
+      found[instruction[1]] = f'dot {kind}' if called and called[1] in with_products else kind
+  return found
+
+
 def _result(shapes: str, operation: str) -> str:
   """Return the result among the shapes of an operation: one that starts it has its operands too."""
   if not operation.endswith('-start') or not shapes.startswith('('):

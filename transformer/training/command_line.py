@@ -18,6 +18,7 @@ from transformer.training.config import SECTIONS
 from transformer.training.workdir import Workdir, default_workdir
 
 USAGE, FAILURE = 2, 1  # exit statuses
+NEEDS_NO_RUN = ('train', 'prepare', 'sweep', 'config', 'plan', 'profile')  # modes
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / 'experiments'
 EXTRAS = {  # of setup.cfg, by the modules that they install
   **dict.fromkeys(('soundfile', 'librosa', 'jiwer'), 'audio'),
@@ -28,14 +29,14 @@ EXTRAS = {  # of setup.cfg, by the modules that they install
 def with_stored_config(argv: list[str]) -> list[str]:
   """Return the arguments with the config of the workdir, where the mode uses that.
 
-  The modes train, prepare, sweep and config use it if the workdir has one and no --config is given;
-  the others always, because a model is used as it was trained.
+  The modes of NEEDS_NO_RUN use it if the workdir has one and no --config is given; the
+  others always, because a model is used as it was trained.
   """
   argv, given = _without(argv, 'config')
   experiment = _experiment_of(given) if given else 'dates'
   mode, workdir = _without(argv, 'mode')[1] or 'train', _without(argv, 'workdir')[1]
   stored = bool(workdir and not given and Workdir(workdir).has_config())
-  if mode in ('doctor', 'runs') or (mode in ('train', 'prepare', 'sweep', 'config') and not stored):
+  if mode in ('doctor', 'runs') or (mode in NEEDS_NO_RUN and not stored):
     return [*argv[:1], *([f'--config={given}'] if given else []), *argv[1:]]
   if not workdir:
     workdir = str(default_workdir(experiment))

@@ -26,7 +26,7 @@ from transformer.training.input_lines import read_chunks
 from transformer.training.process import cores, start_devices
 from transformer.training.results import evaluate_splits
 from transformer.training.signals import Stopped
-from transformer.training.start import prepare_corpus, start_run
+from transformer.training.start import draft_run, prepare_corpus, start_run
 from transformer.training.step import Model
 from transformer.training.workdir import Workdir, default_workdir, write, write_new
 
@@ -289,6 +289,30 @@ def _doctor(config, workdir, flags) -> int:
   return 0 if report['passed'] else FAILURE
 
 
+def _plan(config, workdir, flags) -> int:
+  from transformer.training import plan
+
+  devices = plan.topology_devices(flags.topology) if flags.topology else None
+  experiment = draft_run(config, workdir, devices)
+  plans = plan.cheapest(experiment, plan.largest_batch(experiment))
+  if sys.stdout.isatty() and not flags.json:
+    print(plan.table(plans))
+  else:
+    facts = {'mode': 'plan', 'experiment': config['experiment'], 'topology': flags.topology}
+    print(json.dumps(facts | {'plans': [found.as_dict() for found in plans]}))
+  return 0 if plans[-1].fits else FAILURE
+
+
+def _profile(config, workdir, flags) -> int:
+  from transformer.training.profile import profile
+
+  experiment = draft_run(config, workdir)
+  steps = min(10, experiment.settings.train.steps)
+  result = profile(experiment, workdir.path / 'profile', steps)
+  print(json.dumps({'mode': 'profile', 'experiment': config['experiment'], **result}))
+  return 0
+
+
 # Without 'runs', which has no config.
 MODES = {
   'train': _train,
@@ -300,6 +324,8 @@ MODES = {
   'sweep': _sweep,
   'config': _print_config,
   'doctor': _doctor,
+  'plan': _plan,
+  'profile': _profile,
 }
 
 

@@ -42,7 +42,8 @@ def raise_not_finite(task: Task, model: Any, batch: Batch, step: int, folder: pa
   raise FloatingPointError(
     f'step {step}: the loss or its gradient is not finite, first in {where}. The update was not '
     f'made; its batch, number {step - 1}, is {file}. Lower optimizer.learning_rate, lengthen '
-    'optimizer.warmup_steps or set optimizer.clip, and start again in another --workdir'
+    'optimizer.warmup_steps or set optimizer.clip, and start again in another --workdir; '
+    '--config.train.nonfinite=skip goes on here without such batches'
   )
 
 

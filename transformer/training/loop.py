@@ -2,7 +2,10 @@
 
 import collections
 import contextlib
+import functools
+import json
 import operator
+import pathlib
 import signal
 from typing import Any
 
@@ -13,11 +16,12 @@ from absl import logging
 from transformer.data import pipeline
 from transformer.evaluation.evaluate import evaluate
 from transformer.evaluation.metrics import is_better
-from transformer.training import processes, reporting, sharding
+from transformer.inspection.compilations import Compilation, Ledger
+from transformer.training import plan, processes, reporting, sharding
 from transformer.training.checkpoints import Checkpoints
 from transformer.training.diagnosis import raise_not_finite
 from transformer.training.experiment import Experiment, fingerprint_of
-from transformer.training.programs import Programs, entered, make_programs
+from transformer.training.programs import Programs, argument_names, entered, make_programs
 from transformer.training.signals import Signals, Stopped
 from transformer.training.step import Model, State, init_state
 from transformer.training.warm_start import warm_start
@@ -38,14 +42,18 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
   train, data = experiment.settings.train, experiment.settings.data
   programs = make_programs(experiment)
   batches = experiment.batches(data.train)
-  with Signals() as signals, Checkpoints(workdir.path, keep=train.keep_checkpoints) as checkpoints:
+  with (
+    Signals() as signals,
+    Checkpoints(workdir.path, keep=train.keep_checkpoints) as checkpoints,
+    Ledger(functools.partial(_note, workdir.path / 'compilations.jsonl')) as ledger,
+  ):
     state = _first_state(experiment, programs, checkpoints)
     _describe(experiment, state, batches, workdir)
     report: Any = _Silent()
     if processes.is_first():
       report = reporting.Report(workdir.path, step=int(state.step), steps=train.steps)
     with report:
-      loop = _Loop(experiment, workdir, programs, checkpoints, report, signals, state)
+      loop = _Loop(experiment, workdir, programs, checkpoints, report, signals, ledger, state)
       found = {
         f'the split {data.train}': fingerprint_of(batches),
         f'the split {data.val}': fingerprint_of(loop.batches),
@@ -69,7 +77,8 @@ def _first_state(experiment: Experiment, programs: Programs, checkpoints: Checkp
   if not settings.warm_start:
     return state
   model = warm_start(state.model, experiment)
-  return init_state(model, programs.optimizer, ema=settings.train.ema)
+  state = init_state(model, programs.optimizer, ema=settings.train.ema)
+  return jax.device_put(state, jax.tree.map(lambda x: x.sharding, programs.like))
 
 
 class _Loop:
@@ -77,6 +86,7 @@ class _Loop:
 
   Attributes:
     state: after the last step that was started.
+    skipped: steps of this process whose loss or gradient was not finite.
   """
 
   def __init__(
@@ -87,10 +97,13 @@ class _Loop:
     checkpoints: Checkpoints,
     report: Any,
     signals: Signals,
+    ledger: Ledger,
     state: State,
   ):
     self.experiment, self.workdir, self.programs = experiment, workdir, programs
     self.checkpoints, self.report, self.signals = checkpoints, report, signals
+    self.ledger = ledger
+    self.skipped = 0
     self.state, self.shares = state, sharding.share(experiment.mesh)[1]
     self.train, self.eval = experiment.settings.train, experiment.settings.eval
     self.validation = experiment.settings.data.val
@@ -110,8 +123,13 @@ class _Loop:
     for step, group in pipeline.group_steps(stream, start, train.steps_per_call):
       stacked = {name: np.stack([batch[name] for batch in group]) for name in group[0]}
       on_devices = sharding.shard_batch(stacked, self.experiment.mesh, stacked=True)
+      if not self.signals.listening:
+        self._plan(group)
       with entered(self.experiment.mesh):
         self.state, metrics = self.programs.update(self.state, on_devices, key)
+      if train.max_compiles:
+        names = argument_names(self.state, on_devices, key)
+        self.ledger.check('train_steps', train.max_compiles, names)
       if not self.signals.listening:  # the first call has been compiled
         self.signals.listen()
         self.report.start()
@@ -134,6 +152,21 @@ class _Loop:
       if evaluated:
         self._validate(step, self._model())
     self._validate(train.steps, self._final_model())
+
+  def _plan(self, group: list[pipeline.Batch]):
+    """Log what a call needs of each device, before the first; compiled here, it is not again."""
+    whole = {
+      name: np.broadcast_to(rows[:1], (len(rows) * self.shares, *rows.shape[1:]))
+      for name, rows in group[0].items()
+    }
+    found = plan.of_step(self.programs, whole, steps=len(group))
+    logging.info('%s', found)
+    if not found.fits:
+      changes = [flags for flags, _ in plan.changes(self.experiment, whole)]
+      raise ValueError(
+        f'{found}, more than there is. Try in this order, or see what fits with --mode=plan: '
+        + '; '.join(changes)
+      )
 
   def _final_model(self) -> Model:
     if self.train.average_checkpoints == 1:
@@ -199,12 +232,27 @@ class _Loop:
     for i, batch in enumerate(group):
       step, found = last - len(group) + 1 + i, jax.tree.map(operator.itemgetter(i), metrics)
       if not found.pop('finite'):
-        raise_not_finite(self.experiment.task, self.state.model, batch, step, self.workdir.path)
+        self._skip(step, batch)
       self.report.advance(_count_tokens(batch) * self.shares)
       if step % self.train.log_every_steps == 0:
         values = {name: float(getattr(v, 'value', v)) for name, v in found.items()}
         rate = float(self.programs.learning_rate(step - 1))
         self.report.train(step, dict(values, learning_rate=rate))
+
+  def _skip(self, step: int, batch: pipeline.Batch):
+    """Go on after a step that is not finite, whose update was not made, as far as it is allowed."""
+    self.skipped += 1
+    train = self.train
+    if train.nonfinite == 'halt' or self.skipped > train.max_nonfinite:
+      raise_not_finite(self.experiment.task, self.state.model, batch, step, self.workdir.path)
+    logging.warning(
+      'step %d: the loss or its gradient is not finite: train.nonfinite=%s, %d of at most %d',
+      *(step, train.nonfinite, self.skipped, train.max_nonfinite),
+    )
+    if train.nonfinite == 'rollback':
+      self.checkpoints.wait()
+      stored = _first_state(self.experiment, self.programs, self.checkpoints)
+      self.state = stored._replace(step=self.state.step)  # the data go on
 
 
 class _Silent(contextlib.AbstractContextManager):
@@ -217,6 +265,16 @@ class _Silent(contextlib.AbstractContextManager):
 
   def __getattr__(self, _):
     return lambda *_: None
+
+
+def _note(file: pathlib.Path, entry: Compilation):
+  """Write a compilation to a file, and long ones to the log."""
+  if entry.seconds >= 1:
+    how = 'read from the cache' if entry.cached else 'compiled'
+    logging.info('%s %s in %.1f s', how, entry.function, entry.seconds)
+  if processes.is_first():
+    with contextlib.suppress(OSError), file.open('a', encoding='utf-8') as lines:
+      lines.write(json.dumps(entry._asdict()) + '\n')
 
 
 def _count_tokens(batch: pipeline.Batch) -> int:

@@ -22,6 +22,7 @@ from transformer.training.experiment import Experiment
 from transformer.training.programs import Programs, make_programs
 
 Batch = dict[str, np.ndarray]
+REMAT = ('none', 'products', 'block')  # each stores less
 
 
 class Plan(NamedTuple):
@@ -105,24 +106,25 @@ def on(experiment: Experiment, devices: list[Any] | None, **mesh: int) -> Experi
   )
 
 
-def of_step(programs: Programs, batch: Batch, change: str = '') -> Plan:
+def of_step(programs: Programs, batch: Batch, change: str = '', steps: int = 1) -> Plan:
   """Return the plan of a training step, which is compiled for it.
 
   Args:
     programs: of a run.
     batch: of all processes; its values do not matter.
     change: of the config, for the record.
+    steps: of a call.
   """
   like, device = programs.like, programs.mesh.devices.flat[0]
   stored = {
     'parameters': compiled.bytes_a_device(like.model),
     'optimizer': compiled.bytes_a_device(like.optimizer),
     'average': compiled.bytes_a_device(like.average),
-    'batch': compiled.bytes_a_device(sharding.shapes_of_batch(batch, programs.mesh)),
+    'batch': compiled.bytes_a_device(sharding.shapes_of_batch(batch, programs.mesh, steps)),
   }
   there = compiled.capacity(device)
   try:
-    program = programs.compile_update(batch)
+    program = programs.compile_update(batch, steps)
   except jax.errors.JaxRuntimeError as error:
     if (found := compiled.refused(error)) is None:
       raise
@@ -163,7 +165,7 @@ def changes(experiment: Experiment, batch: Batch) -> Iterator[tuple[str, Experim
       flags.append(f'--config.train.microbatches={change["microbatches"]}')
       train = dataclasses.replace(settings.train, microbatches=change['microbatches'])
       found = found._replace(settings=dataclasses.replace(settings, train=train))
-    if change.get('remat', 'none') not in ('none', experiment.model.remat):
+    if REMAT.index(change.get('remat', 'none')) > REMAT.index(experiment.model.remat):
       flags.append(f'--config.model.remat={change["remat"]}')
       found = found._replace(model=dataclasses.replace(found.model, remat=change['remat']))
     if 'fsdp' in change:
@@ -171,6 +173,13 @@ def changes(experiment: Experiment, batch: Batch) -> Iterator[tuple[str, Experim
       found = on(found, list(mesh.devices.flat), data=1, fsdp=change['fsdp'])
     if len(flags) == len(change):
       yield ' '.join(flags), found
+
+
+def largest_batch(experiment: Experiment) -> Batch:
+  """Return an empty batch in the largest shape that the experiment trains on."""
+  batches = experiment.batches(experiment.settings.data.train)
+  sizes = [size * max(shape) for shape, _, size in batches.groups]
+  return batches.empty(int(np.argmax(sizes)))
 
 
 def cheapest(experiment: Experiment, batch: Batch) -> list[Plan]:

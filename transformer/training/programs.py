@@ -34,12 +34,15 @@ class Programs(NamedTuple):
   like: State
   mesh: Mesh
 
-  def compile_update(self, batch: dict[str, np.ndarray]) -> Any:
-    """Return `update`, compiled for one batch of all processes; a call of it does not compile it
-    again.
+  def compile_update(self, batch: dict[str, np.ndarray], steps: int = 1) -> Any:
+    """Return `update`, compiled for such batches of all processes; a call does not compile again.
+
+    Args:
+      batch: its values do not matter.
+      steps: of a call.
     """
     key = jax.eval_shape(jax.random.key, 0)
-    stacked = sharding.shapes_of_batch(batch, self.mesh)
+    stacked = sharding.shapes_of_batch(batch, self.mesh, steps)
     with entered(self.mesh):
       return self.update.lower(self.like, stacked, key).compile()
 
@@ -47,6 +50,16 @@ class Programs(NamedTuple):
 def entered(mesh: Mesh) -> contextlib.AbstractContextManager:
   """Return a context that names the mesh, which kernels need on several devices."""
   return jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
+
+
+def argument_names(*arguments: Any) -> list[str]:
+  """Return the names of the arrays among the arguments (state, batch, key) of an update."""
+  names = ('state', 'batch', 'key')
+  return [
+    f'{name}/{optimizers.parameter_path(path)}'
+    for name, argument in zip(names, arguments, strict=True)
+    for path, _ in jax.tree_util.tree_leaves_with_path(argument)
+  ]
 
 
 def make_programs(experiment: Experiment) -> Programs:

@@ -1,7 +1,7 @@
 """The sections of a config that training itself reads, as dataclasses."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,12 @@ class Train:
     log_every_steps: interval of training metrics.
     save_every_steps: interval of checkpoints.
     keep_checkpoints: checkpoints kept beside the best one.
+    nonfinite: what a loss or gradient that is not finite does, whose update is never made: halt;
+      skip, to go on with the next batch; rollback, to go on with the next batch from the parameters
+      of the last checkpoint.
+    max_nonfinite: steps of a process that may be skipped or rolled back before it halts.
+    max_compiles: how often the training step may be compiled: more often is an error that names the
+      argument whose shape changed; 0 for any number.
     adapters: (pattern, rank) pairs: layers whose path matches get low-rank adapters, and then only
       these are trained, and what optimizer.lr_multipliers names; see modules.adapters.
   """
@@ -67,10 +73,13 @@ class Train:
   log_every_steps: int = 100
   save_every_steps: int = 500
   keep_checkpoints: int = 2
+  nonfinite: Literal['halt', 'skip', 'rollback'] = 'halt'
+  max_nonfinite: int = 10
+  max_compiles: int = 0
   adapters: tuple[tuple[str, int], ...] = ()
 
   def __post_init__(self):
-    _check_integers('train', self)
+    _check_integers('train', self, zero=('max_compiles',))
     for pattern, rank in self.adapters:
       if not pattern or rank < 1:
         raise ValueError(

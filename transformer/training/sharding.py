@@ -97,11 +97,13 @@ def shard_batch(
   return {name: on_devices(rows) for name, rows in batch.items()}
 
 
-def shapes_of_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-  """Return the shapes and shardings of a batch of all processes, alone in a stack of steps."""
+def shapes_of_batch(
+  batch: dict[str, np.ndarray], mesh: Mesh, steps: int = 1
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Return the shapes and shardings of a stack of such batches of all processes."""
   return {
     name: jax.ShapeDtypeStruct(
-      (1, *rows.shape), rows.dtype, sharding=_of_rows(mesh, rows.ndim + 1, True)
+      (steps, *rows.shape), rows.dtype, sharding=_of_rows(mesh, rows.ndim + 1, True)
     )
     for name, rows in batch.items()
   }

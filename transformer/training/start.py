@@ -40,11 +40,7 @@ def start_run(config: dict[str, Any], workdir: Workdir) -> Experiment:
   source = load_split(data, data.train, data.limit)
   if is_reference(data.name):
     _check_own_corpus(settings, source)
-  if settings.loss.get('classes') == ():
-    if isinstance(source, Prepared):
-      settings = _with_classes(settings, source.info['classes'])
-    else:
-      settings = _with_classes(settings, (source[i]['targets'] for i in range(len(source))))
+  settings = _with_labels(settings, source)
   with processes.first_alone():
     if processes.is_first():
       workdir.lock()
@@ -52,12 +48,7 @@ def start_run(config: dict[str, Any], workdir: Workdir) -> Experiment:
     workdir.compare(settings.as_dict())
     _compare_steps(settings, workdir)
     stored = workdir.tokenizer()
-    if stored is not None:
-      tokenizer = stored
-    elif isinstance(source, Prepared):
-      tokenizer = tokenizers.Tokenizer.load(source.folder / 'tokenizer.json')
-    else:
-      tokenizer = _new_tokenizer(settings, (source[i] for i in range(len(source))))
+    tokenizer = stored or _tokenizer_of(settings, source)
     # before the config is stored: a task may raise an error, and the folder is then still free
     experiment = make_experiment(settings, tokenizer, mesh)
     experiment.try_evaluation()
@@ -98,6 +89,38 @@ def _with_path(example: dict[str, Any]) -> dict[str, Any]:
   """Return an example whose input says that it is a file, if it is one."""
   file = example['inputs']
   return example | {'inputs': pathlib.Path(file)} if isinstance(file, str) else example
+
+
+def draft_run(config: dict[str, Any], workdir: Workdir, devices: Any = None) -> Experiment:
+  """Return a run as `start_run` does, and store nothing.
+
+  Args:
+    config: of the run.
+    workdir: whose tokenizer is used, if it has one.
+    devices: of the mesh; all there are by default.
+  """
+  settings = check(config)
+  mesh = sharding.make_mesh(**settings.mesh, over=devices)
+  settings = with_dtype(settings, workdir, mesh)
+  source = load_split(settings.data, settings.data.train, settings.data.limit)
+  settings = _with_labels(settings, source)
+  return make_experiment(settings, workdir.tokenizer() or _tokenizer_of(settings, source), mesh)
+
+
+def _tokenizer_of(settings: Settings, source: Any) -> tokenizers.Tokenizer:
+  """Return the tokenizer of a prepared corpus, or a new one."""
+  if isinstance(source, Prepared):
+    return tokenizers.Tokenizer.load(source.folder / 'tokenizer.json')
+  return _new_tokenizer(settings, (source[i] for i in range(len(source))))
+
+
+def _with_labels(settings: Settings, source: Any) -> Settings:
+  """Return the settings with the classes of the examples, where the config leaves them open."""
+  if settings.loss.get('classes') != ():
+    return settings
+  if isinstance(source, Prepared):
+    return _with_classes(settings, source.info['classes'])
+  return _with_classes(settings, (source[i]['targets'] for i in range(len(source))))
 
 
 def _with_classes(settings: Settings, labels: Iterable[str]) -> Settings:

@@ -21,6 +21,7 @@ from transformer.training.config import FORMAT, from_values, upgrade
 MAY_CHANGE = (
   *('train.steps', 'train.log_every_steps', 'train.save_every_steps', 'train.keep_checkpoints'),
   *('train.average_checkpoints', 'train.microbatches', 'train.steps_per_call'),
+  *('train.nonfinite', 'train.max_nonfinite', 'train.max_compiles'),
   *('eval.', 'decode.', 'mesh.', 'data.dir', 'data.test'),
 )
 

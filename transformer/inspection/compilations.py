@@ -1,0 +1,128 @@
+"""A ledger of compilations: which function, for which shapes, how long, and whether from the cache.
+
+JAX says what it compiles in its log, at the level DEBUG, and how long it took to its monitoring.
+"""
+
+import contextlib
+import logging
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+
+_open: list['Ledger'] = []
+
+
+class Compilation(NamedTuple):
+  """A function that was compiled.
+
+  Attributes:
+    function: its name, as JAX has it.
+    shapes: of its arguments, such as float32[8,16].
+    seconds: that compiling, or reading from the cache, took.
+    cached: whether the program was read from the cache on disk.
+  """
+
+  function: str
+  shapes: tuple[str, ...]
+  seconds: float
+  cached: bool
+
+
+class Ledger(contextlib.AbstractContextManager):
+  """Notes every compilation of this process while it is open.
+
+  Args:
+    note: is called with each.
+
+  Attributes:
+    entries: all of them, in order.
+  """
+
+  def __init__(self, note: Callable[[Compilation], None] = lambda entry: None):
+    self.entries: list[Compilation] = []
+    self._note, self._begun, self._cached = note, ('', ()), False
+
+  def __enter__(self):
+    _listen()
+    _open.append(self)
+    self._loggers = [logging.getLogger(name) for name in _names() if name.endswith('rs.pxla')]
+    self._levels = [logger.level for logger in self._loggers]
+    for logger in self._loggers:
+      logger.setLevel(logging.DEBUG)
+      logger.addFilter(self._read)
+    return self
+
+  def __exit__(self, *_):
+    _open.remove(self)
+    for logger, level in zip(self._loggers, self._levels, strict=True):
+      logger.removeFilter(self._read)
+      logger.setLevel(level)
+
+  def _read(self, record: logging.LogRecord) -> bool:
+    """Note what is about to be compiled; of the log only warnings go further."""
+    if str(record.msg).startswith('Compiling %s with global shapes') and record.args:
+      name, shapes, *_ = record.args
+      found = re.findall(r'[\w<>]+\[[\w,]*\]', str(shapes))
+      self._begun = re.sub(r'^jit\((.*)\)$', r'\1', str(name)), tuple(found)
+    return record.levelno > logging.INFO
+
+  def compiled(self, seconds: float, name: str):
+    """Note the end of a compilation."""
+    function, shapes = self._begun
+    entry = Compilation(function or name, shapes, round(seconds, 3), self._cached)
+    self._begun, self._cached = ('', ()), False
+    self.entries.append(entry)
+    self._note(entry)
+
+  def found(self):
+    """Note that the program is in the cache."""
+    self._cached = True
+
+  def check(self, function: str, most: int, arguments: Sequence[str]):
+    """Raise ValueError if a function was compiled more than `most` times.
+
+    Args:
+      function: its name.
+      most: 0 for any number.
+      arguments: the names of its arguments, in the order of the shapes.
+    """
+    mine = [entry for entry in self.entries if entry.function == function]
+    if not most or len(mine) <= most:
+      return
+    last = mine[-1].shapes
+    near = max(mine[:-1], key=lambda entry: sum(map(str.__eq__, entry.shapes, last)))
+    names = (
+      arguments if len(arguments) == len(last) else [f'argument {i}' for i in range(len(last))]
+    )
+    pairs = zip(names, near.shapes, last, strict=False)
+    changed = [f'{name} is {new}, before {old}' for name, old, new in pairs if old != new]
+    raise ValueError(
+      f'{function} was compiled {len(mine)} times, more than train.max_compiles={most}: '
+      f'{"; ".join(changed[:5]) or "no shape changed, but the layout on devices or a type did"}. '
+      'Give data.buckets as few shapes as that, or allow more'
+    )
+
+
+def _names():
+  return [*logging.Logger.manager.loggerDict]
+
+
+def _listen(listening=[]):  # noqa: B006, once for all
+  if listening:
+    return
+  listening.append(True)
+
+  def duration(event: str, seconds: float, **about):
+    if event.endswith('backend_compile_duration'):
+      for ledger in _open:
+        ledger.compiled(seconds, about.get('fun_name', ''))
+
+  def happened(event: str, **_):
+    if event.endswith('compilation_cache/cache_hits'):
+      for ledger in _open:
+        ledger.found()
+
+  jax.monitoring.register_event_duration_secs_listener(duration)
+  jax.monitoring.register_event_listener(happened)
