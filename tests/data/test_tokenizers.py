@@ -305,3 +305,10 @@ def test_the_same_texts_make_the_same_tokenizer(kind):
   texts = [*CORPUS, *random_texts(40)]
   first, *others = [train(texts, kind=kind, vocab=800).fingerprint for _ in range(4)]
   assert others == [first] * 3
+
+
+def test_unigram_is_trained_on_a_bounded_number_of_different_letters(monkeypatch):
+  """Words that are known stay in later texts, too: they are counted, and cost no time."""
+  monkeypatch.setattr(tokenizers, 'MAX_LETTERS', 10)
+  texts = ['four four five', 'too long for it now', 'five  it', 'x four']
+  assert [*tokenizers._without_late_words(texts)] == ['four four five', 'it', 'five  it', 'four']

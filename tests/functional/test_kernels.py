@@ -307,14 +307,15 @@ def test_the_choice_is_logged_once_with_its_reason(rng, monkeypatch, caplog):
   monkeypatch.setitem(kernels.IMPLEMENTATIONS, 'cudnn', entry)
   kernels._log_once.cache_clear()
   with caplog.at_level(logging.INFO, kernels.__name__):
-    for platform in ('cpu', 'cuda') * 2:
+    for size, platform in ((6, 'cpu'), (6, 'cuda'), (5, 'cpu'), (5, 'cuda')):
+      q, k, v = (x[:, :size] for x in (q, k, v))
       y = dot_product_attention(q, k, v, masks.causal(), platform=platform)
       assert (y is q) == (platform == 'cuda')
   kernels._log_once.cache_clear()
   assert [record.message for record in caplog.records] == [
     'attention on cpu is computed by reference; not cudnn: cpu is no NVIDIA GPU of compute '
-    'capability 8.0 or more; not splash: cpu is no TPU; not blockwise: 6 x 6 scores are fewer '
-    'than 2048 x 2048',
+    'capability 8.0 or more; not splash: cpu is no TPU; not blockwise: fewer scores than '
+    '2048 x 2048',
     'attention on cuda is computed by cudnn',
   ]
 

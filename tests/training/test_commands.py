@@ -1,8 +1,10 @@
 """What `run.py` does where something is wrong with the place, the pipe, the command or the data."""
 
+import dataclasses
 import io
 import json
 import logging
+import pathlib
 import signal
 import sys
 import tempfile
@@ -13,6 +15,7 @@ from absl import app, flags
 
 import run
 from experiments import pairs, retrieval_cranfield, yesno
+from transformer.inspection import inside
 from transformer.training import commands, process, reporting
 from transformer.training.checks import check
 from transformer.training.command_line import printable, usage_error, with_stored_config
@@ -177,6 +180,63 @@ def test_no_control_character_of_the_data_reaches_the_terminal(text, capsys):
 def test_the_log_has_no_control_character_of_the_data():
   record = logging.LogRecord('absl', logging.WARNING, 'x.py', 1, 'line %s', ('\x1b[2Jx',), None)
   assert reporting._is_shown(record) and record.getMessage() == 'line \\x1b[2Jx'
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """Stands for what `inside.look` returns."""
+
+  title: str
+  subtitle: str = ''
+
+  def html(self):
+    return self.title + self.subtitle
+
+  def draw(self, file):
+    pathlib.Path(file).write_text(self.title)
+
+
+@pytest.mark.parametrize('mode', ['predict', 'attend'])
+@pytest.mark.parametrize('kind', ['text', 'sound'])
+def test_whatever_lines_and_answers_are_called_files_are_in_the_workdir(
+  mode, kind, monkeypatch, capsys, tmp_path
+):
+  """No file of an earlier line is replaced, unless by the same content."""
+  names = [
+    f'{tmp_path}/mine',
+    '../../up',
+    'a/../../b',
+    '[x]*?',
+    '.',
+    '~',
+    '\x1b[2J',
+    '%2F',
+    'x' * 300,
+  ]
+  answer = lambda line: line if kind == 'text' else f'RIFF {line}'.encode()
+  task = types.SimpleNamespace(decoding=types.SimpleNamespace(batch_size=1, beams=2))
+  monkeypatch.setattr(commands, '_restored', lambda *_: (types.SimpleNamespace(task=task), None, 0))
+  monkeypatch.setattr(commands, 'read_chunks', lambda *_, **__: ([name] for name in names))
+  monkeypatch.setattr(commands, 'predict_each', lambda task, model, lines: map(answer, lines))
+  monkeypatch.setattr(commands, 'predict', lambda task, model, lines, **_: map(answer, lines))
+  monkeypatch.setattr(inside, 'look', lambda task, model, line: Picture(line))
+  (tmp_path / 'here').mkdir()
+  monkeypatch.chdir(tmp_path / 'here')
+  workdir = commands.Workdir('run')
+  flags = types.SimpleNamespace(input='-')
+  files = lambda: {file: file.read_bytes() for file in tmp_path.rglob('*') if file.is_file()}
+  before = files()
+  for _ in range(2):
+    assert commands.MODES[mode]({'experiment': 'x'}, workdir, flags) == 0
+    assert before.items() <= files().items()
+    before, names = files(), [*names, f'{names[-1]}, another']
+  assert all(file.is_relative_to(workdir.path) for file in before)
+  assert (
+    len(before)
+    == {'textpredict': 0, 'soundpredict': 10, 'textattend': 30, 'soundattend': 40}[kind + mode]
+  )
+  shown = capsys.readouterr().out
+  assert kind == 'text' or str(workdir.path / 'wav') in shown
 
 
 def test_commands_in_advice_keep_their_lines(capsys):

@@ -11,6 +11,7 @@ import tokenizers as library
 
 from experiments import image_folders, labelled_texts, pairs, recordings
 from transformer.data import audio, tokenizers
+from transformer.training import start
 from transformer.training.command_line import usage_error
 from transformer.training.start import start_run
 from transformer.training.workdir import Workdir, as_line
@@ -49,6 +50,25 @@ def test_texts_with_labels_in_one_file_are_trained_on(header, tmp_path):
   experiment = opened(labelled_texts, file, tmp_path, **names)
   assert experiment.task.classes == ('no', 'yes, of course')
   assert len(experiment.batches('train')) > 0
+
+
+@pytest.mark.parametrize(
+  'rows, words',
+  [
+    (['How it was\tOpinion', *['fine\tyes', 'bad\tno'] * 30], "'Opinion', occurs once: if it is"),
+    (['fine\tyes', *['fine\tyes', 'bad\tno'] * 30, 'odd\tnever'], ''),
+    ([f'text {i}\tclass {i}' for i in range(60)], ''),
+  ],
+)
+def test_classes_are_counted_and_odd_ones_named(rows, words, tmp_path, monkeypatch):
+  said, warned = [], []
+  monkeypatch.setattr(start.logging, 'info', lambda text, *args: said.append(text % args))
+  monkeypatch.setattr(start.logging, 'warning', lambda text, *args: warned.append(text % args))
+  for split in ('train', 'val', 'test'):
+    (tmp_path / f'{split}.tsv').write_text('\n'.join(rows))
+  opened(labelled_texts, tmp_path, tmp_path)
+  assert len(warned) == bool(words) and words in ''.join(warned)
+  assert ('never' in rows[-1]) == ('3 classes: yes (31), no (30), never (1)' in said)
 
 
 def test_recordings_with_one_table_are_trained_on(tmp_path):

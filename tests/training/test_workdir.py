@@ -69,6 +69,10 @@ def test_a_run_of_another_experiment_is_an_error(workdir):
   assert 'seed is 0 there and 1 here' in text
   assert "data.name is 'reverse' there and 'sort' here" in text
   assert 'another --workdir, or delete that folder' in text
+  assert text.endswith(f'\n  rm -r {workdir}')  # nothing is lost
+  (workdir.path / 'checkpoints' / 'last' / '10').mkdir(parents=True)
+  with pytest.raises(ValueError, match='start again$'):
+    workdir.claim(changed(seed=1))
   assert workdir.read_config() == CONFIG
 
 

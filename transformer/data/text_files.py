@@ -21,9 +21,12 @@ PART = 1 << 22  # characters of a long text that are read at once
 # A first line of two or more of these words is a header, and no example.
 HEADER = frozenset(
   'id inputs input outputs output targets target source src tgt text texts label labels class '
-  'category sentence review question answer query prompt completion response document title '
-  'summary caption image file filename file_name path audio wav utt_id transcript transcription '
-  'english german french spanish italian en de fr es it'.split()
+  'classes category categories sentiment emotion rating ratings score stars topic intent tag tags '
+  'spam language lang sentence sentences phrase review reviews comment message subject body post '
+  'tweet content description headline abstract question answer query prompt completion response '
+  'document title summary caption image file filename file_name path audio wav sound recording '
+  'clip utt_id utterance transcript transcription words original translation english german french '
+  'spanish italian en de fr es it'.split()
 )
 
 

@@ -27,6 +27,8 @@ from transformer.data.reading import naming
 # The trainers' time grows with the square of the length of a word. Of longer ones, as of a genome,
 # these many letters, marks, and any characters without a space are trained on.
 LONG_WORD = re.compile(r'(\w{1000})\w+|([^\w\s]{1000})[^\w\s]+|(\S{10000})\S+')
+# That of 'unigram' grows with the letters of all different words too, of random ones to minutes.
+MAX_LETTERS = 1 << 19
 CHAT_TEMPLATE = 'chat_template.jinja'
 MAX_SIZE = 1 << 22  # ids of a vocabulary with holes; published ones have a million at most
 SENTINEL = '<extra_id_{}>'
@@ -322,7 +324,10 @@ def train(
     with naming(f'vocab={vocab}, kind={kind!r}', 'Raise vocab'):
       if kind == 'wordpiece':
         trainer = _with_sorted_letters(tokenizer, texts, trainer)
-      tokenizer.train_from_iterator(map(_without_long_words, texts), trainer)
+      shortened = map(_without_long_words, texts)
+      if kind == 'unigram':
+        shortened = _without_late_words(shortened)
+      tokenizer.train_from_iterator(shortened, trainer)
     if kind != 'bpe':
       tokenizer = _in_sorted_order(tokenizer)
   if (size := tokenizer.get_vocab_size()) > vocab:
@@ -379,6 +384,19 @@ def _without_long_words(text: str) -> str:
   if len(text) <= 1000:
     return text
   return LONG_WORD.sub(r'\1\2\3', unicodedata.normalize('NFC', text))
+
+
+def _without_late_words(texts: Iterable[str]) -> Iterator[str]:
+  """Yield the texts without the words that first occur after MAX_LETTERS of different ones."""
+  known: set[str] = set()
+  left = MAX_LETTERS
+  for text in texts:
+    words = text.split(' ')
+    for word in words:
+      if word not in known and len(word) <= left:
+        known.add(word)
+        left -= len(word)
+    yield ' '.join(word for word in words if word in known)
 
 
 def _trainable(kind: str, vocab: int) -> tuple[tokenizers.Tokenizer, Any]:

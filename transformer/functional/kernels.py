@@ -246,7 +246,7 @@ def why_slower_splash(call: Call) -> str:
   """Return why auto is to leave the call to another, or ''."""
   T, S = call.q.shape[1], call.k.shape[1]
   if min(T, S) < 256:
-    return f'{T} x {S} scores are fewer than 256 x 256'
+    return 'fewer scores than 256 x 256'
   if platforms.several_devices() and jax.sharding.get_abstract_mesh().empty:
     return 'there are several devices, and a kernel must know their mesh: call it in jax.set_mesh'
   return ''
@@ -271,7 +271,7 @@ def why_not_blockwise(call: Call) -> str:
 def why_slower_blockwise(call: Call) -> str:
   """Return why blocks are not worth it for the call, or ''."""
   T, S = call.q.shape[1], call.k.shape[1]
-  return '' if min(T, S) >= LONG else f'{T} x {S} scores are fewer than {LONG} x {LONG}'
+  return '' if min(T, S) >= LONG else f'fewer scores than {LONG} x {LONG}'
 
 
 IMPLEMENTATIONS = {

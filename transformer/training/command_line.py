@@ -115,7 +115,7 @@ def usage_error(error: Exception) -> NoReturn:
     near = difflib.get_close_matches(text.strip("'"), SECTIONS, n=1, cutoff=0)
     text = f'--config has no section {text}: did you mean {near[0]!r}?'
   # commands to paste keep their lines
-  parts = re.split(r'\n  (?=(?:pip|python) )', text.strip())
+  parts = re.split(r'\n  (?=(?:pip|python|rm) )', text.strip())
   # and names of files their spaces
   lines = [' '.join(map(str.strip, part.splitlines())) for part in parts]
   text = '\n  '.join(lines)

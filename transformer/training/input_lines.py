@@ -26,6 +26,8 @@ def read_chunks(name: str, size: int) -> Iterator[list[str | ValueError]]:
   path = pathlib.Path(name).expanduser()
   if name != '-' and (path.is_dir() or not path.exists()):
     raise FileNotFoundError(f'--input={name} is no file: give a file of lines, or - for stdin')
+  if name == '-' and sys.stdin.isatty():
+    print('type a line and Enter for each input; Ctrl-D ends', file=sys.stderr)
   opened: Any = contextlib.nullcontext(sys.stdin.buffer) if name == '-' else open_file(path)
   with naming(f'--input={name}', 'give a file of lines in UTF-8'), opened as file:
     lines = enumerate(file, start=1)

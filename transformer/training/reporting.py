@@ -6,6 +6,7 @@ import logging as std_logging
 import math
 import pathlib
 import shlex
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,11 +22,14 @@ def log_ours():
   """Send our log to stderr, and of other libraries warnings and errors only.
 
   Orbax also logs, with a traceback for each of its threads, the errors that it raises: they are
-  reported once, where they are raised.
+  reported once, where they are raised. On a terminal a line has the time of day and no file.
   """
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(_is_shown)
+  if sys.stderr.isatty():
+    short = std_logging.Formatter('%(asctime)s %(levelname)s %(message)s', '%H:%M:%S')
+    logging.get_absl_handler().setFormatter(short)
 
 
 def _is_shown(record: std_logging.LogRecord) -> bool:
@@ -158,8 +162,8 @@ def summary(result: dict[str, Any], splits: Sequence[str]) -> str:
       '',
       f'{result["seconds"]} s on {result["device"]}; everything is in {workdir}, these and more '
       f'metrics in {result["mode"]}.json',
-      f'  python run.py --workdir={workdir} --mode=predict   # answers each line of stdin',
-      f'  python run.py --workdir={workdir} --mode=attend    # draws what it attends to',
+      f'  python run.py --workdir={workdir} --mode=predict   # answers the lines that you type',
+      f'  python run.py --workdir={workdir} --mode=attend    # draws what it attends to in them',
       f'  tensorboard --logdir={workdir}/events',
     ]
   )

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import pathlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 from unicodedata import normalize
@@ -124,9 +125,19 @@ def _with_labels(settings: Settings, source: Any) -> Settings:
 
 
 def _with_classes(settings: Settings, labels: Iterable[str]) -> Settings:
-  classes = tuple(sorted({normalize('NFC', label) for label in labels}))
-  logging.info('%d classes: %s', len(classes), ', '.join(classes))
-  return dataclasses.replace(settings, loss=settings.loss | {'classes': classes})
+  """Return the settings with the classes; log how often each occurs, and warn of a header."""
+  classes = Counter(normalize('NFC', label) for label in labels)
+  shown = [f'{name} ({count})' for name, count in classes.most_common()]
+  shown = shown if len(shown) <= 20 else [*shown[:10], '...', *shown[-9:]]
+  logging.info('%d classes: %s', len(classes), ', '.join(shown))
+  first = next(iter(classes), '')
+  if classes[first] == 1 < classes.total() / len(classes) / 10:
+    logging.warning(
+      'the class of the first example, %r, occurs once: if it is the header of a table, name its '
+      'columns in --config.data.source and --config.data.target',
+      first,
+    )
+  return dataclasses.replace(settings, loss=settings.loss | {'classes': tuple(sorted(classes))})
 
 
 def _compare_steps(settings: Settings, workdir: Workdir):
@@ -167,6 +178,7 @@ def _new_tokenizer(settings: Settings, examples: Iterable[Any]) -> tokenizers.To
         'folder of another, or of a published model with that file'
       )
     return tokenizer
+  logging.info('training the tokenizer')
   fields = _text_fields(settings)
   texts = ([example[field] for field in fields] for example in examples)
   if settings.task == 'seq2seq':  # which leaves out examples of more tokens, and so of more words

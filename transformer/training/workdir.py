@@ -111,9 +111,12 @@ class Workdir:
         and not {key, key.partition('.')[0] + '.'} & {*MAY_CHANGE}  # the key, or its whole section
       ]
       if differ:
+        empty = not self.last_step()
         raise ValueError(
-          f'{self.path} holds a run of another experiment: {"; ".join(differ[:5])}. Use another '
-          '--workdir, or delete that folder to start again'
+          f'{self.path} holds a run of another experiment{", which saved no step" * empty}: '
+          f'{"; ".join(differ[:5])}. Use another --workdir, or delete that folder to start again'
+          + f':\n  rm -r {shlex.quote(str(self.path))}'
+          * empty
         )
 
   def claim(self, config: Mapping[str, Any]):
