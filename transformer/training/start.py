@@ -127,7 +127,8 @@ def _with_labels(settings: Settings, source: Any) -> Settings:
 def _with_classes(settings: Settings, labels: Iterable[str]) -> Settings:
   """Return the settings with the classes; log how often each occurs, and warn of a header."""
   classes = Counter(normalize('NFC', label) for label in labels)
-  shown = [f'{name} ({count})' for name, count in classes.most_common()]
+  counted = classes.total() > len(classes)  # not of a prepared corpus
+  shown = [f'{name} ({count})' if counted else name for name, count in classes.most_common()]
   shown = shown if len(shown) <= 20 else [*shown[:10], '...', *shown[-9:]]
   logging.info('%d classes: %s', len(classes), ', '.join(shown))
   first = next(iter(classes), '')
