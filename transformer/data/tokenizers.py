@@ -324,7 +324,7 @@ def train(
     with naming(f'vocab={vocab}, kind={kind!r}', 'Raise vocab'):
       if kind == 'wordpiece':
         trainer = _with_sorted_letters(tokenizer, texts, trainer)
-      shortened = map(_without_long_words, texts)
+      shortened: Iterable[str] = map(_without_long_words, texts)
       if kind == 'unigram':
         shortened = _without_late_words(shortened)
       tokenizer.train_from_iterator(shortened, trainer)
