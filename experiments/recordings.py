@@ -7,9 +7,9 @@ speech has sounds (wav, flac, ogg, mp3), maybe in folders, and one table, speech
 columns, file name<TAB>transcript; with a header, name its columns: --config.data.source=path
 --config.data.target=sentence. 90 % of them are for training, 5 % for validation, 5 % for the test,
 by a hash of the names. Folders or archives train, val and test, each with a table train.tsv,
-val.tsv and test.tsv, are used as they are. The settings suit some hours of sentences of up to 10
-seconds: for longer ones raise data.max_length, in hundredths of a second. Needs
-pip install -e '.[audio]'.
+val.tsv and test.tsv, are used as they are. The settings suit minutes to a few hours of sentences of
+up to 10 seconds. For longer sentences raise data.max_length, in hundredths of a second; for more
+hours model.width, model.depth and train.steps. Needs pip install -e '.[audio]'.
 """
 
 from ml_collections import ConfigDict
@@ -21,15 +21,15 @@ from transformer.zoo import presets
 def get_config() -> ConfigDict:
   c = config.for_task('ctc', modality='frames')
   c.experiment = 'recordings'
-  c.data.update(name='recordings', test=('test',), max_length=1000, batch_tokens=8000)
+  c.data.update(name='recordings', test=('test',), max_length=1000, batch_tokens=4000)
   c.processor.update(rate=16_000, bands=80, tempo=0.1)
   c.processor.update(time_masks=2, time_width=25, time_share=0.1)
   c.processor.update(frequency_masks=2, frequency_width=15)
   c.tokenizer.update(kind='characters', vocab=1000, lowercase=True)
-  c.model.update(presets.TRANSFORMER_TINY, features=80, max_length=1000, width=256, depth=6)
-  c.model.update(feedforward=1024, prenorm=True, position='rotary', activation='gelu_tanh')
+  c.model.update(presets.TRANSFORMER_TINY, features=80, max_length=1000)
+  c.model.update(feedforward=512, prenorm=True, position='rotary', activation='gelu_tanh')
   c.model.update(tie='output', dropout=0.1, dtype='auto')
-  c.optimizer.update(name='muon', learning_rate=4e-3, weight_decay=0.1)
-  c.train.steps = 10_000
-  c.eval.update(every_steps=1000, limit=500, metrics=('wer', 'cer'), best='wer')
+  c.optimizer.update(name='muon', learning_rate=1e-2, weight_decay=0.1)
+  c.train.update(steps=2000, save_every_steps=500)
+  c.eval.update(every_steps=500, limit=500, metrics=('wer', 'cer'), best='wer')
   return c
