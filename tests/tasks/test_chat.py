@@ -14,7 +14,7 @@ from transformer.data import chat, tokenizers
 from transformer.inference.batching import PAD
 from transformer.inference.decoding import Decoding
 from transformer.tasks.chat import Chat
-from transformer.tasks.preference import Preference
+from transformer.tasks.preference import CHOSEN, REJECTED, Preference
 
 pytest.importorskip('jinja2')
 EXAMPLES = [
@@ -72,12 +72,14 @@ def test_preference_is_the_formula(given, model):
     batch[name] = jnp.array([[*row, *[0] * (40 - len(row))] for row in column])
     batch[f'{name}_segments'] = jnp.array([[1] * len(r) + [0] * (40 - len(r)) for r in column])
   forward = jax.jit(lambda model, tokens, segments: model(tokens, segments=segments))
-  logits = {x: forward(model, batch[x], batch[f'{x}_segments']) for x in ('chosen', 'rejected')}
+  logits = {
+    targets: forward(model, batch[x], batch[f'{x}_segments']) for x, targets in (CHOSEN, REJECTED)
+  }
   for i, reference in enumerate((0.5, -0.25)):
     p = []
     for name, found in logits.items():
       log = np.asarray(jax.nn.log_softmax(found[i]))
-      targets = columns[f'{name}_targets'][i]
+      targets = columns[name][i]
       p.append(sum(log[t, token] for t, token in enumerate(targets) if token != PAD))
     m = 0.3 * (p[0] - p[1] - reference)
     expected.append(0.9 * np.log1p(np.exp(-m)) + 0.1 * np.log1p(np.exp(m)))

@@ -11,7 +11,13 @@ from safetensors.numpy import load_file, save_file
 
 from transformer.functional import search
 from transformer.modules.cache import Cache
-from transformer.modules.heads import Classifier, MaskedTokens, ReplacedTokens, Spans
+from transformer.modules.heads import (
+  Classifier,
+  MaskedTokens,
+  ReplacedTokens,
+  Spans,
+  TokenClassifier,
+)
 from transformer.modules.model import Decoder, Encoder, EncoderDecoder
 from transformer.zoo.pretrained import load_pretrained
 
@@ -75,7 +81,7 @@ def answered(model, inputs, segments, types, targets, target_segments):
   if isinstance(model, Decoder):
     return {'logits': model(inputs, segments=segments)}
   given = dict(segments=segments) if types is None else dict(segments=segments, token_types=types)
-  if isinstance(model, (Classifier, ReplacedTokens)):
+  if type(model) in (Classifier, TokenClassifier, ReplacedTokens):
     return {'logits': model(inputs, **given)}
   if isinstance(model, Spans):
     starts, ends = jnp.moveaxis(model(inputs, **given), -1, 0)

@@ -18,6 +18,9 @@ from transformer.modules.model import Decoder
 from transformer.tasks.chat import Chat, messages_of
 from transformer.tasks.task import Batch, Metrics, OptionalKey
 
+# columns of the better and of the worse answer: the tokens, and those to learn
+CHOSEN, REJECTED = ('inputs', 'targets'), ('rejected', 'rejected_targets')
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preference(Chat):
@@ -49,12 +52,9 @@ class Preference(Chat):
       [self.row(messages_of(example['inputs'], example[name])) for example in examples]
       for name in ('targets', 'rejected')
     ]
-    columns: dict[str, Any] = {}
-    for name, rows in zip(('chosen', 'rejected'), pairs, strict=True):
-      inputs, targets = zip(*rows, strict=True)
-      columns |= {name: Ragged.from_sequences(inputs)}
-      columns |= {f'{name}_targets': Ragged.from_sequences(targets)}
-    columns['reference'] = self._reference(pairs)
+    columns: dict[str, Any] = {'reference': self._reference(pairs)}
+    for names, rows in zip((CHOSEN, REJECTED), pairs, strict=True):
+      columns |= dict(zip(names, map(Ragged.from_sequences, zip(*rows, strict=True)), strict=True))
     return columns
 
   def _reference(self, pairs: list[list[tuple[np.ndarray, np.ndarray]]]) -> np.ndarray:
@@ -78,8 +78,8 @@ class Preference(Chat):
   def loss(self, model: Decoder, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
     """Return the loss, how often the better answer is preferred, and by how much."""
     chosen, rejected = (
-      log_p(model, batch[x], batch[f'{x}_segments'], batch[f'{x}_targets'], key)
-      for x in ('chosen', 'rejected')
+      log_p(model, batch[tokens], batch[f'{tokens}_segments'], batch[targets], key)
+      for tokens, targets in (CHOSEN, REJECTED)
     )
     weights = batch['reference_segments'].astype(jnp.float32)
     margin = chosen - rejected - batch['reference']

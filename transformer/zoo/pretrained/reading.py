@@ -4,6 +4,7 @@ Tensors are mapped and read one after the other into their final place, so that 
 more memory than its weights.
 """
 
+import dataclasses
 import difflib
 import logging
 import os
@@ -79,6 +80,19 @@ def load_pretrained(
   model = jax.tree.unflatten(jax.tree.structure(plan.model), map(loaded.get, plan.parameters))
   model.published = published
   return model, tokenizer
+
+
+def read_model_config(
+  name: str | os.PathLike, *, revision: str | None = None, subfolder: str = ''
+) -> dict[str, Any]:
+  """Return the arguments of the ModelConfig of a published model; no tensor is read.
+
+  Raises:
+    ValueError: as in `load_pretrained`.
+  """
+  folder = find_folder(name, revision, subfolder)
+  plan, _ = _best_plan(folder, Published.read(folder).json(CONFIG), {})
+  return dataclasses.asdict(plan.config)
 
 
 class Plan(NamedTuple):
