@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from experiments import chat as experiment
 from transformer import Decoder, ModelConfig
 from transformer.data import chat, tokenizers
 from transformer.inference.batching import PAD
@@ -108,3 +109,10 @@ def test_synthetic_sums_are_right():
   row = chat.sums(pathlib.Path(), 'val')[0]
   a, b = row['inputs'].rstrip(' ?').split(' + ')
   assert int(row['targets']) == int(a) + int(b) != int(row['rejected'])
+
+
+def test_an_experiment_takes_the_sizes_of_a_published_folder():
+  folder = pathlib.Path(__file__).parents[1] / 'zoo/golden/qwen2'
+  c = experiment.get_config(f'dpo,{folder}')
+  assert (c.model.width, c.model.kv_heads, c.model.bias_qkv) == (24, 2, True)
+  assert c.warm_start == c.loss.reference == str(folder) and c.model.dtype == 'auto'
