@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+from flax import nnx
 
 from transformer.data import tokenizers
 from transformer.data.pipeline import Batches, bucket
@@ -17,6 +18,8 @@ from transformer.inference.attention_maps import attend
 from transformer.inference.decoding import Decoding
 from transformer.inference.predict import predict, with_fast_decoding
 from transformer.modules.config import ModelConfig
+from transformer.modules.model import Decoder
+from transformer.tasks import language_model
 from transformer.tasks.language_model import LanguageModel
 
 TEXT = 'the quick brown fox\njumps over the lazy dog\n'
@@ -166,6 +169,18 @@ def test_stream_equals_predict(task, model, decoding):
     pieces = list(task.stream(model, prompt))
     assert len(pieces) > 5
     assert ''.join(pieces) == predict(task, model, [prompt])[0]
+
+
+def test_a_stream_that_ends_within_a_character_is_whole(monkeypatch):
+  tokenizer = tokenizers.train([], kind='bytes', vocab=260)
+  config = ModelConfig(vocab=tokenizer.size, width=8, heads=2)
+  model = jax.eval_shape(lambda: Decoder(config, nnx.Rngs(0)))
+  decoding = Decoding(max_new_tokens=3, batch_size=1)
+  task = LanguageModel(tokenizer=tokenizer, decoding=decoding, max_length=64, documents=True)
+  new = tokenizer.encode('a\U0001f600')[:3]
+  for found in (new, [*new, tokenizer.eos]):
+    monkeypatch.setattr(language_model, 'stream_tokens', lambda *_, found=found: iter(found))
+    assert ''.join(task.stream(model, 'b')) == tokenizer.decode(new) == 'a\ufffd'
 
 
 def test_samples_of_a_line_do_not_depend_on_other_lines(task, model):

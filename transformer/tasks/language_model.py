@@ -184,7 +184,7 @@ class LanguageModel:
       ValueError, FloatingPointError: as `predict`.
     """
     prompt = self.processor.encode_example(line)
-    text, shown = list(prompt), ''
+    text, shown, so_far = list(prompt), '', ''
     for steps, before in self._windows():
       context = self._context(text, steps, model.config)
       rows = pad_rows([context], bucket_length(len(context), self.max_length), left=True)
@@ -192,11 +192,14 @@ class LanguageModel:
       for token in stream_tokens(model, rows, key, decoding, self._ends):
         text.append(token)
         so_far = self._continuation(text, len(prompt))
-        if not so_far.endswith('\ufffd'):  # half a character
+        ended = token in self._ends
+        if ended or not so_far.endswith('\ufffd'):  # half a character
           yield so_far[len(shown) :]
           shown = so_far
-        if token in self._ends:
+        if ended:
           return
+    if so_far != shown:  # the output ends within a character
+      yield so_far[len(shown) :]
 
   def attention(self, model: Decoder, request: Sequence[int]) -> Probe:
     """Return how each token of a prompt attends to those before it."""
