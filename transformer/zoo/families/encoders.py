@@ -329,7 +329,8 @@ def _modernbert_express(config):
     written[f'{key}_rope_theta'] = layer.rotary_base
     if layer.window:
       written['local_attention'] = 2 * (layer.window - 1)
-  return written | _express_tie(config) | dict(attention_bias=config.bias_attention)
+  written |= dict(attention_bias=config.bias_attention, decoder_bias=config.bias_output)
+  return written | _express_tie(config)
 
 
 # Warner et al. 2024, https://arxiv.org/abs/2412.13663
