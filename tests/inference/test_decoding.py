@@ -32,9 +32,18 @@ def test_settings_continue_after_the_first_window():
   assert [x.begin_suppress for x in (first, second, third)] == [(4,), (), ()]
 
 
+def test_choices_are_not_cut_into_windows():
+  choices = Decoding(choices=((1, 2),), max_new_tokens=4)
+  assert choices.after(0, 2).choices == ((1, 2),)
+  with pytest.raises(ValueError, match='raise data.max_length'):
+    choices.after(2, 2)
+
+
 @pytest.mark.parametrize(
   'settings, words',
   [
+    (dict(num_return_sequences=2), 'num_return_sequences=2 is more than decode.beams=1'),
+    (dict(early_stopping='soon'), "early_stopping='soon' must be True, False or 'never'"),
     (dict(repetition_penalty=0.0), 'repetition_penalty=0.0 must be above 0'),
     (dict(max_new_tokens=3, min_new_tokens=4), 'max_new_tokens=3 is fewer than'),
     (dict(max_new_tokens=1, prefix=(1, 2)), 'the 2 of decode.prefix'),

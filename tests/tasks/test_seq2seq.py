@@ -302,6 +302,18 @@ def test_greedy_equals_beam_search_with_one_beam(greedy, model):
   np.testing.assert_allclose(scores, expected_scores, rtol=1e-5)
 
 
+def test_the_best_outputs_come_with_their_scores(greedy, model):
+  task = dataclasses.replace(greedy, decoding=dataclasses.replace(BEAM, num_return_sequences=3))
+  requests = [greedy.processor.encode_example(line) for line in ('abc', 'ed')]
+  found = task.n_best(model, requests)
+  assert [len(each) for each in found] == [3, 3]
+  assert [each[0][0] for each in found] == task.answer(model, requests)
+  assert all(each[0][1] >= each[1][1] >= each[2][1] for each in found)
+  sampled = dataclasses.replace(BEAM, beams=1, temperature=1.0, num_return_sequences=3)
+  with pytest.raises(ValueError, match='is more than decode.beams=1'):
+    dataclasses.replace(task, decoding=sampled).n_best(model, requests)
+
+
 def test_beam_search_mostly_scores_no_worse_than_greedy(greedy, model):
   plain = dataclasses.replace(
     greedy, decoding=Decoding(beams=4, alpha=0.6, max_new_tokens=20, batch_size=4)

@@ -56,7 +56,6 @@ class Decoding(Batching):
     min_new_tokens: tokens before the end token.
     prefix: tokens that every output begins with.
     choices: sequences of tokens of which every output is one, before its end token; () allows any.
-    stop: texts that end an output, as the end token does; the token that completes one is kept.
   """
 
   beams: int = 1
@@ -78,12 +77,10 @@ class Decoding(Batching):
   min_new_tokens: int = 0
   prefix: tuple[int, ...] = ()
   choices: tuple[Any, ...] = ()
-  stop: tuple[str, ...] | str = ()
 
   def __post_init__(self):
     for name in ('bad_words', 'choices'):
       object.__setattr__(self, name, tuple(map(tuple, getattr(self, name))))
-    object.__setattr__(self, 'stop', (self.stop,) if isinstance(self.stop, str) else self.stop)
     check_positive(self, 'beams', 'max_new_tokens', 'batch_size', 'num_return_sequences')
     if self.num_return_sequences > self.beams and not self.temperature:
       raise ValueError(
@@ -171,7 +168,16 @@ class Decoding(Batching):
     return constraints.trie(self.choices, ends[0])
 
   def after(self, generated: int, steps: int) -> 'Decoding':
-    """Return the settings of the next `steps` tokens of an output that has some already."""
+    """Return the settings of the next `steps` tokens of an output that has some already.
+
+    Raises:
+      ValueError: one of `choices` may not be complete.
+    """
+    if generated and self.choices:
+      raise ValueError(
+        f'decode.choices has outputs of more than {generated} tokens, the most that are generated '
+        'at once: raise data.max_length'
+      )
     return dataclasses.replace(
       self,
       max_new_tokens=steps,

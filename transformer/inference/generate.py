@@ -1,5 +1,6 @@
 """Generation of tokens by a decoder or an encoder-decoder: whole outputs, or token by token."""
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Iterator, Sequence
@@ -59,6 +60,7 @@ def generate_outputs(
   pad: int | None = None,
   start: int | None = None,
   key: Key[Array, ''] | None = None,
+  stop: Sequence[str] = (),
   tokenizer: Any = None,
   draft: Decoder | EncoderDecoder | None = None,
   lookahead: int = 4,
@@ -80,7 +82,8 @@ def generate_outputs(
     start: the token that the decoder of an EncoderDecoder starts from.
     key: PRNG key, needed if temperature > 0. The random numbers of a row depend on the key, its
       tokens, and how many rows before it have the same ones.
-    tokenizer: needed if there are stopping strings, `stop`.
+    stop: texts that end an output, as an end token does; the token that completes one is kept.
+    tokenizer: which spells the tokens, if there are such texts.
     draft: a small model of the same tokens that proposes `lookahead` tokens at once, which `model`
       checks together. Greedy outputs are the same, samples have the same distribution.
     settings: fields of `Decoding`, such as max_new_tokens (T, 128 by default), beams (1) and
@@ -103,11 +106,13 @@ def generate_outputs(
   if decoding.temperature and key is None:
     raise ValueError(f'temperature={decoding.temperature} samples: pass key=jax.random.key(seed)')
   rows, n = _rows(tokens, pad), decoding.num_return_sequences
+  if not decoding.temperature:  # the n best are there in any case: one program for any n
+    decoding = dataclasses.replace(decoding, num_return_sequences=1)
   if decoding.temperature:
     rows = [row for row in rows for _ in range(n)]  # of which each has its own key
   prompts = jnp.asarray(_padded(model, rows, decoding.max_new_tokens, start))
   key = jax.random.key(0) if key is None else key
-  more: dict[str, Any] = dict(stops=_stops(decoding, tokenizer, model), draft=draft)
+  more: dict[str, Any] = dict(stops=_stops(stop, tokenizer, model), draft=draft)
   more['lookahead'] = 0 if draft is None else lookahead
   if draft is not None:
     _check_draft(model, draft, decoding)
@@ -123,13 +128,14 @@ def generate_outputs(
   return Outputs(_filled(found[:, :n], end, pad or 0), scores[:, :n])
 
 
-def _stops(decoding: Decoding, tokenizer: Any, model: Any) -> StopTable | None:
+def _stops(stop: Sequence[str], tokenizer: Any, model: Any) -> StopTable | None:
   """Return the table of the stopping strings, if there are any."""
-  if not decoding.stop:
+  if not stop:
     return None
   if tokenizer is None:
-    raise ValueError(f'stop={decoding.stop} is text: pass the tokenizer=, which spells the tokens')
-  return stop_table(decoding.stop, tokenizer.token_bytes, model.config.vocab)
+    raise ValueError(f'stop={stop} is text: pass the tokenizer=, which spells the tokens')
+  texts = [stop] if isinstance(stop, str) else stop
+  return stop_table(texts, tokenizer.token_bytes, model.config.vocab)
 
 
 def _check_draft(model, draft, decoding: Decoding):

@@ -72,12 +72,18 @@ def predict(task: Predictor, model: Model, lines: Iterable[Any], *, truncate: bo
   return task.answer(model, requests) if requests else []
 
 
-def predict_each(task: Predictor, model: Model, lines: Iterable[Any]) -> list[Any]:
+def predict_each(
+  task: Predictor,
+  model: Model,
+  lines: Iterable[Any],
+  answer: Callable[[Model, Sequence[Any]], list[Any]] | None = None,
+) -> list[Any]:
   """Return for each line its answer, or the ValueError or OSError that says why it has none.
 
   Args:
     task, model: as in `predict`.
     lines: as there; an error in place of a line is returned as it is.
+    answer: the method of the task that answers requests; None: task.answer.
 
   Raises:
     FloatingPointError: as `predict`.
@@ -85,11 +91,11 @@ def predict_each(task: Predictor, model: Model, lines: Iterable[Any]) -> list[An
 
   def answers(requests: list[Any]) -> list[Any]:
     try:
-      return task.answer(model, requests) if requests else []
+      return (answer or task.answer)(model, requests) if requests else []
     except (ValueError, OSError) as error:  # of one of them
       if len(requests) == 1:
         return [error]
-      return [answer for request in requests for answer in answers([request])]
+      return [one for request in requests for one in answers([request])]
 
   found: list[Any] = []
   for line in lines:
@@ -98,8 +104,8 @@ def predict_each(task: Predictor, model: Model, lines: Iterable[Any]) -> list[An
     except (ValueError, OSError) as error:
       found.append(error)
   good = [i for i, request in enumerate(found) if not isinstance(request, Exception)]
-  for i, answer in zip(good, answers([found[i] for i in good]), strict=True):
-    found[i] = answer
+  for i, one in zip(good, answers([found[i] for i in good]), strict=True):
+    found[i] = one
   return found
 
 

@@ -137,6 +137,26 @@ class Seq2Seq:
     """Return the output text of each input."""
     return [self.tokenizer.decode(output) for output in self.best(model, requests)]
 
+  def n_best(self, model: EncoderDecoder, requests: Sequence[Row]) -> list[list[tuple[str, float]]]:
+    """Return the texts and scores of the num_return_sequences best outputs of each input.
+
+    Raises:
+      ValueError: outputs are sampled, so that there is one.
+    """
+    if (n := self.decoding.num_return_sequences) > self.decoding.beams:
+      raise ValueError(
+        f'decode.num_return_sequences={n} is more than decode.beams={self.decoding.beams}: raise '
+        'beams and set temperature to 0'
+      )
+    found = map_batches(self, model, lambda rows: self.search(model, jnp.asarray(rows)), requests)
+    return [
+      [
+        (self.tokenizer.decode(output), round(float(score), 4))
+        for output, score in zip(outputs[:n], scores[:n], strict=True)
+      ]
+      for outputs, scores in found
+    ]
+
   def best(
     self, model: EncoderDecoder, requests: Sequence[Row], *, sentinels: bool = False
   ) -> list[Int[np.ndarray, ' T']]:
@@ -165,7 +185,8 @@ class Seq2Seq:
     key = jax.random.key(self.decoding.seed)
     tokenizer = self.tokenizer
     never = (tokenizer.pad, self.start_token, *(() if sentinels else tokenizer.sentinels))
-    decoding = self.decoding.for_model(model, never, eos=tokenizer.ends)
+    decoding = dataclasses.replace(self.decoding, num_return_sequences=1)  # one program for any n
+    decoding = decoding.for_model(model, never, eos=tokenizer.ends)
     return decode_inputs(model, inputs, encoded, key, decoding, self.start_token, tokenizer.ends)
 
   def attention(self, model: EncoderDecoder, request: Row) -> Probe:

@@ -148,8 +148,15 @@ def _predict(config, workdir, flags) -> int:
   shown = printable if sys.stdout.isatty() else str
   if sys.stdout.isatty() and hasattr(task, 'stream') and task.decoding.beams == 1:
     return _stream(task, model, flags)
+  method = None
+  if (n := getattr(task.decoding, 'num_return_sequences', 1)) > 1:
+    method = getattr(task, 'n_best', None)
+    if method is None:
+      raise ValueError(
+        f'decode.num_return_sequences={n}: the task {config["task"]} has one answer for a line'
+      )
   for chunk in read_chunks(flags.input, size=16 * task.decoding.batch_size):
-    for number, answer in enumerate(predict_each(task, model, chunk), start=answered + 1):
+    for number, answer in enumerate(predict_each(task, model, chunk, method), start=answered + 1):
       if isinstance(answer, Exception):
         _print_error(number, f'{answer}. Its output line is empty')
         status, answer = USAGE, ''
@@ -205,6 +212,8 @@ def _text(answer: str | bytes, workdir: Workdir) -> str:
   """Return an answer as text: of a sound the path of a new file."""
   if isinstance(answer, str):
     return answer
+  if isinstance(answer, list):  # the best answers, with their scores
+    return json.dumps(answer, ensure_ascii=False)
   return str(write_new(workdir.path / 'wav', answer, '.wav'))
 
 
