@@ -45,7 +45,7 @@ def speculated(tables, first, keys, lookahead, filters, automaton=None):
   )
 
 
-@pytest.mark.parametrize('lookahead', [1, 3])
+@pytest.mark.parametrize('lookahead', [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_greedy_is_that_of_the_large_model(rng, lookahead, close):
   both, first = tables(rng), jnp.arange(1, N)
   keys = jax.random.split(jax.random.key(0), len(first))

@@ -44,7 +44,13 @@ SWAPS = [
 ]
 
 
-@pytest.mark.parametrize('name', NAMES)
+# heads on bodies that other goldens prove
+HEADS = ('bert_tags', 'electra_masked', 't5_encoder')
+
+
+@pytest.mark.parametrize(
+  'name', [pytest.param(n, marks=pytest.mark.slow) if n in HEADS else n for n in NAMES]
+)
 def test_the_reference_answers_the_same(name, close):
   model, inputs, expected, _ = golden(name)
   assert_same(answers_of(model, inputs), expected, inputs, close)
