@@ -176,7 +176,7 @@ def follow(automaton: Automaton) -> Constraint:
   """Allow the generated tokens that an automaton reads.
 
   Where a row has left the automaton, or nothing follows, every token is forbidden. The state is
-  found anew from the generated tokens at every step, which takes little time beside a model's.
+  computed again from the generated tokens at every step, which takes little time beside a model's.
 
   >>> follow(trie([[1, 0], [1, 3]], end=2))(jnp.zeros(4), jnp.array([3, 1]), 1).tolist()
   [0.0, -inf, -inf, 0.0]
@@ -184,7 +184,7 @@ def follow(automaton: Automaton) -> Constraint:
   edges = [sorted(edges.items()) for edges in automaton.transitions]
   sizes = [len(each) for each in edges]
   starts = np.cumsum([0, *sizes[:-1]], dtype=np.int32)
-  # [E]: the token of each edge, and where it leads to; those of a state are neighbours
+  # [E]: the token of each edge, and where it leads to; those of a state are neighbors
   tokens, targets = np.array([(-1, -1), *(e for each in edges for e in each)], np.int32)[1:].T
   most = max(1, *sizes)
 
@@ -238,7 +238,7 @@ def history(
   """Return the tokens of each row so far, the last one at the end, after -1 in empty places.
 
   Args:
-    prompts: as of `on_rows`.
+    prompts: as in `on_rows`.
     tokens: of a search.
     generated: how many of them were generated.
   """

@@ -57,8 +57,8 @@ def speculate(
     lookahead: how many tokens are proposed at once.
     steps: the most tokens to generate.
     eos: the end token, or a tuple of them.
-    constrain: as of `search`, but of (logits [B, n, N], tokens [B, n, steps], generated [B, n]).
-    stop: as of `search`, but of (tokens [B, n, steps], position [B, n]).
+    constrain: as in `search`, but of (logits [B, n, N], tokens [B, n, steps], generated [B, n]).
+    stop: as in `search`, but of (tokens [B, n, steps], position [B, n]).
     filters: arguments of `search.filter_logits`; temperature 0 is greedy.
 
   Raises:

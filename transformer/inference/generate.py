@@ -38,8 +38,8 @@ class Outputs(NamedTuple):
 def generate(model: Decoder | EncoderDecoder, tokens: Prompts, **kwargs: Any) -> Int[Array, 'R T']:
   """Generate a continuation of each prompt (Decoder), or an output for each input (EncoderDecoder).
 
-  Arguments as of `generate_outputs`. With num_return_sequences=n the n outputs of a prompt are
-  neighbouring rows, best first.
+  Arguments as in `generate_outputs`. With num_return_sequences=n the n outputs of a prompt are
+  neighboring rows, best first.
 
   >>> from flax import nnx
   >>> from transformer import ModelConfig
@@ -249,7 +249,7 @@ def decode_inputs(
     decoding: the settings of the search.
     start: the token that the decoder starts from.
     eos: the end token or tokens, -1 for none.
-    stops, draft, lookahead: as of `continue_prompts`.
+    stops, draft, lookahead: as in `continue_prompts`.
   """
   check_rows(model.config, [[start]], new=decoding.max_new_tokens)
   keys, steps = row_keys(key, rows), decoding.max_new_tokens
@@ -292,7 +292,7 @@ def _room(rows: int, steps: int, lookahead: int) -> int:
 
 
 def _speculate(reads, caches, prompts, keys, decoding: Decoding, eos, stops, lookahead: int):
-  """Search with a draft model; the tokens and scores as of `search_tokens`."""
+  """Search with a draft model; the tokens and scores as in `search_tokens`."""
 
   def places(of_rows):
     """A function of the rows of a search as one of several places in each row."""

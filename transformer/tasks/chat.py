@@ -47,7 +47,7 @@ class Chat(LanguageModel):
   """Cross-entropy of the assistant's messages, given those before them.
 
   An example has `messages`, or `inputs` of a user and `targets` of the assistant. Packed examples
-  do not see each other, and their positions begin anew.
+  do not see each other, and their positions start at 0 again.
 
   Ouyang et al. 2022, https://arxiv.org/abs/2203.02155, section 3.5 (SFT).
 

@@ -51,7 +51,7 @@ def write_corpus(
     folder: also has the tokenizer.
     settings: of the run.
     task: of the run.
-    stream: from the name of a split to its examples, opened anew at every call.
+    stream: from the name of a split to its examples, opened again at every call.
     workers: processes that encode.
   """
   data, file = settings.data, folder / prepared.JSON

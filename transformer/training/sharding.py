@@ -139,7 +139,7 @@ def share(
     process_of: the number of the process that has a device.
 
   Raises:
-    ValueError: the rows of the process are not neighbours.
+    ValueError: the rows of the process are not neighbors.
   """
   process, parts = jax.process_index() if process is None else process, batch_parts(mesh)
   rows = NamedSharding(mesh, P(('data', 'fsdp'))).devices_indices_map((parts,))
