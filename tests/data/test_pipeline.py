@@ -8,7 +8,20 @@ import time
 import numpy as np
 import pytest
 
-from transformer.data.pipeline import Batches, Ragged, Rows, bucket, group_steps, pack, prefetch
+from transformer.data import pipeline
+from transformer.data.pipeline import (
+  Batches,
+  Lazy,
+  Ragged,
+  Rows,
+  bucket,
+  concatenate,
+  group_steps,
+  make_small,
+  pack,
+  prefetch,
+  unpacked,
+)
 
 FIELDS = ('inputs', 'targets')
 
@@ -364,3 +377,23 @@ def test_arrays_stay_with_their_examples():
       assert one == (tokens[0] - 10 if tokens[0] else 0)
       seen += [one] * bool(tokens[0])
   assert sorted(seen) == list(range(11))
+
+
+def test_what_is_made_when_needed_makes_the_same_batches(monkeypatch):
+  made = []
+
+  def make(item):
+    made.append(item)
+    return np.full((2, 3), item, np.uint8)
+
+  column = Lazy([5, 7, 7], make, (3, 2, 3), np.dtype(np.uint8))
+  columns = concatenate([{'inputs': column}, {'inputs': column}])
+  arrays = make_small(columns)
+  assert isinstance(arrays['inputs'], np.ndarray) and len(made) == 4  # neighbours are made once
+  monkeypatch.setattr(pipeline, 'MADE_AT_ONCE', 35)
+  assert make_small(columns)['inputs'] is columns['inputs']
+  lazy, whole = (Batches(c, unpacked(6), tokens=4, parts=4) for c in (columns, arrays))
+  made.clear()
+  for step in range(4):
+    assert same(lazy[step], whole[step])
+  assert len(made) <= 4 * 4

@@ -5,12 +5,14 @@ training state, and to resume is to start with the batch of that step.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
 Batch = dict[str, np.ndarray]
+MADE_AT_ONCE = 1 << 28  # bytes of images that are decoded before training, and kept
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,17 +57,67 @@ class Ragged:
     return self.tokens[self.offsets[i] : self.offsets[i + 1]]
 
 
-Column = Ragged | np.ndarray  # an array has one entry for each example
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lazy:
+  """One array for each example, all of one shape, made of an item when it is needed.
+
+  Attributes:
+    items: of the examples, such as the paths of images.
+    make: from an item to its array.
+    shape: of the array of all examples.
+    dtype: of the same.
+  """
+
+  items: Sequence[Any]
+  make: Callable[[Any], np.ndarray]
+  shape: tuple[int, ...]
+  dtype: Any
+
+  @property
+  def nbytes(self) -> int:
+    """The bytes of the array of all examples."""
+    return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+  def __len__(self) -> int:
+    return len(self.items)
+
+  def __getitem__(self, places: Sequence[Any]) -> np.ndarray:
+    found, made, last = np.zeros((len(places), *self.shape[1:]), self.dtype), None, None
+    for row, place in enumerate(places):
+      if made is None or self.items[place] is not last:  # the captions of an image are neighbours
+        made, last = self.make(self.items[place]), self.items[place]
+      found[row] = made
+    return found
+
+  def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+    return self[range(len(self))].astype(dtype or self.dtype, copy=False)
+
+
+# an array, or what makes its parts, has one entry for each example
+Column = Ragged | np.ndarray | Lazy
 Columns = dict[str, Column]
 
 
 def concatenate(parts: Sequence[Columns]) -> Columns:
   """Return all examples of all parts, in order."""
+  return {name: _concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _concatenate(columns: Sequence[Any]) -> Column:
+  if isinstance(columns[0], Ragged):
+    return Ragged.concatenate(columns)
+  if isinstance(columns[0], Lazy):
+    items = [item for column in columns for item in column.items]
+    shape = len(items), *columns[0].shape[1:]
+    return dataclasses.replace(columns[0], items=items, shape=shape)
+  return np.concatenate(columns)
+
+
+def make_small(columns: Columns) -> Columns:
+  """Return the columns, those that are made when they are needed as arrays up to MADE_AT_ONCE."""
   return {
-    name: Ragged.concatenate([part[name] for part in parts])  # type: ignore[misc]
-    if isinstance(column, Ragged)
-    else np.concatenate([part[name] for part in parts])  # type: ignore[misc]
-    for name, column in parts[0].items()
+    name: np.asarray(c) if isinstance(c, Lazy) and c.nbytes <= MADE_AT_ONCE else c
+    for name, c in columns.items()
   }
 
 
@@ -258,9 +310,10 @@ def fill(
   batch: Batch = {}
   lengths = iter(shape)
   for name, column in columns.items():
-    if isinstance(column, np.ndarray):
+    if not isinstance(column, Ragged):
       batch[name] = np.zeros((size, *column.shape[1:]), column.dtype)
-      batch[name][: len(members)] = column[[examples[0] for examples in members]]
+      if members:
+        batch[name][: len(members)] = column[[examples[0] for examples in members]]
       batch[f'{name}_segments'] = (np.arange(size) < len(members)).astype(np.int32)
       continue
     length = next(lengths)

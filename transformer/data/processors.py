@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from transformer.data import audio, images
 from transformer.data.audio import LogMel
 from transformer.data.corpora import Source, chunks
-from transformer.data.pipeline import Column, Columns, Ragged, concatenate
+from transformer.data.pipeline import Column, Columns, Lazy, Ragged, concatenate
 from transformer.data.reading import check_array, naming
 from transformer.data.text import BLANK, with_blanks
 from transformer.data.tokenizers import Tokenizer
@@ -43,7 +43,7 @@ class Processor(Protocol):
   def positions(self) -> int:
     """Return the most vectors that the encoder makes of a row."""
 
-  def encode_column(self, lines: Iterable[Any]) -> Ragged | np.ndarray:
+  def encode_column(self, lines: Iterable[Any]) -> Column:
     """Return all lines as one column of the data pipeline."""
 
   def encode_example(self, line: Any, *, truncate: bool = False) -> Row:
@@ -229,14 +229,11 @@ class ImageProcessor:
     size = self.patch * 2**self.stem
     return -(-self.height // size), -(-self.width // size)
 
-  def encode_column(self, lines: Iterable[Line]) -> UInt8[np.ndarray, 'n H W C']:
-    """Return the pixels of all images."""
-    found, last = [], None
-    for line in lines:
-      if line is not last:  # the captions of an image are neighbours
-        pixels, last = self.encode_example(line), line
-      found.append(pixels)
-    return np.stack(found)
+  def encode_column(self, lines: Iterable[Line]) -> Lazy:
+    """Return the pixels [n, H, W, C] of all images, decoded when they are needed."""
+    items = list(lines)
+    shape = len(items), self.height, self.width, self.channels
+    return Lazy(items, self.encode_example, shape, np.dtype(np.uint8))
 
   def encode_example(self, line: Line, *, truncate: bool = False) -> UInt8[np.ndarray, 'H W C']:
     """Return the pixels of one image."""

@@ -35,7 +35,7 @@ def write_column(stem: pathlib.Path, column: Column, dtype: str = '') -> Info:
     column: sequences, or an array with a value for each example.
     dtype: in which integers are kept where none is negative; '' for their own.
   """
-  values = column.tokens if isinstance(column, Ragged) else column
+  values: Any = column.tokens if isinstance(column, Ragged) else column
   if values.dtype.kind == 'i' and dtype and values.min(initial=0) >= 0:
     values = values.astype(dtype)
   values = np.ascontiguousarray(values, values.dtype.newbyteorder('<'))

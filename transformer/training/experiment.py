@@ -2,8 +2,12 @@
 
 import contextlib
 import dataclasses
+import hashlib
+import inspect
 import itertools
-from collections.abc import Iterator
+import os
+import pathlib
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +15,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from transformer.data import corpora, pipeline
+from transformer.data import column_cache, corpora, pipeline
 from transformer.data.folders import where_published
 from transformer.data.lookup import is_reference, lookup
 from transformer.data.prepared import Prepared, PreparedBatches
@@ -35,6 +39,7 @@ class Experiment(NamedTuple):
   task: Task
   model: ModelConfig
   mesh: Mesh
+  cache: pathlib.Path | None = None
 
   def source(self, split: str) -> corpora.Source:
     """Return the examples of a split."""
@@ -57,7 +62,7 @@ class Experiment(NamedTuple):
       batches = prepared_data.open_batches(source, self.settings, self.task, **sharing)
       self._check_lengths([size for shape, _, _ in batches.groups for size in shape])
       return batches
-    columns = self.task.columns(source)
+    columns = pipeline.make_small(self._columns(split, source))
     ragged = [c.lengths for c in columns.values() if isinstance(c, pipeline.Ragged)]
     count = len(next(iter(columns.values())))
     lengths = np.stack(ragged or [np.ones(count, np.int64)], axis=1)
@@ -78,11 +83,23 @@ class Experiment(NamedTuple):
       rows = pipeline.pack(lengths[kept], length=data.max_length, seed=self.settings.seed)
     else:
       rows = pipeline.bucket(lengths[kept], buckets=data.buckets)
-    sizes = [c.shape[1] for c in columns.values() if isinstance(c, np.ndarray) and c.ndim > 1]
+    arrays = [c for c in columns.values() if not isinstance(c, pipeline.Ragged)]
+    sizes = [c.shape[1] for c in arrays if len(c.shape) > 1]
     sizes += np.unique(rows.shapes).tolist() if ragged else []
     self._check_lengths(sizes)
     rows = rows._replace(members=[kept[m] for m in rows.members])
     return pipeline.Batches(columns, rows, **sharing)
+
+  def _columns(self, split: str, source: corpora.Source) -> pipeline.Columns:
+    """Return the columns of a split; of texts, those that an earlier start has kept."""
+    if self.cache is None or self.model.modality != 'tokens':
+      return self.task.columns(source)
+    code = inspect.getsourcefile(type(self.task))
+    settings = [self.settings.task, self.settings.loss, self.settings.data.max_length]
+    key = column_cache.source_key(
+      source, settings, self.task.tokenizer.fingerprint, pathlib.Path(str(code)).read_bytes()
+    )
+    return column_cache.cached(self.cache, split, key, lambda: self.task.columns(source))
 
   def _check_lengths(self, sizes: list[int]):
     if any(size % self.mesh.shape['sequence'] for size in sizes):
@@ -168,7 +185,8 @@ def reopen(config: dict[str, Any], workdir: Workdir, mesh: Mesh | None = None) -
   if tokenizer is None:
     raise FileNotFoundError(f'there is no trained model in {workdir}: train one first')
   mesh = mesh or sharding.make_mesh(**settings.mesh)
-  return make_experiment(with_dtype(settings, workdir, mesh), tokenizer, mesh)
+  experiment = make_experiment(with_dtype(settings, workdir, mesh), tokenizer, mesh)
+  return experiment._replace(cache=workdir.path / 'cache')
 
 
 def restore_best(experiment: Experiment, workdir: Workdir) -> tuple[Model, int]:
@@ -188,10 +206,24 @@ def fingerprint_of(batches: pipeline.Batches) -> str:
 def fingerprint(columns: pipeline.Columns) -> str:
   """Return a hash of all examples, in their order."""
   arrays = {
-    name: (c.tokens, c.offsets) if isinstance(c, pipeline.Ragged) else c
+    name: (c.tokens, c.offsets)
+    if isinstance(c, pipeline.Ragged)
+    else _of_items(c.items)
+    if isinstance(c, pipeline.Lazy)
+    else c
     for name, c in columns.items()
   }
   return digest(arrays)
+
+
+def _of_items(items: Iterable[Any]) -> np.ndarray:
+  """Return a hash of the names and sizes of files, and of the content of what is no file."""
+  found = hashlib.sha256()
+  for item in items:
+    if isinstance(item, str):
+      item = f'{os.path.basename(item)} {os.path.getsize(item)}\n'.encode()
+    found.update(item if isinstance(item, bytes) else item.tobytes())
+  return np.frombuffer(found.digest(), np.uint8)
 
 
 def with_shardings(tree: Any, mesh: Mesh) -> Any:

@@ -56,7 +56,7 @@ def start_run(config: dict[str, Any], workdir: Workdir) -> Experiment:
     workdir.claim(settings.as_dict())
     if stored is None:
       workdir.save_tokenizer(tokenizer)
-  return experiment
+  return experiment._replace(cache=workdir.path / 'cache')
 
 
 def prepare_corpus(config: dict[str, Any], workdir: Workdir, workers: int) -> dict[str, Any]:

@@ -1,0 +1,81 @@
+"""Columns of a corpus in memory, kept on disk, so that the next start does not tokenize again."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import pickle
+import shutil
+import tempfile
+import urllib.parse
+from collections.abc import Callable
+from typing import Any
+
+from transformer.data import token_files
+from transformer.data.corpora import Source, chunks
+from transformer.data.pipeline import Columns, Ragged
+
+LEAST = 1 << 20  # tokens of a corpus that is worth it: seconds of a core
+FILE = 'columns.json'
+log = logging.getLogger(__name__)
+
+
+def source_key(source: Source, *settings: Any) -> str:
+  """Return a hash of all examples, of settings, and of the code in this folder.
+
+  Args:
+    source: of the examples.
+    settings: what else the columns depend on, as JSON or bytes.
+  """
+  key = hashlib.sha256()
+  for setting in settings:
+    key.update(setting if isinstance(setting, bytes) else json.dumps(setting).encode())
+  for file in sorted(pathlib.Path(__file__).parent.glob('*.py')):
+    key.update(file.read_bytes())
+  for examples in chunks(source):
+    key.update(pickle.dumps(examples))
+  return key.hexdigest()[:32]
+
+
+def cached(folder: pathlib.Path, split: str, key: str, make: Callable[[], Columns]) -> Columns:
+  """Return the columns that are kept under this key, or make them and keep them.
+
+  A folder is renamed to its name when it is whole, so that several processes may do this at once.
+  Where nothing can be written, nothing is kept.
+
+  Args:
+    folder: of all that is kept.
+    split: of the data; what is kept of it under another key is deleted.
+    key: of what the columns depend on.
+    make: makes the columns.
+  """
+  split = urllib.parse.quote(split, safe='[]:%')
+  place = folder / f'{split}-{key}'
+  with contextlib.suppress(OSError, KeyError, ValueError):
+    infos = json.loads((place / FILE).read_bytes())
+    if all(token_files.digests(place / n, info) == info['sha256'] for n, info in infos.items()):
+      return {name: token_files.open_column(place / name, info) for name, info in infos.items()}
+  columns = make()
+  ragged = [column for column in columns.values() if isinstance(column, Ragged)]
+  if sum(len(column.tokens) for column in ragged) >= LEAST:
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      for old in folder.glob(f'{split.replace("[", "[[]")}-*'):
+        shutil.rmtree(old, ignore_errors=True)
+      _write(folder, place, columns)
+    except OSError as error:
+      log.warning('the tokens of %s are not kept for the next start: %s', split, error)
+  return columns
+
+
+def _write(folder: pathlib.Path, place: pathlib.Path, columns: Columns):
+  temporary = pathlib.Path(tempfile.mkdtemp(prefix='tmp-', dir=folder))
+  try:
+    infos = {name: token_files.write_column(temporary / name, c) for name, c in columns.items()}
+    (temporary / FILE).write_text(json.dumps(infos))
+    with contextlib.suppress(FileExistsError):  # another process was faster
+      os.rename(temporary, place)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
