@@ -294,7 +294,7 @@ def test_nanogpt_files_are_read(tmp_path, tokenizer):
   assert texts == [{'targets': 'abc ' * 30}, {'targets': 'xyz'}]
   np.asarray([300, 1] * 20, np.uint16).tofile(tmp_path / 'train.bin')
   source = prepared.endless(corpora.load('prepared', 'train', dir=tmp_path), settings)
-  with pytest.raises(FileError, match='train.bin has the token 300.*tokenizer'):
+  with pytest.raises(FileError, match='train has the token 300.*tokenizer'):
     PreparedBatches(source, task.columns, tokens=64)[0]
 
 

@@ -309,6 +309,11 @@ def fill(
   """Return a batch of `size` rows: the examples of each of its first rows, the others empty."""
   batch: Batch = {}
   lengths = iter(shape)
+  if members:
+    examples = np.concatenate(members)
+    counts = np.asarray([len(each) for each in members])
+    first = np.cumsum(counts) - counts  # place of each row's first example among `examples`
+    row = np.repeat(np.arange(len(members)), counts)  # of each example
   for name, column in columns.items():
     if not isinstance(column, Ragged):
       batch[name] = np.zeros((size, *column.shape[1:]), column.dtype)
@@ -319,12 +324,15 @@ def fill(
     length = next(lengths)
     tokens = np.zeros((size, length, *column.tokens.shape[1:]), column.tokens.dtype)
     segments = np.zeros((size, length), np.int32)
-    for row, examples in enumerate(members):
-      end = 0
-      for segment, example in enumerate(examples, start=1):
-        start, end = end, end + len(column[example])
-        tokens[row, start:end] = column[example]
-        segments[row, start:end] = segment
+    if members:
+      starts = np.asarray(column.offsets[examples])
+      sizes = np.asarray(column.offsets[examples + 1]) - starts
+      before = np.cumsum(sizes) - sizes  # tokens of all examples before each
+      within = np.arange(sizes.sum()) - np.repeat(before, sizes)
+      place = np.repeat(before - before[first][row], sizes) + within
+      rows = np.repeat(row, sizes)
+      tokens[rows, place] = column.tokens[np.repeat(starts, sizes) + within]
+      segments[rows, place] = np.repeat(np.arange(len(row)) - first[row] + 1, sizes)
     batch[name], batch[f'{name}_segments'] = tokens, segments
   return batch
 

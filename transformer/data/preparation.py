@@ -67,7 +67,8 @@ class Encoder(NamedTuple):
         x | {'inputs': str(f)} if isinstance(f := x['inputs'], os.PathLike) else x for x in examples
       ]
       parts = [named[i : i + DECODED] for i in range(0, len(named), DECODED)]
-      columns['lengths'] = np.concatenate([_lengths(self.task.columns(part)) for part in parts])
+      encoded = (pipeline.make_small(self.task.columns(part)) for part in parts)
+      columns['lengths'] = np.concatenate([_lengths(part) for part in encoded])
     return columns
 
 

@@ -16,6 +16,7 @@ whole, so that start-up and memory do not grow with the corpus.
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import pathlib
 import urllib.parse
@@ -91,7 +92,7 @@ class Prepared:
   def __getitem__(self, i: SupportsIndex) -> Example:
     i = range(len(self))[i]
     if self.info['kind'] == 'documents':
-      return {'targets': self._tokens(*self.columns['targets'].offsets[i : i + 2].tolist())}
+      return {'targets': self._checked(self.columns['targets'][i])}
     if self.info['kind'] == 'columns':
       return {name: column[i] for name, column in self.columns.items()}
     with naming(f'{self.folder}: example {i} of {self.split}', 'run --mode=prepare again'):
@@ -114,7 +115,12 @@ class Prepared:
     if self.info['kind'] == 'examples':
       return encode([self[i] for i in ids.tolist()])
     if self.info['kind'] == 'documents':
-      return encode([{'targets': self._tokens(*self._window(i))} for i in ids.tolist()])
+      starts, stops = self._windows(ids)
+      ends = np.cumsum(stops - starts)
+      places = np.arange(ends[-1]) + np.repeat(stops - ends, stops - starts)
+      tokens = self._checked(self.columns['targets'].tokens[places])
+      bounds = [0, *ends.tolist()]
+      return encode([{'targets': tokens[i:j]} for i, j in itertools.pairwise(bounds)])
     return {
       name: Ragged.from_sequences([_int32(column[i]) for i in ids])
       if isinstance(column, Ragged)
@@ -122,20 +128,22 @@ class Prepared:
       for name, column in self.columns.items()
     }
 
-  def _window(self, i: int) -> tuple[int, int]:
+  def _windows(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first and last places of windows."""
     if self.windows is not None:
-      return tuple(self.windows[i].tolist())
+      starts, stops = np.asarray(self.windows[ids]).T
+      return starts, stops
     length, step, _ = self.info['index']['settings']['cut']
-    return i * step, min(i * step + length, len(self.columns['targets'].tokens))
+    return ids * step, np.minimum(ids * step + length, len(self.columns['targets'].tokens))
 
-  def _tokens(self, start: int, stop: int) -> np.ndarray:
-    tokens = _int32(self.columns['targets'].tokens[start:stop])
+  def _checked(self, tokens: np.ndarray) -> np.ndarray:
+    """Return tokens of documents; FileError if the tokenizer has no such ids."""
     if tokens.max(initial=0) >= self.vocab:
       raise FileError(
-        f'{self.folder / self.split}.bin has the token {tokens.max()} between {start} and {stop}, '
-        f'and tokenizer.json has {self.vocab}: put the tokenizer there that made the file'
+        f'{self.folder}: {self.split} has the token {tokens.max()}, and tokenizer.json has '
+        f'{self.vocab}: put the tokenizer there that made the file'
       )
-    return tokens
+    return _int32(tokens)
 
 
 class PreparedBatches(Batches):
