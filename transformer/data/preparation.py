@@ -67,8 +67,8 @@ class Encoder(NamedTuple):
         x | {'inputs': str(f)} if isinstance(f := x['inputs'], os.PathLike) else x for x in examples
       ]
       parts = [named[i : i + DECODED] for i in range(0, len(named), DECODED)]
-      encoded = (pipeline.make_small(self.task.columns(part)) for part in parts)
-      columns['lengths'] = np.concatenate([_lengths(part) for part in encoded])
+      lengths = [_lengths(pipeline.make_small(self.task.columns(part))) for part in parts]
+      columns['lengths'] = np.concatenate(lengths)
     return columns
 
 
