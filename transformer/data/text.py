@@ -62,9 +62,11 @@ def encode_documents(
     if isinstance(group[0], np.ndarray):
       yield from group
       continue
-    found = tokenizer.encode_batch(group) if short else (encode(tokenizer, x) for x in group)
-    for tokens in found:
-      yield np.asarray([*first, *tokens, *last], np.int32)
+    at_once = 1024 if short else 1
+    for i in range(0, len(group), at_once):
+      some = group[i : i + at_once]
+      for tokens in tokenizer.encode_batch(some) if short else [encode(tokenizer, *some)]:
+        yield np.asarray([*first, *tokens, *last], np.int32)
 
 
 def windows(tokenizer: Tokenizer, source: Source, length: int) -> Iterator[Tokens]:

@@ -22,6 +22,7 @@ NEEDS_NO_RUN = ('train', 'prepare', 'sweep', 'config', 'plan', 'profile')  # mod
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / 'experiments'
 EXTRAS = {  # of setup.cfg, by the modules that they install
   **dict.fromkeys(('soundfile', 'librosa', 'jiwer'), 'audio'),
+  'pyarrow': 'parquet',
   **dict.fromkeys(('bm25s', 'Stemmer', 'pytrec_eval'), 'retrieval'),
 }
 
