@@ -94,11 +94,12 @@ class Experiment(NamedTuple):
     """Return the columns of a split; of texts, those that an earlier start has kept."""
     if self.cache is None or self.model.modality != 'tokens':
       return self.task.columns(source)
-    code = inspect.getsourcefile(type(self.task))
+    try:
+      code = pathlib.Path(inspect.getsourcefile(type(self.task)) or '').read_bytes()
+    except (OSError, TypeError):  # of a class without a file, as in a notebook, changes go unseen
+      return self.task.columns(source)
     settings = [self.settings.task, self.settings.loss, self.settings.data.max_length]
-    key = column_cache.source_key(
-      source, settings, self.task.tokenizer.fingerprint, pathlib.Path(str(code)).read_bytes()
-    )
+    key = column_cache.source_key(source, settings, self.task.tokenizer.fingerprint, code)
     return column_cache.cached(self.cache, split, key, lambda: self.task.columns(source))
 
   def _check_lengths(self, sizes: list[int]):
