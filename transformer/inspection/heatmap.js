@@ -239,9 +239,10 @@ function pictureStrip(box, label, names, picture, place) {
     if (event.key === 'Escape') { kept = false; return point(null, null); }
     if (!(event.key in arrows)) return;
     event.preventDefault();
-    const i = Math.max((shown[0] ?? shown[1] ?? first) - first, 0), [dr, dc] = arrows[event.key];
-    const r = clamp(0, Math.floor(i / C) + dr, R - 1), c = clamp(0, i % C + dc, C - 1);
-    point(...place(first + (shown[0] ?? shown[1]) === null ? first : first + r * C + c));
+    const now = shown[0] ?? shown[1];
+    if (now === null || now < first) return point(...place(first));
+    const [dr, dc] = arrows[event.key], r = Math.floor((now - first) / C) + dr, c = (now - first) % C + dc;
+    point(...place(first + clamp(0, r, R - 1) * C + clamp(0, c, C - 1)));
   });
   return {show};
 }
