@@ -7,7 +7,7 @@
             --config.data.name=prepared --config.data.dir=THAT_FOLDER; of any size
   evaluate  evaluate a run on val and test
   predict   print one output line for each line of --input or stdin
-  attend    plot the attention weights for each line of --input or stdin: HTML and PNG
+  attend    plot the attention weights for each line of --input or stdin: HTML, PNG and SVG
   export    write the model in the format of the `transformers` library: WORKDIR/export
   sweep     train the variants that the function sweep(add) of the experiment's file adds
   config    print every key of the config with its value, type, default and meaning

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import pathlib
 import re
 
 import jax
@@ -189,3 +190,24 @@ def test_a_masked_model_says_what_fills_the_gap(tokenizer):
   config = ModelConfig(vocab=tokenizer.size, **ONE)
   inside = look(task, drawn(lambda: task.init(config, jax.random.key(0))), 'a___c')
   assert inside.lens.probabilities.shape[:2] == (1, len(inside.maps['self'].rows))
+
+
+@pytest.mark.slow
+def test_the_guide_runs(tokenizer, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  guide = pathlib.Path(__file__).parents[2] / 'docs' / 'looking_inside.md'
+  first, second, third = re.findall(r'```python\n(.*?)```', guide.read_text('utf-8'), re.DOTALL)
+  task = Seq2Seq(
+    tokenizer=tokenizer, decoding=Decoding(max_new_tokens=4, batch_size=2), max_length=32
+  )
+  config = ModelConfig(vocab=tokenizer.size, **ONE)
+  model = drawn(lambda: task.init(config, jax.random.key(0)))
+  exec(first, dict(task=task, model=model))
+  assert '<svg' in (tmp_path / 'attention.svg').read_text()
+  config = ModelConfig(vocab=tokenizer.size, **SMALL | dict(depth=4))
+  model = drawn(lambda: Decoder(config, nnx.Rngs(0)))
+  names = dict(model=model, tokenizer=tokenizer, tokens=tokenizer.encode('abc def'), jnp=jnp)
+  exec(second, names)
+  names |= dict(tokens=TOKENS, other=TOKENS[:, ::-1], vector=jnp.ones(16))
+  exec(third, names)
+  assert names['logits'].shape == (1, 5, tokenizer.size)
