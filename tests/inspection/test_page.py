@@ -60,7 +60,7 @@ def test_the_page_answers_clicks_and_keys(maps, tmp_path):
 
   def said(weights, token, names=SOURCE):
     order = np.argsort(-np.rint(1000 * weights), kind='stable')[:5]
-    return f'{token} attends to ' + ', '.join(f'{names[i]} {weights[i]:.2f}' for i in order)
+    return f'{token} attends to ' + ', '.join(f'{names[i]} ({weights[i]:.2f})' for i in order)
 
   def same(text, want):  # rounded twice
     assert re.sub(r'\d\.\d\d', '', text) == re.sub(r'\d\.\d\d', '', want)

@@ -146,7 +146,7 @@ function point(t, s) {
 
 function list(values, tokens) {  // the five largest
   const order = [...values.keys()].sort((a, b) => values[b] - values[a]).slice(0, 5).filter(i => values[i] > 0);
-  return order.map(i => `${isolated(tokens[i])} ${(values[i] / 1000).toFixed(2)}`).join(', ') || 'nothing';
+  return order.map(i => `${isolated(tokens[i])} (${(values[i] / 1000).toFixed(2)})`).join(', ') || 'nothing';
 }
 
 const hover = (t, s) => { if (!kept) point(t, s); };
