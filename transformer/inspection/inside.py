@@ -46,7 +46,7 @@ class Lens(NamedTuple):
   probabilities: Float[np.ndarray, 'L T k']
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Inside:
   """What a model computed for one request.
 
