@@ -11,7 +11,7 @@
   export    write the model in the format of the `transformers` library: WORKDIR/export
   sweep     train the variants that the function sweep(add) of the experiment's file adds
   config    print every key of the config with its value, type, default and meaning
-  runs      compare the runs in the folders given after the flags: a table and a plot
+  runs      compare the runs in the folders given after the flags: a table, a plot and a page
   plan      compile the training step and print the memory that each device needs, and the
             cheapest change that fits; with --topology=v5e:2x2x1 of TPUs that need not be there
   profile   trace ten steps: time by kind of operation, and the share of the peak (MFU)

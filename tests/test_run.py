@@ -159,6 +159,10 @@ def test_runs_are_compared(run, trained, tmp_path):
   *table, last = done.stdout.decode().splitlines()
   found = json.loads(last)
   assert pathlib.Path(found['plot']).read_bytes().startswith(b'\x89PNG')
+  page = pathlib.Path(found['page']).read_text()
+  for part in ('<svg', 'Samples of val', 'optimizer.learning_rate', 'unfinished'):
+    assert part in page, part
+  assert page.count('<details>') == 3 and 'src=' not in page
   assert [found['runs'][f].get('optimizer.learning_rate') for f in folders] == [2e-3, 0.5, 2e-3]
   assert 'model.width' not in found['runs'][folders[0]]  # it is the same in all
   assert found['runs'][folders[0]]['val/exact_match'] == result['metrics']['val/exact_match']

@@ -264,14 +264,17 @@ def _variants(config, flags) -> list[tuple[dict[str, Any], dict[str, Any]]]:
 
 
 def _compare_runs(folders: Sequence[str], folder: pathlib.Path) -> int:
-  from transformer.training import comparison
+  from transformer.training import comparison, report_page
 
   if not folders:
     raise ValueError('--mode=runs compares runs: give their folders, as in --mode=runs runs/*')
   rows, plot = comparison.compare(folders), folder / 'runs.png'
   print(comparison.table(rows))
   comparison.draw(folders, plot)
-  print(json.dumps({'mode': 'runs', 'plot': str(plot), 'runs': rows}, ensure_ascii=False))
+  page = plot.with_suffix('.html')
+  write(page, report_page.page(folders, rows, folder))
+  result = {'mode': 'runs', 'plot': str(plot), 'page': str(page), 'runs': rows}
+  print(json.dumps(result, ensure_ascii=False))
   return 0
 
 

@@ -30,12 +30,18 @@ def compare(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
 def table(rows: dict[str, dict[str, Any]]) -> str:
   """Return a table as text: a column for each run, a line for each key that one of them has."""
   keys = list(dict.fromkeys(key for row in rows.values() for key in row))
-  lines = [[key, *(_text(row.get(key, '')) for row in rows.values())] for key in keys]
+  lines = [[key, *(text(row.get(key, '')) for row in rows.values())] for key in keys]
   return align([['', *rows], *lines])
 
 
 def draw(folders: Sequence[str], file: pathlib.Path):
-  """Draw the training loss and the validation metrics of the runs by step, as a PNG file."""
+  """Write `figure` as a PNG file."""
+  file.parent.mkdir(parents=True, exist_ok=True)
+  figure(folders).savefig(file, dpi=120)
+
+
+def figure(folders: Sequence[str]) -> Any:
+  """Return a figure of the training loss and the validation metrics of the runs by step."""
   from matplotlib.figure import Figure
 
   histories = {folder: history(folder) for folder in folders}
@@ -45,15 +51,14 @@ def draw(folders: Sequence[str], file: pathlib.Path):
   )
   curves = [('training loss', True, 'loss')]
   curves += [(f'validation {name}', False, name) for name in names]
-  figure = Figure(figsize=(6, 3 * len(curves)), layout='constrained')
-  plots = figure.subplots(len(curves), squeeze=False)[:, 0]
+  drawn = Figure(figsize=(6, 3 * len(curves)), layout='constrained')
+  plots = drawn.subplots(len(curves), squeeze=False)[:, 0]
   for axes, (label, training, name) in zip(plots, curves, strict=True):
     for folder, rows in histories.items():
       axes.plot(*_points(rows, name, training), '.-', label=folder)
     axes.set(xlabel='step', ylabel=label)
     axes.legend(frameon=False, fontsize=8)
-  file.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(file, dpi=120)
+  return drawn
 
 
 def _points(rows: list[dict], name: str, training: bool) -> tuple[list[int], list[float]]:
@@ -87,5 +92,6 @@ def _metrics(folder: str) -> dict[str, Any]:
   return {'step': step, **values, 'seconds': seconds}
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+  """Return a value as a table has it."""
   return f'{value:.5g}' if isinstance(value, float) else str(value)

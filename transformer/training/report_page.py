@@ -1,0 +1,81 @@
+"""A page about one or more runs: curves, metrics, samples and configs, in one HTML file."""
+
+import io
+import itertools
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from html import escape
+from importlib import resources
+from typing import Any
+
+from transformer.training import comparison
+from transformer.training.workdir import Workdir, flatten
+
+SAMPLES = 8  # of each split
+
+
+def page(folders: Sequence[str], rows: dict[str, dict[str, Any]], near: pathlib.Path) -> str:
+  """Return the page; it loads nothing.
+
+  Args:
+    folders: workdirs of the runs.
+    rows: what of each run is compared; see comparison.compare.
+    near: the folder where it will be, from which links to attention pages lead.
+  """
+  figure = io.StringIO()
+  comparison.figure(folders).savefig(figure, format='svg')
+  drawing = figure.getvalue()
+  whole, parts = _compared(rows, parts=False), _compared(rows, parts=True)
+  body = ['<h2>Curves</h2>', drawing[drawing.index('<svg') :], '<h2>Metrics</h2>']
+  body += [_table(('', *rows), whole)]
+  if parts:
+    body += [f'<details><summary>Of parts</summary>{_table(("", *rows), parts)}</details>']
+  for folder in folders:
+    body += [f'<h2>{escape(str(folder))}</h2>', *_samples(Workdir(folder).path)]
+    files = sorted(Workdir(folder).path.glob('attention/*.html'))
+    links = [f'<a href="{escape(os.path.relpath(file, near))}">{file.stem}</a>' for file in files]
+    body += ['<h3>Attention</h3>', ' '.join(links)] if links else []
+    config = [(key, repr(value)) for key, value in flatten(Workdir(folder).read_config()).items()]
+    body += [f'<details><summary>Config</summary>{_table((), config)}</details>']
+  title = 'Runs' if len(folders) > 1 else f'Run {folders[0]}'
+  template = resources.files(__package__).joinpath('report.html').read_text('utf-8')
+  return template.replace('{{title}}', escape(title)).replace('{{body}}', '\n'.join(body))
+
+
+def _compared(rows: dict[str, dict[str, Any]], *, parts: bool) -> list[tuple[str, ...]]:
+  """The lines of the table of metrics: of whole splits, or of their parts, such as languages."""
+  keys = dict.fromkeys(key for row in rows.values() for key in row)
+  return [
+    (key, *(comparison.text(row.get(key, '')) for row in rows.values()))
+    for key in keys
+    if (key.count('/') > 1) == parts
+  ]
+
+
+def _samples(folder: pathlib.Path) -> list[str]:
+  """The first answers of every split beside their references; wrong ones are marked."""
+  parts = []
+  for file in sorted(folder.glob('predictions/*.reference.txt')):
+    split = file.name.removesuffix('.reference.txt')
+    with file.open() as references, (file.parent / f'{split}.txt').open() as answers:
+      pairs = [
+        (want.rstrip('\n'), got.rstrip('\n'))
+        for want, got in itertools.islice(zip(references, answers, strict=False), SAMPLES)
+      ]
+    parts += [f'<h3>Samples of {escape(split)}</h3>', _table(('reference', 'prediction'), pairs)]
+  return parts
+
+
+def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+  """A table whose first column has the names; of pairs that differ, the second is marked."""
+  top = ''.join(f'<th scope="col">{escape(name)}</th>' for name in head)
+  marked = tuple(head) == ('reference', 'prediction')
+  body = ''
+  for first, *rest in lines:
+    kind = ' class="wrong"' if marked and rest != [first] else ''
+    cells = ''.join(f'<td{kind}>{escape(cell)}</td>' for cell in rest)
+    body += f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>\n'
+  return (
+    f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+  )
