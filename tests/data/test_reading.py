@@ -304,6 +304,11 @@ def test_what_is_left_out_is_counted(tmp_path, caplog):
     (tmp_path / 'train' / name).write_bytes(b'')
   assert [*files_of_split(tmp_path, 'train', ('.png',))] == ['a.png']
   assert '4 files are left out: 2 .heic, 1 without ending, 1 .txt' in caplog.text
+  caplog.clear()
+  for name in ('a.png', 'table.tsv', 'README.md'):
+    (tmp_path / 'val').mkdir(exist_ok=True)
+    (tmp_path / 'val' / name).write_bytes(b'')
+  assert [*files_of_split(tmp_path, 'val', ('.png',))] == ['a.png'] and not caplog.text
 
 
 def test_names_are_text_in_one_form(tmp_path):

@@ -44,7 +44,8 @@ def test_texts_with_labels_in_one_file_are_trained_on(header, tmp_path):
   file = tmp_path / 'mine.tsv'
   file.write_text('\n'.join(['Text\tLabel'] * header + rows))
   if header:
-    with pytest.raises(ValueError, match='mine.tsv:1: .*data.source, data.target'):
+    flags = '--config.data.source=Text --config.data.target=Label'
+    with pytest.raises(ValueError, match=f'mine.tsv:1: .*data.source, data.target.*{flags}'):
       opened(labelled_texts, file, tmp_path)
   names = dict(source='Text', target='Label') if header else {}
   experiment = opened(labelled_texts, file, tmp_path, **names)

@@ -16,7 +16,7 @@ from transformer.data.reading import UNPACK, FileError
 
 SPLITS = ('train', 'val', 'test')
 # Files that nobody takes for images or sounds.
-NOTES = tuple('.txt .md .csv .tsv .json .xml .html .pdf .db .lab .textgrid'.split())
+NOTES = tuple('.txt .md .csv .tsv .json .jsonl .xml .html .pdf .db .lab .textgrid'.split())
 log = logging.getLogger(__name__)
 
 
@@ -57,7 +57,8 @@ def files_of_split(
   """Return the files of a folder `<split>/` (paths), or of `<split>.tar`, maybe .gz (bytes).
 
   Links are followed. Names that begin with a dot, as of companions that macOS and Jupyter write,
-  are passed over; how many files are left out because of their ending is logged.
+  are passed over; how many files are left out because of their ending is logged, unless all are
+  tables or notes.
 
   Args:
     folder: has the folder or the archive.
@@ -94,7 +95,7 @@ def files_of_split(
         f'{where}: all files beside {_readable(name)} are left out, for they do not end in '
         f'{", ".join(endings)}: convert them, or remove that folder'
       )
-  if other:
+  if any(not name.lower().endswith(NOTES) for name in other):
     _warn(f'{where}: {len(other)} files are left out: {kinds}')
   files = {_readable(name): found[name] for name in kept}
   if len(files) < len(kept):

@@ -9,6 +9,7 @@ import itertools
 import operator
 import pathlib
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, SupportsIndex
@@ -154,7 +155,8 @@ def read_tsv(file: pathlib.Path, inputs: str, targets: str) -> Iterator[tuple[st
     ):
       raise ValueError(
         f'{file}:1: {fields} seems to be a header: name two of its columns in inputs and targets '
-        '(data.source, data.target), or remove the line'
+        f'(data.source, data.target), as by --config.data.source={shlex.quote(fields[0])} '
+        f'--config.data.target={shlex.quote(fields[1])}, or remove the line'
       )
     elif len(fields) != width:
       raise ValueError(
