@@ -311,6 +311,16 @@ def test_what_is_left_out_is_counted(tmp_path, caplog):
   assert [*files_of_split(tmp_path, 'val', ('.png',))] == ['a.png'] and not caplog.text
 
 
+@pytest.mark.parametrize('hidden', ['', '.DS_Store', '._a.png'])
+def test_a_class_without_files_does_not_vanish(hidden, tmp_path):
+  for folder, name in (('bar', 'a.png'), ('dot', hidden)):
+    (tmp_path / 'train' / folder).mkdir(parents=True)
+    if name:
+      (tmp_path / 'train' / folder / name).write_bytes(b'')
+  with pytest.raises(FileError, match='train/dot is an empty folder'):
+    files_of_split(tmp_path, 'train', ('.png',))
+
+
 def test_names_are_text_in_one_form(tmp_path):
   for name in (b'caf\xe9', unicodedata.normalize('NFD', 'pâte').encode(), b'two  spaces'):
     folder = os.path.join(os.fsencode(tmp_path), b'train', name)

@@ -116,10 +116,11 @@ def _walk(
   there = (folder / within).stat()
   if (there.st_dev, there.st_ino) in above:
     raise FileError(f'{folder / within} is a link to a folder that has it: remove it')
-  for entry in sorted(os.scandir(folder / within), key=operator.attrgetter('name')):
+  entries = [e for e in os.scandir(folder / within) if not archives.is_hidden(e.name)]
+  if within and not entries:
+    raise FileError(f'{folder / within} is an empty folder: add files, or remove it')
+  for entry in sorted(entries, key=operator.attrgetter('name')):
     name = f'{within}{entry.name}'
-    if archives.is_hidden(entry.name):
-      continue
     if entry.is_dir():
       yield from _walk(folder, f'{name}/', above | {(there.st_dev, there.st_ino)})
     elif entry.is_file():
