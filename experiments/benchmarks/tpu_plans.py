@@ -90,7 +90,7 @@ def plan(
   settings.mesh.update(mesh or {})
   checked = config.check(settings)
   vocab = vocab or presets.VOCABULARIES[preset.partition('_')[0]]
-  tokenizer = tokenizers.train([], kind='bytes')
+  tokenizer = tokenizers.train([], kind='bytes', sentinels=1)
   made = config.find_task(task)(
     tokenizer=tokenizer, decoding=checked.decode, max_length=length, **checked.loss
   )

@@ -46,6 +46,7 @@ TEXT = """
 %body (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
   %r = f32[8,4]{1,0} all-reduce(%x), channel_id=1, to_apply=%add
   %s = (bf16[2,4]{1,0}, bf16[8,4]{1,0}) all-gather-start(%y), channel_id=2
+  %again = bf16[8,4]{1,0} all-gather(%y), channel_id=2
 }
 ENTRY %main (a: f32[8,4]) -> f32[8,4] {
   %w = (s32[], f32[8,4]) while(%t), body=%body, config={"known_trip_count":{"n":"12"}}
@@ -53,6 +54,13 @@ ENTRY %main (a: f32[8,4]) -> f32[8,4] {
   ROOT %f = f32[8,4]{1,0} fusion(%d), kind=kLoop, calls=%other
 }
 """
+
+
+def test_the_rounds_of_a_loop_are_those_of_its_condition_where_the_compiler_does_not_say():
+  condition = '%c (p: s32[]) -> pred[] {\n  %n = s32[]{:T(128)} constant(7)\n}\n'
+  text = condition + TEXT.replace('config={"known_trip_count":{"n":"12"}}', 'condition=%c')
+  assert [found.times for found in compiled.collectives(text)] == [7, 7]
+  assert [found.times for found in compiled.collectives(text.replace('s32[]{', 'f32[]{'))] == [1, 1]
 
 
 def test_the_text_of_a_program_is_read():

@@ -37,7 +37,7 @@ class Recorder:
     monkeypatch.setattr(module, 'evaluate', self.evaluate)
     programs = types.SimpleNamespace(update=self.update, like=None)
     report = types.SimpleNamespace(
-      evaluated=False, start=lambda: None, advance=lambda tokens: None, evaluation=self.write
+      evaluated=False, start=lambda: None, advance=lambda *_: None, evaluation=self.write
     )
     state = types.SimpleNamespace(step=0, average=None, model='model')
     experiment = types.SimpleNamespace(
@@ -150,6 +150,14 @@ def test_signals_are_noted_and_end_an_evaluation(handlers, number):
     with signals.interrupting():
       os.kill(os.getpid(), number)
       raise AssertionError('it was not heard')
+
+
+def test_a_signal_during_the_final_report_says_what_the_command_does_again(handlers):
+  with pytest.raises(Stopped, match='SIGTERM: saved step 9; the same command makes the') as end:
+    with Signals.stopping(9, 'makes the final report'):
+      os.kill(os.getpid(), signal.SIGTERM)
+      raise AssertionError('it was not heard')
+  assert end.value.number == signal.SIGTERM
 
 
 def test_a_signal_that_was_ignored_stays_so(handlers):

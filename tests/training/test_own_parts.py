@@ -86,6 +86,13 @@ def test_parts_of_a_file_are_found_again(file, tmp_path):
   losses = jax.jit(lambda: [task.loss(model, batch, None)[0].sum for task in (run.task, plain)])
   twice, once = losses()
   np.testing.assert_allclose(twice, 2 * once, rtol=1e-6)
+  # a model that was trained on more devices is used on those that there are
+  stored = json.loads((workdir.path / 'config.json').read_text())
+  stored['mesh']['fsdp'] = 3
+  (workdir.path / 'config.json').write_text(json.dumps(stored))
+  assert reopen(workdir.read_config(), workdir).mesh.shape['data'] == 8
+  with pytest.raises(ValueError, match='fsdp=5'):  # but flags are obeyed
+    reopen(workdir.read_config() | {'mesh': stored['mesh'] | {'fsdp': 5}}, workdir)
 
 
 def test_what_an_own_task_lacks_is_named(tmp_path):

@@ -74,6 +74,19 @@ def test_seconds_are_those_of_the_run_and_speed_is_that_of_the_steps(tmp_path, m
   assert all(line['tokens_per_second'] > 0 for line in found if line['split'] == 'train')
 
 
+def test_the_share_of_the_peak_is_written_where_the_device_is_known(tmp_path, monkeypatch):
+  clock = iter([0.0] + [10.0] * 20)
+  monkeypatch.setattr(reporting.time, 'perf_counter', lambda: next(clock))
+  with report_of(tmp_path) as report:
+    report.advance(7, 2.0)
+    report.advance(7, 2.5)
+    report.train(2, {'loss': 1.0})
+    report.advance(7)
+    report.train(3, {'loss': 1.0})
+  first, second = lines(tmp_path)
+  assert first['mfu'] == 0.45 and 'mfu' not in second
+
+
 def test_the_log_does_not_write_into_the_bar(tmp_path, monkeypatch):
   stderr = Stderr(terminal=True)
   monkeypatch.setattr(sys, 'stderr', stderr)

@@ -39,7 +39,7 @@ class Collective(NamedTuple):
 
   Attributes:
     kind: one of COLLECTIVES.
-    times: how often it runs, in loops whose number of rounds the compiler knows.
+    times: how often it runs; in a loop without a constant number of rounds once.
     bytes: of its results on a device, all together.
   """
 
@@ -119,8 +119,11 @@ def collectives(text: str) -> list[Collective]:
   Args:
     text: of `compiled.as_text()`.
   """
-  inside: dict[str, list[tuple[str, str]]] = defaultdict(list)  # (kind, result) by computation
-  calls: dict[str, list[tuple[str, int]]] = defaultdict(list)  # (computation, rounds)
+  # (kind, result, channel) by computation
+  inside: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
+  # (computation, its rounds or the condition that has them)
+  calls: dict[str, list[tuple[str, int | str]]] = defaultdict(list)
+  constants: dict[str, list[int]] = defaultdict(list)
   entry = name = ''
   for line in text.splitlines():
     if head := re.match(r'(ENTRY )?%?([\w.\-]+) (?:\([^=]*)?.*\{$', line):
@@ -130,20 +133,31 @@ def collectives(text: str) -> list[Collective]:
       result, operation = found.groups()
       kind = operation.removesuffix('-start')
       if kind in COLLECTIVES:
-        inside[name].append((kind, _result(result, operation)))
-      rounds = re.search(r'known_trip_count[^\d]*(\d+)', line) if operation == 'while' else None
+        channel = (re.findall(r'channel_id=(\d+)', line) or [f'{name} {len(inside[name])}'])[0]
+        inside[name].append((kind, _result(result, operation), channel))
+      if constant := re.search(r'= s32\[\]\S* constant\((\d+)\)', line):
+        constants[name].append(int(constant[1]))
+      known = re.search(r'known_trip_count[^\d]*(\d+)', line)
+      condition = re.search(r'condition=%?([\w.\-]+)', line)
+      rounds = int(known[1]) if known else condition[1] if condition else 1
       for other in re.findall(r'(?:body|calls|to_apply|\w+_computation)=%?([\w.\-]+)', line):
-        calls[name].append((other, int(rounds[1]) if rounds else 1))
+        calls[name].append((other, rounds))
       for others in re.findall(r'(?:branch|called)_computations=\{([^}]*)\}', line):
         calls[name] += [(other.strip(' %'), 1) for other in others.split(',')]
   counts: Counter = Counter()
   sizes: Counter = Counter()
+  seen: set[str] = set()
 
   def add(computation: str, times: int):
-    for kind, result in inside[computation]:
+    for kind, result, channel in inside[computation]:
+      if channel in seen:  # one that is computed meanwhile has a start, a middle and an end
+        continue
+      seen.add(channel)
       counts[kind] += times
       sizes[kind] += times * _bytes(result)
     for other, rounds in calls[computation]:
+      if isinstance(rounds, str):  # the one number that the condition compares with
+        rounds = constants[rounds][0] if len(constants[rounds]) == 1 else 1
       add(other, times * rounds)
 
   add(entry, 1)

@@ -25,7 +25,7 @@ from transformer.training.experiment import Experiment, reopen, restore_best
 from transformer.training.input_lines import read_chunks
 from transformer.training.process import cores, start_devices
 from transformer.training.results import evaluate_splits
-from transformer.training.signals import Stopped
+from transformer.training.signals import Signals, Stopped
 from transformer.training.start import draft_run, prepare_corpus, start_run
 from transformer.training.step import Model
 from transformer.training.workdir import Workdir, default_workdir, write, write_new
@@ -73,13 +73,14 @@ def _train(config, workdir, flags) -> int:
   experiment = start_run(config, workdir)
   try:
     state = loop.fit(experiment, workdir)
+    with Signals.stopping(int(state.step), 'makes the final report'):
+      model, step = restore_best(experiment, workdir)
+      result = evaluate_splits(experiment, model, workdir)
   except Stopped as stopped:
     workdir.add_seconds(time.perf_counter() - began)
     if processes.is_first():
       print(stopped, file=sys.stderr)
     return 128 + stopped.number
-  model, step = restore_best(experiment, workdir)
-  result = evaluate_splits(experiment, model, workdir)
   facts = {'step': int(state.step), 'best_step': step, 'state_sha256': digest(state)}
   seconds = workdir.add_seconds(time.perf_counter() - began)  # with those before an interruption
   return _print_result(config, workdir, flags, seconds, facts | result)

@@ -179,13 +179,22 @@ def with_dtype(settings: Settings, workdir: Workdir, mesh: Mesh) -> Settings:
 def reopen(config: dict[str, Any], workdir: Workdir, mesh: Mesh | None = None) -> Experiment:
   """Return a run that was prepared before, on its own mesh if no other is given.
 
+  Where its own mesh is for more or fewer devices than there are, they are all used as replicas.
+
   Raises:
     FileNotFoundError: there is none in the workdir.
   """
   settings, tokenizer = check(config), workdir.tokenizer()
   if tokenizer is None:
     raise FileNotFoundError(f'there is no trained model in {workdir}: train one first')
-  mesh = mesh or sharding.make_mesh(**settings.mesh)
+  if mesh is None:
+    try:
+      mesh = sharding.make_mesh(**settings.mesh)
+    except ValueError:
+      if settings.mesh != workdir.read_config()['mesh']:  # flags that are wrong
+        raise
+      logging.info('the mesh of the run, %s, is not for these devices', settings.mesh)
+      mesh = sharding.make_mesh()
   experiment = make_experiment(with_dtype(settings, workdir, mesh), tokenizer, mesh)
   return experiment._replace(cache=workdir.path / 'cache')
 

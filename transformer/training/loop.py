@@ -16,11 +16,13 @@ from absl import logging
 from transformer.data import pipeline
 from transformer.evaluation.evaluate import evaluate
 from transformer.evaluation.metrics import is_better
+from transformer.inspection import compiled
 from transformer.inspection.compilations import Compilation, Ledger
 from transformer.training import plan, processes, reporting, sharding
 from transformer.training.checkpoints import Checkpoints
 from transformer.training.diagnosis import raise_not_finite
 from transformer.training.experiment import Experiment, fingerprint_of
+from transformer.training.profile import step_operations
 from transformer.training.programs import Programs, argument_names, entered, make_programs
 from transformer.training.signals import Signals, Stopped
 from transformer.training.step import Model, State, init_state
@@ -104,6 +106,7 @@ class _Loop:
     self.checkpoints, self.report, self.signals = checkpoints, report, signals
     self.ledger = ledger
     self.skipped = 0
+    self._operations: dict[str, int] = {}
     self.state, self.shares = state, sharding.share(experiment.mesh)[1]
     self.train, self.eval = experiment.settings.train, experiment.settings.eval
     self.validation = experiment.settings.data.val
@@ -233,11 +236,21 @@ class _Loop:
       step, found = last - len(group) + 1 + i, jax.tree.map(operator.itemgetter(i), metrics)
       if not found.pop('finite'):
         self._skip(step, batch)
-      self.report.advance(_count_tokens(batch) * self.shares)
+      self.report.advance(_count_tokens(batch) * self.shares, self._seconds_at_peak(batch))
       if step % self.train.log_every_steps == 0:
         values = {name: float(getattr(v, 'value', v)) for name, v in found.items()}
         rate = float(self.programs.learning_rate(step - 1))
         self.report.train(step, dict(values, learning_rate=rate))
+
+  def _seconds_at_peak(self, batch: pipeline.Batch) -> float:
+    """Return how long a step would take at the datasheet's peak; 0 where that is not known."""
+    mesh = self.experiment.mesh
+    if not (peak := compiled.peak(mesh.devices.flat[0])):
+      return 0.0
+    shapes = str([x.shape for x in batch.values()])
+    if shapes not in self._operations:
+      self._operations[shapes] = self.shares * step_operations(self.experiment, batch)
+    return self._operations[shapes] / (peak * mesh.size)
 
   def _skip(self, step: int, batch: pipeline.Batch):
     """Go on after a step that is not finite, whose update was not made, as far as it is allowed."""

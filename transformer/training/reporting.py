@@ -60,7 +60,7 @@ class Report(contextlib.AbstractContextManager):
     self._bar = tqdm(initial=step, total=steps, unit='step', disable=None, dynamic_ncols=True)
     logging.get_absl_handler().addFilter(self._clear_line)
     self._began = self._since = time.perf_counter()
-    self._tokens = 0
+    self._tokens, self._at_peak = 0, 0.0
 
   def __exit__(self, *_):
     logging.get_absl_handler().removeFilter(self._clear_line)
@@ -75,20 +75,25 @@ class Report(contextlib.AbstractContextManager):
   def start(self):
     """Count the time from now on: the first step has been compiled."""
     self._bar.unpause()
-    self._since, self._tokens = time.perf_counter(), 0
+    self._restart()
 
-  def advance(self, tokens: int):
-    """Count a training step of so many tokens."""
+  def _restart(self):
+    self._since, self._tokens, self._at_peak = time.perf_counter(), 0, 0.0
+
+  def advance(self, tokens: int, at_peak: float = 0.0):
+    """Count a training step of so many tokens, and its seconds at the device's peak, if known."""
     self._bar.update()
     self._tokens += tokens
+    self._at_peak += at_peak
 
   def train(self, step: int, metrics: dict[str, float]):
     """Write the training metrics of a step."""
-    now = time.perf_counter()
-    speed = self._tokens / max(now - self._since, 1e-9)
-    self._since, self._tokens = now, 0
+    seconds = max(time.perf_counter() - self._since, 1e-9)
+    speed, mfu = self._tokens / seconds, self._at_peak / seconds
+    self._restart()
     self._bar.set_postfix(loss=f'{metrics["loss"]:.3f}', **{'tokens/s': f'{speed:,.0f}'})
-    self._write(step, 'train', metrics | {'tokens_per_second': round(speed, 1)})
+    more = {'tokens_per_second': round(speed, 1)} | ({'mfu': round(mfu, 4)} if mfu else {})
+    self._write(step, 'train', metrics | more)
     if self._bar.disable:
       logging.info('step %d: loss %.4f, %s tokens/s', step, metrics['loss'], f'{speed:,.0f}')
 
@@ -99,7 +104,7 @@ class Report(contextlib.AbstractContextManager):
       self._events.write(step, {f'{split}/samples': f'```\n{table(samples)}\n```'})
     text = ', '.join(f'{name} {value:.4g}' for name, value in metrics.items())
     logging.info('step %d, %s: %s', step, split, text)
-    self._since, self._tokens = time.perf_counter(), 0  # evaluation does not count as training
+    self._restart()  # evaluation does not count as training
 
   def _write(self, step: int, split: str, metrics: dict[str, float]):
     seconds = round(self._seconds + time.perf_counter() - self._began, 1)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from absl import logging
 
+from transformer.training import processes
+
 # What asks a run to stop: schedulers announce their end by SIGTERM or SIGUSR1, a terminal that is
 # closed by SIGHUP, and Ctrl-C is SIGINT. Windows has not all of them.
 SIGNALS = [
@@ -18,10 +20,8 @@ SIGNALS = [
 class Stopped(Exception):
   """A signal asked the run to stop; the state was saved."""
 
-  def __init__(self, number: int, step: int):
-    super().__init__(
-      f'{signal.Signals(number).name}: saved step {step}; the same command resumes from there'
-    )
+  def __init__(self, number: int, step: int, then: str = 'resumes from there'):
+    super().__init__(f'{signal.Signals(number).name}: saved step {step}; the same command {then}')
     self.number = number
 
 
@@ -66,10 +66,24 @@ class Signals:
     finally:
       self._interrupting = False
 
+  @classmethod
+  @contextlib.contextmanager
+  def stopping(cls, step: int, then: str) -> Iterator[None]:
+    """Raise Stopped at a signal while nothing is left to save; says what the command does again."""
+    with cls() as signals:
+      signals.listen()
+      try:
+        with signals.interrupting():
+          yield
+      except KeyboardInterrupt:
+        stopped = Stopped(signals.received or signal.SIGINT, step, then)
+        processes.stop_all(stopped.number, str(stopped))
+        raise stopped from None
+
   def _receive(self, number, _):
     self.received = number
     if signal.SIGINT in self._before:
       signal.signal(signal.SIGINT, signal.SIG_DFL)
-    logging.info('%s: saving, then stopping', signal.Signals(number).name)
+    logging.info('%s: stopping', signal.Signals(number).name)
     if self._interrupting:
       raise KeyboardInterrupt
