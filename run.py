@@ -65,7 +65,7 @@ def main(argv: list[str]):
   try:
     if flags.FLAGS.mode != 'runs':
       processes.start(flags.FLAGS.coordinator, flags.FLAGS.process, flags.FLAGS.processes)
-  except (RuntimeError, ValueError) as error:
+  except (OSError, RuntimeError, ValueError) as error:
     command_line.usage_error(error)
   with processes.ending_together():
     status = commands.main(flags.FLAGS, argv[1:])

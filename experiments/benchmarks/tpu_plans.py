@@ -1,21 +1,22 @@
 """Memory and collectives of training steps on TPUs, from the TPU's compiler, without a TPU.
 
   pip install -e '.[train,tpu-compile]'
-  python -m experiments.benchmarks.tpu_plans [--cases=gpt2,bert] [--save]
+  python -m experiments.benchmarks.tpu_plans [--plans=gpt2,bert] [--save]
 
-One process at a time: the compiler takes a lock file. A case takes one to three minutes on a core.
+One process at a time: the compiler takes a lock file. A plan takes one to three minutes on a core.
 Sizes are those of presets, the step is that of `run.py`: AdamW, float32 parameters and moments,
 bfloat16 products, a rolled scan over layers, all rows full. No dropout on attention weights (no
 kernel has it), and none at all for GPT.
 """
 
-import json
 import logging
 import sys
 import time
 from typing import Any
 
 from absl import app, flags
+
+from experiments.benchmarks import harness
 
 GPT2 = dict(task='language_model', preset='GPT2', length=1024, dropout=0.0)
 BERT = dict(task='masked_lm', preset='BERT_BASE', length=512)
@@ -53,7 +54,7 @@ CASES: dict[str, dict[str, Any]] = {
     model=LLAMA_8B | dict(remat='block'),
   ),
 }
-_CASES = flags.DEFINE_list('cases', [], 'only those whose names contain one of these')
+_PLANS = flags.DEFINE_list('plans', [], 'only those whose names contain one of these')
 
 
 def plan(
@@ -75,7 +76,7 @@ def plan(
   from transformer.data import tokenizers
   from transformer.functional import kernels
   from transformer.modules.config import ModelConfig
-  from transformer.training import config, experiment, sharding
+  from transformer.training import checks, config, experiment, sharding
   from transformer.training import plan as plans
   from transformer.training.programs import make_programs
   from transformer.zoo import presets
@@ -88,7 +89,7 @@ def plan(
   settings.model.update(model or {})
   settings.train.steps, settings.optimizer.learning_rate = 1, 1e-3
   settings.mesh.update(mesh or {})
-  checked = config.check(settings)
+  checked = checks.check(settings)
   vocab = vocab or presets.VOCABULARIES[preset.partition('_')[0]]
   tokenizer = tokenizers.train([], kind='bytes', sentinels=1)
   made = config.find_task(task)(
@@ -109,14 +110,16 @@ def main(argv):
   del argv
   logging.basicConfig(level=logging.WARNING)
   logging.getLogger('transformer').setLevel(logging.INFO)  # what computes attention
-  names = [name for name in CASES if not _CASES.value or any(c in name for c in _CASES.value)]
+  names = [name for name in CASES if not _PLANS.value or any(c in name for c in _PLANS.value)]
+  plans = []
   for name in names:
     started = time.perf_counter()
     found = plan(**CASES[name])
-    took = time.perf_counter() - started
-    print(f'{name}: {found}; compiled in {took:.0f} s', file=sys.stderr, flush=True)
-    about = dict(case=name, compile_s=round(took, 1))
-    print(json.dumps(about | dict(settings=CASES[name]) | found.as_dict()), flush=True)
+    about = dict(name=name, compile_s=round(time.perf_counter() - started, 1))
+    print(f'{name}: {found}; compiled in {about["compile_s"]} s', file=sys.stderr, flush=True)
+    plans.append(about | dict(settings=CASES[name]) | found.as_dict())
+  result = {'case': 'tpu_plans', 'plans': plans, **harness.machine('tpu_plans')}
+  harness.write(result, save=harness.SAVE.value)
 
 
 if __name__ == '__main__':

@@ -55,7 +55,9 @@ def test_a_step_that_the_compiler_refuses_is_a_plan_that_does_not_fit():
     raise jax.errors.JaxRuntimeError(text)
 
   found = plan.of_step(made._replace(update=types.SimpleNamespace(lower=lower)), BATCH)
-  assert not found.fits and found.total == 20 * 2**30 and 'of 15.75 GiB' in str(found)
+  assert (
+    found.refused and not found.fits and found.total == 20 * 2**30 and 'of 15.75 GiB' in str(found)
+  )
 
 
 @dataclasses.dataclass
@@ -83,7 +85,7 @@ def test_what_costs_least_time_comes_first():
 
 
 def plan_of(change, fits):
-  return Plan(change, 1, 1, 0, 1, 1, 4, 3, fits, [])
+  return Plan(change, 1, 1, 0, 1, 1, 4, 3, fits, not fits, [])
 
 
 def test_changes_are_tried_until_one_fits(monkeypatch):
@@ -102,6 +104,15 @@ def test_changes_are_tried_until_one_fits(monkeypatch):
 def test_a_topology_that_is_none_is_refused(name):
   with pytest.raises(ValueError, match='--topology=.* is none: write KIND:XxYxZ'):
     plan.topology_devices(name)
+
+
+@pytest.mark.slow
+def test_a_step_is_planned_for_a_tpu_that_is_not_there():
+  pytest.importorskip('libtpu', reason="needs the TPU's compiler: pip install -e '.[tpu-compile]'")
+  devices = plan.topology_devices('v5e:2x2x1')
+  found = plan.of_step(programs(sharding.make_mesh(fsdp=4, over=devices)), BATCH)
+  assert found.fits and found.parameters == 64 * 64 * 4 // 4 and found.collectives
+  assert found.capacity == int(15.75 * 2**30)
 
 
 def test_arguments_of_a_step_have_names():

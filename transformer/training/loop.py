@@ -162,14 +162,14 @@ class _Loop:
       name: np.broadcast_to(rows[:1], (len(rows) * self.shares, *rows.shape[1:]))
       for name, rows in group[0].items()
     }
-    found = plan.of_step(self.programs, whole, steps=len(group))
+    found = plan.of_step(self.programs, whole, steps=len(group), traffic=False)
     logging.info('%s', found)
     if not found.fits:
-      changes = [flags for flags, _ in plan.changes(self.experiment, whole)]
-      raise ValueError(
-        f'{found}, more than there is. Try in this order, or see what fits with --mode=plan: '
-        + '; '.join(changes)
-      )
+      changes = '; '.join(flags for flags, _ in plan.changes(self.experiment, whole))
+      text = f'{found}, more than there is. Try in this order, or let --mode=plan try: {changes}'
+      if found.refused:
+        raise ValueError(text)
+      logging.warning('%s', text)
 
   def _final_model(self) -> Model:
     if self.train.average_checkpoints == 1:

@@ -36,6 +36,7 @@ class Plan(NamedTuple):
       rest.
     capacity: what a device has; 0 if unknown.
     fits: whether the compiler accepted it, and it has the room.
+    refused: whether the compiler did not accept it.
     collectives: what devices send each other.
   """
 
@@ -48,6 +49,7 @@ class Plan(NamedTuple):
   total: int
   capacity: int
   fits: bool
+  refused: bool
   collectives: list[compiled.Collective]
 
   def as_dict(self) -> dict[str, Any]:
@@ -106,7 +108,9 @@ def on(experiment: Experiment, devices: list[Any] | None, **mesh: int) -> Experi
   )
 
 
-def of_step(programs: Programs, batch: Batch, change: str = '', steps: int = 1) -> Plan:
+def of_step(
+  programs: Programs, batch: Batch, change: str = '', steps: int = 1, traffic: bool = True
+) -> Plan:
   """Return the plan of a training step, which is compiled for it.
 
   Args:
@@ -114,6 +118,7 @@ def of_step(programs: Programs, batch: Batch, change: str = '', steps: int = 1) 
     batch: of all processes; its values do not matter.
     change: of the config, for the record.
     steps: of a call.
+    traffic: whether to read the collectives, which takes a while of large programs.
   """
   like, device = programs.like, programs.mesh.devices.flat[0]
   stored = {
@@ -131,11 +136,15 @@ def of_step(programs: Programs, batch: Batch, change: str = '', steps: int = 1) 
     only_temporaries, total, there = found
     total += only_temporaries * sum(stored.values())
     rest = total - sum(stored.values())
-    return Plan(change, **stored, temporaries=rest, total=total, capacity=there, fits=False,
-                collectives=[])  # fmt: skip
+    return Plan(
+      *(change, *stored.values(), rest, total, there),
+      fits=False,
+      refused=True,
+      collectives=[],
+    )
   memory = compiled.memory(program)
   total = memory['total']
-  sent = compiled.collectives(program.as_text()) if programs.mesh.size > 1 else []
+  sent = compiled.collectives(program.as_text()) if traffic and programs.mesh.size > 1 else []
   return Plan(
     change,
     **stored,
@@ -143,6 +152,7 @@ def of_step(programs: Programs, batch: Batch, change: str = '', steps: int = 1) 
     total=total,
     capacity=there,
     fits=not there or total <= there,
+    refused=False,
     collectives=sent,
   )
 

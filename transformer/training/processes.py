@@ -88,6 +88,7 @@ def _connect(host: str):
   text = f'{token} {listener.getsockname()[1]} {hosts}'.encode().ljust(512)[:512]
   sent = multihost_utils.broadcast_one_to_all(np.frombuffer(text, np.uint8))
   token, port, *addresses = bytes(np.asarray(sent, np.uint8)).decode().split()
+  listener.settimeout(2 * SECONDS)
   if jax.process_index() == 0:
     while len(_peers) < jax.process_count() - 1:
       peer, _ = listener.accept()
@@ -103,9 +104,9 @@ def _connect(host: str):
   for number, peer in _peers.items():
     peer.settimeout(None)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a machine without power is noticed
-    for name, value in (('TCP_KEEPIDLE', SECONDS // 2), ('TCP_KEEPINTVL', SECONDS // 8)):
-      if hasattr(socket, name):
-        peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    for name, value in (('IDLE', SECONDS // 2), ('INTVL', SECONDS // 8), ('CNT', 4)):
+      if hasattr(socket, f'TCP_KEEP{name}'):
+        peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, f'TCP_KEEP{name}'), value)
     threading.Thread(target=_watch, args=(number, peer), daemon=True).start()
 
 
