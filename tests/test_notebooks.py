@@ -175,6 +175,7 @@ def test_a_run_is_planned_trained_and_measured(monkeypatch, tmp_path, capsys, on
   choices = logging.getLogger('transformer.functional.kernels')
   monkeypatch.setattr(choices, 'handlers', [])  # the notebook adds one
   monkeypatch.setattr(choices, 'level', choices.level)
+  monkeypatch.setattr(choices, 'propagate', True)
   found = run('train_on_tpu', monkeypatch, tmp_path, STEPS=10)
   assert found['workdir'].last_step() == 10 and found['needed'].total > 0 and found['used'] > 0
   assert 'attention on' in capsys.readouterr().out
