@@ -12,7 +12,7 @@ import scipy.stats
 from sacrebleu.metrics import BLEU
 
 from transformer.evaluation.classes import entities
-from transformer.evaluation.metrics import METRICS, is_better
+from transformer.evaluation.metrics import METRICS, is_better, try_metric
 from transformer.evaluation.ranking import RANKING
 from transformer.evaluation.text import bleu, bleu_lowercase_moses, cer, chrf, exact_match, wer
 
@@ -31,6 +31,19 @@ GAINS = [
 ]
 
 WORDS = 'Der Hund läuft schnell über die grüne Wiese , und "alle" sehen zu ( 3,5 km ) . z.B. Ende!'
+
+
+@pytest.mark.parametrize('name', [name for name in METRICS if name not in SOUNDS])
+def test_every_metric_can_be_tried_on_a_reference_alone(name):
+  try_metric(name, GIVEN.get(name, (None, ['red ant\tant']))[1][0])
+  for odd in ('a', '-1'):
+    if name not in RANKING and 'pearson' not in name and 'spearman' not in name:
+      try_metric(name, odd)
+
+
+def test_what_is_no_number_is_found_by_trying_a_correlation():
+  with pytest.raises(ValueError, match="pearson_correlation fails .*'ant'.*could not convert"):
+    try_metric('pearson_correlation', 'ant')
 
 
 @pytest.fixture

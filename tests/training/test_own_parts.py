@@ -142,6 +142,22 @@ def test_an_own_corpus_of_another_form_is_refused(body, message, file, tmp_path)
     start_run(values, Workdir(tmp_path / 'run'))
 
 
+@pytest.mark.parametrize(
+  'body, message',
+  [
+    ('1 / 0', 'ZeroDivisionError'),
+    ('3.0', 'TypeError.*float'),
+    ("Score('many', 'mean length')", "ValueError.*'many'"),
+    ('Score(predictions[0].length, "")', "AttributeError.*'length'"),
+  ],
+)
+def test_an_own_metric_that_fails_is_found_before_training(body, message, file, tmp_path):
+  file.write_text(re.sub(r'return Score\(sum.*', f'return {body}', FILE))
+  values = lookup('config', f'{file}:get_config', {})().to_dict()
+  with pytest.raises(ValueError, match=f"eval.metrics=.*mean_length fails .*'Av'.*{message}"):
+    prepare(values, Workdir(tmp_path / 'run'))
+
+
 @pytest.mark.slow
 def test_a_file_with_own_parts_is_run(commands, file, tmp_path):
   done = commands.run(f'--config={file}', f'--workdir={tmp_path}/run')

@@ -1,6 +1,7 @@
 """The table of metrics that compare predictions with references."""
 
 import importlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -64,6 +65,23 @@ def require(name: str):
   """
   if requirement := get_metric(name).requirement:
     importlib.import_module(requirement)
+
+
+def try_metric(name: str, reference: Any):
+  """Compute a metric of a reference and itself, or of the first of several.
+
+  Raises:
+    ValueError: it cannot be computed, or is no Score.
+  """
+  first = reference.split('\t')[0] if isinstance(reference, str) else reference
+  try:
+    value, signature = get_metric(name).function([first], [reference])
+    json.dumps([float(value), signature])
+  except Exception as error:
+    raise ValueError(
+      f'eval.metrics={name} fails for the prediction {first!r:.99} of the reference '
+      f'{reference!r:.99}: {type(error).__name__}: {error}'
+    ) from error
 
 
 def is_better(name: str, score: float, than: float, task_metrics: Mapping[str, bool]) -> bool:

@@ -128,7 +128,7 @@ def _capped_cross_entropy(x, table, targets, weights, settings, soft_cap):
     loss = cross_entropy(logits, targets, weights, **smooth).sum
     return (sums[0] + loss, sums[1] + cross_entropy(logits, targets, weights).sum), None
 
-  zero, *_ = vary_alike(jnp.zeros(()), x, table, targets, weights)
+  zero, *_ = vary_alike(jnp.float32(0), x, table, targets, weights)
   return jax.lax.scan(chunk, (zero, zero), _chunks(on_cpu, x, targets, weights))[0]
 
 
@@ -156,7 +156,7 @@ def _linear_cross_entropy_derivative(settings, primals, tangents):
   (loss, nll), gradients = _loss_and_gradient(*primals, settings)
   x_gradient, table_gradient = gradients
   slope = jnp.sum(x_gradient * tangents[0]) + jnp.sum(table_gradient * tangents[1])
-  return (loss, nll), (slope, jnp.zeros_like(nll))
+  return (loss, nll), (slope.astype(loss.dtype), jnp.zeros_like(nll))
 
 
 def _loss_and_gradient(x, table, targets, weights, settings):
@@ -185,15 +185,16 @@ def _loss_and_gradient(x, table, targets, weights, settings):
     return table_gradient, (jnp.sum(loss * weights), jnp.sum(nll * weights), x_gradient)
 
   split = _chunks(on_cpu, x, targets, weights)
-  zeros, *_ = vary_alike(jnp.zeros((D, N)), x, table, targets, weights)
+  zeros, *_ = vary_alike(jnp.zeros((D, N), jnp.float32), x, table, targets, weights)
   table_gradient, (loss, nll, x_gradient) = jax.lax.scan(chunk, zeros, split)
   x_gradient = x_gradient.swapaxes(0, 1).reshape(-1, D)[:R]
 
   # the rest of the gradient, from p = (1 - smoothing) onehot(target) + smoothing / N
   on_target, on_all = (1 - smoothing) * weights[:, None], smoothing / N * weights[:, None]
-  x_gradient -= on_target * table[targets] + on_all * table_sum
+  x_gradient -= on_target * table[targets] + on_all * table_sum[None]
   table_gradient = jax.lax.optimization_barrier(table_gradient).T
-  table_gradient = table_gradient.at[targets].add(-on_target * x) - jnp.sum(on_all * x, axis=0)
+  table_gradient = table_gradient.at[targets].add(-on_target * x)
+  table_gradient -= jnp.sum(on_all * x, axis=0, keepdims=True)
   return (jnp.sum(loss), jnp.sum(nll)), (x_gradient.astype(x.dtype), table_gradient)
 
 

@@ -134,7 +134,27 @@ def draw(
       jax.random.fold_in(key, position), filter_logits(logits, **filters)
     )
 
-  return jax.vmap(one)(keys, logits)
+  return over_rows(one, keys)(keys, logits)
+
+
+def over_rows(f: Callable, key: Key[Array, '...']) -> Callable:
+  """Return f for each row of its arguments, where the random bits of a row are its own.
+
+  That is `jax.vmap` for Threefry keys. Other generators ('rbg', 'unsafe_rbg') take the bits of all
+  rows from the first key under vmap, so that there the rows are computed one after the other.
+
+  Args:
+    f: a function of one row that draws random numbers.
+    key: of the generator that it uses.
+
+  >>> keys = jax.random.split(jax.random.key(0, impl='rbg'), 3)
+  >>> draws = over_rows(jax.random.normal, keys)
+  >>> bool((draws(keys)[1:] == draws(keys[1:])).all())
+  True
+  """
+  if jax.random.key_impl(key) == 'threefry2x32':
+    return jax.vmap(f)
+  return lambda *rows: lax.map(lambda row: f(*row), rows)
 
 
 def filter_logits(

@@ -108,7 +108,7 @@ class Decoding(Batching):
         f'{self.min_new_tokens} or the {len(self.prefix)} of decode.prefix: raise it'
       )
     try:
-      search.filter_logits(jnp.zeros(1), **self.filters)
+      jax.eval_shape(lambda: search.filter_logits(jnp.zeros(1), **self.filters))
     except ValueError as error:
       raise ValueError(f'decode: {error}') from error
 
@@ -263,4 +263,4 @@ def row_keys(key: Key[Array, ''], prompts: Shaped[Array, 'B S ...']) -> Key[Arra
   words = jnp.sum(jnp.where(real, prompts, 0).astype(jnp.uint32) * power, axis=1, dtype=jnp.uint32)
   earlier = jnp.tril(words[:, None] == words[None], k=-1).sum(axis=1, dtype=jnp.uint32)
   words += earlier * jnp.uint32(0x9E3779B9)
-  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, words)
+  return search.over_rows(lambda word: jax.random.fold_in(key, word), key)(words)

@@ -110,7 +110,7 @@ def generate_outputs(
     decoding = dataclasses.replace(decoding, num_return_sequences=1)
   if decoding.temperature:
     rows = [row for row in rows for _ in range(n)]  # of which each has its own key
-  prompts = jnp.asarray(_padded(model, rows, decoding.max_new_tokens, start))
+  prompts = jax.device_put(_padded(model, rows, decoding.max_new_tokens, start))
   key = jax.random.key(0) if key is None else key
   more: dict[str, Any] = dict(stops=_stops(stop, tokenizer, model), draft=draft)
   more['lookahead'] = 0 if draft is None else lookahead
@@ -122,7 +122,7 @@ def generate_outputs(
   else:
     encoded = split_padding(prompts)
     found, scores = decode_inputs(model, prompts, encoded, key, decoding, start, end, **more)
-  check_finite(np.asarray(scores[:, 0]))
+  check_finite(jax.device_get(scores)[:, 0])
   if decoding.temperature:
     found, scores = found.reshape(-1, n, found.shape[-1]), scores.reshape(-1, n)
   return Outputs(_filled(found[:, :n], end, pad or 0), scores[:, :n])
@@ -345,12 +345,13 @@ def stream_tokens(
   Raises:
     FloatingPointError: the model computes NaN.
   """
-  tokens = jnp.asarray(prompt)
+  tokens = jax.device_put(prompt)
   rows = _start_stream(model, tokens, decoding.max_new_tokens)
   for position in range(decoding.max_new_tokens):
     rows = _extend_stream(model, tokens, key, rows, decoding, eos)
-    check_finite(np.asarray(rows.scores))
-    yield int(rows.tokens[0, position])
+    found, scores = jax.device_get((rows.tokens, rows.scores))
+    check_finite(scores)
+    yield int(found[0, position])
 
 
 def cut_at_end(tokens: Int[np.ndarray, ' T'], eos: search.Ends) -> Int[np.ndarray, ' n']:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
-import numpy as np
 from jaxtyping import Shaped
 
 from transformer.data.pipeline import Ragged
@@ -127,7 +126,7 @@ def _forward(task, model, rows, *args):
 def map_batches(
   task: Predictor,
   model: Model,
-  forward: Callable[[Shaped[np.ndarray, 'B S ...']], Any],
+  forward: Callable[[Shaped[jax.Array, 'B S ...']], Any],
   rows: Rows,
   *,
   left: bool = False,
@@ -158,8 +157,8 @@ def map_batches(
       members = same[start : start + task.decoding.batch_size]
       # an incomplete batch repeats its last row: an empty one would never end
       filled = [*members, *members[-1:] * (task.decoding.batch_size - len(members))]
-      batch = forward(pad_rows([rows[i] for i in filled], length, left=left))
-      batch = jax.tree.map(np.asarray, batch)
+      padded = jax.device_put(pad_rows([rows[i] for i in filled], length, left=left))
+      batch = jax.device_get(forward(padded))
       check_finite(batch)
       for place, i in enumerate(members):
         results[i] = jax.tree.map(lambda x, place=place: x[place], batch)

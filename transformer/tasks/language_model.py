@@ -167,7 +167,7 @@ class LanguageModel:
       key = jax.random.key(self.decoding.seed)
 
       def search(prompts, decoding=decoding, key=key):
-        return continue_prompts(model, jnp.asarray(prompts), key, decoding, self._ends)
+        return continue_prompts(model, prompts, key, decoding, self._ends)
 
       contexts = [self._context(text, steps, model.config) for text in unfinished]
       outputs = map_batches(self, model, search, contexts, left=True)

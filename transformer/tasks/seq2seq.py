@@ -163,7 +163,7 @@ class Seq2Seq:
     """Return the best output tokens of each input, up to the end token, with sentinels if asked."""
 
     def search(rows):
-      return self.search(model, jnp.asarray(rows), sentinels=sentinels)
+      return self.search(model, rows, sentinels=sentinels)
 
     found = map_batches(self, model, search, requests)
     if cut := sum(self.tokenizer.eos not in outputs[0] for outputs, _ in found):

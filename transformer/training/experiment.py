@@ -19,6 +19,7 @@ from transformer.data import column_cache, corpora, pipeline
 from transformer.data.folders import where_published
 from transformer.data.lookup import is_reference, lookup
 from transformer.data.prepared import Prepared, PreparedBatches
+from transformer.evaluation.metrics import try_metric
 from transformer.functional import platforms
 from transformer.modules.adapters import adapt
 from transformer.modules.config import ModelConfig
@@ -139,8 +140,10 @@ class Experiment(NamedTuple):
       if config.by and config.by not in source[0]:
         logging.warning('eval.by=%s is no field of the examples of %s', config.by, split)
       if answers:
-        request, _ = self.task.example(source[0])
+        request, reference = self.task.example(source[0])
         self.task.processor.encode_example(request, truncate=True)
+        for name in config.metrics if reference else ():
+          try_metric(name, reference)
     if answers and hasattr(self.task, 'open'):
       self.task.open()
 
