@@ -20,6 +20,12 @@ def fit(task, model, batch, *, steps, learning_rate, seed):
   return _fit(task, model, batch, jax.random.key(seed), steps, learning_rate)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def initialized(task, config, key):
+  """Return a new model of a task; compiled once for each config."""
+  return task.init(config, key)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))
 def _fit(task, model, batch, key, steps, learning_rate):
   optimizer = optax.adam(learning_rate)

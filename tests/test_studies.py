@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from parameters import drawn
 
 from experiments.studies import gradients, induction, positions, recurrence
 from transformer import Decoder, ModelConfig
@@ -47,23 +48,31 @@ def test_gradients_are_drawn(tmp_path, monkeypatch):
 
 @pytest.fixture(scope='module')
 def lstm():
-  return recurrence.LSTM(CONFIG, nnx.Rngs(0))
+  return drawn(lambda: recurrence.LSTM(CONFIG, nnx.Rngs(0)))
+
+
+states = jax.jit(lambda lstm, inputs, targets: lstm.states(inputs, targets))
 
 
 def test_an_lstm_does_not_see_padding(lstm, close):
   tokens = jnp.array([[4, 5, 6, recurrence.EOS]])
   padded = jnp.pad(tokens, ((0, 0), (0, 3)))
-  close(lstm.states(padded, tokens), lstm.states(tokens, tokens))
-  assert not np.allclose(lstm.states(tokens[:, ::-1], tokens), lstm.states(tokens, tokens))
+  close(states(lstm, padded, tokens), states(lstm, tokens, tokens))
+  assert not np.allclose(states(lstm, tokens[:, ::-1], tokens), states(lstm, tokens, tokens))
 
 
 def test_an_lstm_steps_as_it_was_taught(lstm, close):
   inputs, targets = jnp.array([[4, 5, 2, 0], [7, 8, 9, 2]]), jnp.array([[1, 4, 5], [1, 7, 8]])
-  logits = lstm.lm_head.attend(lstm.states(inputs, targets))
-  carries = lstm.encode(inputs)
-  for t in range(3):
-    one, carries = lstm.step(targets[:, t], carries)
-    close(one, logits[:, t])
+
+  @jax.jit
+  def both(lstm):
+    carries, steps = lstm.encode(inputs), []
+    for t in range(3):
+      one, carries = lstm.step(targets[:, t], carries)
+      steps.append(one)
+    return jnp.stack(steps, 1), lstm.lm_head.attend(lstm.states(inputs, targets))
+
+  close(*both(lstm))
 
 
 def test_both_learn_the_copy_from_the_tokens_before(lstm):
@@ -72,7 +81,9 @@ def test_both_learn_the_copy_from_the_tokens_before(lstm):
   assert np.all((tokens != recurrence.PAD).sum(axis=1) == ends + 1) and ends.min() >= 1
   read = np.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=recurrence.BOS)
   read = np.where(tokens == recurrence.PAD, recurrence.PAD, read)
-  logits = lstm.lm_head.attend(lstm.states(jnp.asarray(tokens), jnp.asarray(read)))
+  logits = jax.jit(
+    lambda lstm: lstm.lm_head.attend(lstm.states(jnp.asarray(tokens), jnp.asarray(read)))
+  )(lstm)
   tokens = jnp.asarray(tokens)
   expected = cross_entropy(logits, tokens, (tokens != 0).astype(jnp.float32))
   found, _ = recurrence.loss(lstm, {'tokens': tokens})

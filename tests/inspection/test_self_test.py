@@ -29,7 +29,7 @@ def brief(monkeypatch):
   return choose
 
 
-@pytest.fixture(scope='module', params=[2, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.fixture(scope='module', params=[1, pytest.param(6, marks=pytest.mark.slow)])
 def report(request):
   """(The report of some paths and positions, or of all; those)."""
   paths, positions = [*self_test.PATHS][-request.param :], self_test.POSITIONS[: request.param]

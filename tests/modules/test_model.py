@@ -276,11 +276,15 @@ def test_tied_tables_are_stored_once_and_have_all_the_gradients(close):
   def logits_and_derivative(tie):
     apply, params = functionalize(build(EncoderDecoder, depth=1, tie=tie))
 
-    def f(table):
-      same = {k: {'table': table} if 'table' in v else common[k] for k, v in params.items()}
-      return apply(same, tokens, tokens[::-1])
+    @jax.jit
+    def run(common, table, change):
+      def f(table):
+        same = {k: {'table': table} if 'table' in v else common[k] for k, v in params.items()}
+        return apply(same, tokens, tokens[::-1])
 
-    return jax.jit(lambda: jax.jvp(f, (table,), (change,)))()
+      return jax.jvp(f, (table,), (change,))
+
+    return run(common, table, change)
 
   for tied, untied in zip(*map(logits_and_derivative, ('all', 'none')), strict=True):
     close(tied, untied)
@@ -403,9 +407,10 @@ def test_a_token_is_padding_only_if_the_model_says_so(cls, close):
   ones = jnp.ones_like(arguments[0])
   name = 'segments' if len(arguments) == 1 else 'input_segments'
 
-  @partial(jax.jit, static_argnames='pad')
+  run_jitted = jax.jit(lambda model, segments: model(*arguments, **{name: segments}))
+
   def run(segments, pad):
-    return build(cls, pad=pad)(*arguments, **{name: segments})
+    return run_jitted(build(cls, depth=1, pad=pad), segments)
 
   close(run(None, pad=-1), run(ones, pad=-1))
   close(run(None, pad=7), run((arguments[0] != 7).astype('int32'), pad=-1))

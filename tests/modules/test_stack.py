@@ -126,18 +126,18 @@ def test_rows_without_segments_are_rows_of_ones_and_the_mask_keeps_its_structure
     assert mask.causal == causal and mask.reach == window
 
 
-PATTERN = (dict(window=2, rotary_base=100.0), dict(window=0, rotary_base=1e4), {})
+PATTERN = (dict(window=0, rotary_base=100.0), {})
 
 
 def test_a_pattern_of_layers_repeats_over_the_depth(close):
-  settings = dict(position='rotary', depth=6, window=3, prenorm=True)
+  settings = dict(position='rotary', depth=4, window=3, prenorm=True)
   tokens, segments = jnp.asarray(TOKENS), jnp.asarray(SEGMENTS)
 
   @jax.jit
   def loop(model):
     x, positions = model.embed(tokens), from_segments(segments)
-    for i in range(6):
-      window, base = [(2, 100.0), (0, 1e4), (3, 1e4)][i % 3]
+    for i in range(4):
+      window, base = [(0, 100.0), (3, 1e4)][i % 2]
       mask = masks.segments(segments, segments) & masks.causal()
       mask = mask & masks.sliding_window(window) if window else mask
       view = View(positions, mask, rotate=partial(rotary, base=base))
@@ -145,7 +145,7 @@ def test_a_pattern_of_layers_repeats_over_the_depth(close):
     return model.embed.attend(model.stack.norm(x))
 
   run = jax.jit(lambda m: m(tokens, segments=segments))
-  models = [build(Decoder, **settings, layers=PATTERN, unroll=unroll) for unroll in (0, 1, 3)]
+  models = [build(Decoder, **settings, layers=PATTERN, unroll=unroll) for unroll in (0, 1)]
   want = loop(models[0])
   for model in models:
     close(run(model), want)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fitting import fit
+from fitting import fit, initialized
 
 from transformer import ModelConfig
 from transformer.data import audio, tokenizers
@@ -65,7 +65,7 @@ def task():
 @pytest.fixture(scope='module')
 def model(task):
   config = ModelConfig(vocab=task.tokenizer.size, **CONFIG)
-  return jax.jit(lambda key: task.init(config, key))(jax.random.key(0))
+  return initialized(task, config, jax.random.key(0))
 
 
 @pytest.fixture(scope='module')
@@ -219,7 +219,7 @@ def test_off_diagonal_ignores_padding():
 
 def test_three_tones_are_learned(task, batch, seed, bounded):
   config = ModelConfig(vocab=task.tokenizer.size, **CONFIG)
-  model = jax.jit(lambda key: task.init(config, key))(jax.random.key(seed))
+  model = initialized(task, config, jax.random.key(seed))
   model, losses = fit(task, model, batch, steps=150, learning_rate=1e-2, seed=seed)
   bounded('loss, of its start', losses[-10:].mean() / losses[0], below=0.3)
   requests = [task.processor.encode_example(e['targets']) for e in SOURCE]

@@ -292,7 +292,9 @@ def is_found(workdir):
 
 
 @LEFT_BEHIND
-@pytest.mark.parametrize('how', ['truncate', 'flip', 'delete'])
+@pytest.mark.parametrize(
+  'how', ['flip', *(pytest.param(how, marks=pytest.mark.slow) for how in ('truncate', 'delete'))]
+)
 def test_a_damaged_file_is_found(workdir, how):
   """For every file: the state is right, or there is an error."""
   found = 0

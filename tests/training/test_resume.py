@@ -173,6 +173,7 @@ def test_a_run_stopped_by_signals_ends_as_without(lab, uninterrupted):
   assert_same_run(result, workdir, uninterrupted, lab.folder)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_only_evaluated(lab, uninterrupted):
   workdir = lab.folder / 'again'
   shutil.copytree(lab.folder / 'uninterrupted', workdir)

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from parameters import drawn
 
 from transformer.data import pipeline
 from transformer.functional.losses import cross_entropy
@@ -44,7 +45,7 @@ def identity() -> optax.GradientTransformation:
 
 @pytest.fixture(scope='module')
 def model():
-  return jax.jit(lambda key: EncoderDecoder(CONFIG, nnx.Rngs(key)))(jax.random.key(1))
+  return drawn(lambda: EncoderDecoder(CONFIG, nnx.Rngs(0)))
 
 
 @pytest.fixture(scope='module')

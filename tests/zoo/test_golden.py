@@ -56,7 +56,12 @@ def test_the_reference_answers_the_same(name, close):
   assert_same(answers_of(model, inputs), expected, inputs, close)
 
 
-@pytest.mark.parametrize('name', GENERATE)
+def slow_but(names, plain):
+  """Parameters of which a plain pytest takes these."""
+  return [n if n in plain else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
+@pytest.mark.parametrize('name', slow_but(GENERATE, ('gpt2', 'llama', 't5', 'bart', 'whisper')))
 def test_the_reference_generates_the_same(name, close):
   model, inputs, expected, config = golden(name)
   greedy, beam, scores = continued(model, inputs, config)
@@ -84,10 +89,7 @@ def test_a_swap_is_noticed(name, swap, monkeypatch):
   assert furthest(answers_of(model, inputs), expected, inputs) > 2 * TOLERANCE['float32']
 
 
-@pytest.mark.parametrize(
-  'name',
-  [n if n in ('bert', 'gpt2', 't5') else pytest.param(n, marks=pytest.mark.slow) for n in NAMES],
-)
+@pytest.mark.parametrize('name', slow_but(NAMES, ('bert', 'gpt2', 't5')))
 def test_every_number_counts(name, rng):
   """In every layer of every parameter; only the biases of keys say nothing."""
   model, inputs, expected, _ = golden(name)
