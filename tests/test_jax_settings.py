@@ -9,6 +9,7 @@ import pytest
 from parameters import drawn
 
 from transformer.data import tokenizers
+from transformer.evaluation.evaluate import eval_step
 from transformer.functional import search
 from transformer.inference.decoding import Batching, Decoding, row_keys
 from transformer.inference.generate import generate
@@ -57,7 +58,7 @@ def batch_of():
 def learn(task, model, batch, key):
   """Return the gradient of the loss, with dropout, and the metrics."""
   gradient = jax.grad(lambda model: task.loss(model, batch, key)[0].value)(model)
-  return gradient, task.batch_metrics(model, batch)
+  return gradient, eval_step(task, model, batch)
 
 
 def searches(name, model, key):
@@ -72,8 +73,23 @@ def searches(name, model, key):
   return said
 
 
-@pytest.mark.parametrize('name', TASKS)
-@pytest.mark.parametrize('setting', SETTINGS)
+@pytest.mark.parametrize('setting', ['ranks', 'leaks', '64 bits'])
+def test_a_loss_and_its_gradient_are_traced_under(setting):
+  with SETTINGS[setting]():
+    arguments = model_of('decoder'), batch_of(), jax.random.key(0)
+    jax.eval_shape(partial(learn, TASKS['decoder'][0]), *arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'setting, name',
+  [
+    (setting, name)
+    for setting in SETTINGS
+    for name in ({'leaks': ['encoder-decoder'], 'no jit': ['encoder']}.get(setting, TASKS))
+    if name != 'encoder' or setting in ('transfers', 'no jit')
+  ],
+)
 def test_losses_and_searches_work_under(setting, name):
   model, batch, key = model_of(name), batch_of(), jax.random.key(0)
   with SETTINGS[setting]():
@@ -82,8 +98,10 @@ def test_losses_and_searches_work_under(setting, name):
   assert all(np.isfinite(x).all() for x in jax.tree.leaves((gradient, metrics)))
 
 
-@pytest.mark.parametrize('name', TASKS)
-@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'dtype, name', [('float16', 'encoder-decoder'), *(('bfloat16', name) for name in TASKS)]
+)
 def test_losses_and_searches_work_with_parameters_of_16_bits(dtype, name):
   model, batch, key = model_of(name), batch_of(), jax.random.key(0)
   model = jax.tree.map(lambda x: x.astype(dtype), model)

@@ -498,7 +498,8 @@ def is_end(tokens: Int[Array, '*B'], eos: Ends) -> Bool[Array, '*B']:
   >>> is_end(jnp.array([3, 5]), (4, 5)).tolist()
   [False, True]
   """
-  return jnp.any(tokens[..., None] == jnp.asarray(as_tuple(eos), jnp.int32), axis=-1)
+  ends = jnp.asarray(as_tuple(eos), jnp.int32).reshape(*[1] * tokens.ndim, -1)
+  return jnp.any(tokens[..., None] == ends, axis=-1)
 
 
 def _pick(slots: Int[Array, 'B W ...'], chosen: Int[Array, 'B C']) -> Int[Array, 'B C ...']:

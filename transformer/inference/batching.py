@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Shaped
@@ -30,6 +31,7 @@ def pad_rows(
   return array
 
 
+@jax.jit
 def split_padding(
   rows: Shaped[Array, 'B S ...'],
 ) -> tuple[Shaped[Array, 'B S ...'], Int[Array, 'B ...']]:

@@ -1,6 +1,7 @@
 """Settings of inference, and the search for output tokens that they describe."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -117,6 +118,11 @@ class Decoding(Batching):
     """Return the arguments of search.filter_logits."""
     names = ('temperature', 'top_k', 'top_p', 'min_p')
     return {name: getattr(self, name) for name in names}
+
+  @property
+  def key(self) -> Key[Array, '']:
+    """Return the PRNG key of the seed."""
+    return _key(self.seed)
 
   def fast(self) -> 'Decoding':
     """Return the settings without beams."""
@@ -245,6 +251,11 @@ def search_tokens(
   else:
     tokens, scores = search.greedy(step, cache, first, **settings)
   return tokens[:, None], scores[:, None]
+
+
+@functools.partial(jax.jit, static_argnums=0)  # where the seed is a constant, and not transferred
+def _key(seed: int) -> Key[Array, '']:
+  return jax.random.key(seed)
 
 
 def row_keys(key: Key[Array, ''], prompts: Shaped[Array, 'B S ...']) -> Key[Array, ' B']:

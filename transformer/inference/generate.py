@@ -111,7 +111,7 @@ def generate_outputs(
   if decoding.temperature:
     rows = [row for row in rows for _ in range(n)]  # of which each has its own key
   prompts = jax.device_put(_padded(model, rows, decoding.max_new_tokens, start))
-  key = jax.random.key(0) if key is None else key
+  key = decoding.key if key is None else key
   more: dict[str, Any] = dict(stops=_stops(stop, tokenizer, model), draft=draft)
   more['lookahead'] = 0 if draft is None else lookahead
   if draft is not None:

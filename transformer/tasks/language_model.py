@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Key
@@ -164,7 +163,7 @@ class LanguageModel:
     for steps, before in self._windows():
       unfinished = [text for text in texts if text and not (before and text[-1] in self._ends)]
       decoding = self._decoding_after(model, before, steps)
-      key = jax.random.key(self.decoding.seed)
+      key = self.decoding.key
 
       def search(prompts, decoding=decoding, key=key):
         return continue_prompts(model, prompts, key, decoding, self._ends)
@@ -188,7 +187,7 @@ class LanguageModel:
     for steps, before in self._windows():
       context = self._context(text, steps, model.config)
       rows = pad_rows([context], bucket_length(len(context), self.max_length), left=True)
-      decoding, key = self._decoding_after(model, before, steps), jax.random.key(self.decoding.seed)
+      decoding, key = self._decoding_after(model, before, steps), self.decoding.key
       for token in stream_tokens(model, rows, key, decoding, self._ends):
         text.append(token)
         so_far = self._continuation(text, len(prompt))

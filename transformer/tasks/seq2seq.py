@@ -1,6 +1,7 @@
 """Sequence to sequence: translation, captioning and speech recognition by an encoder-decoder."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -181,9 +182,7 @@ class Seq2Seq:
       inputs: from batching.pad_rows; the tokenizer's pad is padding, too.
       sentinels: whether outputs may have them; they never have the padding and the start token.
     """
-    encoded = self.processor.prepare_batch(*split_padding(inputs), None)
-    key = jax.random.key(self.decoding.seed)
-    tokenizer = self.tokenizer
+    encoded, key, tokenizer = _prepared(self.processor, inputs), self.decoding.key, self.tokenizer
     never = (tokenizer.pad, self.start_token, *(() if sentinels else tokenizer.sentinels))
     decoding = dataclasses.replace(self.decoding, num_return_sequences=1)  # one program for any n
     decoding = decoding.for_model(model, never, eos=tokenizer.ends)
@@ -194,6 +193,11 @@ class Seq2Seq:
     (outputs,) = self.best(model, [request])
     readout = dict(readout=lm_logits, names=self.tokenizer.pieces)
     return cross_attention(self, model, request, outputs, self.tokenizer.pieces(outputs), **readout)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _prepared(processor, rows):
+  return processor.prepare_batch(*split_padding(rows), None)
 
 
 def shift_right(
