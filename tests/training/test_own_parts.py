@@ -155,7 +155,7 @@ def test_an_own_metric_that_fails_is_found_before_training(body, message, file, 
   file.write_text(re.sub(r'return Score\(sum.*', f'return {body}', FILE))
   values = lookup('config', f'{file}:get_config', {})().to_dict()
   with pytest.raises(ValueError, match=f"eval.metrics=.*mean_length fails .*'Av'.*{message}"):
-    prepare(values, Workdir(tmp_path / 'run'))
+    start_run(values, Workdir(tmp_path / 'run'))
 
 
 @pytest.mark.slow

@@ -193,7 +193,7 @@ def _loss_and_gradient(x, table, targets, weights, settings):
   on_target, on_all = (1 - smoothing) * weights[:, None], smoothing / N * weights[:, None]
   x_gradient -= on_target * table[targets] + on_all * table_sum[None]
   table_gradient = jax.lax.optimization_barrier(table_gradient).T
-  table_gradient = table_gradient.at[targets].add(-on_target * x)
+  table_gradient = table_gradient.at[targets].add((-on_target * x).astype(jnp.float32))
   table_gradient -= jnp.sum(on_all * x, axis=0, keepdims=True)
   return (jnp.sum(loss), jnp.sum(nll)), (x_gradient.astype(x.dtype), table_gradient)
 
