@@ -123,9 +123,7 @@ def generate_outputs(
     encoded = split_padding(prompts)
     found, scores = decode_inputs(model, prompts, encoded, key, decoding, start, end, **more)
   check_finite(jax.device_get(scores)[:, 0])
-  if decoding.temperature:
-    found, scores = found.reshape(-1, n, found.shape[-1]), scores.reshape(-1, n)
-  return Outputs(_filled(found[:, :n], end, pad or 0), scores[:, :n])
+  return _outputs(found, scores, end, pad or 0, n)
 
 
 def _stops(stop: Sequence[str], tokenizer: Any, model: Any) -> StopTable | None:
@@ -371,11 +369,15 @@ def _rows(tokens: Prompts, pad: int | None) -> list[np.ndarray]:
   return rows
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _filled(tokens: Int[Array, 'B n T'], eos: search.Ends, pad: int) -> Int[Array, 'B n T']:
-  """Return the outputs with `pad` after their ends."""
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _outputs(
+  tokens: Int[Array, 'R W T'], scores: Float[Array, 'R W'], eos: search.Ends, pad: int, n: int
+) -> Outputs:
+  """Return n outputs of each prompt, its first or its W = 1 rows, with `pad` after their ends."""
+  B = len(tokens) // (n if tokens.shape[1] == 1 else 1)
+  tokens, scores = (x.reshape(B, -1, *x.shape[2:])[:, :n] for x in (tokens, scores))
   ends = search.is_end(tokens, eos)
-  return jnp.where((jnp.cumsum(ends, axis=-1) - ends > 0) | (tokens < 0), pad, tokens)
+  return Outputs(jnp.where((jnp.cumsum(ends, -1) - ends > 0) | (tokens < 0), pad, tokens), scores)
 
 
 def _prefill(model: Decoder, prompts: Int[Array, 'B S'], steps: int, beams: int = 1) -> Cache:
