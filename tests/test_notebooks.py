@@ -176,6 +176,10 @@ def test_a_run_is_planned_trained_and_measured(monkeypatch, tmp_path, capsys, on
   monkeypatch.setattr(choices, 'handlers', [])  # the notebook adds one
   monkeypatch.setattr(choices, 'level', choices.level)
   monkeypatch.setattr(choices, 'propagate', True)
+  (tmp_path / 'text.txt').write_text(
+    'def attention(q, k, v):\n  return softmax(q @ k.T) @ v\n' * 600
+  )
+  monkeypatch.setattr('tempfile.mkdtemp', lambda: str(tmp_path))  # where its text is found
   found = run('train_on_tpu', monkeypatch, tmp_path, STEPS=10)
   assert found['workdir'].last_step() == 10 and found['needed'].total > 0 and found['used'] > 0
   assert 'attention on' in capsys.readouterr().out
