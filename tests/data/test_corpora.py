@@ -181,7 +181,7 @@ def test_parallel_lists_the_files_where_one_is_missing(tmp_path):
     parallel(tmp_path, targets='fr')
   for part in ('train.fr', '.gz', 'train.de, train.en.gz', str(tmp_path), 'data.dir'):
     assert part in str(error.value)
-  with pytest.raises(FileNotFoundError, match='not even the folder'):
+  with pytest.raises(FileNotFoundError, match='not even the folder.*--config.data.dir'):
     parallel(tmp_path / 'nowhere')
 
 

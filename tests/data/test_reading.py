@@ -16,7 +16,7 @@ import PIL.Image
 import pytest
 
 from transformer.data import audio, corpora, images, reading
-from transformer.data.files import files_of_split
+from transformer.data.files import files_of_split, find_file
 from transformer.data.processors import SoundProcessor
 from transformer.data.reading import FileError, naming, read_arrays, read_json, read_lines
 from transformer.data.tokenizers import Tokenizer, train
@@ -335,3 +335,18 @@ def test_names_are_text_in_one_form(tmp_path):
   for example in corpora.load('images', 'train', dir=tmp_path):
     assert open(example['inputs'], 'rb').read() == b'a'
     json.dumps(example['name']).encode()
+
+
+def test_a_name_that_is_almost_right_is_named(tmp_path):
+  for name in ('photos/train.tar', 'reviews.tsv'):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b'')
+  for folder, names, message in (
+    ('photo', ['val.tar'], 'photo: not even the folder is there.*: photos .did you mean this'),
+    ('', ['review.tsv'], 'no .*/review.tsv.*There now: reviews.tsv .did you mean this'),
+    ('reviews.tsv', ['val.tar'], 'reviews.tsv: a file, not a folder'),
+    ('photos', ['test.tsv'], 'There now: train.tar.$'),
+    ('no/such/place', ['a'], 'there are: nothing'),
+  ):
+    with pytest.raises(FileNotFoundError, match=message):
+      find_file(tmp_path / folder, names)

@@ -1,5 +1,6 @@
 """Find the files of a split: in a folder, or in an archive."""
 
+import difflib
 import functools
 import logging
 import operator
@@ -30,12 +31,25 @@ def find_file(folder: pathlib.Path, names: Sequence[str]) -> pathlib.Path:
     for ending in ('', *UNPACK):
       if (path := folder / f'{name}{ending}').is_file():
         return path
-  there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else ['not even the folder']
+  if not folder.is_dir():
+    what = 'a file, not a folder' if folder.exists() else 'not even the folder'
+    near = _listed(folder.parent, folder.name) if folder.parent.is_dir() else 'nothing'
+    raise FileNotFoundError(
+      f'{folder}: {what} is there. Give the folder that has {" or ".join(names)} as dir '
+      f'(--config.data.dir). In {folder.parent} there are: {near}.'
+    )
   raise FileNotFoundError(
     f'there is no {" and no ".join(str(folder / name) for name in names)}, nor with '
     f'{", ".join(UNPACK)}. Put one of them there, or give the folder that has it as dir '
-    f'(data.dir). There now: {", ".join(there[:30]) or "nothing"}.'
+    f'(--config.data.dir). There now: {_listed(folder, names[0]) or "nothing"}.'
   )
+
+
+def _listed(folder: pathlib.Path, name: str) -> str:
+  """Return the names of a folder's files as a list, first the one that is most like `name`."""
+  there = sorted(path.name for path in folder.iterdir() if not archives.is_hidden(path.name))
+  near = difflib.get_close_matches(name, there, n=1, cutoff=0.8)
+  return ', '.join([*(f'{found} (did you mean this?)' for found in near), *there[:30]])
 
 
 def is_undivided(folder: pathlib.Path, split: str) -> bool:

@@ -74,7 +74,7 @@ def _reason(error: Any) -> str:
   """Return the message of an error; str(KeyError) would quote it."""
   while isinstance(error, AttributeError | KeyError) and error.args:
     error = error.args[0]
-  return str(error)
+  return re.sub('^Configuration is not available because of .*?: ', '', str(error))
 
 
 def _without(argv: list[str], flag: str) -> tuple[list[str], str]:

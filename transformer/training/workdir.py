@@ -54,8 +54,8 @@ class Workdir:
     file = self.path / 'config.json'
     if not self.has_config():
       raise FileNotFoundError(
-        f'there is no trained model in {self.path} (no config.json): train one first with '
-        f'python run.py --config=... --workdir={shlex.quote(str(self.path))}'
+        f'there is no trained model in {self.path} (no config.json): train one first, as by\n'
+        f'  python run.py --config=experiments/dates.py --workdir={shlex.quote(str(self.path))}'
       )
     try:
       config = json.loads(file.read_bytes())
