@@ -218,7 +218,7 @@ def _delete_after(file: pathlib.Path, step: int, steps: int) -> tuple[bool, floa
     try:
       written = json.loads(line)
       at, evaluation = written['step'], written['split'] != 'train'
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
       raise ValueError(f'{file}:{number} is damaged ({error}): delete that line') from error
     if at <= step and not (at == steps and evaluation):  # the final one is made again
       kept.append(line.decode())

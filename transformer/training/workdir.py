@@ -13,6 +13,7 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
+from transformer.data.reading import naming
 from transformer.data.tokenizers import Tokenizer
 from transformer.training import processes
 from transformer.training.config import FORMAT, from_values, upgrade
@@ -59,7 +60,7 @@ class Workdir:
       )
     try:
       config = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
       raise ValueError(
         f'{file} is not JSON ({error}): restore it, or use another --workdir'
       ) from error
@@ -173,7 +174,13 @@ class Workdir:
 
   def _fingerprints(self) -> dict[str, Any]:
     file = self.path / 'fingerprints.json'
-    return json.loads(file.read_bytes() or b'{}') if file.exists() else {}
+    if not file.exists():
+      return {}
+    with naming(file, 'restore it, or delete it to go on with what is there now'):
+      found = json.loads(file.read_bytes() or b'{}')
+      if not isinstance(found, dict):
+        raise ValueError('it is no JSON object')
+      return found
 
   def _compare_fingerprints(self, found: Mapping[str, str]):
     stored = self._fingerprints()

@@ -108,8 +108,9 @@ def stored_tensors(folder: pathlib.Path) -> Iterator[Stored]:
   placed = read_json(folder / INDEX).get('weight_map')
   if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
     raise ValueError(f'{folder / INDEX}: there is no weight_map of names to files in it')
+  there = {path.name for path in folder.iterdir() if path.is_file()}
   for file in dict.fromkeys(placed.values()):
-    if pathlib.Path(file).name != file or not (folder / file).is_file():
+    if file not in there:
       raise ValueError(f'{folder / INDEX} names {file}, which is not in the folder')
     found = list(_tensors_of(folder / file))
     if lost := {n for n, f in placed.items() if f == file} - {stored.name for stored in found}:
