@@ -45,13 +45,16 @@ LONGEST = (
   'test_model.py',
   'test_audio.py',  # first of those for which Numba compiles, once for all, in a new environment
   'test_resume.py',
+  'test_processes.py',
   'test_golden.py',
   'test_run.py',
-  'test_question_answering.py',
   'test_seq2seq.py',
-  'test_text_to_speech.py',
+  'test_generate.py',
+  'test_question_answering.py',
   'test_documentation.py',
+  'test_text_to_speech.py',
   'test_platforms.py',
+  'test_stack.py',
   'test_retrieval.py',
   'test_ctc.py',
   'test_finetuning.py',
@@ -60,7 +63,8 @@ LONGEST = (
   'test_language_model.py',
   'test_masked_lm.py',
   'test_checkpoints.py',
-  'test_generate.py',
+  'test_processors.py',
+  'test_kernels.py',
   'test_batches.py',
 )
 
