@@ -257,6 +257,14 @@ def test_columns_of_every_type_survive(tmp_path):
       np.testing.assert_array_equal(whole[i], column[i % len(column)], err_msg=name)
 
 
+def test_released_columns_are_read_again(tmp_path):
+  column = Ragged.from_sequences([[1, 2], [3]])
+  opened = token_files.open_column(tmp_path / 'a', token_files.write_column(tmp_path / 'a', column))
+  token_files.release(opened)
+  token_files.release(column)  # of what is no file nothing is given back
+  assert [row.tolist() for row in opened] == [row.tolist() for row in column] == [[1, 2], [3]]
+
+
 def test_small_vocabularies_take_two_bytes_a_token(tmp_path):
   info = token_files.write_column(tmp_path / 'a', Ragged.from_sequences([[1, 2]]), '<u2')
   assert (tmp_path / 'a.bin').stat().st_size == 4 and info['dtype'] == '<u2'

@@ -29,7 +29,7 @@ from transformer.data.archives import Content
 from transformer.data.permutation import permute
 from transformer.data.pipeline import Batch, Batches, Columns, Ragged, fill
 from transformer.data.reading import FileError, check_keys, naming
-from transformer.data.token_files import open_column
+from transformer.data.token_files import open_column, release
 from transformer.data.tokenizers import Tokenizer
 
 JSON = 'prepared.json'
@@ -193,7 +193,11 @@ class PreparedBatches(Batches):
     numbers = numbers[self.process[0] * share :][:share]
     if self.seed is not None:
       numbers = permute(numbers, len(rows), (self.seed, epoch, group + 1))
-    return self._filled_with(numbers.tolist(), group, share)
+    batch = self._filled_with(numbers.tolist(), group, share)
+    if step % 8 == 0:  # more often costs time, less often memory
+      for column in (*self.source.columns.values(), self.source.rows, self.source.windows):
+        release(column)
+    return batch
 
   def empty(self, group: int) -> Batch:
     """Return a batch of all processes in the shape of a group, of empty rows."""
