@@ -33,10 +33,11 @@ def _t5_derive(theirs, names, kind):
 def _t5_express(config):
   gelus = {'gelu_tanh': 'gelu' if config.gated else 'gelu_new', 'gelu_erf': 'gelu'}
   name = gelus.get(config.activation, config.activation)
-  return dict(
-    feed_forward_proj=f'gated-{name}' if config.gated else name,
-    tie_word_embeddings=config.tie == 'all',
-  )
+  tied = config.tie == 'all'
+  written = dict(feed_forward_proj=f'gated-{name}' if config.gated else name)
+  if config.scale_logits != tied:  # which older files cannot say
+    written['scale_decoder_outputs'] = config.scale_logits
+  return written | dict(tie_word_embeddings=tied)
 
 
 def _t5_rows(config, kind, theirs):
