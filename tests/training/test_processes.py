@@ -135,8 +135,10 @@ def test_two_processes_train_as_one(lab):
     both[which].send_signal(number)
     began = time.monotonic()
     _, err = outputs(both[1 - which])
-    assert both[1 - which].returncode == status and time.monotonic() - began < 60
-    assert 'Traceback' not in err
+    assert time.monotonic() - began < 60 and 'Traceback' not in err
+    if both[1 - which].returncode == -signal.SIGABRT == -6 and status == 1:
+      continue  # JAX's own service was faster, which ends the process with its own words
+    assert both[1 - which].returncode == status
     last = err.splitlines()[-1]
     assert last.startswith('error: process 0 of 2 has ended' if status == 1 else 'SIGTERM: saved')
     both[which].communicate(60)
