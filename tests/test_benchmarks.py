@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 from flax import nnx
 
-from experiments.benchmarks import gpu, harness, ours, page
+from experiments.benchmarks import decoding, gpu, harness, ours, page
 from transformer import Decoder, ModelConfig
 
 WORKER = """
@@ -55,6 +55,13 @@ def test_benchmarks_use_the_training_step_of_the_experiments(make):
   state, metrics = update(state, batches, jax.random.key(0))
   assert int(state.step) == 2 and metrics['finite'].all()
   assert np.isfinite(metrics['loss'].sum).all()
+
+
+@pytest.mark.slow
+def test_decoding_generates_as_many_tokens_as_it_says():
+  shape = dict(vocab=16, width=16, heads=2, depth=1, feedforward=16)
+  tokens, scores = decoding.ours(shape, rows=2, beams=1, outputs=5, dtype='float32')()
+  assert tokens.shape == (2, 1, 5) and np.isfinite(scores).all()
 
 
 def test_operations_are_six_per_weight_and_those_of_the_scores():

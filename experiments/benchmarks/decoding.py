@@ -40,13 +40,16 @@ def ours(shape: dict, rows: int, beams: int, outputs: int, dtype: str):
   from flax import nnx
 
   from transformer import EncoderDecoder, ModelConfig
+  from transformer.data import tokenizers
   from transformer.inference.decoding import Decoding
   from transformer.tasks.seq2seq import Seq2Seq
 
   config = ModelConfig(**dict(shape, max_length=128), prenorm=True, dtype=dtype)
   model = EncoderDecoder(config, nnx.Rngs(0))
+  tokenizer = tokenizers.train(['a'], kind='characters', vocab=10)
+  tokenizer.ends = ()  # an output never ends
   task = Seq2Seq(
-    tokenizer=type('Tokenizer', (), dict(bos=1, eos=-1, pad=0)),  # never ends
+    tokenizer=tokenizer,
     decoding=Decoding(beams=beams, alpha=0.0, max_new_tokens=outputs, batch_size=rows),
     max_length=INPUTS,
     label_smoothing=0.0,
