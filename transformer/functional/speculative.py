@@ -68,65 +68,40 @@ def speculate(
     raise ValueError(f'lookahead {lookahead} proposes nothing: pass 1 or more')
   B, n = len(first), lookahead + 1
   filtered = jax.vmap(jax.vmap(lambda logits: search.filter_logits(logits, **filters)))
-  places = jnp.arange(n)
+  places, rows = jnp.arange(n), jnp.arange(B)[:, None]
   pad = -1 if 0 in search.as_tuple(eos) else 0
-
-  def propose(state, keys, real):
-    def one(carry, xs):
-      last, cache = carry
-      i, real = xs
-      logits, cache = draft(last[:, None], real[:, None], cache)
-      logits = filtered(logits.astype(jnp.float32))[:, 0]
-      token = jax.vmap(_draw, in_axes=(0, 0, None))(keys, logits, i)
-      return (token, cache), (token, jax.nn.softmax(logits))
-
-    # the last proposal is read, too, so that its keys are cached if all are taken
-    start = (state.last, state.caches[1])
-    (_, cache), (tokens, q) = lax.scan(one, start, (places, real.T))
-    return tokens[:-1].T, q[:-1].swapaxes(0, 1), cache
 
   def extend(state: State) -> State:
     count = state.generated[:, None] + places
     real = (count < steps) & ~state.finished[:, None]
     round_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, state.round)
-    proposed, q, drafted = propose(state, round_keys, real)
+    proposed, q, drafted = _propose(draft, filtered, state, round_keys, real)
     given = jnp.concatenate([state.last[:, None], proposed], axis=1)
     logits, cache = read(given, real, state.caches[0])
-    logits = logits.astype(jnp.float32)
-    allowed = logits
+    logits = allowed = logits.astype(jnp.float32)
     if constrain is not None:
       # before place i there are the first i proposals
-      rows = jnp.arange(B)[:, None]
       whole = state.tokens.at[rows, count[:, :-1]].set(proposed, mode='drop')
       allowed = constrain(logits, jnp.repeat(whole[:, None], n, axis=1), count)
     p = jax.nn.softmax(filtered(allowed))
     taken, token = jax.vmap(_accept)(round_keys, p, q, proposed)
-
     # the proposals that were taken, then a token of the large model's own
     new = jnp.where(places < taken[:, None], jnp.pad(proposed, ((0, 0), (0, 1))), token[:, None])
-    valid = (places <= taken[:, None]) & real
-    where = jnp.where(valid, count, steps)
-    tokens = state.tokens.at[jnp.arange(B)[:, None], where].set(new, mode='drop')
+    tokens, valid, ends = until_end(state, new, (places <= taken[:, None]) & real, count)
+    log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), new[..., None], axis=-1)[..., 0]
+    # all that was read but the last new token, which comes first in the next round
+    caches = keep(cache, valid), keep(drafted, valid)
+    return _append(state, new, tokens, log_p, valid, ends, caches, pad)
+
+  def until_end(state, new, valid, count):
+    """The tokens of each row with the new ones, which of these count, and which end it."""
+    tokens = state.tokens.at[rows, jnp.where(valid, count, steps)].set(new, mode='drop')
     ends = search.is_end(new, eos)
     if stop is not None:
       ends |= stop(jnp.repeat(tokens[:, None], n, axis=1), jnp.minimum(count, steps - 1))
     ends &= valid
     valid &= jnp.cumsum(ends, axis=1) - ends == 0
-    added = jnp.sum(valid, axis=1)
-    log_p = jax.nn.log_softmax(logits)
-    log_p = jnp.take_along_axis(log_p, new[..., None], axis=-1)[..., 0]
-    kept = jnp.arange(steps) < (state.generated + added)[:, None]
-    last = jnp.take_along_axis(new, jnp.maximum(added - 1, 0)[:, None], axis=1)[:, 0]
-    return State(
-      round=state.round + 1,
-      generated=state.generated + added,
-      last=jnp.where(state.finished, state.last, last),
-      tokens=jnp.where(kept, tokens, pad),
-      scores=state.scores + jnp.sum(jnp.where(valid, log_p, 0), axis=1),
-      finished=state.finished | jnp.any(ends & valid, axis=1) | (state.generated + added >= steps),
-      # all that was read but the last new token, which comes first in the next round
-      caches=(keep(cache, valid), keep(drafted, valid)),
-    )
+    return tokens, valid, ends
 
   start = State(
     jnp.int32(0),
@@ -139,6 +114,39 @@ def speculate(
   )
   found = lax.while_loop(lambda state: ~jnp.all(state.finished), extend, start)
   return found.tokens, found.scores
+
+
+def _propose(draft, filtered, state, keys, real):
+  """The tokens that the small model proposes, their distributions [B, n - 1, N], and its cache."""
+
+  def one(carry, xs):
+    last, cache = carry
+    i, real = xs
+    logits, cache = draft(last[:, None], real[:, None], cache)
+    logits = filtered(logits.astype(jnp.float32))[:, 0]
+    token = jax.vmap(_draw, in_axes=(0, 0, None))(keys, logits, i)
+    return (token, cache), (token, jax.nn.softmax(logits))
+
+  # the last proposal is read, too, so that its keys are cached if all are taken
+  start = (state.last, state.caches[1])
+  (_, cache), (tokens, q) = lax.scan(one, start, (jnp.arange(real.shape[1]), real.T))
+  return tokens[:-1].T, q[:-1].swapaxes(0, 1), cache
+
+
+def _append(state, new, tokens, log_p, valid, ends, caches, pad) -> State:
+  """The state with the valid ones of the new tokens."""
+  steps, added = tokens.shape[1], jnp.sum(valid, axis=1)
+  generated = state.generated + added
+  last = jnp.take_along_axis(new, jnp.maximum(added - 1, 0)[:, None], axis=1)[:, 0]
+  return State(
+    round=state.round + 1,
+    generated=generated,
+    last=jnp.where(state.finished, state.last, last),
+    tokens=jnp.where(jnp.arange(steps) < generated[:, None], tokens, pad),
+    scores=state.scores + jnp.sum(jnp.where(valid, log_p, 0), axis=1),
+    finished=state.finished | jnp.any(ends & valid, axis=1) | (generated >= steps),
+    caches=caches,
+  )
 
 
 def _draw(key, logits, position):
