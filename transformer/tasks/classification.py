@@ -128,7 +128,8 @@ class Classification:
 
   def forward(self, model: Classifier, rows: Shaped[Array, 'B ...']):
     """Return the number of the best coarse class of each row, and its logit."""
-    x, segments = self.processor.prepare_batch(*split_padding(rows), None)
+    inputs, segments = split_padding(rows)
+    x, segments = self.processor.prepare_batch(inputs, segments, None)
     logits = self.coarse_logits(model(x, segments=segments))
     return jnp.argmax(logits, axis=-1), jnp.max(logits, axis=-1)
 

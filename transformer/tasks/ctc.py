@@ -97,7 +97,8 @@ class CTC:
 
   def forward(self, model: Transcriber, rows: Shaped[Array, 'B ...']):
     """Return the best token of each position, the blank at padding; NaN if a logit is no number."""
-    inputs, segments = self.processor.prepare_batch(*split_padding(rows), None)
+    inputs, segments = split_padding(rows)
+    inputs, segments = self.processor.prepare_batch(inputs, segments, None)
     logits, segments = model(inputs, segments=segments)
     real = segments != 0
     path = jnp.where(real, jnp.argmax(logits, axis=-1), self.tokenizer.pad)

@@ -245,7 +245,8 @@ class Retrieval:
 
   def forward(self, model: Embedding, rows: Int[Array, 'B T'], kind: int = QUERY):
     """Return the vector of each row."""
-    return _embed(model, *split_padding(rows), kind, None)
+    tokens, segments = split_padding(rows)
+    return _embed(model, tokens, segments, kind, None)
 
   def _comparable(self, scores: np.ndarray) -> np.ndarray:
     """Return the scores of queries in the units of the fusion."""

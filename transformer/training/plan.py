@@ -137,7 +137,11 @@ def of_step(
     total += only_temporaries * sum(stored.values())
     rest = total - sum(stored.values())
     return Plan(
-      *(change, *stored.values(), rest, total, there),
+      change,
+      **stored,
+      temporaries=rest,
+      total=total,
+      capacity=there,
       fits=False,
       refused=True,
       collectives=[],
