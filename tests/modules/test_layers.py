@@ -297,7 +297,7 @@ def test_a_scheme_rotates_or_biases_if_it_is_of_that_kind(position, rng, close):
     turns = position == 'rotary' and base
     close(turned, rotary(x, at, base, scaling=dict(scaling)) if turns else x)
   bias = module.bias(at, at)
-  assert (bias is not None) == (position in ('relative', 'alibi'))
+  assert (bias is not None) == (position in ('relative', 'learned_relative', 'alibi'))
   if bias is not None:
     assert bias.shape == (1, 4, 3, 3)
     np.testing.assert_array_equal(bias[:, :, 2, 2], bias[:, :, 1, 1])  # by distance

@@ -217,7 +217,9 @@ def test_whatever_lines_and_answers_are_called_files_are_in_the_workdir(
   task = types.SimpleNamespace(decoding=types.SimpleNamespace(batch_size=1, beams=2))
   monkeypatch.setattr(commands, '_restored', lambda *_: (types.SimpleNamespace(task=task), None, 0))
   monkeypatch.setattr(commands, 'read_chunks', lambda *_, **__: ([name] for name in names))
-  monkeypatch.setattr(commands, 'predict_each', lambda task, model, lines, method: map(answer, lines))
+  monkeypatch.setattr(
+    commands, 'predict_each', lambda task, model, lines, method: map(answer, lines)
+  )
   monkeypatch.setattr(commands, 'predict', lambda task, model, lines, **_: map(answer, lines))
   monkeypatch.setattr(inside, 'look', lambda task, model, line: Picture(line))
   (tmp_path / 'here').mkdir()

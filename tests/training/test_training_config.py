@@ -67,12 +67,6 @@ def test_every_variant_of_a_sweep_is_valid(file):
     check(config.to_dict())
 
 
-def test_experiments_import_presets_and_configs_alone():
-  for file in WITH_CONFIG:
-    found = re.findall(r'^\s*(?:from|import) (\S+)', file.read_text(), flags=re.MULTILINE)
-    assert set(found) <= {'ml_collections', 'transformer.training', 'transformer.zoo'}, file
-
-
 @pytest.mark.parametrize('section, key', every_key(), ids=lambda name: name)
 def test_a_misspelled_key_is_named_with_the_nearest(config, section, key):
   config[section][key + 'x'] = config[section].pop(key)
