@@ -57,10 +57,11 @@ class Plan(NamedTuple):
     return self._asdict() | {'collectives': [c._asdict() for c in self.collectives]}
 
   def __str__(self) -> str:
-    gib = {name: getattr(self, name) / GIB for name in Plan._fields[1:7]}
-    there = f' of {self.capacity / GIB:.2f}' if self.capacity else ''
-    parts = ', '.join(f'{name} {gib[name]:.2f}' for name in Plan._fields[1:6] if gib[name])
-    return f'a step needs {gib["total"]:.2f}{there} GiB of each device: {parts}'
+    unit, size = ('GiB', GIB) if self.total >= GIB else ('MiB', GIB / 1024)
+    found = {name: getattr(self, name) / size for name in Plan._fields[1:7]}
+    there = f' of {self.capacity / size:.2f}' if self.capacity else ''
+    parts = ', '.join(f'{name} {found[name]:.2f}' for name in Plan._fields[1:6] if found[name])
+    return f'a step needs {found["total"]:.2f}{there} {unit} of each device: {parts}'
 
 
 def topology_devices(name: str) -> list[Any]:
