@@ -79,7 +79,7 @@ def dead_links(output: pathlib.Path) -> list[str]:
   """Return the relative links whose page does not exist."""
   dead = []
   for page in output.rglob('*.html'):
-    for link in re.findall(r'(?:href|src)="([^"#]+)', page.read_text(encoding='utf-8')):
+    for link in re.findall(r'<\w+ [^<>]*?(?:href|src)="([^"#]+)', page.read_text(encoding='utf-8')):
       if not re.match(r'https?:|data:|\$', link) and not (page.parent / link).exists():
         dead.append(f'{page.relative_to(output)}: {link}')
   return dead

@@ -20,6 +20,7 @@ from parameters import drawn
 import transformer
 from experiments import dates, tinyshakespeare
 from transformer.data.tokenizers import train
+from transformer.functional import kernels
 from transformer.training import sharding
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'experiments' / 'notebooks'
@@ -172,6 +173,7 @@ def test_a_run_is_planned_trained_and_measured(monkeypatch, tmp_path, capsys, on
   config.model.update(width=16, feedforward=16, depth=1)
   config.decode.max_new_tokens = 8
   monkeypatch.setattr(tinyshakespeare, 'get_config', lambda: config)
+  kernels._log_once.cache_clear()  # it says once what another test may have heard
   choices = logging.getLogger('transformer.functional.kernels')
   monkeypatch.setattr(choices, 'handlers', [])  # the notebook adds one
   monkeypatch.setattr(choices, 'level', choices.level)

@@ -85,8 +85,8 @@ def main(speaks: str, hears: str, folder=RESULTS):
   }
   numbers = {
     'texts': len(texts),
-    'recognised_percent': 100 * float(np.mean(list(right.values()))),
-    **{f'recognised_{name}_percent': 100 * float(share) for name, share in bounds.items()},
+    'recognized_percent': 100 * float(np.mean(list(right.values()))),
+    **{f'recognized_{name}_percent': 100 * float(share) for name, share in bounds.items()},
     'by_speaker_percent': {name: 100 * float(np.mean(good)) for name, good in by.items()},
     'misheard': {t: word for t, word in zip(texts, heard, strict=True) if not right[t]},
     'metrics': metrics,

@@ -91,13 +91,15 @@ def test_a_swap_is_noticed(name, swap, monkeypatch):
 
 @pytest.mark.parametrize('name', slow_but(NAMES, ('bert', 'gpt2', 't5')))
 def test_every_number_counts(name, rng):
-  """In every layer of every parameter; only the biases of keys say nothing."""
+  """In every layer of every parameter; only the biases of keys, and norms that are off, say nothing."""
   model, inputs, expected, _ = golden(name)
   parameters = leaves(model)
   for path, leaf in parameters.items():
     if path.endswith('key/bias'):
       continue
     for layer in range(len(leaf)) if 'blocks' in path else [...]:
+      if name == 'modernbert' and path.endswith('blocks/attention_norm/scale') and layer == 0:
+        continue  # its first layer has none
       changed = np.array(leaf)
       changed[layer] += 0.1 * rng.normal(size=changed[layer].shape)
       values = (parameters | {path: jax.numpy.asarray(changed)}).values()
