@@ -91,7 +91,7 @@ def test_a_swap_is_noticed(name, swap, monkeypatch):
 
 @pytest.mark.parametrize('name', slow_but(NAMES, ('bert', 'gpt2', 't5')))
 def test_every_number_counts(name, rng):
-  """In every layer of every parameter; only the biases of keys, and norms that are off, say nothing."""
+  """In every layer of every parameter, but for the biases of keys and norms that are off."""
   model, inputs, expected, _ = golden(name)
   parameters = leaves(model)
   for path, leaf in parameters.items():
