@@ -73,7 +73,9 @@ def searches(name, model, key):
   return said
 
 
-@pytest.mark.parametrize('setting', ['ranks', 'leaks', '64 bits'])
+@pytest.mark.parametrize(
+  'setting', ['ranks', pytest.param('leaks', marks=pytest.mark.slow), '64 bits']
+)
 def test_a_loss_and_its_gradient_are_traced_under(setting):
   with SETTINGS[setting]():
     arguments = model_of('decoder'), batch_of(), jax.random.key(0)

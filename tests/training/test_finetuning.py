@@ -80,6 +80,7 @@ def best(works, name):
   return restore_best(reopen(workdir.read_config(), workdir), workdir)[0]
 
 
+@pytest.mark.slow
 def test_masked_tokens_then_labels_by_adapters(run, pretrained, folder, works):
   """Only adapters and the new head move; the encoder is the pretrained one to the last bit."""
   tuned = {
@@ -150,6 +151,7 @@ def test_a_language_model_is_exported_and_generates(
   assert capsys.readouterr().out.replace('\n', ' ').split() == ' '.join(found).split()
 
 
+@pytest.mark.slow
 def test_other_equations_are_an_error_that_names_the_key(experiment, pretrained, folder, works):
   changed = {'data.dir': folder, 'warm_start': pretrained, 'model.activation': 'relu'}
   status, _, err = experiment('sst2.py:finetune', works / 'refused', **dict(SMALL, **changed))
