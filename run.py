@@ -57,11 +57,11 @@ def main(argv: list[str]):
   """Run a mode, and exit with its status."""
   from absl import flags
 
-  from transformer.training import command_line, commands, process, processes
+  from transformer.training import command_line, commands, machine, processes
 
   if argv[1:] and flags.FLAGS.mode != 'runs':
     command_line.usage_error(ValueError(f'{argv[1]!r} is no flag: flags begin with --, see --help'))
-  process.tune()  # before JAX starts its threads
+  machine.tune()  # before JAX starts its threads
   try:
     if flags.FLAGS.mode != 'runs':
       processes.start(flags.FLAGS.coordinator, flags.FLAGS.process, flags.FLAGS.processes)

@@ -32,7 +32,7 @@ def inputs_of(rows: int, vocab: int):
 
 def ours(shape: dict, rows: int, beams: int, outputs: int, dtype: str):
   """Return a function that runs our search, as `predict` does."""
-  from transformer.training.process import keep_freed_memory
+  from transformer.training.machine import keep_freed_memory
 
   keep_freed_memory()
   import jax

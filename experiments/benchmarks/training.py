@@ -35,7 +35,7 @@ def shape_of(case: str) -> tuple[int, dict]:
 
 def ours(case: str, dtype: str, steps: int):
   """Return a function that runs our training step."""
-  from transformer.training.process import keep_freed_memory
+  from transformer.training.machine import keep_freed_memory
 
   keep_freed_memory()
   import jax

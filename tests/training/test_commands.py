@@ -16,7 +16,7 @@ from absl import app, flags
 import run
 from experiments import pairs, retrieval_cranfield, yesno
 from transformer.inspection import inside
-from transformer.training import commands, process, reporting
+from transformer.training import commands, machine, reporting
 from transformer.training.checks import check
 from transformer.training.command_line import printable, usage_error, with_stored_config
 
@@ -81,8 +81,8 @@ def test_a_user_without_a_home_compiles_without_a_cache(monkeypatch):
 
   for name in ('JAX_COMPILATION_CACHE_DIR', 'XDG_CACHE_HOME'):
     monkeypatch.delenv(name, raising=False)
-  monkeypatch.setattr(process.pathlib.Path, 'home', home)
-  process.keep_compiled()
+  monkeypatch.setattr(machine.pathlib.Path, 'home', home)
+  machine.keep_compiled()
 
 
 def test_every_variant_of_a_sweep_has_an_outcome(monkeypatch, capsys, tmp_path):

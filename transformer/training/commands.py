@@ -23,7 +23,7 @@ from transformer.training.command_line import FAILURE, USAGE, explain, printable
 from transformer.training.config import describe
 from transformer.training.experiment import Experiment, reopen, restore_best
 from transformer.training.input_lines import read_chunks
-from transformer.training.process import cores, start_devices
+from transformer.training.machine import cores, start_devices
 from transformer.training.results import evaluate_splits
 from transformer.training.signals import Signals, Stopped
 from transformer.training.start import draft_run, prepare_corpus, start_run

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from transformer.training import process
+from transformer.training import machine
 
 
 @pytest.fixture
@@ -20,30 +20,30 @@ def settings(monkeypatch, tmp_path):
 
 
 def test_compiled_programs_are_kept_in_the_users_cache(settings, tmp_path):
-  process.keep_compiled()
+  machine.keep_compiled()
   assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'transformer')
 
 
 @pytest.mark.parametrize('folder', ['', '/somewhere/else'])
 def test_a_cache_folder_from_the_environment_is_kept(settings, folder):
   settings.setenv('JAX_COMPILATION_CACHE_DIR', folder)
-  process.keep_compiled()
+  machine.keep_compiled()
   assert jax.config.jax_compilation_cache_dir is None  # read from the environment by JAX itself
 
 
 def test_a_cache_that_the_program_chose_is_kept(settings):
   jax.config.update('jax_compilation_cache_dir', '/chosen')
-  process.keep_compiled()
+  machine.keep_compiled()
   assert jax.config.jax_compilation_cache_dir == '/chosen'
 
 
 def test_tuning_can_be_switched_off(settings):
   called = []
-  settings.setattr(process, 'keep_freed_memory', lambda: called.append('memory'))
-  settings.setattr(process, 'keep_compiled', lambda: called.append('compiled'))
+  settings.setattr(machine, 'keep_freed_memory', lambda: called.append('memory'))
+  settings.setattr(machine, 'keep_compiled', lambda: called.append('compiled'))
   settings.setenv('TRANSFORMER_TUNE', '0')
-  process.tune()
+  machine.tune()
   assert called == []
   settings.delenv('TRANSFORMER_TUNE')
-  process.tune()
+  machine.tune()
   assert called == ['memory', 'compiled']

@@ -1,4 +1,4 @@
-"""Settings of the whole process, which `run.py` makes before the first computation."""
+"""Settings of JAX and the allocator for this machine, which `run.py` makes before it computes."""
 
 import ctypes
 import importlib.metadata
