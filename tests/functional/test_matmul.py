@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from equations import equations
 
 from transformer.functional.matmul import matmul, matmul_nt, matmul_tn
 
@@ -77,13 +78,3 @@ def test_tn_is_the_product_with_the_transpose_also_under_vmap(rng, close):
   a, b = (jnp.asarray(rng.normal(size=(3, 5, n)), 'float32') for n in (2, 4))
   close(matmul_tn(a[0], b[0]), a[0].T @ b[0])
   close(jax.jit(jax.vmap(matmul_tn))(a, b), a.swapaxes(1, 2) @ b)
-
-
-def equations(jaxpr):
-  """All equations, those inside of jit, scan and custom derivatives too."""
-  for e in jaxpr.eqns:
-    yield e
-    for inner in jax.tree.leaves(list(e.params.values()), is_leaf=lambda x: hasattr(x, 'eqns')):
-      inner = getattr(inner, 'jaxpr', inner)
-      if hasattr(inner, 'eqns'):
-        yield from equations(inner)

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from equations import equations
 from flax import nnx
-from tiny import SCHEMES, SEGMENTS, TINY, TOKENS, A, B, at, build, cached, equations, name, slow
+from tiny import SCHEMES, SEGMENTS, TINY, TOKENS, A, B, at, build, cached, name, slow
 
 from transformer.functional import masks
 from transformer.modules import sites

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from equations import equations
 from flax import nnx
-from tiny import SCHEMES, SEGMENTS, TOKENS, build, cached, equations, name, slow
+from tiny import SCHEMES, SEGMENTS, TOKENS, build, cached, name, slow
 
 from transformer.functional import masks
 from transformer.functional.kernels import dot_product_attention

@@ -39,16 +39,6 @@ def cached(model, tokens, segments, cache):
   return model(tokens, segments=segments, cache=cache)
 
 
-def equations(jaxpr):
-  """All equations, those inside of scan, remat and custom derivatives too."""
-  for e in jaxpr.eqns:
-    yield e
-    for inner in jax.tree.leaves(list(e.params.values()), is_leaf=lambda x: hasattr(x, 'eqns')):
-      inner = getattr(inner, 'jaxpr', inner)
-      if hasattr(inner, 'eqns'):
-        yield from equations(inner)
-
-
 def at(row, length, left):
   """`row` in a row of `length`, after `left` columns of padding."""
   return [0] * left + list(row) + [0] * (length - left - len(row))

@@ -88,7 +88,7 @@ def test_a_signal_to_another_process_ends_this_one_with_its_status_and_words(pee
   assert ended == [143] and capsys.readouterr().err == 'SIGTERM: saved step 8\n'
 
 
-def test_a_process_that_said_goodbye_may_end(peer):
+def test_a_process_that_has_finished_may_end(peer):
   theirs, thread, ended = peer
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(processes, 'several', lambda: True)

@@ -60,7 +60,7 @@ class Prepared:
 
   @classmethod
   def open(cls, folder: pathlib.Path, split: str) -> Any:
-    """Return a split, or of nanoGPT's files `<split>.bin`.
+    """Return a split of a prepared corpus, or `<split>.bin` of a folder as nanoGPT writes it.
 
     Raises:
       FileNotFoundError: there is no such corpus or split.

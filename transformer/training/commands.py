@@ -61,7 +61,7 @@ def main(flags: Any, folders: Sequence[str] = ()) -> int:
     raise
   except Exception as error:
     logging.debug('raised here', exc_info=True)  # --verbosity=1 shows it
-    processes.wait_for_news()
+    processes.wait_for_lost_process()
     error = explain(error, workdir)
     if isinstance(error, (ValueError, OSError)):  # what a user can correct
       usage_error(error)

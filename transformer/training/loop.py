@@ -253,7 +253,7 @@ class _Loop:
     return self._operations[shapes] / (peak * mesh.size)
 
   def _skip(self, step: int, batch: pipeline.Batch):
-    """Go on after a step that is not finite, whose update was not made, as far as it is allowed."""
+    """Continue after a step that is not finite, whose update was not made; raise after too many."""
     self.skipped += 1
     train = self.train
     if train.nonfinite == 'halt' or self.skipped > train.max_nonfinite:

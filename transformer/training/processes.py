@@ -22,12 +22,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-SECONDS = 40  # without a sign of life until a machine counts as lost
+SECONDS = 40  # without an answer, after which a machine counts as lost
 # Variables by which launchers tell a process that it is one of several.
 COUNTS = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
 
 _peers: dict[int, socket.socket] = {}  # by the number of their process
-_ended: set[int] = set()  # those that have said goodbye
+_ended: set[int] = set()  # those that said that they have finished
 _first_is_done = threading.Semaphore(0)  # counts what process 0 has done alone
 
 
@@ -35,7 +35,7 @@ def start(coordinator: str = '', process: int = -1, processes: int = 0):
   """Start JAX's processes if this is one of several; call it before JAX starts its devices.
 
   Args:
-    coordinator: HOST:PORT of process 0; 'auto' if JAX shall find out everything, as on a TPU pod;
+    coordinator: HOST:PORT of process 0; 'auto' to let JAX find out everything, as on a TPU pod;
       '' if Slurm, Open MPI or Kubernetes may have started several processes.
     process: the number of this one, from 0.
     processes: how many there are.
@@ -93,7 +93,7 @@ def _connect(host: str):
     while len(_peers) < jax.process_count() - 1:
       peer, _ = listener.accept()
       peer.settimeout(10)
-      with contextlib.suppress(OSError, ValueError):  # a stranger
+      with contextlib.suppress(OSError, ValueError):  # none of these processes
         said, index = _read_line(peer).split()
         if said == token:
           _peers[int(index)] = peer
@@ -139,7 +139,7 @@ def _read_line(peer: socket.socket) -> str:
 
 
 def _watch(number: int, peer: socket.socket):
-  """Do what a process says, and end this one if it ends without saying so."""
+  """Act on the messages of a process; end this one if that ends without `done`."""
   while True:
     try:
       word, _, rest = _read_line(peer).partition(' ')
@@ -259,8 +259,8 @@ def ending_together() -> Iterator[None]:
   _peers.clear()
 
 
-def wait_for_news():
-  """Let this process end with the right words if its error came of the end of another."""
+def wait_for_lost_process():
+  """Wait some seconds after an error, in which `_watch` may name a lost process as its cause."""
   if _peers:
     time.sleep(3)
 
