@@ -205,7 +205,7 @@ def test_sweep_runs_every_variant(run, tiny, tmp_path):
   [
     (['--config.model.widht=16'], ["no key 'widht'", 'width']),
     (['--config.loss.nothing=1'], ["no key 'nothing'", '--mode=config']),
-    (['--config.trian.steps=1'], ['trian', 'train']),
+    (['--config.trian.steps=1'], ["no section 'trian'", "'train'?"]),
     (['--config.model.heads=3'], ['model.heads=3', 'model.width=128', 'divisor']),
     (['--config.model.norm=batch'], ['model.norm', "'batch'", "'layer'"]),
     (['--config.eval.metrics=(bleu'], ['eval.metrics', '(bleu', "('a', 'b')"]),

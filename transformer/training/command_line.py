@@ -109,12 +109,12 @@ class TupleParser(flags.ArgumentParser):
 def usage_error(error: Exception) -> NoReturn:
   """Print what was wrong with the command, in one line but for advised commands, and exit."""
   text = _reason(error)
+  key, _, hint = text.partition('\n')
   if error.args and isinstance(error.args[0], KeyError):  # an unknown key, from ml_collections
-    key, _, hint = text.partition('\n')
     text = f'--config has no key {key}: {hint or "--mode=config prints every key"}'
-  elif text.strip("'").isidentifier():  # an unknown section
-    near = difflib.get_close_matches(text.strip("'"), SECTIONS, n=1, cutoff=0)
-    text = f'--config has no section {text}: did you mean {near[0]!r}?'
+  elif key.strip("'").isidentifier():  # an unknown section
+    near = difflib.get_close_matches(key.strip("'"), SECTIONS, n=1, cutoff=0)
+    text = f'--config has no section {key}: did you mean {near[0]!r}?'
   # commands to paste keep their lines
   parts = re.split(r'\n  (?=(?:pip|python|rm) )', text.strip())
   # and names of files their spaces
