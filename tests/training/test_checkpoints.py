@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import json
 import resource
 import shutil
 
@@ -65,6 +66,26 @@ def test_a_state_is_restored_to_the_last_bit(saved):
   with Checkpoints(saved) as checkpoints:
     assert checkpoints.last_step == 4
     assert same_bits(checkpoints.restore(like(state_of())), state_of(4))
+
+
+def test_a_checkpoint_describes_itself(tmp_path):
+  with Checkpoints(tmp_path, about={'config': {'width': 6}, 'tokenizer': {'größe': 'ß'}}) as each:
+    each.save(state_of(3), 3, scores={'loss': 0.5})
+  with Checkpoints(tmp_path) as checkpoints:
+    arrays, about = checkpoints.read()
+    with pytest.raises(FileNotFoundError, match=r'no checkpoint .*last/2: those of steps .3. are'):
+      checkpoints.read(2)
+  assert digest(arrays) == digest(state_of(3))
+  assert about['run'] == {'config': {'width': 6}, 'tokenizer': {'größe': 'ß'}}
+  assert (about['step'], about['format'], about['scores']) == (3, module.FORMAT, {'loss': 0.5})
+
+
+def test_a_checkpoint_of_a_later_format_is_refused(workdir, monkeypatch):
+  with monkeypatch.context() as later, Checkpoints(workdir, keep=2) as checkpoints:
+    later.setattr(module, 'FORMAT', module.FORMAT + 1)
+    checkpoints.save(state_of(5), 5)
+  with pytest.raises(ValueError, match='has format 3, and this version reads 1 to 2: update'):
+    read(workdir)
 
 
 def test_a_parameter_that_was_renamed_is_restored(saved, monkeypatch):
@@ -328,9 +349,12 @@ def test_one_changed_bit_of_a_large_array_is_found(workdir):
 
 
 def test_missing_checksums_are_damage(workdir):
-  about = workdir / 'checkpoints' / 'last' / '4' / 'about' / 'metadata'
-  for text in ('{"checksums": {}}', '{}', about.read_text().replace('model.half', 'model.other')):
-    about.write_text(text)
+  file = workdir / 'checkpoints' / 'last' / '4' / '_CHECKPOINT_METADATA'
+  whole = json.loads(file.read_text())
+  sums = whole['custom_metadata']['checksums']
+  other = {path.replace('model.half', 'model.other'): value for path, value in sums.items()}
+  for about in ({'checksums': {}}, {}, None, {'checksums': other}):
+    file.write_text(json.dumps(whole | {'custom_metadata': about}))
     assert is_found(workdir)
 
 

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from transformer.training.checkpoints import Checkpoints, digest
 from transformer.training.workdir import Workdir
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden_run'
@@ -42,6 +43,14 @@ def test_the_golden_metrics_are_computed_again(run):
   )
   for name, value in before['metrics'].items():
     assert after['metrics'][name] == pytest.approx(value, rel=1e-3, abs=1e-3), name
+
+
+def test_the_golden_checkpoint_has_the_bits_that_were_trained(workdir):
+  """It was written by Orbax's API of version 0."""
+  with Checkpoints(workdir) as checkpoints:
+    arrays, about = checkpoints.read()
+  assert about['step'] == 2
+  assert digest(arrays) == json.loads((GOLDEN / 'train.json').read_text())['state_sha256']
 
 
 def test_the_golden_run_predicts(run):

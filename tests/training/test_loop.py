@@ -80,7 +80,7 @@ class Recorder:
     state._replace = lambda step: vars(state).update(step=step) or state
     return state
 
-  def save(self, state, step, *, extra):
+  def save(self, state, step, *, extra, scores):
     self.done.append(f'save {step}' + ' extra' * extra)
 
   def save_best(self, model, step, metrics):

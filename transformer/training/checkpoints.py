@@ -1,12 +1,14 @@
 """Checkpoints of the training state by Orbax: asynchronous, the last few and the best, on any mesh.
 
 A checkpoint has plain arrays by parameter path, no types of Flax or Optax, and a checksum of each,
-because Orbax does not detect a changed bit in a large array.
+because Orbax does not detect a changed bit in a large array. It describes itself: its format, what
+it is a checkpoint of, and its metrics are in the file _CHECKPOINT_METADATA, as JSON.
 """
 
 import contextlib
 import dataclasses
 import hashlib
+import json
 import math
 import pathlib
 import re
@@ -16,11 +18,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
+from orbax.checkpoint import v1 as ocp
 
 from transformer.training import processes
 from transformer.training.optimizers import parameter_path
 
+# Of what a checkpoint says about itself: 1 was written by Orbax's API of version 0, into a file of
+# its own, about/metadata.
+FORMAT = 2
 # Names of parameters in a path, and what they were called in older checkpoints.
 RENAMED = {'token_types': 'types', 'class_token': 'first'}
 
@@ -52,14 +57,18 @@ class Checkpoints(contextlib.AbstractContextManager):
   Args:
     workdir: the folder of the run.
     keep: number of last checkpoints to keep; see Kept. Only needed to save.
+    about: what they say of the run beside the state, such as its config; of JSON's types.
   """
 
-  def __init__(self, workdir: pathlib.Path, *, keep: int = 1):
+  def __init__(
+    self, workdir: pathlib.Path, *, keep: int = 1, about: Mapping[str, Any] | None = None
+  ):
     self.folder = (workdir / 'checkpoints').absolute()  # Orbax ignores relative ones
     self._link, folder = _plain(self.folder)
-    self._kept = Kept(keep)
-    self._last = _manager(folder / 'last', self._kept)
-    self._best = _manager(folder / 'best', Kept(1))
+    self._kept, self._run = Kept(keep), dict(about or {})
+    self._last = ocp.training.Checkpointer(folder / 'last', preservation_policy=self._kept)
+    self._best = ocp.training.Checkpointer(folder / 'best', preservation_policy=Kept(1))
+    self._saving: Any = None  # what Orbax does in the background
 
   def __exit__(self, *_):
     """Wait for the save in progress; its errors are raised here."""
@@ -70,56 +79,60 @@ class Checkpoints(contextlib.AbstractContextManager):
       contextlib.closing(self._best),
       contextlib.closing(self._last),
     ):
-      pass
+      self._finish()
 
-  def save(self, state: Any, step: int, *, extra: bool = False):
+  def save(
+    self, state: Any, step: int, *, extra: bool = False, scores: Mapping[str, float] | None = None
+  ):
     """Start to save the state, unless its step is saved; return before it is on disk.
 
     Args:
       state: arrays.
       step: of the state.
       extra: whether the run would not save here if it were not stopped.
+      scores: the metrics that are known.
     """
-    self._wait(self._last)
-    steps = self._last.all_steps()
+    self.wait()
+    steps = _steps(self._last)
     if step not in steps:
       for earlier in steps:
         with contextlib.suppress(ValueError):  # a damaged one counts as it is
           self._kept.extra |= {earlier} if self._about(self._last, earlier).get('extra') else set()
-      self._save(self._last, state, step, {'extra': extra})
+      self._save(self._last, state, step, {'extra': extra, 'scores': dict(scores or {})})
 
   def save_best(self, state: Any, step: int, scores: Mapping[str, float]):
     """Save the state as the best one; replaces a best one of the same step."""
-    if step in self._best.all_steps():
-      self._best.delete(step)
+    self.wait()
     self._save(self._best, state, step, {'scores': dict(scores)})
-    self._wait(self._best)
+    self.wait()
 
-  def _save(self, manager, state, step, about):
+  def _save(self, checkpointer, state, step, about):
     flat = _flat(state)
-    about = about | {'checksums': _checksums(flat)}
-    items = ocp.args.Composite(state=ocp.args.StandardSave(flat), about=ocp.args.JsonSave(about))
+    about |= {'format': FORMAT, 'run': self._run, 'checksums': _checksums(flat)}
     with _failed_save_named(self.folder):
-      manager.save(step, args=items, force=True)
+      self._saving = checkpointer.save_checkpointables_async(
+        step, {'state': flat}, force=True, overwrite=True, custom_metadata=about
+      )
 
   def wait(self):
     """Wait until the last save is on disk; its error is raised here."""
-    self._wait(self._last)
-
-  def _wait(self, manager):
-    """Wait for a save in the background; its error is raised here."""
     with _failed_save_named(self.folder):
-      manager.wait_until_finished()
+      self._finish()
+
+  def _finish(self):
+    saving, self._saving = self._saving, None
+    if saving is not None:
+      saving.result()
 
   @property
   def last_step(self) -> int | None:
     """The step of the newest complete checkpoint."""
-    return self._last.latest_step()
+    return max(_steps(self._last), default=None)
 
   @property
   def best(self) -> tuple[int, dict[str, float]] | None:
     """(step, scores) of the best checkpoint; None if there is none."""
-    step = self._best.latest_step()
+    step = max(_steps(self._best), default=None)
     if step is None:
       return None
     return step, self._about(self._best, step).get('scores', {})
@@ -135,8 +148,27 @@ class Checkpoints(contextlib.AbstractContextManager):
       FileNotFoundError: there is no checkpoint.
       ValueError: it is damaged, or of another model; names the differences.
     """
-    manager = {'last': self._last, 'best': self._best}[which]
-    return self._restore(manager, manager.latest_step(), like)
+    checkpointer = {'last': self._last, 'best': self._best}[which]
+    return self._restore(checkpointer, max(_steps(checkpointer), default=None), like)
+
+  def read(self, step: int | None = None, *, which: str = 'last') -> tuple[dict, dict]:
+    """Return the arrays of a checkpoint by path, on one device, and what it says of itself.
+
+    Args:
+      step: the newest by default.
+      which: last or best.
+
+    Raises:
+      FileNotFoundError, ValueError: as restore does.
+    """
+    checkpointer = {'last': self._last, 'best': self._best}[which]
+    steps = _steps(checkpointer)
+    step = max(steps, default=None) if step is None else step
+    if step is None or step not in steps:
+      where = self._where(checkpointer, step)
+      raise FileNotFoundError(f'there is no checkpoint {where}: those of steps {steps} are there')
+    arrays = self._read(checkpointer, step)
+    return arrays, {'step': step} | self._about(checkpointer, step)
 
   def average(self, like: Any, n: int) -> Any:
     """Return the mean of the last n checkpoints (Vaswani et al. 2017, section 6.1).
@@ -152,41 +184,61 @@ class Checkpoints(contextlib.AbstractContextManager):
 
   def averaged_steps(self, n: int) -> list[int]:
     """Return the steps of the last n checkpoints, or of as many as there are."""
-    self._wait(self._last)
-    return sorted(self._last.all_steps())[-n:]
+    self.wait()
+    return _steps(self._last)[-n:]
 
-  def _where(self, manager, step: int | None = None) -> pathlib.Path:
-    return self.folder / manager.directory.name / str('' if step is None else step)
+  def _where(self, checkpointer, step: int | None = None) -> pathlib.Path:
+    return self.folder / checkpointer.directory.name / str('' if step is None else step)
 
-  def _about(self, manager, step: int) -> dict[str, Any]:
+  def _about(self, checkpointer, step: int) -> dict[str, Any]:
     """Return what was saved beside the state."""
-    with _damage_named(self._where(manager, step)):
-      args = ocp.args.Composite(about=ocp.args.JsonRestore())
-      return manager.restore(step, args=args)['about'] or {}
-
-  def _restore(self, manager, step, like):
-    if step is None:
-      raise FileNotFoundError(f'there is no checkpoint in {self._where(manager)}: train first')
-    where = self._where(manager, step)
-    self._wait(manager)
-    sums = self._about(manager, step).get('checksums', {})
+    where = self._where(checkpointer, step)
     with _damage_named(where):
-      stored = {path: x.shape for path, x in manager.item_metadata(step)['state'].items()}
-    target = {_name_in(stored, path): x for path, x in _flat(like).items()}
+      older = checkpointer.directory / str(step) / 'about' / 'metadata'
+      if older.exists():
+        return json.loads(older.read_text())
+      about = checkpointer.checkpointables_metadata(step).custom_metadata or {}
+      number = int(about.get('format', FORMAT))
+    if number > FORMAT:
+      raise ValueError(
+        f'checkpoint {where} has format {number}, and this version reads 1 to {FORMAT}: update '
+        'this code'
+      )
+    return about
+
+  def _restore(self, checkpointer, step, like):
+    restored = self._read(checkpointer, step, _flat(like))
+    return jax.tree.unflatten(jax.tree.structure(like), [*restored.values()])
+
+  def _read(self, checkpointer, step, like=None) -> dict[str, jax.Array]:
+    """Return the arrays of a checkpoint by path, in the order and with the shardings of `like`."""
+    if step is None:
+      raise FileNotFoundError(f'there is no checkpoint in {self._where(checkpointer)}: train first')
+    where = self._where(checkpointer, step)
+    self.wait()
+    sums = self._about(checkpointer, step).get('checksums', {})
+    with _damage_named(where):
+      metadata = checkpointer.checkpointables_metadata(step).metadata
+      stored = {path: x.shape for path, x in metadata['state'].items()}
+    if like is None:
+      one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+      like = {
+        path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one)
+        for path, x in metadata['state'].items()
+      }
+    target = {_name_in(stored, path): x for path, x in like.items()}
     _compare(stored, target, where)
     with _damage_named(where):
-      args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-      restored = manager.restore(step, args=args)['state']
+      restored = checkpointer.load_checkpointables(step, {'state': target})['state']
       found = _checksums(restored)
       if damaged := [path for path in found if sums.get(path) != found[path]]:
         raise ValueError(f'the values of {", ".join(damaged[:5])} are not those that were saved')
-    return jax.tree.unflatten(jax.tree.structure(like), [restored[path] for path in target])
+    return {path: restored[path] for path in target}
 
 
-def _manager(folder: pathlib.Path, kept: Kept) -> ocp.CheckpointManager:
-  options = ocp.CheckpointManagerOptions(preservation_policy=kept)
-  handlers = {'state': ocp.StandardCheckpointHandler(), 'about': ocp.JsonCheckpointHandler()}
-  return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+def _steps(checkpointer: ocp.training.Checkpointer) -> list[int]:
+  """Return the steps that are on disk, in their order."""
+  return [checkpoint.step for checkpoint in checkpointer.checkpoints]
 
 
 def _plain(folder: pathlib.Path) -> tuple[contextlib.ExitStack, pathlib.Path]:

@@ -7,6 +7,7 @@ import json
 import operator
 import pathlib
 import signal
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -44,9 +45,14 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
   train, data = experiment.settings.train, experiment.settings.data
   programs = make_programs(experiment)
   batches = experiment.batches(data.train)
+  fingerprint = fingerprint_of(batches)
+  about = {
+    **{'config': workdir.stored('config.json'), 'tokenizer': workdir.stored('tokenizer.json')},
+    'data': {'split': data.train, 'batches': len(batches), 'fingerprint': fingerprint},
+  }
   with (
     Signals() as signals,
-    Checkpoints(workdir.path, keep=train.keep_checkpoints) as checkpoints,
+    Checkpoints(workdir.path, keep=train.keep_checkpoints, about=about) as checkpoints,
     Ledger(functools.partial(_note, workdir.path / 'compilations.jsonl')) as ledger,
   ):
     state = _first_state(experiment, programs, checkpoints)
@@ -57,7 +63,7 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
     with report:
       loop = _Loop(experiment, workdir, programs, checkpoints, report, signals, ledger, state)
       found = {
-        f'the split {data.train}': fingerprint_of(batches),
+        f'the split {data.train}': fingerprint,
         f'the split {data.val}': fingerprint_of(loop.batches),
       }
       for name, value in found.items():
@@ -89,7 +95,10 @@ class _Loop:
   Attributes:
     state: after the last step that was started.
     skipped: steps of this process whose loss or gradient was not finite.
+    logged: the last training metrics that were logged, with their step.
   """
+
+  logged: Mapping[str, float] = {}
 
   def __init__(
     self,
@@ -187,7 +196,8 @@ class _Loop:
     return step % self.train.save_every_steps == 0 or step == self.train.steps
 
   def _save(self, step: int):
-    self.checkpoints.save(self.state, step, extra=not self._is_saved_after(step))
+    extra = not self._is_saved_after(step)
+    self.checkpoints.save(self.state, step, extra=extra, scores=self.logged)
 
   def _model(self) -> Model:
     return self.state.average or self.state.model
@@ -240,6 +250,7 @@ class _Loop:
       if step % self.train.log_every_steps == 0:
         values = {name: float(getattr(v, 'value', v)) for name, v in found.items()}
         rate = float(self.programs.learning_rate(step - 1))
+        self.logged = {'step': step} | values
         self.report.train(step, dict(values, learning_rate=rate))
 
   def _seconds_at_peak(self, batch: pipeline.Batch) -> float:

@@ -71,6 +71,10 @@ class Workdir:
         f'{file} is not the config of a run ({error}): restore it, or use another --workdir'
       ) from error
 
+  def stored(self, name: str) -> Any:
+    """Return the content of a file of JSON."""
+    return json.loads((self.path / name).read_bytes())
+
   def lock(self):
     """Keep other processes from training here until this one ends, even if it is killed.
 
