@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from transformer.inference.decoding import Decoding
+from transformer.inference.decoding import Decoding, check_positive
 
 GENERATION = {
   'suppress_tokens': [7, 2],
@@ -48,8 +48,26 @@ def test_choices_are_not_cut_into_windows():
     (dict(max_new_tokens=3, min_new_tokens=4), 'max_new_tokens=3 is fewer than'),
     (dict(max_new_tokens=1, prefix=(1, 2)), 'the 2 of decode.prefix'),
     (dict(beams=0), 'beams=0 must be at least 1'),
+    (dict(beams=2, length_penalty=float('nan')), 'length_penalty=nan must be a finite number'),
+    (dict(temperature=float('inf')), 'temperature=inf must be a finite number'),
+    (dict(no_repeated_ngrams=-1), 'no_repeated_ngrams=-1 must be at least 0'),
+    (dict(min_new_tokens=-1), 'min_new_tokens=-1 must be at least 0'),
+    (dict(bad_words=(3,)), r'bad_words=\(3,\): give sequences of ids'),
+    (dict(bad_words=((),)), r'bad_words=\(\(\),\): give sequences of ids'),
+    (dict(choices=((1, 2, 3),), max_new_tokens=2), 'max_new_tokens=2 cuts one of decode.choices'),
   ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings, words):
   with pytest.raises(ValueError, match=words):
     Decoding(**settings)
+
+
+@pytest.mark.parametrize('kind, value', [(int, 2.0), (int, '3'), (int, True), (float, '0.5')])
+def test_a_number_of_another_type_is_named(kind, value):
+  class Settings:
+    beams: kind
+
+  settings = Settings()
+  settings.beams = value
+  with pytest.raises(ValueError, match=f'decode.beams={value!r} must be'):
+    check_positive(settings)

@@ -146,12 +146,57 @@ def test_second_call_of_the_same_shape_compiles_nothing(decoder, translator):
     ([[5] * 20], dict(max_new_tokens=9), '28 tokens are more than the 24 learned positions'),
     ([[5]], dict(start=1), 'a Decoder continues its prompt, so pass no start'),
     ([[5]], dict(beams=2, temperature=1.0), 'set beams to 1 or temperature to 0'),
+    ([[2**40]], {}, 'prompt 0 has ids from 1099511627776'),
+    ([[5]], dict(suppress=(3, 99)), r'decode.suppress has ids \[99\], but the model knows 0 to'),
+    ([[5]], dict(begin_suppress=(-1,)), r'decode.begin_suppress has ids \[-1\]'),
+    ([[5]], dict(bad_words=((5, 99),)), r'decode.bad_words has ids \[99\]'),
+    ([[5]], dict(choices=((5, 99),), eos=2), r'decode.choices has ids \[99\]'),
+    ([[5]], dict(eos=[2, 99]), r'decode.eos has ids \[99\]'),
   ],
 )
 def test_invalid_arguments_are_refused(decoder, tokens, settings, message):
   settings = dict(max_new_tokens=4, key=jax.random.key(0)) | settings
   with pytest.raises(ValueError, match=message):
     generate(decoder, tokens, **settings)
+
+
+@pytest.mark.parametrize(
+  'tokens', [[[5.5, 6.0]], [5, 6], ['ab'], [[True]], np.array([[5.5]]), [[[5], [6]]]], ids=str
+)
+def test_what_is_no_id_is_refused_and_not_rounded(tokens):
+  with pytest.raises(ValueError, match='are no ids: pass integers'):
+    module._rows(tokens, None)
+
+
+N = 20  # tokens
+DEAD_ENDS = {
+  'every token': dict(suppress=tuple(range(N))),
+  'a prefix that is forbidden': dict(prefix=(5,), suppress=(5,)),
+  'a prefix that is a bad word': dict(prefix=(5, 6), bad_words=((5, 6),)),
+  'choices that are forbidden': dict(choices=((5,), (6, 7)), suppress=(5, 6), eos=2),
+  'more tokens than there are': dict(no_repeated_ngrams=1, max_new_tokens=N),
+}
+
+
+@pytest.mark.parametrize(
+  'name, search',
+  [
+    ('a prefix that is forbidden', {}),
+    *(
+      pytest.param(name, search, marks=pytest.mark.slow)
+      for search in ({}, dict(beams=2), dict(temperature=1.0), dict(draft=None))
+      for name in (['every token'] if search else DEAD_ENDS)
+    ),
+  ],
+  ids=str,
+)
+def test_where_every_token_is_forbidden_none_is_said(decoder, name, search):
+  settings = dict(max_new_tokens=4, key=jax.random.key(0)) | DEAD_ENDS[name] | search
+  if 'draft' in search:
+    settings['draft'] = decoder
+  assert decoder.config.vocab == N
+  with pytest.raises(ValueError, match='no output is possible'):
+    generate(decoder, [[8]], **settings)
 
 
 def nearly(model):

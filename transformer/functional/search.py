@@ -273,6 +273,8 @@ def extend_rows(
   token = choose(allowed, rows.position).astype(jnp.int32)
   log_p = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
   log_p -= jax.nn.logsumexp(logits, axis=-1)
+  if constrain is not None:  # where every token is forbidden
+    log_p = jnp.where(jnp.max(allowed, axis=-1) == -jnp.inf, -jnp.inf, log_p)
   token = jnp.where(rows.finished, pad, token)
   tokens = rows.tokens.at[:, rows.position].set(token)
   ends = is_end(token, eos)

@@ -89,6 +89,8 @@ def speculate(
     new = jnp.where(places < taken[:, None], jnp.pad(proposed, ((0, 0), (0, 1))), token[:, None])
     tokens, valid, ends = until_end(state, new, (places <= taken[:, None]) & real, count)
     log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), new[..., None], axis=-1)[..., 0]
+    if constrain is not None:  # where every token is forbidden
+      log_p = jnp.where(jnp.max(allowed, axis=-1) == -jnp.inf, -jnp.inf, log_p)
     # all that was read but the last new token, which comes first in the next round
     caches = keep(cache, valid), keep(drafted, valid)
     return _append(state, new, tokens, log_p, valid, ends, caches, pad)

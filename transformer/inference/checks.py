@@ -3,7 +3,7 @@
 `map_batches` (predict and evaluate), `generate`, streams and attention maps call them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +18,25 @@ def check_finite(results: Any, what: str = 'the model computes NaN for these lin
   for leaf in jax.tree.leaves(results):
     if jax.numpy.issubdtype(leaf.dtype, np.floating) and np.isnan(leaf).any():
       raise FloatingPointError(f'{what}: its training diverged, or a weight is not finite')
+
+
+def check_possible(scores: Iterable[Any]):
+  """Raise ValueError where the best output of a search has probability 0, log P = -inf."""
+  if any(np.isneginf(score) for score in scores):
+    raise ValueError(
+      'no output is possible: decode.suppress, decode.bad_words, decode.prefix, decode.choices and '
+      'the like forbid every next token: allow some'
+    )
+
+
+def check_ids(settings: Mapping[str, Any], vocab: int):
+  """Raise ValueError where settings of generation name ids that the model does not have."""
+  for name in ('bad_words', 'suppress', 'begin_suppress', 'prefix', 'choices', 'eos'):
+    for item in settings.get(name) or ():
+      if unknown := [i for i in np.ravel(item).tolist() if not 0 <= i < vocab]:
+        raise ValueError(
+          f'decode.{name} has ids {unknown}, but the model knows 0 to {vocab - 1}: remove them'
+        )
 
 
 def check_rows(config: ModelConfig, rows: Iterable[Row], *, new: int = 0, source: bool = False):

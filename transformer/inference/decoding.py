@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import math
+import numbers
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -81,8 +83,14 @@ class Decoding(Batching):
 
   def __post_init__(self):
     for name in ('bad_words', 'choices'):
-      object.__setattr__(self, name, tuple(map(tuple, getattr(self, name))))
+      words = getattr(self, name)
+      if any(isinstance(word, int | str) or not (len(word) or name == 'choices') for word in words):
+        raise ValueError(f'decode.{name}={words}: give sequences of ids, such as ((5, 6), (7,))')
+      object.__setattr__(self, name, tuple(map(tuple, words)))
     check_positive(self, 'beams', 'max_new_tokens', 'batch_size', 'num_return_sequences')
+    for name in ('no_repeated_ngrams', 'min_new_tokens'):
+      if getattr(self, name) < 0:
+        raise ValueError(f'decode.{name}={getattr(self, name)} must be at least 0')
     if self.num_return_sequences > self.beams and not self.temperature:
       raise ValueError(
         f'decode.num_return_sequences={self.num_return_sequences} is more than decode.beams='
@@ -107,6 +115,11 @@ class Decoding(Batching):
       raise ValueError(
         f'decode.max_new_tokens={self.max_new_tokens} is fewer than decode.min_new_tokens='
         f'{self.min_new_tokens} or the {len(self.prefix)} of decode.prefix: raise it'
+      )
+    if (longest := max(map(len, self.choices), default=0)) > self.max_new_tokens:
+      raise ValueError(
+        f'decode.max_new_tokens={self.max_new_tokens} cuts one of decode.choices, which has '
+        f'{longest} tokens: raise it'
       )
     try:
       jax.eval_shape(lambda: search.filter_logits(jnp.zeros(1), **self.filters))
@@ -179,10 +192,10 @@ class Decoding(Batching):
     Raises:
       ValueError: one of `choices` may not be complete.
     """
-    if generated and self.choices:
+    if self.choices and (generated or max(map(len, self.choices)) > steps):
       raise ValueError(
-        f'decode.choices has outputs of more than {generated} tokens, the most that are generated '
-        'at once: raise data.max_length'
+        f'decode.choices has outputs of more than {generated or steps} tokens, the most that are '
+        'generated at once: raise data.max_length'
       )
     return dataclasses.replace(
       self,
@@ -209,7 +222,13 @@ class Constrained(Decoding):
 
 
 def check_positive(settings: Any, *names: str):
-  """Raise ValueError where one of these settings is below 1."""
+  """Raise ValueError where a number is of another type or not finite, or one of these below 1."""
+  for name, hint in get_type_hints(type(settings)).items():
+    value = getattr(settings, name)
+    if hint is int and (not isinstance(value, numbers.Integral) or isinstance(value, bool)):
+      raise ValueError(f'decode.{name}={value!r} must be an integer')
+    if hint is float and not (isinstance(value, numbers.Real) and math.isfinite(value)):
+      raise ValueError(f'decode.{name}={value!r} must be a finite number')
   for name in names:
     if getattr(settings, name) < 1:
       raise ValueError(f'decode.{name}={getattr(settings, name)} must be at least 1')

@@ -14,7 +14,13 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 from transformer.functional import search
 from transformer.functional.speculative import speculate
 from transformer.inference.batching import PAD, bucket_length, pad_rows, split_padding
-from transformer.inference.checks import check_finite, check_rows, max_positions
+from transformer.inference.checks import (
+  check_finite,
+  check_ids,
+  check_possible,
+  check_rows,
+  max_positions,
+)
 from transformer.inference.decoding import Constrained, Decoding, row_keys, search_tokens
 from transformer.inference.stopping import StopTable, stop_table, stop_when
 from transformer.modules.cache import Cache
@@ -56,7 +62,7 @@ def generate_outputs(
   model: Decoder | EncoderDecoder,
   tokens: Prompts,
   *,
-  eos: search.Ends | None = None,
+  eos: search.Ends | Sequence[int] | None = None,
   pad: int | None = None,
   start: int | None = None,
   key: Key[Array, ''] | None = None,
@@ -97,7 +103,9 @@ def generate_outputs(
       each other.
     FloatingPointError: the score of an output is NaN.
   """
-  given = {'eos': eos, 'pad': pad, 'start': start}
+  given = {'eos': _as_ends(eos), 'pad': pad, 'start': start}
+  ends = () if given['eos'] is None else search.as_tuple(given['eos'])
+  check_ids(settings | {'eos': ends}, model.config.vocab)
   settings = _published_settings(model, key is not None) | settings
   settings |= {name: value for name, value in given.items() if value is not None}
   end, pad, start = settings.pop('eos', -1), settings.pop('pad', None), settings.pop('start', None)
@@ -115,14 +123,16 @@ def generate_outputs(
   more: dict[str, Any] = dict(stops=_stops(stop, tokenizer, model), draft=draft)
   more['lookahead'] = 0 if draft is None else lookahead
   if draft is not None:
-    _check_draft(model, draft, decoding)
+    _check_draft(model, draft, decoding, lookahead)
     _padded(draft, rows, decoding.max_new_tokens, start)
   if isinstance(model, Decoder):
     found, scores = continue_prompts(model, prompts, key, decoding, end, **more)
   else:
     encoded = split_padding(prompts)
     found, scores = decode_inputs(model, prompts, encoded, key, decoding, start, end, **more)
-  check_finite(jax.device_get(scores)[:, 0])
+  best = jax.device_get(scores)[:, 0]
+  check_finite(best)
+  check_possible(best)
   return _outputs(found, scores, end, pad or 0, n)
 
 
@@ -136,8 +146,15 @@ def _stops(stop: Sequence[str], tokenizer: Any, model: Any) -> StopTable | None:
   return stop_table(texts, tokenizer.token_bytes, model.config.vocab)
 
 
-def _check_draft(model, draft, decoding: Decoding):
+def _as_ends(eos: Any) -> Any:
+  """Return one end token, or several as a tuple, also where they are a list or an array."""
+  return eos if eos is None or np.ndim(eos) == 0 else tuple(np.ravel(eos).tolist())
+
+
+def _check_draft(model, draft, decoding: Decoding, lookahead: int):
   """Raise where a draft model cannot propose tokens for another."""
+  if lookahead < 1:
+    raise ValueError(f'lookahead={lookahead} proposes nothing: pass 1 or more')
   if type(draft) is not type(model) or draft.config.vocab != model.config.vocab:
     raise ValueError(
       f'draft is a {type(draft).__name__} of {draft.config.vocab} tokens: pass a '
@@ -349,6 +366,7 @@ def stream_tokens(
     rows = _extend_stream(model, tokens, key, rows, decoding, eos)
     found, scores = jax.device_get((rows.tokens, rows.scores))
     check_finite(scores)
+    check_possible(scores)
     yield int(found[0, position])
 
 
@@ -358,11 +376,13 @@ def cut_at_end(tokens: Int[np.ndarray, ' T'], eos: search.Ends) -> Int[np.ndarra
   return tokens[: ends[0] + 1] if len(ends) else tokens
 
 
-def _rows(tokens: Prompts, pad: int | None) -> list[np.ndarray]:
+def _rows(tokens: Any, pad: int | None) -> list[np.ndarray]:
   """Return each prompt without its padding."""
   if isinstance(tokens, (jax.Array, np.ndarray)) and tokens.ndim != 2:
     raise ValueError(f'tokens are {list(tokens.shape)}: pass [B, S], or a list of lists')
-  rows = [np.asarray(row, np.int32) for row in tokens]
+  rows = [np.asarray(row) for row in tokens]
+  if any(row.ndim != 1 or (row.size and row.dtype.kind not in 'iu') for row in rows):
+    raise ValueError(f'tokens={tokens!r:.80} are no ids: pass integers [B, S], or a list of lists')
   if pad is not None and isinstance(tokens, (jax.Array, np.ndarray)):
     real = [np.flatnonzero(row != pad) for row in rows]
     rows = [row[at[0] : at[-1] + 1] if len(at) else row[:0] for row, at in zip(rows, real)]  # noqa: B905

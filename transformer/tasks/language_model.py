@@ -17,7 +17,7 @@ from transformer.evaluation.likelihood import TEXT_METRICS, TOKEN_METRICS, token
 from transformer.functional.losses import Mean
 from transformer.inference.attention_maps import Probe, causal_attention
 from transformer.inference.batching import PAD, bucket_length, pad_rows
-from transformer.inference.checks import check_rows
+from transformer.inference.checks import check_possible, check_rows
 from transformer.inference.decoding import Decoding
 from transformer.inference.generate import continue_prompts, cut_at_end, stream_tokens
 from transformer.inference.predict import map_batches
@@ -170,6 +170,7 @@ class LanguageModel:
 
       contexts = [self._context(text, steps, model.config) for text in unfinished]
       outputs = map_batches(self, model, search, contexts, left=True)
+      check_possible(scores[0] for _, scores in outputs)
       for text, (output, _) in zip(unfinished, outputs, strict=True):
         text += cut_at_end(output[0], self._ends).tolist()
     return [

@@ -20,6 +20,7 @@ from transformer.evaluation.likelihood import TOKEN_METRICS, token_metrics
 from transformer.functional.losses import Mean
 from transformer.inference.attention_maps import Probe, cross_attention, lm_logits
 from transformer.inference.batching import split_padding
+from transformer.inference.checks import check_possible
 from transformer.inference.decoding import Decoding
 from transformer.inference.generate import cut_at_end, decode_inputs
 from transformer.inference.predict import map_batches
@@ -150,6 +151,7 @@ class Seq2Seq:
         'beams and set temperature to 0'
       )
     found = map_batches(self, model, lambda rows: self.search(model, jnp.asarray(rows)), requests)
+    check_possible(scores[0] for _, scores in found)
     return [
       [
         (self.tokenizer.decode(output), round(float(score), 4))
@@ -167,6 +169,7 @@ class Seq2Seq:
       return self.search(model, rows, sentinels=sentinels)
 
     found = map_batches(self, model, search, requests)
+    check_possible(scores[0] for _, scores in found)
     if cut := sum(self.tokenizer.eos not in outputs[0] for outputs, _ in found):
       most = self.decoding.max_new_tokens
       logging.info('%d of %d answers were cut at decode.max_new_tokens=%d', cut, len(found), most)
