@@ -271,6 +271,19 @@ def test_a_folder_with_links_is_what_its_archive_is(tmp_path):
     ([member('a.png', type=tarfile.SYMTYPE, linkname='b.png')], 'a.png links to b.png'),
     ([member('c/a.png', type=tarfile.LNKTYPE, linkname='b.png')], 'c/a.png links to b.png'),
     ([member(n, type=tarfile.SYMTYPE, linkname=t) for n, t in ('ab', 'bc')], 'a links to b'),
+    ([member('b/../../a.png')], '../a.png is outside'),
+    ([member('a.png', type=tarfile.SYMTYPE, linkname='/etc/passwd')], 'links to /etc/passwd'),
+    ([member('a.png', type=tarfile.SYMTYPE, linkname='../../b.png')], r'links to ../../b.png'),
+    ([member('b/a', type=tarfile.SYMTYPE, linkname='..')], 'b/a is a link to a folder that has it'),
+    (
+      [
+        *(member(f'{folder}/a.png', b'a') for folder in 'bc'),
+        member('b/x', type=tarfile.SYMTYPE, linkname='../c'),
+        member('c/x', type=tarfile.SYMTYPE, linkname='../b'),
+      ],
+      'is a link to a folder that has it',
+    ),
+    ([member('a.png', b'a', type=b'Z')], 'a.png is a device or pipe'),
     ([member('b/a.tif', b'a')], r'but 1 \.tif'),
     ([member('d/a.png', b'a'), member('b/a.xyz', b'a')], 'all files beside b/a.xyz are left out'),
   ],
@@ -290,6 +303,37 @@ def test_a_later_member_replaces_an_earlier_one_and_joined_archives_are_refused(
   (tmp_path / 'cut.tar').write_bytes(whole[:1100])
   with pytest.raises(FileError, match='cut.tar'):
     files_of_split(tmp_path, 'cut', ('.png',))
+
+
+@pytest.mark.parametrize(
+  'links, names',
+  [
+    (('b.png', 'a.png', 'c.png', 'b.png'), 'b.png c.png'),  # to a link
+    (('c.png', 'b.png', 'b.png', 'a.png'), 'b.png c.png'),  # that comes later
+    (('k', 'f', 'm', 'k'), 'k/e.png m/e.png'),  # to a folder by another link
+    (('k', 'f', 'b.png', 'k/e.png'), 'b.png k/e.png'),  # to a file within one
+    (('b.png', '.git/annex/a.png'), 'b.png'),  # to a hidden file
+    (('.b.png', 'nowhere.png'), ''),  # hidden itself
+  ],
+)
+def test_links_lead_where_they_do_in_a_folder(links, names, tmp_path):
+  members = [member(name, b'a') for name in ('a.png', 'f/e.png', '.git/annex/a.png')]
+  members += [
+    member(name, type=tarfile.SYMTYPE, linkname=target)
+    for name, target in zip(links[::2], links[1::2], strict=True)
+  ]
+  found = pack(tmp_path / 'train.tar', *members)()
+  with tarfile.open(tmp_path / 'train.tar') as opened:
+    opened.extractall(tmp_path / 'val', filter='fully_trusted')
+  assert found.keys() == {'a.png', 'f/e.png', *names.split()}
+  if '.b.png' not in links:
+    assert files_of_split(tmp_path, 'val', ('.png',)).keys() == found.keys()
+
+
+def test_a_later_member_replaces_a_link(tmp_path):
+  link = member('b.png', type=tarfile.SYMTYPE, linkname='a.png')
+  found = pack(tmp_path / 'val.tar', member('a.png', b'1'), link, member('b.png', b'2'))()
+  assert found == {'a.png': b'1', 'b.png': b'2'}
 
 
 def test_members_whose_names_look_alike_are_refused(tmp_path):

@@ -7,6 +7,8 @@ import tarfile
 
 from transformer.data.reading import FileError, check_unpacked, naming, open_file, unpacked_limit
 
+MAX_LINKED = 100  # times as many files as an archive has
+
 
 class Content(bytes):
   """The content of a member of an archive.
@@ -21,6 +23,10 @@ class Content(bytes):
 def is_hidden(name: str) -> bool:
   """Whether a file or folder is of no interest, as companions that macOS and Jupyter write."""
   return name.startswith('.') or name == '__MACOSX'
+
+
+def _within_hidden(name: str) -> bool:
+  return any(map(is_hidden, name.split('/')))
 
 
 @functools.lru_cache(maxsize=2)  # a run takes several slices of one archive
@@ -52,8 +58,10 @@ def unpack(
       name = posixpath.normpath(member.name)
       if name.startswith(('/', '../')):
         raise FileError(f'{archive}: {name} is outside of the archive: pack it anew')
-      if member.isdir() or any(map(is_hidden, name.split('/'))):
+      if member.isdir() or (_within_hidden(name) and not member.isreg()):
         continue
+      found.pop(name, None)
+      links.pop(name, None)
       if member.issym() or member.islnk():
         above = posixpath.dirname(name) if member.issym() else ''
         links[name] = posixpath.normpath(posixpath.join(above, member.linkname))
@@ -72,23 +80,26 @@ def unpack(
         f'{archive}: its end is in the middle, as of a damaged archive or of two that were joined: '
         'pack it anew'
       )
-  return found | _linked(archive, found, links)
+  _follow(archive, found, links)
+  return {name: content for name, content in found.items() if not _within_hidden(name)}
 
 
-def _linked(archive: pathlib.Path, found: dict, links: dict[str, str]) -> dict:
-  """Return the files that links to files and to folders stand for."""
-  to_files = {link: found[target] for link, target in links.items() if target in found}
-  linked = {
-    link + name.removeprefix(target): content
-    for link, target in links.items()
-    if link not in to_files
-    for name, content in (found | to_files).items()
-    if name.startswith(f'{target}/')
-  }
+def _follow(archive: pathlib.Path, found: dict[str, Content | None], links: dict[str, str]):
+  """Add the files that links to files, to folders and to other links stand for."""
+  most, before = MAX_LINKED * (len(found) + len(links)), -1
+  while before < len(found):  # a link may lead to what another one adds
+    before = len(found)
+    for link, target in links.items():
+      if target in found:
+        found[link] = found[target]
+      else:
+        within = [name for name in found if name.startswith(f'{target}/')]
+        found |= {link + name.removeprefix(target): found[name] for name in within}
+      if f'{link}/'.startswith(f'{target}/') or target == '.' or len(found) > most:
+        raise FileError(f'{archive}: {link} is a link to a folder that has it: remove it')
   for link, target in links.items():
-    if link not in to_files and not any(name.startswith(f'{link}/') for name in linked):
+    if link not in found and not any(name.startswith(f'{link}/') for name in found):
       raise FileError(
         f'{archive}: {link} links to {target}, which is no file or folder of the archive: add it, '
         'or pack with tar --dereference'
       )
-  return to_files | linked
