@@ -1,5 +1,7 @@
 """Tests of data/audio.py."""
 
+import io
+
 import numpy as np
 import pytest
 
@@ -126,6 +128,26 @@ def test_a_file_that_is_no_sound_is_an_error(tmp_path):
     audio.encode(np.array([np.inf]), 8000)
 
 
+@pytest.mark.parametrize('shape', [(800, 2), (2, 400), (800, 1), ()])
+def test_samples_of_several_channels_are_refused(shape):
+  with pytest.raises(ValueError, match='no samples of one channel'):
+    audio.read(np.zeros(shape, np.float32), 8000)
+
+
+@pytest.mark.parametrize(
+  'kind',
+  [
+    *('WAV PCM_U8', 'WAV PCM_24', 'WAV FLOAT', 'WAV ULAW', 'AIFF PCM_16', 'AIFF PCM_S8'),
+    *('AU PCM_16', 'CAF PCM_32', 'FLAC PCM_24', 'W64 DOUBLE'),
+  ],
+)
+def test_files_of_any_number_format_are_scaled(kind, rng):
+  soundfile = pytest.importorskip('soundfile')
+  sound, file, (form, subtype) = rng.uniform(-0.9, 0.9, 800), io.BytesIO(), kind.split()
+  soundfile.write(file, sound, 8000, format=form, subtype=subtype)
+  np.testing.assert_allclose(audio.read(file.getvalue(), 8000), sound, atol=0.03)
+
+
 @pytest.mark.parametrize('dtype', ['<i2', '>i2', '<i4', '>i4', 'u1', 'f2', '>f4', 'f8'])
 def test_samples_are_scaled_by_their_type(dtype, rng):
   sound, kind = rng.uniform(-0.9, 0.9, 800), np.dtype(dtype)
@@ -137,7 +159,16 @@ def test_samples_are_scaled_by_their_type(dtype, rng):
   np.testing.assert_allclose(found, sound, atol=0.005 if dtype == 'u1' else 5e-4)
 
 
-@pytest.mark.parametrize('scale, dtype', [(32_768, 'f4'), (100, 'i8'), (100, 'u2'), (1, '?')])
+@pytest.mark.parametrize(
+  'scale, dtype',
+  [
+    (32_768, 'f4'),
+    (4000, 'f2'),
+    *((100, kind) for kind in ('i8', 'u2', 'u4', 'i1')),
+    (1, '?'),
+    (1, 'c8'),
+  ],
+)
 def test_samples_of_an_unknown_scale_are_refused(scale, dtype, rng):
   with pytest.raises(ValueError, match='scale'):
     audio.read((rng.uniform(-0.9, 0.9, 800) * scale).astype(dtype), 8000)

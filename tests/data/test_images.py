@@ -3,12 +3,14 @@
 import gzip
 import io
 import lzma
+import re
 import struct
 import tarfile
 import zlib
 
 import numpy as np
 import PIL.Image
+import PIL.PngImagePlugin
 import pytest
 
 from transformer.data import corpora, images, shapes
@@ -131,13 +133,51 @@ def test_a_huge_picture_is_refused(tmp_path):
     images.read(str(tmp_path / 'scan.png'), 4, 4, 3)
 
 
+def text_of_many_bytes():
+  info, file = PIL.PngImagePlugin.PngInfo(), io.BytesIO()
+  info.add_text('comment', ' ' * (1 << 22), zip=True)
+  PIL.Image.new('L', (4, 4)).save(file, 'png', pnginfo=info)
+  return file.getvalue()
+
+
+@pytest.mark.parametrize(
+  'content',
+  [
+    b'',
+    b'<html>404 not found</html>',
+    b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n',
+    b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n',
+    b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+    text_of_many_bytes(),
+  ],
+  ids=['empty', 'page', 'pointer', 'eps', 'svg', 'text of many bytes'],
+)
+def test_what_is_no_image_names_its_file(content, tmp_path):
+  (tmp_path / 'a.png').write_bytes(content)
+  with pytest.raises(ValueError, match='a.png cannot be read as an image'):
+    images.read(str(tmp_path / 'a.png'), 4, 4, 3)
+
+
 @pytest.mark.parametrize(
   'image, error, message',
   [
     (b'no image', ValueError, '8 bytes cannot be read.*Pillow'),
     ('/no/where.jpg', ValueError, '/no/where.jpg'),
     (np.zeros((4, 4)), ValueError, r'float64 \[4, 4\]: scale'),
-    (np.zeros((4, 4, 2), np.uint8), ValueError, r'uint8 \[4, 4, 2\]'),
+    *(
+      (np.zeros(shape, dtype), ValueError, f'{dtype} {re.escape(str([*shape]))}')
+      for dtype, shape in [
+        ('uint8', (4, 4, 2)),
+        ('uint8', (3, 4, 4)),
+        ('uint8', (1, 4, 4, 3)),
+        ('uint8', (0, 4, 3)),
+        ('uint8', ()),
+        ('int16', (4, 4, 3)),
+        ('uint32', (4, 4)),
+        ('float16', (4, 4)),
+        ('complex64', (4, 4)),
+      ]
+    ),
     (encoded(np.zeros((64, 64, 3), np.uint8), 'bmp')[:-99], ValueError, 'whole file'),
   ],
 )

@@ -11,6 +11,7 @@ import tarfile
 import unicodedata
 import zipfile
 
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
@@ -64,6 +65,16 @@ def test_values_are_checked_before_use(row, message):
     reading.check_field(row, 'a')
   with pytest.raises(ValueError, match='is True'):
     reading.check_field({'a': True}, 'a', int)
+
+
+def test_what_is_given_is_a_path_a_content_or_an_array(tmp_path):
+  given = [str(tmp_path), tmp_path, b'a', bytearray(b'a'), memoryview(b'a'), [0.5], jnp.zeros(2)]
+  found = [reading.as_file_or_array(value) for value in given]
+  assert found[:5] == [str(tmp_path)] * 2 + [b'a'] * 3
+  assert [(x.dtype, x.shape) for x in found[5:]] == [(np.float64, (1,)), (np.float32, (2,))]
+  for value in (None, PIL.Image.new('P', (2, 2)), io.BytesIO(b'a')):
+    with pytest.raises(ValueError, match='is no path, content of a file or array'):
+      reading.as_file_or_array(value)
 
 
 @pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-32'])

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from transformer.data.reading import naming
+from transformer.data.reading import as_file_or_array, naming
 
 Sound = str | os.PathLike | bytes | np.ndarray  # a path, an encoded file, or its samples
 MAX_SAMPLES = 1 << 28  # of all channels: 4.6 hours at 16 kHz
@@ -34,6 +34,7 @@ def read(sound: Sound, rate: int) -> Float[np.ndarray, ' n']:
     ValueError: it is no sound, has no samples or more than MAX_SAMPLES, or some that are not
       finite, or are far beyond -1 to 1.
   """
+  sound = as_file_or_array(sound)
   if isinstance(sound, np.ndarray):
     name, own_rate = f'the array {sound.dtype}{list(sound.shape)}', rate
     samples = _scaled(sound)
@@ -44,7 +45,9 @@ def read(sound: Sound, rate: int) -> Float[np.ndarray, ' n']:
       if max(size, size * rate / own_rate) > MAX_SAMPLES:
         raise ValueError(f'it has {size:,} samples at {own_rate} Hz, too many at once')
       samples = file.read(dtype='float32', always_2d=True).mean(axis=1)
-  if samples.ndim != 1 or not samples.size or not np.isfinite(samples).all():
+  if samples.ndim != 1:
+    raise ValueError(f'{name} holds no samples of one channel: give [n]')
+  if not samples.size or not np.isfinite(samples).all():
     raise ValueError(f'{name} holds no samples, or some that are not finite: give it anew')
   if np.abs(samples).max() > LOUDEST:
     raise ValueError(f'{name} has samples up to {np.abs(samples).max():g}: scale them to -1 to 1')

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from transformer.data.reading import naming
+from transformer.data.reading import as_file_or_array, naming
 
 Image = str | bytes | np.ndarray
 MAX_PIXELS = 1 << 26  # of a file: 8192 x 8192, of which decoding holds half a gigabyte
@@ -38,6 +38,7 @@ def read(image: Image, height: int, width: int, channels: int) -> UInt8[np.ndarr
 
   if channels not in (1, 3):
     raise ValueError(f'channels={channels}: give 1 for grey or 3 for red, green and blue')
+  image = as_file_or_array(image)
   if isinstance(image, np.ndarray):
     if image.shape == (height, width, channels) and image.dtype == np.uint8:
       return image

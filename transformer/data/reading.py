@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import math
+import os
 import pathlib
 import re
 import zipfile
@@ -62,6 +63,23 @@ line 1 column 2 (char 1); write it anew
     what = str(error) if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'
     where = file() if callable(file) else file
     raise FileError(f'{where}: {what.rstrip(": ")}; {cure}') from error
+
+
+def as_file_or_array(value: Any) -> Any:
+  """Return a path as str, the content of a file as bytes, and what is neither as a NumPy array.
+
+  Raises:
+    ValueError: it is none of these, as an image of Pillow, whose colours have many forms.
+  """
+  if isinstance(value, (str, bytes)):
+    return value
+  if isinstance(value, os.PathLike):
+    return os.fspath(value)
+  if isinstance(value, (bytearray, memoryview)):
+    return bytes(value)
+  if not hasattr(value, 'dtype') and not isinstance(value, (list, tuple)):
+    raise ValueError(f'{type(value).__name__} is no path, content of a file or array: give one')
+  return np.asarray(value)
 
 
 def check_field(row: Any, key: str, kind: Any = str) -> Any:
