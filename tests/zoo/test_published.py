@@ -13,6 +13,7 @@ import pytest
 import tokenizers as library
 from answers import GOLDEN, copied
 from flax import nnx
+from safetensors.numpy import load_file
 
 from transformer import Decoder, Encoder, ModelConfig
 from transformer.data import processors, tokenizers
@@ -131,9 +132,9 @@ def test_what_is_left_over_is_listed_and_let_go_by_name_or_all(copy, caplog):
   load(copy('bert', architectures=['BertModel']))
 
 
-@pytest.mark.parametrize('name', ['bert', 'roberta'])
+@pytest.mark.parametrize('name', ['bert', 'roberta', 'mpnet'])
 def test_an_untied_decoder_is_a_table_of_its_own(copy, tmp_path, name):
-  head = {'bert': 'cls.predictions', 'roberta': 'lm_head'}[name]
+  head = {'bert': 'cls.predictions'}.get(name, 'lm_head')
   table = np.full((99, 24), 0.5, 'f4')
   model = load(
     copy(name, lambda t: t | {f'{head}.decoder.weight': table}, tie_word_embeddings=False)
@@ -147,6 +148,14 @@ def test_an_untied_decoder_is_a_table_of_its_own(copy, tmp_path, name):
   save_pretrained(tmp_path / 'out', model)
   assert json.loads((tmp_path / 'out' / 'config.json').read_text())['tie_word_embeddings'] is False
   np.testing.assert_array_equal(load(tmp_path / 'out').output.table, table)
+  # transformers 5 has two biases then, of which it uses that of the table
+  other = {f'{head}.decoder.weight': table, f'{head}.decoder.bias': np.full(99, 0.25, 'f4')}
+  model = load(copy(name, lambda t: t | other, tie_word_embeddings=False))
+  np.testing.assert_array_equal(model.output.bias, other[f'{head}.decoder.bias'])
+  save_pretrained(tmp_path / 'out', model)
+  written = load_file(tmp_path / 'out' / 'model.safetensors')
+  for bias in (f'{head}.bias', f'{head}.decoder.bias'):
+    np.testing.assert_array_equal(written[bias], other[f'{head}.decoder.bias'])
 
 
 def test_a_gpt2_body_has_no_logits_of_its_own(copy):
@@ -417,6 +426,14 @@ def test_an_id_beyond_the_table_is_an_error():
       embed(jnp.array([[1, wrong]]))
   with pytest.raises(ValueError, match='type ids are from 0 to 2, but the model knows 0 to 1'):
     TokenTypes(config, nnx.Rngs(0))(jnp.array([[0, 2]]))
+  found = jax.jit(lambda x: embed(x))(jnp.array([[1, -1, 5, -100, 4]]))
+  unknown = np.isnan(np.asarray(found)).all(-1)
+  np.testing.assert_array_equal(unknown, [[False, True, True, True, False]])
+  known = jnp.array([[1, 4, 1]])
+  _, slope = jax.jvp(lambda e: e(known), (embed,), (embed,))  # in forward and in reverse mode
+  np.testing.assert_array_equal(slope, embed(known))
+  gradient = jax.grad(lambda e: e(known).sum())(embed).table[...]
+  np.testing.assert_allclose(gradient[:, 0], [0, 4, 0, 0, 2])  # times sqrt D
 
 
 def test_half_a_surrogate_pair_is_named():

@@ -185,12 +185,7 @@ class Convolution(nnx.Module):
 
 
 def _rows(table, ids, what):
-  """The rows of these ids. One that the table lacks is an error, where ids are not traced.
-
-  Under `jit` JAX takes another row, the last one for -1 and for ids too large. Rows of NaN instead
-  would change the rounding of every training, because XLA then fuses other operations. What
-  generates, predicts or evaluates looks at ids before; see inference.checks.
-  """
+  """The rows of these ids; NaN for one that the table lacks, an error where ids are not traced."""
   concrete = not isinstance(ids, jax.core.Tracer) and getattr(ids, 'is_fully_addressable', True)
   if concrete and ids.size:
     known = np.asarray(jax.device_get(ids))
@@ -199,7 +194,22 @@ def _rows(table, ids, what):
         f'{what} ids are from {known.min()} to {known.max()}, but the model knows 0 to '
         f'{len(table) - 1}: pass those of its own tokenizer'
       )
-  return table[jnp.asarray(ids)]
+  return _lookup(table, jnp.asarray(ids))
+
+
+@jax.custom_jvp
+def _lookup(table, ids):
+  """table[ids], NaN for other ids, negative ones as well."""
+  ids = jnp.where(ids < 0, len(table), ids.astype(jnp.int32))
+  return jnp.take(table, ids, axis=0, mode='fill', fill_value=jnp.nan)
+
+
+@_lookup.defjvp
+def _lookup_derivative(primals, tangents):
+  # Where it is differentiated JAX takes another row: NaN would change the rounding of every
+  # training, because XLA then fuses other operations. A training's ids are its tokenizer's.
+  (table, ids), (tangent, _) = primals, tangents
+  return table[ids], tangent[ids]
 
 
 def _table(rows, width, rngs):

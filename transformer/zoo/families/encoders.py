@@ -104,8 +104,7 @@ BERT = Family(
           'output': 'cls.predictions.decoder',
           'next_sentence': 'cls.seq_relationship',
         }
-      )
-      + plain({'output/bias': 'cls.predictions.bias'}),
+      ),
       Classifier: layers({'out': 'classifier'}),
       TokenClassifier: layers({'out': 'classifier'}),
       Spans: layers({'out': 'qa_outputs'}),
@@ -142,7 +141,7 @@ DISTILBERT = BERT._replace(
     'attention_dropout': ('attention_dropout', 0.1),
   },
   fixed=BERT.fixed | dict(norm_epsilon=1e-12, pooling='first'),
-  only=dict(tie_word_embeddings=True),
+  only={},
   rows=_encoder(
     layers(
       {
@@ -161,12 +160,16 @@ DISTILBERT = BERT._replace(
     )
     + plain({'embed/bias': 'vocab_projector.bias'}),
     {
-      MaskedTokens: layers({'hidden': 'vocab_transform', 'norm': 'vocab_layer_norm'}),
+      MaskedTokens: layers(
+        {'hidden': 'vocab_transform', 'norm': 'vocab_layer_norm', 'output': 'vocab_projector'}
+      ),
       TokenClassifier: layers({'out': 'classifier'}),
       Spans: layers({'out': 'qa_outputs'}),
     },
   ),
-  derive=lambda theirs, names, kind: dict(bias_output='vocab_projector.bias' in names),
+  derive=lambda theirs, names, kind: dict(
+    bias_output='vocab_projector.bias' in names, tie=_tie(theirs, kind)
+  ),
   prefix='distilbert.',
   aliases={'vocab_projector.weight': 'embeddings.word_embeddings.weight'},
   heads=re.compile(r'(vocab_\w+|pre_classifier|classifier|qa_outputs)\..*'),
@@ -175,8 +178,7 @@ DISTILBERT = BERT._replace(
 _ROBERTA_HEADS = {
   MaskedTokens: layers(
     {'hidden': 'lm_head.dense', 'norm': 'lm_head.layer_norm', 'output': 'lm_head.decoder'}
-  )
-  + plain({'output/bias': 'lm_head.bias'}),
+  ),
   Classifier: layers({'encoder/pooler': 'classifier.dense', 'out': 'classifier.out_proj'}),
   TokenClassifier: layers({'out': 'classifier'}),
   Spans: layers({'out': 'qa_outputs'}),
@@ -247,8 +249,7 @@ ELECTRA = BERT._replace(
           'norm': 'generator_predictions.LayerNorm',
           'output': 'generator_lm_head',
         }
-      )
-      + plain({'output/bias': 'generator_lm_head.bias'}),
+      ),
       ReplacedTokens: layers(
         {
           'hidden': 'discriminator_predictions.dense',

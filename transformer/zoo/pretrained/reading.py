@@ -197,6 +197,9 @@ def _plan(family, theirs, kind, tensors, settings, pooling, normalize) -> Plan:
     for name, index in named(row, parameters):
       ours = [parameters[path].shape[len(index) :] for path in row.ours]
       shapes[name] = row.write(*(np.broadcast_to(np.float32(0), shape) for shape in ours)).shape
+  for copy, original in family.aliases.items():  # two tables, but a bias under one name
+    if copy in shapes and copy not in tensors and copy.endswith('.bias') and original in tensors:
+      tensors[copy] = tensors[original]
   return Plan(family, config, model, parameters, rows, shapes)
 
 
@@ -211,7 +214,9 @@ def _check(folder, plan: Plan, tensors: dict[str, Stored], strict, ignore) -> No
           f'{folder}: {one.name} and {other.name} differ, but config.json says that they are one '
           'table: set "tie_word_embeddings": false there if they are two'
         )
-  missing, left = shapes.keys() - tensors.keys(), tensors.keys() - shapes.keys()
+  # of a bias with two names, as untied tables have it, the other one is left
+  others = {original for copy, original in family.aliases.items() if copy in shapes}
+  missing, left = shapes.keys() - tensors.keys(), tensors.keys() - shapes.keys() - others
   unused = {n for n in left if not strict or family.heads.fullmatch(n) or n.startswith(ignore)}
   if unused and not missing:
     logging.getLogger(__name__).warning('%s: the model does not use %s', folder, some(unused))

@@ -95,7 +95,7 @@ def save_pretrained(
 
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  _save_tensors(folder, rows, parameters, '' if kind is Encoder else family.prefix)
+  _save_tensors(folder, family, rows, parameters, '' if kind is Encoder else family.prefix)
   _dump(
     folder / CONFIG, {k: v for k, v in written.items() if k != 'torch_dtype'} | {'dtype': 'float32'}
   )
@@ -122,7 +122,7 @@ def _architecture(family: Family, kind: type, parameters: Mapping[str, Any]) -> 
   return next((name for name in names if ('PreTraining' in name) == pretraining), names[0])
 
 
-def _save_tensors(folder, rows: list[Row], parameters: Mapping[str, Any], prefix: str):
+def _save_tensors(folder, family: Family, rows: list[Row], parameters, prefix: str):
   from safetensors.numpy import save_file
 
   tensors = {}
@@ -132,6 +132,9 @@ def _save_tensors(folder, rows: list[Row], parameters: Mapping[str, Any], prefix
       value = row.write(*(x[index] for x in arrays))
       name = name if name.startswith(HEADS) else prefix + name
       tensors[name] = np.ascontiguousarray(value, np.float32)
+  for copy, original in family.aliases.items():  # a bias that transformers 4 has under one name
+    if copy in tensors and copy.endswith('.bias'):
+      tensors[original] = tensors[copy]
   partial = folder / f'{WEIGHTS}.partial'
   save_file(tensors, partial, metadata={'format': 'pt'})
   partial.replace(folder / WEIGHTS)
@@ -193,6 +196,7 @@ def family_of(
         theirs = theirs | dict(given)
         rows = rows_of(family, config, kind, theirs, parameters)
         names = {name for row in rows for name, _ in named(row, parameters)}
+        names |= {family.aliases[name] for name in names & family.aliases.keys()}
         one = _essence(config, kind)
         other = _essence(ModelConfig(**read_config(family, theirs, names, kind)), kind)
         if config.pooling == 'mean' and kind is Encoder:
