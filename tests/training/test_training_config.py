@@ -10,7 +10,7 @@ import pytest
 
 from transformer.training import checks
 from transformer.training import config as module
-from transformer.training.checks import check
+from transformer.training.checks import check, without_effect
 from transformer.training.config import SECTIONS, TOP, for_task, keys
 
 EXPERIMENTS = sorted((pathlib.Path(__file__).parents[2] / 'experiments').glob('*.py'))
@@ -292,3 +292,58 @@ def test_a_config_survives_json(config):
   settings = check(config)
   stored = json.loads(json.dumps(settings.as_dict()))
   assert check(module.upgrade(stored | {'format': module.FORMAT})) == settings
+
+
+PAIRS = [
+  (
+    dict(model=dict(position='learned', max_length=64, max_source_length=16)),
+    'max_source_length=16',
+  ),
+  (
+    dict(train=dict(steps_per_call=10), eval=dict(every_steps=15)),
+    'every_steps=15 is no multiple',
+  ),
+  (dict(decode=dict(max_new_tokens=4, min_new_tokens=5)), 'max_new_tokens=4 is fewer'),
+  (dict(decode=dict(max_new_tokens=2, choices=((5, 6, 7),))), 'cuts one of decode.choices'),
+  (dict(decode=dict(beams=2, num_return_sequences=3)), 'num_return_sequences=3 is more'),
+  (dict(model=dict(kv_heads=3)), 'kv_heads=3 does not divide'),
+  (dict(model=dict(position='rotary', rotary_size=64)), 'rotary_size=64 must be even, and at most'),
+  (dict(model=dict(experts=2, experts_per_token=3, bias=False)), 'experts_per_token=3'),
+  (dict(model=dict(layers=(dict(window=4),) * 4)), 'does not divide model.depth'),
+  (dict(train=dict(average_checkpoints=3, keep_checkpoints=2)), 'average_checkpoints=3 needs'),
+]
+
+
+@pytest.mark.parametrize('changes, message', PAIRS, ids=lambda v: str(v)[:30])
+def test_limits_that_contradict_each_other_are_refused(config, changes, message):
+  for section, values in changes.items():
+    config[section].update(values)
+  assert message in refusal(config)
+
+
+IDLE = [
+  (dict(optimizer=dict(warmup_steps=500), train=dict(steps=100)), 'warmup_steps=500 are more than'),
+  (
+    dict(train=dict(steps=100, save_every_steps=60, average_checkpoints=5, keep_checkpoints=5)),
+    'makes 2 in train.steps=100',
+  ),
+  (dict(eval=dict(by='locale', metrics=(), best='')), 'eval.by=locale'),
+  (dict(decode=dict(top_p=0.9, temperature=0.0)), "{'top_p': 0.9} filter samples"),
+  (dict(decode=dict(beams=1, alpha=0.6)), 'decode.alpha=0.6'),
+]
+
+
+@pytest.mark.parametrize('changes, message', IDLE, ids=lambda v: str(v)[:30])
+def test_limits_that_others_leave_without_effect_are_said(config, changes, message):
+  assert not [text for idle, text in without_effect(check(config)) if idle]
+  for section, values in changes.items():
+    config[section].update(values)
+  (text,) = [text for idle, text in without_effect(check(config)) if idle]
+  assert message in text
+
+
+def test_a_source_with_positions_of_its_own_leaves_the_targets_theirs(config):
+  config['model'].update(position='learned', max_length=32, max_source_length=64)
+  config['data'].update(max_length=32)
+  config['decode'].update(max_new_tokens=32)
+  assert check(config).model['max_source_length'] == 64

@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from ml_collections import ConfigDict
@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from transformer.data.lookup import lookup, one_of, reference
 from transformer.data.processors import PROCESSORS
 from transformer.evaluation.metrics import require
+from transformer.inference.decoding import Decoding
 from transformer.modules.config import ModelConfig
 from transformer.training import optimizers
 from transformer.training.config import (
@@ -56,17 +57,82 @@ def check(config: Mapping[str, Any] | ConfigDict) -> Settings:
   for section in ('data', 'train', 'eval', 'decode'):
     typed[section] = reader(section, task, modality)(**typed[section])
   settings = Settings(**typed)
-  if settings.seed < 0:
-    raise ValueError(f'config.seed={settings.seed} must be at least 0')
   settings = _check_metrics(settings, objective)
-  smoothing, z_loss = (settings.loss.get(name, 0) for name in ('label_smoothing', 'z_loss'))
-  if not 0 <= smoothing < 1 or z_loss < 0:
-    raise ValueError(
-      f'loss={settings.loss}: give 0 <= label_smoothing < 1, such as 0.1, and z_loss >= 0'
-    )
-  _check_intervals(settings)
-  _check_lengths(settings, objective, _check_processor(settings, objective))
+  for wrong, message in _contradictions(settings, objective, _check_processor(settings, objective)):
+    if wrong:
+      raise ValueError(message)
   return settings
+
+
+def _contradictions(settings: Settings, objective: Any, inputs: int) -> Iterator[tuple[bool, str]]:
+  """Yield (whether limits of different keys contradict each other, the error message).
+
+  Args:
+    settings: of the run.
+    objective: the class of its task.
+    inputs: the longest input, in positions of the encoder.
+  """
+  data, model, train, decode = settings.data, settings.model, settings.train, settings.decode
+  yield settings.seed < 0, f'config.seed={settings.seed} must be at least 0'
+  smoothing, z_loss = (settings.loss.get(name, 0) for name in ('label_smoothing', 'z_loss'))
+  yield (
+    not 0 <= smoothing < 1 or z_loss < 0,
+    f'loss={settings.loss}: give 0 <= label_smoothing < 1, such as 0.1, and z_loss >= 0',
+  )
+  for name, every in (
+    ('train.save_every_steps', train.save_every_steps),
+    ('eval.every_steps', settings.eval.every_steps),
+  ):
+    yield (
+      every % train.steps_per_call != 0,
+      f'{name}={every} is no multiple of train.steps_per_call={train.steps_per_call}: nothing is '
+      'evaluated or saved between the steps of a call',
+    )
+  longest, source = inputs, model['max_source_length']
+  if hasattr(objective, 'positions'):  # decoding may reach positions that training does not
+    yield (
+      model['position'] == 'learned' and 0 < source < inputs,
+      f'model.max_source_length={source} learned positions are fewer than the {inputs} of an input '
+      f'of data.max_length={data.max_length}: set it to at least {inputs}',
+    )
+    targets = data.max_length if model['modality'] == 'tokens' else 0
+    longest = objective.positions(targets if source else inputs, decode.max_new_tokens)
+  yield (
+    model['position'] == 'learned' and longest > model['max_length'],
+    f'model.max_length={model["max_length"]} learned positions are fewer than data.max_length='
+    f'{data.max_length} or decode.max_new_tokens: set it to at least {longest}',
+  )
+
+
+def without_effect(settings: Settings) -> Iterator[tuple[bool, str]]:
+  """Yield (whether a limit is never reached because of another one, what the log says of it)."""
+  steps, train, decode = settings.train.steps, settings.train, settings.decode
+  warmup, saved = settings.optimizer['warmup_steps'], -(-steps // train.save_every_steps)
+  yield (
+    warmup > steps,
+    f'optimizer.warmup_steps={warmup} are more than train.steps={steps}: the learning rate never '
+    'reaches its peak',
+  )
+  yield (
+    train.average_checkpoints > saved,
+    f'train.average_checkpoints={train.average_checkpoints}, but train.save_every_steps='
+    f'{train.save_every_steps} makes {saved} in train.steps={steps}: these are averaged',
+  )
+  yield (
+    bool(settings.eval.by and not settings.eval.metrics),
+    f'eval.by={settings.eval.by} reports eval.metrics, which are none',
+  )
+  if isinstance(decode, Decoding):
+    filters = {k: v for k, v in decode.filters.items() if v != getattr(Decoding, k)}
+    yield (
+      bool(filters) and not decode.temperature,
+      f'decode: {filters} filter samples, but decode.temperature=0 takes the most probable token',
+    )
+    yield (
+      decode.beams == 1 and bool(decode.alpha or decode.length_penalty),
+      f'decode.alpha={decode.alpha} and decode.length_penalty={decode.length_penalty} compare '
+      'beams, but decode.beams=1',
+    )
 
 
 def _typed(where: str, value: Any, key: Key) -> Any:
@@ -131,18 +197,6 @@ def _check_metrics(settings: Settings, objective: Any) -> Settings:
   return dataclasses.replace(settings, eval=dataclasses.replace(settings.eval, best=best))
 
 
-def _check_intervals(settings: Settings):
-  for name, every in (
-    ('train.save_every_steps', settings.train.save_every_steps),
-    ('eval.every_steps', settings.eval.every_steps),
-  ):
-    if every % settings.train.steps_per_call:
-      raise ValueError(
-        f'{name}={every} is no multiple of train.steps_per_call={settings.train.steps_per_call}: '
-        'nothing is evaluated or saved between the steps of a call'
-      )
-
-
 def _check_processor(settings: Settings, objective: Any) -> int:
   """Return the longest input, in positions of the encoder."""
   modality = settings.model['modality']
@@ -159,17 +213,6 @@ def _check_processor(settings: Settings, objective: Any) -> int:
       f'{settings.processor} describes has {processor.features} numbers: set it to that'
     )
   return processor.positions
-
-
-def _check_lengths(settings: Settings, objective: Any, longest: int):
-  if hasattr(objective, 'positions'):  # decoding may reach positions that training does not
-    longest = objective.positions(longest, settings.decode.max_new_tokens)
-  if settings.model['position'] == 'learned' and longest > settings.model['max_length']:
-    raise ValueError(
-      f'model.max_length={settings.model["max_length"]} learned positions are fewer than '
-      f'data.max_length={settings.data.max_length} or decode.max_new_tokens: set it to at least '
-      f'{longest}'
-    )
 
 
 def processor_of(settings: Settings) -> Any:
