@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from transformer.functional import constraints, search
+from transformer.inference.checks import check_ids, check_possible
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -270,6 +271,25 @@ def search_tokens(
   else:
     tokens, scores = search.greedy(step, cache, first, **settings)
   return tokens[:, None], scores[:, None]
+
+
+def try_search(decoding: Decoding, vocab: int, eos: search.Ends):
+  """Search under the constraints of these settings, if there are any, with all tokens equal.
+
+  Raises:
+    ValueError: an id is none of the vocabulary, or the constraints forbid every token.
+  """
+  check_ids(vars(decoding), vocab)
+  prompt, keys = jnp.full((1, 1), -1), jax.random.split(decoding.key, 1)
+  if decoding.constrain(prompt, eos) is None:
+    return
+
+  @jax.jit
+  def run():
+    step = lambda tokens, cache: (jnp.zeros((len(tokens), vocab)), cache)  # noqa: E731
+    return search_tokens(step, (), prompt, keys, decoding, eos=eos, reorder=lambda cache, _: cache)
+
+  check_possible(jax.device_get(run())[1][0])
 
 
 @functools.partial(jax.jit, static_argnums=0)  # where the seed is a constant, and not transferred

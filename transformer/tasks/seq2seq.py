@@ -54,6 +54,7 @@ class Seq2Seq:
 
   text_fields = ('inputs', 'targets')
   metrics = TOKEN_METRICS
+  leaves_out_long = True
 
   def __post_init__(self):
     if None in (self.start_token, self.tokenizer.eos):

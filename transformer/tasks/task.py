@@ -1,12 +1,14 @@
 """The interface of a task: an objective to train, and a predictor to use what was trained.
 
-A task may also have these methods; without them the default holds.
+A task may also have these members; without them the default holds.
 
   batch_metrics(model, batch): the metrics of a batch in evaluation; those of `loss` without a key.
   positions(max_length, max_new_tokens): how many positions the model needs; max_length.
   warnings(columns, model, training=): messages about a split for the log; none. `model` is the
     ModelConfig.
   stream(model, line): the answer piece by piece; without it an answer is printed as a whole.
+  leaves_out_long: whether no tokenizer is trained on examples of more than max_length words, which
+    have more tokens and are left out; False.
   open(): raise, before training, if something that answers need is missing; no check.
 """
 

@@ -21,6 +21,7 @@ from transformer.data.lookup import is_reference, lookup
 from transformer.data.prepared import Prepared, PreparedBatches
 from transformer.evaluation.metrics import try_metric
 from transformer.functional import platforms
+from transformer.inference.decoding import Decoding, try_search
 from transformer.modules.adapters import adapt
 from transformer.modules.config import ModelConfig
 from transformer.tasks.task import Task
@@ -126,7 +127,10 @@ class Experiment(NamedTuple):
         logging.warning('%s: %s', split, warning)
 
   def try_evaluation(self):
-    """Encode one example of each split, so that errors of evaluation come before training.
+    """Try what evaluation and the final report need, so that their errors come before training.
+
+    One example of each split is encoded and compared with itself, the batches of the test splits
+    are made, and a search under the constraints of `decode` is run.
 
     Raises:
       ValueError, OSError, ModuleNotFoundError: what evaluation would raise then.
@@ -144,8 +148,12 @@ class Experiment(NamedTuple):
         self.task.processor.encode_example(request, truncate=True)
         for name in config.metrics if reference else ():
           try_metric(name, reference)
+    for split in data.test:
+      self.batches(split)
     if answers and hasattr(self.task, 'open'):
       self.task.open()
+    if isinstance(decoding := self.settings.decode, Decoding):
+      try_search(decoding, self.model.vocab, self.task.tokenizer.ends)
 
   def init(self, key: jax.Array) -> Model:
     """Return a model with random parameters, and with adapters if the config has some."""

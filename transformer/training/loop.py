@@ -29,6 +29,8 @@ from transformer.training.signals import Signals, Stopped
 from transformer.training.step import Model, State, init_state
 from transformer.training.warm_start import warm_start
 from transformer.training.workdir import Workdir
+from transformer.zoo.families.rows import leaves
+from transformer.zoo.pretrained.writing import family_of
 
 
 def fit(experiment: Experiment, workdir: Workdir) -> State:
@@ -322,6 +324,10 @@ def _describe(experiment: Experiment, state: State, batches: pipeline.Batches, w
     len(batches),
     shapes,
   )
+  try:
+    family_of(state.model, leaves(state.model))
+  except ValueError as error:
+    logging.info('--mode=export will refuse this model: %s', error)
   if (before := workdir.remember('batches', shapes)) != shapes:
     logging.warning(
       'they were %s: with another train.microbatches, some examples of this epoch come twice and '

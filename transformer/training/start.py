@@ -14,7 +14,7 @@ from transformer.data import tokenizers
 from transformer.data.lookup import is_reference
 from transformer.data.prepared import Prepared
 from transformer.training import optimizers, prepared_data, processes, sharding
-from transformer.training.checks import check
+from transformer.training.checks import check, without_effect
 from transformer.training.config import find_task
 from transformer.training.experiment import (
   Experiment,
@@ -34,6 +34,9 @@ def start_run(config: dict[str, Any], workdir: Workdir) -> Experiment:
     ValueError, FileNotFoundError: what is wrong with the config, the data or the workdir.
   """
   settings = check(config)
+  for idle, message in without_effect(settings):
+    if idle:
+      logging.warning('%s', message)
   mesh, data = sharding.make_mesh(**settings.mesh), settings.data
   logging.info('%s in %s: reading %s', settings.experiment, workdir, data.dir or data.name)
   for split in (data.val, *data.test):
@@ -182,7 +185,7 @@ def _new_tokenizer(settings: Settings, examples: Iterable[Any]) -> tokenizers.To
   logging.info('training the tokenizer')
   fields = _text_fields(settings)
   texts = ([example[field] for field in fields] for example in examples)
-  if settings.task == 'seq2seq':  # which leaves out examples of more tokens, and so of more words
+  if getattr(find_task(settings.task), 'leaves_out_long', False):
     longest = settings.data.max_length
     texts = (pair for pair in texts if all(len(text.split()) < longest for text in pair))
   return tokenizers.train(itertools.chain.from_iterable(texts), **settings.tokenizer)
