@@ -186,14 +186,7 @@ def filter_logits(
   >>> jnp.exp(filter_logits(jnp.log(p), top_p=0.6))
   Array([1.  , 0.  , 0.  , 0.75], dtype=float32)
   """
-  if not temperature >= 0:
-    raise ValueError(f'temperature {temperature} is negative: pass 0 (greedy) or more')
-  if top_k < 0:
-    raise ValueError(f'top_k {top_k} is negative: pass 0 to keep every token')
-  if not 0 < top_p <= 1:
-    raise ValueError(f'top_p {top_p} is not a mass in (0, 1]: pass 1 to keep every token')
-  if not 0 <= min_p <= 1:
-    raise ValueError(f'min_p {min_p} is not a ratio in [0, 1]: pass 0 to keep every token')
+  check_filters(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
   if temperature == 0:
     temperature, top_k = 1.0, 1
   logits = logits.astype(jnp.float32)
@@ -208,6 +201,18 @@ def filter_logits(
       ranked = jnp.where(mass_before < top_p, ranked, -jnp.inf)
     logits = jnp.full_like(logits, -jnp.inf).at[tokens].set(ranked)
   return jnp.where(logits >= jnp.log(min_p), logits, -jnp.inf)
+
+
+def check_filters(*, temperature: float, top_k: int, top_p: float, min_p: float):
+  """Raise ValueError where an argument of `filter_logits` is none of its values."""
+  if not temperature >= 0:
+    raise ValueError(f'temperature {temperature} is negative: pass 0 (greedy) or more')
+  if top_k < 0:
+    raise ValueError(f'top_k {top_k} is negative: pass 0 to keep every token')
+  if not 0 < top_p <= 1:
+    raise ValueError(f'top_p {top_p} is not a mass in (0, 1]: pass 1 to keep every token')
+  if not 0 <= min_p <= 1:
+    raise ValueError(f'min_p {min_p} is not a ratio in [0, 1]: pass 0 to keep every token')
 
 
 def largest(

@@ -123,7 +123,7 @@ class Decoding(Batching):
         f'{longest} tokens: raise it'
       )
     try:
-      jax.eval_shape(lambda: search.filter_logits(jnp.zeros(1), **self.filters))
+      search.check_filters(**self.filters)
     except ValueError as error:
       raise ValueError(f'decode: {error}') from error
 
