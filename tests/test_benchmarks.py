@@ -44,6 +44,24 @@ def test_variants_are_timed_alternately_and_a_broken_one_is_reported(capfd):
   assert (result['ours'], result['peer']) == ('ours-fast', 'slow')
   assert result['ratio'] == found['slow']['median_s'] / found['ours-fast']['median_s'] > 1
   assert 'ours-fast' in page.section(result)
+  table = page.table(
+    {'one': [result], 'two': [result | {'case': 'other'}], 'none': [{'case': 'x'}]}
+  )
+  assert '<th>two</th></tr>' in table and f'<td></td><td>{result["ratio"]:.2f}</td>' in table
+
+
+def test_a_variant_without_a_result_in_time_is_left_out(capfd):
+  command = {'emulated': [sys.executable, '-c', 'import time; time.sleep(60)']}
+  assert not harness.compare(command, rounds=1, limit=0.2)
+  assert 'emulated is left out: it had no result after 0 s' in capfd.readouterr().err
+
+
+def test_results_are_kept_by_processor(monkeypatch, tmp_path, capsys):
+  text = 'model name\t: Intel(R) Xeon(R) Processor @ 2.90GHz\nflags\t\t: avx2 avx512f avx512_bf16\n'
+  monkeypatch.setattr(harness, '_cpu_info', lambda: text)
+  monkeypatch.setattr(harness, 'RESULTS', tmp_path)
+  harness.write({'case': 'toy'}, save=True)
+  assert json.loads((tmp_path / 'intel-xeon-avx512-bf16/toy.json').read_text()) == {'case': 'toy'}
 
 
 @pytest.mark.parametrize(

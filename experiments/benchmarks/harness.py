@@ -1,18 +1,22 @@
 """Time variants of the same work, each in its own process, alternately: A B A B.
 
 Only one process works at a time and all are warm, so that a drift of the machine affects all alike.
-Compare the ratio of medians of one run; absolute times change from day to day.
+Compare the ratio of medians of one run; absolute times change from day to day. Results are kept
+apart for each kind of processor.
 """
 
 import datetime
 import json
 import pathlib
 import platform
+import re
 import resource
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -23,7 +27,8 @@ from absl import flags
 ROUNDS = flags.DEFINE_integer('rounds', 5, 'measurements of each variant', lower_bound=1)
 VARIANTS = flags.DEFINE_list('variants', [], 'only those whose names contain one of these')
 PEER_PYTHON = flags.DEFINE_string('peer_python', sys.executable, 'interpreter that has the peers')
-SAVE = flags.DEFINE_bool('save', False, 'write the result to results/')
+SAVE = flags.DEFINE_bool('save', False, 'write the result to results/PROCESSOR/')
+LIMIT = flags.DEFINE_float('limit', 180, 'seconds to a first result; slower variants are left out')
 WORKER = flags.DEFINE_string('worker', '', 'internal: run this variant')
 RESULTS = pathlib.Path(__file__).parent / 'results'
 MARK = '@@'  # begins a worker's own lines; libraries may print others
@@ -80,16 +85,24 @@ class Worker:
       command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True
     )
 
-  def read(self) -> dict[str, Any]:
+  def read(self, limit: float | None = None) -> dict[str, Any]:
     """Return its next report.
 
+    Args:
+      limit: seconds to wait for it; the process is then killed. None: no limit.
+
     Raises:
-      RuntimeError: the process ended; has the last line of its log.
+      RuntimeError: the process ended; has the last line of its log, or the limit.
     """
-    for line in self.process.stdout:
-      if line.startswith(MARK):
-        return json.loads(line[len(MARK) :])
-    self.process.wait()
+    timer = threading.Timer(limit or threading.TIMEOUT_MAX, self.process.kill)
+    timer.daemon = True
+    timer.start()
+    line = next((line for line in self.process.stdout if line.startswith(MARK)), None)
+    timer.cancel()
+    if line is not None:
+      return json.loads(line[len(MARK) :])
+    if self.process.wait() == -signal.SIGKILL and limit:
+      raise RuntimeError(f'{self.name} is left out: it had no result after {limit:.0f} s')
     self.log.seek(0)
     raise RuntimeError(f'{self.name} failed: {"".join(self.log.readlines()[-1:]).strip()}')
 
@@ -107,12 +120,16 @@ class Worker:
     self.process.wait()
 
 
-def compare(commands: dict[str, Sequence[str]], *, rounds: int) -> dict[str, dict[str, Any]]:
+def compare(
+  commands: dict[str, Sequence[str]], *, rounds: int, limit: float | None = None
+) -> dict[str, dict[str, Any]]:
   """Time all variants, alternately.
 
   Args:
     commands: the command line of each worker.
     rounds: measurements of each.
+    limit: seconds to the first result of each; that of --limit if None. Bfloat16 where a processor
+      has no instructions for it can take minutes a step.
 
   Returns:
     For each variant its median, smallest and largest seconds, and its other numbers.
@@ -121,7 +138,8 @@ def compare(commands: dict[str, Sequence[str]], *, rounds: int) -> dict[str, dic
   for name, command in commands.items():
     worker = Worker(name, command)
     try:
-      worker.about = worker.read()  # one after the other: compiling does not overlap
+      # one after the other: compiling does not overlap
+      worker.about = worker.read(LIMIT.value if limit is None else limit)
     except RuntimeError as error:
       print(error, file=sys.stderr)
       continue
@@ -162,7 +180,7 @@ def report(
     work: units of work in a call.
     unit: of work per second, such as 'tokens/s'.
     module: the benchmark's name.
-    save: write results/<case>.json.
+    save: write results/PROCESSOR/<case>.json.
     about: further entries of the result.
   """
   best = {
@@ -192,18 +210,54 @@ def report(
   write(result | about | {'variants': found, **machine(module)}, save=save)
 
 
-def write(result: dict[str, Any], *, save: bool):
-  """Print the result as a line of JSON to stdout, and maybe write it to results/<case>.json."""
+def write(result: dict[str, Any], *, save: bool, folder: str | None = None):
+  """Print the result as a line of JSON to stdout, and maybe write a file.
+
+  Args:
+    result: of a benchmark; has its case.
+    save: write results/<folder>/<case>.json.
+    folder: None for that of this processor.
+  """
   if save:
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f'{result["case"]}.json').write_text(json.dumps(result, indent=1) + '\n')
+    file = RESULTS / (folder or processor()) / f'{result["case"]}.json'
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(result, indent=1) + '\n')
   print(json.dumps(result))
+
+
+# instructions of processors by what decides the speed of products, the widest first
+INSTRUCTIONS = {
+  'amx_bf16': 'amx',
+  'avx512_bf16': 'avx512-bf16',
+  'avx512f': 'avx512',
+  'avx2': 'avx2',
+}
+
+
+def processor() -> str:
+  """Return the name of this kind of processor: its model and its widest instructions.
+
+  For example 'amd-epyc-avx2', where a virtual machine does not tell the generation.
+  """
+  text = _cpu_info()
+  words = set(text.split())
+  known = [name for flag, name in INSTRUCTIONS.items() if flag in words]
+  model = next(iter(_models(text)), platform.machine())
+  model = re.sub(r'\((r|tm)\)|\bcpu\b|@.*|\d+-core|processor', '', model.lower())
+  return '-'.join([*re.findall(r'[a-z0-9.]+', model), *known[:1]])
+
+
+def _cpu_info() -> str:
+  return pathlib.Path('/proc/cpuinfo').read_text() if platform.system() == 'Linux' else ''
+
+
+def _models(text: str) -> list[str]:
+  return [line.split(':')[1].strip() for line in text.splitlines() if 'model name' in line]
 
 
 def machine(module: str) -> dict[str, Any]:
   """Return the machine, the versions, the date and the command of a measurement."""
-  text = pathlib.Path('/proc/cpuinfo').read_text() if platform.system() == 'Linux' else ''
-  names = [line.split(':')[1].strip() for line in text.splitlines() if 'model name' in line]
+  names = _models(_cpu_info())
   words = [word for word in sys.argv[1:] if 'peer_python' not in word]
   versions = {}
   for package in ('jax', 'flax', 'torch', 'transformers', 'ctranslate2'):
@@ -213,6 +267,7 @@ def machine(module: str) -> dict[str, Any]:
       pass
   return {
     'machine': f'{len(names)} x {names[0]}' if names else platform.processor(),
+    'processor': processor(),
     'versions': versions,
     'date': datetime.date.today().isoformat(),
     'command': ' '.join(['python', '-m', f'experiments.benchmarks.{module}', *words]),

@@ -1,4 +1,4 @@
-"""All recorded benchmarks as one self-contained page of bars and curves.
+"""All recorded benchmarks as one self-contained page: a table by processor, bars and curves.
 
 python -m experiments.benchmarks.page [--out=runs/benchmarks.html]
 """
@@ -86,15 +86,44 @@ def section(result: dict) -> str:
   return f'<h2>{result["case"]}</h2>{picture}<p>{"<br>".join(lines)}</p>'
 
 
+def table(results: dict[str, list[dict]]) -> str:
+  """Return the HTML of a table of ratios to the best peer: a row a benchmark, a column a processor.
+
+  Args:
+    results: of each processor.
+  """
+  ratios = {
+    name: {result['case']: result['ratio'] for result in found if 'ratio' in result}
+    for name, found in results.items()
+  }
+  ratios = {name: by_case for name, by_case in ratios.items() if by_case}
+  cases = sorted({case for by_case in ratios.values() for case in by_case})
+
+  def row(cells, kind='td'):
+    return '<tr>' + ''.join(f'<{kind}>{cell}</{kind}>' for cell in cells) + '</tr>'
+
+  rows = [row(['speed / best peer', *ratios], 'th')]
+  for case in cases:
+    values = (by_case.get(case) for by_case in ratios.values())
+    rows.append(row([case, *('' if value is None else f'{value:.2f}' for value in values)]))
+  return f'<table>{"".join(rows)}</table>'
+
+
 def main(argv):
   del argv
-  files = sorted(harness.RESULTS.glob('*.json'))
+  files = sorted(harness.RESULTS.glob('*/*.json'))
   if not files:
     raise SystemExit(f'{harness.RESULTS} has no result: run a benchmark with --save first')
-  body = ''.join(section(json.loads(file.read_text())) for file in files)
+  results: dict[str, list[dict]] = {}
+  for file in files:
+    results.setdefault(file.parent.name, []).append(json.loads(file.read_text()))
+  body = table(results)
+  for name, found in results.items():
+    body += f'<h1>{name}</h1>' + ''.join(map(section, found))
   out = pathlib.Path(_OUT.value)
   out.parent.mkdir(parents=True, exist_ok=True)
   style = 'body{font:15px sans-serif;max-width:46em;margin:2em auto}p{color:#444}'
+  style += 'td,th{padding:.2em 1em;text-align:left}'
   out.write_text(
     f'<!doctype html><meta charset=utf-8><title>Benchmarks</title><style>{style}</style>{body}'
   )

@@ -119,7 +119,7 @@ def main(argv):
     print(f'{name}: {found}; compiled in {about["compile_s"]} s', file=sys.stderr, flush=True)
     plans.append(about | dict(settings=CASES[name]) | found.as_dict())
   result = {'case': 'tpu_plans', 'plans': plans, **harness.machine('tpu_plans')}
-  harness.write(result, save=harness.SAVE.value)
+  harness.write(result, save=harness.SAVE.value, folder='tpu-compiler')
 
 
 if __name__ == '__main__':
