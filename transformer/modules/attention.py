@@ -126,7 +126,7 @@ class Attention(nnx.Module):
   def _attend(self, q, k, v, view, assume_finite, key):
     """The output of each head: [C, B/C T, H, K]."""
     config, weights = self.config, f'{self.name}.weights'
-    q = q.astype(k.dtype).reshape(len(k), -1, *q.shape[2:])  # k may be kept wider
+    q = q.astype(k.dtype).reshape(k.shape[0], -1, *q.shape[2:])  # k may be kept wider
     scale = config.attention_scale or (None if config.scale_attention else 1.0)
     kwargs: dict[str, Any] = dict(bias=view.bias, scale=scale, soft_cap=config.soft_cap_attention)
     kwargs['sinks'] = None if self.sinks is None else self.sinks[...]

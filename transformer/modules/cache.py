@@ -50,7 +50,7 @@ class Cache(NamedTuple):
   @property
   def beams(self) -> int:
     """W, how many rows share their slots."""
-    return len(self.segments) // len(self.k[0])
+    return self.segments.shape[0] // self.k[0].shape[0]
 
   @property
   def capacity(self) -> int:
@@ -71,7 +71,7 @@ class Cache(NamedTuple):
     """
     (B, T), W = segments.shape, self.beams
     used = 0 if isinstance(self.length, jax.core.Tracer) else int(self.length) // W
-    if used + T > self.capacity:
+    if isinstance(self.capacity, int) and used + T > self.capacity:
       raise ValueError(
         f'{T} more tokens do not fit a cache of {self.capacity} of which {used} are used: '
         'make it with a larger capacity'
@@ -139,7 +139,7 @@ class LayerCache(NamedTuple):
 
     def slots(new):
       new = jnp.where(self.real[:, :, None, None], new, 0).astype(self.v.dtype)
-      return new.reshape(len(self.v), -1, *new.shape[2:]).swapaxes(1, 2)
+      return new.reshape(self.v.shape[0], -1, *new.shape[2:]).swapaxes(1, 2)
 
     return self._replace(
       k=jax.lax.dynamic_update_slice_in_dim(self.k, slots(k).mT, self.start, axis=3),

@@ -109,7 +109,7 @@ class Patches(nnx.Module):
     x = self.projection(x)
     if segments is not None:
       segments = jnp.pad(segments[:, : x.shape[1]], ((0, 0), (1, 0)), mode='edge')
-    class_token = jnp.broadcast_to(self.class_token[...], (len(x), 1, x.shape[-1]))
+    class_token = jnp.broadcast_to(self.class_token[...], (x.shape[0], 1, x.shape[-1]))
     return jnp.concatenate([class_token, x], axis=1), segments
 
   def _convolved(self, patches):

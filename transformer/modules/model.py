@@ -81,8 +81,8 @@ class Encoder(nnx.Module):
       return total / jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1)
     if self.config.pooling == 'last':
       last = real.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
-      return states[jnp.arange(len(states)), last]
-    first = states[jnp.arange(len(states)), jnp.argmax(real, axis=1)]
+      return states[jnp.arange(states.shape[0]), last]
+    first = states[jnp.arange(states.shape[0]), jnp.argmax(real, axis=1)]
     if self.pooler is None:
       return first
     if self.config.pooling == 'attention':

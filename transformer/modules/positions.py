@@ -86,7 +86,7 @@ class Learned(Unordered):
 
   def check(self, length):
     """Raise if there are more tokens than learned positions."""
-    if length > len(self.table[...]):
+    if isinstance(length, int) and length > len(self.table[...]):
       raise ValueError(
         f'{length} tokens are more than the {len(self.table[...])} learned positions of this model '
         '(model.max_length): truncate them, or pass segments if the rest is padding or examples'
