@@ -8,7 +8,8 @@
   evaluate  evaluate a run on val and test
   predict   print one output line for each line of --input or stdin
   attend    plot the attention weights for each line of --input or stdin: HTML, PNG and SVG
-  export    write the model in the format of the `transformers` library: WORKDIR/export
+  export    write the model as a folder: --format=hf for the `transformers` library, stablehlo for a
+            program that runs without this package; --int8 for weights in 8 bits
   sweep     train the variants that the function sweep(add) of the experiment's file adds
   config    print every key of the config with its value, type, default and meaning
   runs      compare the runs in the folders given after the flags: a table, a plot and a page
@@ -100,6 +101,8 @@ def run():
   )
   flags.DEFINE_integer('process', -1, 'The number of this process of several, from 0.')
   flags.DEFINE_integer('processes', 0, 'How many processes train together.')
+  flags.DEFINE_enum('format', 'hf', ['hf', 'stablehlo'], 'Of export.')
+  flags.DEFINE_bool('int8', False, 'Of export to stablehlo: weights in 8 bits, compared on val.')
   flags.DEFINE_bool('json', False, 'Print the result as JSON on a terminal, too.')
   try:
     app.run(main, **({} if helps else {'flags_parser': parse}))

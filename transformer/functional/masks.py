@@ -21,6 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+# of an axis: an int, or a symbol while a program for any size is exported (`jax.export`)
+Size = Any
+
 
 @functools.partial(
   jax.tree_util.register_dataclass,
@@ -94,7 +97,7 @@ class AttentionMask:
       explicit=functools.reduce(jnp.logical_and, explicit + rest) if explicit + rest else None,
     )
 
-  def dense(self, targets: int, sources: int | None = None) -> Bool[Array, '... T S']:
+  def dense(self, targets: Size, sources: Size | None = None) -> Bool[Array, '... T S']:
     """Return the mask as an array: [T, S], or [B, H, T, S] (B or H may be 1) if it needs an axis.
 
     Args:
@@ -127,7 +130,7 @@ class AttentionMask:
       allowed &= (k >= q - reach[0]) & (k <= q + reach[1])
     return allowed
 
-  def with_array(self, targets: int, sources: int | None = None) -> 'AttentionMask':
+  def with_array(self, targets: Size, sources: Size | None = None) -> 'AttentionMask':
     """Return the mask with its dense array, computed once here for all layers that will read it.
 
     The array goes by way of a logarithm, which XLA never computes twice: it would otherwise compute

@@ -4,11 +4,13 @@ import functools
 from typing import NamedTuple
 
 import jax
+import jax.export
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from transformer.functional import platforms
+from transformer.functional.masks import Size
 from transformer.modules.config import ModelConfig
 
 
@@ -34,7 +36,7 @@ class Cache(NamedTuple):
   length: Int[Array, '']
 
   @classmethod
-  def empty(cls, config: ModelConfig, rows: int, capacity: int, beams: int = 1) -> 'Cache':
+  def empty(cls, config: ModelConfig, rows: Size, capacity: Size, beams: int = 1) -> 'Cache':
     """Return an empty cache for `rows` sequences of at most `capacity` tokens, padding included.
 
     Raises:
@@ -48,12 +50,12 @@ class Cache(NamedTuple):
     return cls((v.mT,) * config.depth, (v,) * config.depth, zeros, zeros, jnp.zeros((), jnp.int32))
 
   @property
-  def beams(self) -> int:
+  def beams(self) -> Size:
     """W, how many rows share their slots."""
     return self.segments.shape[0] // self.k[0].shape[0]
 
   @property
-  def capacity(self) -> int:
+  def capacity(self) -> Size:
     """How many tokens a row has room for."""
     return self.segments.shape[1] // self.beams
 
@@ -109,6 +111,9 @@ class Cache(NamedTuple):
     if self.beams > 1:
       return cache
     return cache._replace(k=tuple(k[rows] for k in self.k), v=tuple(v[rows] for v in self.v))
+
+
+jax.export.register_namedtuple_serialization(Cache, serialized_name='transformer.Cache')
 
 
 def dtype_of(config: ModelConfig) -> DTypeLike:

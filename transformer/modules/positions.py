@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from transformer.functional import positions as functional
+from transformer.functional.masks import Size
 from transformer.modules.config import Layer, ModelConfig
 
 
@@ -28,7 +29,7 @@ class Unordered(nnx.Module):
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, causal: bool):
     self.config, self.causal = config, causal
 
-  def check(self, length: int):
+  def check(self, length: Size):
     """Raise if the scheme has no positions for so many tokens."""
 
   def embed(self, x: Float[Array, 'B T D'], positions: Int[Array, 'B T']) -> Float[Array, 'B T D']:

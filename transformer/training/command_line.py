@@ -23,6 +23,7 @@ EXPERIMENTS = pathlib.Path(__file__).parents[2] / 'experiments'
 EXTRAS = {  # of setup.cfg, by the modules that they install
   **dict.fromkeys(('soundfile', 'librosa', 'jiwer'), 'audio'),
   'pyarrow': 'parquet',
+  'flatbuffers': 'export',
   **dict.fromkeys(('bm25s', 'Stemmer', 'pytrec_eval'), 'retrieval'),
 }
 

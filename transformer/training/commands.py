@@ -24,7 +24,7 @@ from transformer.training.config import describe
 from transformer.training.experiment import Experiment, reopen, restore_best
 from transformer.training.input_lines import read_chunks
 from transformer.training.machine import cores, start_devices
-from transformer.training.results import evaluate_splits
+from transformer.training.results import evaluate_split, evaluate_splits
 from transformer.training.signals import Signals, Stopped
 from transformer.training.start import draft_run, prepare_corpus, start_run
 from transformer.training.step import Model
@@ -110,14 +110,31 @@ def _evaluate(config, workdir, flags) -> int:
 
 def _export(config, workdir, flags) -> int:
   from transformer.modules import adapters
+  from transformer.training import exports
   from transformer.zoo.pretrained import save_pretrained
 
-  began, folder = time.perf_counter(), workdir.path / 'export'
+  if flags.int8 and flags.format == 'hf':
+    raise ValueError('--int8 is for --format=stablehlo: give both, or neither')
+  began = time.perf_counter()
   experiment, model, step = _restored(config, workdir)
+  task = experiment.task
+  facts: dict[str, Any] = {'step': step}
   adapters.merge(model)
   check_finite(model, 'a parameter is NaN')
-  save_pretrained(folder, model, experiment.task.tokenizer, **published_settings(experiment.task))
-  facts = {'step': step, 'folder': str(folder)}
+  if flags.format == 'hf':
+    folder = workdir.path / 'export'
+    save_pretrained(folder, model, task.tokenizer, **published_settings(task))
+  else:
+    folder = workdir.path / f'export-{flags.format}'
+    weights = exports.weights_of(model)
+    if flags.int8:
+      before = evaluate_split(experiment, model, config['data']['val']).metrics
+      weights = exports.in_8_bits(weights)
+      rounded = exports.restored(task, model, weights)
+      after = evaluate_split(experiment, rounded, config['data']['val']).metrics
+      facts['from_to'] = {name: [before[name], after[name]] for name in after if '/' not in name}
+    exports.write(folder, task, model, weights)
+  facts |= {'folder': str(folder), 'bytes': sum(x.stat().st_size for x in folder.iterdir())}
   return _print_result(config, workdir, flags, time.perf_counter() - began, facts)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from absl import logging
 
-from transformer.evaluation.evaluate import evaluate
+from transformer.evaluation.evaluate import Evaluation, evaluate
 from transformer.training import reporting, sharding
 from transformer.training.experiment import Experiment
 from transformer.training.step import Model
@@ -13,22 +13,11 @@ from transformer.training.workdir import Workdir, as_line, file_name, write
 
 def evaluate_splits(experiment: Experiment, model: Model, workdir: Workdir) -> dict[str, Any]:
   """Evaluate val and test, write predictions and references, and return all metrics."""
-  config, data = experiment.settings.eval, experiment.settings.data
+  data = experiment.settings.data
   metrics: dict[str, float] = {}
   signatures: dict[str, str] = {}
   for split in [data.val, *data.test]:
-    source = experiment.source(split)
-    all_of_it = '; eval.limit is for validation during training' if config.limit else ''
-    logging.info('evaluating all %d examples of %s%s', len(source), split, all_of_it)
-    found = evaluate(
-      experiment.task,
-      model,
-      source,
-      sharding.place_batches(experiment.batches(split), experiment.mesh),
-      metrics=config.metrics,
-      samples=config.samples,
-      by=config.by if len(source) and config.by in source[0] else '',
-    )
+    found = evaluate_split(experiment, model, split)
     metrics |= {f'{split}/{name}': value for name, value in found.metrics.items()}
     signatures |= {f'{split}/{name}': text for name, text in found.signatures.items()}
     folder = workdir.path / 'predictions'
@@ -38,3 +27,19 @@ def evaluate_splits(experiment: Experiment, model: Model, workdir: Workdir) -> d
       write(folder / f'{name}.txt', ''.join(f'{line}\n' for line in lines))
     logging.info('samples of %s:\n%s', split, reporting.table(found.samples))
   return {'metrics': metrics, 'signatures': signatures}
+
+
+def evaluate_split(experiment: Experiment, model: Model, split: str) -> Evaluation:
+  """Return the metrics and predictions of a whole split."""
+  config, source = experiment.settings.eval, experiment.source(split)
+  all_of_it = '; eval.limit is for validation during training' if config.limit else ''
+  logging.info('evaluating all %d examples of %s%s', len(source), split, all_of_it)
+  return evaluate(
+    experiment.task,
+    model,
+    source,
+    sharding.place_batches(experiment.batches(split), experiment.mesh),
+    metrics=config.metrics,
+    samples=config.samples,
+    by=config.by if len(source) and config.by in source[0] else '',
+  )

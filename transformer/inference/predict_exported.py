@@ -1,0 +1,109 @@
+"""Answer lines of text by an exported model: python predict.py < lines.txt
+
+Needs jax, flatbuffers, numpy, safetensors and tokenizers, and nothing of the code that wrote this
+folder. Outputs are decoded greedily.
+"""
+
+import itertools
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+import tokenizers
+from jax import export
+from safetensors.numpy import load_file
+
+
+def padded(rows, left=False):
+  """Return tokens [B, S], and segments: 1, and 0 for padding. S is 8, 16, 32, ..."""
+  length = max(8, 1 << (max(map(len, rows)) - 1).bit_length())
+  tokens, segments = np.zeros((2, len(rows), length), np.int32)
+  for i, row in enumerate(rows):
+    at = slice(length - len(row), None) if left else slice(len(row))
+    tokens[i, at], segments[i, at] = row, 1
+  return tokens, segments
+
+
+def finite(logits):
+  """Return logits as a NumPy array; FloatingPointError if there are NaNs."""
+  if np.isnan(logits).any():
+    raise FloatingPointError('the model computes NaN for these lines')
+  return np.array(logits)
+
+
+class Model:
+  """The model of a folder; `answer` answers lines, `functions` are those of config.json."""
+
+  def __init__(self, folder=pathlib.Path(__file__).parent):
+    self.config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+    self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
+    self.tokenizer.encode_special_tokens = True  # a name such as </s> in a line is text
+    self.weights = jax.device_put(load_file(folder / 'model.safetensors'))
+    self.functions = {
+      file.stem: jax.jit(export.deserialize(bytearray(file.read_bytes())).call)
+      for file in folder.glob('*.stablehlo')
+    }
+
+  def answer(self, lines):
+    """Return the answer to each line; ValueError if one has no tokens, or too many."""
+    c, rows = self.config, []
+    for line in lines:
+      ids = self.tokenizer.encode(line, add_special_tokens=False).ids
+      rows.append([*c['prefix'], *ids, *c['suffix']])
+      if not ids or (c['suffix'] and len(rows[-1]) > c['max_length']):
+        raise ValueError(f'{line[:60]!r} has {len(ids)} tokens: give 1 to {c["max_length"]}')
+    return getattr(self, c['task'])(rows)
+
+  def classification(self, rows):
+    logits = finite(self.functions['classify'](self.weights, *padded(rows)))
+    return [self.config['classes'][best] for best in np.argmax(logits, axis=-1)]
+
+  def seq2seq(self, rows):
+    memory = self.functions['encode'](self.weights, *padded(rows))
+    start = np.full((len(rows), 1), self.config['start'], np.int32)
+    found = self.generate(start, np.ones_like(start), self.config['max_new_tokens'], memory)
+    return [self.text(output) for output in found]
+
+  def language_model(self, rows):
+    window, most, ends = (self.config[x] for x in ('max_length', 'max_new_tokens', 'ends'))
+    texts, step = [list(row) for row in rows], max(window // 2, 1)
+    for before in range(0, most, step):  # each half window begins with the end of the text so far
+      steps = min(step, most - before)
+      prompts = padded([text[-(window - steps) :] for text in texts], left=True)
+      for text, output in zip(texts, self.generate(*prompts, steps), strict=True):
+        text += output if not before or text[-1] not in ends else []
+    start = len(self.config['prefix'])
+    shown = [self.text(row[start:]) for row in rows]
+    return [self.text(x[start:])[len(y) :] for x, y in zip(texts, shown, strict=True)]
+
+  def generate(self, tokens, segments, steps, memory=()):
+    """Return up to `steps` tokens that continue each row, the end token included."""
+    size = {'b': len(tokens), 'c': tokens.shape[1] + steps}
+    cache = [np.zeros([size.get(n, n) for n in x], kind) for x, kind in self.config['cache']]
+    found, ends = [], self.config['ends']
+    for _ in range(steps):
+      call = self.functions['step' if tokens.shape[1] == 1 else 'prefill']
+      logits, cache = call(self.weights, tokens, segments, cache, memory)
+      logits = finite(logits)
+      logits[:, self.config['suppress']] = -np.inf
+      found.append(np.argmax(logits, axis=-1))
+      if np.isin(found, ends).any(axis=0).all():
+        break
+      tokens, segments = found[-1][:, None].astype(np.int32), np.ones((len(tokens), 1), np.int32)
+    rows = [row.tolist() for row in np.stack(found, axis=1)]
+    return [row[: next((i for i, t in enumerate(row) if t in ends), steps) + 1] for row in rows]
+
+  def text(self, tokens):
+    """Return the text of tokens, up to the first end token."""
+    kept = itertools.takewhile(lambda token: token not in self.config['ends'], tokens)
+    return self.tokenizer.decode(list(kept), skip_special_tokens=True)
+
+
+if __name__ == '__main__':
+  MODEL = Model()
+  FILE = open(sys.stdin.fileno(), encoding='utf-8-sig')
+  while lines := [line.rstrip('\r\n') for line in itertools.islice(FILE, 32)]:
+    for answer in MODEL.answer(lines):
+      print(answer.replace('\n', ' '), flush=True)
