@@ -7,6 +7,7 @@
             --config.data.name=prepared --config.data.dir=THAT_FOLDER; of any size
   evaluate  evaluate a run on val and test
   predict   print one output line for each line of --input or stdin
+  serve     answer requests on http://127.0.0.1:PORT: a page to type in, and JSON
   attend    plot the attention weights for each line of --input or stdin: HTML, PNG and SVG
   export    write the model as a folder: --format=hf for the `transformers` library, stablehlo for a
             program that runs without this package; --int8 for weights in 8 bits
@@ -32,7 +33,9 @@ import signal
 import sys
 from typing import Any
 
-MODES = 'train prepare evaluate predict attend export sweep config runs plan profile doctor'.split()
+MODES = (
+  'train prepare evaluate predict serve attend export sweep config runs plan profile doctor'.split()
+)
 DEFAULT_CONFIG = str(pathlib.Path(__file__).parent / 'experiments' / 'dates.py')
 
 
@@ -101,6 +104,7 @@ def run():
   )
   flags.DEFINE_integer('process', -1, 'The number of this process of several, from 0.')
   flags.DEFINE_integer('processes', 0, 'How many processes train together.')
+  flags.DEFINE_integer('port', 8000, 'Of serve; 0 is any that is free.')
   flags.DEFINE_enum('format', 'hf', ['hf', 'stablehlo'], 'Of export.')
   flags.DEFINE_bool('int8', False, 'Of export to stablehlo: weights in 8 bits, compared on val.')
   flags.DEFINE_bool('json', False, 'Print the result as JSON on a terminal, too.')

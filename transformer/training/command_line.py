@@ -24,6 +24,7 @@ EXTRAS = {  # of setup.cfg, by the modules that they install
   **dict.fromkeys(('soundfile', 'librosa', 'jiwer'), 'audio'),
   'pyarrow': 'parquet',
   'flatbuffers': 'export',
+  **dict.fromkeys(('starlette', 'uvicorn'), 'serve'),
   **dict.fromkeys(('bm25s', 'Stemmer', 'pytrec_eval'), 'retrieval'),
 }
 

@@ -200,6 +200,14 @@ def _stream(task, model, flags) -> int:
   return status
 
 
+def _serve(config, workdir, flags) -> int:
+  from transformer.inference.server import application, serve
+
+  experiment, model, _ = _restored(config, workdir)
+  serve(application(experiment.task, model, config['experiment']), flags.port)
+  return 0
+
+
 def _attend(config, workdir, flags) -> int:
   from transformer.inspection.inside import look
 
@@ -349,6 +357,7 @@ MODES = {
   'prepare': _prepare,
   'evaluate': _evaluate,
   'predict': _predict,
+  'serve': _serve,
   'attend': _attend,
   'export': _export,
   'sweep': _sweep,
