@@ -57,16 +57,19 @@ class Model:
     return getattr(self, c['task'])(rows)
 
   def classification(self, rows):
+    """Return the class of each row of tokens."""
     logits = finite(self.functions['classify'](self.weights, *padded(rows)))
     return [self.config['classes'][best] for best in np.argmax(logits, axis=-1)]
 
   def seq2seq(self, rows):
+    """Return the output text of each row of tokens."""
     memory = self.functions['encode'](self.weights, *padded(rows))
     start = np.full((len(rows), 1), self.config['start'], np.int32)
     found = self.generate(start, np.ones_like(start), self.config['max_new_tokens'], memory)
     return [self.text(output) for output in found]
 
   def language_model(self, rows):
+    """Return the continuation of each row of tokens."""
     window, most, ends = (self.config[x] for x in ('max_length', 'max_new_tokens', 'ends'))
     texts, step = [list(row) for row in rows], max(window // 2, 1)
     for before in range(0, most, step):  # each half window begins with the end of the text so far
