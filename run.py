@@ -11,9 +11,11 @@
   attend    plot the attention weights for each line of --input or stdin: HTML, PNG and SVG
   export    write the model as a folder: --format=hf for the `transformers` library, stablehlo for a
             program that runs without this package; --int8 for weights in 8 bits
-  sweep     train the variants that the function sweep(add) of the experiment's file adds
+  sweep     train the variants that the function sweep(add) of the experiment's file adds, --jobs=N
+            at once
   config    print every key of the config with its value, type, default and meaning
   runs      compare the runs in the folders given after the flags: a table, a plot and a page
+  report    write a page about each run in the folders given after the flags, and one of all
   plan      compile the training step and print the memory that each device needs, and the
             cheapest change that fits; with --topology=v5e:2x2x1 of TPUs that need not be there
   profile   trace ten steps: time by kind of operation, and the share of the peak (MFU)
@@ -33,9 +35,8 @@ import signal
 import sys
 from typing import Any
 
-MODES = (
-  'train prepare evaluate predict serve attend export sweep config runs plan profile doctor'.split()
-)
+MODES = 'train prepare evaluate predict serve attend export'.split()
+MODES += 'sweep config runs report plan profile doctor'.split()
 DEFAULT_CONFIG = str(pathlib.Path(__file__).parent / 'experiments' / 'dates.py')
 
 
@@ -63,11 +64,12 @@ def main(argv: list[str]):
 
   from transformer.training import command_line, commands, machine, processes
 
-  if argv[1:] and flags.FLAGS.mode != 'runs':
+  of_folders = flags.FLAGS.mode in commands.OF_FOLDERS
+  if argv[1:] and not of_folders:
     command_line.usage_error(ValueError(f'{argv[1]!r} is no flag: flags begin with --, see --help'))
   machine.tune()  # before JAX starts its threads
   try:
-    if flags.FLAGS.mode != 'runs':
+    if not of_folders:
       processes.start(flags.FLAGS.coordinator, flags.FLAGS.process, flags.FLAGS.processes)
   except (OSError, RuntimeError, ValueError) as error:
     command_line.usage_error(error)
@@ -105,6 +107,7 @@ def run():
   flags.DEFINE_integer('process', -1, 'The number of this process of several, from 0.')
   flags.DEFINE_integer('processes', 0, 'How many processes train together.')
   flags.DEFINE_integer('port', 8000, 'Of serve; 0 is any that is free.')
+  flags.DEFINE_integer('jobs', 1, 'Of sweep: how many variants train at once.')
   flags.DEFINE_enum('format', 'hf', ['hf', 'stablehlo'], 'Of export.')
   flags.DEFINE_bool('int8', False, 'Of export to stablehlo: weights in 8 bits, compared on val.')
   flags.DEFINE_bool('json', False, 'Print the result as JSON on a terminal, too.')

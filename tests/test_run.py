@@ -8,6 +8,8 @@ import shutil
 
 import pytest
 
+from transformer.training import commands, report_page
+
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = [
   '--config.data.max_length=16',
@@ -171,6 +173,29 @@ def test_runs_are_compared(run, trained, tmp_path):
   assert line == ['train.steps', '4', '2', '4']
 
 
+def test_a_run_has_a_report_and_several_one_of_all(trained, tmp_path, capsys, monkeypatch):
+  workdir, _ = trained
+  other = changed_copy(workdir, tmp_path / 'other', train={'steps': 2})
+  (other / 'attention').mkdir()
+  (other / 'attention' / 'abc.html').write_text('a page')
+
+  def report(*folders):
+    assert commands.OF_FOLDERS['report']([*map(str, folders)], tmp_path / 'all') == 0
+    pages = json.loads(capsys.readouterr().out)['pages']
+    return [pathlib.Path(page) for page in pages]
+
+  (file,) = report(other)
+  page = file.read_text()
+  assert file.parent == other and f'<h2>{other}</h2>' in page and 'src=' not in page
+  assert '<svg' in page and 'href="attention/abc.html"' in page
+  changed = page.partition('where it is not the default')[2].partition('<details>')[0]
+  assert 'optimizer.learning_rate' in changed and 'model.soft_cap_logits' not in changed
+  monkeypatch.setattr(report_page, 'page', lambda folders, rows, near: ' '.join(folders))
+  files = report(workdir, other)
+  assert [file.parent for file in files] == [workdir, other, tmp_path / 'all']
+  assert files[2].read_text() == f'{workdir} {other}'
+
+
 def test_folders_without_a_run_are_named(run, tmp_path):
   fails(run('--mode=runs'), 'give their folders')
   fails(run('--mode=runs', tmp_path), 'no trained model', str(tmp_path))
@@ -190,7 +215,7 @@ def test_sweep_runs_every_variant(run, tiny, tmp_path):
     '    add({"optimizer.learning_rate": rate})\n'
   )
   flags = [f'--config={experiment}', *tiny[1:], '--config.data.test=']
-  done = run('--mode=sweep', *flags, f'--workdir={tmp_path}/sweep')
+  done = run('--mode=sweep', '--jobs=2', *flags, f'--workdir={tmp_path}/sweep')
   assert done.returncode == 0, done.stderr.decode()
   runs = json.loads(done.stdout.splitlines()[-1])['runs']
   assert [r['changed'] for r in runs] == [

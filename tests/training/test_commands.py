@@ -16,7 +16,7 @@ from absl import app, flags
 import run
 from experiments import pairs, retrieval_cranfield, yesno
 from transformer.inspection import inside
-from transformer.training import commands, machine, reporting
+from transformer.training import commands, comparison, machine, reporting, sweep
 from transformer.training.checks import check
 from transformer.training.command_line import printable, usage_error, with_stored_config
 
@@ -52,7 +52,7 @@ def fails(capsys, mode, *words, **flags):
     assert word in error
 
 
-@pytest.mark.parametrize('mode', [mode for mode in run.MODES if mode != 'runs'])
+@pytest.mark.parametrize('mode', [*commands.MODES])
 @pytest.mark.parametrize(
   'error', [AssertionError(), RuntimeError("Unable to initialize backend 'cuda': no driver\nx")]
 )
@@ -66,7 +66,7 @@ def test_devices_that_are_not_there_are_one_line_in_every_mode(mode, error, monk
   fails(capsys, mode, 'JAX_PLATFORMS=cuda cannot be used here', 'JAX_PLATFORMS=cpu')
 
 
-@pytest.mark.parametrize('mode', [mode for mode in run.MODES if mode not in ('runs', 'config')])
+@pytest.mark.parametrize('mode', [mode for mode in commands.MODES if mode != 'config'])
 @pytest.mark.parametrize('workdir', ['gs://bucket/run', 's3://b/r', 'file:///tmp/run'])
 def test_a_url_is_no_workdir(mode, workdir, monkeypatch, capsys, tmp_path):
   monkeypatch.setenv('TRANSFORMER_TUNE', '0')
@@ -85,6 +85,10 @@ def test_a_user_without_a_home_compiles_without_a_cache(monkeypatch):
   machine.keep_compiled()
 
 
+class SweepFlags(types.SimpleNamespace):
+  __getitem__ = types.SimpleNamespace.__getattribute__
+
+
 def test_every_variant_of_a_sweep_has_an_outcome(monkeypatch, capsys, tmp_path):
   def train(config, folder, flags):
     if config == 'diverges':
@@ -93,10 +97,16 @@ def test_every_variant_of_a_sweep_has_an_outcome(monkeypatch, capsys, tmp_path):
     (folder.path / 'train.json').write_text(json.dumps({'metrics': {'val/nll': 1.0}}))
     return 0
 
-  variants = [({'seed': i}, name) for i, name in enumerate(('good', 'diverges', 'good'))]
-  monkeypatch.setattr(commands, '_variants', lambda config, flags: variants)
+  variants = [
+    sweep.Variant({'seed': i}, name, commands.Workdir(tmp_path / str(i)))
+    for i, name in enumerate(('good', 'diverges', 'good'))
+  ]
+  monkeypatch.setattr(sweep, 'variants', lambda *_: variants)
+  monkeypatch.setattr(comparison, 'draw', lambda folders, file: drawn.extend(folders))
+  monkeypatch.setattr(commands.config_flags, 'get_config_filename', lambda _: 'file.py')
+  drawn = []
   monkeypatch.setattr(commands, '_train', train)
-  flags = types.SimpleNamespace(mode='sweep')
+  flags = SweepFlags(mode='sweep', jobs=1, config=None)
   status = commands._sweep({'experiment': 'x'}, commands.Workdir(tmp_path), flags)
   out, err = capsys.readouterr()
   runs = json.loads(out.splitlines()[-1])['runs']
@@ -104,6 +114,9 @@ def test_every_variant_of_a_sweep_has_an_outcome(monkeypatch, capsys, tmp_path):
   assert [r['outcome'][:18] for r in runs] == ['ok', 'FloatingPointError', 'ok']
   assert [r['changed'] for r in runs] == [{'seed': 0}, {'seed': 1}, {'seed': 2}]
   assert [r.get('metrics') for r in runs] == [{'val/nll': 1.0}, None, {'val/nll': 1.0}]
+  table = {line.split()[0]: line.split()[1:] for line in out.splitlines()[1:-1]}
+  assert table['outcome'] == ['ok', 'FloatingPointError', 'ok'] and table['seed'] == ['0', '1', '2']
+  assert drawn == [str(tmp_path / '0'), str(tmp_path / '2')]
 
 
 @pytest.mark.parametrize('terminal, asked', [(True, False), (True, True), (False, False)])
@@ -166,7 +179,7 @@ def test_help_imports_nothing_that_takes_time(monkeypatch, word):
 
 
 def test_the_modes_of_the_command_line_are_those_there_are():
-  assert {*run.MODES} == {*commands.MODES, 'runs'}
+  assert {*run.MODES} == {*commands.MODES, *commands.OF_FOLDERS}
 
 
 @pytest.mark.parametrize('text', ['\x1b[31mred', 'a\x00b', '\x9b2J', 'x\x7f', 'back\b', 'up\r'])

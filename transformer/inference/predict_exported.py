@@ -28,9 +28,9 @@ def padded(rows, left=False):
 
 def finite(logits):
   """Return logits as a NumPy array; FloatingPointError if there are NaNs."""
-  if np.isnan(logits).any():
+  if np.isnan(found := np.array(logits)).any():
     raise FloatingPointError('the model computes NaN for these lines')
-  return np.array(logits)
+  return found
 
 
 class Model:
@@ -41,17 +41,15 @@ class Model:
     self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
     self.tokenizer.encode_special_tokens = True  # a name such as </s> in a line is text
     self.weights = jax.device_put(load_file(folder / 'model.safetensors'))
-    self.functions = {
-      file.stem: jax.jit(export.deserialize(bytearray(file.read_bytes())).call)
-      for file in folder.glob('*.stablehlo')
-    }
+    read = lambda file: export.deserialize(bytearray(file.read_bytes()))  # noqa: E731
+    self.functions = {f.stem: jax.jit(read(f).call) for f in folder.glob('*.stablehlo')}
 
   def answer(self, lines):
     """Return the answer to each line; ValueError if one has no tokens, or too many."""
     c, rows = self.config, []
     for line in lines:
       ids = self.tokenizer.encode(line, add_special_tokens=False).ids
-      rows.append([*c['prefix'], *ids, *c['suffix']])
+      rows += [[*c['prefix'], *ids, *c['suffix']]]
       if not ids or (c['suffix'] and len(rows[-1]) > c['max_length']):
         raise ValueError(f'{line[:60]!r} has {len(ids)} tokens: give 1 to {c["max_length"]}')
     return getattr(self, c['task'])(rows)
@@ -65,8 +63,8 @@ class Model:
     """Return the output text of each row of tokens."""
     memory = self.functions['encode'](self.weights, *padded(rows))
     start = np.full((len(rows), 1), self.config['start'], np.int32)
-    found = self.generate(start, np.ones_like(start), self.config['max_new_tokens'], memory)
-    return [self.text(output) for output in found]
+    steps = self.config['max_new_tokens']
+    return [self.text(x) for x in self.generate(start, np.ones_like(start), steps, memory)]
 
   def language_model(self, rows):
     """Return the continuation of each row of tokens."""
@@ -78,8 +76,8 @@ class Model:
       for text, output in zip(texts, self.generate(*prompts, steps), strict=True):
         text += output if not before or text[-1] not in ends else []
     start = len(self.config['prefix'])
-    shown = [self.text(row[start:]) for row in rows]
-    return [self.text(x[start:])[len(y) :] for x, y in zip(texts, shown, strict=True)]
+    shown = [len(self.text(row[start:])) for row in rows]
+    return [self.text(x[start:])[n:] for x, n in zip(texts, shown, strict=True)]
 
   def generate(self, tokens, segments, steps, memory=()):
     """Return up to `steps` tokens that continue each row, the end token included."""
@@ -89,13 +87,12 @@ class Model:
     for _ in range(steps):
       call = self.functions['step' if tokens.shape[1] == 1 else 'prefill']
       logits, cache = call(self.weights, tokens, segments, cache, memory)
-      logits = finite(logits)
-      logits[:, self.config['suppress']] = -np.inf
+      (logits := finite(logits))[:, self.config['suppress']] = -np.inf
       found.append(np.argmax(logits, axis=-1))
       if np.isin(found, ends).any(axis=0).all():
         break
       tokens, segments = found[-1][:, None].astype(np.int32), np.ones((len(tokens), 1), np.int32)
-    rows = [row.tolist() for row in np.stack(found, axis=1)]
+    rows = np.stack(found, axis=1).tolist()
     return [row[: next((i for i, t in enumerate(row) if t in ends), steps) + 1] for row in rows]
 
   def text(self, tokens):
@@ -106,7 +103,7 @@ class Model:
 
 if __name__ == '__main__':
   MODEL = Model()
-  FILE = open(sys.stdin.fileno(), encoding='utf-8-sig')
-  while lines := [line.rstrip('\r\n') for line in itertools.islice(FILE, 32)]:
-    for answer in MODEL.answer(lines):
+  LINES = (line.rstrip('\r\n') for line in open(sys.stdin.fileno(), encoding='utf-8-sig'))
+  while some := list(itertools.islice(LINES, 32)):
+    for answer in MODEL.answer(some):
       print(answer.replace('\n', ' '), flush=True)

@@ -39,7 +39,7 @@ def with_stored_config(argv: list[str]) -> list[str]:
   experiment = _experiment_of(given) if given else 'dates'
   mode, workdir = _without(argv, 'mode')[1] or 'train', _without(argv, 'workdir')[1]
   stored = bool(workdir and not given and Workdir(workdir).has_config())
-  if mode in ('doctor', 'runs') or (mode in NEEDS_NO_RUN and not stored):
+  if mode in ('doctor', 'runs', 'report') or (mode in NEEDS_NO_RUN and not stored):
     return [*argv[:1], *([f'--config={given}'] if given else []), *argv[1:]]
   if not workdir:
     workdir = str(default_workdir(experiment))

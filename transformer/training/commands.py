@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import pathlib
-import runpy
 import signal
 import sys
 import time
@@ -12,11 +11,11 @@ from typing import Any
 
 import jax
 from absl import logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from transformer.inference.checks import check_finite
 from transformer.inference.predict import predict, predict_each
-from transformer.training import loop, processes, reporting
+from transformer.training import loop, processes, reporting, sweep
 from transformer.training.checkpoints import digest
 from transformer.training.checks import check
 from transformer.training.command_line import FAILURE, USAGE, explain, printable, usage_error
@@ -40,9 +39,10 @@ def main(flags: Any, folders: Sequence[str] = ()) -> int:
   """
   workdir = None
   try:
-    if flags.mode == 'runs':
-      return _compare_runs(folders, pathlib.Path(flags.workdir or 'runs'))
-    start_devices()
+    if flags.mode in OF_FOLDERS:
+      return OF_FOLDERS[flags.mode](folders, pathlib.Path(flags.workdir or 'runs'))
+    if getattr(flags, 'jobs', 1) < 2:  # else each job has its own
+      start_devices()
     if processes.several() and flags.mode not in SEVERAL:
       raise ValueError(f'--mode={flags.mode} runs in one process: start it alone')
     config = _config(flags)
@@ -249,44 +249,49 @@ def _print_error(number: int, error: Any):
 
 def _sweep(config, workdir, flags) -> int:
   """Train every variant, also after one that failed; a signal ends all."""
-  variants = _variants(config, flags)
-  results = []
-  for i, (variant, changed) in enumerate(variants):
-    logging.info('sweep %d of %d: %s', i + 1, len(variants), variant)
-    folder = Workdir(workdir.path / f'sweep-{i}')
-    result: dict[str, Any] = {'changed': variant, 'workdir': str(folder), 'outcome': 'ok'}
-    results.append(result)
-    try:
-      if status := _train(changed, folder, flags):
-        return status
-      result['metrics'] = json.loads((folder.path / 'train.json').read_text())['metrics']
-    except Exception as error:
-      logging.debug('raised here', exc_info=True)
-      result['outcome'] = f'{type(error).__name__}: {explain(error, folder)}'
-      print(f'error: sweep {i + 1}: {printable(result["outcome"])}', file=sys.stderr)
-  if processes.is_first():
-    print(json.dumps({'experiment': config['experiment'], 'mode': 'sweep', 'runs': results}))
-  return FAILURE if any(result['outcome'] != 'ok' for result in results) else 0
-
-
-def _variants(config, flags) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-  """Return what each variant of the experiment's sweep(add) changes, and its checked config."""
   file = config_flags.get_config_filename(flags['config']).partition(':')[0]
-  experiment = runpy.run_path(file)
-  if 'sweep' not in experiment:
-    raise ValueError(f'{file} has no function sweep(add): write one, or use --mode=train')
-  variants: list[dict[str, Any]] = []
-  experiment['sweep'](variants.append)
-  configs = []
-  for variant in variants:
-    changed = ConfigDict(config)
-    try:
-      changed.update_from_flattened_dict(variant)
-    except (AttributeError, KeyError, TypeError) as error:
-      raise ValueError(f'sweep(add) of {file} added {variant}: {error}') from error
-    configs.append(changed.to_dict())
-    check(configs[-1])
-  return list(zip(variants, configs, strict=True))
+  runs = sweep.variants(config, file, workdir.path)
+  if flags.jobs > 1:
+    outcomes = sweep.train_at_once(runs, flags.jobs)
+  else:
+    outcomes = []
+    for i, run in enumerate(runs):
+      logging.info('sweep %d of %d: %s', i + 1, len(runs), run.changed)
+      try:
+        if status := _train(run.config, run.workdir, flags):
+          return status
+        outcomes.append('ok')
+      except Exception as error:
+        logging.debug('raised here', exc_info=True)
+        outcomes.append(f'{type(error).__name__}: {explain(error, run.workdir)}')
+        print(f'error: sweep {i + 1}: {printable(outcomes[-1])}', file=sys.stderr)
+  if processes.is_first():
+    _print_sweep(config, workdir, runs, outcomes)
+  return FAILURE if {*outcomes} - {'ok'} else 0
+
+
+def _print_sweep(config, workdir, runs: list[sweep.Variant], outcomes: list[str]):
+  """Print a table of the variants, and draw those that have ended well."""
+  from transformer.training import comparison
+
+  results: list[dict[str, Any]] = []
+  for run, outcome in zip(runs, outcomes, strict=True):
+    metrics = {'metrics': sweep.metrics_of(run)} if outcome == 'ok' else {}
+    results.append(
+      {'changed': run.changed, 'workdir': str(run.workdir), 'outcome': outcome, **metrics}
+    )
+  print(comparison.table({f'sweep-{i}': _row(result) for i, result in enumerate(results)}))
+  result = {'experiment': config['experiment'], 'mode': 'sweep', 'runs': results}
+  if ended := [result['workdir'] for result in results if result['outcome'] == 'ok']:
+    result['plot'] = str(workdir.path / 'sweep.png')
+    comparison.draw(ended, pathlib.Path(result['plot']))
+  print(json.dumps(result, ensure_ascii=False))
+
+
+def _row(result: dict[str, Any]) -> dict[str, Any]:
+  """Return the column of a variant in the table: what it changes, its outcome, its metrics."""
+  metrics = {name: x for name, x in result.get('metrics', {}).items() if name.count('/') < 2}
+  return result['changed'] | {'outcome': result['outcome'].partition(':')[0]} | metrics
 
 
 def _compare_runs(folders: Sequence[str], folder: pathlib.Path) -> int:
@@ -301,6 +306,23 @@ def _compare_runs(folders: Sequence[str], folder: pathlib.Path) -> int:
   write(page, report_page.page(folders, rows, folder))
   result = {'mode': 'runs', 'plot': str(plot), 'page': str(page), 'runs': rows}
   print(json.dumps(result, ensure_ascii=False))
+  return 0
+
+
+def _report(folders: Sequence[str], folder: pathlib.Path) -> int:
+  """Write a page into each run's folder, and one that compares them, if they are several."""
+  from transformer.training import comparison, report_page
+
+  if not folders:
+    raise ValueError('--mode=report describes runs: give their folders, as in --mode=report runs/*')
+  groups = {pathlib.Path(one): [one] for one in folders}
+  if len(folders) > 1:
+    groups[folder] = [*folders]
+  for where, runs in groups.items():
+    page = report_page.page(runs, comparison.compare(runs), where)
+    write(where / 'report.html', page)
+  pages = [str(where / 'report.html') for where in groups]
+  print(json.dumps({'mode': 'report', 'pages': pages}, ensure_ascii=False))
   return 0
 
 
@@ -351,7 +373,8 @@ def _profile(config, workdir, flags) -> int:
   return 0
 
 
-# Without 'runs', which has no config.
+# The modes that take the folders of runs, and no config.
+OF_FOLDERS = {'runs': _compare_runs, 'report': _report}
 MODES = {
   'train': _train,
   'prepare': _prepare,

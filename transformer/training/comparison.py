@@ -51,9 +51,12 @@ def figure(folders: Sequence[str]) -> Any:
   )
   curves = [('training loss', True, 'loss')]
   curves += [(f'validation {name}', False, name) for name in names]
-  drawn = Figure(figsize=(6, 3 * len(curves)), layout='constrained')
-  plots = drawn.subplots(len(curves), squeeze=False)[:, 0]
-  for axes, (label, training, name) in zip(plots, curves, strict=True):
+  lines = -(-len(curves) // 2)
+  drawn = Figure(figsize=(11, 3 * lines), layout='constrained')
+  plots = drawn.subplots(lines, 2, squeeze=False).ravel()
+  for axes in plots[len(curves) :]:
+    axes.remove()
+  for axes, (label, training, name) in zip(plots, curves, strict=False):
     for folder, rows in histories.items():
       axes.plot(*_points(rows, name, training), '.-', label=folder)
     axes.set(xlabel='step', ylabel=label)

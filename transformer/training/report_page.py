@@ -10,6 +10,7 @@ from importlib import resources
 from typing import Any
 
 from transformer.training import comparison
+from transformer.training.config import for_task
 from transformer.training.workdir import Workdir, flatten
 
 SAMPLES = 8  # of each split
@@ -26,9 +27,9 @@ def page(folders: Sequence[str], rows: dict[str, dict[str, Any]], near: pathlib.
   figure = io.StringIO()
   comparison.figure(folders).savefig(figure, format='svg')
   drawing = figure.getvalue()
-  whole, parts = _compared(rows, parts=False), _compared(rows, parts=True)
+  metrics, parts = _compared(rows, parts=False), _compared(rows, parts=True)
   body = ['<h2>Curves</h2>', drawing[drawing.index('<svg') :], '<h2>Metrics</h2>']
-  body += [_table(('', *rows), whole)]
+  body += [_table(('', *rows), metrics)]
   if parts:
     body += [f'<details><summary>Of parts</summary>{_table(("", *rows), parts)}</details>']
   for folder in folders:
@@ -36,11 +37,19 @@ def page(folders: Sequence[str], rows: dict[str, dict[str, Any]], near: pathlib.
     files = sorted(Workdir(folder).path.glob('attention/*.html'))
     links = [f'<a href="{escape(os.path.relpath(file, near))}">{file.stem}</a>' for file in files]
     body += ['<h3>Attention</h3>', ' '.join(links)] if links else []
-    config = [(key, repr(value)) for key, value in flatten(Workdir(folder).read_config()).items()]
-    body += [f'<details><summary>Config</summary>{_table((), config)}</details>']
+    config = Workdir(folder).read_config()
+    body += ['<h3>Config, where it is not the default</h3>', _table((), _changed(config))]
+    whole = [(key, repr(value)) for key, value in flatten(config).items()]
+    body += [f'<details><summary>Whole config</summary>{_table((), whole)}</details>']
   title = 'Runs' if len(folders) > 1 else f'Run {folders[0]}'
   template = resources.files(__package__).joinpath('report.html').read_text('utf-8')
   return template.replace('{{title}}', escape(title)).replace('{{body}}', '\n'.join(body))
+
+
+def _changed(config: dict[str, Any]) -> list[tuple[str, str]]:
+  """The keys of a config whose values are not their defaults."""
+  default = flatten(for_task(config['task'], modality=config['model']['modality']).to_dict())
+  return [(key, repr(value)) for key, value in flatten(config).items() if value != default.get(key)]
 
 
 def _compared(rows: dict[str, dict[str, Any]], *, parts: bool) -> list[tuple[str, ...]]:

@@ -1,0 +1,84 @@
+"""Variants that train at once, in processes of their own."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from experiments import dates
+from transformer.training import sweep
+from transformer.training.machine import cores
+from transformer.training.workdir import Workdir
+
+# In place of run.py: what it was given, and an end by the seed of its config.
+RUN = """
+import json, os, pathlib, sys, time
+config, workdir = (a.partition('=')[2] for a in sys.argv[1:3])
+seed = json.loads(pathlib.Path(config.partition(':')[2], 'config.json').read_text())['seed']
+began = time.time()
+if seed == 1:
+  sys.exit('error: the loss is not finite')
+if seed == 2:
+  os.kill(os.getpid(), 9)
+time.sleep({0: 1.0, 4: 30}.get(seed, 0))
+facts = {'metrics': {'val/nll': seed}, 'cores': len(os.sched_getaffinity(0)), 'began': began}
+pathlib.Path(workdir, 'train.json').write_text(json.dumps(facts | {'ended': time.time()}))
+"""
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+  """runs(seeds): the variants with these seeds."""
+  (tmp_path / 'run.py').write_text(RUN)
+  monkeypatch.setattr(sweep, 'RUN', tmp_path / 'run.py')
+
+  def make(seeds):
+    base = dates.get_config().to_dict()
+    return [
+      sweep.Variant({'seed': i}, base | {'seed': i}, Workdir(tmp_path / f'sweep-{i}'))
+      for i in seeds
+    ]
+
+  return make
+
+
+needs_two_cores = pytest.mark.skipif(cores() < 2, reason='needs two processor cores')
+
+
+@needs_two_cores
+def test_every_variant_has_an_outcome_and_two_train_at_once(runs):
+  variants = runs([0, 1, 2, 3])
+  ok, failed, killed, last = sweep.train_at_once(variants, 2)
+  assert ok == last == 'ok'
+  assert failed.startswith('error: the loss is not finite') and 'sweep-1/log.txt' in failed
+  assert killed.startswith('ended with status -9')
+  first, fourth = (json.loads((v.workdir.path / 'train.json').read_text()) for v in variants[::3])
+  assert first['began'] < fourth['began'] < first['ended']
+  assert first['cores'] == fourth['cores'] == cores() // 2
+  assert sweep.metrics_of(variants[3]) == {'val/nll': 3}
+  assert len(os.sched_getaffinity(0)) == cores()
+
+
+@needs_two_cores
+def test_a_signal_ends_all_variants(runs):
+  later = threading.Timer(0.5, signal.raise_signal, [signal.SIGINT])
+  later.start()
+  began = time.monotonic()
+  with pytest.raises(KeyboardInterrupt):
+    sweep.train_at_once(runs([4]), 2)
+  assert time.monotonic() - began < 20
+
+
+def test_more_jobs_than_cores_are_refused(runs):
+  with pytest.raises(ValueError, match='--jobs=1000 is more than'):
+    sweep.train_at_once(runs([0]), 1000)
+
+
+def test_a_wrong_key_of_a_variant_is_named(tmp_path):
+  file = tmp_path / 'mine.py'
+  file.write_text('def sweep(add):\n  add({"optimizer.learning_rat": 1})\n')
+  with pytest.raises(ValueError, match='learning_rat'):
+    sweep.variants(dates.get_config().to_dict(), str(file), tmp_path)
