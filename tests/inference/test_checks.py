@@ -1,4 +1,8 @@
-"""Every public way to use a model, against every check: NaN, ids, lengths, settings."""
+"""Every public way to use a model, against every check: docs/checks.md has the table of CELLS."""
+
+import dataclasses
+import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +20,7 @@ from transformer.tasks.classification import Classification
 from transformer.tasks.language_model import LanguageModel
 from transformer.tasks.masked_lm import MaskedLM
 from transformer.tasks.seq2seq import Seq2Seq
+from transformer.training import commands
 
 SIZES = dict(width=8, depth=1, heads=2, feedforward=8, max_length=12, position='learned', unroll=1)
 LETTERS = 'abcdefghijklmnop'
@@ -30,9 +35,9 @@ TASKS = {
 }
 
 
-def by_generate(task, model, line):
+def by_generate(task, model, line, **settings):
   start = dict(start=task.start_token) if isinstance(task, Seq2Seq) else {}
-  generate(model, [task.processor.encode_example(line)], max_new_tokens=4, **start)
+  generate(model, [task.processor.encode_example(line)], max_new_tokens=4, **start, **settings)
 
 
 def by_predict_each(task, model, line):
@@ -41,35 +46,99 @@ def by_predict_each(task, model, line):
     raise answer
 
 
+def by_call(task, model, line):
+  tokens = jnp.asarray([task.processor.encode_example(line)])
+  model(tokens, tokens) if isinstance(task, Seq2Seq) else model(tokens)
+
+
+def by_n_best(task, model, line):
+  task = dataclasses.replace(task, decoding=dataclasses.replace(task.decoding, beams=2))
+  task.n_best(model, [task.processor.encode_example(line)])
+
+
+def by_export(task, model, line):
+  """As --mode=export does, up to the writing of files."""
+  experiment = types.SimpleNamespace(task=task)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(commands, '_restored', lambda *_: (experiment, model, 0))
+    commands._export({}, types.SimpleNamespace(path=pathlib.Path()), None)
+
+
 def by_evaluate(task, model, line):
   source = [{'inputs': line, 'targets': 'a' if isinstance(task, Classification) else line}]
   evaluate(task, model, source, metrics=['exact_match'])
 
 
 WAYS = {
+  'call': by_call,
   'generate': by_generate,
   'predict': lambda task, model, line: predict(task, model, [line]),
   'predict_each': by_predict_each,
   'stream': lambda task, model, line: list(task.stream(model, line)),
+  'n_best': by_n_best,
   'evaluate': by_evaluate,
   'attend': attend,
+  'export': by_export,
 }
-# by the fault: the line, what of the model is changed, and the error
+# by the fault: the line, what of the model and of decoding is changed, and the error
 FAULTS = {
-  'too long': ('abcdefgh___cabfadebcd', {}, ValueError, 'more than the 12 learned positions'),
-  'unknown id': ('ab___c', dict(vocab=5), ValueError, 'ids from .* the model knows 0 to 4'),
-  'NaN': ('ab___c', {}, FloatingPointError, 'NaN'),
+  'NaN': ('ab___c', {}, {}, FloatingPointError, 'NaN'),
+  'too long': ('abcdefgh___cabfadebcd', {}, {}, ValueError, 'more than the 12 learned positions'),
+  'unknown id': (
+    'ab___c',
+    dict(vocab=5),
+    {},
+    ValueError,
+    'from .* the model knows 0 to 4',
+  ),
+  'setting': ('ab___c', {}, dict(suppress=(99,)), ValueError, r'decode.suppress has ids \[99\]'),
 }
+# What happens in the table of docs/checks.md; without an entry the fault is an error
+CELLS = {
+  ('call', 'NaN'): 'NaN is returned: a compiled program cannot raise',
+  ('call', 'setting'): 'none',
+  ('attend', 'setting'): 'none of a decoder alone',
+  ('export', 'too long'): 'nothing is read',
+  ('export', 'unknown id'): 'nothing is read',
+  ('export', 'setting'): 'none',
+}
+PADDING = {
+  'call': "the model's own pad, or segments of 0, are padding",
+  'attend': 'not shown',
+  'export': 'pad_token_id is written',
+  'evaluate': 'never predicted; weighs 0 in metrics',
+}
+
+
+def table():
+  """The table of docs/checks.md."""
+  head = ['way', *FAULTS, 'padding']
+  rows = [
+    [way, *(CELLS.get((way, fault), 'error') for fault in FAULTS)]
+    + [PADDING.get(way, 'never generated, unless it is an end token')]
+    for way in WAYS
+  ]
+  return '\n'.join(f'| {" | ".join(row)} |' for row in [head, ['---'] * len(head), *rows])
+
+
+def test_the_documentation_has_the_table():
+  page = pathlib.Path(__file__).parents[2] / 'docs' / 'checks.md'
+  assert table() in page.read_text()
 
 
 def cases():
   for task in TASKS:
+    searches = task in ('language_model', 'seq2seq')
     for way in WAYS:
-      if way == 'generate' and task not in ('language_model', 'seq2seq'):
-        continue  # which takes a decoder
-      if way == 'stream' and task != 'language_model':
+      if way in ('generate', 'call') and not searches:
+        continue  # which takes a decoder; a call of the others is one of an encoder
+      if (way == 'stream' and task != 'language_model') or (way == 'n_best' and task != 'seq2seq'):
         continue
       for fault in FAULTS:
+        if (way, fault) in CELLS and (way, task, fault) != ('attend', 'seq2seq', 'setting'):
+          continue
+        if fault == 'setting' and not searches:
+          continue
         # what these predict in an evaluation is a short part of the text
         if (way, fault) != ('evaluate', 'too long') or task in ('seq2seq', 'classification'):
           yield task, way, fault
@@ -91,9 +160,22 @@ def model_of():
   return make
 
 
-@pytest.mark.parametrize('task, way, fault', cases())
-def test_a_fault_is_an_error_in_every_way_of_use(task, way, fault, model_of):
-  line, _, error, words = FAULTS[fault]
-  line = line if task == 'masked_lm' else line.replace('___', '')
+@pytest.mark.parametrize('name, way, fault', cases())
+def test_a_fault_is_an_error_in_every_way_of_use(name, way, fault, model_of):
+  line, _, decoding, error, words = FAULTS[fault]
+  line = line if name == 'masked_lm' else line.replace('___', '')
+  task = TASKS[name]
+  task = dataclasses.replace(task, decoding=dataclasses.replace(task.decoding, **decoding))
   with pytest.raises(error, match=words):
-    WAYS[way](TASKS[task], model_of(task, fault), line)
+    if way == 'generate':
+      by_generate(task, model_of(name, fault), line, **decoding)
+    else:
+      WAYS[way](task, model_of(name, fault), line)
+
+
+def test_what_is_cut_is_counted(caplog, model_of):
+  task, model = TASKS['seq2seq'], model_of('seq2seq', 'setting')
+  long = dataclasses.replace(task, max_length=6)
+  evaluate(long, model, [{'inputs': x, 'targets': x} for x in ('abc', 'abcdefgh', '')], samples=3)
+  assert '2 of 3 inputs are empty or too long, and read in part' in caplog.text
+  assert '3 of 3 answers were cut at decode.max_new_tokens=4' in caplog.text

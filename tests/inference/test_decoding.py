@@ -14,13 +14,19 @@ GENERATION = {
 
 
 def test_what_published_settings_forbid_is_forbidden():
-  model = types.SimpleNamespace(published=types.SimpleNamespace(generation=GENERATION))
+  config = types.SimpleNamespace(vocab=8)
+  published = types.SimpleNamespace(generation=GENERATION)
+  model = types.SimpleNamespace(published=published, config=config)
   found = Decoding(suppress=(3,), bad_words=([4],)).for_model(model, (0, None, 2), eos=(2,))
   assert found.suppress == (0, 3, 7)  # an end token is always allowed
   assert found.begin_suppress == (5,) and found.bad_words == ((4,), (1, 6))
   assert found == found.for_model(model, (0,), eos=(2,)) and hash(found)
-  plain = Decoding().for_model(object(), (None, 1), eos=1)
+  plain = Decoding().for_model(types.SimpleNamespace(config=config), (None, 1), eos=1)
   assert plain == Decoding()
+  config.vocab = 6  # of which the published settings know nothing
+  assert Decoding(suppress=(3,)).for_model(model, (), eos=2).suppress == (3, 7)
+  with pytest.raises(ValueError, match=r'decode.suppress has ids \[6\]'):
+    Decoding(suppress=(6,)).for_model(model, (), eos=2)
 
 
 def test_settings_continue_after_the_first_window():

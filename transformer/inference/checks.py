@@ -3,7 +3,8 @@
 `map_batches` (predict and evaluate), `generate`, streams and attention maps call them.
 """
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +12,8 @@ import numpy as np
 
 from transformer.inference.batching import Row
 from transformer.modules.config import ModelConfig
+
+log = logging.getLogger(__name__)
 
 
 def check_finite(results: Any, what: str = 'the model computes NaN for these lines'):
@@ -29,11 +32,27 @@ def check_possible(scores: Iterable[Any]):
     )
 
 
-def check_ids(settings: Mapping[str, Any], vocab: int):
-  """Raise ValueError where settings of generation name ids that the model does not have."""
+def log_cut(ended: Iterable[bool], decoding: Any):
+  """Log how many answers did not end by themselves."""
+  whole = [*ended]
+  if cut := len(whole) - sum(whole):
+    most = decoding.max_new_tokens
+    log.warning('%d of %d answers were cut at decode.max_new_tokens=%d', cut, len(whole), most)
+
+
+def check_ids(settings: Mapping[str, Any], vocab: int, published: Collection[Any] = ()):
+  """Raise ValueError where settings of generation name ids that the model does not have.
+
+  Args:
+    settings: by the names of `Decoding`.
+    vocab: of the model.
+    published: ids and sequences of ids that a published model forbids, some of which may be of
+      another one.
+  """
   for name in ('bad_words', 'suppress', 'begin_suppress', 'prefix', 'choices', 'eos'):
     for item in settings.get(name) or ():
-      if unknown := [i for i in np.ravel(item).tolist() if not 0 <= i < vocab]:
+      unknown = [i for i in np.ravel(item).tolist() if not 0 <= i < vocab]
+      if unknown and item not in published:
         raise ValueError(
           f'decode.{name} has ids {unknown}, but the model knows 0 to {vocab - 1}: remove them'
         )

@@ -149,18 +149,23 @@ class Decoding(Batching):
       model: if it was loaded, what its published settings forbid is forbidden.
       never: tokens such as the padding; None is ignored.
       eos: the end tokens.
+
+    Raises:
+      ValueError: a setting that was not published has ids that the model does not have.
     """
     generation = getattr(getattr(model, 'published', None), 'generation', {})
     suppress, begin_suppress, bad_words = (
       tuple(generation.get(name) or ())
       for name in ('suppress_tokens', 'begin_suppress_tokens', 'bad_words_ids')
     )
+    bad_words = tuple(map(tuple, bad_words))
+    check_ids(vars(self), model.config.vocab, published=(*suppress, *begin_suppress, *bad_words))
     forbidden = {*self.suppress, *suppress, *never} - {None, *search.as_tuple(eos)}
     return dataclasses.replace(
       self,
       suppress=tuple(sorted(i for i in forbidden if i is not None)),
       begin_suppress=tuple(dict.fromkeys(self.begin_suppress + begin_suppress)),
-      bad_words=tuple(dict.fromkeys((*self.bad_words, *map(tuple, bad_words)))),
+      bad_words=tuple(dict.fromkeys((*self.bad_words, *bad_words))),
     )
 
   def constrain(self, prompts: Int[Array, 'B P'], eos: search.Ends) -> search.Constrain | None:

@@ -104,8 +104,7 @@ def generate_outputs(
     FloatingPointError: the score of an output is NaN.
   """
   given = {'eos': _as_ends(eos), 'pad': pad, 'start': start}
-  ends = () if given['eos'] is None else search.as_tuple(given['eos'])
-  check_ids(settings | {'eos': ends}, model.config.vocab)
+  check_ids({'eos': search.as_tuple(-1 if eos is None else given['eos'])}, model.config.vocab)
   settings = _published_settings(model, key is not None) | settings
   settings |= {name: value for name, value in given.items() if value is not None}
   end, pad, start = settings.pop('eos', -1), settings.pop('pad', None), settings.pop('start', None)

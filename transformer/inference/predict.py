@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -14,6 +15,7 @@ from transformer.inference.batching import Row, bucket_length, pad_rows
 from transformer.inference.checks import check_finite, check_rows
 
 Rows = Sequence[Row] | Ragged
+log = logging.getLogger(__name__)
 Model = Any  # a Flax module, of the class that the task makes
 
 
@@ -62,12 +64,17 @@ def predict(task: Predictor, model: Model, lines: Iterable[Any], *, truncate: bo
   """
   if isinstance(lines, str):
     raise ValueError('predict takes many lines: pass a list, [line] for a single one')
-  requests = []
+  requests, cut = [], 0
   for number, line in enumerate(lines, start=1):
     try:
-      requests.append(task.processor.encode_example(line, truncate=truncate))
+      requests.append(task.processor.encode_example(line))
     except ValueError as error:
-      raise ValueError(f'line {number}: {error}') from error
+      if not truncate:
+        raise ValueError(f'line {number}: {error}') from error
+      requests.append(task.processor.encode_example(line, truncate=True))
+      cut += 1
+  if cut:
+    log.warning('%d of %d inputs are empty or too long, and read in part', cut, len(requests))
   return task.answer(model, requests) if requests else []
 
 

@@ -17,7 +17,7 @@ from transformer.evaluation.likelihood import TEXT_METRICS, TOKEN_METRICS, token
 from transformer.functional.losses import Mean
 from transformer.inference.attention_maps import Probe, causal_attention
 from transformer.inference.batching import PAD, bucket_length, pad_rows
-from transformer.inference.checks import check_possible, check_rows
+from transformer.inference.checks import check_possible, check_rows, log_cut
 from transformer.inference.decoding import Decoding
 from transformer.inference.generate import continue_prompts, cut_at_end, stream_tokens
 from transformer.inference.predict import map_batches
@@ -173,6 +173,8 @@ class LanguageModel:
       check_possible(scores[0] for _, scores in outputs)
       for text, (output, _) in zip(unfinished, outputs, strict=True):
         text += cut_at_end(output[0], self._ends).tolist()
+    if self.documents:
+      log_cut((text[-1] in self._ends for text in texts if text), self.decoding)
     return [
       self._continuation(text, len(prompt)) for text, prompt in zip(texts, requests, strict=True)
     ]

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, Shaped
 
@@ -20,7 +19,7 @@ from transformer.evaluation.likelihood import TOKEN_METRICS, token_metrics
 from transformer.functional.losses import Mean
 from transformer.inference.attention_maps import Probe, cross_attention, lm_logits
 from transformer.inference.batching import split_padding
-from transformer.inference.checks import check_possible
+from transformer.inference.checks import check_possible, log_cut
 from transformer.inference.decoding import Decoding
 from transformer.inference.generate import cut_at_end, decode_inputs
 from transformer.inference.predict import map_batches
@@ -171,9 +170,7 @@ class Seq2Seq:
 
     found = map_batches(self, model, search, requests)
     check_possible(scores[0] for _, scores in found)
-    if cut := sum(self.tokenizer.eos not in outputs[0] for outputs, _ in found):
-      most = self.decoding.max_new_tokens
-      logging.info('%d of %d answers were cut at decode.max_new_tokens=%d', cut, len(found), most)
+    log_cut((self.tokenizer.eos in outputs[0] for outputs, _ in found), self.decoding)
     return [cut_at_end(outputs[0], self.tokenizer.ends) for outputs, _ in found]
 
   def search(

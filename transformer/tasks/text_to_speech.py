@@ -20,6 +20,7 @@ from transformer.data.tokenizers import Tokenizer
 from transformer.functional.losses import Mean
 from transformer.inference.attention_maps import Probe, cross_attention
 from transformer.inference.batching import split_padding
+from transformer.inference.checks import log_cut
 from transformer.inference.decoding import Batching, check_positive
 from transformer.inference.predict import run_batches
 from transformer.modules import sites
@@ -186,7 +187,9 @@ class TextToSpeech:
     self, model: Synthesizer, requests: Sequence[Sequence[int]]
   ) -> list[Float[np.ndarray, 'T X']]:
     """Return the steps of each text's sound, up to its predicted end."""
-    return [steps[:count] for steps, count, _ in run_batches(self, model, requests)]
+    found = run_batches(self, model, requests)
+    log_cut((count < len(steps) for steps, count, _ in found), self.decoding)
+    return [steps[:count] for steps, count, _ in found]
 
   def forward(self, model: Synthesizer, rows: Int[Array, 'B S']):
     """Return the steps of each row, how many count, and NaN if one is not finite."""
