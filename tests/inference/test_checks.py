@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from parameters import drawn
+from starlette.testclient import TestClient
 
 from transformer.data import tokenizers
 from transformer.evaluation.evaluate import evaluate
@@ -15,6 +16,7 @@ from transformer.inference.attention_maps import attend
 from transformer.inference.decoding import Batching, Decoding
 from transformer.inference.generate import generate
 from transformer.inference.predict import predict, predict_each
+from transformer.inference.server import application
 from transformer.modules.config import ModelConfig
 from transformer.tasks.classification import Classification
 from transformer.tasks.language_model import LanguageModel
@@ -61,7 +63,15 @@ def by_export(task, model, line):
   experiment = types.SimpleNamespace(task=task)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(commands, '_restored', lambda *_: (experiment, model, 0))
-    commands._export({}, types.SimpleNamespace(path=pathlib.Path()), None)
+    flags = types.SimpleNamespace(int8=False, format='hf')
+    commands._export({}, types.SimpleNamespace(path=pathlib.Path()), flags)
+
+
+def by_serve(task, model, line):
+  with TestClient(application(task, model, 'a task'), base_url='http://127.0.0.1') as client:
+    found = client.post('/predict', json={'inputs': [line]})
+  assert found.status_code in (400, 500)
+  raise (ValueError if found.status_code == 400 else FloatingPointError)(found.json()['error'])
 
 
 def by_evaluate(task, model, line):
@@ -76,6 +86,7 @@ WAYS = {
   'predict_each': by_predict_each,
   'stream': lambda task, model, line: list(task.stream(model, line)),
   'n_best': by_n_best,
+  'serve': by_serve,
   'evaluate': by_evaluate,
   'attend': attend,
   'export': by_export,
