@@ -234,3 +234,15 @@ def test_samples_show_what_is_wrong():
     '  ab\n    is  ba\n    got ba\n' + '* cd\n    is  dc\n    got cd'
   )
   assert table([]) == ''
+
+
+def test_samples_of_the_log_have_a_line_each():
+  long = ' '.join(['word'] * 60)
+  samples = [
+    {'inputs': 'a\nb', 'targets': 'x', 'prediction': 'x'},
+    {'inputs': long, 'targets': 'right', 'prediction': 'wrong'},
+  ]
+  first, second = reporting.short_table(samples).splitlines()
+  assert first == '  a b -> x'
+  assert second.startswith('* word word') and second.endswith(' ... -> wrong  (is right)')
+  assert len(second) < 140

@@ -94,6 +94,8 @@ class Experiment(NamedTuple):
 
   def _columns(self, split: str, source: corpora.Source) -> pipeline.Columns:
     """Return the columns of a split; of texts, those that an earlier start has kept."""
+    if split == self.settings.data.train:
+      logging.info('encoding %s examples of %s', f'{len(source):,}', split)
     if self.cache is None or self.model.modality != 'tokens':
       return self.task.columns(source)
     try:

@@ -281,6 +281,9 @@ class _Loop:
       self.state = stored._replace(step=self.state.step)  # the data go on
 
 
+LONG = 5.0  # seconds: a silence that the log explains
+
+
 class _Silent(contextlib.AbstractContextManager):
   """Stands for the report of process 0 in the others."""
 
@@ -295,7 +298,7 @@ class _Silent(contextlib.AbstractContextManager):
 
 def _note(file: pathlib.Path, entry: Compilation):
   """Write a compilation to a file, and long ones to the log."""
-  if entry.seconds >= 1:
+  if entry.seconds >= LONG:
     how = 'read from the cache' if entry.cached else 'compiled'
     logging.info('%s %s in %.1f s', how, entry.function, entry.seconds)
   if processes.is_first():

@@ -7,6 +7,7 @@ import math
 import pathlib
 import shlex
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -184,6 +185,20 @@ def align(rows: Sequence[Sequence[str]], justify: Callable[[str, int], str] = st
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = ([row[0].ljust(widths[0]), *map(justify, row[1:], widths[1:])] for row in rows)
   return '\n'.join('  '.join(line).rstrip() for line in lines)
+
+
+def short_table(samples: list[dict[str, Any]]) -> str:
+  """Return samples as text, a line for each; wrong ones are marked, and say what is right."""
+  lines = []
+  for sample in samples:
+    right = sample['prediction'] == sample['targets']
+    mark, correction = (' ', '') if right else ('*', f'  (is {_short(sample["targets"])})')
+    lines.append(f'{mark} {_short(sample["inputs"])} -> {_short(sample["prediction"])}{correction}')
+  return '\n'.join(lines)
+
+
+def _short(text: Any) -> str:
+  return textwrap.shorten(str(text), 100, placeholder=' ...')
 
 
 def table(samples: list[dict[str, Any]]) -> str:

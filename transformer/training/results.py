@@ -10,6 +10,8 @@ from transformer.training.experiment import Experiment
 from transformer.training.step import Model
 from transformer.training.workdir import Workdir, as_line, file_name, write
 
+SHOWN = 3  # samples of each split in the log
+
 
 def evaluate_splits(experiment: Experiment, model: Model, workdir: Workdir) -> dict[str, Any]:
   """Evaluate val and test, write predictions and references, and return all metrics."""
@@ -25,15 +27,15 @@ def evaluate_splits(experiment: Experiment, model: Model, workdir: Workdir) -> d
     for name, answers in ((safe, found.predictions), (f'{safe}.reference', found.references)):
       lines = (as_line(x, folder / name / f'{i}.wav') for i, x in enumerate(answers, start=1))
       write(folder / f'{name}.txt', ''.join(f'{line}\n' for line in lines))
-    logging.info('samples of %s:\n%s', split, reporting.table(found.samples))
+    shown = reporting.short_table(found.samples[:SHOWN])
+    logging.info('first of %s, all are in %s/%s.txt:\n%s', split, folder, safe, shown)
   return {'metrics': metrics, 'signatures': signatures}
 
 
 def evaluate_split(experiment: Experiment, model: Model, split: str) -> Evaluation:
   """Return the metrics and predictions of a whole split."""
   config, source = experiment.settings.eval, experiment.source(split)
-  all_of_it = '; eval.limit is for validation during training' if config.limit else ''
-  logging.info('evaluating all %d examples of %s%s', len(source), split, all_of_it)
+  logging.info('evaluating all %s examples of %s', f'{len(source):,}', split)
   return evaluate(
     experiment.task,
     model,

@@ -3,12 +3,14 @@
 import dataclasses
 import itertools
 import pathlib
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 from unicodedata import normalize
 
 from absl import logging
+from tqdm.auto import tqdm
 
 from transformer.data import tokenizers
 from transformer.data.lookup import is_reference
@@ -182,13 +184,18 @@ def _new_tokenizer(settings: Settings, examples: Iterable[Any]) -> tokenizers.To
         'folder of another, or of a published model with that file'
       )
     return tokenizer
-  logging.info('training the tokenizer')
-  fields = _text_fields(settings)
-  texts = ([example[field] for field in fields] for example in examples)
+  fields, began = _text_fields(settings), time.perf_counter()
+  logging.info('reading the training texts, to train the tokenizer')
+  # disable=None: no bar where stderr is not a terminal
+  read = tqdm(examples, desc='texts', unit='', disable=None, leave=False)
+  texts = ([example[field] for field in fields] for example in read)
   if getattr(find_task(settings.task), 'leaves_out_long', False):
     longest = settings.data.max_length
     texts = (pair for pair in texts if all(len(text.split()) < longest for text in pair))
-  return tokenizers.train(itertools.chain.from_iterable(texts), **settings.tokenizer)
+  tokenizer = tokenizers.train(itertools.chain.from_iterable(texts), **settings.tokenizer)
+  seconds = time.perf_counter() - began
+  logging.info('the tokenizer has %s tokens, trained in %.0f s', f'{tokenizer.size:,}', seconds)
+  return tokenizer
 
 
 def _text_fields(settings: Settings) -> tuple[str, ...]:
