@@ -108,7 +108,7 @@ def run():
   flags.DEFINE_integer('processes', 0, 'How many processes train together.')
   flags.DEFINE_integer('port', 8000, 'Of serve; 0 is any that is free.')
   flags.DEFINE_integer('jobs', 1, 'Of sweep: how many variants train at once.')
-  flags.DEFINE_enum('format', 'hf', ['hf', 'stablehlo'], 'Of export.')
+  flags.DEFINE_enum('format', 'hf', ['hf', 'stablehlo', 'onnx'], 'Of export.')
   flags.DEFINE_bool('int8', False, 'Of export to stablehlo: weights in 8 bits, compared on val.')
   flags.DEFINE_bool('json', False, 'Print the result as JSON on a terminal, too.')
   try:

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from parameters import drawn
 
-from experiments.studies import gradients, induction, positions, recurrence
+from experiments.studies import gradients, induction, mup, positions, recurrence
 from transformer import Decoder, ModelConfig
 from transformer.functional.losses import cross_entropy
 
@@ -150,3 +150,12 @@ def test_induction_heads_are_drawn(tmp_path, monkeypatch):
   assert np.shape(found['scores']['induction']) == (2, 4)
   assert len(found['removed']['as many others']) == len(found['removed']['induction heads'])
   assert {*found['accuracy']} == {*found['removed'], 'one layer'}
+
+
+@pytest.mark.slow
+def test_the_rates_of_widths_are_drawn(tmp_path, monkeypatch):
+  monkeypatch.setattr('experiments.studies.study.subprocess.check_output', lambda *_, **__: 'c\n')
+  mup.main(widths=(32,), exponents=(-9, -6), steps=20, rows=4, folder=tmp_path)
+  losses = kept(tmp_path, 'mup')['losses']
+  for values in (losses['one rate for all']['32'], losses['muP']['32']):
+    assert len(values) == 2 and values[1] < values[0]  # 20 steps are few for a small rate

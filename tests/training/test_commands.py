@@ -137,6 +137,15 @@ def test_a_result_is_a_table_on_a_terminal_and_else_json(
     assert json.loads(out) == stored
 
 
+@pytest.mark.parametrize(
+  'format, int8, words', [('onnx', False, 'format=onnx is not written'), ('hf', True, '--int8')]
+)
+def test_a_format_that_is_not_written_is_refused_at_once(format, int8, words, tmp_path):
+  flags = types.SimpleNamespace(format=format, int8=int8)
+  with pytest.raises(ValueError, match=words):
+    commands._export({}, commands.Workdir(tmp_path), flags)
+
+
 def command_line_of(monkeypatch, main, *argv):
   """The status and the bytes that `run.py` prints, at a terminal of another encoding."""
   out = io.TextIOWrapper(tempfile.TemporaryFile(), encoding='ascii')

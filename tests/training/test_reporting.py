@@ -177,8 +177,9 @@ def test_the_bar_is_drawn_on_a_terminal_only(tmp_path, monkeypatch, terminal):
   stderr = Stderr(terminal)
   monkeypatch.setattr(sys, 'stderr', stderr)
   with report_of(tmp_path) as report:
-    report.advance(10)
+    report.advance(10, at_peak=1e-9)
     report.train(1, {'loss': 2.0})
+  assert ('mfu=' in stderr.getvalue()) == terminal
   assert ('/10' in stderr.getvalue()) == terminal
   assert ('\r' in stderr.getvalue()) == terminal
 

@@ -13,7 +13,7 @@ from transformer.data.processors import PROCESSORS
 from transformer.evaluation.metrics import require
 from transformer.inference.decoding import Decoding
 from transformer.modules.config import ModelConfig
-from transformer.training import optimizers
+from transformer.training import mup, optimizers
 from transformer.training.config import (
   REQUIRED,
   SECTIONS,
@@ -51,6 +51,8 @@ def check(config: Mapping[str, Any] | ConfigDict) -> Settings:
     }
   ModelConfig(vocab=1, **typed['model'])  # raises what is wrong with it
   optimizers.build(**typed['optimizer'], steps=1, width=1)  # the same
+  if typed['optimizer']['mup_base_width']:
+    mup.check(typed['optimizer']['name'], typed['model'])
   chosen = optimizers.defaults(typed['optimizer']['name'], typed['optimizer']['schedule'])
   given = {name: value for name, value in typed['optimizer'].items() if value is not None}
   typed['optimizer'] |= {k: v for k, v in chosen.items() if k in typed['optimizer']} | given

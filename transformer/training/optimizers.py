@@ -11,6 +11,7 @@ import optax
 from jax.typing import ArrayLike
 
 from transformer.data.lookup import lookup
+from transformer.training import mup
 
 # Which parameters weight decay pulls to zero: the first pattern that fits a path decides.
 # By path, not by number of axes: stacking layers gives a norm's scale two axes.
@@ -163,6 +164,7 @@ def build(
   weight_decay: float = 0.0,
   clip: float = 1.0,
   lr_multipliers: tuple[tuple[str, float], ...] = (),
+  mup_base_width: int = 0,
   steps: int,
   width: int,
   **options: float | None,
@@ -179,14 +181,17 @@ def build(
     clip: global norm above which gradients are scaled down; 0 for never.
     lr_multipliers: (pattern, factor) pairs: the learning rate of a parameter is multiplied by the
       factor of the first pattern that its path matches (re.search). 0 freezes; see `freeze`.
+    mup_base_width: of the model for which the learning rate was chosen: it is the best for this
+      width, too; see `mup`. 0 for one rate for all parameters.
     steps: of the whole training.
-    width: D, for noam.
+    width: D, for noam and mup_base_width.
     options: keyword arguments of the optimizer and of the schedule; None for their defaults.
 
   Raises:
     ValueError: an unknown name or schedule, an option that neither reads, a number out of range.
   """
   numbers = dict(learning_rate=learning_rate, warmup_steps=warmup_steps, clip=clip)
+  numbers |= dict(mup_base_width=mup_base_width)
   for key, value in dict(numbers, weight_decay=weight_decay).items():
     if not value >= 0:
       raise ValueError(f'optimizer.{key}={value} must be at least 0')
@@ -209,6 +214,8 @@ def build(
   if weight_decay:
     chain += [optax.add_decayed_weights(weight_decay, mask=decays)]
   chain += [optax.scale_by_learning_rate(rate)]
+  if mup_base_width:
+    chain += [mup.scale_by_width(mup_base_width, width)]
   return _scaled(optax.chain(*chain), lr_multipliers), rate
 
 

@@ -92,7 +92,8 @@ class Report(contextlib.AbstractContextManager):
     seconds = max(time.perf_counter() - self._since, 1e-9)
     speed, mfu = self._tokens / seconds, self._at_peak / seconds
     self._restart()
-    self._bar.set_postfix(loss=f'{metrics["loss"]:.3f}', **{'tokens/s': f'{speed:,.0f}'})
+    shown = {'loss': f'{metrics["loss"]:.3f}', 'tokens/s': f'{speed:,.0f}'}
+    self._bar.set_postfix(shown | ({'mfu': f'{mfu:.1%}'} if mfu else {}))
     more = {'tokens_per_second': round(speed, 1)} | ({'mfu': round(mfu, 4)} if mfu else {})
     self._write(step, 'train', metrics | more)
     if self._bar.disable:
