@@ -257,7 +257,13 @@ def _sweep(config, workdir, flags) -> int:
   file = config_flags.get_config_filename(flags['config']).partition(':')[0]
   runs = sweep.variants(config, file, workdir.path)
   if flags.jobs > 1:
-    outcomes = sweep.train_at_once(runs, flags.jobs)
+    if processes.several():
+      raise ValueError(f'--jobs={flags.jobs} with several processes: give one of the two')
+    outcomes, stopped = sweep.train_at_once(runs, flags.jobs)
+    if stopped:
+      name = signal.Signals(stopped).name
+      print(f'{name}: the variants have saved; the same command resumes them', file=sys.stderr)
+      return 128 + stopped
   else:
     outcomes = []
     for i, run in enumerate(runs):

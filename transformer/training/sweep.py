@@ -9,7 +9,6 @@ import os
 import pathlib
 import re
 import runpy
-import signal
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from transformer.training import workdir
 from transformer.training.checks import check
 from transformer.training.config import FORMAT
 from transformer.training.machine import cores
+from transformer.training.signals import Signals
 from transformer.training.workdir import Workdir, write
 
 RUN = pathlib.Path(__file__).parents[2] / 'run.py'
@@ -65,11 +65,14 @@ def variants(config: dict[str, Any], file: str, folder: pathlib.Path) -> list[Va
   return found
 
 
-def train_at_once(runs: list[Variant], jobs: int) -> list[str]:
-  """Train variants in processes of their own, `jobs` at a time, and return their outcomes.
+def train_at_once(runs: list[Variant], jobs: int) -> tuple[list[str], int]:
+  """Train variants in processes of their own, `jobs` at a time.
 
   Each has a share of the processor cores, and a GPU of its own where there are any. Its log is
   log.txt in its workdir. A signal is passed on, and ends them all after they have saved.
+
+  Returns:
+    The outcomes, and the number of the signal that ended them, or 0.
 
   Raises:
     ValueError: there are fewer cores or GPUs than jobs.
@@ -77,8 +80,9 @@ def train_at_once(runs: list[Variant], jobs: int) -> list[str]:
   outcomes = [''] * len(runs)
   waiting, running = [*enumerate(runs)], dict[int, tuple[int, subprocess.Popen]]()
   shares = _shares(jobs)
-  try:
-    while waiting or running:
+  with Signals() as signals, _ending(running):
+    signals.listen()
+    while (waiting or running) and not signals.received:
       for slot in range(jobs):
         if slot in running and (status := running[slot][1].poll()) is not None:
           i, _ = running.pop(slot)
@@ -89,13 +93,19 @@ def train_at_once(runs: list[Variant], jobs: int) -> list[str]:
           logging.info('sweep %d of %d: %s', i + 1, len(runs), run.changed)
           running[slot] = i, _start(run, *shares[slot])
       time.sleep(0.05)
+  return outcomes, signals.received
+
+
+@contextlib.contextmanager
+def _ending(running: dict[int, tuple[int, subprocess.Popen]]) -> Iterator[None]:
+  """Ask the processes that still run at the end to stop, and wait until they have saved."""
+  try:
+    yield
   finally:
     for _, process in running.values():
-      with contextlib.suppress(ProcessLookupError):
-        process.send_signal(signal.SIGTERM)
+      process.terminate()  # nothing happens if it has ended
     for _, process in running.values():
       process.wait()
-  return outcomes
 
 
 def _shares(jobs: int) -> list[tuple[list[int], dict[str, str]]]:
