@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from transformer.functional import blockwise, kernels, masks, platforms, splash
 from transformer.functional.attention import multi_head_attention
 from transformer.functional.kernels import Call, dot_product_attention
 from transformer.functional.masks import AttentionMask
+from transformer.training.sharding import AXES, make_mesh
 
 B, H, G, K = 2, 4, 2, 8
 PACKED = jnp.array([[1, 1, 2, 2, 2, 0], [0, 1, 1, 1, 2, 2]])
@@ -260,6 +263,72 @@ def test_blocks_are_for_long_sequences_without_a_bias(rng):
   assert 'have a bias' in kernels.why_not_blockwise(call._replace(bias=BIAS))
 
 
+def both_ways(q, k, v, g, mask, sinks, *, implementation):
+  """The output and its gradients."""
+
+  def attend(q, k, v, sinks):
+    return dot_product_attention(
+      q, k, v, mask, sinks=sinks, soft_cap=2.0, implementation=implementation
+    )
+
+  y, pullback = jax.vjp(attend, q, k, v, sinks)
+  return y, *pullback(g)
+
+
+@pytest.mark.parametrize(
+  'mask, sizes',
+  [
+    ('packed causal window', (1, 2, 2, 2)),
+    *(
+      pytest.param(mask, sizes, marks=pytest.mark.slow)
+      for mask, sizes in (
+        ('by position', (2, 1, 1, 4)),
+        ('explicit', (1, 2, 2, 2)),
+        ('prefix', (1, 1, 1, 8)),
+      )
+    ),
+  ],
+)
+def test_devices_that_share_rows_compute_the_specification(mask, sizes, rng, close):
+  """Forward and gradient, each device its own targets; more sources than targets, too."""
+  T, S = 16, 32 if mask == 'prefix' else 16
+  shapes = [(B, T, H, K), (B, S, G, K), (B, S, G, K), (B, T, H, K), (H,)]
+  q, k, v, g, sinks = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+  segments = jnp.asarray(np.sort(rng.integers(0, 3, (B, T))))
+  order = jnp.asarray(rng.permuted(np.tile(np.arange(T), (B, 1)), axis=1))
+  which = {
+    'packed causal window': masks.segments(segments, segments)
+    & masks.causal()
+    & masks.sliding_window(5),
+    'by position': masks.causal(positions=(order, order)),
+    'explicit': AttentionMask(explicit=jnp.asarray(rng.random((1, H, 1, T)) < 0.6))
+    & masks.causal(),
+    'prefix': masks.prefix(3),
+  }[mask]
+  mesh = make_mesh(**dict(zip(AXES, sizes, strict=True)))
+  heads = 'tensor' if sizes[2] > 1 else None
+  rows = NamedSharding(mesh, P(('data', 'fsdp'), 'sequence', heads))
+  compute = jax.jit(both_ways, static_argnames='implementation')
+  with jax.set_mesh(mesh):
+    placed = [jax.device_put(x, rows) for x in (q, k, v, g)]
+    found = compute(*placed, which, sinks, implementation='auto')
+  assert found[0].sharding.is_equivalent_to(rows, 4)
+  wanted = compute(q, k, v, g, which, sinks, implementation='reference')
+  for x, want in zip(found, wanted, strict=True):
+    close(x, want)
+
+
+def test_rows_are_shared_only_where_a_mesh_divides_them(rng):
+  q, k, v, _ = draw(rng)
+  assert 'no mesh' in kernels.why_not_sequence(call_of(q, k, v))
+  with jax.set_mesh(make_mesh(sequence=4)):
+    assert '4 devices do not divide 6 targets' in kernels.why_not_sequence(call_of(q, k, v))
+    q, k, v = (jnp.repeat(x, 2, axis=1) for x in (q, k, v))
+    assert not kernels.why_not_sequence(call_of(q, k, v))
+    assert 'bias' in kernels.why_not_sequence(call_of(q, k, v, bias=jnp.zeros((1, H, 12, 12))))
+    assert kernels.choose(call_of(q, k, v, platform='tpu')) == 'sequence'
+
+
 def test_an_array_computed_before_is_the_same_mask(rng):
   q, k, v, _ = draw(rng)
   mask = MASKS['packed causal window']
@@ -315,16 +384,16 @@ def test_the_choice_is_logged_once_with_its_reason(rng, monkeypatch, caplog):
       assert (y is q) == (platform == 'cuda')
   kernels._log_once.cache_clear()
   assert [record.message for record in caplog.records] == [
-    'attention on cpu is computed by reference; not cudnn: cpu is no NVIDIA GPU of compute '
-    'capability 8.0 or more; not splash: cpu is no TPU; not blockwise: fewer scores than '
-    '2048 x 2048',
-    'attention on cuda is computed by cudnn',
+    'attention on cpu is computed by reference; not sequence: no mesh divides the positions of a '
+    'row; not cudnn: cpu is no NVIDIA GPU of compute capability 8.0 or more; not splash: cpu is no '
+    'TPU; not blockwise: fewer scores than 2048 x 2048',
+    'attention on cuda is computed by cudnn; not sequence: no mesh divides the positions of a row',
   ]
 
 
 def test_an_unknown_implementation_is_refused(rng):
   with pytest.raises(
-    ValueError, match="'flash' is none of auto, cudnn, splash, blockwise, reference"
+    ValueError, match="'flash' is none of auto, sequence, cudnn, splash, blockwise, reference"
   ):
     dot_product_attention(*draw(rng)[:3], implementation='flash')
 

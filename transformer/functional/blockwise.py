@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from transformer.functional.masks import AttentionMask, padding
 from transformer.functional.meshes import vary_alike, with_auto_axes
 
 BLOCK = 512  # targets and sources of a block: a head's scores of one are 1 MB
+KEPT = 'attention by blocks'  # the name for `jax.checkpoint` of what the forward pass computes
 
 
 class _Settings(NamedTuple):
@@ -192,7 +194,7 @@ def _forward(q, k, v, masks, settings):
   start = tuple(vary_alike(*start, q, k, v)[:3])
   (peak, total, y), _ = lax.scan(step, start, _pairs(masks[0], settings))
   y = y / jnp.where(total == 0, 1, total)[..., None]
-  log_z = peak + jnp.log(total)
+  y, log_z = checkpoint_name((y, peak + jnp.log(total)), KEPT)
   return (y, log_z), (q, k, v, masks, y, log_z)
 
 

@@ -17,6 +17,7 @@ from transformer.functional import blockwise as blocks
 from transformer.functional import platforms
 from transformer.functional.attention import multi_head_attention, multi_head_attention_weights
 from transformer.functional.masks import AttentionMask
+from transformer.functional.sequence import sequence_attention, shards
 from transformer.functional.splash import splash_attention
 
 # With at least so many targets and sources, blocks are faster than the whole scores, or need a
@@ -274,7 +275,23 @@ def why_slower_blockwise(call: Call) -> str:
   return '' if min(T, S) >= LONG else f'fewer scores than {LONG} x {LONG}'
 
 
+def sequence(call: Call) -> Array:
+  """Each device its own targets, where a mesh divides rows; see `sequence_attention`."""
+  return sequence_attention(call.q, call.k, call.v, call.mask, **call.of_scores)
+
+
+def why_not_sequence(call: Call) -> str:
+  """Return why devices cannot share the targets of the call, or ''."""
+  T, S, count = call.q.shape[1], call.k.shape[1], shards()
+  if count == 1:
+    return 'no mesh divides the positions of a row'
+  if T % count or S % count:
+    return f'{count} devices do not divide {T} targets and {S} sources'
+  return why_not_blockwise(call)
+
+
 IMPLEMENTATIONS = {
+  'sequence': Implementation(sequence, why_not_sequence),
   'cudnn': Implementation(cudnn, why_not_cudnn),
   'splash': Implementation(splash, why_not_splash, why_slower_splash),
   'blockwise': Implementation(blockwise, why_not_blockwise, why_slower_blockwise),
