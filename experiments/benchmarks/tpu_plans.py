@@ -24,6 +24,7 @@ BERT = dict(task='masked_lm', preset='BERT_BASE', length=512)
 LLAMA_8B = dict(kv_heads=8, feedforward=14336, max_length=8192, rotary_base=500_000.0)
 LLAMA = dict(GPT2, preset='LLAMA_7B', length=2048, vocab=128_256, model=LLAMA_8B)
 XL = dict(GPT2, preset='GPT2_XL')
+LONG = dict(max_length=16_384, remat='block')
 CASES: dict[str, dict[str, Any]] = {
   'gpt2-8-auto': dict(GPT2, rows=8),
   'gpt2-8-plain': dict(GPT2, rows=8, implementation='reference'),
@@ -38,6 +39,10 @@ CASES: dict[str, dict[str, Any]] = {
   'gpt2-v5e-4-fsdp': dict(GPT2, rows=32, topology='v5e:2x2x1', mesh=dict(fsdp=4)),
   'xl-v5e-16': dict(
     XL, rows=64, topology='v5e:4x4x1', mesh=dict(fsdp=16), model=dict(remat='block')
+  ),
+  'gpt2-long': dict(GPT2 | dict(length=16_384), rows=1, model=LONG),
+  'gpt2-long-sequence': dict(
+    GPT2 | dict(length=16_384), rows=1, model=LONG, topology='v5e:2x2x1', mesh=dict(sequence=4)
   ),
   'llama-8b-v5e-16': dict(
     LLAMA,

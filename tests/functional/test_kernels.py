@@ -318,6 +318,29 @@ def test_devices_that_share_rows_compute_the_specification(mask, sizes, rng, clo
     close(x, want)
 
 
+@pytest.mark.slow
+def test_devices_that_share_rows_need_a_share_of_the_memory():
+  """Twelve layers with their backward pass, by the compiler's count for a device."""
+
+  def layer(x, _):
+    y = dot_product_attention(x, x, x, masks.causal(), implementation='auto')
+    return jnp.tanh(x + y), None
+
+  def loss(x):
+    return jnp.sum(jax.lax.scan(layer, x, length=12)[0])
+
+  temporaries = []
+  for count in (1, 4):
+    mesh = make_mesh(sequence=count, over=jax.devices()[:count])
+    x = jax.ShapeDtypeStruct(
+      (1, 8192, 1, 64), jnp.float32, sharding=NamedSharding(mesh, P(None, 'sequence'))
+    )
+    with jax.set_mesh(mesh):
+      compiled = jax.jit(jax.grad(loss)).lower(x).compile()
+    temporaries.append(compiled.memory_analysis().temp_size_in_bytes)
+  assert temporaries[1] < 0.5 * temporaries[0], temporaries
+
+
 def test_rows_are_shared_only_where_a_mesh_divides_them(rng):
   q, k, v, _ = draw(rng)
   assert 'no mesh' in kernels.why_not_sequence(call_of(q, k, v))

@@ -47,8 +47,8 @@ def sequence_attention(
   """
   (B, T, H, _), (_, S, G, _) = q.shape, k.shape
   axes = dict(jax.sharding.get_abstract_mesh().shape)
-  rows = tuple(name for name in ROWS if name in axes)
-  rows = rows if rows and B % math.prod(axes[name] for name in rows) == 0 else None
+  names = tuple(name for name in ROWS if name in axes)
+  rows = names if names and B % math.prod(axes[name] for name in names) == 0 else None
   heads = HEADS if HEADS in axes and H % axes[HEADS] == 0 == G % axes[HEADS] else None
   mask = dataclasses.replace(mask, array=None)  # of the whole row
 
@@ -62,8 +62,7 @@ def sequence_attention(
     )
     explicit = mask.explicit
     if explicit is not None:
-      names = (rows, heads, POSITIONS, None)
-      explicit = place(explicit, *names[4 - explicit.ndim :])
+      explicit = place(explicit, *(rows, heads, POSITIONS, None)[4 - explicit.ndim :])
     segments, positions = of_positions
     return dataclasses.replace(mask, segments=segments, positions=positions, explicit=explicit)
 
