@@ -16,6 +16,8 @@
   config    print every key of the config with its value, type, default and meaning
   runs      compare the runs in the folders given after the flags: a table, a plot and a page
   report    write a page about each run in the folders given after the flags, and one of all
+  inspect   print what a checkpoint of --workdir holds: step, data position, shapes and norms; of
+            two folders after the flags, or of --step=4,8, where they differ; --json for JSON
   plan      compile the training step and print the memory that each device needs, and the
             cheapest change that fits; with --topology=v5e:2x2x1 of TPUs that need not be there
   profile   trace ten steps: time by kind of operation, and the share of the peak (MFU)
@@ -36,7 +38,7 @@ import sys
 from typing import Any
 
 MODES = 'train prepare evaluate predict serve attend export'.split()
-MODES += 'sweep config runs report plan profile doctor'.split()
+MODES += 'sweep config runs report inspect plan profile doctor'.split()
 DEFAULT_CONFIG = str(pathlib.Path(__file__).parent / 'experiments' / 'dates.py')
 
 
@@ -64,7 +66,7 @@ def main(argv: list[str]):
 
   from transformer.training import command_line, commands, machine, processes
 
-  of_folders = flags.FLAGS.mode in commands.OF_FOLDERS
+  of_folders = flags.FLAGS.mode in (*commands.OF_FOLDERS, 'inspect')
   if argv[1:] and not of_folders:
     command_line.usage_error(ValueError(f'{argv[1]!r} is no flag: flags begin with --, see --help'))
   machine.tune()  # before JAX starts its threads
@@ -100,6 +102,7 @@ def run():
     'workdir', '', 'Folder of the run, or of the plot of runs; runs/EXPERIMENT by default.'
   )
   flags.DEFINE_string('topology', '', 'Of plan: TPUs such as v5e:1x1x1, v5e:4x4x1, v5p:2x2x4.')
+  flags.DEFINE_string('step', '', 'Of inspect: a step, best, or two to compare, as in 4,8.')
   flags.DEFINE_string('input', '-', 'File of lines for predict and attend; - is stdin.')
   flags.DEFINE_string(
     'coordinator', '', 'HOST:PORT of process 0 of several, or auto; needless under Slurm, Open MPI.'

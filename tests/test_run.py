@@ -196,6 +196,31 @@ def test_a_run_has_a_report_and_several_one_of_all(trained, tmp_path, capsys, mo
   assert files[2].read_text() == f'{workdir} {other}'
 
 
+def test_a_checkpoint_is_inspected_and_compared(run, trained, tmp_path):
+  """Step, data position, shapes and norms; of two the arrays that differ."""
+  workdir, result = trained
+  found = json.loads(run('--mode=inspect', f'--workdir={workdir}', '--json').stdout)
+  (facts,) = found['checkpoints']
+  assert (facts['step'], facts['experiment']) == (4, 'pairs')
+  batches = facts['data']['batches']
+  assert facts['data']['epoch'] * batches + facts['data']['batch'] == 4
+  assert facts['scores']['step'] == 4 and facts['arrays'] == len(found['arrays'])
+  table = found['arrays']['model.encoder.blocks.attention.query.kernel']
+  assert table['shape'] == [1, 16, 16] and table['norm'] > 0 == table['nonfinite']
+
+  text = run('--mode=inspect', workdir, workdir, '--step=2').stdout.decode()
+  assert f'all {facts["arrays"]} arrays are the same' in text
+  text = run('--mode=inspect', f'--workdir={workdir}', '--step=2,4').stdout.decode()
+  assert 'last/2: step 2' in text and 'last/4: step 4' in text
+  row = next(line for line in text.splitlines() if 'query.kernel' in line).split()
+  assert float(row[-2]) > 0  # the norm of the difference
+  assert not (workdir / 'checkpoints' / 'last' / '3').exists()
+  fails(run('--mode=inspect', f'--workdir={workdir}', '--step=3'), 'no checkpoint', '[2, 4]')
+  fails(run('--mode=inspect', tmp_path), f'no checkpoint in {tmp_path}')
+  fails(run('--mode=inspect', workdir, '--step=two'), '--step=two is neither a number nor best')
+  assert not [*tmp_path.iterdir()]
+
+
 def test_folders_without_a_run_are_named(run, tmp_path):
   fails(run('--mode=runs'), 'give their folders')
   fails(run('--mode=runs', tmp_path), 'no trained model', str(tmp_path))
@@ -314,7 +339,7 @@ def test_the_command_line_takes_lists_with_commas_or_as_python_tuples(run, text,
 
 def test_help_names_the_modes(run):
   text = run('--help').stdout.decode()
-  for mode in ('train', 'evaluate', 'predict', 'attend', 'sweep', 'config', 'runs', 'doctor'):
+  for mode in 'train evaluate predict attend sweep config runs inspect doctor'.split():
     assert mode in text
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import importlib.util
 import json
 import resource
 import shutil
@@ -10,10 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from transformer.training import checkpoints as module
 from transformer.training.checkpoints import Checkpoints, Kept, digest
+from transformer.training.config import for_task
 from transformer.training.step import State
+from transformer.training.workdir import Workdir
 
 LEFT_BEHIND = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 
@@ -78,6 +82,26 @@ def test_a_checkpoint_describes_itself(tmp_path):
   assert digest(arrays) == digest(state_of(3))
   assert about['run'] == {'config': {'width': 6}, 'tokenizer': {'größe': 'ß'}}
   assert (about['step'], about['format'], about['scores']) == (3, module.FORMAT, {'loss': 0.5})
+
+
+@pytest.mark.skipif(importlib.util.find_spec('gcsfs') is not None, reason='gcsfs is installed')
+def test_a_url_names_the_library_that_it_needs():
+  with pytest.raises(ValueError, match='gs://bucket/run cannot be reached .*pip install gcsfs'):
+    Checkpoints('gs://bucket/run')
+
+
+def test_a_run_may_keep_its_checkpoints_elsewhere(tmp_path):
+  """By the same paths that URLs have."""
+  workdir = Workdir(tmp_path / 'run')
+  config = for_task('masked_lm').to_dict()
+  config['train'] |= {'checkpoint_dir': str(tmp_path / 'bucket')}
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / 'config.json').write_text(json.dumps({'format': 2} | config))
+  with Checkpoints(epath.Path(tmp_path) / 'bucket') as checkpoints:
+    checkpoints.save(state_of(7), 7)
+  assert workdir.last_step() == 7
+  with Checkpoints(workdir.checkpoint_dir()) as checkpoints:
+    assert same_bits(checkpoints.restore(like(state_of())), state_of(7))
 
 
 def test_a_checkpoint_of_a_later_format_is_refused(workdir, monkeypatch):
@@ -307,6 +331,7 @@ def is_found(workdir):
   except ValueError as error:
     assert f'checkpoint {workdir / "checkpoints" / "last" / "4"} is damaged: ' in str(error)
     assert 'Move that folder elsewhere to resume from the one before' in str(error)
+    assert isinstance(error, module.Damaged)
     return True
   finally:
     gc.collect()  # Orbax leaves coroutines that raised; here they are ours to ignore
@@ -362,6 +387,18 @@ def test_after_moving_a_damaged_checkpoint_the_one_before_is_restored(workdir, t
   """As the message says."""
   shutil.move(workdir / 'checkpoints' / 'last' / '4', tmp_path)
   assert same_bits(read(workdir), state_of(3))
+
+
+def test_a_damaged_checkpoint_can_be_set_aside(workdir):
+  """And the same step be saved again; the last one stays."""
+  with Checkpoints(workdir, keep=2) as checkpoints:
+    assert checkpoints.set_aside()
+    assert checkpoints.last_step == 3 and not checkpoints.set_aside()
+    assert same_bits(checkpoints.restore(like(state_of())), state_of(3))
+    checkpoints.save(state_of(4), 4)
+    assert checkpoints.set_aside()
+  assert steps(workdir) == [3]
+  assert {f.name for f in (workdir / 'checkpoints' / 'damaged').iterdir()} == {'4-1', '4-2'}
 
 
 def test_the_files_of_a_killed_save_are_ignored(workdir):

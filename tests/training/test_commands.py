@@ -43,7 +43,8 @@ def test_a_library_that_is_missing_is_named_with_its_extra_before_the_training(
 
 def fails(capsys, mode, *words, **flags):
   """Check that a mode ends with status 2 and one line that has the words."""
-  values = dict(config=yesno.get_config(), workdir='', mode=mode, input='-', json=False) | flags
+  values = dict(config=yesno.get_config(), workdir='', mode=mode, input='-', json=False, step='')
+  values |= flags
   with pytest.raises(SystemExit) as end:
     commands.main(types.SimpleNamespace(**values))
   (error,) = capsys.readouterr().err.splitlines()
@@ -188,7 +189,7 @@ def test_help_imports_nothing_that_takes_time(monkeypatch, word):
 
 
 def test_the_modes_of_the_command_line_are_those_there_are():
-  assert {*run.MODES} == {*commands.MODES, *commands.OF_FOLDERS}
+  assert {*run.MODES} == {*commands.MODES, *commands.OF_FOLDERS, 'inspect'}
 
 
 @pytest.mark.parametrize('text', ['\x1b[31mred', 'a\x00b', '\x9b2J', 'x\x7f', 'back\b', 'up\r'])

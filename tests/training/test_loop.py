@@ -154,7 +154,7 @@ def test_signals_are_noted_and_end_an_evaluation(handlers, number):
 
 def test_a_signal_during_the_final_report_says_what_the_command_does_again(handlers):
   with pytest.raises(Stopped, match='SIGTERM: saved step 9; the same command makes the') as end:
-    with Signals.stopping(9, 'makes the final report'):
+    with Signals() as signals, signals.stopping(9, 'makes the final report'):
       os.kill(os.getpid(), signal.SIGTERM)
       raise AssertionError('it was not heard')
   assert end.value.number == signal.SIGTERM

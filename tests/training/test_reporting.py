@@ -5,6 +5,7 @@ import json
 import logging as std_logging
 import math
 import struct
+import subprocess
 import sys
 
 import pytest
@@ -14,9 +15,9 @@ from transformer.training import reporting
 from transformer.training.reporting import Report, summary, table
 
 
-def report_of(folder, step=0, steps=10):
+def report_of(folder, step=0, steps=10, logged=0):
   folder.mkdir(exist_ok=True)
-  return Report(folder, step=step, steps=steps)
+  return Report(folder, step=step, steps=steps, logged=logged)
 
 
 def run(folder, first, last, *, steps=10, every=2, evaluate_last=True):
@@ -116,6 +117,33 @@ def test_the_final_evaluation_is_made_again(tmp_path, whole):
     assert not report.evaluated
     report.evaluation(10, 'val', {'bleu': 10.0}, [])
   assert lines(tmp_path) == whole
+
+
+def test_lines_that_were_cut_or_deleted_are_said(tmp_path, caplog):
+  run(tmp_path, 0, 6)
+  file = tmp_path / 'metrics.jsonl'
+  with report_of(tmp_path, step=6, logged=6):
+    assert not caplog.records
+  file.write_text(''.join(file.read_text().splitlines(keepends=True)[:4]))
+  with report_of(tmp_path, step=6, logged=6):
+    assert 'ends at step 3, and had lines up to step 6' in caplog.records[-1].getMessage()
+  file.unlink()
+  with report_of(tmp_path, step=6, logged=6):
+    assert 'ends at step 0' in caplog.records[-1].getMessage()
+
+
+def test_the_advice_about_a_damaged_line_helps(tmp_path):
+  """Also for zeros, which a machine without power leaves, and ends of lines of Windows."""
+  run(tmp_path, 0, 2)
+  file = tmp_path / 'metrics.jsonl'
+  whole = file.read_text()
+  for damage in (b'\x00' * 9, b'{"st\r', b'\x00\n\x00\x00'):
+    file.write_bytes(whole.encode() + damage + b'\n')
+    while file.read_bytes() != whole.encode():
+      with pytest.raises(ValueError, match='is damaged') as error:
+        report_of(tmp_path)
+      subprocess.run(str(error.value).splitlines()[-1], shell=True, check=True)
+    report_of(tmp_path)
 
 
 @pytest.mark.parametrize('line', ['{"step": 3}', 'x', '[]', '3', '{"split": "val"}'])

@@ -14,13 +14,15 @@ from jax.sharding import PartitionSpec as P
 
 from transformer.functional.losses import cross_entropy
 from transformer.modules.config import ModelConfig
-from transformer.modules.model import Decoder, EncoderDecoder
+from transformer.modules.model import Decoder, Encoder, EncoderDecoder
 from transformer.training import optimizers, sharding
 from transformer.training.checkpoints import Checkpoints, digest
-from transformer.training.experiment import with_shardings
+from transformer.training.experiment import Experiment, with_shardings
 from transformer.training.optimizers import parameter_path
+from transformer.training.programs import entered
 from transformer.training.sharding import RULES
 from transformer.training.step import init_state, train_step
+from transformer.zoo import presets
 
 CONFIG = ModelConfig(
   vocab=24, width=16, heads=4, depth=2, feedforward=32, dropout=0.25, prenorm=True, unroll=1
@@ -116,6 +118,52 @@ def test_training_is_the_same_on_every_mesh(sizes):
   paths = jax.tree_util.tree_leaves_with_path(alone)
   for (path, b), a in zip(paths, jax.tree.leaves(state), strict=True):
     np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5, err_msg=parameter_path(path))
+
+
+TINY = dict(vocab=24, width=16, heads=4, depth=2, feedforward=32, dropout=0.0, unroll=1)
+KINDS = {  # each with another mesh
+  'bert': (Encoder, presets.BERT_BASE, (1, 2, 2, 2)),
+  'llama': (Decoder, presets.LLAMA_7B | dict(kv_heads=2), (2, 1, 2, 2)),
+  'alibi': (Decoder, presets.GPT2 | dict(position='alibi'), (1, 2, 1, 4)),
+  'mixtral': (Decoder, presets.LLAMA_7B | dict(experts=4, experts_per_token=2), (4, 1, 2, 1)),
+  't5': (EncoderDecoder, presets.T5_SMALL, (2, 2, 1, 2)),
+  'transformer': (EncoderDecoder, presets.TRANSFORMER_BASE, (1, 1, 2, 4)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', KINDS)
+def test_every_kind_of_model_is_the_same_on_a_mesh(kind):
+  """Loss and gradient, where devices share the rows of attention, too."""
+  build, preset, sizes = KINDS[kind]
+  sizes_of_model = TINY | dict(attention_dropout=0.0, max_length=16)
+  config = ModelConfig(**{**preset, **sizes_of_model})
+
+  def start(key):
+    return build(config, nnx.Rngs(key))
+
+  def summed(model, batch):
+    tokens, inside = batch['tokens'], batch['segments']
+    if build is EncoderDecoder:
+      y = model(tokens, tokens, input_segments=inside, target_segments=inside)
+    else:
+      y = model(tokens, segments=inside)
+    return jnp.sum(jnp.sin(y.astype(jnp.float32)) * inside[..., None])
+
+  model, found = jax.jit(start)(KEY), []
+  for mesh in (one_device(), mesh_of(sizes)):
+    placed = jax.device_put(model, sharding.shardings(model, mesh))
+    with entered(mesh):
+      loss, gradient = jax.jit(jax.value_and_grad(summed))(
+        placed, sharding.shard_batch(batch(0), mesh)
+      )
+    found.append((float(loss), jax.tree.map(np.asarray, gradient)))
+  (alone, wanted), (together, gradient) = found
+  assert together == pytest.approx(alone, rel=2e-5, abs=2e-4)
+  scale = max(np.abs(x).max() for x in jax.tree.leaves(wanted))
+  paths = jax.tree_util.tree_leaves_with_path(wanted)
+  for (path, b), a in zip(paths, jax.tree.leaves(gradient), strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * scale, err_msg=parameter_path(path))
 
 
 def test_dropout_was_on_in_the_comparison_of_meshes():
@@ -214,6 +262,13 @@ def test_processes_share_the_rows_of_their_devices(sizes, devices, shares):
 def test_processes_whose_rows_are_no_share_are_refused():
   with pytest.raises(ValueError, match='process 0 would compute the parts .* no equal share'):
     sharding.share(mesh_of((8, 1, 1, 1)), 0, lambda device: device.id % 2)
+
+
+def test_rows_of_an_image_that_a_mesh_does_not_divide_are_refused():
+  experiment = Experiment(settings=None, task=None, model=None, mesh=mesh_of((1, 1, 1, 8)))
+  experiment._check_lengths([32])
+  with pytest.raises(ValueError, match=r'mesh.sequence=8 does not divide .* \[28\].*height'):
+    experiment._check_lengths([28])
 
 
 def test_data_takes_the_devices_that_are_left():

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from transformer.training import processes
@@ -28,6 +29,10 @@ from transformer.training.optimizers import parameter_path
 FORMAT = 2
 # Names of parameters in a path, and what they were called in older checkpoints.
 RENAMED = {'token_types': 'types', 'class_token': 'first'}
+
+
+class Damaged(ValueError):
+  """A checkpoint is not as it was saved."""
 
 
 @dataclasses.dataclass
@@ -55,15 +60,15 @@ class Checkpoints(contextlib.AbstractContextManager):
   not change the checkpoints before it.
 
   Args:
-    workdir: the folder of the run.
+    workdir: the folder of the run, or a URL such as gs://bucket/run.
     keep: number of last checkpoints to keep; see Kept. Only needed to save.
     about: what they say of the run beside the state, such as its config; of JSON's types.
   """
 
   def __init__(
-    self, workdir: pathlib.Path, *, keep: int = 1, about: Mapping[str, Any] | None = None
+    self, workdir: epath.PathLike, *, keep: int = 1, about: Mapping[str, Any] | None = None
   ):
-    self.folder = (workdir / 'checkpoints').absolute()  # Orbax ignores relative ones
+    self.folder = reachable(workdir) / 'checkpoints'
     self._link, folder = _plain(self.folder)
     self._kept, self._run = Kept(keep), dict(about or {})
     self._last = ocp.training.Checkpointer(folder / 'last', preservation_policy=self._kept)
@@ -130,6 +135,25 @@ class Checkpoints(contextlib.AbstractContextManager):
     return max(_steps(self._last), default=None)
 
   @property
+  def scores(self) -> dict[str, float]:
+    """What was saved as scores of the newest checkpoint; nothing by older versions."""
+    step = self.last_step
+    return {} if step is None else self._about(self._last, step).get('scores', {})
+
+  def set_aside(self) -> bool:
+    """Move the newest checkpoint to the folder damaged; return whether another one is left."""
+    self.wait()
+    step = self.last_step
+    if step is None or len(_steps(self._last)) == 1 or '://' in str(self.folder):
+      return False
+    folder = self.folder / 'damaged'
+    folder.mkdir(exist_ok=True)
+    number = len([*folder.glob(f'{step}-*')]) + 1
+    self._where(self._last, step).rename(folder / f'{step}-{number}')
+    self._last.reload()
+    return True
+
+  @property
   def best(self) -> tuple[int, dict[str, float]] | None:
     """(step, scores) of the best checkpoint; None if there is none."""
     step = max(_steps(self._best), default=None)
@@ -146,7 +170,8 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     Raises:
       FileNotFoundError: there is no checkpoint.
-      ValueError: it is damaged, or of another model; names the differences.
+      Damaged: it is not as it was saved.
+      ValueError: it is of another model; names the differences.
     """
     checkpointer = {'last': self._last, 'best': self._best}[which]
     return self._restore(checkpointer, max(_steps(checkpointer), default=None), like)
@@ -187,7 +212,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     self.wait()
     return _steps(self._last)[-n:]
 
-  def _where(self, checkpointer, step: int | None = None) -> pathlib.Path:
+  def _where(self, checkpointer, step: int | None = None) -> epath.Path:
     return self.folder / checkpointer.directory.name / str('' if step is None else step)
 
   def _about(self, checkpointer, step: int) -> dict[str, Any]:
@@ -241,7 +266,25 @@ def _steps(checkpointer: ocp.training.Checkpointer) -> list[int]:
   return [checkpoint.step for checkpoint in checkpointer.checkpoints]
 
 
-def _plain(folder: pathlib.Path) -> tuple[contextlib.ExitStack, pathlib.Path]:
+def reachable(folder: epath.PathLike) -> epath.Path:
+  """Return an absolute path, which Orbax needs, or the path of a URL.
+
+  Raises:
+    ValueError: a library for such URLs is not installed.
+  """
+  path = epath.Path(folder)
+  if '://' not in str(path):
+    return epath.Path(pathlib.Path(path).expanduser().absolute())
+  try:
+    path.exists()
+  except ImportError as error:
+    raise ValueError(
+      f'{path} cannot be reached ({error}): pip install gcsfs for gs://, s3fs for s3://'
+    ) from error
+  return path
+
+
+def _plain(folder: epath.Path) -> tuple[contextlib.ExitStack, epath.PathLike]:
   """Return a path to a folder that Orbax and TensorStore read as it is, and what removes it again.
 
   Orbax takes [, ], * and ? of a path for a pattern, and TensorStore a backslash for a slash: what
@@ -251,7 +294,7 @@ def _plain(folder: pathlib.Path) -> tuple[contextlib.ExitStack, pathlib.Path]:
     ValueError: processes of several machines, which would not have the same link.
   """
   stack = contextlib.ExitStack()
-  if not re.search(r'[][*?\\]', str(folder)):
+  if not re.search(r'[][*?\\]', str(folder)) or '://' in str(folder):
     return stack, folder
   if jax.process_count() > 1:
     raise ValueError(
@@ -265,21 +308,21 @@ def _plain(folder: pathlib.Path) -> tuple[contextlib.ExitStack, pathlib.Path]:
 
 
 @contextlib.contextmanager
-def _damage_named(where: pathlib.Path):
-  """Raise the errors of Orbax about a damaged checkpoint as a ValueError that says what to do."""
+def _damage_named(where: epath.Path):
+  """Raise the errors of Orbax about a damaged checkpoint as Damaged, which says what to do."""
   try:
     yield
   except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
     raise  # it may be whole
   except Exception as error:  # Orbax raises no narrower type for some
-    raise ValueError(
+    raise Damaged(
       f'checkpoint {where} is damaged: {_reason(error)}. Move that folder elsewhere to resume from '
-      'the one before'
+      'the one before, or let --config.train.damaged_checkpoint=previous do so'
     ) from error
 
 
 @contextlib.contextmanager
-def _failed_save_named(folder: pathlib.Path):
+def _failed_save_named(folder: epath.Path):
   """Raise an error of Orbax while saving as an OSError of one line."""
   try:
     yield
@@ -306,7 +349,7 @@ def _name_in(stored: Mapping[str, Any], path: str) -> str:
   return older if older in stored and path not in stored else path
 
 
-def _compare(stored: Mapping[str, tuple], target: Mapping[str, Any], where: pathlib.Path):
+def _compare(stored: Mapping[str, tuple], target: Mapping[str, Any], where: epath.Path):
   """Raises ValueError unless both have the same arrays of the same shapes."""
   missing = [f'{p} {x.shape} is missing' for p, x in target.items() if p not in stored]
   unknown = [f'{p} {s} is not of this model' for p, s in stored.items() if p not in target]

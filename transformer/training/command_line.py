@@ -39,7 +39,7 @@ def with_stored_config(argv: list[str]) -> list[str]:
   experiment = _experiment_of(given) if given else 'dates'
   mode, workdir = _without(argv, 'mode')[1] or 'train', _without(argv, 'workdir')[1]
   stored = bool(workdir and not given and Workdir(workdir).has_config())
-  if mode in ('doctor', 'runs', 'report') or (mode in NEEDS_NO_RUN and not stored):
+  if mode in ('doctor', 'runs', 'report', 'inspect') or (mode in NEEDS_NO_RUN and not stored):
     return [*argv[:1], *([f'--config={given}'] if given else []), *argv[1:]]
   if not workdir:
     workdir = str(default_workdir(experiment))
@@ -118,7 +118,7 @@ def usage_error(error: Exception) -> NoReturn:
     near = difflib.get_close_matches(key.strip("'"), SECTIONS, n=1, cutoff=0)
     text = f'--config has no section {key}: did you mean {near[0]!r}?'
   # commands to paste keep their lines
-  parts = re.split(r'\n  (?=(?:pip|python|rm) )', text.strip())
+  parts = re.split(r'\n  (?=(?:pip|python|rm|sed) )', text.strip())
   # and names of files their spaces
   lines = [' '.join(map(str.strip, part.splitlines())) for part in parts]
   text = '\n  '.join(lines)

@@ -35,7 +35,7 @@ def main(flags: Any, folders: Sequence[str] = ()) -> int:
 
   Args:
     flags: of absl.
-    folders: the runs that --mode=runs compares.
+    folders: the runs that --mode=runs compares, or --mode=inspect reads.
   """
   workdir = None
   try:
@@ -43,6 +43,8 @@ def main(flags: Any, folders: Sequence[str] = ()) -> int:
       return OF_FOLDERS[flags.mode](folders, pathlib.Path(flags.workdir or 'runs'))
     if getattr(flags, 'jobs', 1) < 2:  # else each job has its own
       start_devices()
+    if flags.mode == 'inspect':
+      return _inspect(folders or [flags.workdir or 'runs'], flags)
     if processes.several() and flags.mode not in SEVERAL:
       raise ValueError(f'--mode={flags.mode} runs in one process: start it alone')
     config = _config(flags)
@@ -72,18 +74,20 @@ def _train(config, workdir, flags) -> int:
   began = time.perf_counter()
   experiment = start_run(config, workdir)
   try:
-    state = loop.fit(experiment, workdir)
-    with Signals.stopping(int(state.step), 'makes the final report'):
-      model, step = restore_best(experiment, workdir)
-      result = evaluate_splits(experiment, model, workdir)
+    with Signals() as signals:
+      state = loop.fit(experiment, workdir, signals)
+      with signals.stopping(int(state.step), 'makes the final report'):
+        model, step = restore_best(experiment, workdir)
+        result = evaluate_splits(experiment, model, workdir)
+        facts = {'step': int(state.step), 'best_step': step, 'state_sha256': digest(state)}
+        # with those before an interruption
+        seconds = workdir.add_seconds(time.perf_counter() - began)
+        return _print_result(config, workdir, flags, seconds, facts | result)
   except Stopped as stopped:
     workdir.add_seconds(time.perf_counter() - began)
     if processes.is_first():
       print(stopped, file=sys.stderr)
     return 128 + stopped.number
-  facts = {'step': int(state.step), 'best_step': step, 'state_sha256': digest(state)}
-  seconds = workdir.add_seconds(time.perf_counter() - began)  # with those before an interruption
-  return _print_result(config, workdir, flags, seconds, facts | result)
 
 
 def _prepare(config, workdir, flags) -> int:
@@ -334,6 +338,27 @@ def _report(folders: Sequence[str], folder: pathlib.Path) -> int:
     write(where / 'report.html', page)
   pages = [str(where / 'report.html') for where in groups]
   print(json.dumps({'mode': 'report', 'pages': pages}, ensure_ascii=False))
+  return 0
+
+
+def _inspect(folders: Sequence[str], flags) -> int:
+  """Print what a checkpoint holds, or where two differ."""
+  from transformer.training import checkpoint_report
+
+  steps = flags.step.split(',')
+  chosen = [(folder, step) for folder in folders for step in steps]
+  if len(chosen) > 2:
+    raise ValueError('--mode=inspect takes one checkpoint, or two to compare')
+  arrays, facts = zip(*(checkpoint_report.read(*each) for each in chosen), strict=True)
+  result: dict[str, Any] = {'mode': 'inspect', 'checkpoints': list(facts)}
+  if len(chosen) == 1:
+    result['arrays'] = checkpoint_report.summarize(arrays[0])
+  else:
+    result['differences'], result['same'] = checkpoint_report.compare(*arrays)
+  if flags.json:
+    print(json.dumps(reporting.without_nan(result), ensure_ascii=False))
+  else:
+    print(checkpoint_report.text(result))
   return 0
 
 

@@ -110,7 +110,7 @@ class Experiment(NamedTuple):
     if any(size % self.mesh.shape['sequence'] for size in sizes):
       raise ValueError(
         f'mesh.sequence={self.mesh.shape["sequence"]} does not divide the lengths of the batches, '
-        f'{sizes}: choose a divisor, or another data.max_length'
+        f'{sizes}: choose a divisor, or another data.max_length or processor.height'
       )
 
   def _log_left_out(self, split: str, columns: pipeline.Columns, count: int, long: int):
@@ -214,7 +214,7 @@ def reopen(config: dict[str, Any], workdir: Workdir, mesh: Mesh | None = None) -
 
 def restore_best(experiment: Experiment, workdir: Workdir) -> tuple[Model, int]:
   """Return the best model of a run, and its step."""
-  with Checkpoints(workdir.path) as checkpoints:
+  with Checkpoints(workdir.checkpoint_dir()) as checkpoints:
     model, best = checkpoints.restore(experiment.abstract_model(), which='best'), checkpoints.best
   return model, best[0] if best else 0
 

@@ -20,7 +20,7 @@ from transformer.evaluation.metrics import is_better
 from transformer.inspection import compiled
 from transformer.inspection.compilations import Compilation, Ledger
 from transformer.training import plan, processes, reporting, sharding
-from transformer.training.checkpoints import Checkpoints
+from transformer.training.checkpoints import Checkpoints, Damaged
 from transformer.training.diagnosis import raise_not_finite
 from transformer.training.experiment import Experiment, fingerprint_of
 from transformer.training.profile import step_operations
@@ -33,8 +33,13 @@ from transformer.zoo.families.rows import leaves
 from transformer.zoo.pretrained.writing import family_of
 
 
-def fit(experiment: Experiment, workdir: Workdir) -> State:
+def fit(experiment: Experiment, workdir: Workdir, signals: Signals | None = None) -> State:
   """Train to the last step from the newest checkpoint, and keep the best model by validation.
+
+  Args:
+    experiment: what to train.
+    workdir: where its files are.
+    signals: what notes SIGNALS, where that goes on after the training.
 
   Returns:
     The state after the last step.
@@ -53,15 +58,18 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
     'data': {'split': data.train, 'batches': len(batches), 'fingerprint': fingerprint},
   }
   with (
-    Signals() as signals,
-    Checkpoints(workdir.path, keep=train.keep_checkpoints, about=about) as checkpoints,
+    contextlib.nullcontext(signals) if signals else Signals() as signals,
+    Checkpoints(workdir.checkpoint_dir(), keep=train.keep_checkpoints, about=about) as checkpoints,
     Ledger(functools.partial(_note, workdir.path / 'compilations.jsonl')) as ledger,
   ):
     state = _first_state(experiment, programs, checkpoints)
     _describe(experiment, state, batches, workdir)
     report: Any = _Silent()
     if processes.is_first():
-      report = reporting.Report(workdir.path, step=int(state.step), steps=train.steps)
+      logged = int(checkpoints.scores.get('step', 0))
+      report = reporting.Report(
+        workdir.path, step=int(state.step), steps=train.steps, logged=logged
+      )
     with report:
       loop = _Loop(experiment, workdir, programs, checkpoints, report, signals, ledger, state)
       found = {
@@ -80,9 +88,16 @@ def fit(experiment: Experiment, workdir: Workdir) -> State:
 def _first_state(experiment: Experiment, programs: Programs, checkpoints: Checkpoints) -> State:
   """Return the newest checkpoint, or else the state before the first step."""
   settings = experiment.settings
-  if checkpoints.last_step is not None:
+  while checkpoints.last_step is not None:
     logging.info('resuming from step %d of %s', checkpoints.last_step, checkpoints.folder.parent)
-    return checkpoints.restore(programs.like)
+    try:
+      return checkpoints.restore(programs.like)
+    except Damaged as error:
+      if settings.train.damaged_checkpoint == 'halt' or processes.several():
+        raise
+      if not checkpoints.set_aside():
+        raise Damaged(f'{error}: but there is no other, so train in another --workdir') from error
+      logging.warning('%s', error)
   state = programs.start(jax.random.key(settings.seed))
   if not settings.warm_start:
     return state

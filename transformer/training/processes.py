@@ -58,6 +58,8 @@ def start(coordinator: str = '', process: int = -1, processes: int = 0):
     )
   elif not coordinator and not _launched_as_several(os.environ):
     return
+  # or JAX's own service ends this process with a dump, before `_watch` has said why
+  jax.config.update('jax_enable_recoverability', True)
   jax.distributed.initialize(**given, heartbeat_timeout_seconds=SECONDS)
   if jax.process_count() == 1:
     return
@@ -256,6 +258,14 @@ def ending_together() -> Iterator[None]:
     peer.sendall(b'done\n')
   while not {*_peers} <= _ended:  # until then each may need the others
     time.sleep(0.01)
+  if is_first():  # which has JAX's service: the others leave it first, and close the connection
+    for peer in _peers.values():
+      with contextlib.suppress(OSError):
+        _read_line(peer)
+  if _peers:
+    jax.distributed.shutdown()
+  for peer in _peers.values():
+    peer.close()
   _peers.clear()
 
 

@@ -8,7 +8,9 @@ import pathlib
 import shlex
 import sys
 import textwrap
+import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,6 +33,13 @@ def log_ours():
   if sys.stderr.isatty():
     short = std_logging.Formatter('%(asctime)s %(levelname)s %(message)s', '%H:%M:%S')
     logging.get_absl_handler().setFormatter(short)
+  threading.excepthook = _end_of_thread
+
+
+def _end_of_thread(args: Any):
+  """Print the error that ended a thread, unless it is one of a save, which is raised again."""
+  if not any('orbax' in frame.filename for frame in traceback.extract_tb(args.exc_traceback)):
+    threading.__excepthook__(args)
 
 
 def _is_shown(record: std_logging.LogRecord) -> bool:
@@ -48,13 +57,25 @@ class Report(contextlib.AbstractContextManager):
   A run that resumes at `step` deletes what it had written of later steps, so that its files are
   those of a run without an interruption.
 
+  Args:
+    folder: of the run.
+    step: to resume at.
+    steps: of the whole run.
+    logged: the last step whose metrics were written; 0 if unknown.
+
   Attributes:
     evaluated: whether the evaluation after `step` was written before the interruption.
   """
 
-  def __init__(self, folder: pathlib.Path, *, step: int, steps: int):
+  def __init__(self, folder: pathlib.Path, *, step: int, steps: int, logged: int = 0):
     file = folder / 'metrics.jsonl'
-    self.evaluated, self._seconds = _delete_after(file, step, steps)
+    self.evaluated, self._seconds, last = _delete_after(file, step, steps)
+    if last < logged:
+      logging.warning(
+        '%s was cut or deleted: it ends at step %d, and had lines up to step %d, which are not '
+        'written again; the checkpoints are not concerned',
+        *(file, last, logged),
+      )
     self._file = file.open('a', encoding='utf-8')
     self._events = _Events(folder / 'events', purge_step=step + 1)
     # disable=None: no bar where stderr is not a terminal
@@ -110,9 +131,8 @@ class Report(contextlib.AbstractContextManager):
 
   def _write(self, step: int, split: str, metrics: dict[str, float]):
     seconds = round(self._seconds + time.perf_counter() - self._began, 1)
-    values = {name: _number(value) for name, value in metrics.items()}
-    line = {'step': step, 'split': split, **values, 'seconds': seconds}
-    self._file.write(json.dumps(line) + '\n')
+    line = {'step': step, 'split': split, **metrics, 'seconds': seconds}
+    self._file.write(json.dumps(without_nan(line)) + '\n')
     self._file.flush()
     self._events.write(step, {f'{split}/{name}': value for name, value in metrics.items()})
 
@@ -213,32 +233,41 @@ def table(samples: list[dict[str, Any]]) -> str:
   return '\n'.join(lines)
 
 
-def _number(value: float) -> float | str:
-  """Return the value, as a string if it is NaN or Inf, which JSON does not have."""
-  return value if math.isfinite(value) else str(value)
+def without_nan(value: Any) -> Any:
+  """Return a value for JSON, with NaN and Inf, which it does not have, as strings."""
+  if isinstance(value, dict):
+    return {name: without_nan(item) for name, item in value.items()}
+  if isinstance(value, list):
+    return [without_nan(item) for item in value]
+  return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _delete_after(file: pathlib.Path, step: int, steps: int) -> tuple[bool, float]:
+def _delete_after(file: pathlib.Path, step: int, steps: int) -> tuple[bool, float, int]:
   """Delete the lines of later steps and of the final evaluation.
 
   Returns:
-    Whether the evaluation of `step` is there, and the seconds of training until the last line.
+    Whether the evaluation of `step` is there, the seconds of training until the last line, and the
+    last step of training that is written.
   """
   kept: list[str] = []
-  evaluated, seconds = False, 0.0
+  evaluated, seconds, last = False, 0.0, 0
   if not file.exists():
-    return evaluated, seconds
-  for number, line in enumerate(file.read_bytes().splitlines(keepends=True), start=1):
-    if not line.endswith(b'\n'):
-      continue  # the run was killed while it wrote it
+    return evaluated, seconds, last
+  # the last part is empty, or was cut when the run was killed
+  for number, line in enumerate(file.read_bytes().split(b'\n')[:-1], start=1):
     try:
       written = json.loads(line)
       at, evaluation = written['step'], written['split'] != 'train'
     except (KeyError, RecursionError, TypeError, ValueError) as error:
-      raise ValueError(f'{file}:{number} is damaged ({error}): delete that line') from error
+      zeros = f', {line.count(0)} bytes of it are zero' if 0 in line else ''
+      raise ValueError(
+        f'{file}:{number} is damaged ({error}{zeros}): delete that line, which only the log needs'
+        f'\n  sed -i {number}d {shlex.quote(str(file))}'
+      ) from error
     if at <= step and not (at == steps and evaluation):  # the final one is made again
-      kept.append(line.decode())
+      kept.append(line.decode() + '\n')
+      last = last if evaluation else at
       evaluated |= at == step and evaluation
       seconds = written.get('seconds', seconds)
   write(file, ''.join(kept))
-  return evaluated, seconds
+  return evaluated, seconds, last

@@ -55,6 +55,10 @@ class Train:
     log_every_steps: interval of training metrics.
     save_every_steps: interval of checkpoints.
     keep_checkpoints: checkpoints kept beside the best one.
+    checkpoint_dir: a folder or URL, such as gs://bucket/run, for the checkpoints of this run alone;
+      '' for the workdir.
+    damaged_checkpoint: what a run does whose newest checkpoint is damaged: halt; previous, to move
+      it to WORKDIR/checkpoints/damaged and to resume from the one before.
     nonfinite: what a loss or gradient that is not finite does, whose update is never made: halt;
       skip, to go on with the next batch; rollback, to go on with the next batch from the parameters
       of the last checkpoint.
@@ -73,6 +77,8 @@ class Train:
   log_every_steps: int = 100
   save_every_steps: int = 500
   keep_checkpoints: int = 2
+  checkpoint_dir: str = ''
+  damaged_checkpoint: Literal['halt', 'previous'] = 'halt'
   nonfinite: Literal['halt', 'skip', 'rollback'] = 'halt'
   max_nonfinite: int = 10
   max_compiles: int = 0

@@ -66,19 +66,17 @@ class Signals:
     finally:
       self._interrupting = False
 
-  @classmethod
   @contextlib.contextmanager
-  def stopping(cls, step: int, then: str) -> Iterator[None]:
+  def stopping(self, step: int, then: str) -> Iterator[None]:
     """Raise Stopped at a signal while nothing is left to save; says what the command does again."""
-    with cls() as signals:
-      signals.listen()
-      try:
-        with signals.interrupting():
-          yield
-      except KeyboardInterrupt:
-        stopped = Stopped(signals.received or signal.SIGINT, step, then)
-        processes.stop_all(stopped.number, str(stopped))
-        raise stopped from None
+    self.listen()
+    try:
+      with self.interrupting():
+        yield
+    except KeyboardInterrupt:
+      stopped = Stopped(self.received or signal.SIGINT, step, then)
+      processes.stop_all(stopped.number, str(stopped))
+      raise stopped from None
 
   def _receive(self, number, _):
     self.received = number

@@ -16,6 +16,7 @@ from transformer.data import tokenizers
 from transformer.data.lookup import is_reference
 from transformer.data.prepared import Prepared
 from transformer.training import optimizers, prepared_data, processes, sharding
+from transformer.training.checkpoints import reachable
 from transformer.training.checks import check, without_effect
 from transformer.training.config import find_task
 from transformer.training.experiment import (
@@ -40,6 +41,7 @@ def start_run(config: dict[str, Any], workdir: Workdir) -> Experiment:
     if idle:
       logging.warning('%s', message)
   mesh, data = sharding.make_mesh(**settings.mesh), settings.data
+  reachable(settings.train.checkpoint_dir or workdir.path)
   logging.info('%s in %s: reading %s', settings.experiment, workdir, data.dir or data.name)
   for split in (data.val, *data.test):
     load_split(data, split)  # finds a missing file before the tokenizer is trained

@@ -31,7 +31,7 @@ def warm_start(model: Model, experiment: Experiment) -> Model:
   """
   folder = pathlib.Path(experiment.settings.warm_start).expanduser()
   source: Any
-  if (folder / 'checkpoints').is_dir():
+  if any((folder / name).exists() for name in ('checkpoints', 'metrics.jsonl')):  # of a run
     workdir = Workdir(folder)
     run = reopen(workdir.read_config(), workdir, experiment.mesh)
     source, config = restore_best(run, workdir)[0], run.model

@@ -11,18 +11,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
+from etils import epath
 from ml_collections import ConfigDict
 
 from transformer.data.reading import naming
 from transformer.data.tokenizers import Tokenizer
 from transformer.training import processes
+from transformer.training.checkpoints import reachable
 from transformer.training.config import FORMAT, from_values, upgrade
 
 # Keys that may change when a run is resumed: those that do not change what is trained.
 MAY_CHANGE = (
   *('train.steps', 'train.log_every_steps', 'train.save_every_steps', 'train.keep_checkpoints'),
   *('train.average_checkpoints', 'train.microbatches', 'train.steps_per_call'),
-  *('train.nonfinite', 'train.max_nonfinite', 'train.max_compiles'),
+  *('train.nonfinite', 'train.max_nonfinite', 'train.max_compiles', 'train.damaged_checkpoint'),
   *('eval.', 'decode.', 'mesh.', 'data.dir', 'data.test'),
 )
 
@@ -130,9 +132,14 @@ class Workdir:
     text = json.dumps({'format': FORMAT, **config}, indent=2, ensure_ascii=False)
     write(self.path / 'config.json', text + '\n')
 
+  def checkpoint_dir(self) -> epath.Path:
+    """Return the folder or URL that has the checkpoints of the run."""
+    given = self.read_config()['train']['checkpoint_dir'] if self.has_config() else ''
+    return reachable(given or self.path)
+
   def last_step(self) -> int:
     """Return the step of the newest checkpoint; 0 if there is none."""
-    folders = (self.path / 'checkpoints' / 'last').glob('*')
+    folders = (self.checkpoint_dir() / 'checkpoints' / 'last').glob('*')
     return max((int(f.name) for f in folders if f.name.isdecimal()), default=0)
 
   def tokenizer(self) -> Tokenizer | None:
