@@ -73,6 +73,9 @@ def pytest_addoption(parser):
   group = parser.getgroup('transformer')
   group.addoption('--seed', type=int, default=0, help='The seed of the tests that train a model.')
   group.addoption(
+    '--damaged', type=int, default=120, help='Damaged inputs of each kind, for the slow tests.'
+  )
+  group.addoption(
     '--report',
     action='store_true',
     help='At the end, print the processor, the seconds of each file, and what tests measured.',

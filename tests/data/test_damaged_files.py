@@ -112,6 +112,7 @@ READERS = {
     examples('labelled', targets='label'),
     {},
   ),
+  'documents.jsonl': ('train.jsonl', b'{"text": "a b"}\n' * 3, examples('documents'), {}),
   'text.gz': ('train.txt.gz', gzip.compress(b'some text\n' * 9, mtime=0), examples('text'), {}),
   'conll': ('train.conll', b'a\tO\nRome\tB-city\n\nb\tO\n', examples('conll'), {}),
   'squad': ('train.json', json.dumps(SQUAD).encode(), examples('squad'), {}),
@@ -245,5 +246,6 @@ def test_a_damaged_file_is_read_or_named(name, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', READERS)
-def test_many_damaged_files_are_read_or_named(name, tmp_path):
-  damage(name, tmp_path, 120)
+def test_many_damaged_files_are_read_or_named(name, tmp_path, pytestconfig):
+  """`pytest -m slow tests/data/test_damaged_files.py --damaged=400` tries some 20,000."""
+  damage(name, tmp_path, pytestconfig.getoption('damaged'))

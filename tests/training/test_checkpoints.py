@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from fuzzing import mutate
 
 from transformer.training import checkpoints as module
 from transformer.training.checkpoints import Checkpoints, Kept, digest
@@ -357,6 +358,18 @@ def test_a_damaged_file_is_found(workdir, how):
     file.write_bytes(whole)
   assert found >= 4
   assert same_bits(read(workdir), state_of(4))
+
+
+@LEFT_BEHIND
+@pytest.mark.slow
+def test_many_damaged_checkpoints_are_restored_right_or_named(workdir, rng, pytestconfig):
+  for _ in range(pytestconfig.getoption('damaged')):
+    of_all = files(workdir)
+    file = of_all[rng.integers(len(of_all))]
+    whole = file.read_bytes()
+    file.write_bytes(mutate(whole, rng))
+    is_found(workdir)
+    file.write_bytes(whole)
 
 
 @LEFT_BEHIND
