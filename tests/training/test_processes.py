@@ -157,6 +157,8 @@ def test_two_processes_share_a_prepared_corpus(lab):
   lab.finish(corpus, '--mode=prepare')
   flags += ('--config.data.name=prepared', f'--config.data.dir={corpus}')
   alone = lab.finish(lab.folder / 'one', *flags)
-  (out, err), (silent, said) = map(outputs, start(lab, lab.folder / 'two', *flags))
-  assert json.loads(out)['step'] == alone['step'] == 4 and not silent, err + said
+  both = start(lab, lab.folder / 'two', *flags)
+  (out, err), (silent, said) = map(outputs, both)
+  assert [p.returncode for p in both] == [0, 0], err + said
+  assert json.loads(out)['step'] == alone['step'] == 4 and not silent
   np.testing.assert_allclose(curve(lab.folder / 'two'), curve(lab.folder / 'one'), rtol=2e-5)
