@@ -17,7 +17,7 @@ class Recorder:
   """A run without arrays: it notes what the loop asks of its parts."""
 
   def __init__(self, monkeypatch, *, steps=6, save=2, every=2, average=1, nonfinite='halt'):
-    self.done = []
+    self.done, self.deleted = [], False
     self.best = None
     self.failure, self.bad = {}, ()
     self.signals = types.SimpleNamespace(received=0, listening=False, listen=self.listen)
@@ -50,7 +50,13 @@ class Recorder:
       **dict(experiment=experiment, programs=programs, checkpoints=self, report=report),
       **dict(signals=self.signals, state=state, train=train, eval=evaluation),
       **dict(
-        validation='val', source=None, batches=None, shares=1, skipped=0, _plan=lambda group: None
+        workdir=types.SimpleNamespace(has_config=lambda: not self.deleted),
+        validation='val',
+        source=None,
+        batches=None,
+        shares=1,
+        skipped=0,
+        _plan=lambda group: None,
       ),
     )
     self.run = lambda: self.loop.run(object.__new__(module.pipeline.Batches))
@@ -104,6 +110,14 @@ def test_an_error_in_evaluation_loses_no_step(monkeypatch, error, save, saved):
   with pytest.raises(type(error)):
     run.run()
   assert saved in run.done and not any(done.startswith('write') for done in run.done)
+
+
+def test_a_deleted_workdir_is_not_made_again(monkeypatch):
+  recorder = Recorder(monkeypatch)
+  recorder.deleted = True
+  with pytest.raises(OSError, match='was deleted or moved .*: step 2 is not saved'):
+    recorder.run()
+  assert not [done for done in recorder.done if done.startswith('save')]
 
 
 def test_a_signal_in_evaluation_stops_it_and_saves(monkeypatch):

@@ -120,7 +120,7 @@ def test_training_is_the_same_on_every_mesh(sizes):
     np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5, err_msg=parameter_path(path))
 
 
-TINY = dict(vocab=24, width=16, heads=4, depth=2, feedforward=32, dropout=0.0, unroll=1)
+TINY = dict(vocab=24, width=16, heads=4, depth=1, feedforward=32, dropout=0.0, unroll=1)
 KINDS = {  # each with another mesh
   'bert': (Encoder, presets.BERT_BASE, (1, 2, 2, 2)),
   'llama': (Decoder, presets.LLAMA_7B | dict(kv_heads=2), (2, 1, 2, 2)),

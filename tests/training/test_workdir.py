@@ -282,6 +282,12 @@ def test_a_run_keeps_the_dtype_that_was_chosen_for_its_processor(workdir, tmp_pa
   workdir.compare(new.as_dict())
 
 
+def test_checkpoints_without_a_config_are_said(tmp_path):
+  (tmp_path / 'checkpoints' / 'last' / '4').mkdir(parents=True)
+  with pytest.raises(ValueError, match='has a checkpoint of step 4, but no config.json'):
+    start._compare_steps(check(changed()), Workdir(tmp_path))
+
+
 @pytest.mark.parametrize('steps, made', [(30, 0), (30, 20), (30, 30), (60, 30), (20, 30)])
 @pytest.mark.parametrize('schedule', ['cosine', 'constant'])
 def test_a_changed_number_of_steps_is_logged(workdir, steps, made, schedule, monkeypatch):

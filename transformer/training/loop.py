@@ -214,6 +214,11 @@ class _Loop:
 
   def _save(self, step: int):
     extra = not self._is_saved_after(step)
+    if not self.workdir.has_config():  # Orbax would make the folder again, with checkpoints alone
+      raise OSError(
+        f'{self.workdir} was deleted or moved while the run was writing to it: step {step} is not '
+        'saved. The same command goes on from what is there, or starts again'
+      )
     self.checkpoints.save(self.state, step, extra=extra, scores=self.logged)
 
   def _model(self) -> Model:

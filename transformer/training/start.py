@@ -155,6 +155,11 @@ def _compare_steps(settings: Settings, workdir: Workdir):
     ValueError: it has more steps already.
   """
   made, steps = workdir.last_step(), settings.train.steps
+  if made and not workdir.has_config():
+    raise ValueError(
+      f'{workdir} has a checkpoint of step {made}, but no config.json that says of what: restore '
+      'that file (_CHECKPOINT_METADATA of the checkpoint has it as config), or delete the folder'
+    )
   if made > steps:
     raise ValueError(
       f'{workdir} has {made} steps already, more than train.steps={steps}: its model is not that '
