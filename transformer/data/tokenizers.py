@@ -322,14 +322,7 @@ def train(
   if trainer:
     # an alphabet that does not fit is an error of unigram's; the other kinds exceed vocab instead
     with naming(f'vocab={vocab}, kind={kind!r}', 'Raise vocab'):
-      if kind == 'wordpiece':
-        trainer = _with_sorted_letters(tokenizer, texts, trainer)
-      shortened: Iterable[str] = map(_without_long_words, texts)
-      if kind == 'unigram':
-        shortened = _without_late_words(shortened)
-      tokenizer.train_from_iterator(shortened, trainer)
-    if kind != 'bpe':
-      tokenizer = _in_sorted_order(tokenizer)
+      tokenizer = _learn(tokenizer, trainer, kind, texts)
   if (size := tokenizer.get_vocab_size()) > vocab:
     raise ValueError(
       f'vocab={vocab} is too small: the alphabet of {kind!r} on this text and the special tokens '
@@ -337,6 +330,17 @@ def train(
     )
   tokenizer.add_special_tokens([SENTINEL.format(i) for i in range(sentinels)])
   return Tokenizer(tokenizer)
+
+
+def _learn(tokenizer: Any, trainer: Any, kind: str, texts: list[str]) -> Any:
+  """Return the tokenizer with the pieces that its trainer finds in the texts."""
+  if kind == 'wordpiece':
+    trainer = _with_sorted_letters(tokenizer, texts, trainer)
+  shortened: Iterable[str] = map(_without_long_words, texts)
+  if kind == 'unigram':
+    shortened = _without_late_words(shortened)
+  tokenizer.train_from_iterator(shortened, trainer)
+  return tokenizer if kind == 'bpe' else _in_sorted_order(tokenizer)
 
 
 def _patterns(part: Any) -> Iterator[str]:

@@ -403,12 +403,7 @@ def beam_search(
   ([[[2, 0, -1], [1, 0, -1]]], Array([[36., 30.]], dtype=float32))
   """
   pad = _checked_pad(first, steps, eos, pad)
-  if beams < 1:
-    raise ValueError(f'beams {beams} keeps no hypothesis: pass 1 or more')
-  if not alpha >= 0:
-    raise ValueError(f'alpha {alpha} is negative, so that no row could end early: pass 0 or more')
-  if early_stopping not in (True, False, 'never'):
-    raise ValueError(f"early_stopping {early_stopping!r}: pass True, False or 'never'")
+  _check_beams(beams, alpha, early_stopping)
   # a cache of a wrong size gets the error of reorder, not one from inside step
   jax.eval_shape(reorder, cache, jnp.arange(len(first) * beams))
   lengths = jnp.arange(1, steps + 1, dtype=jnp.float32)
@@ -424,6 +419,15 @@ def beam_search(
     _first_beams(first, beams, steps, pad, cache),
   )
   return state.finished_tokens, state.finished_scores
+
+
+def _check_beams(beams: int, alpha: float, early_stopping: bool | str):
+  if beams < 1:
+    raise ValueError(f'beams {beams} keeps no hypothesis: pass 1 or more')
+  if not alpha >= 0:
+    raise ValueError(f'alpha {alpha} is negative, so that no row could end early: pass 0 or more')
+  if early_stopping not in (True, False, 'never'):
+    raise ValueError(f"early_stopping {early_stopping!r}: pass True, False or 'never'")
 
 
 def _first_beams(first: Int[Array, 'B'], beams: int, steps: int, pad: int, cache: PyTree) -> Beams:

@@ -66,9 +66,9 @@ def speculate(
   """
   if lookahead < 1:
     raise ValueError(f'lookahead {lookahead} proposes nothing: pass 1 or more')
-  B, n = len(first), lookahead + 1
+  n = lookahead + 1
   filtered = jax.vmap(jax.vmap(lambda logits: search.filter_logits(logits, **filters)))
-  places, rows = jnp.arange(n), jnp.arange(B)[:, None]
+  places, rows = jnp.arange(n), jnp.arange(len(first))[:, None]
   pad = -1 if 0 in search.as_tuple(eos) else 0
 
   def extend(state: State) -> State:
@@ -87,7 +87,8 @@ def speculate(
     taken, token = jax.vmap(_accept)(round_keys, p, q, proposed)
     # the proposals that were taken, then a token of the large model's own
     new = jnp.where(places < taken[:, None], jnp.pad(proposed, ((0, 0), (0, 1))), token[:, None])
-    tokens, valid, ends = until_end(state, new, (places <= taken[:, None]) & real, count)
+    valid = (places <= taken[:, None]) & real
+    tokens, valid, ends = _until_end(state, new, valid, count, eos, stop)
     log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), new[..., None], axis=-1)[..., 0]
     if constrain is not None:  # where every token is forbidden
       log_p = jnp.where(jnp.max(allowed, axis=-1) == -jnp.inf, -jnp.inf, log_p)
@@ -95,27 +96,30 @@ def speculate(
     caches = keep(cache, valid), keep(drafted, valid)
     return _append(state, new, tokens, log_p, valid, ends, caches, pad)
 
-  def until_end(state, new, valid, count):
-    """The tokens of each row with the new ones, which of these count, and which end it."""
-    tokens = state.tokens.at[rows, jnp.where(valid, count, steps)].set(new, mode='drop')
-    ends = search.is_end(new, eos)
-    if stop is not None:
-      ends |= stop(jnp.repeat(tokens[:, None], n, axis=1), jnp.minimum(count, steps - 1))
-    ends &= valid
-    valid &= jnp.cumsum(ends, axis=1) - ends == 0
-    return tokens, valid, ends
-
-  start = State(
-    jnp.int32(0),
-    jnp.zeros(B, jnp.int32),
-    first.astype(jnp.int32),
-    jnp.full((B, steps), pad, jnp.int32),
-    jnp.zeros(B, jnp.float32),
-    jnp.zeros(B, bool),
-    caches,
-  )
+  start = _first_state(first, steps, pad, caches)
   found = lax.while_loop(lambda state: ~jnp.all(state.finished), extend, start)
   return found.tokens, found.scores
+
+
+def _first_state(first, steps: int, pad: int, caches) -> State:
+  """The state before the first round."""
+  zeros = jnp.zeros(len(first), jnp.int32)
+  tokens = jnp.full((len(first), steps), pad, jnp.int32)
+  scores, finished = zeros.astype(jnp.float32), zeros.astype(bool)
+  return State(jnp.int32(0), zeros, first.astype(jnp.int32), tokens, scores, finished, caches)
+
+
+def _until_end(state: State, new, valid, count, eos: search.Ends, stop):
+  """The tokens of each row with the new ones, which of these count, and which end it."""
+  steps, rows = state.tokens.shape[1], jnp.arange(len(new))[:, None]
+  tokens = state.tokens.at[rows, jnp.where(valid, count, steps)].set(new, mode='drop')
+  ends = search.is_end(new, eos)
+  if stop is not None:
+    whole = jnp.repeat(tokens[:, None], new.shape[1], axis=1)
+    ends |= stop(whole, jnp.minimum(count, steps - 1))
+  ends &= valid
+  valid &= jnp.cumsum(ends, axis=1) - ends == 0
+  return tokens, valid, ends
 
 
 def _propose(draft, filtered, state, keys, real):

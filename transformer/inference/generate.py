@@ -103,15 +103,8 @@ def generate_outputs(
       each other.
     FloatingPointError: the score of an output is NaN.
   """
-  given = {'eos': _as_ends(eos), 'pad': pad, 'start': start}
-  check_ids({'eos': search.as_tuple(-1 if eos is None else given['eos'])}, model.config.vocab)
-  settings = _published_settings(model, key is not None) | settings
-  settings |= {name: value for name, value in given.items() if value is not None}
-  end, pad, start = settings.pop('eos', -1), settings.pop('pad', None), settings.pop('start', None)
-  kind = Constrained if 'constraint' in settings else Decoding
-  decoding = kind(batch_size=1, seed=0, **settings).for_model(model, (pad, start), eos=end)
-  if decoding.temperature and key is None:
-    raise ValueError(f'temperature={decoding.temperature} samples: pass key=jax.random.key(seed)')
+  given = {'eos': eos, 'pad': pad, 'start': start}
+  decoding, end, pad, start = _settings_of(model, given, settings, samples=key is not None)
   rows, n = _rows(tokens, pad), decoding.num_return_sequences
   if not decoding.temperature:  # the n best are there in any case: one program for any n
     decoding = dataclasses.replace(decoding, num_return_sequences=1)
@@ -135,6 +128,23 @@ def generate_outputs(
   return _outputs(found, scores, end, pad or 0, n)
 
 
+def _settings_of(
+  model: Decoder | EncoderDecoder, given: dict[str, Any], settings: dict[str, Any], *, samples: bool
+) -> tuple[Decoding, search.Ends, int | None, int | None]:
+  """Return the settings, the end tokens, pad and start: as given, else as published."""
+  if (eos := given['eos']) is not None:
+    given['eos'] = eos if np.ndim(eos) == 0 else tuple(np.ravel(eos).tolist())
+    check_ids({'eos': search.as_tuple(given['eos'])}, model.config.vocab)
+  settings = _published_settings(model, samples) | settings
+  settings |= {name: value for name, value in given.items() if value is not None}
+  end, pad, start = settings.pop('eos', -1), settings.pop('pad', None), settings.pop('start', None)
+  kind = Constrained if 'constraint' in settings else Decoding
+  decoding = kind(batch_size=1, seed=0, **settings).for_model(model, (pad, start), eos=end)
+  if decoding.temperature and not samples:
+    raise ValueError(f'temperature={decoding.temperature} samples: pass key=jax.random.key(seed)')
+  return decoding, end, pad, start
+
+
 def _stops(stop: Sequence[str], tokenizer: Any, model: Any) -> StopTable | None:
   """Return the table of the stopping strings, if there are any."""
   if not stop:
@@ -143,11 +153,6 @@ def _stops(stop: Sequence[str], tokenizer: Any, model: Any) -> StopTable | None:
     raise ValueError(f'stop={stop} is text: pass the tokenizer=, which spells the tokens')
   texts = [stop] if isinstance(stop, str) else stop
   return stop_table(texts, tokenizer.token_bytes, model.config.vocab)
-
-
-def _as_ends(eos: Any) -> Any:
-  """Return one end token, or several as a tuple, also where they are a list or an array."""
-  return eos if eos is None or np.ndim(eos) == 0 else tuple(np.ravel(eos).tolist())
 
 
 def _check_draft(model, draft, decoding: Decoding, lookahead: int):
