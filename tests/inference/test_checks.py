@@ -11,6 +11,7 @@ from parameters import drawn
 from starlette.testclient import TestClient
 
 from transformer.data import tokenizers
+from transformer.data.processors import ImageProcessor
 from transformer.evaluation.evaluate import evaluate
 from transformer.inference.attention_maps import attend
 from transformer.inference.decoding import Batching, Decoding
@@ -192,3 +193,11 @@ def test_what_is_cut_is_counted(caplog, model_of):
   evaluate(long, model, [{'inputs': x, 'targets': x} for x in ('abc', 'abcdefgh', '')], samples=3)
   assert '2 of 3 inputs are empty or too long, and read in part' in caplog.text
   assert '3 of 3 answers were cut at decode.max_new_tokens=4' in caplog.text
+
+
+@pytest.mark.parametrize('truncate', [True, False])
+def test_what_cannot_be_read_names_its_line(truncate):
+  images = ImageProcessor(height=4, width=4, channels=1, patch=4)
+  task = dataclasses.replace(TASKS['classification'], input_processor=images)
+  with pytest.raises(ValueError, match='line 1: there is no file nowhere.png'):
+    predict(task, None, ['nowhere.png'], truncate=truncate)

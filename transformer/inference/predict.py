@@ -67,12 +67,15 @@ def predict(task: Predictor, model: Model, lines: Iterable[Any], *, truncate: bo
   requests, cut = [], 0
   for number, line in enumerate(lines, start=1):
     try:
-      requests.append(task.processor.encode_example(line))
+      try:
+        requests.append(task.processor.encode_example(line))
+      except ValueError:
+        if not truncate:
+          raise
+        requests.append(task.processor.encode_example(line, truncate=True))
+        cut += 1
     except ValueError as error:
-      if not truncate:
-        raise ValueError(f'line {number}: {error}') from error
-      requests.append(task.processor.encode_example(line, truncate=True))
-      cut += 1
+      raise ValueError(f'line {number}: {error}') from error
   if cut:
     log.warning('%d of %d inputs are empty or too long, and read in part', cut, len(requests))
   return task.answer(model, requests) if requests else []
