@@ -3,11 +3,14 @@ r"""Learning rates of narrow and wide models, with muP and without.
   python -m experiments.studies.mup        # results/mup.json and .png
 
 Decoders of three widths, with heads of one size, read dates and their ISO forms as characters. Each
-is trained with learning rates a factor of 2 apart; all rates of a width are one `jax.vmap`. Without
-muP the best rate falls with the width. With it, as `optimizer.mup_base_width=32` sets it, the best
-rate of the narrowest is the best of the widest, so that it is searched where it is cheap.
+is trained with learning rates a factor of 2 apart; all rates of a width are one `jax.vmap`. Yang et
+al. 2021, https://arxiv.org/abs/2203.03466, figure 1: without muP the best rate falls with the
+width; with it, as `optimizer.mup_base_width=32` sets it, it stays.
 
-Yang et al. 2021, https://arxiv.org/abs/2203.03466, figure 1.
+Result (seed 0, 80 steps of 8 x 48 characters, on 2 shared CPU cores): without muP the best rates at
+widths of 32, 64 and 128 are 2^-5, 2^-6 and 2^-7, half at each doubling; with it 2^-4, 2^-5 and
+2^-5. The rate that is the best at 32 costs 0.35 nats at 128 without muP (2.03, and 1.67 at the
+best), and with it 0.06 (1.75 and 1.70).
 """
 
 import functools
@@ -75,9 +78,9 @@ def losses(width: int, rates: list[float], data: np.ndarray, mup: bool) -> list[
 
 def main(
   widths: tuple[int, ...] = (32, 64, 128),
-  exponents: tuple[int, ...] = tuple(range(-9, -2)),
-  steps: int = 150,
-  rows: int = 16,
+  exponents: tuple[int, ...] = tuple(range(-8, -2)),
+  steps: int = 80,
+  rows: int = 8,
   folder: pathlib.Path = RESULTS,
 ):
   """Run the study."""
