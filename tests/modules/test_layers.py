@@ -129,6 +129,16 @@ def test_an_activation_is_its_equation(close):
     close(ACTIVATIONS[name](jnp.asarray(x, 'float32')), [equation(y) for y in x])
 
 
+def test_the_derivatives_of_gelu_are_those_of_its_equation(close):
+  x = jnp.linspace(-5, 5, 41)
+  gelu, other = (jax.vmap(jax.grad(f)) for f in (ACTIVATIONS['gelu_erf'], jax.nn.gelu))
+  exact = jax.vmap(jax.grad(lambda x: jax.nn.gelu(x, approximate=False)))
+  close(gelu(x), exact(x))
+  assert np.abs(gelu(x) - other(x)).max() > 1e-4  # which is the approximate one
+  second = jax.vmap(jax.grad(jax.grad(ACTIVATIONS['gelu_erf'])))
+  close(second(x), jax.vmap(jax.grad(jax.grad(lambda x: jax.nn.gelu(x, approximate=False))))(x))
+
+
 @pytest.mark.parametrize('activation', ['relu', 'gelu_tanh'])
 def test_feedforward_plain_and_gated(activation, rng, close):
   x = 2 * rng.normal(size=(1, 4, 8))
