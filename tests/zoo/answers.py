@@ -13,9 +13,12 @@ from transformer.functional import search
 from transformer.modules.cache import Cache
 from transformer.modules.heads import (
   Classifier,
+  DualEncoder,
   MaskedTokens,
+  MultipleChoice,
   ReplacedTokens,
   Spans,
+  TargetClassifier,
   TokenClassifier,
 )
 from transformer.modules.model import Decoder, Encoder, EncoderDecoder
@@ -25,8 +28,15 @@ GOLDEN = pathlib.Path(__file__).parent / 'golden'
 NAMES = sorted(folder.name for folder in GOLDEN.iterdir())
 # without searches
 FORWARD = """
-  bloom distilbert electra electra_masked gemma gemma2 gemma3 gpt_neox llama3 llama_labels m2m_100
-  mbart mistral modernbert mpnet mt5 olmo2 opt pegasus phi3 qwen3 qwen3_moe smollm3 t5_encoder umt5
+  bart_labels bloom deit dinov2 dinov2_gated clip clip_text clip_vision distilbert distilbert_labels
+  electra electra_labels electra_masked gemma gemma2 gemma3 gpt2_labels gpt_neox llama3 llama_labels
+  m2m_100 mbart mistral modernbert modernbert_labels mpnet mt5 olmo2 opt pegasus phi3 qwen3
+  qwen3_moe siglip siglip_text siglip_vision smollm3 t5_encoder t5_labels umt5
+""".split()
+# heads and towers on bodies that other goldens prove
+SECOND = """
+  bart_labels bert_choices bert_decoder clip_text clip_vision deit dinov2_gated distilbert_labels
+  electra_labels gpt2_labels modernbert_labels roberta_choices siglip_text siglip_vision
 """.split()
 GENERATE = [
   name for name in NAMES if not name.startswith(('bert', 'roberta', 'vit')) and name not in FORWARD
@@ -68,7 +78,8 @@ def source(inputs, patch=4):
     return jnp.asarray(squares.transpose(0, 2, 4, 3, 5, 1).reshape(B, -1, patch * patch * C)), None
   if 'input_features' in inputs:
     return jnp.asarray(inputs['input_features'].swapaxes(1, 2)), None
-  return jnp.asarray(inputs['input_ids']), jnp.asarray(inputs['attention_mask'])
+  mask = inputs.get('attention_mask')
+  return jnp.asarray(inputs['input_ids']), None if mask is None else jnp.asarray(mask)
 
 
 @jax.jit
@@ -81,7 +92,9 @@ def answered(model, inputs, segments, types, targets, target_segments):
   if isinstance(model, Decoder):
     return {'logits': model(inputs, segments=segments)}
   given = dict(segments=segments) if types is None else dict(segments=segments, token_types=types)
-  if type(model) in (Classifier, TokenClassifier, ReplacedTokens):
+  if isinstance(model, TargetClassifier):
+    return {'logits': model(inputs, segments=segments)}
+  if type(model) in (Classifier, MultipleChoice, TokenClassifier, ReplacedTokens):
     return {'logits': model(inputs, **given)}
   if isinstance(model, Spans):
     starts, ends = jnp.moveaxis(model(inputs, **given), -1, 0)
@@ -89,8 +102,11 @@ def answered(model, inputs, segments, types, targets, target_segments):
   encoder = model if isinstance(model, Encoder) else model.encoder
   states = encoder(inputs, **given)
   found = {'last_hidden_state': states}
-  if encoder.pooler is not None:
-    found['pooler_output'] = encoder.pool(states, segments)
+  if encoder.pooler is not None or encoder.projection is not None:
+    pooled = encoder.encode_pooled(inputs, **given)
+    found |= dict.fromkeys(('pooler_output', 'text_embeds', 'image_embeds'), pooled)
+  elif encoder.config.modality == 'patches':
+    found['pooler_output'] = encoder.encode_pooled(inputs)
   if isinstance(model, MaskedTokens):
     found |= dict.fromkeys(('logits', 'prediction_logits'), model(inputs, **given))
     if model.next_sentence is not None:
@@ -98,8 +114,18 @@ def answered(model, inputs, segments, types, targets, target_segments):
   return found
 
 
+@jax.jit
+def compared(model, texts, images, segments):
+  """What a DualEncoder says, by the names `transformers` gives it."""
+  logits = model(texts, images, segments=segments)
+  vectors = dict(text_embeds=model.text(texts, segments=segments), image_embeds=model.image(images))
+  return vectors | dict(logits_per_text=logits, logits_per_image=logits.T)
+
+
 def answers_of(model, inputs):
   x, segments = source(inputs)
+  if isinstance(model, DualEncoder):
+    return compared(model, inputs['input_ids'], x, inputs.get('attention_mask'))
   given = (inputs.get(k) for k in ('token_type_ids', 'decoder_input_ids', 'decoder_attention_mask'))
   return answered(model, x, segments, *given)
 

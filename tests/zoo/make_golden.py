@@ -285,6 +285,100 @@ FORWARD |= {
     hf.M2M100Config(**SHORT_BOTH | dict(pad_token_id=1)),
   ),
 }
+TOWER = dict(
+  hidden_size=24,
+  num_hidden_layers=2,
+  num_attention_heads=3,
+  intermediate_size=40,
+  layer_norm_eps=3e-2,
+)
+PICTURES = TOWER | dict(image_size=12, patch_size=4)
+TEXTS = TOWER | dict(vocab_size=VOCAB, max_position_embeddings=11)
+CLIP_TEXTS = TEXTS | dict(num_hidden_layers=1, eos_token_id=98, pad_token_id=1)
+FORWARD |= {
+  'deit': (hf.DeiTForImageClassification, hf.DeiTConfig(**PICTURES, num_labels=5)),
+  'dinov2': (
+    hf.Dinov2ForImageClassification,
+    hf.Dinov2Config(
+      **{k: v for k, v in PICTURES.items() if k != 'intermediate_size'}, mlp_ratio=2, num_labels=5
+    ),
+  ),
+  'dinov2_gated': (
+    hf.Dinov2Model,
+    hf.Dinov2Config(
+      **{k: v for k, v in PICTURES.items() if k != 'intermediate_size'}, use_swiglu_ffn=True
+    ),
+  ),
+  'clip': (
+    hf.CLIPModel,
+    hf.CLIPConfig(
+      text_config=CLIP_TEXTS | dict(hidden_size=20, num_attention_heads=2, intermediate_size=32),
+      vision_config=PICTURES,
+      projection_dim=14,
+    ),
+  ),
+  'clip_text': (
+    hf.CLIPTextModelWithProjection,
+    hf.CLIPTextConfig(**CLIP_TEXTS | dict(eos_token_id=2), projection_dim=14),
+  ),
+  'clip_vision': (
+    hf.CLIPVisionModelWithProjection,
+    hf.CLIPVisionConfig(**PICTURES, projection_dim=14),
+  ),
+  'siglip': (
+    hf.SiglipModel,
+    hf.SiglipConfig(text_config=TEXTS | dict(num_hidden_layers=1), vision_config=PICTURES),
+  ),
+  'siglip_text': (hf.SiglipTextModel, hf.SiglipTextConfig(**TEXTS, projection_size=14)),
+  'siglip_vision': (hf.SiglipVisionModel, hf.SiglipVisionConfig(**PICTURES)),
+}
+SMALL_BERT = ENCODER | dict(num_hidden_layers=1)
+FORWARD |= {
+  'bert_choices': (hf.BertForMultipleChoice, hf.BertConfig(**SMALL_BERT)),
+  'bert_decoder': (hf.BertLMHeadModel, hf.BertConfig(**SMALL_BERT, is_decoder=True)),
+  'roberta_choices': (
+    hf.RobertaForMultipleChoice,
+    hf.RobertaConfig(**SMALL_BERT | {'type_vocab_size': 1}),
+  ),
+  'distilbert_labels': (
+    hf.DistilBertForSequenceClassification,
+    hf.DistilBertConfig(
+      vocab_size=VOCAB,
+      dim=24,
+      n_layers=1,
+      n_heads=3,
+      hidden_dim=40,
+      max_position_embeddings=21,
+      num_labels=5,
+    ),
+  ),
+  'electra_labels': (
+    hf.ElectraForSequenceClassification,
+    hf.ElectraConfig(**SMALL_BERT, embedding_size=14, num_labels=5),
+  ),
+  'modernbert_labels': (
+    hf.ModernBertForSequenceClassification,
+    hf.ModernBertConfig(
+      **{k: v for k, v in SMALL_BERT.items() if k not in ('type_vocab_size', 'layer_norm_eps')},
+      norm_eps=3e-2,
+      pad_token_id=1,
+      local_attention=4,
+      num_labels=5,
+    ),
+  ),
+  'gpt2_labels': (
+    hf.GPT2ForSequenceClassification,
+    hf.GPT2Config(**GPT2 | dict(n_layer=1), num_labels=5),
+  ),
+  't5_labels': (
+    hf.T5ForSequenceClassification,
+    hf.T5Config(**T5 | dict(num_layers=1, num_decoder_layers=1), num_labels=5, eos_token_id=98),
+  ),
+  'bart_labels': (
+    hf.BartForSequenceClassification,
+    hf.BartConfig(**SHORT_BOTH | dict(encoder_layers=1, eos_token_id=98), num_labels=5),
+  ),
+}
 FAMILIES |= FORWARD
 ENCODERS = ('bert', 'roberta', 'distilbert', 'electra', 'mpnet', 'modernbert', 't5_encoder')
 
@@ -341,8 +435,19 @@ def inputs_of(name, model):
   pad = getattr(config, 'pad_token_id', None)
   targets, target_mask = padded([5, 8, 7], 8, 0 if pad is None else pad)
   targets[:, 3] = SMALL
-  if name == 'vit':
-    return {'pixel_values': rng.normal(size=(3, 3, 12, 12)).astype(np.float32)}
+  pictures = {'pixel_values': rng.normal(size=(3, 3, 12, 12)).astype(np.float32)}
+  if name in ('vit', 'deit') or name.startswith('dinov2') or name.endswith('_vision'):
+    return pictures
+  if name.startswith(('clip', 'siglip')):
+    tokens, mask = padded([9, 4, 6] if name.startswith('clip') else [9, 9, 9], 9, 1)
+    tokens[np.arange(3), mask.sum(1) - 1] = 98  # the end
+    given = dict(input_ids=tokens) | ({'attention_mask': mask} if name.startswith('clip') else {})
+    return given | ({} if name.endswith('_text') else pictures)
+  if name in ('t5_labels', 'bart_labels'):
+    tokens, mask = padded([9, 4, 6], 9, pad)
+    tokens[tokens == 98] = 97
+    tokens[np.arange(3), mask.sum(1) - 1] = 98
+    return dict(input_ids=tokens, attention_mask=mask)
   if name == 'whisper':
     features = rng.normal(size=(3, 6, 20)).astype(np.float32)
     return dict(
@@ -359,10 +464,11 @@ def inputs_of(name, model):
     )
   if name.startswith(ENCODERS):
     tokens, mask = padded([9, 4, 6], 9, pad)
-    if not hasattr(config, 'type_vocab_size'):
-      return dict(input_ids=tokens, attention_mask=mask)
-    types = (np.arange(9) >= 3).astype(int) * (config.type_vocab_size > 1) * np.ones_like(tokens)
-    return dict(input_ids=tokens, attention_mask=mask, token_type_ids=types)
+    given = dict(input_ids=tokens, attention_mask=mask)
+    if hasattr(config, 'type_vocab_size'):
+      types = (np.arange(9) >= 3).astype(int) * (config.type_vocab_size > 1)
+      given['token_type_ids'] = types * np.ones_like(tokens)
+    return {k: x[None] for k, x in given.items()} if name.endswith('_choices') else given
   tokens, mask = padded([9, 4, 6], 9, pad, left=True)
   if name in ('bloom', 'opt'):  # which count the tokens of the mask themselves
     return dict(input_ids=tokens, attention_mask=mask)
@@ -381,6 +487,10 @@ def answers(model, inputs):
   with torch.no_grad():
     out = model(**tensors(inputs, model.dtype))
     found = {k: v for k, v in out.items() if isinstance(v, torch.Tensor)}
+    if type(model).__name__.startswith('CLIPVision'):
+      del found['last_hidden_state']  # before the norm, which only what is pooled goes through
+    if type(model).__name__ in ('T5ForSequenceClassification', 'BartForSequenceClassification'):
+      found = {'logits': found['logits']}
     if type(model).__name__ in ('BertForPreTraining', 'RobertaForMaskedLM'):
       body = getattr(model, model.base_model_prefix)(**tensors(inputs))
       found['last_hidden_state'] = body.last_hidden_state

@@ -45,14 +45,15 @@ def test_written_here_read_there(name, tmp_path, close):
     lambda path, x: x * jnp.asarray(1 + 0.05 * rng.normal(size=x.shape), x.dtype), model
   )
   more = {k: v for k, v in config.items() if k.endswith('token_id')}
-  if name == 'modernbert':  # whose first layer has no norm before attention, so that ours is 1
+  if name.startswith('modernbert'):  # no norm before attention in its first layer: ours is 1
     norm = model.encoder.stack.blocks.attention_norm
     norm.scale[...] = norm.scale[...].at[0].set(1)
   model.published = Published()  # or config.json goes back as it was
   save_pretrained(tmp_path, model, model_type=config['model_type'], **more)
   cls = getattr(hf, config['architectures'][0])
   theirs, about = cls.from_pretrained(tmp_path, output_loading_info=True)
-  about['missing_keys'] -= {k for k in about['missing_keys'] if 'embed_positions' in k}  # sinusoids
+  unused = ('embed_positions', 'mask_token')  # sinusoids, and what no answer depends on
+  about['missing_keys'] -= {k for k in about['missing_keys'] if any(word in k for word in unused)}
   assert not any(about.values()), about
   theirs.eval()
   there = make_golden.answers(theirs, inputs)

@@ -28,7 +28,7 @@ from transformer.tasks.span_corruption import SpanCorruption
 from transformer.training.commands import published_settings
 from transformer.zoo import presets
 from transformer.zoo.families import FAMILIES
-from transformer.zoo.families.family import read_config
+from transformer.zoo.families.family import read_config, read_towers
 from transformer.zoo.pretrained import load_pretrained, save_pretrained, sentencepiece
 from transformer.zoo.pretrained.published import Published
 
@@ -53,13 +53,36 @@ def load(folder, **settings):
 def test_a_field_that_is_left_out_has_the_default_of_the_familys_own_class(name):
   family, theirs = FAMILIES[name], DEFAULTS[name]
   kind = next(iter(family.architectures.values()))
-  whole = read_config(family, theirs, (), kind)
-  ModelConfig(**whole)
+  if family.towers:
+    read = lambda theirs: read_towers(family, theirs, (), {})
+  else:
+    read = lambda theirs: read_config(family, theirs, (), kind)
+    ModelConfig(**read(theirs))
   for key in theirs:
     rest = {k: v for k, v in theirs.items() if k != key}
-    assert read_config(family, rest, (), kind) == whole, key
-  if kind is not Decoder and name != 'vit':
+    assert read(rest) == read(theirs), key
+  fixed = family.towers or 'pad' in family.fixed or family.fixed.get('modality') == 'patches'
+  if kind is not Decoder and not fixed:
     assert family.pad == theirs['pad_token_id']
+
+
+def test_a_text_of_clip_ends_at_its_first_end_token(copy):
+  model = load(copy('clip_text'))
+  assert (model.config.end, model.config.pad, model.config.causal) == (98, -1, True)
+  texts = jnp.array(
+    [[5, 1, 98, 98, 98], [5, 1, 98, 7, 7]]
+  )  # 1 is a word, whatever config.json says
+  whole = model.encode_pooled(texts[:1, :3])
+  for row in model.encode_pooled(texts):
+    np.testing.assert_allclose(row, whole[0], atol=1e-6)
+  named = load(copy('clip_text', eos_token_id=7))
+  assert named.config.end == 7
+
+
+def test_a_text_without_an_end_has_no_class(copy):
+  model = load(copy('bart_labels'))
+  logits = model(jnp.array([[5, 6, 98, 4], [5, 6, 7, 4]]))
+  np.testing.assert_array_equal(np.isnan(logits).all(-1), [False, True])
 
 
 def test_a_setting_of_both_sides_that_is_there_for_one_has_its_default_on_the_other(copy):

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
@@ -10,7 +11,7 @@ from transformer.modules.attention import Attention, View
 from transformer.modules.cache import LayerCache
 from transformer.modules.config import ModelConfig
 from transformer.modules.experts import Experts
-from transformer.modules.layers import FeedForward, Norm, split_key
+from transformer.modules.layers import FeedForward, Norm, along_last, split_key
 from transformer.modules.sites import site
 
 
@@ -53,6 +54,10 @@ class Block(nnx.Module):
     shared = config.parallel == 'one_norm'
     self.feedforward_norm = Norm(config) if before and not shared else None
     self.feedforward_output_norm = Norm(config) if after else None
+    has_scale = {'attention': True, 'cross': cross, 'feedforward': True}
+    for name, here in has_scale.items():
+      scale = nnx.Param(jnp.ones(config.width)) if config.layer_scale and here else None
+      setattr(self, f'{name}_layer_scale', scale)
 
   def __call__(
     self,
@@ -105,5 +110,7 @@ class Block(nnx.Module):
     normalized = normalized and norm is not None and self.config.prenorm
     y, more = sublayer(norm(h) if normalized else h)
     y = y if output_norm is None else output_norm(y)
+    scale = getattr(self, f'{name}_layer_scale')
+    y = y if scale is None else y * along_last(scale[...], y)
     x = x + dropout(site(f'{name}.output', y), self.config.dropout, key)
     return x if self.config.prenorm else norm(x), more

@@ -45,6 +45,9 @@ def _store_scaling(config):
   object.__setattr__(config, 'rotary_scaling', tuple(sorted(scaling.items())))
 
 
+Activation = Literal[
+  'relu', 'relu_squared', 'gelu_erf', 'gelu_tanh', 'gelu_10', 'quick_gelu', 'silu', 'tanh'
+]
 _POSITIVE = ('vocab', 'width', 'depth', 'heads', 'feedforward', 'max_length')
 
 
@@ -56,6 +59,8 @@ class ModelConfig:
     vocab: N, the number of tokens in the vocabulary.
     modality: the encoder's input: tokens, patches of an image or frames of a sound.
     features: how many numbers are in a patch (rows x columns x channels) or a frame.
+    class_tokens: learned vectors before the patches: none (SigLIP), one for the class (ViT), and
+      one more for what is distilled (DeiT).
     stem: number of 3 x 3 convolutions over patches before the first layer; each halves height and
       width.
     token_types: types of tokens, each with a vector added to the embedding (BERT's sentences).
@@ -82,6 +87,8 @@ class ModelConfig:
       first layer it is not).
     sublayer_norm: with prenorm, what a sublayer normalizes: its input, its output, x + norm(f(x))
       (OLMo 2), or both, x + norm(f(norm(x))) (Gemma 2).
+    layer_scale: multiply what each sublayer returns by a learned vector (DINOv2; Touvron et al.
+      2021, https://arxiv.org/abs/2103.17239, equation 7).
     parallel: with prenorm, attention and feed-forward read the same x and are added to it together:
       after two norms (GPT-NeoX), or one of both (GPT-J); none: one after the other.
     qk_norm: normalize queries and keys before they are rotated: each head, by one scale for all of
@@ -121,9 +128,13 @@ class ModelConfig:
     scale_logits: multiply logits by 1 / sqrt D, as T5 does where the output is tied.
     causal: whether the positions of an Encoder see only those before them (CLIP's texts).
     pooling: how an encoder gives one vector for a sequence: the first state, the last, the mean of
-      all, their
-      mean by weights softmax(w^T state) (attention; Yang et al. 2016, equations 5 to 7, without the
-      layer in between), or pooler, tanh(W first + b) (BERT).
+      all, the first beside the mean of the others (DINOv2), their mean by weights
+      softmax(w^T state) (attention; Yang et al. 2016, equations 5 to 7, without the layer in
+      between), pooler, tanh(W first + b) (BERT), mean_pooler, the same of the mean (ModernBERT), or
+      probe, attention of one learned query and a feed-forward layer (SigLIP).
+    pooler_activation: of the pooler, in place of tanh.
+    pooler_norm: normalize what the pooler gives (ModernBERT).
+    pooled_size: of the pooled vector, to which a linear layer brings it (CLIP); 0: as it is.
     dropout: rate on embeddings and on the output of every sublayer and hidden feed-forward unit.
     attention_dropout: rate on attention weights.
     dtype: operands of matrix products; parameters, sums, norms and the residual are float32. auto:
@@ -132,6 +143,8 @@ class ModelConfig:
     remat: what the backward pass computes again instead of storing: none, products (all of a block
       but its matrix products), or block (all of a block).
     pad: id of the padding token in calls without segments; -1: every token is real.
+    end: id of the token that ends a text in calls without segments: what follows is padding (CLIP);
+      -1: none.
     platform: what the model is compiled for, such as 'cuda'; '': JAX's default device; see
       `functional.platforms`.
     unroll: layers per iteration of the scan; 0 means all of them (fastest on a CPU), 1 keeps the
@@ -141,6 +154,7 @@ class ModelConfig:
   vocab: int
   modality: Literal['tokens', 'patches', 'frames'] = 'tokens'
   features: int = 0
+  class_tokens: int = 1
   stem: int = 0
   token_types: int = 0
   width: int = 512
@@ -163,6 +177,7 @@ class ModelConfig:
   prenorm: bool = False
   attention_norm: bool = True
   sublayer_norm: Literal['input', 'output', 'both'] = 'input'
+  layer_scale: bool = False
   parallel: Literal['none', 'two_norms', 'one_norm'] = 'none'
   qk_norm: Literal['none', 'head', 'all'] = 'none'
   position: Literal[
@@ -184,9 +199,7 @@ class ModelConfig:
   relative_per_layer: bool = False
   window: int = 0
   layers: tuple[Layer | Mapping[str, Any], ...] = ()
-  activation: Literal[
-    'relu', 'relu_squared', 'gelu_erf', 'gelu_tanh', 'gelu_10', 'quick_gelu', 'silu', 'tanh'
-  ] = 'relu'
+  activation: Activation = 'relu'
   gated: bool = False
   bias: bool = True
   bias_qkv: bool = False
@@ -203,13 +216,19 @@ class ModelConfig:
   soft_cap_attention: float = 0.0
   soft_cap_logits: float = 0.0
   causal: bool = False
-  pooling: Literal['first', 'last', 'mean', 'attention', 'pooler'] = 'first'
+  pooling: Literal[
+    'first', 'last', 'mean', 'first_and_mean', 'attention', 'pooler', 'mean_pooler', 'probe'
+  ] = 'first'
+  pooler_activation: Activation = 'tanh'
+  pooler_norm: bool = False
+  pooled_size: int = 0
   dropout: float = 0.1
   attention_dropout: float = 0.0
   dtype: Literal['float32', 'bfloat16', 'float16', 'auto'] = 'float32'
   remat: Literal['none', 'products', 'block'] = 'none'
   unroll: int = 0
   pad: int = -1
+  end: int = -1
   platform: str = ''
 
   def __post_init__(self):
@@ -218,7 +237,7 @@ class ModelConfig:
       if get_origin(hint) is Literal and value not in choices:
         raise ValueError(f'model.{name}={value!r} is none of {", ".join(map(repr, choices))}')
       least = 1 if name in _POSITIVE else 0
-      if hint is int and name != 'pad' and value < least:
+      if hint is int and name not in ('pad', 'end') and value < least:
         raise ValueError(f'model.{name}={value} must be at least {least}')
     for wrong, message in self._contradictions():
       if wrong:
@@ -244,6 +263,11 @@ class ModelConfig:
       f'model.stem={self.stem} convolves patches, each time to twice the width: it needs '
       f'model.modality=patches and a model.width that 2^{self.stem} divides, not {self.modality} '
       f'and {self.width}',
+    )
+    yield (
+      self.class_tokens > 2,
+      f'model.class_tokens={self.class_tokens}: there are at most 2, that of the class and that of '
+      'what is distilled',
     )
     yield (
       self.modality != 'tokens' and self.tie in ('inputs', 'all'),
@@ -341,6 +365,26 @@ class ModelConfig:
     )
 
   @property
+  def pooled_width(self) -> int:
+    """The size of the vector that an encoder gives for a sequence."""
+    return self.pooled_size or self.width * (2 if self.pooling == 'first_and_mean' else 1)
+
+  @property
   def groups(self) -> int:
     """G, number of key/value heads."""
     return self.kv_heads or self.heads
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DualConfig:
+  """The architecture of two encoders of one space.
+
+  Attributes:
+    text: of the encoder of texts.
+    image: of the encoder of images.
+    bias: whether a number is added to the similarities (SigLIP).
+  """
+
+  text: ModelConfig
+  image: ModelConfig
+  bias: bool = False

@@ -73,7 +73,7 @@ class TokenTypes(nnx.Module):
 
 
 class Patches(nnx.Module):
-  """Embedded patches of an image after one learned vector, the class token.
+  """Embedded patches of an image after learned vectors, mostly one, the class token.
 
   Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929, equation 1. With `config.stem` the
   patches, then small ones or pixels, first go through convolutions, each of which halves height and
@@ -91,12 +91,15 @@ class Patches(nnx.Module):
       self.stem.append(nnx.List([conv, Norm(config, width)]))
       features = width
     self.projection = Linear(config, features, config.width, rngs)
-    self.class_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.width,)))
+    self.class_token, self.distillation_token = (
+      nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.width,))) if has else None
+      for has in (config.class_tokens > 0, config.class_tokens > 1)
+    )
 
   def __call__(
     self, patches: Float[Array, 'B S X'], segments: Int[Array, 'B S'] | None = None
   ) -> tuple[Float[Array, 'B T D'], Int[Array, 'B T'] | None]:
-    """Return the vectors, one more than there are patches after the stem, and their segments.
+    """Return the vectors, those before and those of the patches after the stem, and their segments.
 
     Args:
       patches: row by row; with a stem, of a square image.
@@ -107,10 +110,11 @@ class Patches(nnx.Module):
     """
     x = self._convolved(patches) if len(self.stem) else patches
     x = self.projection(x)
+    first = [token for token in (self.class_token, self.distillation_token) if token is not None]
     if segments is not None:
-      segments = jnp.pad(segments[:, : x.shape[1]], ((0, 0), (1, 0)), mode='edge')
-    class_token = jnp.broadcast_to(self.class_token[...], (x.shape[0], 1, x.shape[-1]))
-    return jnp.concatenate([class_token, x], axis=1), segments
+      segments = jnp.pad(segments[:, : x.shape[1]], ((0, 0), (len(first), 0)), mode='edge')
+    vectors = [jnp.broadcast_to(token[...], (x.shape[0], 1, x.shape[-1])) for token in first]
+    return jnp.concatenate([*vectors, x], axis=1), segments
 
   def _convolved(self, patches):
     B, S, X = patches.shape

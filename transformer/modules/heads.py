@@ -1,5 +1,6 @@
 """Models with a head on an encoder: masked tokens, classes, answer spans, CTC, one vector."""
 
+import math
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 from transformer.functional.activations import ACTIVATIONS
 from transformer.functional.dropout import dropout
 from transformer.functional.meshes import with_auto_axes
-from transformer.modules.config import ModelConfig
+from transformer.modules.config import DualConfig, ModelConfig
 from transformer.modules.embeddings import Tokens
 from transformer.modules.layers import Linear, Norm, split_key
 from transformer.modules.model import Encoder, EncoderDecoder
@@ -58,12 +59,21 @@ class MaskedTokens(nnx.Module):
 
 
 class Classifier(nnx.Module):
-  """An encoder with logits of C classes from the pooled states of a row."""
+  """An encoder with logits of C classes from the pooled states of a row.
 
-  def __init__(self, config: ModelConfig, classes: int, rngs: nnx.Rngs):
+  Args:
+    config: of the encoder.
+    classes: C.
+    rngs: for fresh parameters.
+    bias: whether the logits have one; None: if the other layers have.
+  """
+
+  def __init__(
+    self, config: ModelConfig, classes: int, rngs: nnx.Rngs, *, bias: bool | None = None
+  ):
     self.config = config
     self.encoder = Encoder(config, rngs)
-    self.out = Linear(config, config.width, classes, rngs)
+    self.out = Linear(config, config.pooled_width, classes, rngs, bias=bias)
 
   @with_auto_axes
   def __call__(
@@ -77,6 +87,70 @@ class Classifier(nnx.Module):
     encoder_key, pooled_key = split_key(key, 2)
     pooled = self.encoder.encode_pooled(inputs, key=encoder_key, **kwargs)
     return self.out(dropout(pooled, self.config.dropout, pooled_key))
+
+
+class MultipleChoice(Classifier):
+  """An encoder with a logit for each choice, a question with one of its answers, of an example.
+
+  Devlin et al. 2019, section 4.4.
+  """
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, bias: bool | None = None):
+    super().__init__(config, 1, rngs, bias=bias)
+
+  @with_auto_axes
+  def __call__(  # type: ignore[override]
+    self, inputs: Int[Array, 'B C S'], *, key: Key[Array, ''] | None = None, **kwargs: Any
+  ) -> Float[Array, 'B C']:
+    """Return the logits; arguments as in the encoder, each with an axis of choices."""
+    rows = {name: x if x is None else x.reshape(-1, x.shape[-1]) for name, x in kwargs.items()}
+    logits = super().__call__(inputs.reshape(-1, inputs.shape[-1]), key=key, **rows)
+    return logits.reshape(inputs.shape[:2])
+
+
+class TargetClassifier(nnx.Module):
+  """An encoder-decoder with logits of C classes from its state at the end of a text.
+
+  The decoder reads what the encoder does, so that its last state knows the whole text. Lewis et al.
+  2019, https://arxiv.org/abs/1910.13461, section 3.1.
+
+  Args:
+    config: of the encoder-decoder.
+    classes: C.
+    rngs: for fresh parameters.
+    start: id of the token that the decoder's text begins with.
+    end: id of the token whose last place counts; without it the logits are NaN.
+  """
+
+  def __init__(self, config: ModelConfig, classes: int, rngs: nnx.Rngs, *, start: int, end: int):
+    self.config, self.start, self.end = config, start, end
+    self.model = EncoderDecoder(config, rngs)
+    self.hidden = Linear(config, config.width, config.width, rngs, bias=True)
+    self.out = Linear(config, config.width, classes, rngs, bias=True)
+
+  @with_auto_axes
+  def __call__(
+    self,
+    inputs: Int[Array, 'B S'],
+    *,
+    segments: Int[Array, 'B S'] | None = None,
+    key: Key[Array, ''] | None = None,
+  ) -> Float[Array, 'B C']:
+    """Return the logits.
+
+    Args:
+      inputs: texts with their end token.
+      segments: 0 for padding; None: as `config.pad` says.
+      key: turns dropout on.
+    """
+    keys = split_key(key, 3)
+    targets = jnp.pad(inputs[:, :-1], ((0, 0), (1, 0)), constant_values=self.start)
+    states = self.model.states(inputs, targets, input_segments=segments, key=keys[0])
+    ends = inputs == self.end
+    last = ends.shape[1] - 1 - jnp.argmax(ends[:, ::-1], axis=1)
+    x = jnp.where(ends.any(axis=1)[:, None], states[jnp.arange(states.shape[0]), last], jnp.nan)
+    x = jnp.tanh(self.hidden(dropout(x, self.config.dropout, keys[1])))
+    return self.out(dropout(x, self.config.dropout, keys[2]))
 
 
 class TokenClassifier(nnx.Module):
@@ -152,10 +226,48 @@ class Embedding(nnx.Module):
   @with_auto_axes
   def __call__(
     self, inputs: Int[Array, 'B S'] | Float[Array, 'B S X'], **kwargs: Any
-  ) -> Float[Array, 'B D']:
+  ) -> Float[Array, 'B _']:
     """Return the pooled states, divided by their length; arguments as in the encoder."""
     pooled = self.encoder.encode_pooled(inputs, **kwargs).astype(jnp.float32)
     return pooled * jax.lax.rsqrt(jnp.maximum(jnp.sum(pooled**2, axis=-1, keepdims=True), 1e-12))
+
+
+class DualEncoder(nnx.Module):
+  """Texts and images as vectors of one space, and how similar they are.
+
+  Radford et al. 2021, https://arxiv.org/abs/2103.00020, figure 3 (CLIP); Zhai et al. 2023,
+  https://arxiv.org/abs/2303.15343, algorithm 1 (SigLIP).
+  """
+
+  def __init__(self, config: DualConfig, rngs: nnx.Rngs):
+    self.config = config
+    self.text, self.image = Embedding(config.text, rngs), Embedding(config.image, rngs)
+    self.scale = nnx.Param(jnp.asarray(math.log(1 / 0.07)))
+    self.bias = nnx.Param(jnp.zeros(())) if config.bias else None
+
+  @with_auto_axes
+  def __call__(
+    self,
+    texts: Int[Array, 'B S'],
+    images: Float[Array, 'C P X'],
+    *,
+    segments: Int[Array, 'B S'] | None = None,
+  ) -> Float[Array, 'B C']:
+    """Return e^scale cos(text, image) + bias of each text and each image.
+
+    Args:
+      texts: tokens.
+      images: patches.
+      segments: of the texts, 0 for padding; None: as the config of the texts says.
+    """
+    return self.similarities(self.text(texts, segments=segments), self.image(images))
+
+  def similarities(
+    self, texts: Float[Array, 'B D'], images: Float[Array, 'C D']
+  ) -> Float[Array, 'B C']:
+    """Return the logits of vectors of length 1, as `text` and `image` give them."""
+    logits = texts @ images.T * jnp.exp(self.scale[...])
+    return logits if self.bias is None else logits + self.bias[...]
 
 
 class AlignedEncoderDecoder(EncoderDecoder):

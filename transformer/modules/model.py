@@ -9,11 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from transformer.functional.activations import ACTIVATIONS
 from transformer.functional.meshes import with_auto_axes
 from transformer.modules.cache import Cache
 from transformer.modules.config import ModelConfig
 from transformer.modules.embeddings import Frames, Patches, Tokens, TokenTypes
-from transformer.modules.layers import Linear, split_key
+from transformer.modules.layers import Linear, Norm, split_key
+from transformer.modules.probe import Probe
 from transformer.modules.stack import Memory, Output, Stack
 
 __all__ = ['Decoder', 'Encoder', 'EncoderDecoder', 'Memory', 'Output', 'Stack', 'functionalize']
@@ -27,8 +29,10 @@ class Encoder(nnx.Module):
     self.embed = _embedding(config, rngs, lm_head=config.tie in ('output', 'all'))
     self.token_types = TokenTypes(config, rngs) if config.token_types else None
     self.stack = Stack(config, rngs, causal=config.causal)
-    pooled = {'pooler': config.width, 'attention': 1}.get(config.pooling)
-    self.pooler = Linear(config, config.width, pooled, rngs) if pooled else None
+    self.pooler: Any = _pooler(config, rngs)
+    self.pooler_norm = Norm(config) if config.pooler_norm else None
+    size = config.pooled_size
+    self.projection = Linear(config, config.width, size, rngs) if size else None
 
   @with_auto_axes
   def __call__(
@@ -44,7 +48,8 @@ class Encoder(nnx.Module):
     Args:
       inputs: tokens, patches or frames. Of patches T is S + 1, of frames half of S.
       segments: which packed example each position belongs to, 0 for padding. None: one example a
-        row, in which tokens are padded with `config.pad`, if the model has one.
+        row, in which tokens are padded with `config.pad`, if the model has one, or after its
+        `config.end`.
       token_types: of each token; 0 if None.
       key: turns dropout on.
     """
@@ -69,27 +74,36 @@ class Encoder(nnx.Module):
   @with_auto_axes
   def encode_pooled(
     self, inputs: Int[Array, 'B S'] | Float[Array, 'B S X'], **kwargs: Any
-  ) -> Float[Array, 'B D']:
+  ) -> Float[Array, 'B _']:
     """Return one vector for each row, as `config.pooling` says; arguments as in a call."""
     return self.pool(*self.encode(inputs, **kwargs))
 
-  def pool(self, states: Float[Array, 'B T D'], segments: Int[Array, 'B T']) -> Float[Array, 'B D']:
+  def pool(self, states: Float[Array, 'B T D'], segments: Int[Array, 'B T']) -> Float[Array, 'B _']:
     """Return one vector for the states of each row, without those of padding."""
-    real = segments != 0
-    if self.config.pooling == 'mean':
-      total = jnp.sum(jnp.where(real[..., None], states, 0), axis=1)
-      return total / jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1)
-    if self.config.pooling == 'last':
-      last = real.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
-      return states[jnp.arange(states.shape[0]), last]
-    first = states[jnp.arange(states.shape[0]), jnp.argmax(real, axis=1)]
-    if self.pooler is None:
-      return first
-    if self.config.pooling == 'attention':
+    pooled = self._pool(states, segments != 0)
+    return pooled if self.projection is None else self.projection(pooled)
+
+  def _pool(self, states, real):
+    pooling, row = self.config.pooling, jnp.arange(states.shape[0])
+    if pooling == 'probe':
+      return self.pooler(states, real)
+    if pooling == 'attention':
       scores = self.pooler(states)[..., 0].astype(jnp.float32)
       weights = jax.nn.softmax(jnp.where(real, scores, jnp.finfo(jnp.float32).min), axis=1)
       return jnp.einsum('bt,btd->bd', weights, states)
-    return jnp.tanh(self.pooler(first))
+    if pooling == 'last':
+      return states[row, real.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)]
+    if pooling == 'mean':
+      return _mean(states, real)
+    at = jnp.argmax(real, axis=1)
+    if pooling == 'first_and_mean':
+      others = _mean(states, real & (jnp.arange(real.shape[1])[None] != at[:, None]))
+      return jnp.concatenate([states[row, at], others], axis=-1)
+    pooled = _mean(states, real) if pooling == 'mean_pooler' else states[row, at]
+    if self.pooler is None:
+      return pooled
+    pooled = ACTIVATIONS[self.config.pooler_activation](self.pooler(pooled))
+    return pooled if self.pooler_norm is None else self.pooler_norm(pooled)
 
 
 class Decoder(nnx.Module):
@@ -283,6 +297,19 @@ def functionalize(model: nnx.Module, method: str = '__call__') -> tuple[Callable
   return apply, nnx.to_pure_dict(state)
 
 
+def _pooler(config, rngs):
+  if config.pooling == 'probe':
+    return Probe(config, rngs)
+  sizes = {'pooler': config.width, 'mean_pooler': config.width, 'attention': 1}
+  size = sizes.get(config.pooling)
+  return Linear(config, config.width, size, rngs) if size else None
+
+
+def _mean(states, real):
+  total = jnp.sum(jnp.where(real[..., None], states, 0), axis=1)
+  return total / jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1)
+
+
 def _embedding(config: ModelConfig, rngs: nnx.Rngs, *, lm_head: bool = False):
   """What embeds the inputs of an encoder."""
   if config.modality == 'tokens':
@@ -298,4 +325,7 @@ def _embed(embed: Tokens | Patches | Frames, stack: Stack, inputs, segments):
     stack.positions.check(inputs.shape[1])
     if (pad := embed.config.pad) >= 0:
       segments = (inputs != pad).astype(jnp.int32)
+    elif (end := embed.config.end) >= 0:
+      ended = (inputs == end).astype(jnp.int32)
+      segments = (jnp.cumsum(ended, axis=1) == ended).astype(jnp.int32)  # up to the first end
   return embed(inputs), segments

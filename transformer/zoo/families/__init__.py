@@ -4,7 +4,7 @@ A family is data: which keys give which fields of our `ModelConfig`, and a table
 one, write it beside a similar one and name it here; `pretrained` reads and writes with it.
 """
 
-from transformer.zoo.families import decoders, encoder_decoders, encoders, llamas
+from transformer.zoo.families import decoders, encoder_decoders, encoders, images, llamas
 
 # by the `model_type` of their config.json
 FAMILIES = {
@@ -16,7 +16,15 @@ FAMILIES = {
   'electra': encoders.ELECTRA,
   'mpnet': encoders.MPNET,
   'modernbert': encoders.MODERNBERT,
-  'vit': encoders.VIT,
+  'vit': images.VIT,
+  'deit': images.DEIT,
+  'dinov2': images.DINOV2,
+  'clip': images.CLIP,
+  'clip_text_model': images.CLIP_TEXT,
+  'clip_vision_model': images.CLIP_VISION,
+  'siglip': images.SIGLIP,
+  'siglip_text_model': images.SIGLIP_TEXT,
+  'siglip_vision_model': images.SIGLIP_VISION,
   'gpt2': decoders.GPT2,
   'opt': decoders.OPT,
   'bloom': decoders.BLOOM,

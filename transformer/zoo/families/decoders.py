@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 
+from transformer.modules.heads import Classifier
 from transformer.modules.model import Decoder
 from transformer.zoo.families.family import Family, value
 from transformer.zoo.families.rotary import express_rotary, partial_rotary, rotary
@@ -20,15 +21,29 @@ def _express_tie(config):
   return dict(tie_word_embeddings=config.tie in ('output', 'all'))
 
 
+def below_score(rows: list[Row], kind: type) -> list[Row]:
+  """Return the rows of a decoder's layers, below the head of a Classifier if it is one."""
+  if kind is not Classifier:
+    return rows
+  below = [row._replace(ours=tuple(f'encoder/{path}' for path in row.ours)) for row in rows]
+  return below + layers({'out': 'score'})[:1]  # without a bias
+
+
 def _gpt2_derive(theirs, names, kind):
   inner = dict(feedforward=value(theirs, 'n_inner', 4 * theirs['n_embd']))
+  if kind is Classifier:
+    inner |= dict(causal=True, pooling='last')
   # a body has no logits of its own: it is read as a model whose table gives them
   return inner | _tie({} if theirs.get('architectures') == ['GPT2Model'] else theirs, True)
 
 
 # Radford et al. 2019, Language models are unsupervised multitask learners
 GPT2 = Family(
-  architectures={'GPT2LMHeadModel': Decoder, 'GPT2Model': Decoder},
+  architectures={
+    'GPT2LMHeadModel': Decoder,
+    'GPT2Model': Decoder,
+    'GPT2ForSequenceClassification': Classifier,
+  },
   fields={
     'vocab': ('vocab_size', 50257),
     'width': ('n_embd|hidden_size', 768),
@@ -43,28 +58,32 @@ GPT2 = Family(
   },
   fixed=dict(norm='layer', prenorm=True, position='learned', scale_embedding=False),
   only=dict(scale_attn_by_inverse_layer_idx=False, add_cross_attention=False),
-  rows=lambda config, kind, theirs: [
-    *fused(QKV, 'h.{}.attn.c_attn', transposed=False),
-    *layers(
-      {
-        'embed': 'wte',
-        'stack/positions': 'wpe',
-        'stack/blocks/attention_norm': 'h.{}.ln_1',
-        'stack/blocks/attention/out': 'h.{}.attn.c_proj',
-        'stack/blocks/feedforward_norm': 'h.{}.ln_2',
-        'stack/blocks/feedforward/hidden': 'h.{}.mlp.c_fc',
-        'stack/blocks/feedforward/out': 'h.{}.mlp.c_proj',
-        'stack/norm': 'ln_f',
-        'output': 'lm_head',
-      },
-      transposed=False,
-    ),
-  ],
+  rows=lambda config, kind, theirs: below_score(
+    [
+      *fused(QKV, 'h.{}.attn.c_attn', transposed=False),
+      *layers(
+        {
+          'embed': 'wte',
+          'stack/positions': 'wpe',
+          'stack/blocks/attention_norm': 'h.{}.ln_1',
+          'stack/blocks/attention/out': 'h.{}.attn.c_proj',
+          'stack/blocks/feedforward_norm': 'h.{}.ln_2',
+          'stack/blocks/feedforward/hidden': 'h.{}.mlp.c_fc',
+          'stack/blocks/feedforward/out': 'h.{}.mlp.c_proj',
+          'stack/norm': 'ln_f',
+          'output': 'lm_head',
+        },
+        transposed=False,
+      ),
+    ],
+    kind,
+  ),
   derive=_gpt2_derive,
   express=lambda config: dict(n_inner=config.feedforward) | _express_tie(config),
   prefix='transformer.',
   aliases={'lm_head.weight': 'wte.weight'},
   ignored=re.compile(r'h\.\d+\.attn\.(masked_)?bias'),
+  heads=re.compile(r'score\..*'),
 )
 
 

@@ -2,6 +2,7 @@
 
 import re
 
+from transformer.modules.heads import TargetClassifier
 from transformer.modules.model import Encoder, EncoderDecoder
 from transformer.zoo.families.family import Family, value
 from transformer.zoo.families.rows import layers, plain, shifted, wrapped
@@ -11,6 +12,8 @@ _TABLES = {
   'encoder.embed_tokens.weight': 'shared.weight',
   'decoder.embed_tokens.weight': 'shared.weight',
 }
+_T5_TABLES = _TABLES | {f'transformer.{k}': f'transformer.{v}' for k, v in _TABLES.items()}
+_CLASSES = layers({'hidden': 'classification_head.dense', 'out': 'classification_head.out_proj'})
 
 
 def _t5_derive(theirs, names, kind):
@@ -22,6 +25,7 @@ def _t5_derive(theirs, names, kind):
   scaled = value(theirs, 'scale_decoder_outputs', tied)
   if 'scale_decoder_outputs' in theirs:  # transformers 5 says "tied" of all
     tied = 'lm_head.weight' not in names
+  tied = tied or kind is TargetClassifier  # which has no logits of tokens
   return dict(
     gated=shape.startswith('gated-'),
     activation=activation,
@@ -57,12 +61,25 @@ def _t5_rows(config, kind, theirs):
     relative = f'{side}.block.{of_layer}.layer.0.SelfAttention.relative_attention_bias.weight'
     rows += plain({f'{stack}/positions/table': relative})
     rows += layers({f'{stack}/norm': f'{side}.final_layer_norm'})
-  return rows
+  return _below_classes(rows, kind, 'transformer.')
+
+
+def _below_classes(rows, kind, prefix=''):
+  if kind is not TargetClassifier:
+    return rows
+  return _CLASSES + [
+    row._replace(ours=tuple(f'model/{path}' for path in row.ours), theirs=f'{prefix}{row.theirs}')
+    for row in rows
+  ]
 
 
 # Raffel et al. 2020, https://arxiv.org/abs/1910.10683; 1.1: Shazeer 2020, 2002.05202
 T5 = Family(
-  architectures={'T5ForConditionalGeneration': EncoderDecoder, 'T5EncoderModel': Encoder},
+  architectures={
+    'T5ForConditionalGeneration': EncoderDecoder,
+    'T5EncoderModel': Encoder,
+    'T5ForSequenceClassification': TargetClassifier,
+  },
   fields={
     'vocab': ('vocab_size', 32128),
     'width': ('d_model', 512),
@@ -90,7 +107,7 @@ T5 = Family(
   derive=_t5_derive,
   express=_t5_express,
   pad=0,
-  aliases=_TABLES,
+  aliases=_T5_TABLES,
   # positions of cross-attention, which the first published files hold and nobody reads
   ignored=re.compile(r'decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias.*'),
   heads=re.compile(r'(decoder|lm_head)\..*'),  # of which an encoder alone has none
@@ -98,7 +115,7 @@ T5 = Family(
 
 # Xue et al. 2021, https://arxiv.org/abs/2010.11934: T5 1.1 whose config class says less
 MT5 = T5._replace(
-  architectures={'MT5ForConditionalGeneration': EncoderDecoder, 'MT5EncoderModel': Encoder},
+  architectures={f'M{name}': kind for name, kind in T5.architectures.items()},
   fields=T5.fields
   | {
     'vocab': ('vocab_size', 250112),
@@ -113,7 +130,7 @@ MT5 = T5._replace(
 
 # Chung et al. 2023, https://arxiv.org/abs/2304.09151
 UMT5 = MT5._replace(
-  architectures={'UMT5ForConditionalGeneration': EncoderDecoder, 'UMT5EncoderModel': Encoder},
+  architectures={f'UM{name}': kind for name, kind in T5.architectures.items()},
   fixed=T5.fixed | dict(relative_per_layer=True),
   derive=lambda theirs, names, kind: _t5_derive(
     {'feed_forward_proj': 'gated-gelu', **theirs}, names, kind
@@ -147,7 +164,11 @@ def _fairseq(side):
 
 # Lewis et al. 2020, https://arxiv.org/abs/1910.13461
 BART = Family(
-  architectures={'BartForConditionalGeneration': EncoderDecoder, 'BartModel': EncoderDecoder},
+  architectures={
+    'BartForConditionalGeneration': EncoderDecoder,
+    'BartModel': EncoderDecoder,
+    'BartForSequenceClassification': TargetClassifier,
+  },
   fields={
     'vocab': ('vocab_size', 50265),
     'width': ('d_model', 1024),
@@ -176,19 +197,24 @@ BART = Family(
     static_position_embeddings=False,
     tie_word_embeddings=True,
   ),
-  rows=lambda config, kind, theirs: [
-    *layers({'embed': 'shared'}),
-    wrapped('embed/bias', 'final_logits_bias'),
-    shifted('encoder/positions/table', 'encoder.embed_positions.weight'),
-    shifted('decoder/positions/table', 'decoder.embed_positions.weight'),
-    *_fairseq('encoder'),
-    *_fairseq('decoder'),
-  ],
+  rows=lambda config, kind, theirs: _below_classes(
+    [
+      *layers({'embed': 'shared'}),
+      wrapped('embed/bias', 'final_logits_bias'),
+      shifted('encoder/positions/table', 'encoder.embed_positions.weight'),
+      shifted('decoder/positions/table', 'decoder.embed_positions.weight'),
+      *_fairseq('encoder'),
+      *_fairseq('decoder'),
+    ],
+    kind,
+  ),
   derive=lambda theirs, names, kind: dict(bias_output='final_logits_bias' in names),
   pad=1,
   prefix='model.',
   aliases=_TABLES,
   heads=re.compile(r'classification_head\..*|qa_outputs\..*'),
+  start=2,
+  end=2,
 )
 
 # Liu et al. 2020, https://arxiv.org/abs/2001.08210

@@ -1,11 +1,11 @@
-"""Encoders: BERT, DistilBERT, RoBERTa, ELECTRA, MPNet, ModernBERT and ViT."""
+"""Encoders of text: BERT, DistilBERT, RoBERTa, ELECTRA, MPNet and ModernBERT."""
 
-import math
 import re
 
 from transformer.modules.heads import (
   Classifier,
   MaskedTokens,
+  MultipleChoice,
   ReplacedTokens,
   Spans,
   TokenClassifier,
@@ -14,7 +14,7 @@ from transformer.modules.model import Encoder
 from transformer.zoo.families.family import Family, value
 from transformer.zoo.families.llamas import INNER, QKV, all_layers, repeated
 from transformer.zoo.families.rotary import rotary
-from transformer.zoo.families.rows import Row, fused, layers, plain, shifted, wrapped
+from transformer.zoo.families.rows import fused, layers, plain, shifted
 
 
 def _architectures(name):
@@ -24,10 +24,11 @@ def _architectures(name):
     f'{name}ForSequenceClassification': Classifier,
     f'{name}ForTokenClassification': TokenClassifier,
     f'{name}ForQuestionAnswering': Spans,
+    f'{name}ForMultipleChoice': MultipleChoice,
   }
 
 
-def _encoder(body, heads):
+def below_heads(body, heads):
   """`rows` of an encoder, alone or below the head of a class."""
 
   def rows(config, kind, theirs):
@@ -48,7 +49,8 @@ def _express_tie(config):
   return dict(tie_word_embeddings=config.tie in ('output', 'all'))
 
 
-def _pooling(names):
+def pooling_of(names):
+  """Return the pooling of a body that has these tensors."""
   return 'pooler' if 'pooler.dense.weight' in names else 'first'
 
 
@@ -71,7 +73,9 @@ _BERT_LAYERS = {
 
 # Devlin et al. 2019, https://arxiv.org/abs/1810.04805
 BERT = Family(
-  architectures={'BertModel': Encoder, 'BertForPreTraining': MaskedTokens} | _architectures('Bert'),
+  architectures={'BertModel': Encoder, 'BertForPreTraining': MaskedTokens}
+  | _architectures('Bert')
+  | {'BertLMHeadModel': MaskedTokens},
   fields={
     'vocab': ('vocab_size', 30522),
     'width': ('hidden_size', 768),
@@ -90,11 +94,10 @@ BERT = Family(
   ),
   only=dict(
     position_embedding_type='absolute',
-    is_decoder=False,
     add_cross_attention=False,
     embedding_size=None,
   ),
-  rows=_encoder(
+  rows=below_heads(
     layers(_BERT_LAYERS) + plain({'embed/bias': 'cls.predictions.bias'}),
     {
       MaskedTokens: layers(
@@ -106,14 +109,18 @@ BERT = Family(
         }
       ),
       Classifier: layers({'out': 'classifier'}),
+      MultipleChoice: layers({'out': 'classifier'}),
       TokenClassifier: layers({'out': 'classifier'}),
       Spans: layers({'out': 'qa_outputs'}),
     },
   ),
   derive=lambda theirs, names, kind: dict(
-    pooling=_pooling(names), bias_output='cls.predictions.bias' in names, tie=_tie(theirs, kind)
+    pooling=pooling_of(names),
+    bias_output='cls.predictions.bias' in names,
+    tie=_tie(theirs, kind),
+    causal=value(theirs, 'is_decoder', False),
   ),
-  express=_express_tie,
+  express=lambda config: _express_tie(config) | dict(is_decoder=config.causal),
   pad=0,
   prefix='bert.',
   heads=re.compile(r'(pooler|cls|lm_head|classifier|qa_outputs)\..*'),
@@ -124,11 +131,9 @@ BERT = Family(
 )
 
 
-# Sanh et al. 2019, https://arxiv.org/abs/1910.01108; its classifier has a layer of its own
+# Sanh et al. 2019, https://arxiv.org/abs/1910.01108
 DISTILBERT = BERT._replace(
-  architectures={
-    name: kind for name, kind in _architectures('DistilBert').items() if kind is not Classifier
-  },
+  architectures=_architectures('DistilBert'),
   fields={
     'vocab': ('vocab_size', 30522),
     'width': ('dim|hidden_size', 768),
@@ -140,9 +145,9 @@ DISTILBERT = BERT._replace(
     'dropout': ('dropout', 0.1),
     'attention_dropout': ('attention_dropout', 0.1),
   },
-  fixed=BERT.fixed | dict(norm_epsilon=1e-12, pooling='first'),
+  fixed=BERT.fixed | dict(norm_epsilon=1e-12, pooler_activation='relu'),
   only={},
-  rows=_encoder(
+  rows=below_heads(
     layers(
       {
         'embed': 'embeddings.word_embeddings',
@@ -163,13 +168,20 @@ DISTILBERT = BERT._replace(
       MaskedTokens: layers(
         {'hidden': 'vocab_transform', 'norm': 'vocab_layer_norm', 'output': 'vocab_projector'}
       ),
+      **dict.fromkeys(
+        (Classifier, MultipleChoice),
+        layers({'encoder/pooler': 'pre_classifier', 'out': 'classifier'}),
+      ),
       TokenClassifier: layers({'out': 'classifier'}),
       Spans: layers({'out': 'qa_outputs'}),
     },
   ),
   derive=lambda theirs, names, kind: dict(
-    bias_output='vocab_projector.bias' in names, tie=_tie(theirs, kind)
+    pooling='pooler' if kind in (Classifier, MultipleChoice) else 'first',
+    bias_output='vocab_projector.bias' in names,
+    tie=_tie(theirs, kind),
   ),
+  express=_express_tie,
   prefix='distilbert.',
   aliases={'vocab_projector.weight': 'embeddings.word_embeddings.weight'},
   heads=re.compile(r'(vocab_\w+|pre_classifier|classifier|qa_outputs)\..*'),
@@ -180,17 +192,18 @@ _ROBERTA_HEADS = {
     {'hidden': 'lm_head.dense', 'norm': 'lm_head.layer_norm', 'output': 'lm_head.decoder'}
   ),
   Classifier: layers({'encoder/pooler': 'classifier.dense', 'out': 'classifier.out_proj'}),
+  MultipleChoice: layers({'out': 'classifier'}),
   TokenClassifier: layers({'out': 'classifier'}),
   Spans: layers({'out': 'qa_outputs'}),
 }
 
 # Liu et al. 2019, https://arxiv.org/abs/1907.11692
 ROBERTA = BERT._replace(
-  architectures=_architectures('Roberta'),
+  architectures=_architectures('Roberta') | {'RobertaForCausalLM': MaskedTokens},
   fields=BERT.fields | {'vocab': ('vocab_size', 50265)},
   # its positions begin after that of padding, and its head has this activation whatever the body's
   only=BERT.only | dict(pad_token_id=1, hidden_act='gelu'),
-  rows=_encoder(
+  rows=below_heads(
     [
       *layers(_BERT_LAYERS),
       *plain({'embed/bias': 'lm_head.bias'}),
@@ -200,12 +213,13 @@ ROBERTA = BERT._replace(
   ),
   derive=lambda theirs, names, kind: dict(
     max_length=value(theirs, 'max_position_embeddings', 512) - 2,
-    pooling='pooler' if kind is Classifier else _pooling(names),
+    pooling='pooler' if kind is Classifier else pooling_of(names),
     bias_output='lm_head.bias' in names,
     tie=_tie(theirs, kind),
+    causal=value(theirs, 'is_decoder', False),
   ),
   express=lambda config: (
-    dict(max_position_embeddings=config.max_length + 2, pad_token_id=1) | _express_tie(config)
+    BERT.express(config) | dict(max_position_embeddings=config.max_length + 2, pad_token_id=1)
   ),
   pad=1,
   prefix='roberta.',
@@ -224,10 +238,10 @@ XLM_ROBERTA = ROBERTA._replace(
 # Martin et al. 2020, https://arxiv.org/abs/1911.03894
 CAMEMBERT = XLM_ROBERTA._replace(architectures=_architectures('Camembert'))
 
-# Clark et al. 2020, https://arxiv.org/abs/2003.10555; its classifier of texts has a layer with gelu
+# Clark et al. 2020, https://arxiv.org/abs/2003.10555
 ELECTRA = BERT._replace(
   architectures={'ElectraForPreTraining': ReplacedTokens}
-  | {name: kind for name, kind in _architectures('Electra').items() if kind is not Classifier},
+  | {name: kind for name, kind in _architectures('Electra').items() if kind is not MultipleChoice},
   fields=BERT.fields
   | {
     'width': ('hidden_size', 256),
@@ -235,11 +249,11 @@ ELECTRA = BERT._replace(
     'heads': ('num_attention_heads', 4),
     'feedforward': ('intermediate_size', 1024),
   },
-  fixed=BERT.fixed | dict(pooling='first'),
+  fixed=BERT.fixed | dict(pooler_activation='gelu_erf'),
   # the head of its generator has this activation whatever the body's
   only={key: only for key, only in BERT.only.items() if key != 'embedding_size'}
-  | dict(hidden_act='gelu'),
-  rows=_encoder(
+  | dict(hidden_act='gelu', is_decoder=False),
+  rows=below_heads(
     layers(_BERT_LAYERS | {'stack/projection': 'embeddings_project'})
     + plain({'embed/bias': 'generator_lm_head.bias'}),
     {
@@ -256,13 +270,17 @@ ELECTRA = BERT._replace(
           'out': 'discriminator_predictions.dense_prediction',
         }
       ),
+      Classifier: _ROBERTA_HEADS[Classifier],
       TokenClassifier: layers({'out': 'classifier'}),
       Spans: layers({'out': 'qa_outputs'}),
     },
   ),
   derive=lambda theirs, names, kind: dict(
-    bias_output='generator_lm_head.bias' in names, tie=_tie(theirs, kind)
+    pooling='pooler' if kind is Classifier else 'first',
+    bias_output='generator_lm_head.bias' in names,
+    tie=_tie(theirs, kind),
   ),
+  express=_express_tie,
   prefix='electra.',
   heads=re.compile(r'(generator|discriminator)_\w+\..*|(classifier|qa_outputs)\..*'),
   aliases={'generator_lm_head.weight': 'embeddings.word_embeddings.weight'},
@@ -275,7 +293,7 @@ MPNET = ROBERTA._replace(
   | {'vocab': ('vocab_size', 30527)},
   fixed=BERT.fixed | dict(position='learned_relative'),
   only=dict(hidden_act='gelu', pad_token_id=1, relative_attention_num_buckets=32),
-  rows=_encoder(
+  rows=below_heads(
     [
       *layers(
         _BERT_LAYERS
@@ -318,7 +336,13 @@ def _modernbert_derive(theirs, names, kind):
   # the embeddings are normalised just before the first layer
   found = repeated([each[name] | dict(attention_norm=i > 0) for i, name in enumerate(types)])
   biased = dict.fromkeys(('bias_qkv', 'bias_attention'), value(theirs, 'attention_bias', False))
-  return found | biased | dict(bias_output='decoder.bias' in names, tie=_tie(theirs, kind))
+  found |= biased | dict(bias_output='decoder.bias' in names, tie=_tie(theirs, kind))
+  if kind is not Classifier:
+    return found | dict(pooling='first')
+  poolings = {'cls': 'pooler', 'mean': 'mean_pooler'}
+  if (pooling := value(theirs, 'classifier_pooling', 'cls')) not in poolings:
+    raise ValueError(f'config.json: classifier_pooling={pooling!r} is not cls or mean')
+  return found | dict(pooling=poolings[pooling], pooler_norm=True)
 
 
 def _modernbert_express(config):
@@ -331,12 +355,17 @@ def _modernbert_express(config):
     if layer.window:
       written['local_attention'] = 2 * (layer.window - 1)
   written |= dict(attention_bias=config.bias_attention, decoder_bias=config.bias_output)
+  written |= dict(classifier_pooling='mean' if config.pooling == 'mean_pooler' else 'cls')
   return written | _express_tie(config)
 
 
 # Warner et al. 2024, https://arxiv.org/abs/2412.13663
 MODERNBERT = Family(
-  architectures={'ModernBertModel': Encoder, 'ModernBertForMaskedLM': MaskedTokens},
+  architectures={
+    'ModernBertModel': Encoder,
+    'ModernBertForMaskedLM': MaskedTokens,
+    'ModernBertForSequenceClassification': Classifier,
+  },
   fields={
     'vocab': ('vocab_size', 50368),
     'width': ('hidden_size', 768),
@@ -359,10 +388,10 @@ MODERNBERT = Family(
     gated=True,
     bias=False,
     scale_embedding=False,
-    pooling='first',
+    pooler_activation='gelu_erf',
   ),
   only=dict(hidden_activation='gelu', classifier_activation='gelu', classifier_bias=False),
-  rows=_encoder(
+  rows=below_heads(
     [
       *layers(
         {
@@ -382,7 +411,16 @@ MODERNBERT = Family(
       *fused(INNER, 'layers.{}.mlp.Wi'),
       *plain({'embed/bias': 'decoder.bias'}),
     ],
-    {MaskedTokens: layers({'hidden': 'head.dense', 'norm': 'head.norm', 'output': 'decoder'})},
+    {
+      MaskedTokens: layers({'hidden': 'head.dense', 'norm': 'head.norm', 'output': 'decoder'}),
+      Classifier: layers(
+        {
+          'encoder/pooler': 'head.dense',
+          'encoder/pooler_norm': 'head.norm',
+          'out': 'classifier',
+        }
+      ),
+    },
   ),
   derive=_modernbert_derive,
   express=_modernbert_express,
@@ -390,94 +428,4 @@ MODERNBERT = Family(
   prefix='model.',
   heads=re.compile(r'(head|decoder|classifier)\..*'),
   aliases={'decoder.weight': 'embeddings.tok_embeddings.weight'},
-)
-
-
-def _square(theirs, key, default):
-  """A size of an image that is a number, or a list of two that are the same."""
-  size = theirs.get(key)
-  if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
-    return value({key: size[0]}, key, default)
-  return value(theirs, key, default)
-
-
-def _vit_derive(theirs, names, kind):
-  image, patch = _square(theirs, 'image_size', 224), _square(theirs, 'patch_size', 16)
-  return dict(
-    vocab=1,
-    features=patch * patch * value(theirs, 'num_channels', 3),
-    max_length=(image // patch) ** 2 + 1,
-    pooling='first' if kind is Classifier else _pooling(names),
-  )
-
-
-def _vit_express(config):
-  """Of the sizes that give these features and length: those of a colour or a grey picture."""
-  patch, channels = 1, config.features
-  for colours in (3, 1):
-    side = math.isqrt(config.features // colours)
-    if side * side * colours == config.features:
-      patch, channels = side, colours
-      break
-  side = math.isqrt(config.max_length - 1)
-  return dict(image_size=side * patch, patch_size=patch, num_channels=channels)
-
-
-def _vit_body(theirs):
-  side, channels = _square(theirs, 'patch_size', 16), value(theirs, 'num_channels', 3)
-  projection = 'embeddings.patch_embeddings.projection'
-  return [
-    Row(
-      ('embed/projection/kernel',),
-      f'{projection}.weight',
-      lambda x: (x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),),
-      lambda x: x.reshape(side, side, channels, -1).transpose(3, 2, 0, 1),
-    ),
-    *plain({'embed/projection/bias': f'{projection}.bias'}),
-    wrapped('embed/class_token', 'embeddings.cls_token', axes=2),
-    wrapped('stack/positions/table', 'embeddings.position_embeddings'),
-    *layers(
-      {
-        'stack/blocks/attention_norm': 'encoder.layer.{}.layernorm_before',
-        'stack/blocks/attention/query': 'encoder.layer.{}.attention.attention.query',
-        'stack/blocks/attention/key': 'encoder.layer.{}.attention.attention.key',
-        'stack/blocks/attention/value': 'encoder.layer.{}.attention.attention.value',
-        'stack/blocks/attention/out': 'encoder.layer.{}.attention.output.dense',
-        'stack/blocks/feedforward_norm': 'encoder.layer.{}.layernorm_after',
-        'stack/blocks/feedforward/hidden': 'encoder.layer.{}.intermediate.dense',
-        'stack/blocks/feedforward/out': 'encoder.layer.{}.output.dense',
-        'stack/norm': 'layernorm',
-        'pooler': 'pooler.dense',
-      }
-    ),
-  ]
-
-
-# Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929
-VIT = Family(
-  architectures={'ViTModel': Encoder, 'ViTForImageClassification': Classifier},
-  fields={
-    'width': ('hidden_size', 768),
-    'depth': ('num_hidden_layers', 12),
-    'heads': ('num_attention_heads', 12),
-    'feedforward': ('intermediate_size', 3072),
-    'activation': ('hidden_act', 'gelu'),
-    'norm_epsilon': ('layer_norm_eps', 1e-12),
-    'dropout': ('hidden_dropout_prob', 0.0),
-    'attention_dropout': ('attention_probs_dropout_prob', 0.0),
-  },
-  fixed=dict(
-    modality='patches',
-    norm='layer',
-    prenorm=True,
-    position='learned',
-    tie='output',
-    scale_embedding=False,
-  ),
-  only=dict(qkv_bias=True, pooler_act='tanh'),
-  rows=_encoder(_vit_body, {Classifier: layers({'out': 'classifier'})}),
-  derive=_vit_derive,
-  express=_vit_express,
-  prefix='vit.',
-  heads=re.compile(r'(pooler|classifier)\..*'),
 )

@@ -5,7 +5,8 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
-from transformer.modules.config import ModelConfig
+from transformer.modules.config import DualConfig, ModelConfig
+from transformer.modules.model import Encoder
 from transformer.zoo.families.rows import Row, some
 
 # the first name of each is the one that is written
@@ -45,6 +46,8 @@ class Family(NamedTuple):
     aliases: name to the name that it is a copy of, if a file holds both.
     ignored: names of tensors that are not parameters.
     heads: names of heads and poolers, which files hold that a model does without.
+    start, end: their defaults of decoder_start_token_id and eos_token_id, where a model needs them.
+    towers: the families of the two encoders of a DualEncoder; such a family has no fields.
   """
 
   architectures: dict[str, type]
@@ -59,11 +62,14 @@ class Family(NamedTuple):
   aliases: Mapping[str, str] = {}
   ignored: re.Pattern = re.compile(r'(.*\.)?position_ids')
   heads: re.Pattern = re.compile(r'(?!)')
+  start: int = 0
+  end: int = 1
+  towers: Mapping[str, Any] = {}
 
 
 def rows_of(
   family: Family,
-  config: ModelConfig,
+  config: Any,
   kind: type,
   theirs: Mapping[str, Any],
   parameters: Collection[str],
@@ -147,8 +153,15 @@ def read_config(
   return found | {name: 0 for name, size in followed.items() if found.get(name) == size}
 
 
-def write_config(family: Family, config: ModelConfig) -> dict[str, Any]:
+def write_config(family: Family, config: Any) -> dict[str, Any]:
   """Return the keys of config.json that express our config."""
+  if family.towers:
+    written = {
+      CONFIGS[side]: write_config(tower, getattr(config, side))
+      for side, tower in family.towers.items()
+    }
+    size = written['text_config'].get('projection_dim')
+    return written | ({'projection_dim': size} if size else {})
   values = in_full(config)
   values['activation'] = {v: k for k, v in reversed(ACTIVATIONS.items())}[config.activation]
   written = {
@@ -157,6 +170,23 @@ def write_config(family: Family, config: ModelConfig) -> dict[str, Any]:
     for key in keys.split()
   }
   return written | family.express(config)
+
+
+CONFIGS = {'text': 'text_config', 'image': 'vision_config'}  # of a DualEncoder
+
+
+def read_towers(
+  family: Family, theirs: Mapping[str, Any], names: Collection[str], settings: Mapping[str, Any]
+) -> DualConfig:
+  """Return the config of a DualEncoder; arguments as in `read_config`, and fields to be set."""
+  found = {}
+  for side, tower in family.towers.items():
+    each = dict(value(theirs, CONFIGS[side], {}))
+    if 'projection_dim' in theirs:
+      each['projection_dim'] = theirs['projection_dim']
+    own = {name.removeprefix(tower.prefix) for name in names}
+    found[side] = ModelConfig(**read_config(tower, each, own, Encoder) | dict(settings))
+  return DualConfig(**found, bias='logit_bias' in names)
 
 
 def in_full(config: ModelConfig) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from transformer.modules.heads import Classifier
 from transformer.modules.model import Decoder, Encoder
-from transformer.zoo.families.decoders import QKV
+from transformer.zoo.families.decoders import QKV, below_score
 from transformer.zoo.families.family import Family, value
 from transformer.zoo.families.rotary import express_rotary, partial_rotary, rotary
 from transformer.zoo.families.rows import Row, around_one, fused, layers
@@ -106,7 +106,7 @@ def like_llama(
     fields=FIELDS | dict(fields),
     fixed=FIXED,
     only=dict(only),
-    rows=lambda config, kind, theirs: _rows_below_head(rows(config, kind, theirs), kind),
+    rows=lambda config, kind, theirs: below_score(rows(config, kind, theirs), kind),
     derive=lambda theirs, names, kind: (
       _derive(settings, theirs) | ({} if kind is Decoder else dict(causal=True, pooling='last'))
     ),
@@ -116,13 +116,6 @@ def like_llama(
     ignored=re.compile(r'layers\.\d+\.self_attn\.rotary_emb\.inv_freq'),
     heads=re.compile(r'lm_head\..*'),
   )
-
-
-def _rows_below_head(rows, kind):
-  if kind is not Classifier:
-    return rows
-  below = [row._replace(ours=tuple(f'encoder/{path}' for path in row.ours)) for row in rows]
-  return below + layers({'out': 'score'})
 
 
 def _derive(variant, theirs):

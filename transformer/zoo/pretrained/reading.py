@@ -18,10 +18,17 @@ import numpy as np
 from flax import nnx
 
 from transformer.modules.config import ModelConfig
-from transformer.modules.heads import Classifier, Embedding, MaskedTokens, TokenClassifier
+from transformer.modules.heads import (
+  Classifier,
+  Embedding,
+  MaskedTokens,
+  MultipleChoice,
+  TargetClassifier,
+  TokenClassifier,
+)
 from transformer.modules.model import Decoder, Encoder
 from transformer.zoo.families import FAMILIES
-from transformer.zoo.families.family import Family, read_config, rows_of, value
+from transformer.zoo.families.family import Family, read_config, read_towers, rows_of, value
 from transformer.zoo.families.rows import Row, leaves, named, some
 from transformer.zoo.pretrained.files import DTYPES, Stored, find_folder, stored_tensors
 from transformer.zoo.pretrained.published import CONFIG, Published, labels, read_modules
@@ -72,7 +79,7 @@ def load_pretrained(
   published = Published.read(folder)
   plan, tensors = _best_plan(folder, published.json(CONFIG), settings)
   _check(folder, plan, tensors, strict, tuple(ignore))
-  tokenizer = _tokenizer(folder, plan.config, published)
+  tokenizer = _tokenizer(folder, getattr(plan.config, 'text', plan.config), published)
   loaded: dict[str, jax.Array] = {}
   # the largest first, while there is the most free memory
   for row in sorted(plan.rows, key=lambda row: -sum(plan.parameters[x].size for x in row.ours)):
@@ -102,7 +109,7 @@ class Plan(NamedTuple):
   """
 
   family: Family
-  config: ModelConfig
+  config: Any
   model: Any
   parameters: dict[str, Any]
   rows: list[Row]
@@ -176,19 +183,28 @@ def _plan(family, theirs, kind, tensors, settings, pooling, normalize) -> Plan:
       raise ValueError(
         f'config.json: {key}={depth}, but the files hold no more than {len(tensors)} tensors'
       )
-  fields = read_config(family, theirs, tensors, kind)
-  if kind is Encoder and pooling:
-    fields['pooling'] = pooling
-    kind = Embedding if normalize else Encoder
-  if kind is not Decoder and fields.get('modality', 'tokens') == 'tokens':
-    pad = value(theirs, 'pad_token_id', -1) if 'pad_token_id' in theirs else family.pad
-    fields['pad'] = -1 if pad is None else pad
-  config = ModelConfig(**fields | settings)
+  config: Any
+  if family.towers:
+    config = read_towers(family, theirs, tensors, settings)
+  else:
+    fields = read_config(family, theirs, tensors, kind)
+    if kind is Encoder and pooling:
+      fields['pooling'] = pooling
+      kind = Embedding if normalize else Encoder
+    if kind is not Decoder and 'pad' not in fields and not fields.get('features'):
+      pad = value(theirs, 'pad_token_id', -1) if 'pad_token_id' in theirs else family.pad
+      fields['pad'] = -1 if pad is None else pad
+    config = ModelConfig(**fields | settings)
   about: dict[str, Any] = {}
   if kind is MaskedTokens:
     about['next_sentence'] = 'cls.seq_relationship.weight' in tensors
-  if kind in (Classifier, TokenClassifier):
+  if kind in (Classifier, TokenClassifier, TargetClassifier):
     about['classes'] = len(labels(theirs)) or value(theirs, 'num_labels', 2)
+  if kind in (Classifier, MultipleChoice):
+    about['bias'] = any(row.ours == ('out/bias',) for row in family.rows(config, kind, theirs))
+  if kind is TargetClassifier:
+    about['start'] = value(theirs, 'decoder_start_token_id', family.start)
+    about['end'] = value(theirs, 'eos_token_id', family.end)
   model = jax.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0), **about))
   parameters = leaves(model)
   rows = rows_of(family, config, kind, theirs, parameters)
@@ -250,7 +266,7 @@ def _read(row: Row, parameters, tensors: Mapping[str, Stored], dtype) -> dict[st
   if row.theirs is None:
     return {path: jnp.zeros(parameters[path].shape, dtype) for path in row.ours}
   places = {path: _aligned(parameters[path].shape, jnp.dtype(dtype)) for path in row.ours}
-  for place in places.values():
+  for place in places.values() if row.without else ():
     place[list(row.without)] = 1
   for name, index in names:
     for place, part in zip(places.values(), row.read(tensors[name].read()), strict=True):

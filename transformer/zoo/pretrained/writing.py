@@ -4,23 +4,33 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from flax import nnx
 
-from transformer.modules.config import Layer, ModelConfig
+from transformer.modules.config import DualConfig, Layer, ModelConfig
 from transformer.modules.heads import (
   Classifier,
+  DualEncoder,
   Embedding,
   MaskedTokens,
   ReplacedTokens,
+  TargetClassifier,
   TokenClassifier,
 )
 from transformer.modules.model import Decoder, Encoder, EncoderDecoder
 from transformer.zoo.families import FAMILIES
-from transformer.zoo.families.family import Family, in_full, read_config, rows_of, write_config
+from transformer.zoo.families.family import (
+  Family,
+  in_full,
+  read_config,
+  read_towers,
+  rows_of,
+  write_config,
+)
 from transformer.zoo.families.rows import Row, leaves, named
 from transformer.zoo.pretrained.files import WEIGHTS
 from transformer.zoo.pretrained.published import (
@@ -46,6 +56,10 @@ HEADS = (
   'vocab_',
   'score.',
   'head.',
+  'pre_classifier.',
+  'classification_head.',
+  'text_projection.',
+  'visual_projection.',
   'decoder.weight',
   'decoder.bias',
   'generator_',
@@ -85,17 +99,22 @@ def save_pretrained(
     ids['eos_token_id'] = list(ends)
   model_type, ours, theirs, rows = family_of(model, parameters, published, ids | config)
   family = FAMILIES[model_type]
-  written: dict[str, Any] = {'architectures': [_architecture(family, kind, parameters)]}
+  written: dict[str, Any] = {'architectures': [_architecture(family, model, parameters)]}
   written |= {'model_type': model_type} | theirs
-  classes = parameters['out/kernel'].shape[-1] if kind in (Classifier, TokenClassifier) else 0
+  with_classes = (Classifier, TokenClassifier, TargetClassifier)
+  classes = parameters['out/kernel'].shape[-1] if kind in with_classes else 0
   if len(written.get('id2label', ())) != classes and classes:
     written['id2label'] = {str(i): f'LABEL_{i}' for i in range(classes)}
   if classes:
     written['label2id'] = {label: int(i) for i, label in written['id2label'].items()}
 
+  if isinstance(model, TargetClassifier):
+    written |= {'decoder_start_token_id': model.start, 'eos_token_id': model.end}
+
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  _save_tensors(folder, family, rows, parameters, '' if kind is Encoder else family.prefix)
+  alone = kind is Encoder and 'Projection' not in written['architectures'][0]
+  _save_tensors(folder, family, rows, parameters, '' if alone else family.prefix)
   _dump(
     folder / CONFIG, {k: v for k, v in written.items() if k != 'torch_dtype'} | {'dtype': 'float32'}
   )
@@ -115,11 +134,18 @@ def save_pretrained(
     _dump(folder / TOKENIZER, about | published.json(TOKENIZER))
 
 
-def _architecture(family: Family, kind: type, parameters: Mapping[str, Any]) -> str:
-  """Return the name of the class; BERT's for pretraining also classifies the next sentence."""
-  names = [name for name, cls in family.architectures.items() if cls is kind]
-  pretraining = 'next_sentence/kernel' in parameters
-  return next((name for name in names if ('PreTraining' in name) == pretraining), names[0])
+def _architecture(family: Family, model: Any, parameters: Mapping[str, Any]) -> str:
+  """Return the name of the class, of several that of what the model has and the others have not."""
+  names = [name for name, cls in family.architectures.items() if cls is type(model)]
+  has = {'PreTraining': 'next_sentence/kernel' in parameters}
+  has |= {'WithProjection': 'projection/kernel' in parameters}
+  if isinstance(model, MaskedTokens):  # BERT as a decoder
+    has |= {'CausalLM|LMHead': model.config.causal}
+
+  def fits(name):
+    return all(bool(re.search(words, name)) == there for words, there in has.items())
+
+  return next(filter(fits, names), names[0])
 
 
 def _save_tensors(folder, family: Family, rows: list[Row], parameters, prefix: str):
@@ -131,7 +157,7 @@ def _save_tensors(folder, family: Family, rows: list[Row], parameters, prefix: s
     for name, index in named(row, parameters):
       value = row.write(*(x[index] for x in arrays))
       name = name if name.startswith(HEADS) else prefix + name
-      tensors[name] = np.ascontiguousarray(value, np.float32)
+      tensors[name] = np.asarray(value, np.float32, order='C')
   for copy, original in family.aliases.items():  # a bias that transformers 4 has under one name
     if copy in tensors and copy.endswith('.bias'):
       tensors[original] = tensors[copy]
@@ -164,7 +190,7 @@ def family_of(
   parameters: Mapping[str, Any],
   published: Published = NOTHING,
   given: Mapping[str, Any] = {},
-) -> tuple[str, ModelConfig, dict[str, Any], list[Row]]:
+) -> tuple[str, Any, dict[str, Any], list[Row]]:
   """Return (model_type, config, config.json, rows) of the family that can express a model.
 
   Args:
@@ -180,7 +206,7 @@ def family_of(
   wanted = given.get('model_type', before.get('model_type'))
   if not any(kind in family.architectures.values() for family in FAMILIES.values()):
     raise ValueError(f'no published family has the architecture of a {kind.__name__}')
-  config: ModelConfig = model.config
+  config = model.config
   differences: dict[str, list[str]] = {}
   errors: dict[str, list[str]] = {}
   for model_type, family in FAMILIES.items():
@@ -188,7 +214,8 @@ def family_of(
       continue
     try:
       said = write_config(family, config)
-      if kind is not Decoder and config.modality == 'tokens' and 'pad_token_id' not in said:
+      text = kind not in (Decoder, DualEncoder) and config.modality == 'tokens'
+      if text and 'pad_token_id' not in said:
         said['pad_token_id'] = config.pad if config.pad >= 0 else None
       # where it still describes the model, what was read goes back unchanged
       same = [before] if before.get('model_type') == model_type else []
@@ -198,8 +225,11 @@ def family_of(
         names = {name for row in rows for name, _ in named(row, parameters)}
         names |= {family.aliases[name] for name in names & family.aliases.keys()}
         one = _essence(config, kind)
-        other = _essence(ModelConfig(**read_config(family, theirs, names, kind)), kind)
-        if config.pooling == 'mean' and kind is Encoder:
+        if family.towers:
+          other = _essence(read_towers(family, theirs, names, {}), kind)
+        else:
+          other = _essence(ModelConfig(**read_config(family, theirs, names, kind)), kind)
+        if kind is Encoder and config.pooling == 'mean':
           other['pooling'] = 'mean'  # stored in 1_Pooling/config.json
         if one == other:
           return model_type, config, theirs, rows
@@ -222,8 +252,12 @@ def family_of(
   )
 
 
-def _essence(config: ModelConfig, kind: type) -> dict[str, Any]:
+def _essence(config: ModelConfig | DualConfig, kind: type) -> dict[str, Any]:
   """Return the fields that matter to a model of this kind, normalized for comparison."""
+  if isinstance(config, DualConfig):
+    sides = {'text': config.text, 'image': config.image}
+    each = {f'{s}.{k}': v for s, x in sides.items() for k, v in _essence(x, Encoder).items()}
+    return each | {'bias': config.bias}
   values, nothing = in_full(config), set(OURS)
   nothing |= {field.name for field in dataclasses.fields(Layer)}  # they are in `layers`
   if config.bias:
@@ -235,7 +269,9 @@ def _essence(config: ModelConfig, kind: type) -> dict[str, Any]:
     values['layers'] = [layer['window'] for layer in values['layers']]
   if 'relative' not in config.position:
     nothing |= {'relative_buckets', 'relative_distance'}
-  if kind is not EncoderDecoder:
+  if config.pooling not in ('pooler', 'mean_pooler'):
+    nothing |= {'pooler_activation', 'pooler_norm'}
+  if kind not in (EncoderDecoder, TargetClassifier):
     nothing |= {'decoder_depth', 'max_source_length'}
     nothing |= {'pooling', 'causal'} if kind is Decoder else set()
     nothing |= set() if kind in (Decoder, MaskedTokens) else {'tie'}
