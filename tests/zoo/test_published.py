@@ -13,6 +13,7 @@ import pytest
 import tokenizers as library
 from answers import GOLDEN, copied
 from flax import nnx
+from PIL import Image
 from safetensors.numpy import load_file
 
 from transformer import Decoder, Encoder, ModelConfig
@@ -30,6 +31,7 @@ from transformer.zoo import presets
 from transformer.zoo.families import FAMILIES
 from transformer.zoo.families.family import read_config, read_towers
 from transformer.zoo.pretrained import load_pretrained, save_pretrained, sentencepiece
+from transformer.zoo.pretrained.preprocessing import image_processor
 from transformer.zoo.pretrained.published import Published
 
 DEFAULTS = json.loads((GOLDEN.parent / 'defaults.json').read_text())
@@ -302,6 +304,61 @@ def test_pictures_of_any_size_and_channels(copy, tmp_path):
   np.testing.assert_array_equal(
     load(tmp_path / 'out').encoder.embed.projection.kernel, model.encoder.embed.projection.kernel
   )
+
+
+PICTURES = dict(
+  image_processor_type='CLIPImageProcessor',
+  size={'shortest_edge': 14},
+  crop_size={'height': 12, 'width': 12},
+  resample=3,
+  image_mean=[0.4, 0.5, 0.6],
+  image_std=[0.2, 0.3, 0.4],
+)
+
+
+@pytest.mark.parametrize(
+  'changes, scaled, box, method',
+  [
+    ({}, (25, 14), (6, 1, 18, 13), 'BICUBIC'),
+    ({'size': 14, 'crop_size': 12}, (25, 14), (6, 1, 18, 13), 'BICUBIC'),
+    (
+      {'image_processor_type': 'ViTImageProcessor', 'size': 12, 'resample': 2},
+      (12, 12),
+      (0, 0, 12, 12),
+      'BILINEAR',
+    ),
+  ],
+)
+def test_images_are_prepared_as_their_folder_says(copy, changes, scaled, box, method):
+  folder = copy('clip_vision')
+  write(folder / 'preprocessor_config.json', PICTURES | changes)
+  processor = image_processor(load(folder))
+  pixels = np.random.default_rng(0).integers(0, 256, (11, 20, 3), np.uint8)
+  expected = Image.fromarray(pixels).resize(scaled, Image.Resampling[method]).crop(box)
+  rows = processor.encode_column([pixels])[[0]]
+  np.testing.assert_array_equal(rows[0], expected)
+  x, _ = processor.prepare_batch(jnp.asarray(rows), jnp.ones(1, jnp.int32), None)
+  white = (np.asarray(expected) / 255 - [0.4, 0.5, 0.6]) / [0.2, 0.3, 0.4]
+  np.testing.assert_allclose(x[0, 4], white[4:8, 4:8].ravel(), atol=1e-5)  # the patch in the middle
+
+
+@pytest.mark.parametrize(
+  'changes, complaint',
+  [
+    ({'crop_pct': 0.9}, 'crop_pct is not supported'),
+    ({'do_resize': False}, 'do_resize=False is not supported'),
+    ({'size': {'longest_edge': 14}}, "'longest_edge': 14.* is not supported"),
+    ({'do_center_crop': False}, 'gives images of several sizes'),
+    ({'crop_size': 8}, 'have 4 patches, but the model has learned 9 positions'),
+    ({'image_mean': 0.5}, 'image_mean=0.5 is not a list'),
+  ],
+)
+def test_images_that_cannot_be_prepared_so_are_refused(copy, changes, complaint):
+  folder = copy('clip_vision')
+  write(folder / 'preprocessor_config.json', PICTURES | changes)
+  model = load(folder)
+  with pytest.raises(ValueError, match=complaint):
+    image_processor(model)
 
 
 @pytest.mark.parametrize('stored, wanted', [('F32', 'bfloat16'), ('F16', 'auto'), ('F32', 'auto')])

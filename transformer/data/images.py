@@ -17,7 +17,15 @@ Image = str | bytes | np.ndarray
 MAX_PIXELS = 1 << 26  # of a file: 8192 x 8192, of which decoding holds half a gigabyte
 
 
-def read(image: Image, height: int, width: int, channels: int) -> UInt8[np.ndarray, 'H W C']:
+def read(
+  image: Image,
+  height: int,
+  width: int,
+  channels: int,
+  *,
+  scale: tuple[int, ...] = (),
+  resample: str = 'bicubic',
+) -> UInt8[np.ndarray, 'H W C']:
   """Return the image, scaled until it covers height x width, and cropped to that at its centre.
 
   As a viewer shows it: turned as its EXIF block says, what is transparent on white, 16 bits scaled
@@ -28,6 +36,9 @@ def read(image: Image, height: int, width: int, channels: int) -> UInt8[np.ndarr
       uint16, whose white is 65,535, or of bool.
     height, width: of the result, in pixels.
     channels: 1 for grey, 3 for red, green and blue.
+    scale: pixels before the middle is kept: of the shorter side, or height and width, whatever
+      their ratio was; (): so that the image covers the size.
+    resample: how Pillow scales: nearest, box, bilinear, hamming, bicubic or lanczos.
 
   Raises:
     ValueError: the file does not exist, is no image that Pillow decodes, or has more pixels than
@@ -40,7 +51,7 @@ def read(image: Image, height: int, width: int, channels: int) -> UInt8[np.ndarr
     raise ValueError(f'channels={channels}: give 1 for grey or 3 for red, green and blue')
   image = as_file_or_array(image)
   if isinstance(image, np.ndarray):
-    if image.shape == (height, width, channels) and image.dtype == np.uint8:
+    if not scale and image.shape == (height, width, channels) and image.dtype == np.uint8:
       return image
     name, opened = 'an array', _from_array(image)
   else:
@@ -49,9 +60,24 @@ def read(image: Image, height: int, width: int, channels: int) -> UInt8[np.ndarr
     opened = _decode(image, name)
   with naming(name):
     opened = opened.convert('RGB' if channels == 3 else 'L')
-    if opened.size != (width, height):
-      opened = PIL.ImageOps.fit(opened, (width, height), PIL.Image.Resampling.BICUBIC)
+    method = PIL.Image.Resampling[resample.upper()]
+    if scale:
+      opened = _scaled_and_cut(opened, height, width, scale, method)
+    elif opened.size != (width, height):
+      opened = PIL.ImageOps.fit(opened, (width, height), method)
     return np.asarray(opened).reshape(height, width, channels)
+
+
+def _scaled_and_cut(image, height, width, scale, method):
+  """Return the middle of a Pillow image that was scaled; whole pixels, as `transformers` cuts."""
+  if len(scale) == 1:
+    shorter, longer = sorted(image.size)
+    scale = tuple(scale[0] if x == shorter else scale[0] * longer // shorter for x in image.size)
+  else:
+    scale = scale[::-1]
+  image = image.resize(scale, method)
+  left, top = (scale[0] - width) // 2, (scale[1] - height) // 2
+  return image.crop((left, top, left + width, top + height))
 
 
 def _from_array(image: np.ndarray):

@@ -6,7 +6,7 @@ import io
 import math
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -160,7 +160,7 @@ def check_text(line: str, tokens: Sequence[int], max_length: int):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageProcessor:
-  """Images to square patches, row by row, each number between -1 and 1.
+  """Images to square patches, row by row, each number between -1 and 1 or as `mean` and `std` say.
 
   Attributes:
     height, width: in pixels; an image of another size is scaled to cover this one and its middle
@@ -168,6 +168,8 @@ class ImageProcessor:
     channels: 1 is grey, 3 red, green and blue.
     patch: pixels on a side of a square.
     stem: convolutions at the beginning of the model; see ModelConfig.
+    scale, resample: how an image is scaled before its middle is kept; see images.read.
+    mean, std: of all channels or of each, where white is 1: patches hold (x - mean) / std.
     flip: augmentation in training: mirror half of the images; see functional.augmentation.
     shift: move by up to so many pixels.
     turn: rotate by up to so many degrees.
@@ -181,6 +183,10 @@ class ImageProcessor:
   channels: int
   patch: int
   stem: int = 0
+  scale: tuple[int, ...] = ()
+  resample: Literal['nearest', 'box', 'bilinear', 'hamming', 'bicubic', 'lanczos'] = 'bicubic'
+  mean: tuple[float, ...] = (0.5,)
+  std: tuple[float, ...] = (0.5,)
   flip: bool = False
   shift: int = 0
   turn: float = 0.0
@@ -197,6 +203,19 @@ class ImageProcessor:
     for name in ('height', 'width', 'channels', 'patch'):
       if getattr(self, name) < 1:
         raise ValueError(f'processor.{name}={getattr(self, name)} must be at least 1')
+    if self.scale and (
+      len(self.scale) > 2 or self.scale[0] < self.height or self.scale[-1] < self.width
+    ):
+      raise ValueError(
+        f'processor.scale={self.scale} is less than processor.height={self.height} and '
+        f'processor.width={self.width}: give the pixels of the shorter side, or of both'
+      )
+    for name in ('mean', 'std'):
+      if len(getattr(self, name)) not in (1, self.channels):
+        raise ValueError(
+          f'processor.{name}={getattr(self, name)}: give one number, or one for each of '
+          f'processor.channels={self.channels}'
+        )
     if self.height % self.patch or self.width % self.patch:
       raise ValueError(
         f'processor.patch={self.patch} does not divide processor.height={self.height} and '
@@ -237,7 +256,8 @@ class ImageProcessor:
 
   def encode_example(self, line: Line, *, truncate: bool = False) -> UInt8[np.ndarray, 'H W C']:
     """Return the pixels of one image."""
-    return images.read(line, self.height, self.width, self.channels)
+    size = self.height, self.width, self.channels
+    return images.read(line, *size, scale=self.scale, resample=self.resample)
 
   def prepare_batch(
     self, rows: UInt8[Array, 'B H W C'], segments: Int[Array, ' B'], key: Key[Array, ''] | None
@@ -246,7 +266,11 @@ class ImageProcessor:
     x = rows.astype(jnp.float32) / 255
     if key is not None:
       x = self._augmented(x, key)
-    x = patches(2 * x - 1, self.patch)
+    if self.mean == self.std == (0.5,):
+      x = 2 * x - 1
+    else:
+      x = (x - jnp.array(self.mean)) / jnp.array(self.std)
+    x = patches(x, self.patch)
     return x, jnp.broadcast_to(segments[:, None], x.shape[:2])
 
   def _augmented(self, x, key):
