@@ -1,5 +1,7 @@
 """Fine-tuning: warm start, learning rates by parameter path, adapters."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,14 +9,21 @@ import optax
 import pytest
 from flax import nnx
 from parameters import drawn
+from processes import ROOT
 
+from experiments import published
+from transformer.data import tokenizers
 from transformer.modules.adapters import adapt, merge
 from transformer.modules.config import ModelConfig
 from transformer.modules.heads import Classifier, MaskedTokens
 from transformer.modules.model import Decoder, Encoder
-from transformer.training import optimizers
+from transformer.training import experiment, optimizers, sharding
+from transformer.training.checks import check
+from transformer.training.commands import published_settings
 from transformer.training.optimizers import parameter_path
-from transformer.training.warm_start import copy_parameters
+from transformer.training.warm_start import copy_parameters, warm_start
+from transformer.zoo.families.rows import leaves
+from transformer.zoo.pretrained import load_pretrained, save_pretrained
 
 TINY = ModelConfig(vocab=11, width=16, depth=2, heads=2, feedforward=24, max_length=8, unroll=1)
 TOKENS = jnp.array([[1, 2, 3], [4, 5, 0]])
@@ -151,3 +160,36 @@ def test_adapters_that_match_nothing_are_an_error():
     adapt(model, 'nothing', 2, jax.random.key(0))
   with pytest.raises(ValueError, match='rank 0'):
     adapt(model, 'query', 0, jax.random.key(0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'name, kind, variant',
+  [
+    ('bert', 'classify', 'full'),
+    ('distilbert', 'classify', 'lora'),
+    ('modernbert', 'classify', 'frozen'),
+    ('t5', 'write', 'full'),
+    ('bart', 'write', 'frozen'),
+  ],
+)
+def test_a_published_model_is_finetuned_by_its_recipe_and_exported(name, kind, variant, tmp_path):
+  folder = ROOT / 'tests' / 'zoo' / 'golden' / name
+  c = published.get_config(f'{kind},{folder},{variant}')
+  c.model.dtype = 'float32'
+  if kind == 'classify':
+    c.loss.classes = ('a', 'b', 'c')
+  letters = tokenizers.train(['abcdefghij klmnop'], kind='characters', vocab=40)
+  run = experiment.make_experiment(check(c), letters, sharding.make_mesh())
+  model = warm_start(run.init(jax.random.key(0)), run)
+  source = load_pretrained(folder)[0]
+  theirs = leaves(source)
+  for path, leaf in leaves(model).items():
+    if 'blocks/' in path and '/adapter/' not in path:
+      other = path if path in theirs else path.removeprefix('encoder/')
+      np.testing.assert_array_equal(leaf, theirs[other], err_msg=path)
+  merge(model)
+  save_pretrained(tmp_path, model, letters, **published_settings(run.task))
+  about = json.loads((tmp_path / 'config.json').read_text())
+  assert about['model_type'] == source.published.json('config.json')['model_type']
+  assert type(load_pretrained(tmp_path)[0]) is type(model)

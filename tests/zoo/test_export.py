@@ -15,7 +15,7 @@ from transformer.training import experiment, sharding
 from transformer.training.checks import check
 from transformer.zoo.pretrained import load_pretrained, save_pretrained
 
-WRITTEN = {'chat', 'tinyshakespeare', 'wikitext2'}
+WRITTEN = {'chat', 'published', 'tinyshakespeare', 'wikitext2'}
 FILES = sorted((ROOT / 'experiments').glob('[a-z]*.py'))
 
 

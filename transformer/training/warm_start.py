@@ -19,6 +19,7 @@ from transformer.training.workdir import Workdir
 MAY_DIFFER = (
   *('vocab', 'max_length', 'max_source_length', 'dropout', 'attention_dropout', 'dtype', 'remat'),
   *('unroll', 'pad', 'platform', 'modality', 'features', 'stem', 'pooling', 'bias_output'),
+  *('pooler_norm', 'pooled_size'),
 )
 TOKEN_TABLES = ('embed/table', 'output/table', 'embed/bias', 'output/bias')  # a row for each token
 

@@ -90,15 +90,22 @@ def load_pretrained(
 
 
 def read_model_config(
-  name: str | os.PathLike, *, revision: str | None = None, subfolder: str = ''
+  name: str | os.PathLike,
+  *,
+  revision: str | None = None,
+  subfolder: str = '',
+  classify: bool = False,
 ) -> dict[str, Any]:
   """Return the arguments of the ModelConfig of a published model; no tensor is read.
+
+  With `classify` that of a Classifier with its encoder, whatever class config.json names.
 
   Raises:
     ValueError: as in `load_pretrained`.
   """
   folder = find_folder(name, revision, subfolder)
-  plan, _ = _best_plan(folder, Published.read(folder).json(CONFIG), {})
+  kinds = [Classifier] if classify else None
+  plan, _ = _best_plan(folder, Published.read(folder).json(CONFIG), {}, kinds)
   return dataclasses.asdict(plan.config)
 
 
@@ -116,13 +123,16 @@ class Plan(NamedTuple):
   shapes: dict[str, tuple[int, ...]]
 
 
-def _best_plan(folder, theirs, settings) -> tuple[Plan, dict[str, Stored]]:
+def _best_plan(folder, theirs, settings, wanted=None) -> tuple[Plan, dict[str, Stored]]:
   """Return how a folder's model is made, and its tensors by their names without prefix.
 
   Where config.json names no class, it is the one that finds all its tensors and uses the most.
   """
   try:
     family, kinds = _family(theirs)
+    kinds = wanted or kinds
+    if not set(kinds) <= set(family.architectures.values()):
+      raise ValueError(f'model_type={theirs["model_type"]!r} has no {kinds[0].__name__}')
     tensors = _short_names(folder, family)
     modules = read_modules(folder)
     if modules[0] and Encoder in family.architectures.values():  # whatever class was trained

@@ -108,6 +108,9 @@ def save_pretrained(
   if classes:
     written['label2id'] = {label: int(i) for i, label in written['id2label'].items()}
 
+  if classes and 'out/bias' not in parameters:  # where the family has one it is 0
+    biases = [row for row in family.rows(ours, kind, theirs) if row.ours == ('out/bias',)]
+    rows, parameters = rows + biases, parameters | {'out/bias': np.zeros(classes)}
   if isinstance(model, TargetClassifier):
     written |= {'decoder_start_token_id': model.start, 'eos_token_id': model.end}
 
