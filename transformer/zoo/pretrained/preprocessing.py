@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flax import nnx
-
 from transformer.zoo.families.family import value
 
 PREPROCESSOR = 'preprocessor_config.json'
@@ -17,7 +15,7 @@ _KNOWN = """
 _RESAMPLE = ('nearest', 'lanczos', 'bilinear', 'bicubic', 'box', 'hamming')  # Pillow's numbers
 
 
-def image_processor(model: nnx.Module, **changes: Any) -> Any:
+def image_processor(model: Any, **changes: Any) -> Any:
   """Return the `data.processors.ImageProcessor` of a published model of images.
 
   Args:
@@ -34,7 +32,7 @@ def image_processor(model: nnx.Module, **changes: Any) -> Any:
   theirs = published.json(PREPROCESSOR) if published else {}
   if not theirs:
     raise ValueError(f'the model did not come with a {PREPROCESSOR}: make an ImageProcessor')
-  config: Any = model.config
+  config = model.config
   config = getattr(config, 'image', config)
   about = published.json('config.json')
   about = about.get('vision_config', about)
