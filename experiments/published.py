@@ -46,17 +46,16 @@ def get_config(argument: str = 'classify') -> ConfigDict:
     c.eval.metrics = ('bleu', 'chrf')
     c.decode.beams = 4
   if folder:
-    from transformer.zoo.pretrained import files, read_model_config
+    from transformer.zoo.pretrained import read_model_config
 
     found = read_model_config(folder, classify=classify)
     c.model.update({k: v for k, v in found.items() if k in c.model})
     c.data.max_length = min(c.data.max_length, found['max_length'])
     if not classify:
       c.decode.max_new_tokens = min(c.decode.max_new_tokens, found['max_length'])
-      ids = files.read_json(files.find_folder(folder, None, '') / 'config.json')
-      start = ids.get('decoder_start_token_id')
-      names = {ids.get(f'{name}_token_id'): name for name in ('bos', 'eos', 'pad')}
-      c.loss.start = names.get(start, 'bos')
+      # T5, Marian and Pegasus start from padding, BART and M2M100 from the end token
+      padded = found['norm'] == 'rms' or found['position'] == 'sinusoidal_halves'
+      c.loss.start = 'pad' if padded else 'eos'
     c.warm_start = folder
   c.model.dtype = 'auto'
   if variant == 'lora':
