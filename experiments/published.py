@@ -39,8 +39,8 @@ def get_config(argument: str = 'classify') -> ConfigDict:
   c.train.update(steps=1000, save_every_steps=250)
   c.eval.update(every_steps=250, limit=500)
   c.model.update(presets.BERT_BASE if classify else presets.T5_SMALL, dropout=0.1, **SMALL)
-  c.model.pooling = 'pooler'
   if classify:
+    c.model.pooling = 'pooler'
     c.eval.update(metrics=('accuracy',), best='accuracy')
   else:
     c.eval.metrics = ('bleu', 'chrf')

@@ -176,6 +176,7 @@ def test_runs_are_compared(run, trained, tmp_path):
 def test_a_run_has_a_report_and_several_one_of_all(trained, tmp_path, capsys, monkeypatch):
   workdir, _ = trained
   other = changed_copy(workdir, tmp_path / 'other', train={'steps': 2})
+  shutil.rmtree(other / 'attention', ignore_errors=True)  # that of another test
   (other / 'attention').mkdir()
   (other / 'attention' / 'abc.html').write_text('a page')
 

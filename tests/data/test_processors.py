@@ -160,7 +160,9 @@ def test_image_with_many_captions_is_decoded_once(monkeypatch, pictures):
   from transformer.data import images
 
   read, seen = images.read, []
-  monkeypatch.setattr(images, 'read', lambda *given: seen.append(given[0]) or read(*given))
+  monkeypatch.setattr(
+    images, 'read', lambda *given, **more: seen.append(given[0]) or read(*given, **more)
+  )
   first, second = (example['inputs'] for example in pictures[:2])
   field = ImageProcessor(height=6, width=9, channels=1, patch=3).encode_column(
     [first, first, second, second]

@@ -149,7 +149,10 @@ def choose(call: Call) -> str:
     reasons[name] = implementation.why_not(call) or implementation.why_slower(call)
     if not reasons[name]:
       break
-  others = [f'not {other}: {reason}' for other, reason in reasons.items() if reason]
+  # of a mesh that does not divide rows nothing needs to be said
+  others = [
+    f'not {other}: {reason}' for other, reason in reasons.items() if reason not in ('', NO_MESH)
+  ]
   _log_once('; '.join([f'attention on {call.platform} is computed by {name}', *others]))
   return name
 
@@ -275,6 +278,9 @@ def why_slower_blockwise(call: Call) -> str:
   return '' if min(T, S) >= LONG else f'fewer scores than {LONG} x {LONG}'
 
 
+NO_MESH = 'no mesh divides the positions of a row'
+
+
 def sequence(call: Call) -> Array:
   """Each device its own targets, where a mesh divides rows; see `sequence_attention`."""
   return sequence_attention(call.q, call.k, call.v, call.mask, **call.of_scores)
@@ -284,7 +290,7 @@ def why_not_sequence(call: Call) -> str:
   """Return why devices cannot share the targets of the call, or ''."""
   T, S, count = call.q.shape[1], call.k.shape[1], shards()
   if count == 1:
-    return 'no mesh divides the positions of a row'
+    return NO_MESH
   if T % count or S % count:
     return f'{count} devices do not divide {T} targets and {S} sources'
   return why_not_blockwise(call)
