@@ -361,6 +361,15 @@ def test_a_damaged_file_is_found(workdir, how):
 
 
 @LEFT_BEHIND
+def test_a_checkpoint_is_named_that_orbax_cannot_open(workdir):
+  (file,) = (file for file in files(workdir) if file.name == '_CHECKPOINT_METADATA')
+  whole = file.read_text()
+  file.write_text(whole.replace('item_handlers', 'item_hand;ers'))
+  assert is_found(workdir)
+  file.write_text(whole)
+
+
+@LEFT_BEHIND
 @pytest.mark.slow
 def test_many_damaged_checkpoints_are_restored_right_or_named(workdir, rng, pytestconfig):
   for _ in range(pytestconfig.getoption('damaged')):

@@ -71,9 +71,23 @@ class Checkpoints(contextlib.AbstractContextManager):
     self.folder = reachable(workdir) / 'checkpoints'
     self._link, folder = _plain(self.folder)
     self._kept, self._run = Kept(keep), dict(about or {})
-    self._last = ocp.training.Checkpointer(folder / 'last', preservation_policy=self._kept)
-    self._best = ocp.training.Checkpointer(folder / 'best', preservation_policy=Kept(1))
+    self._last = self._opened(folder / 'last', self._kept)
+    self._best = self._opened(folder / 'best', Kept(1))
     self._saving: Any = None  # what Orbax does in the background
+
+  def _opened(self, folder: epath.PathLike, kept: Kept) -> ocp.training.Checkpointer:
+    """Return what reads and saves the checkpoints of a folder.
+
+    Raises:
+      Damaged: what one of them says of itself cannot be read.
+    """
+    try:
+      return ocp.training.Checkpointer(folder, preservation_policy=kept)
+    except ValueError:  # which does not name the checkpoint
+      for step in sorted(epath.Path(folder).iterdir()):
+        with _damage_named(self.folder / step.parent.name / step.name):
+          ocp.checkpointables_metadata(step)
+      raise
 
   def __exit__(self, *_):
     """Wait for the save in progress; its errors are raised here."""
@@ -87,7 +101,12 @@ class Checkpoints(contextlib.AbstractContextManager):
       self._finish()
 
   def save(
-    self, state: Any, step: int, *, extra: bool = False, scores: Mapping[str, float] | None = None
+    self,
+    state: Any,
+    step: int,
+    *,
+    extra: bool = False,
+    scores: Mapping[str, float | int] | None = None,
   ):
     """Start to save the state, unless its step is saved; return before it is on disk.
 
@@ -95,7 +114,7 @@ class Checkpoints(contextlib.AbstractContextManager):
       state: arrays.
       step: of the state.
       extra: whether the run would not save here if it were not stopped.
-      scores: the metrics that are known.
+      scores: the metrics that are known, with their step.
     """
     self.wait()
     steps = _steps(self._last)
