@@ -407,10 +407,10 @@ def test_the_choice_is_logged_once_with_its_reason(rng, monkeypatch, caplog):
       assert (y is q) == (platform == 'cuda')
   kernels._log_once.cache_clear()
   assert [record.message for record in caplog.records] == [
-    'attention on cpu is computed by reference; not sequence: no mesh divides the positions of a '
-    'row; not cudnn: cpu is no NVIDIA GPU of compute capability 8.0 or more; not splash: cpu is no '
-    'TPU; not blockwise: fewer scores than 2048 x 2048',
-    'attention on cuda is computed by cudnn; not sequence: no mesh divides the positions of a row',
+    'attention on cpu is computed by reference; not cudnn: cpu is no NVIDIA GPU of compute '
+    'capability 8.0 or more; not splash: cpu is no TPU; not blockwise: fewer scores than 2048 x '
+    '2048',
+    'attention on cuda is computed by cudnn',
   ]
 
 
