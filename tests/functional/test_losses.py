@@ -253,3 +253,22 @@ def test_ctc_is_the_sum_over_all_alignments(blank, rng):
   # of logits that are real and aligned the gradient is softmax minus expected counts: its sum is 0
   np.testing.assert_allclose(gradient[real].sum(axis=-1), 0, atol=1e-5)
   assert np.abs(gradient[2]).max() > 0.01
+
+
+def test_the_second_derivative_in_16_bits_is_that_of_32(rng):
+  x, table, v = (
+    jnp.asarray(rng.normal(size=shape), 'float32') for shape in ((6, 8), (12, 8), (12, 8))
+  )
+  targets, ones = jnp.asarray(rng.integers(0, 12, 6)), jnp.ones(6)
+
+  def product(dtype):
+    """The Hessian in the table, times v."""
+
+    def slope(table):
+      loss = lambda table: linear_cross_entropy(x, table, targets, ones, dtype=dtype)[0].sum
+      return jnp.vdot(jax.grad(loss)(table), v)
+
+    return np.ravel(jax.jit(jax.grad(slope))(table))
+
+  wide, narrow = product('float32'), product('bfloat16')
+  assert np.linalg.norm(wide - narrow) < 0.03 * np.linalg.norm(wide) > 0.1

@@ -159,8 +159,24 @@ def _linear_cross_entropy_derivative(settings, primals, tangents):
   return (loss, nll), (slope.astype(loss.dtype), jnp.zeros_like(nll))
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
 def _loss_and_gradient(x, table, targets, weights, settings):
   """((loss, nll), (gradient of the loss in x, in the table)), weighted and summed."""
+  return _by_chunks(x, table, targets, weights, settings, _round)
+
+
+@_loss_and_gradient.defjvp
+def _second_derivative(settings, primals, tangents):
+  # Bits have no derivative. A rule for `_round` would be lost: JAX drops that of a function inside
+  # a scan inside another rule.
+  plainly = functools.partial(
+    _by_chunks, settings=settings, rounded=lambda x, dtype: x.astype(dtype)
+  )
+  return jax.jvp(plainly, primals, tangents)
+
+
+def _by_chunks(x, table, targets, weights, settings, rounded):
+  """`_loss_and_gradient`, where rounded(x, dtype) is x in the dtype of the products."""
   dtype, smoothing, z_loss, on_cpu = settings
   (R, D), N = x.shape, len(table)
   narrow = table.astype(dtype)
@@ -172,7 +188,7 @@ def _loss_and_gradient(x, table, targets, weights, settings):
     peak = jnp.max(logits, axis=-1, keepdims=True)
     true = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
     # the one array [rows, N] that is read again, as an operand: made once, and narrow
-    e = jax.lax.optimization_barrier(_round(jnp.exp(logits - peak), dtype))
+    e = jax.lax.optimization_barrier(rounded(jnp.exp(logits - peak), dtype))
     z = jnp.sum(e.astype(jnp.float32), axis=-1)
     log_z = peak[:, 0] + jnp.log(z)
     nll = log_z - true
@@ -198,7 +214,6 @@ def _loss_and_gradient(x, table, targets, weights, settings):
   return (jnp.sum(loss), jnp.sum(nll)), (x_gradient.astype(x.dtype), table_gradient)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _round(x, dtype):
   """x.astype(dtype); to bfloat16 by integers, which XLA's CPU backend fuses and vectorizes."""
   if dtype != jnp.bfloat16:
@@ -206,11 +221,6 @@ def _round(x, dtype):
   bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
   bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
   return jax.lax.bitcast_convert_type(bits.astype(jnp.uint16), dtype)
-
-
-@_round.defjvp
-def _round_derivative(dtype, primals, tangents):
-  return _round(*primals, dtype), tangents[0].astype(dtype)
 
 
 @with_auto_axes
