@@ -204,7 +204,7 @@ def filter_logits(
 
 
 def check_filters(*, temperature: float, top_k: int, top_p: float, min_p: float):
-  """Raise ValueError where an argument of `filter_logits` is none of its values."""
+  """Raise ValueError where an argument of `filter_logits` is out of its range."""
   if not temperature >= 0:
     raise ValueError(f'temperature {temperature} is negative: pass 0 (greedy) or more')
   if top_k < 0:

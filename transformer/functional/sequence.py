@@ -39,7 +39,7 @@ def sequence_attention(
   soft_cap: float = 0.0,
   sinks: Float[Array, 'H'] | None = None,
 ) -> Float[Array, 'B T H V']:
-  """`multi_head_attention` of a mask that keeps its structure; the laws of `attention` hold.
+  """Return `multi_head_attention` of rows whose positions are divided between devices.
 
   Args:
     q, k, v, scale, soft_cap, sinks: as in `multi_head_attention`; `shards` divides T and S.
