@@ -19,7 +19,7 @@ from transformer.modules.heads import Classifier, MaskedTokens
 from transformer.modules.model import Decoder, Encoder
 from transformer.training import experiment, optimizers, sharding
 from transformer.training.checks import check
-from transformer.training.commands import published_settings
+from transformer.training.exports import published_settings
 from transformer.training.optimizers import parameter_path
 from transformer.training.warm_start import copy_parameters, warm_start
 from transformer.zoo.families.rows import leaves

@@ -26,7 +26,7 @@ from transformer.tasks.classification import Classification
 from transformer.tasks.language_model import PromptProcessor
 from transformer.tasks.seq2seq import Seq2Seq
 from transformer.tasks.span_corruption import SpanCorruption
-from transformer.training.commands import published_settings
+from transformer.training.exports import published_settings
 from transformer.zoo import presets
 from transformer.zoo.families import FAMILIES
 from transformer.zoo.families.family import read_config, read_towers

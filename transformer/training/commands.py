@@ -13,9 +13,8 @@ import jax
 from absl import logging
 from ml_collections import config_flags
 
-from transformer.inference.checks import check_finite
 from transformer.inference.predict import predict, predict_each
-from transformer.training import loop, processes, reporting, sweep
+from transformer.training import comparison, loop, processes, report_page, reporting, sweep
 from transformer.training.checkpoints import digest
 from transformer.training.checks import check
 from transformer.training.command_line import FAILURE, USAGE, explain, printable, usage_error
@@ -23,7 +22,7 @@ from transformer.training.config import describe
 from transformer.training.experiment import Experiment, reopen, restore_best
 from transformer.training.input_lines import read_chunks
 from transformer.training.machine import cores, start_devices
-from transformer.training.results import evaluate_split, evaluate_splits
+from transformer.training.results import evaluate_splits
 from transformer.training.signals import Signals, Stopped
 from transformer.training.start import draft_run, prepare_corpus, start_run
 from transformer.training.step import Model
@@ -31,17 +30,18 @@ from transformer.training.workdir import Workdir, default_workdir, write, write_
 
 
 def main(flags: Any, folders: Sequence[str] = ()) -> int:
-  """Run the mode that the flags ask for, and return the exit status.
+  """Run the mode of `--mode`, and return the exit status.
 
   Args:
-    flags: of absl.
-    folders: the runs that --mode=runs compares, or --mode=inspect reads.
+    flags: of `run.py`, parsed.
+    folders: the arguments after the flags: the runs that --mode=runs or report compares, or the
+      one or two that --mode=inspect reads.
   """
   workdir = None
   try:
     if flags.mode in OF_FOLDERS:
       return OF_FOLDERS[flags.mode](folders, pathlib.Path(flags.workdir or 'runs'))
-    if getattr(flags, 'jobs', 1) < 2:  # else each job has its own
+    if getattr(flags, 'jobs', 1) < 2:  # otherwise each job starts them in its own process
       start_devices()
     if flags.mode == 'inspect':
       return _inspect(folders or [flags.workdir or 'runs'], flags)
@@ -50,7 +50,7 @@ def main(flags: Any, folders: Sequence[str] = ()) -> int:
     config = _config(flags)
     workdir = Workdir(flags.workdir or default_workdir(str(config.get('experiment'))))
     status = MODES[flags.mode](config, workdir, flags)
-    sys.stdout.flush()  # here, where a closed pipe is an error like any other
+    sys.stdout.flush()  # inside the try, so that a closed pipe is handled below
     return status
   except FloatingPointError as error:
     print(f'error: {printable(str(error))}', file=sys.stderr)
@@ -59,15 +59,29 @@ def main(flags: Any, folders: Sequence[str] = ()) -> int:
     processes.stop_all(signal.SIGINT, 'SIGINT: stopped')
     print('SIGINT: stopped', file=sys.stderr)
     return 128 + signal.SIGINT
-  except BrokenPipeError:  # run.py ends quietly
+  except BrokenPipeError:  # run.py handles it
     raise
   except Exception as error:
     logging.debug('raised here', exc_info=True)  # --verbosity=1 shows it
     processes.wait_for_lost_process()
     error = explain(error, workdir)
-    if isinstance(error, (ValueError, OSError)):  # what a user can correct
+    if isinstance(error, (ValueError, OSError)):  # the user can correct it
       usage_error(error)
     raise
+
+
+def _config(flags) -> dict[str, Any]:
+  """Return the config as plain Python values."""
+  if flags.config is None:
+    raise ValueError('--config names no file: give one of experiments/*.py')
+  try:
+    config = flags.config.to_dict()
+    if (folder := config['data']['dir']) and flags.mode != 'config':
+      # absolute, because the run may be used from another folder later
+      config['data']['dir'] = str(pathlib.Path(folder).expanduser().absolute())
+    return config
+  except AttributeError as error:  # ml_collections raises the errors of the file only now
+    raise ValueError(f'--config cannot be read: {error}') from error
 
 
 def _train(config, workdir, flags) -> int:
@@ -80,7 +94,7 @@ def _train(config, workdir, flags) -> int:
         model, step = restore_best(experiment, workdir)
         result = evaluate_splits(experiment, model, workdir)
         facts = {'step': int(state.step), 'best_step': step, 'state_sha256': digest(state)}
-        # with those before an interruption
+        # with the seconds before an interruption
         seconds = workdir.add_seconds(time.perf_counter() - began)
         return _print_result(config, workdir, flags, seconds, facts | result)
   except Stopped as stopped:
@@ -99,7 +113,7 @@ def _prepare(config, workdir, flags) -> int:
 
 
 def _restored(config, workdir) -> tuple[Experiment, Model, int]:
-  """Return a run, its best model, and the step of that."""
+  """Return the run of a workdir, its best model, and the step of that model."""
   experiment = reopen(config, workdir)
   return experiment, *restore_best(experiment, workdir)
 
@@ -113,37 +127,13 @@ def _evaluate(config, workdir, flags) -> int:
 
 
 def _export(config, workdir, flags) -> int:
-  from transformer.modules import adapters
   from transformer.training import exports
-  from transformer.zoo.pretrained import save_pretrained
 
-  if flags.format == 'onnx':
-    raise ValueError(
-      '--format=onnx is not written: jax2onnx, the kept converter, fails on these models (see '
-      'docs/exports.md). Give --format=stablehlo, or hf and convert that folder by its own tools'
-    )
-  if flags.int8 and flags.format == 'hf':
-    raise ValueError('--int8 is for --format=stablehlo: give both, or neither')
+  exports.check_format(flags.format, flags.int8)
   began = time.perf_counter()
   experiment, model, step = _restored(config, workdir)
-  task = experiment.task
-  facts: dict[str, Any] = {'step': step}
-  adapters.merge(model)
-  check_finite(model, 'a parameter is NaN')
-  if flags.format == 'hf':
-    folder = workdir.path / 'export'
-    save_pretrained(folder, model, task.tokenizer, **published_settings(task))
-  else:
-    folder = workdir.path / f'export-{flags.format}'
-    weights = exports.weights_of(model)
-    if flags.int8:
-      before = evaluate_split(experiment, model, config['data']['val']).metrics
-      weights = exports.in_8_bits(weights)
-      rounded = exports.restored(task, model, weights)
-      after = evaluate_split(experiment, rounded, config['data']['val']).metrics
-      facts['from_to'] = {name: [before[name], after[name]] for name in after if '/' not in name}
-    exports.write(folder, task, model, weights)
-  facts |= {'folder': str(folder), 'bytes': sum(x.stat().st_size for x in folder.iterdir())}
+  facts = exports.export_run(workdir.path, experiment, model, flags.format, flags.int8)
+  facts = {'step': step} | facts
   return _print_result(config, workdir, flags, time.perf_counter() - began, facts)
 
 
@@ -170,9 +160,10 @@ def _print_result(config, workdir, flags, seconds, result) -> int:
 
 
 def _predict(config, workdir, flags) -> int:
+  """Print one line of output for each line of input, in chunks; errors go to stderr."""
   experiment, model, _ = _restored(config, workdir)
-  task, status, answered = experiment.task, 0, 0
-  shown = printable if sys.stdout.isatty() else str
+  task, status, lines_done = experiment.task, 0, 0
+  escaped = printable if sys.stdout.isatty() else str
   if sys.stdout.isatty() and hasattr(task, 'stream') and task.decoding.beams == 1:
     return _stream(task, model, flags)
   method = None
@@ -183,18 +174,19 @@ def _predict(config, workdir, flags) -> int:
         f'decode.num_return_sequences={n}: the task {config["task"]} has one answer for a line'
       )
   for chunk in read_chunks(flags.input, size=16 * task.decoding.batch_size):
-    for number, answer in enumerate(predict_each(task, model, chunk, method), start=answered + 1):
+    answers = predict_each(task, model, chunk, method)
+    for number, answer in enumerate(answers, start=lines_done + 1):
       if isinstance(answer, Exception):
         _print_error(number, f'{answer}. Its output line is empty')
         status, answer = USAGE, ''
-      print(shown(_text(answer, workdir).replace('\n', ' ')))
-    answered += len(chunk)
+      print(escaped(_text(answer, workdir).replace('\n', ' ')))
+    lines_done += len(chunk)
     sys.stdout.flush()
   return status
 
 
 def _stream(task, model, flags) -> int:
-  """Print the continuation of each line while it is generated, line ends included."""
+  """Print the continuation of each line while it is generated; it may have several lines."""
   status, lines = 0, (line for (line,) in read_chunks(flags.input, size=1))
   for number, line in enumerate(lines, start=1):
     try:
@@ -220,6 +212,7 @@ def _serve(config, workdir, flags) -> int:
 def _attend(config, workdir, flags) -> int:
   from transformer.inspection.inside import look
 
+  """Write a page and two pictures of the attention weights for each line of input."""
   experiment, model, _ = _restored(config, workdir)
   task, pictures = experiment.task, []
   for number, (line,) in enumerate(read_chunks(flags.input, size=1), start=1):
@@ -238,18 +231,21 @@ def _attend(config, workdir, flags) -> int:
       files[kind] = str(file.with_suffix(f'.{kind}'))
       inside.draw(files[kind])
     pictures.append({'input': line, 'output': output, **files})
-  result = {'experiment': config['experiment'], 'mode': 'attend', 'pictures': pictures}
-  print(json.dumps(result, ensure_ascii=False))
+  _print_json({'experiment': config['experiment'], 'mode': 'attend', 'pictures': pictures})
   return 0
 
 
-def _text(answer: str | bytes, workdir: Workdir) -> str:
-  """Return an answer as text: of a sound the path of a new file."""
+def _text(answer: str | bytes | list, workdir: Workdir) -> str:
+  """Return an answer as text; for a sound, the path of the file that it is written to."""
   if isinstance(answer, str):
     return answer
-  if isinstance(answer, list):  # the best answers, with their scores
+  if isinstance(answer, list):  # several answers with their scores
     return json.dumps(answer, ensure_ascii=False)
   return str(write_new(workdir.path / 'wav', answer, '.wav'))
+
+
+def _print_json(result: dict[str, Any]):
+  print(json.dumps(result, ensure_ascii=False))
 
 
 def _print_error(number: int, error: Any):
@@ -257,7 +253,7 @@ def _print_error(number: int, error: Any):
 
 
 def _sweep(config, workdir, flags) -> int:
-  """Train every variant, also after one that failed; a signal ends all."""
+  """Train every variant; one that fails does not stop the others, a signal stops all."""
   file = config_flags.get_config_filename(flags['config']).partition(':')[0]
   runs = sweep.variants(config, file, workdir.path)
   if flags.jobs > 1:
@@ -281,37 +277,19 @@ def _sweep(config, workdir, flags) -> int:
         outcomes.append(f'{type(error).__name__}: {explain(error, run.workdir)}')
         print(f'error: sweep {i + 1}: {printable(outcomes[-1])}', file=sys.stderr)
   if processes.is_first():
-    _print_sweep(config, workdir, runs, outcomes)
+    results = sweep.results(runs, outcomes)
+    print(sweep.table(results))
+    result = {'experiment': config['experiment'], 'mode': 'sweep', 'runs': results}
+    if finished := [x['workdir'] for x in results if x['outcome'] == 'ok']:
+      plot = workdir.path / 'sweep.png'
+      comparison.draw(finished, plot)
+      result['plot'] = str(plot)
+    _print_json(result)
   return FAILURE if {*outcomes} - {'ok'} else 0
 
 
-def _print_sweep(config, workdir, runs: list[sweep.Variant], outcomes: list[str]):
-  """Print a table of the variants, and draw those that have ended well."""
-  from transformer.training import comparison
-
-  results: list[dict[str, Any]] = []
-  for run, outcome in zip(runs, outcomes, strict=True):
-    metrics = {'metrics': sweep.metrics_of(run)} if outcome == 'ok' else {}
-    results.append(
-      {'changed': run.changed, 'workdir': str(run.workdir), 'outcome': outcome, **metrics}
-    )
-  print(comparison.table({f'sweep-{i}': _row(result) for i, result in enumerate(results)}))
-  result = {'experiment': config['experiment'], 'mode': 'sweep', 'runs': results}
-  if ended := [result['workdir'] for result in results if result['outcome'] == 'ok']:
-    result['plot'] = str(workdir.path / 'sweep.png')
-    comparison.draw(ended, pathlib.Path(result['plot']))
-  print(json.dumps(result, ensure_ascii=False))
-
-
-def _row(result: dict[str, Any]) -> dict[str, Any]:
-  """Return the column of a variant in the table: what it changes, its outcome, its metrics."""
-  metrics = {name: x for name, x in result.get('metrics', {}).items() if name.count('/') < 2}
-  return result['changed'] | {'outcome': result['outcome'].partition(':')[0]} | metrics
-
-
 def _compare_runs(folders: Sequence[str], folder: pathlib.Path) -> int:
-  from transformer.training import comparison, report_page
-
+  """Print a table of the runs, and write a plot and a page that compare them into `folder`."""
   if not folders:
     raise ValueError('--mode=runs compares runs: give their folders, as in --mode=runs runs/*')
   rows, plot = comparison.compare(folders), folder / 'runs.png'
@@ -319,30 +297,27 @@ def _compare_runs(folders: Sequence[str], folder: pathlib.Path) -> int:
   comparison.draw(folders, plot)
   page = plot.with_suffix('.html')
   write(page, report_page.page(folders, rows, folder))
-  result = {'mode': 'runs', 'plot': str(plot), 'page': str(page), 'runs': rows}
-  print(json.dumps(result, ensure_ascii=False))
+  _print_json({'mode': 'runs', 'plot': str(plot), 'page': str(page), 'runs': rows})
   return 0
 
 
 def _report(folders: Sequence[str], folder: pathlib.Path) -> int:
-  """Write a page into each run's folder, and one that compares them, if they are several."""
-  from transformer.training import comparison, report_page
-
+  """Write a page into the folder of each run; if there are several, also one that compares them."""
   if not folders:
     raise ValueError('--mode=report describes runs: give their folders, as in --mode=report runs/*')
   groups = {pathlib.Path(one): [one] for one in folders}
   if len(folders) > 1:
     groups[folder] = [*folders]
-  for where, runs in groups.items():
-    page = report_page.page(runs, comparison.compare(runs), where)
-    write(where / 'report.html', page)
-  pages = [str(where / 'report.html') for where in groups]
-  print(json.dumps({'mode': 'report', 'pages': pages}, ensure_ascii=False))
+  pages = []
+  for target, runs in groups.items():
+    pages.append(str(target / 'report.html'))
+    write(target / 'report.html', report_page.page(runs, comparison.compare(runs), target))
+  _print_json({'mode': 'report', 'pages': pages})
   return 0
 
 
 def _inspect(folders: Sequence[str], flags) -> int:
-  """Print what a checkpoint holds, or where two differ."""
+  """Print the contents of a checkpoint, or the differences between two."""
   from transformer.training import checkpoint_report
 
   steps = flags.step.split(',')
@@ -356,7 +331,7 @@ def _inspect(folders: Sequence[str], flags) -> int:
   else:
     result['differences'], result['same'] = checkpoint_report.compare(*arrays)
   if flags.json:
-    print(json.dumps(reporting.without_nan(result), ensure_ascii=False))
+    _print_json(reporting.without_nan(result))
   else:
     print(checkpoint_report.text(result))
   return 0
@@ -367,21 +342,11 @@ def _print_config(config, workdir, flags) -> int:
   return 0
 
 
-def published_settings(task) -> dict[str, Any]:
-  """Return what config.json says of a task: the names of its classes, where its decoder starts."""
-  settings: dict[str, Any] = {}
-  if classes := getattr(task, 'classes', ()):
-    settings['id2label'] = {str(i): name for i, name in enumerate(classes)}
-  if (start := getattr(task, 'start_token', None)) is not None:
-    settings['decoder_start_token_id'] = start
-  return settings
-
-
 def _doctor(config, workdir, flags) -> int:
   from transformer.inspection import self_test
 
   report = self_test.run()
-  print(json.dumps({'mode': 'doctor', **report}))
+  _print_json({'mode': 'doctor', **report})
   return 0 if report['passed'] else FAILURE
 
 
@@ -395,7 +360,7 @@ def _plan(config, workdir, flags) -> int:
     print(plan.table(plans))
   else:
     facts = {'mode': 'plan', 'experiment': config['experiment'], 'topology': flags.topology}
-    print(json.dumps(facts | {'plans': [found.as_dict() for found in plans]}))
+    _print_json(facts | {'plans': [each.as_dict() for each in plans]})
   return 0 if plans[-1].fits else FAILURE
 
 
@@ -405,11 +370,11 @@ def _profile(config, workdir, flags) -> int:
   experiment = draft_run(config, workdir)
   steps = min(10, experiment.settings.train.steps)
   result = profile(experiment, workdir.path / 'profile', steps)
-  print(json.dumps({'mode': 'profile', 'experiment': config['experiment'], **result}))
+  _print_json({'mode': 'profile', 'experiment': config['experiment'], **result})
   return 0
 
 
-# The modes that take the folders of runs, and no config.
+# The modes whose arguments are folders of runs; they read no config.
 OF_FOLDERS = {'runs': _compare_runs, 'report': _report}
 MODES = {
   'train': _train,
@@ -425,19 +390,4 @@ MODES = {
   'plan': _plan,
   'profile': _profile,
 }
-
-
-SEVERAL = ('train', 'evaluate', 'sweep', 'config')  # the modes for several processes
-
-
-def _config(flags) -> dict[str, Any]:
-  """Return the config as plain Python values."""
-  if flags.config is None:
-    raise ValueError('--config names no file: give one of experiments/*.py')
-  try:
-    config = flags.config.to_dict()
-    if (folder := config['data']['dir']) and flags.mode != 'config':  # the run is used elsewhere
-      config['data']['dir'] = str(pathlib.Path(folder).expanduser().absolute())
-    return config
-  except AttributeError as error:  # ml_collections raises an error in the file only here
-    raise ValueError(f'--config cannot be read: {error}') from error
+SEVERAL = ('train', 'evaluate', 'sweep', 'config')  # the modes that several processes can run

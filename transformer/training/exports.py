@@ -1,7 +1,8 @@
-"""A run as one folder that runs without this package: functions, weights, tokenizer, predict.py.
+"""Exports of a run: for the `transformers` library (hf), or to run without this code (stablehlo).
 
-The functions are StableHLO by `jax.export`, for any batch and length, on CPU, GPU and TPU. Weights
-are their first argument, a dict, so that one file of weights serves all of them.
+A stablehlo folder has functions, weights, tokenizer and predict.py. The functions are StableHLO by
+`jax.export`, for any batch size and length, on CPU, GPU and TPU. Their first argument is a dict of
+weights, so that one file of weights serves all of them.
 """
 
 import dataclasses
@@ -11,7 +12,6 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flatbuffers  # noqa: F401  # by which jax.export writes a function
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,17 +20,21 @@ from jax import export
 from safetensors.numpy import save
 
 from transformer.functional.quantization import Quantized, dequantize, quantize
+from transformer.inference.checks import check_finite
+from transformer.modules import adapters
 from transformer.modules.cache import Cache
 from transformer.modules.model import Memory
 from transformer.tasks.classification import Classification
 from transformer.tasks.language_model import LanguageModel
 from transformer.tasks.seq2seq import Seq2Seq
+from transformer.training.results import evaluate_split
 from transformer.training.step import Model
+from transformer.zoo.pretrained import save_pretrained
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
-# What is kept in 8 bits: the end of a name, and the axis over which a product sums.
+# The parameters that get 8 bits: (end of the name, axis that the matrix product sums over).
 IN_8_BITS = (('kernel', -2), ('embed.table', -1), ('output.table', -1))
-# Settings of decoding that predict.py does not have, each with the value that changes nothing.
+# Settings of decoding that predict.py does not support, each with the value that has no effect.
 NOT_EXPORTED = dict(
   repetition_penalty=1.0,
   no_repeated_ngrams=0,
@@ -42,20 +46,86 @@ NOT_EXPORTED = dict(
 )
 SCALE = '.scale'
 
-Functions = dict[str, tuple[Callable, tuple[Any, ...]]]
+Functions = dict[str, tuple[Callable, tuple[Any, ...]]]  # name to (function, abstract arguments)
+
+
+def check_format(format: str, int8: bool) -> None:
+  """Raise ValueError or ModuleNotFoundError unless runs can be exported in a format.
+
+  Args:
+    format: hf, stablehlo or onnx.
+    int8: whether weights are to have 8 bits.
+  """
+  if format == 'onnx':
+    raise ValueError(
+      '--format=onnx is not written: jax2onnx, the kept converter, fails on these models (see '
+      'docs/exports.md). Give --format=stablehlo, or hf and convert that folder by its own tools'
+    )
+  if int8 and format == 'hf':
+    raise ValueError('--int8 is for --format=stablehlo: give both, or neither')
+  if format == 'stablehlo':
+    import flatbuffers  # noqa: F401  # jax.export needs it to write a function
+
+
+def export_run(
+  workdir: pathlib.Path, experiment: Any, model: Model, format: str, int8: bool = False
+) -> dict[str, Any]:
+  """Write a model to WORKDIR/export (hf) or WORKDIR/export-stablehlo.
+
+  Args:
+    workdir: the folder of the run.
+    experiment: the Experiment of the run.
+    model: its adapters, if it has some, are merged in place.
+    format: hf or stablehlo.
+    int8: whether weights get 8 bits (stablehlo).
+
+  Returns:
+    {'folder': path, 'bytes': size of its files}; with int8 also 'from_to': {metric of the
+    validation split: [before, after] rounding to 8 bits}.
+
+  Raises:
+    FloatingPointError: a parameter is NaN.
+    ValueError: the format does not support the model, task or settings.
+  """
+  task, facts = experiment.task, dict[str, Any]()
+  adapters.merge(model)
+  check_finite(model, 'a parameter is NaN')
+  if format == 'hf':
+    folder = workdir / 'export'
+    save_pretrained(folder, model, task.tokenizer, **published_settings(task))
+  else:
+    folder = workdir / f'export-{format}'
+    weights = weights_of(model)
+    if int8:
+      weights = in_8_bits(weights)
+      val, rounded = experiment.settings.data.val, restored(task, model, weights)
+      before, after = (evaluate_split(experiment, x, val).metrics for x in (model, rounded))
+      facts['from_to'] = {name: [before[name], after[name]] for name in after if '/' not in name}
+    write(folder, task, model, weights)
+  return facts | {'folder': str(folder), 'bytes': sum(x.stat().st_size for x in folder.iterdir())}
+
+
+def published_settings(task: Any) -> dict[str, Any]:
+  """Return the keys of config.json (hf) that depend on the task: class names, start token."""
+  settings: dict[str, Any] = {}
+  if classes := getattr(task, 'classes', ()):
+    settings['id2label'] = {str(i): name for i, name in enumerate(classes)}
+  if (start := getattr(task, 'start_token', None)) is not None:
+    settings['decoder_start_token_id'] = start
+  return settings
 
 
 def write(folder: pathlib.Path, task: Any, model: Model, weights: Mapping[str, Any]) -> None:
-  """Write the functions, the weights, the tokenizer, config.json and predict.py.
+  """Write a stablehlo folder: functions, weights, tokenizer, config.json and predict.py.
 
   Args:
     folder: created if it does not exist.
-    task: of the run.
-    model: whose config and kind the functions have.
-    weights: of `weights_of`, or the same in 8 bits.
+    task: gives the functions and the tokenizer.
+    model: gives the architecture of the functions.
+    weights: from `weights_of` or `in_8_bits`.
 
   Raises:
-    ValueError: predict.py cannot answer the requests of the task, or not with these settings.
+    ValueError: predict.py does not support the task, or its settings of decoding.
   """
   functions, facts = _functions(task, model)
   shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
@@ -78,29 +148,32 @@ def write(folder: pathlib.Path, task: Any, model: Model, weights: Mapping[str, A
 
 
 def weights_of(model: Model) -> dict[str, jax.Array]:
-  """Return the parameters of a model by their names, such as stack.blocks.attention.out.kernel."""
+  """Return {name: parameter} of a model, with names such as stack.blocks.attention.out.kernel."""
   return dict(zip(*_named(nnx.to_pure_dict(nnx.state(model))), strict=True))
 
 
 def in_8_bits(weights: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-  """Return weights whose kernels and tables of tokens have 8 bits, each with its scales."""
-  found = dict(weights)
+  """Return the weights with kernels and token tables as int8, and their scales as NAME.scale."""
+  quantized = dict(weights)
   for name, array in weights.items():
     for end, axis in IN_8_BITS:
       if f'.{name}'.endswith(f'.{end}'):
-        found[name], found[name + SCALE] = quantize(array, axis)
-  return found
+        quantized[name], quantized[name + SCALE] = quantize(array, axis)
+  return quantized
 
 
 def restored(task: Any, model: Model, weights: Mapping[str, jax.Array]) -> Model:
-  """Return the model that weights in 8 bits stand for, for its metrics."""
+  """Return a model like `model` with these weights, dequantized where they have 8 bits."""
   return _restorer(task, model, model.config.platform)(weights)
 
 
 def _restorer(task: Any, model: Model, platform: str | None = 'cpu') -> Callable:
-  """Return a function of weights that makes the model, as compiled for a platform.
+  """Return a function from weights to a model like `model`.
 
-  The forms of programs that are chosen for a CPU are those that run everywhere.
+  Args:
+    task: makes the model.
+    model: gives the config.
+    platform: that the model chooses its kernels for; those for a CPU run everywhere.
   """
   config = dataclasses.replace(model.config, platform=platform)
   graph, state = nnx.split(jax.eval_shape(lambda: task.init(config, jax.random.key(0))))
@@ -126,7 +199,7 @@ def _named(tree: Any) -> tuple[list[str], list[Any]]:
 
 
 def _functions(task: Any, model: Model) -> tuple[Functions, dict[str, Any]]:
-  """Return the functions of a model with their arguments, and the content of config.json."""
+  """Return the functions to export, with abstract arguments, and the content of config.json."""
   makers = {
     Classification: ('classification', _classifier),
     LanguageModel: ('language_model', _decoder),
@@ -197,7 +270,12 @@ def _encoder_decoder(task, model):
 
 
 def _searched(task, model, start):
-  """Return the shapes of an empty cache as a list, a function from that list, and the facts."""
+  """Return what the exports of decoders share.
+
+  Returns:
+    A function (batch, length) to the leaves of an abstract cache; a function from leaves to the
+    cache; the keys of config.json about decoding.
+  """
   decoding, tokenizer = task.decoding, task.tokenizer
   if changed := [name for name, value in NOT_EXPORTED.items() if getattr(decoding, name) != value]:
     raise ValueError(
@@ -210,11 +288,11 @@ def _searched(task, model, start):
     return jax.eval_shape(lambda: Cache.empty(config, b, c))
 
   shapes, tree = jax.tree.flatten(cache_of_size(*export.symbolic_shape('b, c')))
-  never = (tokenizer.pad, start, *tokenizer.sentinels)
+  never_generated = (tokenizer.pad, start, *tokenizer.sentinels)
   facts = {
     'max_new_tokens': decoding.max_new_tokens,
     'ends': tokenizer.ends,
-    'suppress': decoding.for_model(model, never, eos=tokenizer.ends).suppress,
+    'suppress': decoding.for_model(model, never_generated, eos=tokenizer.ends).suppress,
     'cache': [
       [[n if isinstance(n, int) else str(n) for n in x.shape], str(x.dtype)] for x in shapes
     ],

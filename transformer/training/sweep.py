@@ -1,7 +1,4 @@
-"""The variants of an experiment, trained one after the other or several at once.
-
-Every variant has a workdir and an outcome: one that fails does not end the others.
-"""
+"""The variants of an experiment: made by its function sweep(add), trained several at once."""
 
 import contextlib
 import json
@@ -18,7 +15,7 @@ from typing import Any, NamedTuple
 from absl import logging
 from ml_collections import ConfigDict
 
-from transformer.training import workdir
+from transformer.training import comparison, workdir
 from transformer.training.checks import check
 from transformer.training.config import FORMAT
 from transformer.training.machine import cores
@@ -32,9 +29,9 @@ class Variant(NamedTuple):
   """One run of a sweep.
 
   Attributes:
-    changed: what sweep(add) has changed, by keys such as optimizer.learning_rate.
-    config: the whole, checked.
-    workdir: of the run.
+    changed: the values that sweep(add) changed, by keys such as optimizer.learning_rate.
+    config: the whole config, checked.
+    workdir: the folder of its run.
   """
 
   changed: dict[str, Any]
@@ -66,13 +63,13 @@ def variants(config: dict[str, Any], file: str, folder: pathlib.Path) -> list[Va
 
 
 def train_at_once(runs: list[Variant], jobs: int) -> tuple[list[str], int]:
-  """Train variants in processes of their own, `jobs` at a time.
+  """Train each variant in its own process, `jobs` at a time; a failure does not end the others.
 
-  Each has a share of the processor cores, and a GPU of its own where there are any. Its log is
-  log.txt in its workdir. A signal is passed on, and ends them all after they have saved.
+  Each process has a share of the processor cores and, if there are GPUs, one of them. Its log is
+  log.txt in its workdir. After a signal all processes save and end.
 
   Returns:
-    The outcomes, and the number of the signal that ended them, or 0.
+    The outcome of each variant ('ok' or an error), and the number of the signal, or 0.
 
   Raises:
     ValueError: there are fewer cores or GPUs than jobs.
@@ -80,7 +77,7 @@ def train_at_once(runs: list[Variant], jobs: int) -> tuple[list[str], int]:
   outcomes = [''] * len(runs)
   waiting, running = [*enumerate(runs)], dict[int, tuple[int, subprocess.Popen]]()
   shares = _shares(jobs)
-  with Signals() as signals, _ending(running):
+  with Signals() as signals, _stopped_at_end(running):
     signals.listen()
     while (waiting or running) and not signals.received:
       for slot in range(jobs):
@@ -97,45 +94,46 @@ def train_at_once(runs: list[Variant], jobs: int) -> tuple[list[str], int]:
 
 
 @contextlib.contextmanager
-def _ending(running: dict[int, tuple[int, subprocess.Popen]]) -> Iterator[None]:
-  """Ask the processes that still run at the end to stop, and wait until they have saved."""
+def _stopped_at_end(running: dict[int, tuple[int, subprocess.Popen]]) -> Iterator[None]:
+  """Stop the processes that still run at the end of the block; wait until they have saved."""
   try:
     yield
   finally:
     for _, process in running.values():
-      process.terminate()  # nothing happens if it has ended
+      process.terminate()  # has no effect on one that has ended
     for _, process in running.values():
       process.wait()
 
 
 def _shares(jobs: int) -> list[tuple[list[int], dict[str, str]]]:
-  """Return the cores of each job, and what its environment has more."""
+  """Return the cores of each job, and the environment variables to add for it."""
   gpus = sorted(pathlib.Path('/dev').glob('nvidia[0-9]*'))
   if jobs > cores() or (gpus and jobs > len(gpus)):
-    there = f'{len(gpus)} GPUs' if gpus else f'{cores()} processor cores'
-    raise ValueError(f'--jobs={jobs} is more than the {there} of this machine: lower it')
-  ours = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
+    devices = f'{len(gpus)} GPUs' if gpus else f'{cores()} processor cores'
+    raise ValueError(f'--jobs={jobs} is more than the {devices} of this machine: lower it')
+  all_cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
   return [
-    (ours[slot::jobs], {'CUDA_VISIBLE_DEVICES': str(slot)} if gpus else {}) for slot in range(jobs)
+    (all_cores[slot::jobs], {'CUDA_VISIBLE_DEVICES': str(slot)} if gpus else {})
+    for slot in range(jobs)
   ]
 
 
-def _start(run: Variant, share: list[int], more: dict[str, str]) -> subprocess.Popen:
-  """Start the training of a variant; its config goes by a file."""
-  given = Workdir(run.workdir.path / 'variant')
+def _start(run: Variant, share: list[int], variables: dict[str, str]) -> subprocess.Popen:
+  """Start the training of a variant in a process that reads its config from a file."""
+  variant = Workdir(run.workdir.path / 'variant')
   text = json.dumps({'format': FORMAT, **check(run.config).as_dict()})
-  write(given.path / 'config.json', text)
-  command = [sys.executable, str(RUN), f'--config={workdir.__file__}:{given}']
+  write(variant.path / 'config.json', text)
+  command = [sys.executable, str(RUN), f'--config={workdir.__file__}:{variant}']
   command += [f'--workdir={run.workdir}', '--json']
   with (run.workdir.path / 'log.txt').open('wb') as file, _on_cores(share):
     return subprocess.Popen(
-      command, env=os.environ | more, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+      command, env=os.environ | variables, stdin=subprocess.DEVNULL, stdout=file, stderr=file
     )
 
 
 @contextlib.contextmanager
 def _on_cores(share: list[int]) -> Iterator[None]:
-  """Let the processes that are started meanwhile use these cores alone."""
+  """Restrict processes that are started inside the block to these cores; [] restricts nothing."""
   if not share:
     yield
     return
@@ -148,15 +146,34 @@ def _on_cores(share: list[int]) -> Iterator[None]:
 
 
 def _outcome(run: Variant, status: int) -> str:
-  """Return 'ok', or what the log says of the end of a process."""
+  """Return 'ok', or the last error in the log of a process that failed."""
   if not status:
     return 'ok'
   lines = (run.workdir.path / 'log.txt').read_text(errors='replace').splitlines()
   errors = [line for line in lines if re.match(r'error: |\w*(Error|Exception)\b', line)]
-  said = errors[-1] if errors else f'ended with status {status}'
-  return f'{said} (see {run.workdir}/log.txt)'
+  error = errors[-1] if errors else f'ended with status {status}'
+  return f'{error} (see {run.workdir}/log.txt)'
+
+
+def results(runs: list[Variant], outcomes: list[str]) -> list[dict[str, Any]]:
+  """Return for each variant its changes, workdir and outcome, and its metrics if it succeeded."""
+  return [
+    {'changed': run.changed, 'workdir': str(run.workdir), 'outcome': outcome}
+    | ({'metrics': metrics_of(run)} if outcome == 'ok' else {})
+    for run, outcome in zip(runs, outcomes, strict=True)
+  ]
+
+
+def table(results: list[dict[str, Any]]) -> str:
+  """Return `results` as text: a column for each variant; metrics of parts of a split left out."""
+  columns = {}
+  for i, result in enumerate(results):
+    metrics = {name: x for name, x in result.get('metrics', {}).items() if name.count('/') < 2}
+    outcome = result['outcome'].partition(':')[0]
+    columns[f'sweep-{i}'] = result['changed'] | {'outcome': outcome} | metrics
+  return comparison.table(columns)
 
 
 def metrics_of(run: Variant) -> dict[str, Any]:
-  """Return the metrics that a variant has ended with."""
+  """Return the final metrics of a variant, from its train.json."""
   return json.loads((run.workdir.path / 'train.json').read_text())['metrics']
