@@ -112,6 +112,22 @@ def test_labels_of_minus_100_without_weight_change_nothing(rng):
     np.testing.assert_array_equal(found, want)
 
 
+def test_consistency_is_the_divergence_both_ways(rng, close):
+  """Liang et al. 2021, equation 2, as loops; positions without weight may hold anything."""
+  logits, _, weights = draw(rng, (2, 3))
+  weights = jnp.repeat(weights.at[0, 0].set(0).at[1, 0].set(0.5), 2, axis=0)
+  rows = jnp.concatenate([logits, logits[::-1]]).at[:2, 0].set(jnp.nan)
+  p = np.asarray(jax.nn.softmax(rows), np.float64)
+  expected = 0.0
+  for row, position in np.ndindex(2, 3):
+    if float(weight := weights[2 * row, position]):
+      a, b = p[2 * row, position], p[2 * row + 1, position]
+      expected += float(weight) * (np.sum(a * np.log(a / b)) + np.sum(b * np.log(b / a)))
+  found, gradient = jax.jit(jax.value_and_grad(losses.consistency))(rows, weights)
+  close(found, expected)
+  assert np.isfinite(gradient).all() and not gradient[:2, 0].any()
+
+
 def test_sums_add_over_any_split(rng, close):
   batch = [np.asarray(x) for x in draw(rng, shape=(10,))]
   for f in (cross_entropy, jax.jit(accuracy)):

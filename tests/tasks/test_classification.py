@@ -70,3 +70,23 @@ def test_labels_are_compared_in_one_form_of_unicode(task):
 def test_example_gives_the_coarse_class(task):
   assert task.coarse == ['NUM', 'LOC']
   assert task.example({'inputs': 'abc', 'targets': 'LOC:city'}) == ('abc', 'LOC')
+
+
+def test_consistency_adds_the_divergence_of_two_passes(task, model, close):
+  rows = jnp.array([[5, 6, 7], [8, 9, 0]])
+  batch = dict(inputs=rows, inputs_segments=(rows != 0).astype(jnp.int32))
+  batch |= dict(label=jnp.array([0, 3]), label_segments=jnp.ones(2, jnp.int32))
+  rate = dataclasses.replace(model.config, dropout=0.5)
+  dropping = drawn(lambda: task.init(rate, jax.random.key(0)))
+  one, three = (dataclasses.replace(task, consistency=factor) for factor in (1.0, 3.0))
+
+  @jax.jit
+  def losses(model, dropping):
+    key = jax.random.key(1)
+    means = [one.loss(model, batch, None), one.loss(model, batch, key)]  # without dropout
+    means += [one.loss(dropping, batch, key), three.loss(dropping, batch, key)]
+    return [loss.value for loss, _ in means]
+
+  plain, alike, once, thrice = losses(model, dropping)
+  close(alike, plain)
+  assert thrice > once + 0.01

@@ -71,6 +71,26 @@ def cross_entropy(
 
 
 @with_auto_axes
+def consistency(logits: Float[Array, 'B *T N'], weights: Float[Array, 'B *T']) -> Float[Array, '']:
+  """Return the weighted sum of KL(p || q) + KL(q || p), in nats, of two predictions p and q.
+
+  R-Drop (Liang et al. 2021, https://arxiv.org/abs/2106.14448, equation 2): p and q are predictions
+  for one row with different dropout.
+
+  Args:
+    logits: rows 2i and 2i + 1 are p and q.
+    weights: how much each position counts, 0 for padding; alike in both rows.
+
+  >>> consistency(jnp.array([[0.0, 1.0], [1.0, 0.0]]), jnp.ones(2)).round(3)
+  Array(0.924, dtype=float32)
+  """
+  log_p = jax.nn.log_softmax(jnp.where((weights == 0)[..., None], 0, logits.astype(jnp.float32)))
+  log_p, log_q = log_p[::2], log_p[1::2]
+  divergence = jnp.sum((jnp.exp(log_p) - jnp.exp(log_q)) * (log_p - log_q), axis=-1)
+  return jnp.sum(divergence * weights[::2])
+
+
+@with_auto_axes
 def linear_cross_entropy(
   x: Float[Array, '*B D'],
   table: Float[Array, 'N D'],

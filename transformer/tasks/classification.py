@@ -15,7 +15,8 @@ from transformer.data.corpora import Source, chunks
 from transformer.data.pipeline import Columns, concatenate
 from transformer.data.processors import Line, Processor, Row, TextProcessor
 from transformer.data.tokenizers import Tokenizer
-from transformer.functional.losses import Mean, cross_entropy
+from transformer.functional.losses import Mean, consistency, cross_entropy
+from transformer.functional.search import repeat_rows
 from transformer.inference.attention_maps import Probe, self_attention
 from transformer.inference.batching import split_padding
 from transformer.inference.decoding import Batching
@@ -37,6 +38,8 @@ class Classification:
     input_processor: of images or sounds; None for texts.
     classes: the names of the classes; () for those of the training examples, sorted.
     label_smoothing: of the training loss; see losses.cross_entropy.
+    consistency: factor of the divergence between two passes with different dropout (R-Drop; see
+      losses.consistency); 0 for one pass. The paper takes 0.5 to 5. A step takes twice the time.
     coarse_until: the mark after the name of a coarse class, such as the colon of NUM:date. Training
       distinguishes all classes; evaluation and prediction the coarse ones, whose probability is the
       sum over their classes. '' if there are none.
@@ -48,6 +51,7 @@ class Classification:
   input_processor: Processor | None = None
   classes: tuple[str, ...] = ()
   label_smoothing: float = 0.0
+  consistency: float = 0.0
   coarse_until: str = ''
 
   text_fields = ('inputs',)
@@ -100,14 +104,22 @@ class Classification:
     return concatenate(parts)
 
   def loss(self, model: Classifier, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
-    """Return the smoothed cross-entropy, and the plain one of coarse classes, in nats."""
+    """Return the loss, and the plain cross-entropy of coarse classes, in nats.
+
+    The loss is the smoothed cross-entropy, with the consistency loss.
+    """
+    twice = bool(self.consistency) and key is not None
+    batch = repeat_rows(batch, 2) if twice else batch
     input_key, key = split_key(key, 2) if self.input_processor else (None, key)
     x, segments = self.processor.prepare_batch(batch['inputs'], batch['inputs_segments'], input_key)
     logits = model(x, segments=segments, key=key)
     labels, weights = batch['label'], batch['label_segments'].astype(jnp.float32)
-    smoothed = cross_entropy(logits, labels, weights, label_smoothing=self.label_smoothing)
+    loss = cross_entropy(logits, labels, weights, label_smoothing=self.label_smoothing)
+    if twice:
+      divergence = consistency(logits, weights)
+      loss = loss._replace(sum=loss.sum + self.consistency / 2 * divergence)
     labels = jnp.asarray(self._coarse_numbers())[labels]
-    return smoothed, {'nll': cross_entropy(self.coarse_logits(logits), labels, weights)}
+    return loss, {'nll': cross_entropy(self.coarse_logits(logits), labels, weights)}
 
   def _coarse_numbers(self) -> Int[np.ndarray, ' C']:
     """Return the number of the coarse class of each class."""

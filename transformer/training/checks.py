@@ -76,10 +76,12 @@ def _contradictions(settings: Settings, objective: Any, inputs: int) -> Iterator
   """
   data, model, train, decode = settings.data, settings.model, settings.train, settings.decode
   yield settings.seed < 0, f'config.seed={settings.seed} must be at least 0'
-  smoothing, z_loss = (settings.loss.get(name, 0) for name in ('label_smoothing', 'z_loss'))
+  names = ('label_smoothing', 'z_loss', 'consistency')
+  smoothing, *factors = (settings.loss.get(name, 0) for name in names)
   yield (
-    not 0 <= smoothing < 1 or z_loss < 0,
-    f'loss={settings.loss}: give 0 <= label_smoothing < 1, such as 0.1, and z_loss >= 0',
+    not 0 <= smoothing < 1 or min(factors) < 0,
+    f'loss={settings.loss}: give 0 <= label_smoothing < 1, such as 0.1, and z_loss >= 0 and '
+    'consistency >= 0',
   )
   for name, every in (
     ('train.save_every_steps', train.save_every_steps),
@@ -123,6 +125,11 @@ def without_effect(settings: Settings) -> Iterator[tuple[bool, str]]:
   yield (
     bool(settings.eval.by and not settings.eval.metrics),
     f'eval.by={settings.eval.by} reports eval.metrics, which are none',
+  )
+  yield (
+    bool(settings.loss.get('consistency')) and not settings.model['dropout'],
+    f'loss.consistency={settings.loss.get("consistency")} compares two passes with different '
+    'dropout, but model.dropout=0',
   )
   if isinstance(decode, Decoding):
     filters = {k: v for k, v in decode.filters.items() if v != getattr(Decoding, k)}

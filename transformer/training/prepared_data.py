@@ -14,6 +14,7 @@ from transformer.training.sections import Settings
 from transformer.training.workdir import write
 
 SAMPLE = 1 << 27  # characters that a tokenizer is trained on, of a larger corpus
+OF_LOSS_ALONE = ('label_smoothing', 'z_loss', 'consistency')  # keys that change no column
 Example = dict[str, Any]
 
 
@@ -112,7 +113,7 @@ def _content(settings: Settings, task: Any, split: str) -> dict[str, Any]:
   if content['kind'] == 'documents':
     content |= {'whole': task.cut.whole}
   elif train or has_files:
-    loss = {k: v for k, v in settings.loss.items() if k not in ('label_smoothing', 'z_loss')}
+    loss = {k: v for k, v in settings.loss.items() if k not in OF_LOSS_ALONE}
     content |= {'task': settings.task, 'loss': loss, 'max_length': settings.data.max_length}
     content |= {'processor': settings.processor}
   if len(content) > 1:
