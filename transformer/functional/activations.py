@@ -21,29 +21,29 @@ def soft_cap(x: Float[Array, '*X'], cap: float) -> Float[Array, '*X']:
 
 @jax.custom_jvp
 def gelu(x: Float[Array, '*X']) -> Float[Array, '*X']:
-  """Return x P(X < x) of a normal X: x (1 + erf(x / sqrt(2))) / 2.
+  """Return x P(X < x) for a standard normal X: x (1 + erf(x / sqrt(2))) / 2.
 
-  Its derivative is written out. Together they take 0.4 of the time of `jax.nn.gelu`, which is exact
-  to more digits where x < -4 and the result is near 0.
+  With the derivative written out it takes 0.4 of the time of `jax.nn.gelu`, which is exact to more
+  digits where x < -4 and the result is near 0.
 
   Hendrycks & Gimpel 2016, https://arxiv.org/abs/1606.08415, section 2.
 
   >>> gelu(jnp.array([-1.0, 0.0, 1.0])).round(2)
   Array([-0.16,  0.  ,  0.84], dtype=float32)
   """
-  return x * _normal_below(x)
+  return x * _normal_cdf(x)
 
 
 @gelu.defjvp
 def _gelu_derivative(primals, tangents):
   """dy = (P(X < x) + x p(x)) dx."""
   (x,), (dx,) = primals, tangents
-  below = _normal_below(x)
+  probability = _normal_cdf(x)
   density = jnp.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
-  return x * below, (below + x * density) * dx
+  return x * probability, (probability + x * density) * dx
 
 
-def _normal_below(x):
+def _normal_cdf(x):
   return (1 + jax.lax.erf(x / math.sqrt(2))) / 2
 
 

@@ -1,6 +1,6 @@
 """Scaled dot-product attention: the equation for one head, and for many heads by vmap.
 
-This is the specification. Every faster implementation, see `kernels`, is tested against it.
+This is the specification: the faster implementations of `kernels` are tested against it.
 """
 
 import math
@@ -41,16 +41,16 @@ def attention(
       no other row is.
     bias: added to the scaled scores (T5's relative positions, ALiBi).
     scale: multiplies q @ k.T; 1 / sqrt(K) if None. T5 uses 1.
-    soft_cap: the scaled products are kept between -cap and cap, see `activations.soft_cap`, before
-      the bias is added; 0 leaves them.
-    sink: the score of one more source, whose value is 0: the weights of a row add up to less than 1
-      (Xiao et al. 2023, https://arxiv.org/abs/2309.17453, section 3.3; OpenAI's gpt-oss).
-    assume_finite: promises that no masked row of k or v holds a NaN or Inf, so that they are not
-      searched and copied: this saves a third of the time of a decoding step on a CPU.
+    soft_cap: bounds the scaled scores by cap tanh(score / cap) before the bias is added, see
+      `activations.soft_cap`; 0 for no bound.
+    sink: the score of one extra source whose value is 0, so that the weights of a row sum to less
+      than 1 (Xiao et al. 2023, https://arxiv.org/abs/2309.17453, section 3.3; OpenAI's gpt-oss).
+    assume_finite: a promise that no masked row of k or v has a NaN or Inf. Skipping the search for
+      them saves a third of the time of a decoding step on a CPU.
 
   Returns:
-    The weighted values, in v's dtype. The scores and the softmax are float32, whatever the dtype of
-    q, k and v; the weights are then rounded to v's dtype, and 16-bit products summed in float32.
+    The weighted values, in v's dtype. Scores and softmax are always float32; the weights are then
+    rounded to v's dtype, and 16-bit products are summed in float32.
 
   Raises:
     TypeError: the mask is not a boolean array.
@@ -82,8 +82,9 @@ def attention_weights(
 ) -> Float[Array, 'T S']:
   """Attention weights of one head: softmax(q k.T / sqrt(K)).
 
-  The arguments are those of `attention`. Without a sink every row sums to 1, is exactly 0 if the
-  mask lets it attend to nothing, or NaN if it may attend to a key with NaN or Inf. Always float32.
+  The arguments are those of `attention`. The result is float32. Without a sink a row sums to 1; it
+  is exactly 0 if the mask lets it attend to nothing, and NaN if it may attend to a key with NaN or
+  Inf.
 
   >>> attention_weights(jnp.zeros((1, 2)), jnp.ones((3, 2)), mask=jnp.array([[True, True, False]]))
   Array([[0.5, 0.5, 0. ]], dtype=float32)
@@ -104,10 +105,10 @@ def multi_head_attention(
   sinks: Float[Array, 'H'] | None = None,
   assume_finite: bool = False,
 ) -> Float[Array, 'B T H V']:
-  """`attention` for every head of every example: vmap over B, over G and over the heads of a group.
+  """Return `attention` for every head of every example, by vmap over examples, groups and heads.
 
-  Head h uses the keys and values of group h // (H / G): G = H is multi-head attention, G = 1
-  multi-query attention, between them is grouped-query attention. k and v are shared, not copied.
+  Head h uses the keys and values of group h // (H / G): G = H is multi-head attention, G = 1 is
+  multi-query attention, anything between is grouped-query attention. k and v are not copied.
 
   Args:
     q, k, v: queries, keys and values; G must divide H.
@@ -116,7 +117,7 @@ def multi_head_attention(
     sinks: the sink of each head.
 
   Raises:
-    ValueError: G does not divide H, or a mask or bias that does not broadcast.
+    ValueError: G does not divide H, or mask or bias does not broadcast to [B, H, T, S].
     TypeError: the mask is not a boolean array.
 
   Vaswani et al. 2017, section 3.2.2; Ainslie et al. 2023, https://arxiv.org/abs/2305.13245.
@@ -143,15 +144,17 @@ def multi_head_attention_weights(
   soft_cap: float = 0.0,
   sinks: Float[Array, 'H'] | None = None,
 ) -> Float[Array, 'B H T S']:
-  """`attention_weights` for every head of every example; arguments as in `multi_head_attention`.
+  """Return `attention_weights` for every head of every example, always float32.
+
+  The arguments are those of `multi_head_attention`.
 
   >>> multi_head_attention_weights(jnp.ones((1, 2, 4, 8)), jnp.ones((1, 3, 2, 8))).shape
   (1, 4, 2, 3)
   """
 
-  def one_head(q, k, mask, bias, sink):
+  def one_head(q, kv, mask, bias, sink):
     kwargs = dict(scale=scale, soft_cap=soft_cap)
-    return attention_weights(q, *k, mask=mask, bias=bias, sink=sink, **kwargs)
+    return attention_weights(q, *kv, mask=mask, bias=bias, sink=sink, **kwargs)
 
   return _over_heads(one_head, q, (k,), mask, bias, sinks).transpose(0, 2, 1, 3)
 
@@ -159,9 +162,9 @@ def multi_head_attention_weights(
 def weighted_values(
   weights: Float[Array, 'B H T S'], v: Float[Array, 'B S G V']
 ) -> Float[Array, 'B T H V']:
-  """Multiply attention weights with the values of every head, for example after dropout.
+  """Return weights @ v for every head, as after dropout of the weights; in v's dtype.
 
-  A NaN or Inf in v reaches the rows that give it weight and no other row.
+  A NaN or Inf in v reaches the rows whose weight of it is not 0, and no other row.
 
   >>> weighted_values(jnp.ones((1, 4, 2, 3)), jnp.ones((1, 3, 2, 8))).shape
   (1, 2, 4, 8)
@@ -193,7 +196,7 @@ def _weights(q, k, mask, bias, scale, soft_cap=0.0, sink=None, nonfinite=None, a
       raise TypeError(
         f'mask is {getattr(mask, "dtype", type(mask).__name__)}, but must be a boolean array (True '
         '= may attend): pass mask.dense(T, S) for an AttentionMask, mask != 0 for a mask of '
-        'integers, or bias=mask for numbers that are added to the scores'
+        'integers, or bias=mask for numbers to add to the scores'
       )
     if not assume_finite:
       k, nonfinite_keys = _without_nonfinite_rows(k)
@@ -213,7 +216,7 @@ def _weights(q, k, mask, bias, scale, soft_cap=0.0, sink=None, nonfinite=None, a
 
 @jax.custom_jvp
 def _masked_softmax(scores, mask):
-  """Softmax over what the mask allows; exactly 0 elsewhere, and in rows that allow nothing."""
+  """Softmax over the allowed sources; exactly 0 for the others, and in rows that allow none."""
   scores = jnp.where(mask, scores, -jnp.inf)
   peak = jnp.max(scores, axis=-1, keepdims=True)
   e = jnp.exp(scores - jnp.where(peak == -jnp.inf, 0, peak))
@@ -226,8 +229,8 @@ def _masked_softmax(scores, mask):
 def _masked_softmax_derivative(primals, tangents):
   """dp = p (ds - sum(p ds)).
 
-  JAX's own rule would let a masked NaN into the gradient of its row. The tangent is masked before
-  and after, because reverse mode transposes this rule.
+  JAX's own rule would let a masked NaN into the gradient of its row. The tangent is masked both
+  before and after, because reverse mode transposes this rule.
   """
   (_, mask), (tangent, _) = primals, tangents
   weights = _masked_softmax(*primals)
@@ -237,13 +240,16 @@ def _masked_softmax_derivative(primals, tangents):
 
 
 def _without_nonfinite_rows(x):
-  """(x with 0 in the rows that have NaN or Inf, which rows those are), because 0 * NaN is NaN."""
+  """Return (x with its rows that have NaN or Inf set to 0, which rows those are).
+
+  A weight of 0 is not enough, because 0 * NaN is NaN.
+  """
   nonfinite = ~jnp.all(jnp.isfinite(x), axis=-1)
   return jnp.where(nonfinite[:, None], 0, x), nonfinite
 
 
 def _over_heads(head, q, kv, mask, bias, sinks):
-  """Map head(q, keys and values, mask, bias, sink), of one head, over batch, groups and heads."""
+  """Map head(q, kv, mask, bias, sink), a function of one head, over examples, groups and heads."""
   (B, T, H, K), (_, S, G, _) = q.shape, kv[0].shape
   if H % G:
     raise ValueError(f'{G} key/value heads do not divide {H} query heads: choose a divisor of {H}')
@@ -256,7 +262,7 @@ def _over_heads(head, q, kv, mask, bias, sinks):
     except ValueError as error:
       raise ValueError(
         f'{name} of shape {x.shape} does not broadcast to [B, H, T, S] = {(B, H, T, S)}: give it '
-        'four axes, with size 1 where it is the same for all'
+        'four axes, of size 1 where it is the same for all'
       ) from error
 
   in_group = jax.vmap(head, in_axes=(1, None, 0, 0, 0), out_axes=1)

@@ -1,6 +1,6 @@
 """Random augmentation of images, independent for each image of a batch.
 
-Values are floats on any scale; shapes stay. A strength of 0 changes nothing.
+Pixel values may have any scale. Shapes do not change. A strength of 0 changes nothing.
 """
 
 import math
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 
 
 def flip(key: Key[Array, ''], images: Float[Array, 'B H W C']) -> Float[Array, 'B H W C']:
-  """Exchange left and right in half of the images."""
+  """Mirror each image left to right with probability 1/2."""
   chosen = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
   return jnp.where(chosen, images[:, :, ::-1], images)
 
@@ -21,7 +21,8 @@ def shift(
 ) -> Float[Array, 'B H W C']:
   """Move each image by up to `most` pixels along each axis, repeating its edges.
 
-  This is the random crop of a padded image (He et al. 2016, https://arxiv.org/abs/1512.03385, 4.2).
+  This is a random crop of the padded image (He et al. 2016, https://arxiv.org/abs/1512.03385,
+  section 4.2).
   """
   if not most:
     return images
@@ -37,19 +38,19 @@ def shift(
 def turn(
   key: Key[Array, ''], images: Float[Array, 'B H W C'], degrees: float, zoom: float
 ) -> Float[Array, 'B H W C']:
-  """Rotate each image by up to `degrees` and scale it by 1 - zoom to 1 + zoom.
+  """Rotate each image by up to `degrees` either way and scale it by 1 - zoom to 1 + zoom.
 
   Height and width are scaled independently. Values between pixels are interpolated linearly; beyond
-  the edge the nearest pixel counts.
+  the edge the nearest pixel is used.
   """
   if not (degrees or zoom):
     return images
   B, H, W, _ = images.shape
-  turned, scaled = jax.random.split(key)
-  angle = math.radians(degrees) * jax.random.uniform(turned, (B, 1, 1), minval=-1, maxval=1)
-  scale = 1 + zoom * jax.random.uniform(scaled, (2, B, 1, 1), minval=-1, maxval=1)
+  angle_key, scale_key = jax.random.split(key)
+  angle = math.radians(degrees) * jax.random.uniform(angle_key, (B, 1, 1), minval=-1, maxval=1)
+  scale = 1 + zoom * jax.random.uniform(scale_key, (2, B, 1, 1), minval=-1, maxval=1)
   y, x = jnp.arange(H)[:, None] - (H - 1) / 2, jnp.arange(W)[None, :] - (W - 1) / 2
-  # where each pixel of the result comes from
+  # the coordinates in the image of each pixel of the result
   rows = (jnp.cos(angle) * y - jnp.sin(angle) * x) / scale[0] + (H - 1) / 2
   columns = (jnp.sin(angle) * y + jnp.cos(angle) * x) / scale[1] + (W - 1) / 2
 
@@ -65,29 +66,30 @@ def turn(
 def erase(
   key: Key[Array, ''], images: Float[Array, 'B H W C'], size: int
 ) -> Float[Array, 'B H W C']:
-  """Replace a random square of `size` pixels, which may be partly outside, by the image's mean.
+  """Replace a random square by the mean of the image (Cutout).
 
-  Cutout, DeVries & Taylor 2017, https://arxiv.org/abs/1708.04552.
+  The square is size x size pixels and may be partly outside. DeVries & Taylor 2017,
+  https://arxiv.org/abs/1708.04552.
   """
   if not size:
     return images
   B, H, W, _ = images.shape
-  of_row, of_column = jax.random.split(key)
+  row_key, column_key = jax.random.split(key)
 
-  def near(key, length):
+  def interval(key, length):
     center = jax.random.randint(key, (B, 1), 0, length)
     start = center - size // 2
-    place = jnp.arange(length)
-    return (place >= start) & (place < start + size)
+    index = jnp.arange(length)
+    return (index >= start) & (index < start + size)
 
-  hidden = near(of_row, H)[:, :, None, None] & near(of_column, W)[:, None, :, None]
-  return jnp.where(hidden, images.mean(axis=(1, 2), keepdims=True), images)
+  erased = interval(row_key, H)[:, :, None, None] & interval(column_key, W)[:, None, :, None]
+  return jnp.where(erased, images.mean(axis=(1, 2), keepdims=True), images)
 
 
 def recolor(
   key: Key[Array, ''], images: Float[Array, 'B H W C'], strength: float
 ) -> Float[Array, 'B H W C']:
-  """Multiply brightness, contrast and saturation, each by 1 - strength to 1 + strength.
+  """Multiply brightness, contrast and saturation each by a factor in 1 - strength to 1 + strength.
 
   Contrast is the distance to the mean of the image, saturation the distance to the pixel's gray.
   Howard 2013, https://arxiv.org/abs/1312.5402, section 2.

@@ -1,7 +1,7 @@
-"""Attention by blocks of queries and keys, which never holds the scores [T, S]; in plain JAX.
+"""Attention by blocks of queries and keys, in plain JAX, which never stores the scores [T, S].
 
-One scan over the pairs of blocks that a causal mask or a window leaves, with the running maximum
-and sum of each target; the backward pass computes the scores of a block again. Milakov & Gimelshein
+A scan over the pairs of blocks that a causal mask or a window allows keeps the running maximum and
+sum of each target; the backward pass computes the scores of a block again. Milakov & Gimelshein
 2018, https://arxiv.org/abs/1805.02867; Rabe & Staats 2021, https://arxiv.org/abs/2112.05682; Dao et
 al. 2022, https://arxiv.org/abs/2205.14135, algorithms 1 and 4.
 """
@@ -21,17 +21,17 @@ from jaxtyping import Array, Bool, Float
 from transformer.functional.masks import AttentionMask, padding
 from transformer.functional.meshes import vary_alike, with_auto_axes
 
-BLOCK = 512  # targets and sources of a block: a head's scores of one are 1 MB
-KEPT = 'attention by blocks'  # the name for `jax.checkpoint` of what the forward pass computes
+BLOCK = 512  # targets and sources of a block: its scores take 1 MB for each head
+KEPT = 'attention by blocks'  # a name for `jax.checkpoint`: the results of the forward pass
 
 
 class _Settings(NamedTuple):
-  """What is known while compiling."""
+  """The static arguments."""
 
   scale: float
   soft_cap: float
-  block: tuple[int, int]  # targets, sources
-  size: tuple[int, int]  # T and S, without the padding to whole blocks
+  block: tuple[int, int]  # targets and sources of a block
+  size: tuple[int, int]  # T and S, before padding to whole blocks
 
 
 @with_auto_axes
@@ -46,12 +46,14 @@ def blockwise_attention(
   sinks: Float[Array, 'H'] | None = None,
   block: int = 0,
 ) -> Float[Array, 'B T H V']:
-  """`multi_head_attention` of a mask that keeps its structure; the laws of `attention` hold.
+  """Return `multi_head_attention` computed by blocks, with an `AttentionMask`.
+
+  As there, a row that may attend to nothing is exactly 0, and a masked NaN reaches no result.
 
   Args:
     q, k, v, scale, soft_cap, sinks: as in `multi_head_attention`.
     mask: which sources a target may attend to.
-    block: targets and sources of a block; 0: BLOCK.
+    block: number of targets and of sources in a block; 0 for BLOCK.
   """
   (B, T, H, K), (_, S, G, V) = q.shape, v.shape
   block_size = (min(block or BLOCK, T), min(block or BLOCK, S))
@@ -73,7 +75,7 @@ def blockwise_attention(
 
 
 def _padded(mask, t, s):
-  """The mask without its dense array, padded to whole blocks with what is not attended to."""
+  """Return the mask without its dense array, padded to whole blocks by t targets and s sources."""
 
   def pair(arrays):
     return arrays and tuple(
@@ -90,10 +92,10 @@ def _padded(mask, t, s):
 
 
 def _pairs(mask: AttentionMask, settings: _Settings) -> np.ndarray:
-  """The pairs (block of targets, block of sources) in which some target may see some source."""
+  """Return the pairs (block of targets, block of sources) that the mask does not rule out."""
   (T, S), (t, s) = settings.size, settings.block
   i, j = np.mgrid[: -(-T // t), : -(-S // s)]
-  if not mask.ordered or mask.positions is not None:  # not known while compiling
+  if not mask.ordered or mask.positions is not None:  # the order is unknown at compile time
     return np.stack([i.ravel(), j.ravel()], axis=1).astype(np.int32)
   first_q, last_q = S - T + i * t, S - T + np.minimum((i + 1) * t, T) - 1
   first_k, last_k = j * s, np.minimum((j + 1) * s, S) - 1
@@ -105,13 +107,13 @@ def _pairs(mask: AttentionMask, settings: _Settings) -> np.ndarray:
   return np.stack([i[seen], j[seen]], axis=1).astype(np.int32)
 
 
-def _cut(x, start, size, axis):
-  """A block of an axis; all of it where its size is 1."""
+def _block_of(x, start, size, axis):
+  """Return a block of an axis; an axis of size 1 is left whole, for broadcasting."""
   return x if x.shape[axis] == 1 else lax.dynamic_slice_in_dim(x, start, size, axis)
 
 
 def _allowed(mask: AttentionMask, row, column, settings: _Settings) -> Bool[Array, '...']:
-  """The part of the mask of a block, over [B, H, t, s]."""
+  """Return the mask of one block, broadcastable to [B, H, t, s]."""
   (T, S), (t, s) = settings.size, settings.block
 
   def pair(arrays):
@@ -123,7 +125,7 @@ def _allowed(mask: AttentionMask, row, column, settings: _Settings) -> Bool[Arra
   columns = ((S - T + row + jnp.arange(t))[None], (column + jnp.arange(s))[None])
   explicit = mask.explicit
   if explicit is not None:
-    explicit = _cut(_cut(explicit, row, t, 2), column, s, 3)
+    explicit = _block_of(_block_of(explicit, row, t, 2), column, s, 3)
   part = dataclasses.replace(
     mask,
     segments=pair(mask.segments),
@@ -134,15 +136,15 @@ def _allowed(mask: AttentionMask, row, column, settings: _Settings) -> Bool[Arra
 
 
 def _scores(q, k, row, column, masks, settings):
-  """(scores of a block, -inf where masked, and the slope of the soft cap)."""
+  """Return (the scores of a block, -inf where masked; the derivative of the soft cap)."""
   mask, bad = masks
   (B, G, R, t, K), s = q.shape, k.shape[2]
   scores = _product(q.reshape(B, G, R * t, K), k, (3, 3)).reshape(B, G, R, t, s) * settings.scale
   slope = 1.0
   if settings.soft_cap:
-    bent = jnp.tanh(scores / settings.soft_cap)
-    scores, slope = settings.soft_cap * bent, 1 - bent**2
-  scores = jnp.where(_cut(bad, column, s, 2)[:, :, None, None], jnp.nan, scores)
+    tanh = jnp.tanh(scores / settings.soft_cap)
+    scores, slope = settings.soft_cap * tanh, 1 - tanh**2
+  scores = jnp.where(_block_of(bad, column, s, 2)[:, :, None, None], jnp.nan, scores)
   allowed = _allowed(mask, row, column, settings)
   heads = (G, R) if allowed.shape[1] > 1 else (1, 1)
   allowed = allowed.reshape(len(allowed), *heads, *allowed.shape[2:])
@@ -150,18 +152,18 @@ def _scores(q, k, row, column, masks, settings):
 
 
 def _product(a, b, axes):
-  """a b, summed over one axis of each, for every example and group."""
+  """Return a b in float32, summed over one axis of each, for every example and group."""
   dimensions = (((axes[0],), (axes[1],)), ((0, 1), (0, 1)))
   return lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
 
 
 def _rows(x):
-  """[B, G, H / G, t, K] as [B, G, H / G t, K]."""
+  """Reshape [B, G, H / G, t, K] to [B, G, H / G t, K]."""
   return x.reshape(*x.shape[:2], -1, x.shape[-1])
 
 
 def _add(total, part, start, axis):
-  """The total with the part of a block added."""
+  """Return the total with the part of one block added at `start` of the axis."""
   old = lax.dynamic_slice_in_dim(total, start, part.shape[axis], axis)
   return lax.dynamic_update_slice_in_dim(total, old + part, start, axis)
 
@@ -172,7 +174,7 @@ def _attend(q, k, v, masks, settings):
 
 
 def _forward(q, k, v, masks, settings):
-  """((the weighted values, log of the sum of exp(scores)), what the backward pass needs)."""
+  """Return ((the weighted values, log sum exp(scores)), the residuals of the backward pass)."""
   t, s = settings.block
 
   def step(state, pair):
@@ -181,7 +183,7 @@ def _forward(q, k, v, masks, settings):
     k_, v_ = (lax.dynamic_slice_in_dim(x, column, s, 2) for x in (k, v))
     scores, _ = _scores(q_, k_, row, column, masks, settings)
     new_peak = jnp.maximum(peak, jnp.max(scores, axis=-1))
-    safe = jnp.where(new_peak == -jnp.inf, 0, new_peak)  # no source so far
+    safe = jnp.where(new_peak == -jnp.inf, 0, new_peak)  # -inf: no source so far
     e, shrink = jnp.exp(scores - safe[..., None]), jnp.exp(peak - safe)
     added = _product(_rows(e.astype(v.dtype)), v_, (3, 2)).reshape(y.shape)
     new = (new_peak, total * shrink + jnp.sum(e, axis=-1), y * shrink[..., None] + added)
@@ -198,11 +200,11 @@ def _forward(q, k, v, masks, settings):
   return (y, log_z), (q, k, v, masks, y, log_z)
 
 
-def _backward(settings, kept, cotangents):
+def _backward(settings, residuals, cotangents):
   """Dao et al. 2022, algorithm 4; the cotangent of log Z adds to that of every score."""
-  (q, k, v, masks, y, log_z), (g, log_z_g) = kept, cotangents
+  (q, k, v, masks, y, log_z), (g, log_z_g) = residuals, cotangents
   t, s = settings.block
-  # what all scores of a row lose: sum_s p_s (g v_s), less what log Z gives them
+  # subtracted from the cotangents of all scores of a row: sum_s p_s (g v_s) - d log Z
   offset = jnp.sum(g * y, axis=-1) - log_z_g
   safe = jnp.where(log_z == -jnp.inf, 0, log_z)
 

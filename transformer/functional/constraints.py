@@ -1,13 +1,11 @@
-"""Constraints on the next token of a search.
+"""Constraints on the next token of a search, like the logits processors of `transformers`.
 
 A constraint is a function of one row that returns its changed logits, -inf for forbidden tokens. It
 takes
 
-  logits: [N], log-probabilities in a beam search.
-  tokens: [T], the prompt and what was generated, the last one at the end, after -1 in empty places.
-  generated: how many of them were generated.
-
-What they do follows the logits processors of the `transformers` library.
+  logits: [N]; log-probabilities in a beam search.
+  tokens: [T], the prompt and the generated tokens, padded with -1 on the left.
+  generated: the number of generated tokens.
 """
 
 import dataclasses
@@ -24,7 +22,7 @@ Constraint = Callable[[Logits, Tokens, Int[Array, '']], Logits]
 
 
 def combine(constraints: Sequence[Constraint]) -> Constraint:
-  """Return the constraint that applies these one after another."""
+  """Return the constraint that applies the given ones in order."""
 
   def combined(logits: Logits, tokens: Tokens, generated: Int[Array, '']) -> Logits:
     for constraint in constraints:
@@ -35,26 +33,26 @@ def combine(constraints: Sequence[Constraint]) -> Constraint:
 
 
 def forbid(ids: Sequence[int], *, before: int | None = None) -> Constraint:
-  """Forbid tokens among the first `before` generated ones, or everywhere if that is None.
+  """Forbid the tokens `ids` among the first `before` generated ones, or everywhere if None.
 
-  Ids that the model does not have are ignored.
+  Ids outside the vocabulary are ignored.
 
   >>> forbid([1, 3], before=1)(jnp.arange(4.0), jnp.array([-1, 2]), 0).tolist()
   [0.0, -inf, 2.0, -inf]
   """
 
   def constraint(logits, tokens, generated):
-    known = [token for token in ids if 0 <= token < logits.size]
-    forbidden = jnp.zeros(logits.size, bool).at[jnp.asarray(known, jnp.int32)].set(True)
+    valid = [token for token in ids if 0 <= token < logits.size]
+    forbidden = jnp.zeros(logits.size, bool).at[jnp.asarray(valid, jnp.int32)].set(True)
     return jnp.where(forbidden & (before is None or generated < before), -jnp.inf, logits)
 
   return constraint
 
 
 def forbid_sequences(sequences: Sequence[Sequence[int]]) -> Constraint:
-  """Forbid these sequences of tokens: the last token of each after its other ones.
+  """Forbid sequences of tokens: the last token of each, where the row ends with the others.
 
-  Ids that the model does not have are ignored.
+  Ids outside the vocabulary are ignored. The row includes the prompt.
 
   >>> forbid_sequences([[1, 0], [2]])(jnp.zeros(3), jnp.array([0, 1]), 2).tolist()
   [-inf, 0.0, -inf]
@@ -72,10 +70,10 @@ def forbid_sequences(sequences: Sequence[Sequence[int]]) -> Constraint:
 
 
 def force_prefix(prefix: Sequence[int]) -> Constraint:
-  """Make an output begin with these tokens, at least one.
+  """Make the output begin with these tokens, at least one.
 
   Raises:
-    ValueError: while tracing, if the model does not have one of the ids.
+    ValueError: while tracing, if an id is outside the vocabulary.
 
   >>> force_prefix([2, 1])(jnp.zeros(3), jnp.array([-1, 2]), 1).tolist()
   [-inf, 0.0, -inf]
@@ -92,7 +90,7 @@ def force_prefix(prefix: Sequence[int]) -> Constraint:
 
 
 def no_repeated_ngrams(n: int) -> Constraint:
-  """Forbid tokens that would repeat a sequence of n tokens of the prompt or output.
+  """Forbid tokens that would repeat an n-gram of the prompt or the output.
 
   Paulus et al. 2017, https://arxiv.org/abs/1705.04304, section 2.5.
 
@@ -112,10 +110,10 @@ def no_repeated_ngrams(n: int) -> Constraint:
 
 
 def penalize_repetitions(penalty: float) -> Constraint:
-  """Make tokens of the prompt and output less probable.
+  """Make the tokens of the prompt and the output less probable.
 
-  Positive logits are divided by the penalty, negative ones multiplied by it. Log-probabilities are
-  never positive, so a beam search penalizes more than a greedy one.
+  Positive logits are divided by the penalty, negative ones multiplied by it. A beam search passes
+  log-probabilities, which are never positive, so that the penalty has more effect there.
 
   Keskar et al. 2019, https://arxiv.org/abs/1909.05858, section 4.1, who only divide.
 
@@ -132,19 +130,20 @@ def penalize_repetitions(penalty: float) -> Constraint:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Automaton:
-  """A deterministic automaton that reads tokens; it starts in state 0.
+  """A deterministic finite automaton over tokens; it starts in state 0.
 
-  Two are equal only if they are one object, so that it can be a static argument of `jax.jit`.
+  It is compared by identity, so that it can be a static argument of `jax.jit`.
 
   Attributes:
-    transitions: of each state, the states that tokens lead to; other tokens are forbidden there.
+    transitions: for each state, a mapping from a token to the next state; other tokens are
+      forbidden in that state.
   """
 
   transitions: Sequence[Mapping[int, int]]
 
   def __post_init__(self):
-    found = {state for edges in self.transitions for state in edges.values()}
-    if wrong := sorted(state for state in found if not 0 <= state < len(self.transitions)):
+    targets = {state for edges in self.transitions for state in edges.values()}
+    if wrong := sorted(state for state in targets if not 0 <= state < len(self.transitions)):
       raise ValueError(
         f'transitions lead to the states {wrong[:8]}, but there are {len(self.transitions)}: give '
         'each state its own entry, an empty one if nothing follows'
@@ -152,7 +151,7 @@ class Automaton:
 
 
 def trie(sequences: Sequence[Sequence[int]], end: int) -> Automaton:
-  """Return the automaton that allows these sequences, each followed by an end token.
+  """Return the automaton that allows these sequences, each followed by the token `end`.
 
   >>> trie([[4, 5], [4]], end=2).transitions
   [{4: 1}, {5: 2, 2: 3}, {2: 3}, {}]
@@ -173,10 +172,11 @@ def trie(sequences: Sequence[Sequence[int]], end: int) -> Automaton:
 
 
 def follow(automaton: Automaton) -> Constraint:
-  """Allow the generated tokens that an automaton reads.
+  """Allow only the generated tokens that an automaton accepts.
 
-  Where a row has left the automaton, or nothing follows, every token is forbidden. The state is
-  computed again from the generated tokens at every step, which takes little time beside a model's.
+  Every token is forbidden once a row has left the automaton or reached a state without transitions.
+  The state is computed from all generated tokens at every step, which takes little time compared
+  with the model.
 
   >>> follow(trie([[1, 0], [1, 3]], end=2))(jnp.zeros(4), jnp.array([3, 1]), 1).tolist()
   [0.0, -inf, -inf, 0.0]
@@ -184,32 +184,32 @@ def follow(automaton: Automaton) -> Constraint:
   edges = [sorted(edges.items()) for edges in automaton.transitions]
   sizes = [len(each) for each in edges]
   starts = np.cumsum([0, *sizes[:-1]], dtype=np.int32)
-  # [E]: the token of each edge, and where it leads to; those of a state are neighbors
+  # the token and the next state of each edge, both [edges]; edges of one state are adjacent
   tokens, targets = np.array([(-1, -1), *(e for each in edges for e in each)], np.int32)[1:].T
   most = max(1, *sizes)
 
   def constraint(logits, history, generated):
-    def outgoing(state):
+    def edges_of(state):
       index = jnp.asarray(starts)[state] + jnp.arange(most)
       valid = (jnp.arange(most) < jnp.asarray(sizes, jnp.int32)[state]) & (state >= 0)
       index = jnp.minimum(index, len(tokens) - 1)
       return jnp.where(valid, jnp.asarray(tokens)[index], -1), jnp.asarray(targets)[index]
 
     def read(i, state):
-      allowed, lead_to = outgoing(state)
-      hit = (allowed == history[history.size - generated + i]) & (allowed >= 0)
-      return jnp.where(jnp.any(hit), jnp.sum(jnp.where(hit, lead_to, 0)), -1)
+      allowed, next_states = edges_of(state)
+      taken = (allowed == history[history.size - generated + i]) & (allowed >= 0)
+      return jnp.where(jnp.any(taken), jnp.sum(jnp.where(taken, next_states, 0)), -1)
 
     state = jax.lax.fori_loop(0, generated, read, jnp.int32(0))
-    allowed, _ = outgoing(state)
+    allowed, _ = edges_of(state)
     return _set(jnp.full_like(logits, -jnp.inf), allowed, allowed >= 0, logits)
 
   return constraint
 
 
 def _set(logits: Logits, ids: Tokens, where: Bool[Array, 'T'], values: Logits | float) -> Logits:
-  """Return the logits with the values, which are of all tokens, of every id where it holds."""
-  # one place more, for the ids where it does not hold
+  """Return the logits, replaced by `values` [N] at the tokens ids[where]."""
+  # one extra element, for the ids where `where` is False
   chosen = jnp.zeros(logits.size + 1, bool).at[jnp.where(where, ids, logits.size)].set(True)
   return jnp.where(chosen[:-1], values, logits)
 
@@ -217,12 +217,11 @@ def _set(logits: Logits, ids: Tokens, where: Bool[Array, 'T'], values: Logits | 
 def on_rows(
   constraint: Constraint, prompts: Int[Array, 'B P']
 ) -> Callable[[Float[Array, 'R N'], Int[Array, 'R steps'], Int[Array, '']], Float[Array, 'R N']]:
-  """Return a constraint on the rows of a search, for its argument `constrain`.
+  """Return a constraint mapped over the rows of a search, for its argument `constrain`.
 
   Args:
-    constraint: on one row.
-    prompts: the tokens before those of the search, the last one at the end, after -1 in empty
-      places. Prompt b belongs to the rows b W to b W + W - 1, where R = B W.
+    constraint: of one row.
+    prompts: padded with -1 on the left. Prompt b belongs to rows b W to b W + W - 1, where R = B W.
   """
 
   def constrain(logits, tokens, generated):
@@ -235,15 +234,15 @@ def on_rows(
 def history(
   prompts: Int[Array, 'B P'], tokens: Int[Array, 'R steps'], generated: Int[Array, '']
 ) -> Int[Array, 'R P+steps']:
-  """Return the tokens of each row so far, the last one at the end, after -1 in empty places.
+  """Return the prompt and the generated tokens of each row, padded with -1 on the left.
 
   Args:
     prompts: as in `on_rows`.
-    tokens: of a search.
-    generated: how many of them were generated.
+    tokens: the generated tokens of a search.
+    generated: their number; later ones are ignored.
   """
   steps = tokens.shape[1]
   so_far = jnp.where(jnp.arange(steps) < generated, tokens, -1)
   before = jnp.repeat(prompts, len(tokens) // len(prompts), axis=0)
-  # rolled, so that the last token is at the end and the empty places come first
+  # roll the empty places from the right to the left
   return jnp.roll(jnp.concatenate([before, so_far], axis=1), steps - generated, axis=1)

@@ -1,6 +1,7 @@
 """Corruption of text for denoising objectives: masked tokens and spans.
 
-Pure functions of a key: the same key gives the same noise on every device; give each step its own.
+Pure functions of a key: the same key gives the same noise on every device. Pass a new key at each
+step.
 """
 
 import jax
@@ -19,23 +20,23 @@ def choose_masked(
   Args:
     key: PRNG key.
     eligible: which tokens may be masked.
-    rate: fraction of the eligible tokens of a row, rounded; at least one token.
-    words: the index of the word that each token belongs to. If given, words are masked whole: they
-      are drawn in random order up to the first that would exceed the rate. Shorter ones after it
-      are not tried, so a row may have none.
+    rate: fraction of the eligible tokens of a row that is masked, rounded; at least one token.
+    words: index of the word of each token, for whole-word masking: words are taken in random order
+      until the next one would exceed the rate. A row may have no masked token, if its first word
+      exceeds it.
 
   >>> choose_masked(jax.random.key(0), jnp.ones((1, 8), bool), 0.25).sum().tolist()
   2
   """
   B, T = eligible.shape
-  draw = jax.random.uniform(key, (B, T), minval=1e-9)  # more than 0, that of what is not eligible
+  draw = jax.random.uniform(key, (B, T), minval=1e-9)  # above 0, which marks tokens not eligible
   if words is not None:
     draw = jnp.take_along_axis(draw, words, axis=1)
   draw = jnp.where(eligible, draw, 0)
   count = jnp.sum(eligible, axis=1)
   wanted = jnp.maximum(jnp.round(count * rate), 1).astype(jnp.int32)
-  # The threshold is the largest number that is not chosen. All tokens of a word have one number,
-  # so a word that crosses the threshold is left out.
+  # The threshold is the largest number that is not chosen. All tokens of a word have the same
+  # number, so a word that does not fit whole is not chosen.
   ranked = jnp.sort(jnp.pad(draw, ((0, 0), (0, 1))), axis=1, descending=True)
   return draw > jnp.take_along_axis(ranked, wanted[:, None], axis=1)
 
@@ -43,14 +44,14 @@ def choose_masked(
 def hash_by_content(
   tokens: Int[Array, 'B T'], segments: Int[Array, 'B T'], stream: int
 ) -> UInt32[Array, 'B T']:
-  """Return pseudo-random bits that depend on the tokens of a segment and the place in it alone.
+  """Return pseudo-random bits that depend only on the tokens of a segment and the position in it.
 
-  So an evaluation corrupts a text in the same way in any row, batch, packing and padding.
+  An evaluation that uses them corrupts a text in the same way in any row, batch or packing.
 
   Args:
-    tokens: of the rows.
-    segments: which tokens are one text.
-    stream: other numbers for each.
+    tokens: token ids.
+    segments: tokens of one text have the same number.
+    stream: seed; each value gives other bits.
   """
 
   def mix(x):  # the finalizer of MurmurHash3
@@ -68,7 +69,7 @@ def hash_by_content(
 def uniform_by_content(
   tokens: Int[Array, 'B T'], segments: Int[Array, 'B T'], stream: int
 ) -> Float[Array, 'B T']:
-  """Return numbers between 0 and 1, neither included; arguments as in `hash_by_content`."""
+  """Return pseudo-random numbers in (0, 1); arguments as in `hash_by_content`."""
   bits = hash_by_content(tokens, segments, stream) >> 9
   return (bits.astype(jnp.float32) + 0.5) / 2**23
 
@@ -80,9 +81,13 @@ def choose_masked_by_content(
   rate: float,
   words: Int[Array, 'B T'] | None = None,
 ) -> Bool[Array, 'B T']:
-  """Return which tokens to mask: as `choose_masked`, with its share of each segment."""
+  """Return which tokens to mask, like `choose_masked`, by hashes instead of a key.
+
+  Each segment, not each row, has its fraction `rate` masked. Arguments as in `hash_by_content` and
+  `choose_masked`.
+  """
   draw = uniform_by_content(tokens, segments, 0)
-  if words is not None:  # that of the first token of a word
+  if words is not None:  # all tokens of a word get the number of its first token
     first = jnp.argmax(words[:, :, None] == words[:, None, :], axis=2)
     draw = jnp.take_along_axis(draw, first, axis=1)
   draw = jnp.where(eligible, draw, 0)
@@ -90,7 +95,7 @@ def choose_masked_by_content(
   count = jnp.sum(same & eligible[:, None, :], axis=2)
   wanted = jnp.maximum(jnp.round(count * rate), 1).astype(jnp.int32)
   rank = jnp.sum(same & (draw[:, None, :] > draw[:, :, None]), axis=2)
-  # the tokens of a word have one number: the last of them must be wanted, too
+  # the tokens of a word have the same number: all are chosen only if the last one still fits
   rank += jnp.sum(same & (draw[:, None, :] == draw[:, :, None]), axis=2) - 1
   return (draw > 0) & (rank < wanted)
 
@@ -103,16 +108,17 @@ def replace_chosen(
   mask: int,
   vocab: int,
 ) -> Int[Array, 'B T']:
-  """Replace 80 % of the chosen tokens by the mask token, 10 % by a random one; 10 % stay.
+  """Replace 80 % of the chosen tokens by the mask token and 10 % by random ones; 10 % stay.
 
   Random tokens are uniform in [0, vocab), special tokens included.
 
   Args:
-    key: PRNG key; or instead uniform numbers and random bits, such as those of `hash_by_content`.
-    tokens: of the rows.
-    chosen: which are replaced.
-    mask: the mask token.
-    vocab: how many tokens there are.
+    key: PRNG key; or (uniform numbers, random bits), as from `uniform_by_content` and
+      `hash_by_content`.
+    tokens: token ids.
+    chosen: which tokens to replace.
+    mask: id of the mask token.
+    vocab: size of the vocabulary.
 
   Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3.1.
 
@@ -140,15 +146,15 @@ def noise_spans(
 ) -> Bool[Array, 'B T']:
   """Return which tokens to mask, in spans of random length.
 
-  Kept and masked spans alternate, as many of each: the first token of a row is kept, the last one
-  masked. All divisions into spans are equally likely. A row of fewer than two tokens is kept.
+  Kept and masked spans alternate, in equal number: the first token of a row is kept, the last one
+  masked. All divisions into spans are equally likely. A row of fewer than two tokens is not masked.
 
   Args:
-    key: PRNG key, or two arrays of uniform numbers instead.
-    lengths: tokens in each row; later positions are False.
+    key: PRNG key, or two arrays of uniform numbers, for kept and masked spans.
+    lengths: number of tokens in each row; later positions are False.
     T: padded length of the rows.
-    rate: fraction of masked tokens, rounded; at least one token.
-    mean_span: mean length of masked spans.
+    rate: fraction of the tokens that is masked, rounded; at least one token.
+    mean_span: mean length of masked spans, in tokens.
 
   Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 3.1.4, and its published code.
 
@@ -169,12 +175,12 @@ def noise_spans(
 
 
 def noise_counts(lengths, *, rate: float, mean_span: float, xp=jnp):
-  """Return the numbers of tokens and of spans that `noise_spans` masks in rows of these lengths.
+  """Return how many tokens and how many spans `noise_spans` masks in rows of these lengths.
 
   Args:
-    lengths: tokens in each row, at least 2.
+    lengths: number of tokens in each row, at least 2.
     rate, mean_span: as in `noise_spans`.
-    xp: jax.numpy or numpy, which gives the same numbers on the host: both round half to even.
+    xp: jax.numpy, or numpy for the same numbers on the host (both round half to even).
 
   >>> [int(n) for n in noise_counts(jnp.int32(190), rate=0.15, mean_span=3.0)]
   [29, 10]
@@ -186,10 +192,13 @@ def noise_counts(lengths, *, rate: float, mean_span: float, xp=jnp):
 
 
 def _random_parts(uniform, totals, parts):
-  """[B, T]: parts[b] positive integers whose sum is totals[b], all equally likely; then zeros."""
+  """Return [B, T]: in row b parts[b] random positive integers with sum totals[b], then zeros.
+
+  All such sequences are equally likely.
+  """
   T = uniform.shape[1]
   at = jnp.arange(T)
-  # a random choice of parts - 1 of the totals - 1 places where one part may end
+  # a part may end at totals - 1 places: choose parts - 1 of them
   draw = jnp.where(at < totals[:, None] - 1, uniform, 2.0)
   rank = jnp.argsort(jnp.argsort(draw, axis=1), axis=1)
   ends = (rank < parts[:, None] - 1).astype(jnp.int32)
@@ -201,12 +210,12 @@ def _random_parts(uniform, totals, parts):
 def with_sentinels(
   tokens: Int[Array, 'B T'], spans: Bool[Array, 'B T'], sentinels: Int[Array, 'X']
 ) -> tuple[Int[Array, 'B T'], Bool[Array, 'B T']]:
-  """Replace the first token of each span, a run of True, by the next sentinel.
+  """Replace the first token of each span (a run of True) by the next sentinel.
 
   If there are more spans than sentinels, the last sentinel is used again.
 
   Returns:
-    (tokens, kept): kept is False at the other tokens of spans, which `compact` removes.
+    (tokens, kept): kept is False for the other tokens of spans, which `compact` removes.
 
   >>> spans = jnp.array([[False, True, True, False]])
   >>> with_sentinels(jnp.array([[5, 6, 7, 8]]), spans, jnp.array([99, 98]))[0].tolist()
@@ -220,11 +229,11 @@ def with_sentinels(
 def compact(
   tokens: Int[Array, 'B T'], kept: Bool[Array, 'B T'], length: int, eos: int
 ) -> tuple[Int[Array, 'B {length}'], Int[Array, 'B {length}']]:
-  """Remove the tokens not kept, and add the end token.
+  """Remove the tokens that are not kept, and add the end token `eos`.
 
   Returns:
-    (tokens, segments), both [B, length]: segments are 1 for tokens and 0 for padding, whose ids are
-    0. A row that keeps `length` tokens or more is truncated and has no end token.
+    (tokens, segments), both [B, length]: segments are 1 for tokens, 0 for padding, whose id is 0. A
+    row that keeps `length` tokens or more is truncated and has no end token.
 
   >>> compact(jnp.array([[5, 6, 7]]), jnp.array([[True, False, True]]), 4, eos=2)[0].tolist()
   [[5, 7, 2, 0]]

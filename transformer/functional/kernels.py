@@ -1,7 +1,7 @@
-"""One attention, several implementations: which computes it, and why not another.
+"""Multi-head attention by the fastest implementation for the platform, shapes and mask.
 
-The equation is always that of `attention`. `IMPLEMENTATIONS` is the table: for each implementation
-the function, and the function that says why it cannot compute a call. A new kernel is one entry.
+All implementations compute the equation of `attention`. IMPLEMENTATIONS lists them in order of
+preference, each with a function that says why it cannot compute a call. A new kernel is one entry.
 """
 
 import functools
@@ -20,8 +20,8 @@ from transformer.functional.masks import AttentionMask
 from transformer.functional.sequence import sequence_attention, shards
 from transformer.functional.splash import splash_attention
 
-# With at least so many targets and sources, blocks are faster than the whole scores, or need a
-# fraction of their memory: see experiments/benchmarks/attention.py
+# From this many targets and sources on, `blockwise` is faster than computing all scores at once, or
+# needs a fraction of their memory: see experiments/benchmarks/attention.py
 LONG = 2048
 
 
@@ -31,12 +31,12 @@ class Call(NamedTuple):
   Attributes:
     q: [B, T, H, K].
     k, v: [B, S, G, K] and [B, S, G, V].
-    mask: an empty one if every target may attend to every source.
+    mask: `AttentionMask()` if every target may attend to every source.
     bias: added to the scores, broadcast to [B, H, T, S].
     scale: multiplies the scores; 1 / sqrt K if None.
-    platform: what the program is compiled for; see `platforms`.
+    platform: the one that the program is compiled for; see `platforms`.
     assume_finite, soft_cap: as in `attention`.
-    sinks: of each head, if any; as in `attention`.
+    sinks: the sink of each head [H], if any; as in `attention`.
   """
 
   q: Array
@@ -51,8 +51,8 @@ class Call(NamedTuple):
   sinks: Array | None = None
 
   @property
-  def of_scores(self) -> dict[str, Any]:
-    """The arguments about scores that every implementation but cuDNN's has."""
+  def score_kwargs(self) -> dict[str, Any]:
+    """The arguments about scores that every implementation except cuDNN takes."""
     return dict(scale=self.scale, soft_cap=self.soft_cap, sinks=self.sinks)
 
 
@@ -60,9 +60,9 @@ class Implementation(NamedTuple):
   """One way to compute attention.
 
   Attributes:
-    compute: the call's result.
-    why_not: why it cannot compute a call, as a text, or '' if it can.
-    why_slower: why the ones below it are faster for a call, as a text, or '' if they are not.
+    compute: returns the result of a call.
+    why_not: returns the reason why it cannot compute a call, or '' if it can.
+    why_slower: returns the reason why a later implementation is faster, or '' if none is.
   """
 
   compute: Callable[[Call], Array]
@@ -90,17 +90,17 @@ def dot_product_attention(
     q, k, v, bias, scale, soft_cap, sinks: as in `multi_head_attention`.
     mask: which sources a target may attend to; all if None.
     implementation: a name of IMPLEMENTATIONS, or 'auto' for the first that can compute the call and
-      is worth it; the log says once which it is and why no other.
-    platform: what the program is compiled for, such as 'cuda'; that of JAX's default device if
-      None.
-    assume_finite: no masked row of k or v holds a NaN or Inf; see `attention`. Kernels always
-      assume it: there a NaN or Inf behind the mask may spoil the rows of its example and head.
+      is not slower than a later one. The choice is logged once, with the reasons.
+    platform: the one that the program is compiled for, such as 'cuda'; that of JAX's default device
+      if None.
+    assume_finite: no masked row of k or v has a NaN or Inf; see `attention`. cuDNN and splash
+      always assume it: a masked NaN or Inf may make other rows of its example and head NaN.
 
   Returns:
     The weighted values, in v's dtype. A target that may attend to nothing gets exactly 0.
 
   Raises:
-    ValueError: an unknown implementation, or one that cannot compute the call; says why.
+    ValueError: an unknown implementation, or one that cannot compute the call.
 
   >>> x = jnp.ones((2, 5, 4, 8))
   >>> dot_product_attention(x, x[:, :, :2], x[:, :, :2], AttentionMask(causal=True)).shape
@@ -130,12 +130,15 @@ def attention_weights_of(
   mask: AttentionMask,
   **kwargs: Any,
 ) -> Float[Array, 'B H T S']:
-  """Return the weights that `dot_product_attention` gives the values, by the equation."""
+  """Return the attention weights of `dot_product_attention`, computed by the equation.
+
+  kwargs are those of `multi_head_attention_weights`.
+  """
   return multi_head_attention_weights(q, k, mask=_array(mask, q, k), **kwargs)
 
 
 def _array(mask, q, k):
-  """The mask over [B, H, T, S]; None if it allows everything."""
+  """Return the mask as an array broadcastable to [B, H, T, S]; None if it allows everything."""
   if mask.is_static and not mask.ordered:
     return None
   array = mask.dense(q.shape[1], k.shape[1])
@@ -143,13 +146,13 @@ def _array(mask, q, k):
 
 
 def choose(call: Call) -> str:
-  """Return the name of the first implementation that is to compute the call, and log it once."""
+  """Return the name of the implementation that 'auto' takes for the call, and log it once."""
   reasons = {}
   for name, implementation in IMPLEMENTATIONS.items():
     reasons[name] = implementation.why_not(call) or implementation.why_slower(call)
     if not reasons[name]:
       break
-  # of a mesh that does not divide rows nothing needs to be said
+  # few meshes divide the positions of a row: that this one does not is no news
   others = [
     f'not {other}: {reason}' for other, reason in reasons.items() if reason not in ('', NO_MESH)
   ]
@@ -163,27 +166,26 @@ def _log_once(text):
 
 
 def reference(call: Call) -> Array:
-  """The equation itself, on any platform, for any mask."""
+  """Compute `multi_head_attention` itself: any platform, any mask."""
   return multi_head_attention(
     *(call.q, call.k, call.v),
     mask=_array(call.mask, call.q, call.k),
     bias=call.bias,
     assume_finite=call.assume_finite,
-    **call.of_scores,
+    **call.score_kwargs,
   )
 
 
 def cudnn(call: Call, *, backend: Literal['cudnn', 'xla'] = 'cudnn') -> Array:
-  """cuDNN's attention, which never stores the scores; forward and backward.
+  """Compute attention by cuDNN, which never stores the scores, forward or backward.
 
-  A causal mask or a causal window is passed as such, any other mask as an array [B, 1, T, S]. There
-  cuDNN averages all values where a row allows nothing: such rows are set to 0 here, and so are
-  their gradients. A training step of cuDNN takes an array for even T and S only: odd ones are
-  padded.
+  A causal mask or window is passed by its name, any other mask as an array [B, 1, T, S]. With an
+  array cuDNN averages all values in a row that allows nothing; such rows and their gradients are
+  set to 0 here. Its gradient takes an array of even T and S only; odd sizes are padded.
 
   Args:
-    call: 16-bit arrays, and otherwise as `why_not_cudnn` says.
-    backend: 'xla' computes the same anywhere, for tests.
+    call: with 16-bit arrays; `why_not_cudnn` has all conditions.
+    backend: 'xla' computes the same on any platform, for tests.
 
   Dao 2023, https://arxiv.org/abs/2307.08691.
   """
@@ -197,14 +199,14 @@ def cudnn(call: Call, *, backend: Literal['cudnn', 'xla'] = 'cudnn') -> Array:
   sees = jnp.any(array, axis=-1).swapaxes(1, 2)[..., None]  # [B, T, H, 1]
   q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
   array = jnp.pad(array, ((0, 0), (0, 0), (0, T % 2), (0, S % 2)))
-  # the array holds all conditions; is_causal also says which half of the work can be skipped
+  # the array holds all conditions; is_causal tells cuDNN which half of it to skip
   causal = mask.causal and mask.positions is None and not mask.prefix and T == S
   y = attend(q, k, v, mask=array, is_causal=causal)
   return jnp.where(sees, y[:, :T], 0)
 
 
 def _has_setting(mask, T, S):
-  """Whether cuDNN has a setting for the mask: it counts columns from the upper left corner."""
+  """Return whether cuDNN's own arguments can express the mask; its target 0 is at source 0."""
   return not mask.ordered or (mask.causal and not mask.prefix and T == S)
 
 
@@ -214,22 +216,24 @@ def why_not_cudnn(call: Call) -> str:
   if platforms.compute_capability(call.platform) < 8:
     return f'{call.platform} is no NVIDIA GPU of compute capability 8.0 or more'
   if q.dtype not in (jnp.bfloat16, jnp.float16) or not q.dtype == k.dtype == v.dtype:
-    return f'it takes 16-bit numbers, not {q.dtype}: set model.dtype to bfloat16'
+    return f'it takes 16-bit arrays, not {q.dtype}: set model.dtype to bfloat16'
   K, V = q.shape[-1], v.shape[-1]
   if K != V or K > 128 or K % 8:
-    return f'it takes heads of a multiple of 8 up to 128, not {K} and {V}'
+    return f'it takes head sizes K = V that are multiples of 8 up to 128, not {K} and {V}'
   if call.bias is not None:
     return 'scores have a bias (relative or alibi positions)'
   if call.soft_cap or call.sinks is not None:
     return 'scores have a soft cap, or heads have sinks'
   if q.shape[1] == 1:
-    return 'one target, as in a decoding step, reads its keys once anyway'
+    return 'with one target, as in a decoding step, it saves nothing'
   return ''
 
 
 def splash(call: Call, *, interpret: bool = False) -> Array:
-  """JAX's kernel for TPUs; see `splash_attention`."""
-  return splash_attention(call.q, call.k, call.v, call.mask, **call.of_scores, interpret=interpret)
+  """Compute attention by JAX's kernel for TPUs; see `splash_attention`."""
+  return splash_attention(
+    call.q, call.k, call.v, call.mask, **call.score_kwargs, interpret=interpret
+  )
 
 
 def why_not_splash(call: Call) -> str:
@@ -240,40 +244,40 @@ def why_not_splash(call: Call) -> str:
   if reason := why_not_blockwise(call):
     return reason
   if mask.positions is not None or mask.explicit is not None or mask.prefix:
-    return 'the mask has positions of its own, a prefix or an array'
+    return 'the mask has positions, a prefix or an array'
   if mask.ordered and T > S:
-    return f'{T} targets are more than the {S} sources, so that some see nothing'
+    return f'there are more targets ({T}) than sources ({S}), so that some attend to nothing'
   return ''
 
 
 def why_slower_splash(call: Call) -> str:
-  """Return why auto is to leave the call to another, or ''."""
+  """Return why 'auto' should not take splash attention for the call, or ''."""
   T, S = call.q.shape[1], call.k.shape[1]
   if min(T, S) < 256:
     return 'fewer scores than 256 x 256'
   if platforms.several_devices() and jax.sharding.get_abstract_mesh().empty:
-    return 'there are several devices, and a kernel must know their mesh: call it in jax.set_mesh'
+    return 'a kernel must know the mesh of the several devices: call it in jax.set_mesh'
   return ''
 
 
 def blockwise(call: Call, *, block: int = 0) -> Array:
-  """Blocks of queries and keys in plain JAX, on any platform; see `blockwise_attention`."""
+  """Compute attention by blocks in plain JAX, on any platform; see `blockwise_attention`."""
   return blocks.blockwise_attention(
-    call.q, call.k, call.v, call.mask, **call.of_scores, block=block
+    call.q, call.k, call.v, call.mask, **call.score_kwargs, block=block
   )
 
 
 def why_not_blockwise(call: Call) -> str:
-  """Return why blocks cannot compute the call, or ''."""
+  """Return why attention by blocks cannot compute the call, or ''."""
   if call.bias is not None:
     return 'scores have a bias (relative or alibi positions)'
   if not all(isinstance(n, int) for n in (*call.q.shape, *call.k.shape)):
-    return 'a length is not known while compiling'
+    return 'a length is symbolic (jax.export)'
   return ''
 
 
 def why_slower_blockwise(call: Call) -> str:
-  """Return why blocks are not worth it for the call, or ''."""
+  """Return why 'auto' should not take attention by blocks for the call, or ''."""
   T, S = call.q.shape[1], call.k.shape[1]
   return '' if min(T, S) >= LONG else f'fewer scores than {LONG} x {LONG}'
 
@@ -282,8 +286,8 @@ NO_MESH = 'no mesh divides the positions of a row'
 
 
 def sequence(call: Call) -> Array:
-  """Each device its own targets, where a mesh divides rows; see `sequence_attention`."""
-  return sequence_attention(call.q, call.k, call.v, call.mask, **call.of_scores)
+  """Compute attention with rows divided between devices; see `sequence_attention`."""
+  return sequence_attention(call.q, call.k, call.v, call.mask, **call.score_kwargs)
 
 
 def why_not_sequence(call: Call) -> str:

@@ -1,4 +1,4 @@
-"""Losses as (sum, weight), which add over any split of a batch and are divided once."""
+"""Losses as (sum, weight): parts of a batch are added, and the total is divided once."""
 
 import functools
 from typing import NamedTuple
@@ -14,14 +14,14 @@ from transformer.functional.activations import soft_cap as soft_capped
 from transformer.functional.matmul import matmul, matmul_nt, matmul_tn
 from transformer.functional.meshes import vary_alike, with_auto_axes
 
-# Rows of logits that linear_cross_entropy holds at once. On a CPU they fit its caches. Elsewhere
-# they are so many that reading and writing the table's gradient [N, D] for every chunk takes little
-# of the time; with N = 50,000 they are 2.5 GB.
+# Rows of logits that linear_cross_entropy holds at once. On a CPU they fit its caches. On other
+# platforms a chunk is so large that reading and writing the table's gradient [N, D] once for each
+# takes little of the time; with N = 50,000 it takes 2.5 GB.
 CHUNK, CHUNK_ELSEWHERE = 1024, 8192
 
 
 class Mean(NamedTuple):
-  """A weighted mean that is not yet divided, so that it adds over microbatches and devices."""
+  """A weighted mean before its division, so that microbatches and devices can be added."""
 
   sum: Float[Array, '']
   weight: Float[Array, '']
@@ -46,8 +46,8 @@ def cross_entropy(
   Args:
     logits: of any dtype; computed in float32.
     targets: the true classes.
-    weights: how much each position counts, 0 for padding.
-    label_smoothing: a; 0 gives the plain negative log-likelihood, in nats.
+    weights: weight of each position, 0 for padding.
+    label_smoothing: a; 0 gives the negative log-likelihood, in nats.
     z_loss: adds z_loss log(Z)^2, which keeps the softmax's normalizer Z near 1.
 
   Returns:
@@ -59,7 +59,7 @@ def cross_entropy(
   >>> cross_entropy(jnp.zeros((2, 4)), jnp.array([1, 0]), jnp.array([1., 0.])).value.round(3)
   Array(1.386, dtype=float32)
   """
-  # a position of weight 0 may hold anything, Inf, NaN or the target -100, and has no gradient
+  # positions of weight 0 may have any values (Inf, NaN, a target of -100), and have no gradient
   logits = jnp.where((weights == 0)[..., None], 0, logits.astype(jnp.float32))
   targets = jnp.where(weights == 0, 0, targets)
   loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
@@ -103,22 +103,22 @@ def linear_cross_entropy(
   soft_cap: float = 0.0,
   platform: str | None = None,
 ) -> tuple[Mean, Mean]:
-  """Return the `cross_entropy` of the logits x tableT, which are never stored as a whole.
+  """Return the `cross_entropy` of the logits x @ table.T, which are never stored as a whole.
 
-  A chunk of rows at a time: the logits, the loss, and at once the gradient, which needs the same
-  softmax. That takes the memory of one chunk instead of four arrays [*B, N], and half the time.
+  For one chunk of rows at a time it computes logits, loss and gradient, with one softmax for both.
+  This needs the memory of a chunk instead of four arrays [*B, N], and takes half the time.
 
   Args:
     x: the states before the output layer.
-    table: of output embeddings.
+    table: the output embeddings.
     targets, weights, label_smoothing, z_loss: as in `cross_entropy`.
-    dtype: of the operands of all products; x's own if None.
-    soft_cap: of the logits, see `activations.soft_cap`; 0: none. With one a chunk's logits are
-      computed a second time for the gradient.
-    platform: what the program is compiled for; see `platforms`.
+    dtype: dtype of the operands of all products; x's own if None.
+    soft_cap: bound of the logits, see `activations.soft_cap`; 0 for none. With a bound the logits
+      are computed a second time for the gradient.
+    platform: the one that the program is compiled for; see `platforms`.
 
   Returns:
-    (the loss, the negative log-likelihood): the second has no gradient.
+    (the loss, the negative log-likelihood without a gradient).
 
   >>> x, table = jnp.eye(2), jnp.zeros((4, 2))
   >>> linear_cross_entropy(x, table, jnp.array([1, 0]), jnp.ones(2))[0].value.round(3)
@@ -127,7 +127,7 @@ def linear_cross_entropy(
   on_cpu = platforms.resolve(platform) == 'cpu'
   settings = (jnp.dtype(dtype or x.dtype), label_smoothing, z_loss, on_cpu)
   x, targets, weights = x.reshape(-1, x.shape[-1]), targets.reshape(-1), weights.reshape(-1)
-  # where the weight is 0 they may hold anything, and have no gradient
+  # positions of weight 0 may have any values, and have no gradient
   x, targets = jnp.where((weights == 0)[:, None], 0, x), jnp.where(weights == 0, 0, targets)
   if soft_cap:
     loss, nll = _capped_cross_entropy(x, table, targets, weights, settings, soft_cap)
@@ -153,9 +153,9 @@ def _capped_cross_entropy(x, table, targets, weights, settings, soft_cap):
 
 
 def _chunks(on_cpu, *arrays):
-  """The rows of the arrays as [chunks, rows of a chunk, ...], padded with 0.
+  """Reshape the arrays to [chunks, rows of a chunk, ...], padded with 0.
 
-  They are strided, so that every chunk has rows on every device.
+  The rows of a chunk are strided, so that every chunk has rows on every device.
   """
   chunks = -(-len(arrays[0]) // (CHUNK if on_cpu else CHUNK_ELSEWHERE))
 
@@ -181,22 +181,22 @@ def _linear_cross_entropy_derivative(settings, primals, tangents):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
 def _loss_and_gradient(x, table, targets, weights, settings):
-  """((loss, nll), (gradient of the loss in x, in the table)), weighted and summed."""
+  """Return ((loss, nll), (gradient of the loss by x, by the table)), weighted and summed."""
   return _by_chunks(x, table, targets, weights, settings, _round)
 
 
 @_loss_and_gradient.defjvp
 def _second_derivative(settings, primals, tangents):
-  # Bits have no derivative. A rule for `_round` would be lost: JAX drops that of a function inside
-  # a scan inside another rule.
-  plainly = functools.partial(
+  # The bit operations of `_round` have no derivative. A custom rule for it would have no effect:
+  # JAX drops the rule of a function inside a scan inside another rule.
+  by_chunks = functools.partial(
     _by_chunks, settings=settings, rounded=lambda x, dtype: x.astype(dtype)
   )
-  return jax.jvp(plainly, primals, tangents)
+  return jax.jvp(by_chunks, primals, tangents)
 
 
 def _by_chunks(x, table, targets, weights, settings, rounded):
-  """`_loss_and_gradient`, where rounded(x, dtype) is x in the dtype of the products."""
+  """Return `_loss_and_gradient`; rounded(x, dtype) converts x to the dtype of the products."""
   dtype, smoothing, z_loss, on_cpu = settings
   (R, D), N = x.shape, len(table)
   narrow = table.astype(dtype)
@@ -207,7 +207,7 @@ def _by_chunks(x, table, targets, weights, settings, rounded):
     logits = matmul_nt(x, narrow, dtype).astype(jnp.float32)
     peak = jnp.max(logits, axis=-1, keepdims=True)
     true = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    # the one array [rows, N] that is read again, as an operand: made once, and narrow
+    # the only array [rows, N] that is read twice: computed once, and stored in the narrow dtype
     e = jax.lax.optimization_barrier(rounded(jnp.exp(logits - peak), dtype))
     z = jnp.sum(e.astype(jnp.float32), axis=-1)
     log_z = peak[:, 0] + jnp.log(z)
@@ -235,7 +235,7 @@ def _by_chunks(x, table, targets, weights, settings, rounded):
 
 
 def _round(x, dtype):
-  """x.astype(dtype); to bfloat16 by integers, which XLA's CPU backend fuses and vectorizes."""
+  """Return x.astype(dtype), to bfloat16 by integers, which XLA's CPU backend vectorizes."""
   if dtype != jnp.bfloat16:
     return x.astype(dtype)
   bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
@@ -254,19 +254,19 @@ def ctc(
 ) -> Mean:
   """Return the CTC loss, -log sum_a prod_s softmax(logits_s)(a_s) over all alignments a.
 
-  An alignment has a token or the blank at every real position; without tokens that repeat the one
-  just before, and then without blanks, it is the targets.
+  An alignment has a token or the blank at every real position. Merging repeated tokens and then
+  removing blanks gives the targets.
 
   Args:
     logits: of any dtype; computed in float32.
     real: which positions are not padding.
-    targets: without the blank; padding, of weight 0, comes last.
+    targets: without blanks, padding last.
     weights: 1, or 0 for padding.
-    blank: the token that means none.
+    blank: id of the blank.
 
   Returns:
-    The sum over rows, and their number of tokens. A row without an alignment, which has fewer
-    positions than tokens and blanks between equal ones, does not count.
+    The sum over rows, and their number of target tokens. Rows without an alignment are left out:
+    those with fewer positions than tokens plus the blanks between equal neighbors.
 
   Graves et al. 2006, https://doi.org/10.1145/1143844.1143891, equations 2-8; optax sums.
 
@@ -278,7 +278,8 @@ def ctc(
   repeats = (targets[:, 1:] == targets[:, :-1]) & ~padding[:, 1:]
   tokens = jnp.sum(~padding, axis=1)
   aligned = tokens + jnp.sum(repeats, axis=1) <= jnp.sum(real, axis=1)
-  # optax's -1e5 for log 0 would make a gradient of rows without alignment, and padding any of NaN
+  # optax writes log 0 as -1e5, which would give rows without an alignment a gradient, and a NaN in
+  # the padding would reach the loss
   real, logits = real & aligned[:, None], logits.astype(jnp.float32)
   logits = jnp.where(real[..., None], logits, 0)
   padding |= ~aligned[:, None]
@@ -292,7 +293,7 @@ def ctc(
 def accuracy(
   logits: Float[Array, '*B N'], targets: Int[Array, '*B'], weights: Float[Array, '*B']
 ) -> Mean:
-  """Return how often the most probable class is the target.
+  """Return the accuracy: the weighted share of positions whose most probable class is the target.
 
   >>> accuracy(jnp.eye(3), jnp.array([0, 1, 2]), jnp.ones(3)).value
   Array(1., dtype=float32)

@@ -1,8 +1,8 @@
-"""Attention masks that keep their structure: why a target may attend to a source.
+"""Attention masks that keep their structure: causal, window, segments.
 
-A mask is an `AttentionMask`. The functions of this file build one, `&` combines two, and `dense`
-computes the boolean array that `attention` takes (True = may attend). A kernel reads the structure
-instead: that a mask is causal, how wide its window is, which segments a row is made of.
+The functions of this file build an `AttentionMask`, `&` combines two, and `dense` computes the
+boolean array that `attention` takes (True = may attend). Kernels read the structure instead of the
+array, so that they can skip the parts that it rules out.
 
 >>> print(describe(causal() & sliding_window(2), 4))
   0123
@@ -21,8 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-# of an axis: an int, or a symbol while a program for any size is exported (`jax.export`)
-Size = Any
+Size = Any  # the size of an axis: an int, or a symbolic size of `jax.export`
 
 
 @functools.partial(
@@ -32,21 +31,23 @@ Size = Any
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionMask:
-  """Which sources a target may attend to: those that every given condition allows.
+  """A mask as conditions; a target may attend to the sources that every condition allows.
 
   A pytree. The first three attributes are static, the others are arrays.
 
   Attributes:
-    causal: no target attends to a later position.
-    window: n: only to positions fewer than n away; (left, right): at most so many to each side.
-    prefix: with `causal`, the first `prefix` positions may be attended to by every target.
-    segments: (of targets, of sources); a target may attend to sources of its own segment. Segment 0
-      is padding and is attended to by nobody. None in place of the targets' segments: a target may
-      attend to every source that is not padding.
-    positions: (of targets, of sources); what the first three count by. None: by the column, where
-      the last target is the last source, as when earlier positions are in a cache.
-    explicit: any other condition, broadcast to [B, H, T, S].
-    array: the dense array, if it was computed before; see `with_array`.
+    causal: a target attends to no later position.
+    window: n: only positions fewer than n away; (left, right): only positions up to `left` before
+      and up to `right` after the target.
+    prefix: with `causal`, every target may attend to the first `prefix` positions.
+    segments: (of the targets [B, T], of the sources [B, S]); a target attends only to sources of
+      its own segment. No target attends to segment 0, which is padding. If the first is None, a
+      target may attend to every source that is not padding.
+    positions: (of the targets [B, T], of the sources [B, S]), for the first three attributes. None:
+      positions are column numbers, and the last target is at the last source, as when earlier
+      positions are in a cache.
+    explicit: any other condition, a boolean array broadcast to [B, H, T, S].
+    array: the dense array, if it is already computed; see `with_array`.
   """
 
   causal: bool = False
@@ -59,7 +60,7 @@ class AttentionMask:
 
   @property
   def reach(self) -> tuple[int, int] | None:
-    """The window as (left, right): how many positions before and after a target it shows."""
+    """The window as (left, right): positions before and after the target; None without a window."""
     return (self.window - 1,) * 2 if isinstance(self.window, int) else self.window
 
   @property
@@ -69,21 +70,21 @@ class AttentionMask:
 
   @property
   def is_static(self) -> bool:
-    """Whether the mask is known while compiling: it holds no array that decides."""
+    """Whether the mask depends on no array, so that it is known at compile time."""
     return self.segments is None and self.positions is None and self.explicit is None
 
   def __and__(self, other: 'AttentionMask') -> 'AttentionMask':
-    """Return the mask that allows what both allow.
+    """Return the mask that allows what both masks allow.
 
     Raises:
-      ValueError: the masks count by different positions.
+      ValueError: the masks have different positions.
     """
     positions = self.positions if self.ordered or other.positions is None else other.positions
     for mask in (self, other):
       if mask.ordered and mask.positions is not positions:
         raise ValueError(
-          'one mask counts by positions of its own, the other does not: give both the same, or '
-          'combine their arrays, dense(T, S)'
+          'the two masks have different positions: give both the same arrays, or combine their '
+          'dense arrays, dense(T, S)'
         )
     reaches = [mask.reach for mask in (self, other) if mask.reach is not None]
     explicit = [mask.explicit for mask in (self, other) if mask.explicit is not None]
@@ -98,11 +99,13 @@ class AttentionMask:
     )
 
   def dense(self, targets: Size, sources: Size | None = None) -> Bool[Array, '... T S']:
-    """Return the mask as an array: [T, S], or [B, H, T, S] (B or H may be 1) if it needs an axis.
+    """Return the mask as an array: [T, S], or [B, H, T, S] if it differs between examples or heads.
 
     Args:
       targets: T.
       sources: S; T if None.
+
+    B and H may be 1.
 
     >>> causal().dense(2)
     Array([[ True, False],
@@ -131,11 +134,11 @@ class AttentionMask:
     return allowed
 
   def with_array(self, targets: Size, sources: Size | None = None) -> 'AttentionMask':
-    """Return the mask with its dense array, computed once here for all layers that will read it.
+    """Return the mask with its dense array, computed once for all layers; sizes as in `dense`.
 
-    The array goes by way of a logarithm, which XLA never computes twice: it would otherwise compute
-    the array again in every layer and for every head, which takes 1.3 times the time of a GPT's
-    training step on a CPU. Where no kernel reads the array XLA removes it.
+    The array is computed through a logarithm, because XLA does not repeat those: otherwise it would
+    compute the array again in every layer and head, and a training step of GPT-2 would take 1.3
+    times as long on a CPU. XLA removes the array if no kernel reads it.
     """
     array = jnp.log(self.dense(targets, sources).astype(jnp.float32)) == 0
     return dataclasses.replace(self, array=array)
@@ -144,11 +147,12 @@ class AttentionMask:
 def causal(*, positions: tuple[Any, Any] | None = None) -> AttentionMask:
   """Return the causal mask: a target may attend to sources up to its own position.
 
-  With more sources than targets the last target is the last source, as when the first positions are
-  already in a cache.
+  With more sources than targets the last target is at the last source, as when the first positions
+  are already in a cache.
 
   Args:
-    positions: ([B, T], [B, S]) if positions are not columns, as of tokens in a cache.
+    positions: of targets [B, T] and sources [B, S], if they are not the column numbers, as for
+      tokens in a cache.
 
   >>> print(describe(causal(), 2, 4))
     0123
@@ -159,7 +163,7 @@ def causal(*, positions: tuple[Any, Any] | None = None) -> AttentionMask:
 
 
 def prefix(length: int) -> AttentionMask:
-  """Return a causal mask, except that all may attend to the first `length` positions (prefix LM).
+  """Return a causal mask where every target may attend to the first `length` positions (prefix LM).
 
   Raffel et al. 2020, figure 4.
 
@@ -176,10 +180,10 @@ def prefix(length: int) -> AttentionMask:
 def sliding_window(
   size: int | tuple[int, int], *, positions: tuple[Any, Any] | None = None
 ) -> AttentionMask:
-  """Return a mask for near positions; `& causal()` leaves those of the past only.
+  """Return a mask that allows near positions; with `& causal()` only near past ones.
 
   Args:
-    size: n for positions fewer than n away, or (left, right) for at most so many to each side.
+    size: n for positions fewer than n away, or (left, right) for up to so many on each side.
     positions: as in `causal`.
 
   Raises:
@@ -193,7 +197,7 @@ def sliding_window(
 
 
 def padding(tokens: Int[Array, 'B S'], pad: int = 0) -> AttentionMask:
-  """Return a mask in which all may attend to every token that is not padding.
+  """Return a mask in which every target may attend to every token that is not padding.
 
   >>> print(describe(padding(jnp.array([[5, 3, 0]])), 1, 3))
     012
@@ -203,9 +207,10 @@ def padding(tokens: Int[Array, 'B S'], pad: int = 0) -> AttentionMask:
 
 
 def segments(targets: Int[Array, 'B T'], sources: Int[Array, 'B S']) -> AttentionMask:
-  """Return a mask for sources of the target's own segment; segment 0 is padding and sees nothing.
+  """Return a mask that allows the sources of the target's own segment.
 
-  The examples packed into a row are segments 1, 2, ...; a padded row of one example is segment 1.
+  Examples packed into a row are segments 1, 2, ...; the example of an unpacked row is segment 1.
+  Segment 0 is padding: it attends to nothing, and nothing attends to it.
 
   >>> row = jnp.array([[1, 1, 2, 0]])
   >>> print(describe(segments(row, row), 4))
@@ -223,18 +228,20 @@ def describe(
   targets: int | None = None,
   sources: int | None = None,
 ) -> str:
-  """Return a mask drawn as text, one row per target: █ may attend, · may not (first example).
+  """Return a mask drawn as text, one row for each target: █ may attend, · may not.
+
+  Of a mask that differs between examples or heads the first is drawn.
 
   Args:
-    mask: a mask or its array.
-    targets, sources: the size of a mask's array; sources is targets if None.
+    mask: a mask or its dense array.
+    targets, sources: T and S, required for an `AttentionMask`; S = T if `sources` is None.
 
   Raises:
-    TypeError: a mask without a size, or an array that is not boolean.
+    TypeError: an `AttentionMask` without `targets`, or an array that is not boolean.
   """
   if isinstance(mask, AttentionMask):
     if targets is None:
-      raise TypeError('a mask has no size of its own: describe(mask, targets, sources)')
+      raise TypeError('an AttentionMask has no size: call describe(mask, targets, sources)')
     mask = mask.dense(targets, sources)
   picture = np.asarray(mask)
   if picture.dtype != np.bool_ or picture.ndim < 2:
@@ -256,10 +263,10 @@ def _same_segment(targets, sources):
 
 
 def _both(a, b):
-  """(the segments of two masks combined, [what they could not hold, as an array])."""
+  """Return (the segments of two masks combined, [the rest of the condition, as an array])."""
   if a is None or b is None or a is b:
     return b if a is None else a, []
-  if a[0] is None or b[0] is None:  # padding only hides sources
+  if a[0] is None or b[0] is None:  # one mask is only of padding, which hides sources
     targets = b[0] if a[0] is None else a[0]
     kept, other = (b[1], a[1]) if a[0] is None else (a[1], b[1])
     return (targets, jnp.where(other != 0, kept, 0)), []

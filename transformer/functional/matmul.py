@@ -1,9 +1,9 @@
 """Matrix products of bfloat16 or float16 operands, summed in float32.
 
-Matrix units multiply 16-bit numbers and add in 32 bits; asking for a 16-bit result throws those
-bits away and, on a CPU, leaves the fast path altogether. Plain differentiation would multiply a
-32-bit cotangent with a 16-bit operand. The derivatives here round the cotangent as they do the
-operands, so that all products of a training step have 16-bit operands.
+Matrix units multiply 16-bit numbers and add in 32 bits. A 16-bit result would lose these bits and,
+on a CPU, use a slow path. Plain differentiation would multiply a 32-bit cotangent by a 16-bit
+operand; the derivatives here round the cotangent to 16 bits first, so that all products of a
+training step have 16-bit operands.
 """
 
 import functools
@@ -29,15 +29,15 @@ def matmul(
   """Return a @ b, with both operands rounded to dtype.
 
   Args:
-    a: left operand; leading axes are rows.
+    a: left operand.
     b: right operand.
-    dtype: of the operands; a's own if None.
-    platform: what the program is compiled for; see `platforms`. On a CPU the leading axes of a
-      float32 operand are merged, for a faster gradient of b.
+    dtype: the dtype of the operands; a's own if None.
+    platform: the one that the program is compiled for; see `platforms`. For a CPU the leading axes
+      of a float32 `a` are merged, for a faster gradient of b.
 
   Returns:
-    float32 where dtype has 16 bits (products are summed in float32), else dtype. Gradients have the
-    dtype of their operand.
+    The product in float32 if dtype has 16 bits, else in dtype. Gradients have the dtype of their
+    operand.
 
   >>> matmul(jnp.ones((2, 3)), jnp.ones((3, 4)), 'bfloat16').dtype
   dtype('float32')
@@ -61,7 +61,7 @@ def matmul_nt(
 
 
 def _product(a, b, dtype, platform, transposed):
-  """a @ b, or a @ b.T if transposed."""
+  """Return a @ b, or a @ b.T if transposed."""
   dtype = jnp.dtype(dtype or a.dtype)
   rows = _rows(a, dtype, platform)
   if dtype.itemsize > 2:
@@ -73,12 +73,12 @@ def _product(a, b, dtype, platform, transposed):
 
 
 def _rows(a, dtype, platform):
-  """Merge the leading axes of `a`, except those of 32 bits and more outside a CPU.
+  """Return `a` with its leading axes merged, if the product has 16 bits or is for a CPU.
 
-  The derivative of 16-bit products is written for two axes. On a CPU a weight's gradient that sums
-  over two axes takes twice the time; elsewhere it does not, and merged axes could not be sharded
-  apart. The form is chosen in Python, because the derivative of `lax.platform_dependent` would
-  store the operands of both forms.
+  The derivative of 16-bit products is written for two axes. On a CPU the gradient of a weight takes
+  twice the time if it sums over two axes; on other platforms it does not, and unmerged axes can be
+  sharded separately. The form is chosen in Python, because the derivative of
+  `lax.platform_dependent` would store the operands of both forms.
   """
   if a.ndim == 2 or (dtype.itemsize > 2 and platforms.resolve(platform) != 'cpu'):
     return a
@@ -86,10 +86,10 @@ def _rows(a, dtype, platform):
 
 
 def matmul_tn(a: Float[Array, 'B I'], b: Float[Array, 'B O']) -> Float[Array, 'I O']:
-  """Return a.T @ b in float32, the gradient of a weight; both operands have one dtype.
+  """Return a.T @ b in float32, as for the gradient of a weight; a and b have the same dtype.
 
-  On a CPU the transpose is materialized and the product given a batch axis of size 1: otherwise XLA
-  folds the transpose into the product, and converts its operands to float32.
+  On a CPU the transpose is computed first, and the product has a batch axis of size 1: otherwise
+  XLA would fold the transpose into the product and convert the operands to float32.
 
   >>> matmul_tn(jnp.array([[1.], [2.]]), jnp.array([[3.], [4.]]))
   Array([[11.]], dtype=float32)
@@ -105,7 +105,7 @@ def matmul_tn(a: Float[Array, 'B I'], b: Float[Array, 'B O']) -> Float[Array, 'I
 
 
 def _dot(a, b, contract, batch=((), ())):
-  # not jnp.matmul of a transpose: XLA's CPU backend would widen that
+  # not jnp.matmul of a transpose: XLA's CPU backend would convert it to float32
   return lax.dot_general(a, b, (contract, batch), preferred_element_type=jnp.float32)
 
 

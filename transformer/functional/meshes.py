@@ -1,4 +1,4 @@
-"""What JAX asks of code on meshes by default: explicit axes, and the checks of `jax.shard_map`."""
+"""Run code on meshes with explicit axes, and satisfy the checks of `jax.shard_map`."""
 
 import functools
 from collections.abc import Callable
@@ -11,12 +11,12 @@ from jaxtyping import Array
 
 
 def with_auto_axes(f: Callable) -> Callable:
-  """Return f with automatic axes inside, where arrays are on a mesh with explicit ones.
+  """Return f with the explicit mesh axes of its arguments made automatic inside it.
 
-  With explicit axes JAX refuses operations such as reading a table at sharded tokens, unless each
-  names the sharding of its result. Inside f the compiler chooses instead. Results with as many rows
-  as the first array that is sharded over rows are sharded like it, all others are replicated.
-  Without explicit axes f is called as it is.
+  With explicit axes JAX refuses operations such as a table lookup at sharded tokens, unless each
+  names the sharding of its result; with automatic axes the compiler chooses. Results with as many
+  rows as the first array that is sharded over rows are sharded like it, all others are replicated.
+  Without explicit axes f runs unchanged.
   """
 
   @functools.wraps(f)
@@ -46,9 +46,9 @@ def with_auto_axes(f: Callable) -> Callable:
 
 
 def vary_alike(*arrays: Array) -> list[Array]:
-  """Return the arrays, cast to vary over the same axes of a `jax.shard_map`.
+  """Return the arrays, cast so that all vary over the same axes of a `jax.shard_map`.
 
-  Its checks ask this of the operands of a custom derivative and of the carry of a scan.
+  `jax.shard_map` requires this of the operands of a custom derivative and of the carry of a scan.
   """
   axes = [_varying(jax.typeof(x)) for x in arrays]
   missing = [tuple(frozenset().union(*axes) - own) for own in axes]
@@ -66,7 +66,7 @@ def _varying(array_type):
 
 
 def _layout(types):
-  """(a mesh with explicit axes, the number of sharded rows, their mesh axes), from array types."""
+  """Return (a mesh with explicit axes or None, the number of sharded rows, their mesh axes)."""
   types = [x for x in types if AxisType.Explicit in x.sharding.mesh.axis_types]
   for x in types:
     if x.ndim and x.sharding.spec[0] is not None:

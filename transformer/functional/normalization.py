@@ -13,13 +13,13 @@ def normalize(
   """Return (x - mean) / sqrt(var + e), or x / sqrt(mean x^2 + e) if not centered.
 
   LayerNorm (Ba et al. 2016, https://arxiv.org/abs/1607.06450) and RMSNorm (Zhang & Sennrich 2019,
-  https://arxiv.org/abs/1910.07467) without their scale. The derivative is written out: two averages
-  where plain differentiation stores and reads every step.
+  https://arxiv.org/abs/1910.07467) without their scale. The derivative is written out with two
+  means, where plain differentiation would store every intermediate result.
 
   Args:
-    x: of any dtype; computed in float32.
+    x: of any dtype; the result is float32.
     epsilon: e, added to the variance.
-    centered: whether the mean is subtracted.
+    centered: whether to subtract the mean.
 
   >>> normalize(jnp.array([1., 3.]), 0.)
   Array([-1.,  1.], dtype=float32)

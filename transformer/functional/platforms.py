@@ -25,10 +25,10 @@ def of_device(device: Any) -> str:
 
 
 def resolve(platform: str | None) -> str:
-  """Return the platform, or that of `jax.devices()[0]` if none is given.
+  """Return the platform, or that of `jax.devices()[0]` if it is None or ''.
 
-  This and `several_devices` are the only places in `functional` and `modules` that look at the
-  devices of the process.
+  Only this function and `several_devices` look at the devices of the process; nothing else in
+  `functional` and `modules` does.
   """
   return platform or of_device(jax.devices()[0])
 
@@ -39,9 +39,9 @@ def several_devices() -> bool:
 
 
 def compute_capability(platform: str) -> float:
-  """Return the compute capability of a 'cuda' platform, and 0 of any other.
+  """Return the compute capability of a 'cuda' platform, and 0 for any other.
 
-  It is infinity for 'cuda' without a number, as if every instruction were there.
+  It is infinity for 'cuda' without a number, which is taken to have every instruction.
 
   >>> compute_capability('cuda:9.0'), compute_capability('cuda'), compute_capability('tpu')
   (9.0, inf, 0.0)
@@ -51,12 +51,12 @@ def compute_capability(platform: str) -> float:
 
 
 def matmul_dtype(platform: str) -> str:
-  """Return the faster dtype for operands of products that are summed in float32.
+  """Return the dtype, 'bfloat16' or 'float32', in which the platform multiplies matrices faster.
 
   TPUs, AMD's GPUs and NVIDIA's from compute capability 8.0 on have units for bfloat16, and so have
   CPUs with AMX or AVX512-BF16 (a quarter of the time of float32, measured with AMX). Other CPUs
-  convert to float32 first (twice the time, measured on Zen 3). A CPU is asked for its
-  instructions, and not timed: what else it computes must not change a run's numbers.
+  convert to float32 first (twice the time, measured on Zen 3). The choice for a CPU follows its
+  instructions, not a timing, so that the load of the machine cannot change a run's numbers.
 
   >>> matmul_dtype('cuda:9.0'), matmul_dtype('cuda:7.5'), matmul_dtype('tpu')
   ('bfloat16', 'float32', 'bfloat16')
@@ -69,7 +69,7 @@ def matmul_dtype(platform: str) -> str:
 
 
 def _cpu_instructions() -> set[str]:
-  """Return the names that Linux gives the instructions of this CPU; none elsewhere."""
+  """Return the words of /proc/cpuinfo, among them the CPU's instruction sets; none if not Linux."""
   try:
     return set(pathlib.Path('/proc/cpuinfo').read_text().split())
   except OSError:

@@ -1,6 +1,7 @@
-"""Positions of tokens, and the functions of them that schemes of positions use.
+"""Positions of tokens: sinusoids, rotary embeddings, relative buckets, ALiBi.
 
-Every function takes the positions themselves, not the columns of a padded or packed batch.
+Functions take positions, which in a padded or packed batch differ from column numbers; see
+`from_segments`.
 """
 
 import math
@@ -14,13 +15,15 @@ from jaxtyping import Array, Float, Int
 
 
 def from_segments(segments: Int[Array, 'B T']) -> Int[Array, 'B T']:
-  """Return how many tokens of its segment are before each one: padding (0) within does not count.
+  """Return the position of each token in its segment, counted from 0; padding (0) is skipped.
+
+  A run of padding counts its own positions.
 
   >>> from_segments(jnp.array([[0, 1, 0, 1, 2, 2, 2, 0]]))
   Array([[0, 0, 0, 1, 0, 1, 2, 0]], dtype=int32)
   """
   index, real = jnp.arange(segments.shape[1])[None], segments != 0
-  # the segment of the token before, padding skipped; of padding, of the column before
+  # the segment of the previous token, padding skipped; for padding, of the previous column
   last = jax.lax.cummax(jnp.where(real, index, -1), axis=1)
   last = jnp.pad(last[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
   before = jnp.where(last < 0, -1, jnp.take_along_axis(segments, jnp.maximum(last, 0), axis=1))
@@ -42,10 +45,13 @@ def sinusoidal(
   Args:
     positions: p.
     width: D.
-    halves: put all sines before all cosines, as tensor2tensor and Marian do: the same up to a
-      permutation of D.
-    inclusive: of the D / 2 wavelengths the last is 10000 itself, as in tensor2tensor and fairseq:
-      2i / (D - 2) instead of 2i / D.
+    halves: put all sines before all cosines, as tensor2tensor and Marian do; this is a permutation
+      of D.
+    inclusive: the last factor of the D / 2 is 10000 itself, as in tensor2tensor and fairseq: the
+      exponent is 2i / (D - 2) instead of 2i / D.
+
+  Raises:
+    ValueError: width is odd.
 
   Vaswani et al. 2017, section 3.5.
 
@@ -69,18 +75,22 @@ def rotary(
   size: int = 0,
   scaling: Mapping[str, Any] | None = None,
 ) -> Float[Array, 'B T H K']:
-  """Rotate (x[i], x[i + K/2]) by p / base^(2i/K), so that q k depends on the distance only.
+  """Rotate the pairs (x[i], x[i + K/2]) by the angle p / base^(2i/K) (rotary embeddings).
 
-  The halves are paired as in GPT-NeoX and Llama (Su et al. 2021 pair neighbors, which is the same
-  up to a permutation of K). Computed in float32, returned in x's dtype.
+  The product of a query and a key then depends on positions only through their distance. The halves
+  are paired as in GPT-NeoX and Llama; Su et al. 2021 pair neighbors, which is a permutation of K.
+  Computed in float32, returned in x's dtype.
 
   Args:
     x: queries or keys.
     positions: p.
-    base: of the wavelengths.
-    size: how many numbers of each head are rotated, as if K were that size; the rest stays. 0: all.
+    base: base of the wavelengths.
+    size: rotate only the first `size` elements of each head, with K = size; 0 for all.
     scaling: for texts longer than the model was trained on: `kind`, a name of SCALINGS, and the
       arguments of that function.
+
+  Raises:
+    ValueError: size is odd or larger than K.
 
   Su et al. 2021, https://arxiv.org/abs/2104.09864, equation 34.
 
@@ -93,8 +103,8 @@ def rotary(
       f'rotary positions rotate pairs: the size {size} must be even, and at most {x.shape[-1]}'
     )
   kwargs = dict(scaling or {})
-  scaled = SCALINGS[kwargs.pop('kind', 'none')]
-  frequencies, stretch = scaled(size, base, jnp.max(positions, axis=1) + 1, **kwargs)
+  scale = SCALINGS[kwargs.pop('kind', 'none')]
+  frequencies, stretch = scale(size, base, jnp.max(positions, axis=1) + 1, **kwargs)
   angle = positions[:, :, None, None] * frequencies[:, None, None]
   cos, sin = (f(angle) if stretch == 1 else f(angle) * stretch for f in (jnp.cos, jnp.sin))
   left, right, rest = jnp.split(x.astype(jnp.float32), [size // 2, size], axis=-1)
@@ -106,16 +116,16 @@ Scaled = tuple[Float[Array | np.ndarray, '#B F'], float]
 
 
 def no_scaling(size: int, base: float, lengths: Int[Array, ' B']) -> Scaled:
-  """Return base^(-2i/size), and 1.
+  """Return the frequencies base^(-2i/size), and 1.
 
-  Every scaling takes how many numbers are rotated, the base, and the length of each row. It returns
-  the frequencies [B or 1, size / 2], and a factor of queries and keys.
+  Every scaling takes the number of rotated elements, the base, and the length of each row. It
+  returns the frequencies [B or 1, size / 2], and a factor for queries and keys.
   """
   return _frequencies(size, base)[None], 1.0
 
 
 def linear_scaling(size: int, base: float, lengths: Int[Array, ' B'], *, factor: float) -> Scaled:
-  """Return frequencies divided by `factor`: positions are interpolated.
+  """Return frequencies divided by `factor` (position interpolation), and 1.
 
   Chen et al. 2023, https://arxiv.org/abs/2306.15595, equation 4.
 
@@ -128,10 +138,10 @@ def linear_scaling(size: int, base: float, lengths: Int[Array, ' B'], *, factor:
 def dynamic_scaling(
   size: int, base: float, lengths: Int[Array, ' B'], *, factor: float, original_length: int
 ) -> Scaled:
-  """Return frequencies of a base that grows with a row longer than the original length (NTK).
+  """Return frequencies of a larger base in rows longer than the original length (NTK), and 1.
 
-  base (factor n / original - factor + 1)^(size / (size - 2)), for n tokens. As in `transformers`;
-  Peng et al. 2023, https://arxiv.org/abs/2309.00071, section 3.3.
+  The base is base (factor n / original - factor + 1)^(size / (size - 2)) for n tokens, as in
+  `transformers`; Peng et al. 2023, https://arxiv.org/abs/2309.00071, section 3.3.
   """
   longer = jnp.maximum(lengths, original_length)[:, None].astype(jnp.float32)
   grown = base * (factor * longer / original_length - factor + 1) ** (size / (size - 2))
@@ -148,10 +158,11 @@ def llama3_scaling(
   low: float = 1.0,
   high: float = 4.0,
 ) -> Scaled:
-  """Return frequencies, divided by `factor` where they turn less than `low` times.
+  """Return frequencies with the low ones divided by `factor` (Llama 3), and 1.
 
-  Those that turn more than `high` times in the original length stay; between, a line in the number
-  of turns. Grattafiori et al. 2024, https://arxiv.org/abs/2407.21783, and its published code.
+  Frequencies below `low` turns in the original length are divided, those above `high` turns are
+  kept, and between them the two are mixed linearly in the number of turns. Grattafiori et al. 2024,
+  https://arxiv.org/abs/2407.21783, and its published code.
   """
   frequencies = _frequencies(size, base)[None]
   turns = original_length * frequencies / (2 * math.pi)
@@ -171,16 +182,17 @@ def yarn_scaling(
   whole: bool = True,
   stretch: float | None = None,
 ) -> Scaled:
-  """Return frequencies, divided by `factor` where they turn less than `slow` times.
+  """Return frequencies with the low ones divided by `factor` (YaRN), and the factor `stretch`.
 
-  Those that turn more than `fast` times in the original length stay; between, a line in the index
-  of the frequency. Peng et al. 2023, https://arxiv.org/abs/2309.00071, definitions 2 and 3.
+  Frequencies below `slow` turns in the original length are divided, those above `fast` turns are
+  kept, and between them the two are mixed linearly in the index of the frequency. Peng et al. 2023,
+  https://arxiv.org/abs/2309.00071, definitions 2 and 3.
 
   Args:
     size, base, lengths, factor, original_length: as in the other scalings.
-    fast, slow: turns, beta and alpha of the paper.
-    whole: whether the ends of the line are whole indices, as in the published code.
-    stretch: multiplies queries and keys; None: 0.1 log(factor) + 1.
+    fast, slow: numbers of turns; beta and alpha of the paper.
+    whole: round the ends of the ramp to whole indices, as in the published code.
+    stretch: factor of queries and keys; None for 0.1 log(factor) + 1.
   """
   frequencies = _frequencies(size, base)[None]
   first, last = (
@@ -214,13 +226,13 @@ def relative_buckets(
   buckets: int = 32,
   max_distance: int = 128,
 ) -> Int[Array, 'B T S']:
-  """Return the bucket of each distance s - t: exact if near, logarithmic if far.
+  """Return the bucket of each distance s - t: near distances have their own, far ones share.
 
   Args:
     targets, sources: positions.
     causal: all buckets are for the past; otherwise half of them for each direction.
-    buckets: their number.
-    max_distance: all distances from here on share the last bucket.
+    buckets: number of buckets; half of those of a direction are exact, the others logarithmic.
+    max_distance: all distances from here on are in the last bucket.
 
   Raffel et al. 2020, section 2.1.
 

@@ -1,7 +1,7 @@
-"""Weights in 8 bits: symmetric, one scale for each output channel, rounded to nearest.
+"""Weights stored in 8 bits: symmetric, one scale for each output channel, rounded to nearest.
 
-The products stay those of `matmul`, on dequantized weights: a file or a memory has a quarter of the
-bytes of float32. Dettmers et al. 2022, https://arxiv.org/abs/2208.07339, section 2.1.
+They take a quarter of the bytes of float32. Products are computed on dequantized weights. Dettmers
+et al. 2022, https://arxiv.org/abs/2208.07339, section 2.1.
 """
 
 from typing import NamedTuple
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int8
 
-LARGEST = 127  # -128 is left out, so that the range is symmetric
+LARGEST = 127  # -128 is not used, so that the range is symmetric
 
 
 class Quantized(NamedTuple):
@@ -18,7 +18,7 @@ class Quantized(NamedTuple):
 
   Attributes:
     values: integers from -127 to 127.
-    scale: of each output channel, with axes of size 1 in place of the others.
+    scale: one for each output channel; it broadcasts to `values`.
   """
 
   values: Int8[Array, '...']
@@ -28,12 +28,12 @@ class Quantized(NamedTuple):
 def quantize(weights: Float[Array, '...'], axis: int) -> Quantized:
   """Return weights in 8 bits, with one scale for all numbers along an axis.
 
-  The error of a number is at most half its scale, which is the largest magnitude along the axis
-  divided by 127.
+  The scale is the largest magnitude along the axis divided by 127; the error of a number is at most
+  half of it.
 
   Args:
     weights: such as the kernels [L, I, O] of linear layers.
-    axis: of the inputs, over which a product sums: -2 of a kernel, -1 of a table of tokens.
+    axis: the input axis, over which a product sums: -2 for a kernel, -1 for a token table.
 
   >>> quantize(jnp.array([[1.0, 0.5], [-4.0, 2.0]]), -2).values
   Array([[  32,   32],
@@ -46,7 +46,7 @@ def quantize(weights: Float[Array, '...'], axis: int) -> Quantized:
 
 
 def dequantize(quantized: Quantized, dtype: DTypeLike = jnp.float32) -> Float[Array, '...']:
-  """Return the weights that an array in 8 bits stands for.
+  """Return values * scale in the given dtype.
 
   >>> dequantize(quantize(jnp.array([[2.0], [-1.0]]), -2)).ravel().round(2)
   Array([ 2.  , -1.01], dtype=float32)

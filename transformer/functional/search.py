@@ -1,24 +1,24 @@
 """Greedy, sampled and beam search over a function step(tokens, cache) -> (logits, cache).
 
-`step` takes the last token of each row and a cache of earlier ones, any pytree, and returns the
-logits of the next token and the new cache; rows must not depend on each other. Each search is one
-`lax.while_loop` that ends when every row has ended: put `jax.jit` around the call, or JAX compiles
-the loop in every call. All searches take, besides `step` and `cache`,
+`step` takes the last token of each row and a cache of the earlier ones (any pytree). It returns the
+logits of the next token and the new cache. Rows must not depend on each other. Each search is one
+`lax.while_loop`, which ends when every row has ended: call it inside `jax.jit`, or JAX compiles the
+loop in every call. Besides `step` and `cache` every search takes
 
-  first: the token each row starts from; not part of the result.
-  steps: the most tokens to generate.
-  eos: the token, or a tuple of tokens, that ends a row, part of the result; -1 if none does.
-  pad: written after eos, and given to `step` as the last token of an ended row; by default 0, or
+  first: [B], the token each row starts from; not part of the result.
+  steps: the largest number of tokens to generate.
+  eos: the end token, or a tuple of them; it is part of the result. -1 for none.
+  pad: written after the end token, and passed to `step` for rows that have ended; 0 by default, or
     -1 if 0 is an end token.
-  constrain: a function (logits, tokens, position) that returns logits, with -inf for forbidden
-    tokens; `tokens` [R, steps] are those generated before `position`. R is B, or B W in a beam
-    search. None allows every token. See functional.constraints. Greedy search and sampling return
-    scores of the unchanged logits. A beam search passes log-probabilities, and compares and scores
-    hypotheses by what `constrain` makes of them, without normalizing them again.
-  stop: a function (tokens, position) that returns which rows end with the token at `position`,
-    though it is no end token; `tokens` as for `constrain`. None: only end tokens end a row.
+  constrain: f(logits, tokens, position) returns logits with -inf for forbidden tokens; `tokens`
+    [R, steps] are those generated before `position`; R is B, or B W in a beam search. None allows
+    every token. See functional.constraints. Greedy search and sampling return scores of the
+    unchanged logits. A beam search passes log-probabilities; it ranks and scores hypotheses by the
+    result of `constrain`, without normalizing it.
+  stop: f(tokens, position) returns which rows end with the token at `position`, in addition to
+    those with an end token; `tokens` as for `constrain`. None for end tokens only.
 
-as Python numbers except `first`, `constrain` and `stop`, and raise ValueError for invalid ones.
+All but `first`, `constrain` and `stop` are Python numbers; invalid ones raise ValueError.
 """
 
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def greedy(
   """Greedy search: y_t = argmax_n log P(n | y_<t); ties go to the lowest token.
 
   Returns:
-    The generated tokens, and log P of each row: the sum over its tokens, eos included, in nats.
+    The generated tokens, and log P of each row in nats: the sum over its tokens, eos included.
 
   >>> p = jnp.array([[0.0, 0.6, 0.4], [0.5, 0.3, 0.2], [0.9, 0.1, 0.0]])
   >>> step = lambda tokens, cache: (jnp.log(p[tokens]), cache)
@@ -84,8 +84,8 @@ def sample(
   """Sampling: y_t ~ P(n | y_<t) after `filter_logits`; temperature 0 is `greedy`.
 
   Args:
-    keys: one for each row, `jax.random.split(key, B)`: the tokens of a row depend on its own key
-      only, not on other rows.
+    keys: one for each row, as from `jax.random.split(key, B)`. The tokens of a row depend on its
+      own key only, not on the other rows.
 
   Returns:
     The generated tokens, and log P of each row by the unfiltered logits.
@@ -111,7 +111,7 @@ def sample(
 
 
 def argmax(logits: Float[Array, 'B N']) -> Int[Array, 'B']:
-  """Return the token that `greedy` chooses.
+  """Return the token that `greedy` chooses for each row: the lowest of the most probable.
 
   >>> argmax(jnp.array([[0., 2., 2.], [5., 1., 0.]])).tolist()
   [1, 0]
@@ -122,30 +122,32 @@ def argmax(logits: Float[Array, 'B N']) -> Int[Array, 'B']:
 def draw(
   keys: Key[Array, 'B'], logits: Float[Array, 'B N'], position: Int[Array, ''] | int, **filters
 ) -> Int[Array, 'B']:
-  """Return the token that `sample` chooses at this position of a row; filters as there.
+  """Return the token that `sample` chooses for each row at a position.
+
+  `filters` are the arguments of `filter_logits`.
 
   >>> keys = jax.random.split(jax.random.key(0), 1)
   >>> draw(keys, jnp.array([[0., 2., 1.]]), 0, top_k=1).tolist()
   [1]
   """
 
-  def one(key, logits):
+  def draw_one(key, logits):
     return jax.random.categorical(
       jax.random.fold_in(key, position), filter_logits(logits, **filters)
     )
 
-  return over_rows(one, keys)(keys, logits)
+  return over_rows(draw_one, keys)(keys, logits)
 
 
 def over_rows(f: Callable, key: Key[Array, '...']) -> Callable:
-  """Return f for each row of its arguments, where the random bits of a row are its own.
+  """Return f mapped over rows, so that the random bits of a row depend on its own key only.
 
-  That is `jax.vmap` for Threefry keys. Other generators ('rbg', 'unsafe_rbg') take the bits of all
-  rows from the first key under vmap, so that there the rows are computed one after the other.
+  That is `jax.vmap` for Threefry keys. Under vmap other generators ('rbg', 'unsafe_rbg') take the
+  bits of all rows from the first key, so for them the rows are computed one after another.
 
   Args:
     f: a function of one row that draws random numbers.
-    key: of the generator that it uses.
+    key: any key of the generator in use.
 
   >>> keys = jax.random.split(jax.random.key(0, impl='rbg'), 3)
   >>> draws = over_rows(jax.random.normal, keys)
@@ -165,19 +167,20 @@ def filter_logits(
   top_p: float = 1.0,
   min_p: float = 0.0,
 ) -> Float[Array, 'N']:
-  """Return logits / temperature, -inf for tokens that the filters exclude; for one row.
+  """Return the logits of one row / temperature, with -inf for tokens that the filters exclude.
 
-  The filters apply in the order of the arguments, each to the tokens that the one before left.
+  The filters apply in the order of the arguments, each to the tokens that the earlier ones keep.
 
   Args:
-    temperature: below 1 sharpens, above 1 flattens; 0 leaves the most probable token only.
+    temperature: below 1 sharpens the distribution, above 1 flattens it; 0 keeps only the most
+      probable token.
     top_k: keeps the k most probable tokens; 0 keeps all (Fan et al. 2018).
-    top_p: keeps the nucleus, the fewest most probable tokens whose mass reaches top_p (Holtzman et
-      al. 2020, section 3.1).
+    top_p: keeps the smallest set of most probable tokens with total probability >= top_p (nucleus
+      sampling; Holtzman et al. 2020, section 3.1).
     min_p: keeps tokens at least min_p times as probable as the best (Nguyen et al. 2024).
 
   Returns:
-    float32 logits, shifted so that the largest is 0. At least one token is left.
+    float32 logits, shifted so that the largest is 0. At least one token is kept.
 
   Raises:
     ValueError: temperature < 0, top_k < 0, top_p not in (0, 1] or min_p not in [0, 1].
@@ -193,7 +196,7 @@ def filter_logits(
   # shifted first, or a temperature near 0 overflows
   logits = (logits - jnp.max(logits)) / temperature
   if top_k or top_p < 1:
-    # by rank and not by threshold: of equally probable tokens only as many are kept as asked for
+    # by rank and not by threshold, which would keep more than k of equally probable tokens
     ranked, tokens = lax.top_k(logits, min(top_k or logits.size, logits.size))
     if top_p < 1:
       p = jax.nn.softmax(ranked)
@@ -204,7 +207,7 @@ def filter_logits(
 
 
 def check_filters(*, temperature: float, top_k: int, top_p: float, min_p: float):
-  """Raise ValueError where an argument of `filter_logits` is out of its range."""
+  """Raise ValueError if an argument of `filter_logits` is out of its range."""
   if not temperature >= 0:
     raise ValueError(f'temperature {temperature} is negative: pass 0 (greedy) or more')
   if top_k < 0:
@@ -220,13 +223,13 @@ def largest(
 ) -> tuple[Float[Array, 'B k'], Int[Array, 'B k']]:
   """Return the k largest values of each row and their indices, as `lax.top_k` does.
 
-  It takes a tenth of the time of `lax.top_k` on a CPU for large N and small k: the k largest are
-  in the k chunks with the largest maxima.
+  For large N and small k it takes a tenth of the time of `lax.top_k` on a CPU, because the k
+  largest values are in the k chunks with the largest maxima.
 
   Args:
-    x: without NaN; of a row with NaN any k are returned.
+    x: without NaN; a row with NaN gets any k values.
     k: how many; ties go to the lowest index.
-    chunk_size: values in a chunk.
+    chunk_size: number of values in a chunk.
 
   >>> largest(jnp.array([[3., 9., 9., 1.]]), 2, chunk_size=1)[1]
   Array([[1, 2]], dtype=int32)
@@ -237,14 +240,14 @@ def largest(
     return best, places
   x = jnp.pad(x, ((0, 0), (0, count * size - N)), constant_values=-jnp.inf)
   x = x.reshape(B, count, size)
-  chunks = jnp.sort(lax.top_k(jnp.max(x, axis=-1), k)[1])  # in order, so that equals are, too
+  chunks = jnp.sort(lax.top_k(jnp.max(x, axis=-1), k)[1])  # sorted, so that ties stay in order
   best, places = lax.top_k(jnp.take_along_axis(x, chunks[:, :, None], axis=1).reshape(B, -1), k)
   tokens = jnp.take_along_axis(chunks, places // size, axis=1) * size + places % size
-  return best, jnp.minimum(tokens, N - 1)  # a NaN may rank below what was padded
+  return best, jnp.minimum(tokens, N - 1)  # a NaN may rank below the padding
 
 
 class Rows(NamedTuple):
-  """The state of a search of one sequence a row."""
+  """The state of greedy search or sampling, with one sequence for each row."""
 
   position: Int[Array, '']
   last: Int[Array, 'B']
@@ -255,7 +258,7 @@ class Rows(NamedTuple):
 
 
 def first_rows(first: Int[Array, 'B'], steps: int, pad: int, cache: PyTree) -> Rows:
-  """Return the state before the first of `steps` tokens; arguments as in a search."""
+  """Return the state before the first token; arguments as in a search."""
   batch = first.shape[0]
   tokens = jnp.full((batch, steps), pad, jnp.int32)
   scores, finished = jnp.zeros(batch, jnp.float32), jnp.zeros(batch, bool)
@@ -271,14 +274,17 @@ def extend_rows(
   constrain: Constrain | None,
   stop: Stop | None = None,
 ) -> Rows:
-  """Return the state after one more token of every row, chosen by `choose(logits, position)`."""
+  """Return the state after one more token of every row, chosen by `choose(logits, position)`.
+
+  `eos`, `pad`, `constrain` and `stop` are as in a search.
+  """
   logits, cache = step(rows.last, rows.cache)
   logits = logits.astype(jnp.float32)
   allowed = logits if constrain is None else constrain(logits, rows.tokens, rows.position)
   token = choose(allowed, rows.position).astype(jnp.int32)
   log_p = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
   log_p -= jax.nn.logsumexp(logits, axis=-1)
-  if constrain is not None:  # where every token is forbidden
+  if constrain is not None:  # -inf where every token is forbidden
     log_p = jnp.where(jnp.max(allowed, axis=-1) == -jnp.inf, -jnp.inf, log_p)
   token = jnp.where(rows.finished, pad, token)
   tokens = rows.tokens.at[:, rows.position].set(token)
@@ -294,7 +300,7 @@ def extend_rows(
 
 
 def _generate(step, cache, first, choose, steps, eos, pad, constrain, stop):
-  """(the tokens, their scores) of rows that are extended until each has ended."""
+  """Extend every row until all have ended; return the tokens and the scores."""
   rows = lax.while_loop(
     lambda rows: (rows.position < steps) & ~jnp.all(rows.finished),
     lambda rows: extend_rows(rows, step, choose, eos, pad, constrain, stop),
@@ -304,10 +310,13 @@ def _generate(step, cache, first, choose, steps, eos, pad, constrain, stop):
 
 
 def take_rows(tree: PyTree, rows: Int[Array, 'R'], *, axis: int = 0) -> PyTree:
-  """Return the tree with new[r] = old[rows[r]] of every array; scalars are kept.
+  """Return the tree with new[r] = old[rows[r]] for every array; scalars do not change.
 
-  Every array must have as many rows as there are indices. If a layer axis comes before the rows:
-  `functools.partial(take_rows, axis=1)`.
+  Every array must have as many rows as `rows`, on the given axis. For an axis of layers before the
+  rows: `functools.partial(take_rows, axis=1)`.
+
+  Raises:
+    ValueError: an array has another number of rows.
 
   >>> take_rows({'k': jnp.array([5, 6, 7])}, jnp.array([2, 2, 0]))['k'].tolist()
   [7, 7, 5]
@@ -327,7 +336,7 @@ def take_rows(tree: PyTree, rows: Int[Array, 'R'], *, axis: int = 0) -> PyTree:
 
 
 def repeat_rows(tree: PyTree, beams: int, *, axis: int = 0) -> PyTree:
-  """Return the tree with every row `beams` times, row b at b * beams + w; scalars are kept.
+  """Return the tree with every row repeated `beams` times in place; scalars do not change.
 
   >>> repeat_rows({'k': jnp.array([5, 6])}, 3)['k'].tolist()
   [5, 5, 5, 6, 6, 6]
@@ -340,7 +349,7 @@ def repeat_rows(tree: PyTree, beams: int, *, axis: int = 0) -> PyTree:
 class Beams(NamedTuple):
   """The state of a beam search: W live prefixes and W finished hypotheses, each best first.
 
-  An empty slot has log P, respectively a score, of -inf.
+  An empty slot has a log P (live) or score (finished) of -inf.
   """
 
   position: Int[Array, '']
@@ -370,29 +379,28 @@ def beam_search(
 ) -> tuple[Int[Array, 'B W steps'], Float[Array, 'B W']]:
   """Beam search for the y of highest log P(y) / (((5 + |y|) / 6)^alpha |y|^length_penalty).
 
-  All one-token extensions of the W live prefixes are ranked. Those among the best W that end become
-  finished hypotheses; the best W that do not end stay live. A hypothesis of `steps` tokens counts
-  as finished. A row ends, independently of the others, once no live prefix can enter its n-best
-  list. One beam with alpha 0 is `greedy`.
+  In each step all one-token extensions of the W live prefixes are ranked. Those among the best W
+  that end become finished hypotheses; the best W that do not end stay live. A hypothesis of `steps`
+  tokens is finished. One beam with alpha 0 is `greedy`.
 
   Args:
-    step: gets B * beams rows, beam w of row b as row b * beams + w.
-    cache: of B * beams rows: `repeat_rows(cache, beams)`. `first` stays [B].
-    beams: W, the number of prefixes kept and of hypotheses returned.
-    alpha: 0 compares log P, more prefers longer; |y| counts the generated tokens, eos included.
-    length_penalty: the exponent of the `transformers` library; usually one of both is 0.
+    step: takes B * beams rows; beam w of row b is row b * beams + w.
+    cache: of B * beams rows, as from `repeat_rows(cache, beams)`.
+    beams: W, the number of live prefixes and of hypotheses returned.
+    alpha: 0 ranks by log P, larger values prefer longer outputs; |y| includes eos.
+    length_penalty: the exponent of that name in `transformers`; usually it or alpha is 0.
     early_stopping: when a row ends. 'never': once no live prefix can enter its n-best list. False:
-      once none could if it ended now; True: once its list is full. Both as in `transformers`.
-    reorder: a function (cache, rows) that returns the cache with row rows[r] as its new row r; it
-      may leave what all beams share.
+      once none could if it ended now. True: once its list is full. Both as in `transformers`.
+    reorder: f(cache, rows) returns the cache with old row rows[r] as new row r; it may leave arrays
+      that all beams share.
 
   Returns:
-    The n-best list of each row, best first, and its scores. If there are fewer than `beams`
-    hypotheses, the rest is pad and scores -inf.
+    The n-best list of each row, best first, and its scores. Missing hypotheses are `pad`, with
+    scores -inf.
 
   Raises:
-    ValueError: beams < 1, alpha < 0, early_stopping is none of the three values, or an array of the
-      cache has not B * beams rows.
+    ValueError: beams < 1, alpha < 0, early_stopping is not one of the three values, or an array of
+      the cache does not have B * beams rows.
 
   Wu et al. 2016, equation 14, without the coverage term; Vaswani et al. 2017: beams 4, alpha 0.6.
 
@@ -404,13 +412,10 @@ def beam_search(
   """
   pad = _checked_pad(first, steps, eos, pad)
   _check_beams(beams, alpha, early_stopping)
-  # a cache of a wrong size gets the error of reorder, not one from inside step
+  # a cache of a wrong size raises the error of reorder, not one from inside step
   jax.eval_shape(reorder, cache, jnp.arange(len(first) * beams))
-  lengths = jnp.arange(1, steps + 1, dtype=jnp.float32)
-  penalties = ((5 + lengths) / 6) ** alpha
-  if length_penalty:
-    penalties *= lengths**length_penalty
-  # what the log P of a live prefix is divided by, where its best later score is estimated
+  penalties = _length_penalties(steps, alpha, length_penalty)
+  # the best score that a live prefix can still reach is its log P / its divisor
   divisors = lax.cummax(penalties, reverse=True) if early_stopping == 'never' else penalties
   settings = (penalties, divisors, early_stopping is True, eos, constrain, stop)
   state = lax.while_loop(
@@ -419,6 +424,13 @@ def beam_search(
     _first_beams(first, beams, steps, pad, cache),
   )
   return state.finished_tokens, state.finished_scores
+
+
+def _length_penalties(steps: int, alpha: float, length_penalty: float) -> Float[Array, 'steps']:
+  """Return the divisor of log P of a hypothesis of 1, 2, ... `steps` tokens."""
+  lengths = jnp.arange(1, steps + 1, dtype=jnp.float32)
+  penalties = ((5 + lengths) / 6) ** alpha
+  return penalties * lengths**length_penalty if length_penalty else penalties
 
 
 def _check_beams(beams: int, alpha: float, early_stopping: bool | str):
@@ -431,7 +443,7 @@ def _check_beams(beams: int, alpha: float, early_stopping: bool | str):
 
 
 def _first_beams(first: Int[Array, 'B'], beams: int, steps: int, pad: int, cache: PyTree) -> Beams:
-  """The state before the first token: one live prefix in each row, and no hypothesis."""
+  """Return the state before the first token: one live prefix in each row, and no hypothesis."""
   tokens = jnp.full((len(first), beams, steps), pad, jnp.int32)
   empty = jnp.full((len(first), beams), -jnp.inf, jnp.float32)
   last = jnp.repeat(first.astype(jnp.int32)[:, None], beams, axis=1)
@@ -441,7 +453,14 @@ def _first_beams(first: Int[Array, 'B'], beams: int, steps: int, pad: int, cache
 def _extend_beams(
   state: Beams, step, reorder, penalties, divisors, when_full, eos, constrain, stop
 ) -> Beams:
-  """Extend every beam by one token: some hypotheses finish, the best others stay live."""
+  """Extend every beam by one token: some hypotheses finish, the best others stay live.
+
+  Args:
+    state, step, reorder, eos, constrain, stop: as in `beam_search`.
+    penalties: divisor of log P by length.
+    divisors: the same for the best score that a live prefix can still reach.
+    when_full: whether a row ends once its n-best list is full (early_stopping=True).
+  """
   (batch, beams), steps = state.last.shape, len(penalties)
   logits, cache = step(state.last.reshape(-1), state.cache)
   logits = logits.astype(jnp.float32)
@@ -449,7 +468,7 @@ def _extend_beams(
   if constrain is not None:
     logits = constrain(logits - log_z, state.live_tokens.reshape(-1, steps), state.position)
     log_z = jnp.zeros_like(log_z)
-  # each of the W prefixes may end in each of E end tokens, and W that do not end are needed
+  # each of the W prefixes may end in each of E end tokens, and W others are needed
   count = beams * max(1 + len(as_tuple(eos)), 2 if stop else 1)
   log_p, parents, tokens = _best_extensions(logits, log_z, state.live_log_p, count)
   sequences = _pick(state.live_tokens, parents).at[:, :, state.position].set(tokens)
@@ -462,7 +481,7 @@ def _extend_beams(
   finished = jnp.concatenate([state.finished_tokens, sequences[:, :beams]], axis=1)
 
   log_p, survivors = lax.top_k(jnp.where(ends, -jnp.inf, log_p), beams)
-  # log P only falls, so that no later score is higher than with the largest later penalty
+  # log P only falls, so no later score is above log P / the largest later penalty
   settled = scores[:, -1] >= log_p[:, 0] / divisors[state.position]
   if when_full:
     settled = scores[:, -1] != -jnp.inf
@@ -481,16 +500,16 @@ def _extend_beams(
 def _best_extensions(
   logits: Float[Array, 'R N'], log_z: Float[Array, 'R 1'], so_far: Float[Array, 'B W'], count: int
 ) -> tuple[Float[Array, 'B C'], Int[Array, 'B C'], Int[Array, 'B C']]:
-  """(log P, beam, token) of the `count` best extensions.
+  """Return (log P, beam, token) of the `count` best extensions of each row.
 
-  log P of a token, of R = B W rows, is its logit - log_z.
+  log P of a token is its logit - log_z, for R = B W rows; `so_far` is log P of the prefixes.
   """
   batch, beams = so_far.shape
-  # logits are float32: XLA's CPU backend has a fast top_k for nothing else
+  # logits must be float32: XLA's CPU backend has a fast top_k for no other dtype
   best, tokens = largest(logits, min(count, logits.shape[-1]))
   log_p = best - log_z
   log_p = so_far[..., None] + log_p.reshape(batch, beams, -1)
-  # top_k puts a negative NaN last, where it would not be seen
+  # top_k would rank a negative NaN last and hide it
   log_p = jnp.where(jnp.isnan(log_p), jnp.nan, log_p)
   # the cache of an empty slot may hold anything, so its NaN is no error
   log_p = jnp.where(so_far[..., None] == -jnp.inf, -jnp.inf, log_p).reshape(batch, -1)
@@ -499,12 +518,12 @@ def _best_extensions(
 
 
 def as_tuple(eos: Ends) -> tuple[int, ...]:
-  """Return the end tokens as a tuple; () for -1, which means none."""
+  """Return the end tokens as a tuple; () for -1 (none)."""
   return eos if isinstance(eos, tuple) else () if eos == -1 else (eos,)
 
 
 def is_end(tokens: Int[Array, '*B'], eos: Ends) -> Bool[Array, '*B']:
-  """Return whether a token is the end token, or one of several.
+  """Return which tokens are end tokens.
 
   >>> is_end(jnp.array([3, 5]), (4, 5)).tolist()
   [False, True]
@@ -518,7 +537,7 @@ def _pick(slots: Int[Array, 'B W ...'], chosen: Int[Array, 'B C']) -> Int[Array,
 
 
 def _checked_pad(first, steps, eos, pad):
-  """The padding token, if the arguments of a search are valid."""
+  """Check the arguments of a search and return the padding token."""
   if first.ndim != 1:
     raise ValueError(f'first is {list(first.shape)}: pass one start token for each row, [B]')
   if steps < 1:

@@ -1,8 +1,8 @@
-"""Attention over rows that are divided between devices, each of which computes its own targets.
+"""Attention with the positions of a row divided between devices (sequence parallelism).
 
-The keys and values of a row are gathered for the layer at hand, and again in the backward pass, so
-that between the two a device holds its share of everything. The part of a device is computed by
-blocks, without the scores. Li et al. 2021, https://arxiv.org/abs/2105.13120, is the same by a ring.
+Each device computes its own targets, by blocks. It gathers the keys and values of the whole row in
+the forward pass and again in the backward pass, and stores only its own share between the two. Li
+et al. 2021, https://arxiv.org/abs/2105.13120, pass them around a ring instead.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from jaxtyping import Array, Float
 from transformer.functional.blockwise import KEPT, blockwise_attention
 from transformer.functional.masks import AttentionMask
 
-# axes of a mesh that divide the examples, the heads, and the positions of a row
+# the axes of a mesh that divide the examples, the heads, and the positions of a row
 ROWS, HEADS, POSITIONS = ('data', 'fsdp'), 'tensor', 'sequence'
 
 
 def shards() -> int:
-  """Return between how many devices the mesh of `jax.set_mesh` divides a row."""
+  """Return the number of devices between which the mesh of `jax.set_mesh` divides a row."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or POSITIONS in getattr(mesh, 'manual_axes', ()):
     return 1
@@ -39,10 +39,11 @@ def sequence_attention(
   soft_cap: float = 0.0,
   sinks: Float[Array, 'H'] | None = None,
 ) -> Float[Array, 'B T H V']:
-  """Return `multi_head_attention` of rows whose positions are divided between devices.
+  """Return `multi_head_attention`, with the positions of each row divided between devices.
 
   Args:
-    q, k, v, scale, soft_cap, sinks: as in `multi_head_attention`; `shards` divides T and S.
+    q, k, v, scale, soft_cap, sinks: as in `multi_head_attention`; T and S must be multiples of
+      `shards()`.
     mask: which sources a target may attend to.
   """
   (B, T, H, _), (_, S, G, _) = q.shape, k.shape
@@ -50,49 +51,47 @@ def sequence_attention(
   names = tuple(name for name in ROWS if name in axes)
   rows = names if names and B % math.prod(axes[name] for name in names) == 0 else None
   heads = HEADS if HEADS in axes and H % axes[HEADS] == 0 == G % axes[HEADS] else None
-  mask = dataclasses.replace(mask, array=None)  # of the whole row
+  mask = dataclasses.replace(mask, array=None)  # it is of the whole row
 
-  def place(x, *names):
-    """The parts of an array whose axes of size 1 are not divided."""
+  def spec(x, *names):  # axes of size 1 are not divided
     return P(*(None if n == 1 else name for n, name in zip(x.shape, names, strict=True)))
 
-  def places(mask):
-    of_positions = jax.tree.map(
-      lambda x: place(x, rows, POSITIONS), (mask.segments, mask.positions)
+  def mask_specs(mask):
+    segments, positions = jax.tree.map(
+      lambda x: spec(x, rows, POSITIONS), (mask.segments, mask.positions)
     )
     explicit = mask.explicit
     if explicit is not None:
-      explicit = place(explicit, *(rows, heads, POSITIONS, None)[4 - explicit.ndim :])
-    segments, positions = of_positions
+      explicit = spec(explicit, *(rows, heads, POSITIONS, None)[4 - explicit.ndim :])
     return dataclasses.replace(mask, segments=segments, positions=positions, explicit=explicit)
 
-  def own(q, k, v, mask, sinks):
+  def attend(q, k, v, mask, sinks):
     k, v = _gathered((k, v))
-    part = _of_own_targets(mask, q.shape[1], S - T)
-    return blockwise_attention(q, k, v, part, scale=scale, soft_cap=soft_cap, sinks=sinks)
+    own_mask = _mask_of_own_targets(mask, q.shape[1], S - T)
+    return blockwise_attention(q, k, v, own_mask, scale=scale, soft_cap=soft_cap, sinks=sinks)
 
-  # kept is what the backward pass needs, but for the keys and values of other devices
-  kept = jax.checkpoint_policies.save_only_these_names(KEPT)
+  # the backward pass gathers the keys and values again; all else that it needs is stored
+  policy = jax.checkpoint_policies.save_only_these_names(KEPT)
   array = P(rows, POSITIONS, heads)
   return jax.shard_map(
-    jax.checkpoint(own, policy=kept),
-    in_specs=(array, array, array, places(mask), None if sinks is None else P(heads)),
+    jax.checkpoint(attend, policy=policy),
+    in_specs=(array, array, array, mask_specs(mask), None if sinks is None else P(heads)),
     out_specs=array,
   )(q, k, v, mask, sinks)
 
 
 def _gathered(arrays):
-  """The arrays of all devices that share a row, joined along their positions."""
+  """Return the parts of all devices that share a row, joined along the positions."""
   return jax.tree.map(lambda x: lax.all_gather(x, POSITIONS, axis=1, tiled=True), arrays)
 
 
-def _of_own_targets(mask: AttentionMask, T: int, offset: int) -> AttentionMask:
-  """The mask of the T targets of this device over all sources.
+def _mask_of_own_targets(mask: AttentionMask, T: int, offset: int) -> AttentionMask:
+  """Return the mask of this device's targets over all sources.
 
   Args:
     mask: with this device's parts of its arrays.
-    T: targets of a device.
-    offset: sources of a row less its targets.
+    T: number of targets of a device.
+    offset: number of sources of a row minus its number of targets.
   """
 
   def pair(arrays):

@@ -1,6 +1,6 @@
-"""Random augmentation of sounds: masks over time and frequency (SpecAugment), and tempo.
+"""Random augmentation of spectrograms: masks over time and frequency (SpecAugment), and tempo.
 
-Park et al. 2019, https://arxiv.org/abs/1904.08779. Pure functions of a key.
+Park et al. 2019, https://arxiv.org/abs/1904.08779.
 """
 
 import jax
@@ -11,17 +11,17 @@ from jaxtyping import Array, Bool, Float, Int, Key
 def masks(
   key: Key[Array, ''], lengths: Int[Array, ' B'], size: int, *, count: int, width: Int[Array, ' B']
 ) -> Bool[Array, 'B size']:
-  """Return what to keep of each row: all but `count` intervals, which may overlap.
+  """Return masks that are False in `count` random intervals of each row, which may overlap.
 
-  Park et al. 2019, section 2: the size of an interval, 0 to `width`, and then its start are
-  uniform.
+  The size of an interval, from 0 to `width`, and then its start are uniform (Park et al. 2019,
+  section 2).
 
   Args:
-    key: for the random choice.
-    lengths: of the rows; intervals lie within.
-    size: of the result.
-    count: of intervals in each row.
-    width: the longest interval of each row, at most its length.
+    key: PRNG key.
+    lengths: length of each row; intervals lie within it.
+    size: padded length of the rows.
+    count: number of intervals in each row.
+    width: largest size of an interval in each row, at most its length.
 
   >>> masks(jax.random.key(0), jnp.array([6]), 6, count=1, width=jnp.array([6])).astype(int)
   Array([[1, 1, 0, 1, 1, 1]], dtype=int32)
@@ -46,15 +46,17 @@ def mask_frames(
   frequency_masks: int,
   frequency_width: int,
 ) -> Float[Array, 'B S X']:
-  """Set intervals of time and of neighboring bands to 0, the mean of the frames.
+  """Set random intervals of frames and of frequency bands to 0 (SpecAugment).
 
   Args:
-    key: for the random choice.
-    frames: normalized; the first of S are real.
-    segments: 0 is padding.
-    time_masks, time_width: m_T intervals of 0 to T frames,
-    time_share: each at most this share p of the sound.
-    frequency_masks, frequency_width: m_F intervals of 0 to F bands.
+    key: PRNG key.
+    frames: normalized to mean 0; X bands, padding last.
+    segments: 0 for padding.
+    time_masks: m_T, number of intervals of frames.
+    time_width: T, largest number of frames in an interval,
+    time_share: p, and at most this share of the row's frames.
+    frequency_masks: m_F, number of intervals of bands.
+    frequency_width: F, largest number of bands in an interval.
   """
   time_key, frequency_key = jax.random.split(key)
   (B, S, X), lengths = frames.shape, jnp.sum(segments != 0, axis=1)
@@ -70,15 +72,15 @@ def change_tempo(
 ) -> tuple[Float[Array, 'B S X'], Int[Array, 'B S']]:
   """Change the tempo of each row by a factor from 1 - most to 1 + most.
 
-  y_t = x_{t / factor}, interpolated linearly. Rows are never longer than S: their factor is smaller
-  if they would be. After the speed perturbation of Ko et al. 2015
+  y_t = x_{t / factor}, interpolated linearly; the factor is reduced where the row would not fit in
+  S. Similar to the speed perturbation of Ko et al. 2015
   (https://www.isca-archive.org/interspeech_2015/ko15_interspeech.html), which also changes pitch.
 
   Args:
-    key: for the random choice.
-    frames: the first of S are real.
-    segments: 0 is padding, of 0 and 1.
-    most: 0 changes nothing.
+    key: PRNG key.
+    frames: padding last.
+    segments: 1, or 0 for padding.
+    most: the largest change; 0 changes nothing.
 
   Returns:
     The frames and their segments.
@@ -89,11 +91,11 @@ def change_tempo(
   new = jnp.minimum(jnp.round(lengths * factor), S)
   # the last frame stays the last one
   step = jnp.maximum(lengths - 1, 0) / jnp.maximum(new - 1, 1)
-  place = jnp.minimum(jnp.arange(S) * step[:, None], jnp.maximum(lengths - 1, 0)[:, None])
-  before = jnp.floor(place).astype(int)
+  position = jnp.minimum(jnp.arange(S) * step[:, None], jnp.maximum(lengths - 1, 0)[:, None])
+  before = jnp.floor(position).astype(int)
   after = jnp.minimum(before + 1, S - 1)
-  part = (place - before)[..., None]
+  fraction = (position - before)[..., None]
   take = jax.vmap(lambda x, at: x[at])
   real = jnp.arange(S) < new[:, None]
-  changed = (1 - part) * take(frames, before) + part * take(frames, after)
+  changed = (1 - fraction) * take(frames, before) + fraction * take(frames, after)
   return jnp.where(real[..., None], changed, 0), real.astype(segments.dtype)

@@ -1,6 +1,6 @@
-"""Attention on a TPU by JAX's own kernel, splash attention, for masks that keep their structure.
+"""Attention on a TPU by splash attention, JAX's own kernel.
 
-It skips blocks that a causal mask or a window rules out, and never stores the scores.
+It skips the blocks that a causal mask or a window rules out, and never stores the scores.
 https://github.com/jax-ml/jax/tree/main/jax/experimental/pallas/ops/tpu/splash_attention
 """
 
@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, Int
 
 from transformer.functional.masks import AttentionMask
 
-LANES, BLOCK = 128, 512  # a block is a multiple of the width of the TPU's vector registers
-ROWS, HEADS = ('data', 'fsdp'), 'tensor'  # axes of a mesh that divide examples, and heads
+LANES, BLOCK = 128, 512  # the width of a TPU's vector registers; the largest block, a multiple
+ROWS, HEADS = ('data', 'fsdp'), 'tensor'  # axes of a mesh that divide the examples and the heads
 
 
 def splash_attention(
@@ -28,15 +28,15 @@ def splash_attention(
   sinks: Float[Array, 'H'] | None = None,
   interpret: bool = False,
 ) -> Float[Array, 'B T H V']:
-  """`multi_head_attention` of a mask of columns and segments, by splash attention.
+  """Return `multi_head_attention` computed by splash attention.
 
-  On a mesh that `jax.set_mesh` names every device computes its own examples and heads: the compiler
-  cannot divide a kernel.
+  On the mesh of `jax.set_mesh` every device computes its own examples and heads, because the
+  compiler cannot divide a kernel.
 
   Args:
     q, k, v, scale, soft_cap, sinks: as in `multi_head_attention`.
-    mask: causal, a window and segments, without positions of its own.
-    interpret: run the kernel's interpreter, on any platform.
+    mask: of causal, window and segments only.
+    interpret: run the kernel in Pallas' interpreter, which works on any platform.
   """
   (B, T, H, K), S = q.shape, k.shape[1]
   sees = None
@@ -60,14 +60,14 @@ def splash_attention(
 
 
 def _blocks(length: int) -> tuple[int, int]:
-  """(the size of a block, the length padded to whole blocks)."""
+  """Return (the size of a block, the length padded to whole blocks)."""
   count = -(-length // BLOCK)
   size = -(-length // (count * LANES)) * LANES
   return size, count * size
 
 
 def _segments(mask, B, T, S) -> tuple[Int[Array, 'B T'], Int[Array, 'B S']]:
-  """Segments that are equal where a target may attend; what is padded to a block has others."""
+  """Return segments that are equal where a target may attend; padding to whole blocks gets 0."""
   if mask.segments is None:
     return jnp.ones((B, T), jnp.int32), jnp.ones((B, S), jnp.int32)
   targets, sources = mask.segments
@@ -77,15 +77,15 @@ def _segments(mask, B, T, S) -> tuple[Int[Array, 'B T'], Int[Array, 'B S']]:
 
 
 def _kernel(mask: AttentionMask, shape, offset: int, block, soft_cap: float, interpret: bool):
-  """f(q, k, v, segments of targets, of sources, sinks) for some examples and heads."""
-  # imported here, as it takes a second
+  """Return f(q, k, v, q_segments, k_segments, sinks), which runs the kernel for every example."""
+  # imported here, because it takes a second
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
-  one: splash_mask.Mask = splash_mask.FullMask(shape)
+  head_mask: splash_mask.Mask = splash_mask.FullMask(shape)
   if mask.causal or mask.reach is not None:
     left, right = mask.reach or (None, None)
-    one = splash_mask.LocalMask(shape, (left, 0 if mask.causal else right), offset)
+    head_mask = splash_mask.LocalMask(shape, (left, 0 if mask.causal else right), offset)
   block_q, block_kv = block
   blocks = splash.BlockSizes(
     block_q=block_q,
@@ -98,7 +98,7 @@ def _kernel(mask: AttentionMask, shape, offset: int, block, soft_cap: float, int
 
   def attend(q, k, v, q_segments, k_segments, sinks):
     kernel = splash.make_splash_mha(
-      splash_mask.MultiHeadMask([one] * q.shape[1]),
+      splash_mask.MultiHeadMask([head_mask] * q.shape[1]),
       block_sizes=blocks,
       attn_logits_soft_cap=soft_cap or None,
       head_shards=1,
@@ -112,10 +112,11 @@ def _kernel(mask: AttentionMask, shape, offset: int, block, soft_cap: float, int
 
 
 def _over_devices(attend, B, H, G):
-  """The same on every device of the mesh of `jax.set_mesh`, for its own examples and heads."""
+  """Return `attend` for each device's own examples and heads on the mesh of `jax.set_mesh`."""
   mesh = jax.sharding.get_abstract_mesh()
   axes = dict(mesh.shape) if mesh is not None else {}
-  names = set(axes) - set(getattr(mesh, 'manual_axes', ()))  # inside a shard_map they are divided
+  # axes of an enclosing shard_map have been divided already
+  names = set(axes) - set(getattr(mesh, 'manual_axes', ()))
   rows = tuple(name for name in ROWS if name in names)
   rows = rows if rows and B % math.prod(axes[name] for name in rows) == 0 else ()
   heads = HEADS if HEADS in names and H % axes[HEADS] == 0 == G % axes[HEADS] else None
@@ -126,5 +127,5 @@ def _over_devices(attend, B, H, G):
     attend,
     in_specs=(array, array, array, segments, segments, P(heads)),
     out_specs=array,
-    check_vma=False,  # the kernel has no rule for it
+    check_vma=False,  # the kernel has no rule for this check
   )
