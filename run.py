@@ -43,7 +43,7 @@ DEFAULT_CONFIG = str(pathlib.Path(__file__).parent / 'experiments' / 'dates.py')
 
 
 def parse(argv: list[str]) -> list[str]:
-  """Parse the flags and read the experiment; at an error say it in one line and exit with 2."""
+  """Parse the flags and read the experiment; print an error as one line and exit with status 2."""
   from absl import flags
   from ml_collections import config_flags
 
@@ -53,7 +53,7 @@ def parse(argv: list[str]) -> list[str]:
   try:
     argv = command_line.with_stored_config(argv)
     config_flags.register_flag_parser_for_type(tuple, command_line.TupleParser())
-    # defined late, because that executes the file and applies the overrides of argv
+    # not earlier: this executes the file of the experiment and applies the overrides of argv
     config_flags.DEFINE_config_file('config', DEFAULT_CONFIG, 'The experiment.', sys_argv=argv)
     return flags.FLAGS(argv)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
@@ -61,17 +61,17 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str]):
-  """Run a mode, and exit with its status."""
+  """Run the mode, and exit with its status."""
   from absl import flags
 
   from transformer.training import command_line, commands, machine, processes
 
-  of_folders = flags.FLAGS.mode in (*commands.OF_FOLDERS, 'inspect')
-  if argv[1:] and not of_folders:
+  takes_folders = flags.FLAGS.mode in (*commands.OF_FOLDERS, 'inspect')
+  if argv[1:] and not takes_folders:
     command_line.usage_error(ValueError(f'{argv[1]!r} is no flag: flags begin with --, see --help'))
   machine.tune()  # before JAX starts its threads
   try:
-    if not of_folders:
+    if not takes_folders:
       processes.start(flags.FLAGS.coordinator, flags.FLAGS.process, flags.FLAGS.processes)
   except (OSError, RuntimeError, ValueError) as error:
     command_line.usage_error(error)
@@ -81,9 +81,9 @@ def main(argv: list[str]):
 
 
 def run():
-  """Read the command line and run it; what takes seconds is imported after the first words."""
+  """Define the flags and run `main`; slow imports come after a message to the terminal."""
   streams: Any = (sys.stdout, sys.stderr)
-  for stream in streams:  # whatever the locale; names of files need not be UTF-8
+  for stream in streams:  # UTF-8 in every locale; file names that are not UTF-8 pass unchanged
     stream.reconfigure(encoding='utf-8', errors='surrogateescape')
   sys.argv = ['--help' if word == '-h' else word for word in sys.argv]
   try:
@@ -99,25 +99,27 @@ def run():
     sys.exit(2)
   flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
   flags.DEFINE_string(
-    'workdir', '', 'Folder of the run, or of the plot of runs; runs/EXPERIMENT by default.'
+    'workdir', '', 'Folder of the run, or of the page of runs; runs/EXPERIMENT by default.'
   )
-  flags.DEFINE_string('topology', '', 'Of plan: TPUs such as v5e:1x1x1, v5e:4x4x1, v5p:2x2x4.')
-  flags.DEFINE_string('step', '', 'Of inspect: a step, best, or two to compare, as in 4,8.')
+  flags.DEFINE_string('topology', '', 'For plan: TPUs such as v5e:1x1x1, v5e:4x4x1, v5p:2x2x4.')
+  flags.DEFINE_string('step', '', 'For inspect: a step, best, or two to compare, as in 4,8.')
   flags.DEFINE_string('input', '-', 'File of lines for predict and attend; - is stdin.')
   flags.DEFINE_string(
-    'coordinator', '', 'HOST:PORT of process 0 of several, or auto; needless under Slurm, Open MPI.'
+    'coordinator',
+    '',
+    'HOST:PORT of process 0 of several, or auto; not needed with Slurm, Open MPI.',
   )
-  flags.DEFINE_integer('process', -1, 'The number of this process of several, from 0.')
-  flags.DEFINE_integer('processes', 0, 'How many processes train together.')
-  flags.DEFINE_integer('port', 8000, 'Of serve; 0 is any that is free.')
-  flags.DEFINE_integer('jobs', 1, 'Of sweep: how many variants train at once.')
-  flags.DEFINE_enum('format', 'hf', ['hf', 'stablehlo', 'onnx'], 'Of export.')
-  flags.DEFINE_bool('int8', False, 'Of export to stablehlo: weights in 8 bits, compared on val.')
+  flags.DEFINE_integer('process', -1, 'The index of this process among several, from 0.')
+  flags.DEFINE_integer('processes', 0, 'The number of processes that train together.')
+  flags.DEFINE_integer('port', 8000, 'For serve; 0 takes any free port.')
+  flags.DEFINE_integer('jobs', 1, 'For sweep: the number of variants that train at once.')
+  flags.DEFINE_enum('format', 'hf', ['hf', 'stablehlo', 'onnx'], 'For export.')
+  flags.DEFINE_bool('int8', False, 'For export to stablehlo: 8-bit weights, evaluated on val.')
   flags.DEFINE_bool('json', False, 'Print the result as JSON on a terminal, too.')
   try:
     app.run(main, **({} if helps else {'flags_parser': parse}))
-  except BrokenPipeError:  # as of `| head -1`, which has read enough
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
+  except BrokenPipeError:  # the reader, such as `| head -1`, has closed the pipe
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes the buffered output
     sys.exit(128 + signal.SIGPIPE)
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and where two of them differ, as values and as text."""
+"""Reports about checkpoints: the contents of one or the differences between two."""
 
 import math
 import pathlib
@@ -13,29 +13,29 @@ from transformer.training.workdir import Workdir
 
 
 def read(folder: str, step: str = '') -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """Return the arrays of a checkpoint by path, and what it says of itself.
+  """Return the arrays of a checkpoint by path, and facts about it.
 
   Args:
     folder: the workdir of a run.
     step: a number, best, or '' for the newest.
 
   Raises:
-    FileNotFoundError, ValueError: there is none, or it is damaged.
+    FileNotFoundError, ValueError: the checkpoint does not exist, or is damaged.
   """
   if step not in ('', 'best') and not step.isdecimal():
     raise ValueError(f'--step={step} is neither a number nor best')
   path = Workdir(folder).checkpoint_dir()
-  if not (path / 'checkpoints').is_dir():  # Orbax would make it
+  if not (path / 'checkpoints').is_dir():  # Orbax would create it
     raise FileNotFoundError(f'there is no checkpoint in {path}: give the workdir of a run')
   with Checkpoints(path) as checkpoints:
     which = 'best' if step == 'best' else 'last'
     arrays, about = checkpoints.read(int(step) if step.isdecimal() else None, which=which)
   host = {name: np.asarray(x) for name, x in arrays.items()}
-  return host, {'workdir': str(path), 'which': which} | _described(about, host)
+  return host, {'workdir': str(path), 'which': which} | _facts(about, host)
 
 
-def _described(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  """Return the facts of a checkpoint that fit into a line each."""
+def _facts(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """Return the step, data position, scores and sizes of a checkpoint."""
   run = about.get('run', {})
   facts = {'step': about['step'], 'format': about.get('format', 1)}
   if data := run.get('data'):
@@ -52,7 +52,7 @@ def _described(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> di
 
 
 def summarize(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-  """Return for each array its shape, dtype, Euclidean norm, largest size and what is not finite."""
+  """Return {path: shape, dtype, Euclidean norm, largest magnitude, count of non-finite values}."""
   return {
     path: {'shape': list(x.shape), 'dtype': str(x.dtype), **_sizes(x)} for path, x in arrays.items()
   }
@@ -61,21 +61,22 @@ def summarize(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
 def compare(
   a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, dict[str, Any]], int]:
-  """Return where two checkpoints differ, by path, and how many arrays are the same bits.
+  """Return {path: difference} of two checkpoints, and the number of arrays that are bit-identical.
 
-  Of arrays with the same shape it says the norms of both and the size of b - a.
+  The difference of two arrays of one shape is their norms, and the norm and largest magnitude of
+  b - a.
   """
-  found: dict[str, dict[str, Any]] = {}
+  differences: dict[str, dict[str, Any]] = {}
   for path in dict.fromkeys([*a, *b]):
     if path not in a or path not in b:
-      found[path] = {'only in': 'first' if path in a else 'second'}
+      differences[path] = {'only in': 'first' if path in a else 'second'}
     elif a[path].shape != b[path].shape:
-      found[path] = {'shapes': [list(a[path].shape), list(b[path].shape)]}
+      differences[path] = {'shapes': [list(a[path].shape), list(b[path].shape)]}
     elif a[path].dtype != b[path].dtype or a[path].tobytes() != b[path].tobytes():
-      difference = _sizes(b[path].astype(np.float64) - a[path].astype(np.float64))
+      change = _sizes(b[path].astype(np.float64) - a[path].astype(np.float64))
       norms = {'first': _sizes(a[path])['norm'], 'second': _sizes(b[path])['norm']}
-      found[path] = norms | {'difference': difference['norm'], 'largest': difference['largest']}
-  return found, len({*a, *b}) - len(found)
+      differences[path] = norms | {'difference': change['norm'], 'largest': change['largest']}
+  return differences, len({*a, *b}) - len(differences)
 
 
 def _sizes(x: np.ndarray) -> dict[str, float]:
@@ -86,7 +87,7 @@ def _sizes(x: np.ndarray) -> dict[str, float]:
 
 
 def text(result: Mapping[str, Any]) -> str:
-  """Return what `--mode=inspect` found as lines and a table."""
+  """Return the result of `--mode=inspect` as lines of text and a table."""
   lines = [line for facts in result['checkpoints'] for line in _lines(facts)]
   if 'arrays' in result:
     return '\n'.join([*lines, '', _table(result['arrays'])])
@@ -100,24 +101,25 @@ def text(result: Mapping[str, Any]) -> str:
 
 def _lines(facts: Mapping[str, Any]) -> list[str]:
   """Return the facts of a checkpoint as lines of text."""
-  where = pathlib.Path(facts['workdir'], 'checkpoints', facts['which'], str(facts['step']))
-  found = [
-    f'{where}: step {facts["step"]}, format {facts["format"]}',
+  path = pathlib.Path(facts['workdir'], 'checkpoints', facts['which'], str(facts['step']))
+  lines = [
+    f'{path}: step {facts["step"]}, format {facts["format"]}',
     f'  {facts["arrays"]} arrays, {facts["numbers"]:,} numbers, {facts["bytes"]:,} bytes',
   ]
   if 'experiment' in facts:
-    found.append(f'  experiment {facts["experiment"]}, task {facts["task"]}')
+    lines.append(f'  experiment {facts["experiment"]}, task {facts["task"]}')
   if data := facts.get('data'):
-    found.append(
+    lines.append(
       f'  next: batch {data["batch"]} of {data["batches"]} in epoch {data["epoch"]} of '
       f'{data["split"]}'
     )
-  scores = facts['scores'].items()
-  return found + ['  ' + ', '.join(f'{name} {value:.4g}' for name, value in scores)] * bool(scores)
+  if scores := facts['scores']:
+    lines.append('  ' + ', '.join(f'{name} {value:.4g}' for name, value in scores.items()))
+  return lines
 
 
 def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-  """Return a row of text for each array, with a column for each fact."""
+  """Return a table as text: a row for each array, a column for each fact."""
   columns = list(dict.fromkeys(name for row in rows.values() for name in row))
   cells = [[path, *(_cell(row.get(name, '')) for name in columns)] for path, row in rows.items()]
   return align([['', *columns], *cells], str.rjust)

@@ -1,8 +1,8 @@
 """Checkpoints of the training state by Orbax: asynchronous, the last few and the best, on any mesh.
 
 A checkpoint has plain arrays by parameter path, no types of Flax or Optax, and a checksum of each,
-because Orbax does not detect a changed bit in a large array. It describes itself: its format, what
-it is a checkpoint of, and its metrics are in the file _CHECKPOINT_METADATA, as JSON.
+because Orbax does not detect a changed bit in a large array. Its file _CHECKPOINT_METADATA has its
+format, the config and data of its run, and its metrics, as JSON.
 """
 
 import contextlib
@@ -24,30 +24,29 @@ from orbax.checkpoint import v1 as ocp
 from transformer.training import processes
 from transformer.training.optimizers import parameter_path
 
-# Of what a checkpoint says about itself: 1 was written by Orbax's API of version 0, into a file of
-# its own, about/metadata.
+# The format of the metadata. Format 1 was written by version 0 of Orbax's API, into about/metadata.
 FORMAT = 2
-# Names of parameters in a path, and what they were called in older checkpoints.
+# {name in a parameter path: its name in older checkpoints}
 RENAMED = {'token_types': 'types', 'class_token': 'first'}
 
 
 class Damaged(ValueError):
-  """A checkpoint is not as it was saved."""
+  """Raised for a checkpoint whose files are damaged."""
 
 
 @dataclasses.dataclass
 class Kept:
-  """Keep the last `keep` checkpoints.
+  """A policy for Orbax: keep the last `keep` checkpoints.
 
-  Those at the steps `extra`, which a run saved because it was stopped there, are deleted with the
-  next one. So the same checkpoints are averaged as without the stop.
+  Those at the steps `extra`, which a run saved because it was stopped there, are deleted when the
+  next one is saved, so that a stopped run averages the same checkpoints as an uninterrupted one.
   """
 
   keep: int
   extra: set[int] = dataclasses.field(default_factory=set)
 
   def should_preserve(self, checkpoints, *, context) -> list[bool]:
-    """Return for each checkpoint, in the order of steps, whether it is kept; called by Orbax."""
+    """Return for each checkpoint, in order of steps, whether to keep it; called by Orbax."""
     steps = [checkpoint.step for checkpoint in checkpoints]
     kept = [step for step in steps if step not in self.extra or step == steps[-1]][-self.keep :]
     return [step in kept for step in steps]
@@ -62,7 +61,7 @@ class Checkpoints(contextlib.AbstractContextManager):
   Args:
     workdir: the folder of the run, or a URL such as gs://bucket/run.
     keep: number of last checkpoints to keep; see Kept. Only needed to save.
-    about: what they say of the run beside the state, such as its config; of JSON's types.
+    about: metadata of the run to store in each checkpoint, such as its config; JSON types.
   """
 
   def __init__(
@@ -73,17 +72,17 @@ class Checkpoints(contextlib.AbstractContextManager):
     self._kept, self._run = Kept(keep), dict(about or {})
     self._last = self._opened(folder / 'last', self._kept)
     self._best = self._opened(folder / 'best', Kept(1))
-    self._saving: Any = None  # what Orbax does in the background
+    self._saving: Any = None  # Orbax's handle of the save in progress
 
   def _opened(self, folder: epath.PathLike, kept: Kept) -> ocp.training.Checkpointer:
-    """Return what reads and saves the checkpoints of a folder.
+    """Return Orbax's object that saves and loads the checkpoints of a folder.
 
     Raises:
-      Damaged: what one of them says of itself cannot be read.
+      Damaged: the metadata of a checkpoint cannot be read.
     """
     try:
       return ocp.training.Checkpointer(folder, preservation_policy=kept)
-    except ValueError:  # which does not name the checkpoint
+    except ValueError:  # its message does not name the checkpoint: find it
       for step in sorted(epath.Path(folder).iterdir()):
         with _damage_named(self.folder / step.parent.name / step.name):
           ocp.checkpointables_metadata(step)
@@ -108,24 +107,24 @@ class Checkpoints(contextlib.AbstractContextManager):
     extra: bool = False,
     scores: Mapping[str, float | int] | None = None,
   ):
-    """Start to save the state, unless its step is saved; return before it is on disk.
+    """Start to save the state, unless its step is saved already; return before it is on disk.
 
     Args:
-      state: arrays.
+      state: a tree of arrays.
       step: of the state.
-      extra: whether the run would not save here if it were not stopped.
-      scores: the metrics that are known, with their step.
+      extra: whether the run saves at this step only because it is stopped; see `Kept`.
+      scores: the last logged metrics, with their step.
     """
     self.wait()
     steps = _steps(self._last)
     if step not in steps:
       for earlier in steps:
-        with contextlib.suppress(ValueError):  # a damaged one counts as it is
+        with contextlib.suppress(ValueError):  # a damaged one is not extra
           self._kept.extra |= {earlier} if self._about(self._last, earlier).get('extra') else set()
       self._save(self._last, state, step, {'extra': extra, 'scores': dict(scores or {})})
 
   def save_best(self, state: Any, step: int, scores: Mapping[str, float]):
-    """Save the state as the best one; replaces a best one of the same step."""
+    """Save the state as the best one, in place of the best one before; wait until it is on disk."""
     self.wait()
     self._save(self._best, state, step, {'scores': dict(scores)})
     self.wait()
@@ -155,7 +154,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
   @property
   def scores(self) -> dict[str, float]:
-    """What was saved as scores of the newest checkpoint; nothing by older versions."""
+    """The scores of the newest checkpoint; {} if there is none, or an older version saved it."""
     step = self.last_step
     return {} if step is None else self._about(self._last, step).get('scores', {})
 
@@ -184,19 +183,20 @@ class Checkpoints(contextlib.AbstractContextManager):
     """Return the last or the best state.
 
     Args:
-      like: its structure, as arrays or ShapeDtypeStructs with the shardings to restore to.
+      like: a tree of the same structure, of arrays or ShapeDtypeStructs with the shardings to
+        restore to.
       which: last or best.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
-      Damaged: it is not as it was saved.
-      ValueError: it is of another model; names the differences.
+      Damaged: the checkpoint is damaged.
+      ValueError: the checkpoint is of another model; names the differences.
     """
     checkpointer = {'last': self._last, 'best': self._best}[which]
     return self._restore(checkpointer, max(_steps(checkpointer), default=None), like)
 
   def read(self, step: int | None = None, *, which: str = 'last') -> tuple[dict, dict]:
-    """Return the arrays of a checkpoint by path, on one device, and what it says of itself.
+    """Return the arrays of a checkpoint by path, on one device, and its metadata.
 
     Args:
       step: the newest by default.
@@ -235,7 +235,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     return self.folder / checkpointer.directory.name / str('' if step is None else step)
 
   def _about(self, checkpointer, step: int) -> dict[str, Any]:
-    """Return what was saved beside the state."""
+    """Return the metadata of a checkpoint."""
     where = self._where(checkpointer, step)
     with _damage_named(where):
       older = checkpointer.directory / str(step) / 'about' / 'metadata'
@@ -274,14 +274,14 @@ class Checkpoints(contextlib.AbstractContextManager):
     _compare(stored, target, where)
     with _damage_named(where):
       restored = checkpointer.load_checkpointables(step, {'state': target})['state']
-      found = _checksums(restored)
-      if damaged := [path for path in found if sums.get(path) != found[path]]:
+      now = _checksums(restored)
+      if damaged := [path for path in now if sums.get(path) != now[path]]:
         raise ValueError(f'the values of {", ".join(damaged[:5])} are not those that were saved')
     return {path: restored[path] for path in target}
 
 
 def _steps(checkpointer: ocp.training.Checkpointer) -> list[int]:
-  """Return the steps that are on disk, in their order."""
+  """Return the steps of the checkpoints on disk, in order."""
   return [checkpoint.step for checkpoint in checkpointer.checkpoints]
 
 
@@ -304,13 +304,13 @@ def reachable(folder: epath.PathLike) -> epath.Path:
 
 
 def _plain(folder: epath.Path) -> tuple[contextlib.ExitStack, epath.PathLike]:
-  """Return a path to a folder that Orbax and TensorStore read as it is, and what removes it again.
+  """Return a path without special characters to a folder, and the context that removes it again.
 
-  Orbax takes [, ], * and ? of a path for a pattern, and TensorStore a backslash for a slash: what
-  they save under such a path is incomplete or elsewhere. They get a symbolic link to it.
+  Orbax reads [, ], * and ? in a path as a pattern, and TensorStore a backslash as a slash, so that
+  what they save under such a path is incomplete or elsewhere. They get a symbolic link to it.
 
   Raises:
-    ValueError: processes of several machines, which would not have the same link.
+    ValueError: there are several processes, which might not share the link.
   """
   stack = contextlib.ExitStack()
   if not re.search(r'[][*?\\]', str(folder)) or '://' in str(folder):
@@ -328,11 +328,11 @@ def _plain(folder: epath.Path) -> tuple[contextlib.ExitStack, epath.PathLike]:
 
 @contextlib.contextmanager
 def _damage_named(where: epath.Path):
-  """Raise the errors of Orbax about a damaged checkpoint as Damaged, which says what to do."""
+  """Turn Orbax's errors about a damaged checkpoint into Damaged, with the cure in its message."""
   try:
     yield
   except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
-    raise  # it may be whole
+    raise  # the checkpoint may be intact
   except Exception as error:  # Orbax raises no narrower type for some
     raise Damaged(
       f'checkpoint {where} is damaged: {_reason(error)}. Move that folder elsewhere to resume from '
@@ -342,7 +342,7 @@ def _damage_named(where: epath.Path):
 
 @contextlib.contextmanager
 def _failed_save_named(folder: epath.Path):
-  """Raise an error of Orbax while saving as an OSError of one line."""
+  """Turn an error of Orbax while saving into an OSError of one line."""
   try:
     yield
   except Exception as error:
@@ -357,19 +357,19 @@ def _reason(error: Exception) -> str:
 
 
 def _flat(tree: Any) -> dict[str, Any]:
-  """{path: leaf}, in the order of the leaves."""
+  """Return {path: leaf} of a tree, in the order of the leaves."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {parameter_path(path).replace('/', '.'): leaf for path, leaf in leaves}
 
 
 def _name_in(stored: Mapping[str, Any], path: str) -> str:
-  """Return the path of a parameter in a checkpoint, which may be an older one."""
+  """Return the path of a parameter in a checkpoint that may have older names."""
   older = '.'.join(RENAMED.get(name, name) for name in path.split('.'))
   return older if older in stored and path not in stored else path
 
 
 def _compare(stored: Mapping[str, tuple], target: Mapping[str, Any], where: epath.Path):
-  """Raises ValueError unless both have the same arrays of the same shapes."""
+  """Raise ValueError unless both have arrays of the same paths and shapes."""
   missing = [f'{p} {x.shape} is missing' for p, x in target.items() if p not in stored]
   unknown = [f'{p} {s} is not of this model' for p, s in stored.items() if p not in target]
   shapes = [
@@ -386,26 +386,26 @@ def _compare(stored: Mapping[str, tuple], target: Mapping[str, Any], where: epat
 
 
 def _checksums(flat: Mapping[str, Any]) -> dict[str, int]:
-  # one after the other: many collectives at once dead-lock virtual CPU devices
+  # one after the other: many collectives at once deadlock virtual CPU devices
   return {path: int(_checksum(leaf)) for path, leaf in flat.items()}
 
 
 @jax.jit
 def _checksum(x: jax.Array) -> jax.Array:
-  """Return the sum of bits times odd numbers, modulo 2^32: it changes if any one element changes.
+  """Return sum_i bits(x_i) (2 i + 1) modulo 2^32, which changes if any one element changes.
 
-  Integers add up to the same in any order, so it is the same on every mesh.
+  A sum of integers does not depend on its order, so it is the same on every mesh.
   """
   bits = jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}').astype(jnp.uint32)
   index = jnp.zeros(x.shape, jnp.uint32)
   for axis in range(x.ndim):
-    places = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    index += places * jnp.uint32(math.prod(x.shape[axis + 1 :]) % 2**32)
+    position = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    index += position * jnp.uint32(math.prod(x.shape[axis + 1 :]) % 2**32)
   return jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32)
 
 
 def digest(tree: Any) -> str:
-  """Return the SHA-256 of all arrays in the order of their paths."""
+  """Return the SHA-256 of all arrays of a tree, in the order of their paths."""
   sha = hashlib.sha256()
   for path, leaf in sorted(_flat(tree).items()):
     array = processes.on_host(leaf)

@@ -1,4 +1,4 @@
-"""The check of a config, before anything is built."""
+"""Checks of a config, before anything is built from it."""
 
 import dataclasses
 import inspect
@@ -31,7 +31,8 @@ def check(config: Mapping[str, Any] | ConfigDict) -> Settings:
   """Return the config as Settings, with every default filled in.
 
   Raises:
-    ValueError: a key is unknown, missing or contradictory; names it and the nearest one there is.
+    ValueError: a key is unknown, missing, of a wrong type or value, or contradicts another one;
+      names it, and the nearest key for an unknown one.
   """
   config = config.to_dict() if isinstance(config, ConfigDict) else config
   same_keys('config', config, [*TOP, *SECTIONS])
@@ -49,13 +50,13 @@ def check(config: Mapping[str, Any] | ConfigDict) -> Settings:
     typed[section] = {
       name: _typed(f'{section}.{name}', config[section][name], key) for name, key in known.items()
     }
-  ModelConfig(vocab=1, **typed['model'])  # raises what is wrong with it
+  ModelConfig(vocab=1, **typed['model'])  # raises ValueError for a wrong value
   optimizers.build(**typed['optimizer'], steps=1, width=1)  # the same
   if typed['optimizer']['mup_base_width']:
     mup.check(typed['optimizer']['name'], typed['model'])
-  chosen = optimizers.defaults(typed['optimizer']['name'], typed['optimizer']['schedule'])
-  given = {name: value for name, value in typed['optimizer'].items() if value is not None}
-  typed['optimizer'] |= {k: v for k, v in chosen.items() if k in typed['optimizer']} | given
+  defaults = optimizers.defaults(typed['optimizer']['name'], typed['optimizer']['schedule'])
+  not_none = {name: value for name, value in typed['optimizer'].items() if value is not None}
+  typed['optimizer'] |= {k: v for k, v in defaults.items() if k in typed['optimizer']} | not_none
   for section in ('data', 'train', 'eval', 'decode'):
     typed[section] = reader(section, task, modality)(**typed[section])
   settings = Settings(**typed)
@@ -67,12 +68,12 @@ def check(config: Mapping[str, Any] | ConfigDict) -> Settings:
 
 
 def _contradictions(settings: Settings, objective: Any, inputs: int) -> Iterator[tuple[bool, str]]:
-  """Yield (whether limits of different keys contradict each other, the error message).
+  """Yield (whether values of different keys contradict each other, the error message).
 
   Args:
     settings: of the run.
     objective: the class of its task.
-    inputs: the longest input, in positions of the encoder.
+    inputs: the positions of the longest input in the encoder.
   """
   data, model, train, decode = settings.data, settings.model, settings.train, settings.decode
   yield settings.seed < 0, f'config.seed={settings.seed} must be at least 0'
@@ -93,7 +94,7 @@ def _contradictions(settings: Settings, objective: Any, inputs: int) -> Iterator
       'evaluated or saved between the steps of a call',
     )
   longest, source = inputs, model['max_source_length']
-  if hasattr(objective, 'positions'):  # decoding may reach positions that training does not
+  if hasattr(objective, 'positions'):  # decoding may need more positions than training
     yield (
       model['position'] == 'learned' and 0 < source < inputs,
       f'model.max_source_length={source} learned positions are fewer than the {inputs} of an input '
@@ -109,7 +110,7 @@ def _contradictions(settings: Settings, objective: Any, inputs: int) -> Iterator
 
 
 def without_effect(settings: Settings) -> Iterator[tuple[bool, str]]:
-  """Yield (whether a limit is never reached because of another one, what the log says of it)."""
+  """Yield (whether a key has no effect because of another one, the warning to log)."""
   steps, train, decode = settings.train.steps, settings.train, settings.decode
   warmup, saved = settings.optimizer['warmup_steps'], -(-steps // train.save_every_steps)
   yield (
@@ -145,10 +146,15 @@ def without_effect(settings: Settings) -> Iterator[tuple[bool, str]]:
 
 
 def _typed(where: str, value: Any, key: Key) -> Any:
-  """Return the value of a key in its type: integers as floats, lists as tuples.
+  """Return the value of a key converted to its type: an integer to float, a list to tuple.
+
+  Args:
+    where: the name of the key, for errors.
+    value: None if it is not set.
+    key: gives the type and the default.
 
   Raises:
-    ValueError: it is missing, of another type, or not among the values of a Literal.
+    ValueError: the value is missing, of another type, or not among those of a Literal.
   """
   if value is None and key.default is REQUIRED:
     where = where if where.startswith('config.') else f'config.{where}'
@@ -173,7 +179,7 @@ def _typed(where: str, value: Any, key: Key) -> Any:
 
 
 def _item(where: str, item: Any, kind: Any) -> Any:
-  """Return an item of a tuple: a name, a pair of a pattern and a number, or as it is."""
+  """Return an item of a tuple converted to its type: a string, an integer or (pattern, number)."""
   if kind is str:
     if callable(item):
       return reference(item)
@@ -198,7 +204,7 @@ def _item(where: str, item: Any, kind: Any) -> Any:
 
 
 def _check_metrics(settings: Settings, objective: Any) -> Settings:
-  """Return the settings with eval.best filled in."""
+  """Return the settings with eval.best set; raise ValueError for an unknown metric."""
   for name in settings.eval.metrics:
     require(name)
   names = [*objective.metrics, *settings.eval.metrics]
@@ -207,7 +213,7 @@ def _check_metrics(settings: Settings, objective: Any) -> Settings:
 
 
 def _check_processor(settings: Settings, objective: Any) -> int:
-  """Return the longest input, in positions of the encoder."""
+  """Check the section 'processor'; return the positions of the longest input in the encoder."""
   modality = settings.model['modality']
   if modality != 'tokens' and 'input_processor' not in inspect.signature(objective).parameters:
     raise ValueError(
@@ -225,14 +231,14 @@ def _check_processor(settings: Settings, objective: Any) -> int:
 
 
 def processor_of(settings: Settings) -> Any:
-  """Return the processor of images or sounds; None where the model reads texts.
+  """Return the processor of images or sounds; None if the model reads texts.
 
   Raises:
-    ValueError: what is wrong with the section 'processor'.
+    ValueError: a key of the section 'processor' has a wrong value.
   """
   if settings.model['modality'] == 'tokens':
     return None
   processor = PROCESSORS[settings.model['modality']]
-  given = {'max_length': settings.data.max_length, 'stem': settings.model['stem']}
+  shared = {'max_length': settings.data.max_length, 'stem': settings.model['stem']}
   names = inspect.signature(processor).parameters
-  return processor(**settings.processor, **{k: v for k, v in given.items() if k in names})
+  return processor(**settings.processor, **{k: v for k, v in shared.items() if k in names})

@@ -1,4 +1,4 @@
-"""The arguments of `run.py`, and its errors in one line."""
+"""The command-line arguments of `run.py`, and its error messages of one line."""
 
 import ast
 import difflib
@@ -18,9 +18,10 @@ from transformer.training.config import SECTIONS
 from transformer.training.workdir import Workdir, default_workdir
 
 USAGE, FAILURE = 2, 1  # exit statuses
-NEEDS_NO_RUN = ('train', 'prepare', 'sweep', 'config', 'plan', 'profile')  # modes
+# the modes that do not need a trained run
+NEEDS_NO_RUN = ('train', 'prepare', 'sweep', 'config', 'plan', 'profile')
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / 'experiments'
-EXTRAS = {  # of setup.cfg, by the modules that they install
+EXTRAS = {  # {module: the extra of setup.cfg that installs it}
   **dict.fromkeys(('soundfile', 'librosa', 'jiwer'), 'audio'),
   'pyarrow': 'parquet',
   'flatbuffers': 'export',
@@ -30,44 +31,44 @@ EXTRAS = {  # of setup.cfg, by the modules that they install
 
 
 def with_stored_config(argv: list[str]) -> list[str]:
-  """Return the arguments with the config of the workdir, where the mode uses that.
+  """Return the arguments with --config set to the config of the workdir, if the mode uses it.
 
-  The modes of NEEDS_NO_RUN use it if the workdir has one and no --config is given; the
-  others always, because a model is used as it was trained.
+  The modes of NEEDS_NO_RUN use it if the workdir has one and no --config is given. The others use
+  it always, because a model needs the config that it was trained with.
   """
-  argv, given = _without(argv, 'config')
-  experiment = _experiment_of(given) if given else 'dates'
+  argv, config_file = _without(argv, 'config')
+  experiment = _experiment_of(config_file) if config_file else 'dates'
   mode, workdir = _without(argv, 'mode')[1] or 'train', _without(argv, 'workdir')[1]
-  stored = bool(workdir and not given and Workdir(workdir).has_config())
+  stored = bool(workdir and not config_file and Workdir(workdir).has_config())
   if mode in ('doctor', 'runs', 'report', 'inspect') or (mode in NEEDS_NO_RUN and not stored):
-    return [*argv[:1], *([f'--config={given}'] if given else []), *argv[1:]]
+    return [*argv[:1], *([f'--config={config_file}'] if config_file else []), *argv[1:]]
   if not workdir:
     workdir = str(default_workdir(experiment))
-  # ml_collections needs it before the overrides
+  # ml_collections requires --config before the overrides
   config = f'--config={workdir_module.__file__}:{workdir}'
   return [argv[0], config, *argv[1:], f'--workdir={workdir}']
 
 
-def _experiment_of(given: str) -> str:
-  """Return the name of the experiment of a file, whose get_config may have an argument.
+def _experiment_of(config: str) -> str:
+  """Return the name of the experiment in a FILE or FILE:ARGUMENT (of its get_config).
 
   Raises:
-    FileNotFoundError, ValueError: there is no such file, or an error in it; names the line.
+    FileNotFoundError: there is no such file; names the nearest one.
+    ValueError: the file has an error; names the line.
   """
-  file, _, argument = given.partition(':')
+  file, _, argument = config.partition(':')
   if not pathlib.Path(file).is_file():
-    there = [*pathlib.Path(file).parent.glob('*.py'), *EXPERIMENTS.glob('*.py')]
-    near = difflib.get_close_matches(file, map(str, there), n=1, cutoff=0)
+    files = [*pathlib.Path(file).parent.glob('*.py'), *EXPERIMENTS.glob('*.py')]
+    near = difflib.get_close_matches(file, map(str, files), n=1, cutoff=0)
     raise FileNotFoundError(f'--config={file} is no file: did you mean {near[0]}?')
   try:
-    config = load_file(file).get_config(*filter(None, [argument]))
-    return str(config['experiment'])
+    return str(load_file(file).get_config(*filter(None, [argument]))['experiment'])
   except Exception as error:
     numbers = [
       number for name, number, *_ in traceback.extract_tb(error.__traceback__) if name == file
     ]
     where = f'{file}, line {numbers[-1]}' if numbers else file
-    # ml_collections lists every key, and the nearest one at the end
+    # ml_collections lists every key, and at the end the nearest one: keep only that
     reason = re.sub(r'Other fields present: .*?}"', '', _reason(error), flags=re.DOTALL)
     raise ValueError(f'{where}: {reason}') from error
 
@@ -81,16 +82,16 @@ def _reason(error: Any) -> str:
 
 def _without(argv: list[str], flag: str) -> tuple[list[str], str]:
   """Return the arguments without a flag, and the flag's value."""
-  for at, word in enumerate(argv):
+  for i, word in enumerate(argv):
     name, equals, value = word.lstrip('-').partition('=')
     if word.startswith('-') and name == flag:
-      end = at + 1 if equals else at + 2
-      return argv[:at] + argv[end:], value if equals else ''.join(argv[at + 1 : end])
+      end = i + 1 if equals else i + 2
+      return argv[:i] + argv[end:], value if equals else ''.join(argv[i + 1 : end])
   return argv, ''
 
 
 class TupleParser(flags.ArgumentParser):
-  """Parses a tuple of a config: names separated by commas, or a tuple in Python's syntax."""
+  """Parser of a tuple: strings separated by commas, or a tuple or list in Python's syntax."""
 
   def parse(self, argument: Any) -> tuple:
     """Return the tuple; the empty one for ''."""
@@ -109,7 +110,7 @@ class TupleParser(flags.ArgumentParser):
 
 
 def usage_error(error: Exception) -> NoReturn:
-  """Print what was wrong with the command, in one line but for advised commands, and exit."""
+  """Print the error as one line (commands to paste have lines of their own); exit with USAGE."""
   text = _reason(error)
   key, _, hint = text.partition('\n')
   if error.args and isinstance(error.args[0], KeyError):  # an unknown key, from ml_collections
@@ -117,18 +118,17 @@ def usage_error(error: Exception) -> NoReturn:
   elif key.strip("'").isidentifier():  # an unknown section
     near = difflib.get_close_matches(key.strip("'"), SECTIONS, n=1, cutoff=0)
     text = f'--config has no section {key}: did you mean {near[0]!r}?'
-  # commands to paste keep their lines
-  parts = re.split(r'\n  (?=(?:pip|python|rm|sed) )', text.strip())
-  # and names of files their spaces
+  parts = re.split(r'\n  (?=(?:pip|python|rm|sed) )', text.strip())  # before each command
+  # strip each line, but keep double spaces in file names
   lines = [' '.join(map(str.strip, part.splitlines())) for part in parts]
   text = '\n  '.join(lines)
-  # in one call: another thread may be writing too
+  # one call, because another thread may write at the same time
   sys.stderr.write(f'error: {printable(text)}\n')
   sys.exit(USAGE)
 
 
 def printable(text: str) -> str:
-  r"""Return a text of the user's data without control characters, which a terminal would obey.
+  r"""Return a text with control characters escaped, because they can change a terminal's state.
 
   >>> print(printable('a\x1b[31mb\n'), end='')
   a\x1b[31mb
@@ -139,10 +139,10 @@ def printable(text: str) -> str:
 
 
 def explain(error: Exception, workdir: Any) -> Exception:
-  """Return the error, or one that says what to do about a full disk or a missing library."""
-  # by the system's words, which Orbax puts into errors of its own
-  said = f'{error} {error.__cause__ or ""}'
-  if any(os.strerror(n) in said for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
+  """Return an error with a cure for a full disk, a missing HOME or library; others unchanged."""
+  # Orbax raises other types of errors, whose messages have the text of the system's error
+  text = f'{error} {error.__cause__ or ""}'
+  if any(os.strerror(n) in text for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
     return OSError(
       f'the disk of {workdir} is full. What was saved before is safe: make room, and the same '
       'command continues from the last checkpoint'

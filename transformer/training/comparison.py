@@ -1,4 +1,4 @@
-"""Several runs side by side: where their configs differ, their metrics, and their curves."""
+"""Comparison of runs: differences of their configs, metrics, and curves."""
 
 import json
 import pathlib
@@ -10,13 +10,13 @@ from transformer.training.workdir import Workdir, flatten
 
 
 def compare(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
-  """Return for each run what differs in its config from the others', and its metrics.
+  """Return {workdir: the config keys in which the runs differ, and the metrics of the run}.
 
   Args:
-    folders: workdirs of runs; of a run that has not ended, the last metrics count.
+    folders: workdirs of runs. If a run has not ended, its metrics are those of its last evaluation.
 
   Raises:
-    FileNotFoundError, ValueError: there is no run in a folder, or it is damaged.
+    FileNotFoundError, ValueError: there is no run in a folder, or its files are damaged.
   """
   configs = {folder: flatten(Workdir(folder).read_config()) for folder in folders}
   keys = dict.fromkeys(key for config in configs.values() for key in config)
@@ -28,20 +28,20 @@ def compare(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-  """Return a table as text: a column for each run, a line for each key that one of them has."""
+  """Return a table as text: a column for each run, a line for each key of any run."""
   keys = list(dict.fromkeys(key for row in rows.values() for key in row))
   lines = [[key, *(text(row.get(key, '')) for row in rows.values())] for key in keys]
   return align([['', *rows], *lines])
 
 
 def draw(folders: Sequence[str], file: pathlib.Path):
-  """Write `figure` as a PNG file."""
+  """Write `figure(folders)` to a PNG file."""
   file.parent.mkdir(parents=True, exist_ok=True)
   figure(folders).savefig(file, dpi=120)
 
 
 def figure(folders: Sequence[str]) -> Any:
-  """Return a figure of the training loss and the validation metrics of the runs by step."""
+  """Return a Matplotlib figure of the training loss and validation metrics of the runs by step."""
   from matplotlib.figure import Figure
 
   histories = {folder: history(folder) for folder in folders}
@@ -52,8 +52,8 @@ def figure(folders: Sequence[str]) -> Any:
   curves = [('training loss', True, 'loss')]
   curves += [(f'validation {name}', False, name) for name in names]
   lines = -(-len(curves) // 2)
-  drawn = Figure(figsize=(11, 3 * lines), layout='constrained')
-  plots = drawn.subplots(lines, 2, squeeze=False).ravel()
+  result = Figure(figsize=(11, 3 * lines), layout='constrained')
+  plots = result.subplots(lines, 2, squeeze=False).ravel()
   for axes in plots[len(curves) :]:
     axes.remove()
   for axes, (label, training, name) in zip(plots, curves, strict=False):
@@ -61,31 +61,31 @@ def figure(folders: Sequence[str]) -> Any:
       axes.plot(*_points(rows, name, training), '.-', label=folder)
     axes.set(xlabel='step', ylabel=label)
     axes.legend(frameon=False, fontsize=8)
-  return drawn
+  return result
 
 
 def _points(rows: list[dict], name: str, training: bool) -> tuple[list[int], list[float]]:
-  """The steps and values of a metric of training or validation."""
-  found = [row for row in rows if name in row and (row['split'] == 'train') == training]
-  return [row['step'] for row in found], [float(row[name]) for row in found]
+  """Return the steps and the values of a metric of training or validation."""
+  rows = [row for row in rows if name in row and (row['split'] == 'train') == training]
+  return [row['step'] for row in rows], [float(row[name]) for row in rows]
 
 
 def history(folder: str) -> list[dict[str, Any]]:
-  """Return the metrics that a run has written, in the order of steps."""
+  """Return the lines of a run's metrics.jsonl, in order; [] if there is no file."""
   file = Workdir(folder).path / 'metrics.jsonl'
   if not file.exists():
     return []
-  # the last line is not whole while a run writes it
+  # while a run writes, the last line may be incomplete
   lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith('\n')]
   return [json.loads(line) for line in lines]
 
 
 def _metrics(folder: str) -> dict[str, Any]:
-  """The metrics of the best model of a run, or, before its end, those of its last evaluation."""
-  result = Workdir(folder).path / 'train.json'
-  if result.exists():
-    found = json.loads(result.read_text())
-    return {'step': found['step'], **found['metrics'], 'seconds': found['seconds']}
+  """Return the metrics of a run's best model, or of its last evaluation if it has not ended."""
+  file = Workdir(folder).path / 'train.json'
+  if file.exists():
+    result = json.loads(file.read_text())
+    return {'step': result['step'], **result['metrics'], 'seconds': result['seconds']}
   evaluations = [row for row in history(folder) if row['split'] != 'train']
   if not evaluations:
     return {}
@@ -96,5 +96,5 @@ def _metrics(folder: str) -> dict[str, Any]:
 
 
 def text(value: Any) -> str:
-  """Return a value as a table has it."""
+  """Return a value as the text of a table cell."""
   return f'{value:.5g}' if isinstance(value, float) else str(value)

@@ -1,7 +1,7 @@
-"""The keys of a config, their defaults and meanings; see `checks` for what values they may have.
+"""The keys of a config, with types, defaults and meanings; `checks` checks their values.
 
 Each section of a config is the keyword arguments of one dataclass or function, its reader. The
-reader's signature gives the keys, types and defaults, and its docstring the meanings.
+signature of the reader gives the keys, types and defaults, and its docstring the meanings.
 """
 
 import difflib
@@ -49,7 +49,7 @@ TASKS: dict[str, Any] = {
 
 TOP = ('experiment', 'task', 'seed', 'warm_start')  # keys outside of any section
 SECTIONS = tuple('data processor tokenizer model loss optimizer train eval decode mesh'.split())
-NOT_FROM_CONFIG = {  # arguments of readers that a run gives itself
+NOT_FROM_CONFIG = {  # arguments of readers that are no keys, because the run computes them
   'processor': ('tokenizer', 'max_length', 'start', 'truncate', 'stem'),
   'tokenizer': ('texts',),
   'model': ('vocab', 'pad', 'platform'),
@@ -57,7 +57,7 @@ NOT_FROM_CONFIG = {  # arguments of readers that a run gives itself
   'optimizer': ('steps', 'width'),
   'mesh': ('over',),
 }
-READERS: dict[str, Callable] = {  # of the sections that are the same for every task and modality
+READERS: dict[str, Callable] = {  # for the sections that are the same for all tasks and modalities
   '': Settings,
   'data': Data,
   'tokenizer': tokenizers.train,
@@ -68,13 +68,13 @@ READERS: dict[str, Callable] = {  # of the sections that are the same for every 
   'mesh': sharding.make_mesh,
 }
 REQUIRED = inspect.Parameter.empty
-# Members of a task, but for the tokenizer and the settings of decoding, which a run gives it.
+# The attributes that a task class must have; `decoding` is an argument of its constructor.
 MEMBERS = {name for name in dir(Task) if name[0] != '_'} - {'decoding'}
 MEMBERS |= {'text_fields', 'metrics', 'supports_packing'}
 
-FORMAT = 2  # of config.json in the folder of a run; the first edition's has no number
-# By format, the keys that it added and whose default would change what an older run computes, with
-# the value that does not: {3: {'model.new_key': value}}.
+FORMAT = 2  # of config.json in the folder of a run; in the first edition it had no number
+# {format: {key that it added: value for runs of older formats}}, for keys whose default would
+# change what an older run computes.
 ADDED: dict[int, dict[str, Any]] = {}
 
 
@@ -82,9 +82,9 @@ class Key(NamedTuple):
   """A key of a config.
 
   Attributes:
-    type: of its value.
-    default: REQUIRED where there is none; None where it depends on another key.
-    meaning: from the docstring of its reader.
+    type: the type of its value.
+    default: REQUIRED if it has none; None if the default depends on another key.
+    meaning: its text in the docstring of the reader.
   """
 
   type: Any
@@ -96,36 +96,36 @@ def find_task(name: str) -> Any:
   """Return the class of a task: a name of TASKS, or 'module:name' of a class of your own.
 
   Raises:
-    ValueError: there is none of this name, or it lacks a member that a task must have.
+    ValueError: there is no such class, or it lacks an attribute that a task must have.
   """
-  found = lookup('config.task', name, TASKS)
-  if missing := sorted(member for member in MEMBERS if not hasattr(found, member)):
+  task = lookup('config.task', name, TASKS)
+  if missing := sorted(member for member in MEMBERS if not hasattr(task, member)):
     raise ValueError(
       f'config.task={name!r} has no {", ".join(missing)}: add what transformer/tasks/task.py and '
       'transformer/inference/predict.py say of a task'
     )
-  return found
+  return task
 
 
 def for_task(task: str | type, *, modality: str = 'tokens') -> ConfigDict:
-  """Return a config with every key at its default; keys without one are None until they are set.
+  """Return a locked config with the default of every key; keys without a default are None.
 
   Args:
     task: a name of TASKS, a class of your own, or 'module:name' of it.
-    modality: what the encoder reads: a name of PROCESSORS.
+    modality: of the encoder's input: tokens, patches or frames.
   """
-  name = task if isinstance(task, str) else reference(task)
+  task_name = task if isinstance(task, str) else reference(task)
   values = {
-    section: {key: _initial(found) for key, found in keys(section, name, modality).items()}
+    section: {name: _initial(key) for name, key in keys(section, task_name, modality).items()}
     for section in ('', *SECTIONS)
   }
   config = ConfigDict(values.pop('') | values)
-  config.task, config.model.modality = name, modality
+  config.task, config.model.modality = task_name, modality
   return config.lock()
 
 
 def _initial(key: Key) -> Any:
-  """Return the default, or a placeholder of its type where there is none."""
+  """Return the default of a key, or a placeholder of its type if it has none."""
   if key.default is not None and key.default is not REQUIRED:
     return key.default
   origin = get_origin(key.type)
@@ -133,16 +133,16 @@ def _initial(key: Key) -> Any:
 
 
 def keys(section: str, task: str, modality: str = 'tokens') -> dict[str, Key]:
-  """Return the keys of a section by name; of those outside of any section for ''."""
-  read_by = reader(section, task, modality)
-  hints, meanings = get_type_hints(read_by), _meanings(read_by)
-  found: dict[str, Key] = {}
-  for name, parameter in inspect.signature(read_by).parameters.items():
+  """Return {name: Key} of a section; '' is the top level, for the keys outside of sections."""
+  function = reader(section, task, modality)
+  hints, meanings = get_type_hints(function), _meanings(function)
+  result: dict[str, Key] = {}
+  for name, parameter in inspect.signature(function).parameters.items():
     if parameter.kind == parameter.VAR_KEYWORD:
-      found |= _optimizer_options()
+      result |= _optimizer_options()
     elif name in TOP if not section else name not in NOT_FROM_CONFIG.get(section, ()):
-      found[name] = Key(hints[name], parameter.default, meanings.get(name, ''))
-  return found
+      result[name] = Key(hints[name], parameter.default, meanings.get(name, ''))
+  return result
 
 
 def reader(section: str, task: str, modality: str) -> Callable:
@@ -156,29 +156,32 @@ def reader(section: str, task: str, modality: str) -> Callable:
 
 
 def _optimizer_options() -> dict[str, Key]:
-  """Return the keys of all optimizers and schedules; their defaults depend on the chosen ones."""
-  found: dict[str, Key] = {}
+  """Return the keys of all optimizers and schedules.
+
+  Their default is None here, because it depends on optimizer.name and optimizer.schedule.
+  """
+  options: dict[str, Key] = {}
   for name, function in {**optimizers.OPTIMIZERS, **optimizers.SCHEDULES}.items():
     hints, meanings = get_type_hints(function), _meanings(function)
     for key, parameter in inspect.signature(function).parameters.items():
       if parameter.default is not REQUIRED:
         meaning = f'of {name}, {parameter.default} by default: {meanings.get(key, "")}'
-        before = f'{found[key].meaning} ' if key in found else ''
-        found[key] = Key(hints[key], None, before + meaning)
-  return found
+        before = f'{options[key].meaning} ' if key in options else ''
+        options[key] = Key(hints[key], None, before + meaning)
+  return options
 
 
-def _meanings(read_by: Callable) -> dict[str, str]:
-  """Return the texts of the arguments in a docstring, from its section Args or Attributes."""
-  found: dict[str, str] = {}
-  for each in reversed(inspect.getmro(read_by)) if inspect.isclass(read_by) else [read_by]:
+def _meanings(function: Callable) -> dict[str, str]:
+  """Return {argument: text} of the section Args or Attributes of a docstring."""
+  meanings: dict[str, str] = {}
+  for each in reversed(inspect.getmro(function)) if inspect.isclass(function) else [function]:
     part = re.split(r'^(?:Args|Attributes):\n', inspect.getdoc(each) or '', flags=re.MULTILINE)
     entries = re.split(r'^\S', part[-1] if len(part) > 1 else '', flags=re.MULTILINE)[0]
     for names, text in re.findall(
       r'^  (\w[\w, ]*): (.*(?:\n    .*)*)', entries, flags=re.MULTILINE
     ):
-      found |= dict.fromkeys(names.split(', '), ' '.join(text.split()))
-  return found
+      meanings |= dict.fromkeys(names.split(', '), ' '.join(text.split()))
+  return meanings
 
 
 def describe(config: Mapping[str, Any]) -> str:
@@ -187,12 +190,12 @@ def describe(config: Mapping[str, Any]) -> str:
   for section in ('', *SECTIONS):
     values, prefix = (config[section], f'{section}.') if section else (config, '')
     for name, key in keys(section, config['task'], config['model']['modality']).items():
-      lines.append(f'{prefix}{name} = {values[name]!r}  ({_about(key)})')
+      lines.append(f'{prefix}{name} = {values[name]!r}  ({_type_and_default(key)})')
       lines += textwrap.wrap(key.meaning, 100, initial_indent='    ', subsequent_indent='    ')
   return '\n'.join(lines)
 
 
-def _about(key: Key) -> str:
+def _type_and_default(key: Key) -> str:
   """Return the type and the default of a key, as text."""
   kind = key.type.__name__ if isinstance(key.type, type) else str(key.type)
   if get_origin(key.type) is Literal:
@@ -206,23 +209,23 @@ def _about(key: Key) -> str:
   return kind if key.default is None else f'{kind}, default {key.default!r}'
 
 
-def same_keys(where: str, given: Mapping[str, Any], known: Iterable[str]):
-  """Raise ValueError for a key that is unknown, with the nearest one, or missing."""
-  for key in given:
+def same_keys(where: str, values: Mapping[str, Any], known: Iterable[str]):
+  """Raise ValueError unless `values` has exactly the known keys; names the nearest known key."""
+  for key in values:
     if key not in known:
       near = difflib.get_close_matches(key, known, n=1, cutoff=0)
       hint = f': did you mean {where}.{near[0]}?' if near else ''
       raise ValueError(f'{where}.{key} is unknown{hint}')
   for key in known:
-    if key not in given:
+    if key not in values:
       raise ValueError(f'{where}.{key} is missing: give it a value')
 
 
 def upgrade(stored: Mapping[str, Any]) -> dict[str, Any]:
-  """Return the config of a stored run with the keys that did not exist when it was stored.
+  """Return the config of a stored run, with the keys added that did not exist when it was stored.
 
   Raises:
-    ValueError: it is of the first edition or of a later version, or has an unknown key.
+    ValueError: its format is of the first edition or of a later version, or a key is unknown.
   """
   config = dict(stored)
   number = config.pop('format', 1)
@@ -250,14 +253,14 @@ def upgrade(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_tuples(value: Any) -> Any:
-  """Return a value of JSON with tuples for its lists."""
+  """Return a value from JSON with its lists as tuples."""
   if isinstance(value, Mapping):
     return {name: _with_tuples(item) for name, item in value.items()}
   return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def from_values(values: Mapping[str, Any]) -> ConfigDict:
-  """Return the config of these values, typed and locked as `for_task` returns it."""
+  """Return a config with these values, typed and locked like those of `for_task`."""
   config = for_task(values['task'], modality=values['model']['modality'])
   config.update(values)
   return config

@@ -1,4 +1,4 @@
-"""Where a NaN or Inf comes first in a training step."""
+"""Diagnosis of a training step whose loss or gradient is NaN or Inf: where it appears first."""
 
 import pathlib
 from typing import Any
@@ -15,9 +15,12 @@ from transformer.training.optimizers import parameter_path
 
 
 def first_not_finite(task: Task, model: Any, batch: Batch) -> str:
-  """Return the first place, in the order of computation: a parameter, a layer or a gradient."""
-  if place := _first(model):
-    return f'parameter {place}'
+  """Return the name of the first array, in order of computation, that has a NaN or Inf.
+
+  The order is: parameters, states of encoder layers, states of decoder layers, gradients.
+  """
+  if name := _first(model):
+    return f'parameter {name}'
   arrays = {name: jnp.asarray(rows) for name, rows in batch.items()}
   layers_of = capture_layers(task, model, arrays)
   for stack in sorted(layers_of, reverse=True):  # the encoder before the decoder
@@ -26,17 +29,25 @@ def first_not_finite(task: Task, model: Any, batch: Batch) -> str:
     if bad.any():
       return f'the states of {stack} layer {np.argmax(bad)}'.replace('  ', ' ')
   gradient = jax.jit(jax.grad(lambda model: task.loss(model, arrays, None)[0].sum))(model)
-  if place := _first(gradient):
-    return f'the gradient of {place}'
+  if name := _first(gradient):
+    return f'the gradient of {name}'
   return 'a place that only dropout reaches'
 
 
 def raise_not_finite(task: Task, model: Any, batch: Batch, step: int, folder: pathlib.Path):
-  """Write the batch of a step to a folder, and raise FloatingPointError with the first place."""
+  """Write the batch of a step to a file, and raise FloatingPointError that names the first NaN.
+
+  Args:
+    task: of the run.
+    model: the parameters before the step.
+    batch: the rows of this process.
+    step: its number, from 1.
+    folder: for the file.
+  """
   part = '' if processes.is_first() else f'-process-{jax.process_index()}'
   file = folder / f'not-finite-step-{step}{part}.npz'
   np.savez(file, **batch)  # type: ignore[arg-type]  # no column is called allow_pickle
-  if processes.several():  # each looks at its own rows
+  if processes.several():  # each process checks its own rows
     model = jax.tree.map(processes.on_host, model)
   where = first_not_finite(task, model, batch)
   raise FloatingPointError(
@@ -48,7 +59,7 @@ def raise_not_finite(task: Task, model: Any, batch: Batch, step: int, folder: pa
 
 
 def _first(tree: Any) -> str:
-  """Return the first parameter that is not finite, and its layer; '' if there is none."""
+  """Return the path and layer of the first parameter with a NaN or Inf; '' if there is none."""
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     bad = ~np.isfinite(np.asarray(leaf))
     if bad.any():

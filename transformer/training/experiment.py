@@ -1,4 +1,4 @@
-"""The parts of a run, made from its config: tokenizer, task, model, mesh and data."""
+"""The parts of a run, made from its config: task, model, mesh and data."""
 
 import contextlib
 import dataclasses
@@ -35,7 +35,15 @@ from transformer.training.workdir import Workdir
 
 
 class Experiment(NamedTuple):
-  """The parts of a run; nothing is trained or loaded yet."""
+  """The parts of a run before training: no parameters, no data in memory.
+
+  Attributes:
+    settings: the checked config.
+    task: with the tokenizer and the settings of decoding.
+    model: the config of the model.
+    mesh: of devices.
+    cache: folder for encoded data; None to keep none.
+  """
 
   settings: Settings
   task: Task
@@ -50,7 +58,12 @@ class Experiment(NamedTuple):
     return load_split(data, split, limit)
 
   def batches(self, split: str) -> pipeline.Batches:
-    """Return the batches of a split: shuffled for training, in order for the others."""
+    """Return the batches of a split, shuffled for the training split, in order for others.
+
+    Raises:
+      ValueError: no example is short enough, the task cannot pack, or the mesh does not divide the
+        lengths.
+    """
     data, train = self.settings.data, split == self.settings.data.train
     sharing: Any = dict(
       tokens=data.batch_tokens,
@@ -93,14 +106,14 @@ class Experiment(NamedTuple):
     return pipeline.Batches(columns, rows, **sharing)
 
   def _columns(self, split: str, source: corpora.Source) -> pipeline.Columns:
-    """Return the columns of a split; of texts, those that an earlier start has kept."""
+    """Return the columns of a split, from the cache if they are there (texts only)."""
     if split == self.settings.data.train:
       logging.info('encoding %s examples of %s', f'{len(source):,}', split)
     if self.cache is None or self.model.modality != 'tokens':
       return self.task.columns(source)
     try:
       code = pathlib.Path(inspect.getsourcefile(type(self.task)) or '').read_bytes()
-    except (OSError, TypeError):  # of a class without a file, as in a notebook, changes go unseen
+    except (OSError, TypeError):  # a class without a file (notebook): changes cannot be detected
       return self.task.columns(source)
     settings = [self.settings.task, self.settings.loss, self.settings.data.max_length]
     key = column_cache.source_key(source, settings, self.task.tokenizer.fingerprint, code)
@@ -114,10 +127,10 @@ class Experiment(NamedTuple):
       )
 
   def _log_left_out(self, split: str, columns: pipeline.Columns, count: int, long: int):
-    """Log how many of the `count` examples of a split are left out, cut or without effect."""
+    """Log how many of the `count` examples are too long, not encodable, or have other faults."""
     train = split == self.settings.data.train
     if long:
-      log = logging.info if train else logging.warning  # metrics of teacher forcing leave them out
+      log = logging.info if train else logging.warning  # they are missing in metrics such as nll
       text = '%d of %d examples of %s are longer than data.max_length=%d tokens and left out'
       log(text, long, count, split, self.settings.data.max_length)
     texts = columns.get('targets') if 'targets' in self.task.text_fields else None
@@ -129,13 +142,13 @@ class Experiment(NamedTuple):
         logging.warning('%s: %s', split, warning)
 
   def try_evaluation(self):
-    """Try what evaluation and the final report need, so that their errors come before training.
+    """Raise the errors of evaluation and of the final report now, before training.
 
-    One example of each split is encoded and compared with itself, the batches of the test splits
-    are made, and a search under the constraints of `decode` is run.
+    Encodes one example of each split and evaluates it against itself, makes the batches of the test
+    splits, and searches once under the constraints of `decode`.
 
     Raises:
-      ValueError, OSError, ModuleNotFoundError: what evaluation would raise then.
+      ValueError, OSError, ModuleNotFoundError: as evaluation would.
     """
     config, data = self.settings.eval, self.settings.data
     answers = config.metrics or config.samples or config.by
@@ -158,7 +171,7 @@ class Experiment(NamedTuple):
       try_search(decoding, self.model.vocab, self.task.tokenizer.ends)
 
   def init(self, key: jax.Array) -> Model:
-    """Return a model with random parameters, and with adapters if the config has some."""
+    """Return a model with random parameters, and with the adapters of train.adapters."""
     model = self.task.init(self.model, key)
     for i, (pattern, rank) in enumerate(self.settings.train.adapters, start=1):
       adapt(model, pattern, rank, jax.random.fold_in(key, i))
@@ -166,19 +179,22 @@ class Experiment(NamedTuple):
 
   @property
   def lr_multipliers(self) -> tuple[tuple[str, float], ...]:
-    """The learning rate multipliers; with adapters, parameters that match none are frozen."""
+    """The (pattern, factor) pairs of learning rates; with adapters, the other parameters get 0."""
     multipliers = self.settings.optimizer['lr_multipliers']
     if not self.settings.train.adapters:
       return multipliers
     return (('/adapter/', 1.0), *multipliers, ('', 0.0))
 
   def abstract_model(self) -> Model:
-    """Return the shapes and shardings of the parameters, without arrays."""
+    """Return the model with ShapeDtypeStructs, which have shardings, in place of arrays."""
     return with_shardings(jax.eval_shape(self.init, jax.random.key(0)), self.mesh)
 
 
 def with_dtype(settings: Settings, workdir: Workdir, mesh: Mesh) -> Settings:
-  """Return the settings with a dtype for model.dtype=auto: that of the run, if it is resumed."""
+  """Return the settings with model.dtype=auto replaced by a dtype.
+
+  It is the dtype of the stored run if there is one, otherwise the fastest of the device.
+  """
   if settings.model['dtype'] != 'auto':
     return settings
   if workdir.has_config():
@@ -190,12 +206,16 @@ def with_dtype(settings: Settings, workdir: Workdir, mesh: Mesh) -> Settings:
 
 
 def reopen(config: dict[str, Any], workdir: Workdir, mesh: Mesh | None = None) -> Experiment:
-  """Return a run that was prepared before, on its own mesh if no other is given.
+  """Return the run that is stored in a workdir.
 
-  Where its own mesh is for more or fewer devices than there are, they are all used as replicas.
+  Args:
+    config: of the run, maybe changed by flags.
+    workdir: of the run.
+    mesh: by default that of the config; if the number of devices is another one now, all of them
+      are used as replicas.
 
   Raises:
-    FileNotFoundError: there is none in the workdir.
+    FileNotFoundError: there is no run in the workdir.
   """
   settings, tokenizer = check(config), workdir.tokenizer()
   if tokenizer is None:
@@ -204,7 +224,7 @@ def reopen(config: dict[str, Any], workdir: Workdir, mesh: Mesh | None = None) -
     try:
       mesh = sharding.make_mesh(**settings.mesh)
     except ValueError:
-      if settings.mesh != workdir.read_config()['mesh']:  # flags that are wrong
+      if settings.mesh != workdir.read_config()['mesh']:  # wrong flags, not another machine
         raise
       logging.info('the mesh of the run, %s, is not for these devices', settings.mesh)
       mesh = sharding.make_mesh()
@@ -213,25 +233,25 @@ def reopen(config: dict[str, Any], workdir: Workdir, mesh: Mesh | None = None) -
 
 
 def restore_best(experiment: Experiment, workdir: Workdir) -> tuple[Model, int]:
-  """Return the best model of a run, and its step."""
+  """Return the best model of a run, and its step; 0 if it is unknown."""
   with Checkpoints(workdir.checkpoint_dir()) as checkpoints:
     model, best = checkpoints.restore(experiment.abstract_model(), which='best'), checkpoints.best
   return model, best[0] if best else 0
 
 
 def fingerprint_of(batches: pipeline.Batches) -> str:
-  """Return a hash of all examples of batches."""
+  """Return a hash of all examples that batches are made of."""
   if isinstance(batches, PreparedBatches):
     return batches.source.fingerprint
   return fingerprint(batches.columns)
 
 
 def fingerprint(columns: pipeline.Columns) -> str:
-  """Return a hash of all examples, in their order."""
+  """Return a hash of all examples, in order."""
   arrays = {
     name: (c.tokens, c.offsets)
     if isinstance(c, pipeline.Ragged)
-    else _of_items(c.items)
+    else _digest_of(c.items)
     if isinstance(c, pipeline.Lazy)
     else c
     for name, c in columns.items()
@@ -239,18 +259,18 @@ def fingerprint(columns: pipeline.Columns) -> str:
   return digest(arrays)
 
 
-def _of_items(items: Iterable[Any]) -> np.ndarray:
-  """Return a hash of the names and sizes of files, and of the content of what is no file."""
-  found = hashlib.sha256()
+def _digest_of(items: Iterable[Any]) -> np.ndarray:
+  """Return a hash of items: of the names and sizes of files, of the content of bytes and arrays."""
+  sha = hashlib.sha256()
   for item in items:
     if isinstance(item, str):
       item = f'{os.path.basename(item)} {os.path.getsize(item)}\n'.encode()
-    found.update(item if isinstance(item, bytes) else item.tobytes())
-  return np.frombuffer(found.digest(), np.uint8)
+    sha.update(item if isinstance(item, bytes) else item.tobytes())
+  return np.frombuffer(sha.digest(), np.uint8)
 
 
 def with_shardings(tree: Any, mesh: Mesh) -> Any:
-  """Return the shapes and shardings of the arrays of a tree."""
+  """Return a tree with ShapeDtypeStructs, sharded by the rules of `sharding`, for its arrays."""
   return jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
     tree,
@@ -259,22 +279,23 @@ def with_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def load_split(data: Data, split: str, limit: int = 0) -> corpora.Source:
-  """Return the examples of a split, at most `limit` of them; 0: all.
+  """Return the examples of a split; at most the first `limit`, 0 for all.
 
   Raises:
-    FileNotFoundError: it is not there; says where the data set is published, if that is known.
+    FileNotFoundError: the data are missing; says where the data set is published, if known.
+    ValueError: a limit for a prepared corpus.
   """
   if limit and data.name == 'prepared':
     raise ValueError(f'data.limit={limit} has to be set when a corpus is prepared: set it to 0')
-  with _saying_where_published(data):
+  with _naming_publisher(data):
     return corpora.load(
       _name(data), split, dir=data.dir, inputs=data.source, targets=data.target, limit=limit
     )
 
 
 def stream_split(data: Data, split: str) -> Iterator[dict[str, Any]]:
-  """Yield the examples of a split, one after the other; raises as `load_split`."""
-  with _saying_where_published(data):
+  """Yield the examples of a split without holding all; errors as of `load_split`."""
+  with _naming_publisher(data):
     examples = corpora.stream(
       _name(data), split, dir=data.dir, inputs=data.source, targets=data.target
     )
@@ -286,7 +307,8 @@ def _name(data: Data) -> Any:
 
 
 @contextlib.contextmanager
-def _saying_where_published(data: Data) -> Iterator[None]:
+def _naming_publisher(data: Data) -> Iterator[None]:
+  """Add to a FileNotFoundError where the data set is published, if that is known."""
   try:
     yield
   except FileNotFoundError as error:
@@ -299,11 +321,11 @@ def _saying_where_published(data: Data) -> Iterator[None]:
 
 
 def make_experiment(settings: Settings, tokenizer: Any, mesh: Mesh) -> Experiment:
-  """Return the parts of a run of these settings."""
-  given = dict(tokenizer=tokenizer, decoding=settings.decode, max_length=settings.data.max_length)
+  """Return the parts of a run with these settings."""
+  kwargs = dict(tokenizer=tokenizer, decoding=settings.decode, max_length=settings.data.max_length)
   if processor := processor_of(settings):
-    given['input_processor'] = processor
-  task = find_task(settings.task)(**given, **settings.loss)
+    kwargs['input_processor'] = processor
+  task = find_task(settings.task)(**kwargs, **settings.loss)
   platform = platforms.of_device(mesh.devices.flat[0])
   model = ModelConfig(vocab=tokenizer.size, **settings.model, platform=platform)
   return Experiment(settings, task, model, mesh)

@@ -1,4 +1,4 @@
-"""The lines of `--input`, as they come."""
+"""Reading the lines of `--input` as they arrive."""
 
 import contextlib
 import pathlib
@@ -11,14 +11,14 @@ from transformer.data.reading import BYTE_ORDER_MARKS, UNPACK, naming, open_file
 
 
 def read_chunks(name: str, size: int) -> Iterator[list[str | ValueError]]:
-  """Yield lists of lines; in place of a line that is not UTF-8 a ValueError.
+  """Yield lists of at most `size` lines; a line that is not UTF-8 is replaced by a ValueError.
 
-  A list has at most `size` lines, and fewer where no more have arrived, so that a program that
-  writes a line and waits for its answer gets it.
+  A list has fewer lines if no more have arrived, so that a program that writes one line and waits
+  for its answer gets it.
 
   Args:
-    name: of a file, which may be compressed, or of a pipe; - is stdin.
-    size: of a list.
+    name: path of a file, which may be compressed, or of a pipe; - is stdin.
+    size: the largest length of a list.
 
   Raises:
     OSError, ValueError: the file cannot be read, or is text of another encoding.
@@ -39,7 +39,7 @@ def read_chunks(name: str, size: int) -> Iterator[list[str | ValueError]]:
 
 
 def _has_arrived(file: Any, path: pathlib.Path) -> bool:
-  """Return whether the next line can be read without waiting, as far as the system knows."""
+  """Return whether the next line can be read without waiting; True if the system cannot tell."""
   if path.suffix in UNPACK:
     return True
   try:

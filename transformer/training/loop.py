@@ -1,4 +1,4 @@
-"""The training loop on the host: feeds batches, reports, evaluates and saves."""
+"""The training loop on the host: runs the steps, logs, evaluates and saves."""
 
 import collections
 import contextlib
@@ -37,16 +37,16 @@ def fit(experiment: Experiment, workdir: Workdir, signals: Signals | None = None
   """Train to the last step from the newest checkpoint, and keep the best model by validation.
 
   Args:
-    experiment: what to train.
-    workdir: where its files are.
-    signals: what notes SIGNALS, where that goes on after the training.
+    experiment: the run to train.
+    workdir: the folder of its files.
+    signals: the handler of signals, if it has to stay after training; None for one of its own.
 
   Returns:
     The state after the last step.
 
   Raises:
-    Stopped: one of SIGNALS came; the same command resumes.
-    ValueError: the data are not those that the run was trained on so far.
+    Stopped: the process received one of SIGNALS; the same command resumes.
+    ValueError: the data differ from those that the run was trained on so far.
     FloatingPointError: a loss or gradient is not finite; names the step, the batch and the layer.
   """
   train, data = experiment.settings.train, experiment.settings.data
@@ -86,7 +86,7 @@ def fit(experiment: Experiment, workdir: Workdir, signals: Signals | None = None
 
 
 def _first_state(experiment: Experiment, programs: Programs, checkpoints: Checkpoints) -> State:
-  """Return the newest checkpoint, or else the state before the first step."""
+  """Return the state of the newest checkpoint, or the initial state if there is none."""
   settings = experiment.settings
   while checkpoints.last_step is not None:
     logging.info('resuming from step %d of %s', checkpoints.last_step, checkpoints.folder.parent)
@@ -107,11 +107,11 @@ def _first_state(experiment: Experiment, programs: Programs, checkpoints: Checkp
 
 
 class _Loop:
-  """The steps of a run from a state on, with its evaluations, saves and reports.
+  """The loop over the remaining steps of a run, with evaluation, saving and reports.
 
   Attributes:
-    state: after the last step that was started.
-    skipped: steps of this process whose loss or gradient was not finite.
+    state: the state after the last step that was started.
+    skipped: the number of steps in this process whose loss or gradient was not finite.
     logged: the last training metrics that were logged, with their step.
   """
 
@@ -140,11 +140,11 @@ class _Loop:
     self.batches = experiment.batches(self.validation)
 
   def run(self, batches: pipeline.Batches):
-    """Make the steps that are left; raise Stopped after a signal."""
+    """Run the remaining steps and the final evaluation; raise Stopped after a signal."""
     start, train = int(self.state.step), self.train
     key = jax.random.key(self.experiment.settings.seed)
     if self._is_evaluated_after(start) and not processes.agreed(self.report.evaluated):
-      self._validate(start, self._model())  # a signal stopped the run before it was
+      self._validate(start, self._model())  # a signal had stopped the run before this evaluation
     waiting: collections.deque = collections.deque()
     if start < train.steps:
       logging.info('compiling the training step')
@@ -159,21 +159,21 @@ class _Loop:
       if train.max_compiles:
         names = argument_names(self.state, on_devices, key)
         self.ledger.check('train_steps', train.max_compiles, names)
-      if not self.signals.listening:  # the first call has been compiled
+      if not self.signals.listening:  # the first call is compiled now
         self.signals.listen()
         self.report.start()
-      stop = self.signals.received  # read once: it may come at any time
-      asked = None
+      stop = self.signals.received  # read once: a signal may arrive at any time
+      agreed_stop = None
       if processes.several():  # a signal to one of them stops all, after the same step
-        asked, stop = processes.largest(stop), 0
-      waiting.append((step, group, metrics, asked))
+        agreed_stop, stop = processes.largest(stop), 0
+      waiting.append((step, group, metrics, agreed_stop))
       saved, evaluated = self._is_saved_after(step), self._is_evaluated_after(step)
-      # One call late: reading metrics waits for them, and by then the device has the next call.
+      # Metrics are read one call late, when the device already has the next call to run.
       while waiting and (stop or saved or evaluated or len(waiting) > 1):
-        *reported, asked = waiting.popleft()
+        *reported, agreed_stop = waiting.popleft()
         self._report(*reported)
-        stop = stop or int(asked or 0)
-      # several processes save before they evaluate: a signal to one then ends all at once
+        stop = stop or int(agreed_stop or 0)
+      # several processes save before they evaluate, because a signal then ends all at once
       if stop or saved or (evaluated and processes.several()):
         self._save(step)
       if stop:
@@ -183,17 +183,20 @@ class _Loop:
     self._validate(train.steps, self._final_model())
 
   def _plan(self, group: list[pipeline.Batch]):
-    """Log what a call needs of each device, before the first; compiled here, it is not again."""
-    whole = {
+    """Log the memory that a call needs on each device, before the first call.
+
+    This compiles the step; the first call does not compile it again.
+    """
+    global_batch = {
       name: np.broadcast_to(rows[:1], (len(rows) * self.shares, *rows.shape[1:]))
       for name, rows in group[0].items()
     }
-    found = plan.of_step(self.programs, whole, steps=len(group), traffic=False)
-    logging.info('%s', found)
-    if not found.fits:
-      changes = '; '.join(flags for flags, _ in plan.changes(self.experiment, whole))
-      text = f'{found}, more than there is. Try in this order, or let --mode=plan try: {changes}'
-      if found.refused:
+    memory = plan.of_step(self.programs, global_batch, steps=len(group), traffic=False)
+    logging.info('%s', memory)
+    if not memory.fits:
+      changes = '; '.join(flags for flags, _ in plan.changes(self.experiment, global_batch))
+      text = f'{memory}, more than there is. Try in this order, or let --mode=plan try: {changes}'
+      if memory.refused:
         raise ValueError(text)
       logging.warning('%s', text)
 
@@ -214,7 +217,7 @@ class _Loop:
 
   def _save(self, step: int):
     extra = not self._is_saved_after(step)
-    if not self.workdir.has_config():  # Orbax would make the folder again, with checkpoints alone
+    if not self.workdir.has_config():  # Orbax would create the folder anew, without a config
       raise OSError(
         f'{self.workdir} was deleted or moved while the run was writing to it: step {step} is not '
         'saved. The same command goes on from what is there, or starts again'
@@ -230,13 +233,14 @@ class _Loop:
   def _validate(self, step: int, model: Model):
     """Evaluate a model on the validation split, and save it if it is the best one so far.
 
-    Whatever ends the evaluation, such as a lack of memory, the state is saved.
+    If the evaluation fails, for example for lack of memory, the state is saved before the error is
+    raised.
     """
     if processes.several():
       self.checkpoints.wait()
     try:
       with self.signals.interrupting(), entered(self.experiment.mesh):
-        found = evaluate(
+        result = evaluate(
           self.experiment.task,
           model,
           self.source,
@@ -256,27 +260,29 @@ class _Loop:
       raise
     name, best = self.eval.best, self.checkpoints.best
     before = None if best is None else best[1].get(name)  # None if another metric chose it
-    if before is None or is_better(name, found.metrics[name], before, self.experiment.task.metrics):
-      self.checkpoints.save_best(model, step, found.metrics)
-    # last: a run that is killed before this line is written makes the evaluation again
-    self.report.evaluation(step, self.validation, found.metrics, found.samples)
+    if before is None or is_better(
+      name, result.metrics[name], before, self.experiment.task.metrics
+    ):
+      self.checkpoints.save_best(model, step, result.metrics)
+    # last, because a run that is killed before this line is written repeats the evaluation
+    self.report.evaluation(step, self.validation, result.metrics, result.samples)
 
   def _report(self, last: int, group: list[pipeline.Batch], metrics: dict[str, Any]):
-    """Report the metrics of the steps of a call, the last of which is `last`."""
+    """Log the metrics of the steps of one call; `last` is the number of its last step."""
     metrics = jax.device_get(metrics)
     for i, batch in enumerate(group):
-      step, found = last - len(group) + 1 + i, jax.tree.map(operator.itemgetter(i), metrics)
-      if not found.pop('finite'):
+      step, of_step = last - len(group) + 1 + i, jax.tree.map(operator.itemgetter(i), metrics)
+      if not of_step.pop('finite'):
         self._skip(step, batch)
       self.report.advance(_count_tokens(batch) * self.shares, self._seconds_at_peak(batch))
       if step % self.train.log_every_steps == 0:
-        values = {name: float(getattr(v, 'value', v)) for name, v in found.items()}
+        values = {name: float(getattr(v, 'value', v)) for name, v in of_step.items()}
         rate = float(self.programs.learning_rate(step - 1))
         self.logged = {'step': step} | values
         self.report.train(step, dict(values, learning_rate=rate))
 
   def _seconds_at_peak(self, batch: pipeline.Batch) -> float:
-    """Return how long a step would take at the datasheet's peak; 0 where that is not known."""
+    """Return the seconds of a step at the datasheet's peak; 0 if the peak is unknown."""
     mesh = self.experiment.mesh
     if not (peak := compiled.peak(mesh.devices.flat[0])):
       return 0.0
@@ -286,7 +292,7 @@ class _Loop:
     return self._operations[shapes] / (peak * mesh.size)
 
   def _skip(self, step: int, batch: pipeline.Batch):
-    """Continue after a step that is not finite, whose update was not made; raise after too many."""
+    """Continue after a step without update, because it was not finite; raise after too many."""
     self.skipped += 1
     train = self.train
     if train.nonfinite == 'halt' or self.skipped > train.max_nonfinite:
@@ -298,14 +304,14 @@ class _Loop:
     if train.nonfinite == 'rollback':
       self.checkpoints.wait()
       stored = _first_state(self.experiment, self.programs, self.checkpoints)
-      self.state = stored._replace(step=self.state.step)  # the data go on
+      self.state = stored._replace(step=self.state.step)  # do not repeat the data
 
 
-LONG = 5.0  # seconds: a silence that the log explains
+LONG = 5.0  # seconds: compilations that take longer are logged
 
 
 class _Silent(contextlib.AbstractContextManager):
-  """Stands for the report of process 0 in the others."""
+  """The report of the other processes: does nothing."""
 
   evaluated = False
 
@@ -317,7 +323,7 @@ class _Silent(contextlib.AbstractContextManager):
 
 
 def _note(file: pathlib.Path, entry: Compilation):
-  """Write a compilation to a file, and long ones to the log."""
+  """Append a compilation to a file of JSON lines, and log it if it took long."""
   if entry.seconds >= LONG:
     how = 'read from the cache' if entry.cached else 'compiled'
     logging.info('%s %s in %.1f s', how, entry.function, entry.seconds)
@@ -327,13 +333,13 @@ def _note(file: pathlib.Path, entry: Compilation):
 
 
 def _count_tokens(batch: pipeline.Batch) -> int:
-  """Return the number of positions of the targets, or else of the inputs."""
+  """Return the number of tokens in the targets, or in the inputs if there are no targets."""
   name = next(f'{side}_segments' for side in ('targets', 'inputs') if f'{side}_segments' in batch)
   return int(np.count_nonzero(batch[name]))
 
 
 def _describe(experiment: Experiment, state: State, batches: pipeline.Batches, workdir: Workdir):
-  """Log what is trained, and whether a resumed run has other batches than before."""
+  """Log the sizes of model and batches; warn if the batches of a resumed run differ."""
   parameters = sum(x.size for x in jax.tree.leaves(state.model))
   shapes = ', '.join(
     f'{size} x {"/".join(map(str, shape))} ({count})'

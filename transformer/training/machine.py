@@ -1,4 +1,4 @@
-"""Settings of JAX and the allocator for this machine, which `run.py` makes before it computes."""
+"""Settings of JAX and of the memory allocator, which `run.py` makes before it computes."""
 
 import ctypes
 import importlib.metadata
@@ -13,20 +13,20 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc
 
 
 def tune():
-  """Call `keep_freed_memory` and `keep_compiled`, unless the environment has TRANSFORMER_TUNE=0."""
+  """Call `keep_freed_memory` and `keep_compiled`, unless TRANSFORMER_TUNE=0 is set."""
   if os.environ.get('TRANSFORMER_TUNE') != '0':
     keep_freed_memory()
     keep_compiled()
 
 
 def keep_freed_memory():
-  """Stop glibc from returning every large buffer to the system and allocating it again.
+  """Let glibc keep large buffers after they are freed; without glibc do nothing.
 
   XLA on a CPU allocates the same buffers every step. By default each is mapped, zeroed page by page
   and unmapped again, which takes a third of a training step. Only the main arena keeps buffers
-  larger than 64 MiB, so this allows no other (a step with convolutions is 1.7 times faster),
-  although the tokenizer's threads then wait for each other (2.4 times slower, for seconds). Where
-  JAX has an accelerator, there are two arenas per core. Does nothing without glibc.
+  larger than 64 MiB, so this allows no other arena: a step with convolutions is 1.7 times faster,
+  although the tokenizer's threads wait for each other (2.4 times slower, for seconds). If JAX has
+  an accelerator, two arenas per core are allowed.
   """
   try:
     mallopt = ctypes.CDLL(None).mallopt
@@ -43,9 +43,9 @@ def keep_freed_memory():
 
 
 def keep_compiled():
-  """Keep compiled programs on disk, so that the same command starts faster the next time.
+  """Let JAX keep compiled programs on disk, so that the same command starts faster the next time.
 
-  The folder is JAX_COMPILATION_CACHE_DIR (none if that is empty), or ~/.cache/transformer.
+  The folder is $JAX_COMPILATION_CACHE_DIR (no cache if that is empty), or ~/.cache/transformer.
   """
   if 'JAX_COMPILATION_CACHE_DIR' in os.environ or jax.config.jax_compilation_cache_dir:
     return
@@ -61,19 +61,20 @@ def start_devices():
   """Start JAX's devices.
 
   Raises:
-    ValueError: there are none of the platform that JAX_PLATFORMS asks for.
+    ValueError: there are no devices of the platform in JAX_PLATFORMS.
   """
   try:
     jax.devices()
   except (AssertionError, RuntimeError) as error:  # the first where a plugin is missing
-    asked, reason = os.environ.get('JAX_PLATFORMS', ''), str(error).partition('\n')[0]
+    platforms, reason = os.environ.get('JAX_PLATFORMS', ''), str(error).partition('\n')[0]
     raise ValueError(
-      f'JAX_PLATFORMS={asked} cannot be used here{reason and f" ({reason})"}: set '
+      f'JAX_PLATFORMS={platforms} cannot be used here{reason and f" ({reason})"}: set '
       'JAX_PLATFORMS=cpu, or install what JAX needs for these devices, such as "jax[cuda12]"'
     ) from error
 
 
 def cores() -> int:
-  """Return how many processor cores this process may use."""
-  known = hasattr(os, 'sched_getaffinity')  # Linux
-  return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+  """Return the number of processor cores that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):  # Linux
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1

@@ -1,14 +1,14 @@
-"""Learning rates that do not depend on the width (muP).
+"""Maximal update parametrization (muP): one learning rate for models of all widths.
 
-A learning rate that is the best for a narrow model stays the best for a wide one, where the rates
-of parameters shrink with the width as RULES say: with Adam and Lion every number moves by the
-learning rate, so that a sum over D numbers moves D times as far. Heads keep their size: a wider
-model has more.
+The learning rate that is best for a narrow model is also best for a wide one if the rates of its
+parameters shrink with the width as RULES say. The reason: Adam and Lion change every number by
+about the learning rate, so that a sum over D numbers changes D times as much. Heads keep their
+size; a wider model has more heads.
 
-Yang et al. 2021, https://arxiv.org/abs/2203.03466, table 8. Tables of tokens stand for its input
-and output weights: they begin at 1 / sqrt D, are multiplied by sqrt D as embeddings
-(model.scale_embedding) and divided by it as logits (model.scale_logits). The same functions with
-the same updates then have the rate 1 / sqrt D.
+Yang et al. 2021, https://arxiv.org/abs/2203.03466, table 8. Its input and output weights are the
+token tables here. They are initialized with 1 / sqrt D, multiplied by sqrt D as embeddings
+(model.scale_embedding) and divided by it as logits (model.scale_logits), so that the rate that is
+equivalent to the paper's is 1 / sqrt D.
 """
 
 import re
@@ -18,9 +18,13 @@ from typing import Any
 import jax
 import optax
 
-# A parameter's rate is multiplied by (base / width)^exponent, of the first pattern in its path.
+# (pattern, exponent): the learning rate of a parameter is multiplied by (base / width)^exponent, by
+# the first pattern that its path matches.
 RULES = (
-  (r'(embed/projection|conv1)/kernel$', 0.0),  # from pixels or bands, whose number stays
+  (
+    r'(embed/projection|conv1)/kernel$',
+    0.0,
+  ),  # from pixels or bands: independent of the width
   (r'/kernel$', 1.0),  # from D or F numbers: hidden layers, and the output of a classifier
   (r'(embed|output|token_types)/table$', 0.5),  # of tokens
   (r'', 0.0),  # scales, biases, the class token
@@ -30,7 +34,11 @@ POSITIONS = ('sinusoidal', 'sinusoidal_halves', 'sinusoidal_offset', 'rotary', '
 
 
 def scale_by_width(base: int, width: int) -> optax.GradientTransformation:
-  """Return the transformation of updates that makes a rate of the width `base` fit this width.
+  """Return the transformation that scales updates by RULES.
+
+  Args:
+    base: the width for which the learning rate was chosen.
+    width: D of the model.
 
   >>> updates = {'out': {'kernel': 1.0, 'bias': 1.0}, 'embed': {'table': 1.0}}
   >>> scale_by_width(64, 256).update(updates, optax.EmptyState())[0]
@@ -46,10 +54,10 @@ def scale_by_width(base: int, width: int) -> optax.GradientTransformation:
 
 
 def check(optimizer: str, model: Mapping[str, Any]) -> None:
-  """Raise ValueError where the rules are not those of a model or an optimizer.
+  """Raise ValueError if RULES do not apply to a model or an optimizer.
 
   Args:
-    optimizer: its name.
+    optimizer: the name of the optimizer.
     model: fields of ModelConfig.
   """
   if optimizer not in OPTIMIZERS:

@@ -13,8 +13,8 @@ from jax.typing import ArrayLike
 from transformer.data.lookup import lookup
 from transformer.training import mup
 
-# Which parameters weight decay pulls to zero: the first pattern that fits a path decides.
-# By path, not by number of axes: stacking layers gives a norm's scale two axes.
+# (pattern, whether weight decay applies): the first pattern that a path matches decides. By path,
+# not by number of axes, because stacked layers give the scale of a norm two axes.
 DECAY = (
   (r'(^|/)(scale|bias|class_token)$', False),
   (r'(^|/)table$', False),
@@ -31,7 +31,7 @@ def adamw(
   Args:
     b1: decay of the mean of gradients.
     b2: decay of the mean of squared gradients.
-    epsilon: added to the root of that mean.
+    epsilon: added to the square root of that mean.
   """
   _check_decays(b1=b1, b2=b2)
   return optax.scale_by_adam(b1, b2, epsilon)
@@ -40,20 +40,20 @@ def adamw(
 def muon(
   *, b1: float = 0.95, b2: float = 0.98, epsilon: float = 1e-9
 ) -> optax.GradientTransformation:
-  """Muon (Jordan et al. 2024): matrices of blocks move by their orthogonalized momentum.
+  """Muon (Jordan et al. 2024): the update of a matrix in a block is its orthogonalized momentum.
 
-  Updates have the size of Adam's (https://arxiv.org/abs/2502.16982, equation 4), and the other
+  Updates are scaled to the size of Adam's (https://arxiv.org/abs/2502.16982, equation 4); all other
   parameters are updated by Adam. It needs fewer steps than Adam: 0.4 nats less after 500 steps of a
   small language model.
 
   Args:
     b1: decay of the momentum, and of Adam's mean of gradients.
     b2: decay of Adam's mean of squared gradients.
-    epsilon: added to what is divided by.
+    epsilon: added to denominators.
   """
   _check_decays(b1=b1, b2=b2)
   return optax.contrib.muon(
-    -1.0,  # the rate comes last, here as for the others
+    -1.0,  # `build` applies the learning rate
     beta=b1,
     adam_b1=b1,
     adam_b2=b2,
@@ -104,7 +104,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 
 
 def constant(step: ArrayLike, *, warmup_steps: int) -> jax.Array:
-  """Return 1, after a linear warm-up."""
+  """Return 1 after a linear warm-up; `step` counts from 1 in all schedules."""
   return _warmup(step, warmup_steps, jnp.ones(()))
 
 
@@ -115,17 +115,17 @@ def cosine(step: ArrayLike, *, warmup_steps: int, steps: int) -> jax.Array:
 
 
 def linear(step: ArrayLike, *, warmup_steps: int, steps: int) -> jax.Array:
-  """Return a line from 1 to 0, after a linear warm-up."""
+  """Return a linear decay from 1 to 0, after a linear warm-up."""
   return _warmup(step, warmup_steps, 1 - _progress(step, warmup_steps, steps))
 
 
 def trapezoid(
   step: ArrayLike, *, warmup_steps: int, steps: int, decay_share: float = 0.2
 ) -> jax.Array:
-  """Return 1, after a linear warm-up, and at the end a line to 0 (Hu et al. 2024).
+  """Return 1 after a linear warm-up, with a linear decay to 0 at the end (Hu et al. 2024).
 
   Args:
-    decay_share: the part of all steps in which the rate goes down.
+    decay_share: the share of all steps in which the rate decays.
   """
   start = steps - round(decay_share * steps)
   return _warmup(step, warmup_steps, 1 - _progress(step, start, steps))
@@ -142,9 +142,9 @@ def noam(step: ArrayLike, *, warmup_steps: int, width: int) -> jax.Array:
   return (width * max(warmup_steps, 1)) ** -0.5 * rsqrt(step, warmup_steps=warmup_steps)
 
 
-# Each gives the factor of the learning rate at a step, from 1. To add a schedule, add its function
-# here: its keyword arguments with a default become keys of the config; of the others it takes what
-# it needs of warmup_steps, steps (of the whole training) and width (of the model).
+# Functions from a step, which counts from 1, to a factor of the learning rate. To add a schedule,
+# add its function here. Its keyword arguments with a default become keys of the config; it may also
+# have the arguments warmup_steps, steps (of the whole training) and width (of the model).
 SCHEDULES: dict[str, Callable[..., jax.Array]] = {
   'constant': constant,
   'cosine': cosine,
@@ -169,48 +169,41 @@ def build(
   width: int,
   **options: float | None,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-  """Return the optimizer, and its learning rate by step (for the log).
+  """Return the optimizer, and its learning rate as a function of the step, from 0 (for the log).
 
   Args:
-    name: of OPTIMIZERS, or module:name of a function of your own, whose own arguments have their
-      defaults.
+    name: of OPTIMIZERS, or module:name of a function of your own; the arguments of the latter keep
+      their defaults.
     learning_rate: the peak; for noam a factor, 1 in the paper.
-    schedule: of SCHEDULES, or module:name of a function of your own, as of an optimizer.
+    schedule: of SCHEDULES, or module:name of a function of your own, with the same limit.
     warmup_steps: steps in which the rate grows linearly from 0 to its peak.
-    weight_decay: decoupled (Loshchilov & Hutter 2019), on the parameters that DECAY names.
+    weight_decay: decoupled (Loshchilov & Hutter 2019), for the parameters that DECAY selects.
     clip: global norm above which gradients are scaled down; 0 for never.
     lr_multipliers: (pattern, factor) pairs: the learning rate of a parameter is multiplied by the
       factor of the first pattern that its path matches (re.search). 0 freezes; see `freeze`.
-    mup_base_width: of the model for which the learning rate was chosen: it is the best for this
-      width, too; see `mup`. 0 for one rate for all parameters.
+    mup_base_width: D of the model for which the learning rate was chosen, to use it for this
+      model's D; see `mup`. 0 for the same rate for all parameters.
     steps: of the whole training.
     width: D, for noam and mup_base_width.
     options: keyword arguments of the optimizer and of the schedule; None for their defaults.
 
   Raises:
-    ValueError: an unknown name or schedule, an option that neither reads, a number out of range.
+    ValueError: an unknown name or schedule, an unknown option, or a number out of range.
   """
   numbers = dict(learning_rate=learning_rate, warmup_steps=warmup_steps, clip=clip)
-  numbers |= dict(mup_base_width=mup_base_width)
-  for key, value in dict(numbers, weight_decay=weight_decay).items():
+  numbers |= dict(mup_base_width=mup_base_width, weight_decay=weight_decay)
+  for key, value in numbers.items():
     if not value >= 0:
       raise ValueError(f'optimizer.{key}={value} must be at least 0')
   optimizer, factor = _find(name, schedule)
-  known = defaults(name, schedule)
-  chosen = known | {key: value for key, value in options.items() if value is not None}
-  for key, value in chosen.items():
-    if key not in known:
-      raise ValueError(
-        f'optimizer.{key}={value} is read neither by optimizer.name={name} nor by '
-        f'optimizer.schedule={schedule}: leave it out'
-      )
-  given = dict(chosen, warmup_steps=warmup_steps, steps=steps, width=width)
+  kwargs = _with_defaults(name, schedule, options)
+  kwargs |= dict(warmup_steps=warmup_steps, steps=steps, width=width)
 
   def rate(step):
-    return learning_rate * factor(step + 1.0, **_read_by(factor, given))
+    return learning_rate * factor(step + 1.0, **_arguments(factor, kwargs))
 
   chain = [optax.clip_by_global_norm(clip)] if clip else []
-  chain += [optimizer(**_read_by(optimizer, given))]
+  chain += [optimizer(**_arguments(optimizer, kwargs))]
   if weight_decay:
     chain += [optax.add_decayed_weights(weight_decay, mask=decays)]
   chain += [optax.scale_by_learning_rate(rate)]
@@ -230,38 +223,55 @@ def defaults(name: str, schedule: str) -> dict[str, float]:
   return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
+def _with_defaults(name: str, schedule: str, options: Mapping[str, Any]) -> dict[str, Any]:
+  """Return `options` with the defaults of an optimizer and a schedule in place of None.
+
+  Raises:
+    ValueError: neither of them has an option of this name.
+  """
+  known = defaults(name, schedule)
+  options = {key: value for key, value in options.items() if value is not None}
+  for key, value in options.items():
+    if key not in known:
+      raise ValueError(
+        f'optimizer.{key}={value} is read neither by optimizer.name={name} nor by '
+        f'optimizer.schedule={schedule}: leave it out'
+      )
+  return known | options
+
+
 def _find(name: str, schedule: str) -> tuple[Callable, Callable]:
-  """Return the functions of an optimizer and a schedule: of the tables, or the user's own."""
+  """Return the functions of an optimizer and a schedule, from the tables or the user's module."""
   optimizer = lookup('optimizer.name', name, OPTIMIZERS)
   return optimizer, lookup('optimizer.schedule', schedule, SCHEDULES)
 
 
-def _read_by(function: Callable, given: Mapping[str, Any]) -> dict[str, Any]:
+def _arguments(function: Callable, values: Mapping[str, Any]) -> dict[str, Any]:
+  """Return the values that are arguments of a function."""
   names = inspect.signature(function).parameters
-  return {name: value for name, value in given.items() if name in names}
+  return {name: value for name, value in values.items() if name in names}
 
 
 def _scaled(
   optimizer: optax.GradientTransformation, lr_multipliers: tuple[tuple[str, float], ...]
 ) -> optax.GradientTransformation:
-  """The optimizer with learning rates by path; frozen parameters have no statistics."""
+  """Return the optimizer with learning rates by path; frozen parameters have no state."""
   if not lr_multipliers:
     return optimizer
 
   def scale(updates, _):
     return jax.tree.map(jnp.multiply, updates, factors(updates, lr_multipliers))
 
-  moving = optax.masked(optimizer, lambda x: jax.tree.map(bool, factors(x, lr_multipliers)))
-  return optax.chain(moving, optax.stateless(scale))
+  trained = optax.masked(optimizer, lambda x: jax.tree.map(bool, factors(x, lr_multipliers)))
+  return optax.chain(trained, optax.stateless(scale))
 
 
 def factors(params: Any, lr_multipliers: tuple[tuple[str, float], ...]) -> Any:
-  """Return for each parameter the multiplier of its learning rate; `lr_multipliers` as in `build`.
+  """Return a tree with the learning rate multiplier of each parameter; see `build`.
 
   Raises:
     ValueError: a pattern matches no parameter.
   """
-
   names = [parameter_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
   for pattern, _ in lr_multipliers:
     if not any(re.search(pattern, name) for name in names):
@@ -273,7 +283,7 @@ def factors(params: Any, lr_multipliers: tuple[tuple[str, float], ...]) -> Any:
 
 
 def freeze(params: Any, lr_multipliers: tuple[tuple[str, float], ...]) -> Any:
-  """Return the parameters, with no gradient for those whose factor is 0."""
+  """Return the parameters with stop_gradient on those whose factor is 0."""
   if not lr_multipliers:
     return params
   return jax.tree.map(
@@ -284,7 +294,7 @@ def freeze(params: Any, lr_multipliers: tuple[tuple[str, float], ...]) -> Any:
 
 
 def _matrices(params: Any) -> Any:
-  """Return for each parameter the axes of its matrices, if it is of hidden layers: [L, in, out]."""
+  """Return a tree with Muon's axes for kernels in blocks [L, in, out], None for the others."""
   axes = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
   return jax.tree.map_with_path(
     lambda path, _: axes if re.search(r'blocks/.*/kernel$', parameter_path(path)) else None, params
@@ -292,13 +302,13 @@ def _matrices(params: Any) -> Any:
 
 
 def decays(params: Any) -> Any:
-  """Return for each parameter whether weight decay applies.
+  """Return a tree with True for the parameters that weight decay applies to.
 
   Raises:
-    ValueError: no pattern of DECAY fits a path.
+    ValueError: no pattern of DECAY matches a path.
   """
 
-  def decides(path, _):
+  def decay_of(path, _):
     decay = first_match(path, DECAY)
     if decay is None:
       name = parameter_path(path)
@@ -307,7 +317,7 @@ def decays(params: Any) -> Any:
       )
     return decay
 
-  return jax.tree.map_with_path(decides, params)
+  return jax.tree.map_with_path(decay_of, params)
 
 
 def parameter_path(path: tuple) -> str:
@@ -316,7 +326,7 @@ def parameter_path(path: tuple) -> str:
 
 
 def first_match(path: tuple, table: Iterable[tuple[str, Any]], default: Any = None) -> Any:
-  """Return the value of the first pattern of a table that matches a leaf's path."""
+  """Return the value of the first (pattern, value) in a table whose pattern matches a path."""
   name = parameter_path(path)
   return next((value for pattern, value in table if re.search(pattern, name)), default)
 
@@ -326,7 +336,7 @@ def _warmup(step, warmup_steps, after):
 
 
 def _progress(step, start, end):
-  """Return 0 until `start`, 1 from `end` on, and a line between them."""
+  """Return 0 until `start`, 1 from `end` on, and linear interpolation between them."""
   return jnp.clip((step - start) / max(end - start, 1), 0, 1)
 
 

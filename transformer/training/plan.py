@@ -1,7 +1,7 @@
-"""Plans of memory: what a training step needs of a device, and the cheapest change that fits.
+"""Memory plans: what a training step needs on each device, and the cheapest change that fits.
 
-The figures are the compiler's. For a TPU that is not there its real compiler is used, which comes
-with libtpu: https://docs.jax.dev/en/latest/aot.html
+The numbers come from the compiler. For TPUs that this machine does not have, the TPU compiler of
+libtpu is used: https://docs.jax.dev/en/latest/aot.html
 """
 
 import dataclasses
@@ -26,18 +26,18 @@ REMAT = ('none', 'products', 'block')  # each stores less
 
 
 class Plan(NamedTuple):
-  """What a training step needs of each device, in bytes.
+  """The memory of a training step on each device, in bytes.
 
   Attributes:
-    change: of the config, as flags; '' for none.
-    parameters, optimizer, average, batch: what is stored between steps.
-    temporaries: activations, gradients and all else at the moment when it needs most.
-    total: of all; of a step that the compiler refused only this is known, and temporaries are the
+    change: the flags that change the config; '' for none.
+    parameters, optimizer, average, batch: the arrays that exist between steps.
+    temporaries: activations, gradients and all else, at the peak.
+    total: the sum. If the compiler refused the step, only this is known, and temporaries are the
       rest.
-    capacity: what a device has; 0 if unknown.
-    fits: whether the compiler accepted it, and it has the room.
-    refused: whether the compiler did not accept it.
-    collectives: what devices send each other.
+    capacity: the memory of a device; 0 if unknown.
+    fits: whether the compiler accepted the step and the total is within the capacity.
+    refused: whether the compiler refused the step.
+    collectives: the communication between devices.
   """
 
   change: str
@@ -53,22 +53,22 @@ class Plan(NamedTuple):
   collectives: list[compiled.Collective]
 
   def as_dict(self) -> dict[str, Any]:
-    """Return it as JSON has it."""
+    """Return the plan as JSON types."""
     return self._asdict() | {'collectives': [c._asdict() for c in self.collectives]}
 
   def __str__(self) -> str:
     unit, size = ('GiB', GIB) if self.total >= GIB else ('MiB', GIB / 1024)
-    found = {name: getattr(self, name) / size for name in Plan._fields[1:7]}
-    there = f' of {self.capacity / size:.2f}' if self.capacity else ''
-    parts = ', '.join(f'{name} {found[name]:.2f}' for name in Plan._fields[1:6] if found[name])
-    return f'a step needs {found["total"]:.2f}{there} {unit} of each device: {parts}'
+    sizes = {name: getattr(self, name) / size for name in Plan._fields[1:7]}
+    capacity = f' of {self.capacity / size:.2f}' if self.capacity else ''
+    parts = ', '.join(f'{name} {sizes[name]:.2f}' for name in Plan._fields[1:6] if sizes[name])
+    return f'a step needs {sizes["total"]:.2f}{capacity} {unit} of each device: {parts}'
 
 
 def topology_devices(name: str) -> list[Any]:
   """Return descriptions of the devices of a TPU topology, such as v5e:2x2x1.
 
   Raises:
-    ValueError: there is none of this name, or no compiler for it.
+    ValueError: the name is malformed, or the compiler does not know it or is missing.
   """
   kind, _, sizes = name.partition(':')
   try:
@@ -80,7 +80,7 @@ def topology_devices(name: str) -> list[Any]:
     raise ValueError(
       f'--topology={name} is none: write KIND:XxYxZ, such as v5e:1x1x1, v5e:4x4x1 or v5p:2x2x4'
     ) from None
-  # without these libtpu asks the network what machine this is
+  # without these, libtpu queries the network for the kind of machine
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
   os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-4')
@@ -88,7 +88,7 @@ def topology_devices(name: str) -> list[Any]:
 
   host = f'{kind}:2x2x1'  # the smallest that the compiler knows
   try:
-    found = topologies.get_topology_desc(
+    topology = topologies.get_topology_desc(
       platform='tpu', topology_name=name if count >= 4 else host, chips_per_host_bounds=(2, 2, 1)
     )
   except Exception as error:  # of no narrower type
@@ -97,29 +97,29 @@ def topology_devices(name: str) -> list[Any]:
       f"--topology={name} cannot be compiled for ({reason}): pip install -e '.[tpu-compile]', and "
       'let no other process use libtpu'
     ) from error
-  return found.devices[:count]
+  return topology.devices[:count]
 
 
 def on(experiment: Experiment, devices: list[Any] | None, **mesh: int) -> Experiment:
-  """Return an experiment for other devices, or on another mesh of its own."""
-  placed = sharding.make_mesh(**experiment.settings.mesh | mesh, over=devices)
-  platform = platforms.of_device(placed.devices.flat[0])
+  """Return an experiment on other devices (None: all of this machine), with other mesh axes."""
+  new_mesh = sharding.make_mesh(**experiment.settings.mesh | mesh, over=devices)
+  platform = platforms.of_device(new_mesh.devices.flat[0])
   return experiment._replace(
-    mesh=placed, model=dataclasses.replace(experiment.model, platform=platform)
+    mesh=new_mesh, model=dataclasses.replace(experiment.model, platform=platform)
   )
 
 
 def of_step(
   programs: Programs, batch: Batch, change: str = '', steps: int = 1, traffic: bool = True
 ) -> Plan:
-  """Return the plan of a training step, which is compiled for it.
+  """Compile a training step, and return its plan.
 
   Args:
     programs: of a run.
-    batch: of all processes; its values do not matter.
-    change: of the config, for the record.
-    steps: of a call.
-    traffic: whether to read the collectives, which takes a while of large programs.
+    batch: of all processes; only its shapes matter.
+    change: for the plan; has no effect here.
+    steps: the number of steps in a call.
+    traffic: whether to find the collectives, which takes long for large programs.
   """
   like, device = programs.like, programs.mesh.devices.flat[0]
   stored = {
@@ -128,21 +128,20 @@ def of_step(
     'average': compiled.bytes_a_device(like.average),
     'batch': compiled.bytes_a_device(sharding.shapes_of_batch(batch, programs.mesh, steps)),
   }
-  there = compiled.capacity(device)
+  capacity = compiled.capacity(device)
   try:
     program = programs.compile_update(batch, steps)
   except jax.errors.JaxRuntimeError as error:
-    if (found := compiled.refused(error)) is None:
+    if (refusal := compiled.refused(error)) is None:
       raise
-    only_temporaries, total, there = found
+    only_temporaries, total, capacity = refusal
     total += only_temporaries * sum(stored.values())
-    rest = total - sum(stored.values())
     return Plan(
       change,
       **stored,
-      temporaries=rest,
+      temporaries=total - sum(stored.values()),
       total=total,
-      capacity=there,
+      capacity=capacity,
       fits=False,
       refused=True,
       collectives=[],
@@ -155,15 +154,15 @@ def of_step(
     **stored,
     temporaries=total - sum(stored.values()),
     total=total,
-    capacity=there,
-    fits=not there or total <= there,
+    capacity=capacity,
+    fits=not capacity or total <= capacity,
     refused=False,
     collectives=sent,
   )
 
 
 def changes(experiment: Experiment, batch: Batch) -> Iterator[tuple[str, Experiment]]:
-  """Yield what saves memory, as flags and the changed experiment: what costs least time first."""
+  """Yield (flags, changed experiment) of changes that save memory, the least slowing first."""
   settings, mesh = experiment.settings, experiment.mesh
   now = settings.train.microbatches
   rows = len(next(iter(batch.values()))) // sharding.batch_parts(mesh)
@@ -175,30 +174,30 @@ def changes(experiment: Experiment, batch: Batch) -> Iterator[tuple[str, Experim
     candidates += [dict(fsdp=fsdp), dict(fsdp=fsdp, remat='block')]
     candidates += [dict(fsdp=fsdp, remat='block', microbatches=more[-1])]
   for change in candidates:
-    found, flags = experiment, []
+    changed, flags = experiment, []
     if change.get('microbatches', now) != now:
       flags.append(f'--config.train.microbatches={change["microbatches"]}')
       train = dataclasses.replace(settings.train, microbatches=change['microbatches'])
-      found = found._replace(settings=dataclasses.replace(settings, train=train))
+      changed = changed._replace(settings=dataclasses.replace(settings, train=train))
     if REMAT.index(change.get('remat', 'none')) > REMAT.index(experiment.model.remat):
       flags.append(f'--config.model.remat={change["remat"]}')
-      found = found._replace(model=dataclasses.replace(found.model, remat=change['remat']))
+      changed = changed._replace(model=dataclasses.replace(changed.model, remat=change['remat']))
     if 'fsdp' in change:
       flags.append(f'--config.mesh.fsdp={change["fsdp"]}')
-      found = on(found, list(mesh.devices.flat), data=1, fsdp=change['fsdp'])
+      changed = on(changed, list(mesh.devices.flat), data=1, fsdp=change['fsdp'])
     if len(flags) == len(change):
-      yield ' '.join(flags), found
+      yield ' '.join(flags), changed
 
 
 def largest_batch(experiment: Experiment) -> Batch:
-  """Return an empty batch in the largest shape that the experiment trains on."""
+  """Return a batch of empty rows in the largest shape that the experiment trains on."""
   batches = experiment.batches(experiment.settings.data.train)
   sizes = [size * max(shape) for shape, _, size in batches.groups]
   return batches.empty(int(np.argmax(sizes)))
 
 
 def cheapest(experiment: Experiment, batch: Batch) -> list[Plan]:
-  """Return the plan of a step, and those of changes until one fits; each is compiled."""
+  """Compile a step and its `changes` until one fits; return all plans, the fitting one last."""
   plans = [of_step(make_programs(experiment), batch)]
   for flags, changed in changes(experiment, batch):
     if plans[-1].fits:
@@ -209,7 +208,7 @@ def cheapest(experiment: Experiment, batch: Batch) -> list[Plan]:
 
 
 def table(plans: list[Plan]) -> str:
-  """Return plans as a table in Markdown, of GiB a device."""
+  """Return plans as a Markdown table, in GiB for each device."""
   names = ('parameters', 'optimizer', 'average', 'batch', 'temporaries', 'total', 'capacity')
   lines = [
     '| change | ' + ' | '.join(names) + ' | fits | sent a step |',
