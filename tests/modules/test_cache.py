@@ -115,7 +115,7 @@ def test_rows_that_share_nothing_are_reordered_with_all_that_is_theirs(rng):
 
 
 def test_rows_are_whole_sentences():
-  with pytest.raises(ValueError, match='4 rows are not sentences of 3 beams'):
+  with pytest.raises(ValueError, match='4 rows are not a multiple of 3 beams'):
     Cache.empty(CONFIG, 4, 8, beams=3)
 
 

@@ -137,7 +137,7 @@ class AttentionMask:
     """Return the mask with its dense array, computed once for all layers; sizes as in `dense`.
 
     The array is computed through a logarithm, because XLA does not repeat those: otherwise it would
-    compute the array again in every layer and head, and a training step of GPT-2 would take 1.3
+    compute the array again in every layer and head, and a training step of a GPT would take 1.3
     times as long on a CPU. XLA removes the array if no kernel reads it.
     """
     array = jnp.log(self.dense(targets, sources).astype(jnp.float32)) == 0

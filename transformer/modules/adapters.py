@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA): fine-tune a model by few new parameters, W + A B with W unchanged."""
+"""Low-rank adapters (LoRA): fine-tune few new parameters A and B of W + A B, with W fixed."""
 
 import math
 import re
@@ -12,7 +12,13 @@ from transformer.modules.layers import Linear
 
 
 class LowRank(nnx.Module):
-  """A product A B of rank r, which is 0 before training because B is 0."""
+  """A product A B of rank r, which is 0 before training because B is 0.
+
+  Args:
+    shape: of the kernel that A B is added to, [..., inputs, outputs].
+    rank: r.
+    rngs: for the initial A.
+  """
 
   def __init__(self, shape: tuple[int, ...], rank: int, rngs: nnx.Rngs):
     *layers, inputs, outputs = shape
@@ -22,23 +28,23 @@ class LowRank(nnx.Module):
     self.up = nnx.Param(jnp.zeros((*layers, rank, outputs)))
 
   def __call__(self) -> Float[Array, '*L I O']:
-    """Return what is added to the kernel."""
+    """Return A B."""
     return self.down[...] @ self.up[...]
 
 
 def adapt(model: nnx.Module, paths: str, rank: int, key: Key[Array, '']):
-  """Add an adapter to every Linear whose path fits; changes the model in place.
+  """Add an adapter to every Linear whose path matches a pattern; changes the model in place.
 
   Hu et al. 2021, https://arxiv.org/abs/2106.09685, equation 3, with alpha = r.
 
   Args:
     model: any module.
-    paths: a pattern (re.search) of paths such as decoder/blocks/attention/query.
+    paths: a regular expression, searched in paths such as decoder/blocks/attention/query.
     rank: r.
     key: for the initial A.
 
   Raises:
-    ValueError: no path fits, or the rank is not positive.
+    ValueError: no path matches, or the rank is not positive.
   """
   if rank < 1:
     raise ValueError(f'an adapter of rank {rank} does nothing: give 1 or more')
@@ -53,7 +59,7 @@ def adapt(model: nnx.Module, paths: str, rank: int, key: Key[Array, '']):
 
 
 def merge(model: nnx.Module):
-  """Add every adapter to its kernel and remove it, in place: the same function without adapters."""
+  """Add every adapter to its kernel and remove it; changes the model in place."""
   for layer in _linears(model).values():
     if layer.adapter is not None:
       layer.kernel[...] = layer.weight

@@ -18,16 +18,15 @@ from transformer.modules.sites import edits, reads, site
 
 
 class View(NamedTuple):
-  """What the targets of a layer may see, and from where.
+  """Mask and positions of an attention, for all heads of a layer.
 
   Attributes:
     positions: of the targets.
     mask: which sources a target may attend to.
-    bias: added to the scores, over [B, H, T, S].
-    rotate: a function of queries or keys and their positions that returns them rotated; None: they
-      stay as they are.
-    real: which targets are not padding; None: all.
-    normalized: whether the targets are normalized before.
+    bias: added to the scores, broadcast to [B, H, T, S].
+    rotate: f(queries or keys, positions) returns them rotated; None for no rotation.
+    real: which targets are not padding; None if all are real.
+    normalized: whether the input of the sublayer is normalized (with pre-norm).
   """
 
   positions: Int[Array, 'B T']
@@ -41,15 +40,15 @@ class View(NamedTuple):
 class Attention(nnx.Module):
   """Multi-head attention: Concat(head_1, ..., head_H) W_O.
 
-  The kernels [D, heads K] of queries, keys and values hold head h in columns h K to (h + 1) K, that
-  of the output [H K, D] in the same rows. Query head h uses key/value head h // (H / G).
+  The kernels [D, heads K] of queries, keys and values have head h in columns h K to (h + 1) K, the
+  kernel of the output [H K, D] has it in these rows. Query head h uses key/value head h // (H / G).
 
   Vaswani et al. 2017, section 3.2.2.
 
   Args:
-    config: of the model.
+    config: of the stack.
     rngs: for fresh parameters.
-    name: of its sites.
+    name: prefix of its sites.
   """
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, name: str = 'attention'):
@@ -75,15 +74,15 @@ class Attention(nnx.Module):
     cache: LayerCache | None = None,
     key: Key[Array, ''] | None = None,
   ) -> tuple[Float[Array, 'B T D'], LayerCache | None]:
-    """Return the output at each position, and the cache with the keys and values of x.
+    """Return (the output at each position, the cache with the keys and values of x or None).
 
     Args:
-      x: the targets; also the sources of self-attention.
-      view: what they may see.
-      memory: the sources of cross-attention: states [C, S, D], or keys and values made of them
-        before. B may be a multiple of C: neighboring rows of x (the beams of a sentence) then
-        share a row of the memory, which is not copied, and the mask is over [C, H, B/C T, S].
-      cache: the sources of self-attention that were seen before.
+      x: the targets, and the sources of self-attention.
+      view: mask and positions.
+      memory: the sources of cross-attention: states [C, S, D], or their keys [C, G, K, S] and
+        values [C, G, S, K]. B may be a multiple of C: neighboring rows of x (the beams of a
+        sentence) then share a row of the memory, and the mask is over [C, H, B/C T, S].
+      cache: keys and values of earlier tokens, for self-attention.
       key: turns dropout on.
     """
     assume_finite = False
@@ -98,7 +97,7 @@ class Attention(nnx.Module):
     if cache is not None:
       cache = cache.write(k, v)
       k, v = _from_storage(cache.k, cache.v)
-      # a cache holds 0 where there is no token; of more new tokens each must not see the next
+      # with one new token no masked slot holds a NaN; of several new ones a later one may
       assume_finite = x.shape[1] == 1
     q, k, v = (site(f'{self.name}.{n}', y) for n, y in zip(_QKV, (q, k, v), strict=True))
     y = self._attend(q, k, v, view, assume_finite, key).reshape(*x.shape[:2], -1, q.shape[-1])
@@ -108,12 +107,12 @@ class Attention(nnx.Module):
   def keys_values(
     self, memory: Float[Array, 'B S D']
   ) -> tuple[Float[Array, 'B S G K'], Float[Array, 'B S G K']]:
-    """Return the keys and values of a memory's states."""
+    """Return the keys and values of the states of a memory."""
     k, v = fused_linear(memory, self.key, self.value)
     return self._heads(k, self.key_norm), self._heads(v)
 
   def _heads(self, x, norm=None, view=None):
-    """[B, T, heads K] as [B, T, heads, K], normalized and rotated, in the config's dtype."""
+    """Reshape [B, T, heads K] to [B, T, heads, K], normalize, rotate, and cast to the dtype."""
     if norm is not None and self.config.qk_norm == 'all':
       x = norm(x)
     x = x.reshape(*x.shape[:2], -1, self.config.key_size)
@@ -124,14 +123,14 @@ class Attention(nnx.Module):
     return x.astype(self.config.dtype)
 
   def _attend(self, q, k, v, view, assume_finite, key):
-    """The output of each head: [C, B/C T, H, K]."""
+    """Return the output of each head: [C, B/C T, H, K]."""
     config, weights = self.config, f'{self.name}.weights'
-    q = q.astype(k.dtype).reshape(k.shape[0], -1, *q.shape[2:])  # k may be kept wider
+    q = q.astype(k.dtype).reshape(k.shape[0], -1, *q.shape[2:])  # a cache may have a wider dtype
     scale = config.attention_scale or (None if config.scale_attention else 1.0)
     kwargs: dict[str, Any] = dict(bias=view.bias, scale=scale, soft_cap=config.soft_cap_attention)
     kwargs['sinks'] = None if self.sinks is None else self.sinks[...]
-    drops = key is not None and config.attention_dropout
-    if drops or edits(weights):
+    uses_dropout = key is not None and config.attention_dropout
+    if uses_dropout or edits(weights):
       p = site(weights, attention_weights_of(q, k, view.mask, **kwargs))
       return weighted_values(dropout(p, config.attention_dropout, key), v)
     if reads(weights):
@@ -144,5 +143,5 @@ _QKV = ('queries', 'keys', 'values')
 
 
 def _from_storage(k, v):
-  """Keys [C, G, K, S] and values [C, G, S, K], as they are kept, as [C, S, G, K]."""
+  """Transpose keys [C, G, K, S] and values [C, G, S, K], as in a cache, to [C, S, G, K]."""
   return k.transpose(0, 3, 1, 2), v.swapaxes(1, 2)

@@ -16,12 +16,12 @@ from transformer.modules.sites import site
 
 
 class BlockOutput(NamedTuple):
-  """What a layer returns.
+  """The result of a layer.
 
   Attributes:
-    x: the residual stream after it.
-    cache: the cache given, with the keys and values of the new tokens; None if none was given.
-    aux: what the layer adds to the loss, by name, such as the balance of a router.
+    x: the residual stream after the layer.
+    cache: the cache with the keys and values of the new tokens; None without a cache.
+    aux: auxiliary losses by name, such as the balance of a router.
   """
 
   x: Float[Array, 'B T D']
@@ -30,15 +30,15 @@ class BlockOutput(NamedTuple):
 
 
 class Block(nnx.Module):
-  """A layer of an encoder or decoder, pre- or post-norm: residual sublayers.
+  """A layer of an encoder or decoder, pre- or post-norm.
 
-  Self-attention, cross-attention if there is a memory, feed-forward. Vaswani et al. 2017, figure 1;
-  Xiong et al. 2020, https://arxiv.org/abs/2002.04745, for pre-norm.
+  Residual sublayers: self-attention, cross-attention if `cross`, feed-forward. Vaswani et al. 2017,
+  figure 1; Xiong et al. 2020, https://arxiv.org/abs/2002.04745, for pre-norm.
 
   Args:
-    config: of the model.
+    config: of the stack.
     rngs: for fresh parameters.
-    cross: whether it attends to a memory.
+    cross: whether the layer cross-attends to a memory.
   """
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, cross: bool):
@@ -72,9 +72,9 @@ class Block(nnx.Module):
 
     Args:
       x: the residual stream.
-      view: what self-attention may see.
-      memory: what cross-attention attends to (see `Attention`), and what it may see of it.
-      cache: keys and values that self-attention has seen before.
+      view: mask and positions of self-attention.
+      memory: (the sources of cross-attention, see `Attention`; their view), or None.
+      cache: keys and values of earlier tokens, for self-attention.
       key: turns dropout on.
     """
     keys = split_key(key, 6)
@@ -99,9 +99,10 @@ class Block(nnx.Module):
     return BlockOutput(site('output', x), cache, aux)
 
   def _residual(self, x, name, sublayer, key, source=None, normalized=True):
-    """Return x + dropout(f(norm(x))), or post-norm norm(x + dropout(f(x))), and f's second result.
+    """Return (x + dropout(f(norm(x))), or post-norm norm(x + dropout(f(x))); f's second result).
 
-    f, the sublayer, reads the source in place of x if there is one, and x itself if not normalized.
+    f is the sublayer. It reads `source` in place of x if that is given, and no norm is applied to
+    its input unless `normalized`.
     """
     norm, output_norm = getattr(self, f'{name}_norm'), getattr(self, f'{name}_output_norm')
     if name == 'feedforward' and self.config.parallel == 'one_norm':

@@ -1,4 +1,4 @@
-"""Keys and values of earlier tokens: an argument and a result of a decoder."""
+"""The cache of keys and values of earlier tokens, an argument and a result of a decoder."""
 
 import functools
 from typing import NamedTuple
@@ -17,16 +17,16 @@ from transformer.modules.config import ModelConfig
 class Cache(NamedTuple):
   """Keys and values of self-attention, in slots filled from the left.
 
-  The W beams of a sentence share its slots, W of them for each token, and each beam sees those of
-  its own past only: reordering beams changes what they see, and moves no key or value.
+  The W beams of a sentence share its slots, of which each token position takes W; each beam attends
+  only to the slots of its own past. Reordering beams therefore changes `segments` and `positions`
+  and moves no key or value.
 
   Attributes:
-    k, v: keys and values of every layer, C = B / W. One array a layer, because XLA's CPU backend
-      would copy a layer out of a stacked array at every step: a tenth of its time.
-    segments: 0 where a slot is empty, or holds padding or another beam's token: it is not attended
-      to.
+    k, v: keys and values of every layer, C = B / W. One array for each layer, because XLA's CPU
+      backend would copy a layer out of a stacked array at every step, a tenth of its time.
+    segments: 0 where a beam does not attend to a slot: it is empty, padding or another beam's.
     positions: of the token in each slot, counted without padding.
-    length: slots used so far.
+    length: number of used slots.
   """
 
   k: tuple[Float[Array, 'C G K S'], ...]
@@ -43,7 +43,9 @@ class Cache(NamedTuple):
       ValueError: beams does not divide rows.
     """
     if rows % beams:
-      raise ValueError(f'{rows} rows are not sentences of {beams} beams: pass a multiple')
+      raise ValueError(
+        f'{rows} rows are not a multiple of {beams} beams: pass rows = texts * beams'
+      )
     slots = capacity * beams
     v = jnp.zeros((rows // beams, config.groups, slots, config.key_size), dtype_of(config))
     zeros = jnp.zeros((rows, slots), jnp.int32)
@@ -51,25 +53,25 @@ class Cache(NamedTuple):
 
   @property
   def beams(self) -> Size:
-    """W, how many rows share their slots."""
+    """W, the number of rows that share slots."""
     return self.segments.shape[0] // self.k[0].shape[0]
 
   @property
   def capacity(self) -> Size:
-    """How many tokens a row has room for."""
+    """The number of tokens for which a row has room."""
     return self.segments.shape[1] // self.beams
 
   def next_positions(self, segments: Int[Array, 'B T']) -> Int[Array, 'B T']:
-    """Return the positions of the next tokens; padding does not count, on either side."""
-    seen = jnp.sum(self.segments != 0, axis=1, keepdims=True)
-    return (seen + jnp.maximum(jnp.cumsum(segments != 0, axis=1) - 1, 0)).astype(jnp.int32)
+    """Return the positions of the next tokens, counted without padding."""
+    count = jnp.sum(self.segments != 0, axis=1, keepdims=True)
+    return (count + jnp.maximum(jnp.cumsum(segments != 0, axis=1) - 1, 0)).astype(jnp.int32)
 
   def extend(self, segments: Int[Array, 'B T'], positions: Int[Array, 'B T']) -> 'Cache':
-    """Return the cache with the next T slots given to these tokens; layers write keys and values.
+    """Return the cache with slots for T new tokens; the layers write their keys and values.
 
     Raises:
-      ValueError: they do not fit. Inside a compiled loop, where the length is traced, `overflows`
-        is set instead, and the decoder returns NaN.
+      ValueError: they do not fit. In a compiled loop, where the length is traced, `overflows` is
+        True instead, and the decoder returns NaN.
     """
     (B, T), W = segments.shape, self.beams
     used = 0 if isinstance(self.length, jax.core.Tracer) else int(self.length) // W
@@ -79,19 +81,23 @@ class Cache(NamedTuple):
         'make it with a larger capacity'
       )
     own = jnp.arange(B)[:, None] % W == jnp.arange(W)[None]
-    seen = jnp.where(own[:, :, None], segments[:, None], 0).reshape(B, W * T).astype(jnp.int32)
+    own_segments = jnp.where(own[:, :, None], segments[:, None], 0)
+    own_segments = own_segments.reshape(B, W * T).astype(jnp.int32)
     positions = jnp.tile(positions, (1, W)).astype(jnp.int32)
     write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=self.length, axis=1)
     return self._replace(
-      segments=write(self.segments, seen),
+      segments=write(self.segments, own_segments),
       positions=write(self.positions, positions),
       length=self.length + W * T,
     )
 
   def keep(self, kept: Bool[Array, 'B T']) -> 'Cache':
-    """Return the cache without some of the last T tokens, the first of which each row keeps.
+    """Return the cache with only some of the last T tokens, as in speculative decoding.
 
-    The slots that no row keeps are free again; of the others those of removed tokens stay empty.
+    Slots after the last one that any row keeps are free again; other removed ones stay empty.
+
+    Args:
+      kept: which tokens to keep; those of a row must come before those it removes.
     """
     start = self.length - kept.shape[1]
     last = jax.lax.dynamic_slice_in_dim(self.segments, start, kept.shape[1], axis=1)
@@ -102,11 +108,11 @@ class Cache(NamedTuple):
 
   @property
   def overflows(self) -> Array:
-    """Whether more tokens were written than fit."""
+    """Whether more tokens were added than there are slots."""
     return self.length > self.segments.shape[1]
 
   def take(self, rows: Int[Array, ' R']) -> 'Cache':
-    """Return the cache in which row r continues row rows[r], a beam of the same sentence."""
+    """Return the cache with old row rows[r] as new row r; beams stay with their sentence."""
     cache = self._replace(segments=self.segments[rows], positions=self.positions[rows])
     if self.beams > 1:
       return cache
@@ -117,21 +123,21 @@ jax.export.register_namedtuple_serialization(Cache, serialized_name='transformer
 
 
 def dtype_of(config: ModelConfig) -> DTypeLike:
-  """Return the type in which keys and values are kept: the config's, but float32 on a CPU.
+  """Return the dtype of cached keys and values: float32 on a CPU, elsewhere the config's.
 
-  There XLA would convert a whole 16-bit cache to float32 and back to write one token. The numbers
-  are the same: they were rounded before.
+  On a CPU XLA would convert a whole 16-bit cache to float32 and back to write one token. The values
+  are the same, because they are rounded to the config's dtype first.
   """
   return jnp.float32 if platforms.resolve(config.platform) == 'cpu' else config.dtype
 
 
 class LayerCache(NamedTuple):
-  """One layer's keys and values.
+  """The keys and values of one layer.
 
   Attributes:
-    k, v: of the slots.
+    k, v: keys and values of all slots.
     start: the slot of the first new token.
-    real: which new tokens are not padding; the others are written as 0, whatever they hold.
+    real: which new tokens are not padding; those of padding are written as 0.
   """
 
   k: Float[Array, 'C G K S']

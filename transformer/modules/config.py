@@ -1,7 +1,8 @@
-"""The architecture as data: every family is a value of ModelConfig."""
+"""The architecture of a model as data: every family of models is a ModelConfig."""
 
 import dataclasses
 import inspect
+import itertools
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -11,13 +12,13 @@ from transformer.functional.positions import SCALINGS
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layer:
-  """One layer of a repeating pattern: where it differs from the rest of the config.
+  """One layer of a repeating pattern of layers; None means as in the ModelConfig.
 
   Attributes:
-    window: that of this layer, 0 for none; None: as in the config.
-    rotary_base: that of this layer, 0 for no rotation; None: as in the config.
-    rotary_scaling: that of this layer, () for none; None: as in the config.
-    attention_norm: that of this layer; None: as in the config.
+    window: attention window of this layer, 0 for none.
+    rotary_base: rotary base of this layer, 0 for no rotation.
+    rotary_scaling: rotary scaling of this layer, () for none.
+    attention_norm: whether this layer normalizes the input of attention.
   """
 
   window: int | None = None
@@ -31,7 +32,7 @@ class Layer:
 
 
 def _store_scaling(config):
-  """Store the arguments of a rotary scaling as sorted pairs, which can be hashed, or raise."""
+  """Check the rotary scaling of a config and store it as sorted pairs, which can be hashed."""
   try:
     scaling = dict(config.rotary_scaling)
     if scaling:
@@ -56,28 +57,29 @@ class ModelConfig:
   """The architecture of a Transformer. The defaults are the base model of Vaswani et al. 2017.
 
   Attributes:
-    vocab: N, the number of tokens in the vocabulary.
-    modality: the encoder's input: tokens, patches of an image or frames of a sound.
-    features: how many numbers are in a patch (rows x columns x channels) or a frame.
-    class_tokens: learned vectors before the patches: none (SigLIP), one for the class (ViT), and
-      one more for what is distilled (DeiT).
+    vocab: N, number of tokens in the vocabulary.
+    modality: input of the encoder: tokens, patches of an image or frames of a sound.
+    features: X, numbers in a patch (rows x columns x channels) or in a frame; 0 for tokens.
+    class_tokens: number of learned vectors before the patches: 0 (SigLIP), 1 for the class (ViT),
+      or 2, with one for distillation (DeiT).
     stem: number of 3 x 3 convolutions over patches before the first layer; each halves height and
       width.
-    token_types: types of tokens, each with a vector added to the embedding (BERT's sentences).
+    token_types: number of token types, each with a vector added to the embedding (BERT's sentences
+      A and B); 0 for none.
     width: D, size of the residual stream.
-    depth: L, layers of the encoder, and of the decoder unless decoder_depth is given.
-    decoder_depth: layers of the decoder; 0 means depth.
-    heads: H, query heads.
-    kv_heads: G, key/value heads, a divisor of heads; 0 means heads.
-    head_size: K = V; 0 means width / heads.
+    depth: L, number of layers of the encoder, and of the decoder unless decoder_depth is given.
+    decoder_depth: number of layers of the decoder; 0 means depth.
+    heads: H, number of query heads.
+    kv_heads: G, number of key/value heads, a divisor of heads; 0 means heads.
+    head_size: K = V, size of a head; 0 means width / heads.
     feedforward: F, hidden size of the feed-forward layer.
-    experts: E feed-forward layers of which each token takes some; 0: one for all tokens.
-    experts_per_token: how many; those that the router finds most probable.
-    normalize_experts: whether the probabilities of a token's experts add up to 1.
-    shared_expert: F of one more expert, which each token takes by a gate of its own; 0: none.
-    embedding_size: size of the embeddings of an encoder, which a linear layer brings to the width
+    experts: E, number of feed-forward layers of which each token uses some; 0 for no experts.
+    experts_per_token: number of experts that each token uses, those of highest router probability.
+    normalize_experts: divide the probabilities of a token's experts by their sum.
+    shared_expert: F of one more expert, which every token uses, times a gate; 0 for none.
+    embedding_size: size of the embeddings of an encoder, which a linear layer projects to the width
       (ELECTRA); 0 means width.
-    max_length: the longest sequence; also the number of learned positions.
+    max_length: length of the longest sequence, and number of learned positions.
     max_source_length: the same for the encoder of an encoder-decoder; 0 means max_length.
     norm: LayerNorm, or RMSNorm without mean and bias.
     norm_epsilon: added to the variance.
@@ -85,70 +87,73 @@ class ModelConfig:
     prenorm: x + f(norm(x)) and a final norm, instead of the paper's norm(x + f(x)).
     attention_norm: with prenorm, whether the input of attention is normalized (in ModernBERT's
       first layer it is not).
-    sublayer_norm: with prenorm, what a sublayer normalizes: its input, its output, x + norm(f(x))
-      (OLMo 2), or both, x + norm(f(norm(x))) (Gemma 2).
-    layer_scale: multiply what each sublayer returns by a learned vector (DINOv2; Touvron et al.
+    sublayer_norm: with prenorm, what is normalized: the input of a sublayer, its output,
+      x + norm(f(x)) (OLMo 2), or both, x + norm(f(norm(x))) (Gemma 2).
+    layer_scale: multiply the output of each sublayer by a learned vector (DINOv2; Touvron et al.
       2021, https://arxiv.org/abs/2103.17239, equation 7).
-    parallel: with prenorm, attention and feed-forward read the same x and are added to it together:
-      after two norms (GPT-NeoX), or one of both (GPT-J); none: one after the other.
-    qk_norm: normalize queries and keys before they are rotated: each head, by one scale for all of
-      them (Qwen3), or all heads together (OLMo 2).
-    position: sinusoidal and learned are added to the embedding (sinusoidal_halves: all sines before
-      all cosines, as in Marian; sinusoidal_offset: with other wavelengths and positions from 2 on,
-      as in M2M100), rotary rotates queries and keys, relative (T5) and alibi add a bias to the
-      scores, learned_relative does both (MPNet); with none only the causal mask tells an order.
+    parallel: with prenorm, add attention(norm(x)) + feedforward(norm(x)) to x at once, with two
+      norms (GPT-NeoX) or one shared norm (GPT-J); none: feed-forward reads the output of attention.
+    qk_norm: normalize queries and keys before their rotation: head for each head, with one scale
+      for all heads (Qwen3), or all for all heads together (OLMo 2).
+    position: sinusoidal and learned positions are added to the embedding (sinusoidal_halves: all
+      sines before all cosines, as in Marian; sinusoidal_offset: with other wavelengths and
+      positions from 2 on, as in M2M100), rotary rotates queries and keys, relative (T5) and alibi
+      add a bias to the scores, learned_relative does both (MPNet); with none only the causal mask
+      shows the order.
     rotary_base: base of the wavelengths of rotary positions; 0 for no rotation.
-    rotary_size: how many numbers of each head are rotated, the first ones (GPT-NeoX); 0 means all.
-    rotary_scaling: for texts longer than those trained on: the kind, a name of
+    rotary_size: rotate only the first elements of each head, this many (GPT-NeoX); 0 means all.
+    rotary_scaling: for texts longer than in training: kind, a name of
       `functional.positions.SCALINGS`, and the arguments of that function, as
-      dict(kind='linear', factor=2.0), or as pairs; () means none.
-    relative_buckets: of relative positions.
-    relative_per_layer: whether each layer has its own bias (umT5).
-    relative_distance: from which on all distances share a bucket.
+      dict(kind='linear', factor=2.0), or as pairs; () for none.
+    relative_buckets: number of buckets of relative positions.
+    relative_distance: distances from this one on share the last bucket.
+    relative_per_layer: whether each layer has its own relative bias (umT5).
     window: attend only to positions fewer than this away; 0 means all.
-    layers: a pattern that the layers repeat, such as local and global attention alternating:
-      (dict(window=1024), dict(rotary_base=1e6)). Its length divides the depth; () means none.
+    layers: a pattern that the layers repeat, such as alternating local and global attention:
+      (dict(window=1024), dict(rotary_base=1e6)). Its length must divide the depth; () for none.
     activation: of the feed-forward layer; gelu_erf is exact (BERT), gelu_tanh approximate (GPT-2);
       all are in `functional.activations`.
     gated: (activation(x W) * x G) O instead of activation(x W) O.
     bias: whether linear layers and LayerNorms have biases.
     bias_qkv: whether queries, keys and values have biases even if bias is False (Qwen2).
-    bias_attention: the same of the output of attention.
-    bias_feedforward: the same of the feed-forward layers.
-    bias_norm: the same of LayerNorms.
-    bias_output: whether logits have one (BERT, BART).
-    tie: which embeddings are one table: none, inputs (encoder's and decoder's), output (decoder's
+    bias_attention: whether the output of attention has a bias even if bias is False.
+    bias_feedforward: whether feed-forward layers have biases even if bias is False.
+    bias_norm: whether LayerNorms have biases even if bias is False.
+    bias_output: whether the logits have a bias (BERT, BART).
+    tie: which embeddings share one table: none, inputs (encoder's and decoder's), output (decoder's
       input and output), all.
     scale_embedding: multiply embeddings by sqrt D, as the paper does.
     scale_attention: multiply scores by 1 / sqrt K; T5 does not.
     attention_scale: multiply scores by this instead, if it is not 0 (Gemma 2).
-    attention_sinks: whether each head has a learned score of one more source, whose value is 0.
-    soft_cap_attention: keeps scores between -cap and cap, by cap tanh(s / cap); 0: none (Gemma 2).
-    soft_cap_logits: the same of the logits.
+    attention_sinks: whether each head has a learned score of an extra source with value 0.
+    soft_cap_attention: bound the scores by cap tanh(score / cap); 0 for no bound (Gemma 2).
+    soft_cap_logits: bound the logits in the same way.
     scale_logits: multiply logits by 1 / sqrt D, as T5 does where the output is tied.
-    causal: whether the positions of an Encoder see only those before them (CLIP's texts).
-    pooling: how an encoder gives one vector for a sequence: the first state, the last, the mean of
-      all, the first beside the mean of the others (DINOv2), their mean by weights
-      softmax(w^T state) (attention; Yang et al. 2016, equations 5 to 7, without the layer in
-      between), pooler, tanh(W first + b) (BERT), mean_pooler, the same of the mean (ModernBERT), or
-      probe, attention of one learned query and a feed-forward layer (SigLIP).
+    causal: whether each position of an Encoder attends only to itself and earlier ones (CLIP's
+      texts).
+    pooling: one vector for a sequence from an encoder: the first state, the last, the mean of all,
+      the first joined with the mean of the others (DINOv2), attention, a mean with weights
+      softmax(w^T state) (Yang et al. 2016, equations 5 to 7, without the layer in between), pooler,
+      tanh(W first + b) (BERT), mean_pooler, the same of the mean (ModernBERT), or probe, attention
+      of one learned query and a feed-forward layer (SigLIP).
     pooler_activation: of the pooler, in place of tanh.
-    pooler_norm: normalize what the pooler gives (ModernBERT).
-    pooled_size: of the pooled vector, to which a linear layer brings it (CLIP); 0: as it is.
+    pooler_norm: normalize the output of the pooler (ModernBERT).
+    pooled_size: project the pooled vector to this size by a linear layer (CLIP); 0 for no
+      projection.
     dropout: rate on embeddings and on the output of every sublayer and hidden feed-forward unit.
     attention_dropout: rate on attention weights.
     dtype: operands of matrix products; parameters, sums, norms and the residual are float32. auto:
-      bfloat16 where the platform multiplies it faster, else float32; a run keeps what was chosen at
+      bfloat16 where the platform multiplies it faster, else float32; a run keeps the choice made at
       its start.
     remat: what the backward pass computes again instead of storing: none, products (all of a block
-      but its matrix products), or block (all of a block).
-    pad: id of the padding token in calls without segments; -1: every token is real.
-    end: id of the token that ends a text in calls without segments: what follows is padding (CLIP);
-      -1: none.
-    platform: what the model is compiled for, such as 'cuda'; '': JAX's default device; see
-      `functional.platforms`.
-    unroll: layers per iteration of the scan; 0 means all of them (fastest on a CPU), 1 keeps the
-      compile time independent of depth. Decoding with a cache unrolls them all.
+      except its matrix products), or block (all of a block).
+    pad: id of the padding token in calls without segments; -1 if every token is real.
+    end: id of the token that ends a text in calls without segments; later tokens are padding
+      (CLIP); -1 for none.
+    platform: the one that the model is compiled for, such as 'cuda'; '' for JAX's default device;
+      see `functional.platforms`.
+    unroll: layers in one iteration of the scan; 0 means all of them (fastest on a CPU), with 1 the
+      compile time does not depend on the depth. Decoding with a cache unrolls all layers.
   """
 
   vocab: int
@@ -239,7 +244,8 @@ class ModelConfig:
       least = 1 if name in _POSITIVE else 0
       if hint is int and name not in ('pad', 'end') and value < least:
         raise ValueError(f'model.{name}={value} must be at least {least}')
-    for wrong, message in self._contradictions():
+    checks = (self._check_inputs, self._check_sizes, self._check_sublayers)
+    for wrong, message in itertools.chain.from_iterable(check() for check in checks):
       if wrong:
         raise ValueError(message)
     if self.dtype == 'auto':
@@ -251,29 +257,32 @@ class ModelConfig:
   def _fields(self):
     return [(name, getattr(self, name), hint) for name, hint in get_type_hints(type(self)).items()]
 
-  def _contradictions(self):
-    """Yield (whether some values contradict each other, the error message)."""
+  def _check_inputs(self):
+    """Yield (whether values contradict each other, the error message), for inputs."""
     yield (
       (self.modality == 'tokens') != (self.features == 0),
-      f'model.features={self.features} with model.modality={self.modality}: give the numbers in '
-      'a patch or frame, and 0 for tokens',
+      f'model.features={self.features} with model.modality={self.modality}: give how many numbers '
+      'a patch or frame has, and 0 for tokens',
     )
     yield (
       self.stem and (self.modality != 'patches' or self.width % 2**self.stem),
-      f'model.stem={self.stem} convolves patches, each time to twice the width: it needs '
+      f'model.stem={self.stem} convolves patches and doubles the width each time: it needs '
       f'model.modality=patches and a model.width that 2^{self.stem} divides, not {self.modality} '
       f'and {self.width}',
     )
     yield (
       self.class_tokens > 2,
-      f'model.class_tokens={self.class_tokens}: there are at most 2, that of the class and that of '
-      'what is distilled',
+      f'model.class_tokens={self.class_tokens}: there are at most 2, one for the class and one for '
+      'distillation',
     )
     yield (
       self.modality != 'tokens' and self.tie in ('inputs', 'all'),
       f'model.tie={self.tie} needs tokens on both sides, but model.modality={self.modality}: set '
       'it to output or none',
     )
+
+  def _check_sizes(self):
+    """Yield as `_check_inputs`, for rates and sizes."""
     for name in ('dropout', 'attention_dropout'):
       rate = getattr(self, name)
       yield not 0 <= rate < 1, f'model.{name}={rate} is a rate: give 0 <= rate < 1'
@@ -299,6 +308,9 @@ class ModelConfig:
       f'model.rotary_size={self.rotary_size} must be even, and at most the head size '
       f'{self.key_size}',
     )
+
+  def _check_sublayers(self):
+    """Yield as `_check_inputs`, for norms, experts and scales."""
     yield (
       not self.prenorm and (self.sublayer_norm != 'input' or self.parallel != 'none'),
       f'model.sublayer_norm={self.sublayer_norm} with model.parallel={self.parallel} needs '
@@ -307,7 +319,7 @@ class ModelConfig:
     yield (
       self.experts and not 1 <= self.experts_per_token <= self.experts,
       f'model.experts={self.experts} with model.experts_per_token={self.experts_per_token}: each '
-      'token takes one expert or more, and at most all',
+      'token uses at least one expert and at most all',
     )
     yield (
       self.experts and (self.bias or self.bias_feedforward),
@@ -319,7 +331,7 @@ class ModelConfig:
       yield value < 0, f'model.{name}={value} must be positive, or 0 for none'
 
   def _check_layers(self):
-    """Store the pattern as a tuple of Layer, or raise if it does not fit the depth."""
+    """Store the pattern of layers as a tuple of Layer; raise if it does not divide the depth."""
     try:
       layers = tuple(x if isinstance(x, Layer) else Layer(**x) for x in self.layers)
     except TypeError as error:
@@ -354,7 +366,7 @@ class ModelConfig:
 
   @property
   def pattern(self) -> tuple[Layer, ...]:
-    """The layers of one period, with the values of the config where they have none of their own."""
+    """The layers of one period, each None replaced by the value of the config."""
     names = [field.name for field in dataclasses.fields(Layer)]
     layers: tuple[Any, ...] = self.layers or (Layer(),)
     return tuple(
@@ -366,7 +378,7 @@ class ModelConfig:
 
   @property
   def pooled_width(self) -> int:
-    """The size of the vector that an encoder gives for a sequence."""
+    """Size of the pooled vector of a sequence."""
     return self.pooled_size or self.width * (2 if self.pooling == 'first_and_mean' else 1)
 
   @property
@@ -377,12 +389,12 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DualConfig:
-  """The architecture of two encoders of one space.
+  """The architecture of a text encoder and an image encoder with one embedding space.
 
   Attributes:
-    text: of the encoder of texts.
-    image: of the encoder of images.
-    bias: whether a number is added to the similarities (SigLIP).
+    text: the text encoder.
+    image: the image encoder.
+    bias: whether a learned number is added to the similarities (SigLIP).
   """
 
   text: ModelConfig

@@ -1,4 +1,4 @@
-"""Embeddings: from tokens, patches of an image or frames of a sound to float32[B, T, D]."""
+"""Embeddings of tokens, patches of an image or frames of a sound: float32[B, T, D]."""
 
 import itertools
 import math
@@ -19,12 +19,12 @@ from transformer.modules.layers import Linear, Norm, along_last
 
 
 class Tokens(nnx.Module):
-  """A table of one vector for each token, which embeds tokens and gives logits.
+  """A table with one vector for each token, which embeds tokens and computes logits.
 
   Args:
     config: of the model.
     rngs: for fresh parameters.
-    lm_head: whether this table gives the logits, which may have a bias.
+    lm_head: whether this table computes the logits, which may have a bias.
   """
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, lm_head: bool = False):
@@ -33,13 +33,21 @@ class Tokens(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(config.vocab)) if lm_head and config.bias_output else None
 
   def __call__(self, tokens: Int[Array, 'B T']) -> Float[Array, 'B T D']:
-    """Return the tokens' vectors, times sqrt D if so configured (Vaswani et al. 2017, 3.4)."""
+    """Return the vectors of the tokens, times sqrt D with `config.scale_embedding`.
+
+    Vaswani et al. 2017, section 3.4. An id outside the table gives NaN, or a ValueError outside
+    `jax.jit`.
+    """
     scale = math.sqrt(self.config.width) if self.config.scale_embedding else 1.0
     return _rows(self.table[...], tokens, 'token') * scale
 
   @with_auto_axes
   def attend(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T N']:
-    """Return the logits x tableT + b; x may be divided by sqrt D (T5), the logits capped."""
+    """Return the logits x @ table.T + b.
+
+    With `config.scale_logits` x is divided by sqrt D (T5), with `config.soft_cap_logits` the logits
+    are bounded.
+    """
     config = self.config
     logits = matmul_nt(self._scaled(x), self.table[...], config.dtype, platform=config.platform)
     logits = logits if self.bias is None else logits + along_last(self.bias[...], logits)
@@ -49,9 +57,12 @@ class Tokens(nnx.Module):
   def cross_entropy(
     self, x: Float[Array, 'B T D'], targets, weights, **kwargs
   ) -> tuple[Mean, Mean]:
-    """Return `losses.linear_cross_entropy` of the logits, which are never stored as a whole."""
+    """Return the cross-entropy of the logits and their negative log-likelihood.
+
+    The arguments are those of `losses.linear_cross_entropy`, which does not store the logits.
+    """
     config, x, table = self.config, self._scaled(x), self.table[...]
-    if self.bias is not None:  # the weight of one more input, which is always 1
+    if self.bias is not None:  # the bias is the weight of one more input that is always 1
       x = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
       table = jnp.concatenate([table, self.bias[...][:, None]], axis=1)
     kwargs |= dict(dtype=config.dtype, soft_cap=config.soft_cap_logits, platform=config.platform)
@@ -73,20 +84,24 @@ class TokenTypes(nnx.Module):
 
 
 class Patches(nnx.Module):
-  """Embedded patches of an image after learned vectors, mostly one, the class token.
+  """Learned vectors such as the class token, followed by the embedded patches of an image.
 
-  Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929, equation 1. With `config.stem` the
-  patches, then small ones or pixels, first go through convolutions, each of which halves height and
-  width, so that images are learned in a fraction of the epochs (Xiao et al. 2021,
-  https://arxiv.org/abs/2106.14881; Hassani et al. 2021, https://arxiv.org/abs/2104.05704).
+  Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929, equation 1. With `config.stem` small
+  patches or pixels first go through convolutions, each of which halves height and width. This
+  shortens training to a fraction of the epochs (Xiao et al. 2021, https://arxiv.org/abs/2106.14881;
+  Hassani et al. 2021, https://arxiv.org/abs/2104.05704).
+
+  Args:
+    config: of the model.
+    rngs: for fresh parameters.
   """
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.activation = ACTIVATIONS[config.activation]
     self.stem: Any = nnx.List([])
     features = config.features
-    for left in reversed(range(config.stem)):  # the last is as wide as the model
-      width = config.width >> left
+    for halvings in reversed(range(config.stem)):  # the last is as wide as the model
+      width = config.width >> halvings
       conv = Convolution(config, features, rngs, stride=2, axes=2, width=width)
       self.stem.append(nnx.List([conv, Norm(config, width)]))
       features = width
@@ -99,21 +114,21 @@ class Patches(nnx.Module):
   def __call__(
     self, patches: Float[Array, 'B S X'], segments: Int[Array, 'B S'] | None = None
   ) -> tuple[Float[Array, 'B T D'], Int[Array, 'B T'] | None]:
-    """Return the vectors, those before and those of the patches after the stem, and their segments.
+    """Return the learned vectors followed by the embedded patches, and their segments.
 
     Args:
       patches: row by row; with a stem, of a square image.
-      segments: 0 is padding; None if there is none. With a stem a row is all image or all padding.
+      segments: 0 for padding; None if there is none. With a stem a row is all image or all padding.
 
     Raises:
-      ValueError: a stem is given an image that is not square, or too small.
+      ValueError: with a stem, the image is not square.
     """
     x = self._convolved(patches) if len(self.stem) else patches
     x = self.projection(x)
-    first = [token for token in (self.class_token, self.distillation_token) if token is not None]
+    learned = [token for token in (self.class_token, self.distillation_token) if token is not None]
     if segments is not None:
-      segments = jnp.pad(segments[:, : x.shape[1]], ((0, 0), (len(first), 0)), mode='edge')
-    vectors = [jnp.broadcast_to(token[...], (x.shape[0], 1, x.shape[-1])) for token in first]
+      segments = jnp.pad(segments[:, : x.shape[1]], ((0, 0), (len(learned), 0)), mode='edge')
+    vectors = [jnp.broadcast_to(token[...], (x.shape[0], 1, x.shape[-1])) for token in learned]
     return jnp.concatenate([*vectors, x], axis=1), segments
 
   def _convolved(self, patches):
@@ -121,7 +136,7 @@ class Patches(nnx.Module):
     if (side := math.isqrt(S)) ** 2 != S:
       raise ValueError(
         f'{S} patches are not those of a square image, which model.stem={len(self.stem)} needs: '
-        'give square images, or set model.stem=0'
+        'pass square images, or set model.stem=0'
       )
     x = patches.reshape(B, side, side, X)
     for conv, norm in self.stem:
@@ -130,9 +145,13 @@ class Patches(nnx.Module):
 
 
 class Frames(nnx.Module):
-  """Frames of a sound through two convolutions over time, the second of stride 2.
+  """Two convolutions over the frames of a sound, the second with stride 2.
 
   Radford et al. 2022, https://arxiv.org/abs/2212.04356, section 2.2.
+
+  Args:
+    config: of the model.
+    rngs: for fresh parameters.
   """
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
@@ -143,19 +162,26 @@ class Frames(nnx.Module):
   def __call__(
     self, frames: Float[Array, 'B S X'], segments: Int[Array, 'B S'] | None = None
   ) -> tuple[Float[Array, 'B (S+1)//2 D'], Int[Array, 'B (S+1)//2'] | None]:
-    """Return a vector for every two frames, and their segments. Padding counts as silence, 0."""
+    """Return a vector for every two frames, and their segments; frames of padding are read as 0."""
 
-    def silent(x):
+    def without_padding(x):
       return x if segments is None else jnp.where((segments != 0)[..., None], x, 0)
 
-    x = self.activation(self.conv2(silent(self.activation(self.conv1(silent(frames))))))
+    x = self.activation(self.conv1(without_padding(frames)))
+    x = self.activation(self.conv2(without_padding(x)))
     return x, None if segments is None else segments[:, ::2]
 
 
 class Convolution(nnx.Module):
-  """y_t = x_{t-1} W_0 + x_t W_1 + x_{t+1} W_2 + b, at every stride-th t.
+  """y_t = x_{t-1} W_0 + x_t W_1 + x_{t+1} W_2 + b, for t = 0, stride, 2 stride, ...
 
-  With `axes=2` the same over rows and columns, with nine W.
+  Args:
+    config: of the model.
+    inputs: I, size of x.
+    rngs: for fresh parameters.
+    stride: distance between two results.
+    axes: 1, or 2 for a convolution over rows and columns, with nine W.
+    width: size of y; 0 for `config.width`.
   """
 
   def __init__(
@@ -175,27 +201,27 @@ class Convolution(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(shape[-1])) if config.bias else None
 
   def __call__(self, x: Float[Array, 'B *S I']) -> Float[Array, 'B *T D']:
-    # one wide product: on a CPU faster than lax.conv, which has no fast bfloat16
+    # one wide product is faster than lax.conv on a CPU, which has no fast bfloat16
     padded = jnp.pad(x, ((0, 0), *[(1, 1)] * self.axes, (0, 0)))
     shifts = itertools.product(range(3), repeat=self.axes)
     windows = [
       [slice(i, i + size, self.stride) for i, size in zip(shift, x.shape[1:-1], strict=True)]
       for shift in shifts
     ]
-    near = jnp.concatenate([padded[:, *window] for window in windows], axis=-1)
+    neighbors = jnp.concatenate([padded[:, *window] for window in windows], axis=-1)
     kernel = self.kernel[...].reshape(-1, self.kernel.shape[-1])
-    y = matmul(near, kernel, self.dtype, platform=self.platform).astype(jnp.float32)
+    y = matmul(neighbors, kernel, self.dtype, platform=self.platform).astype(jnp.float32)
     return y if self.bias is None else y + along_last(self.bias[...], y)
 
 
-def _rows(table, ids, what):
-  """The rows of these ids; NaN for one that the table lacks, an error where ids are not traced."""
+def _rows(table, ids, kind):
+  """Return the rows of a table; for ids outside it NaN, or an error if ids are not traced."""
   concrete = not isinstance(ids, jax.core.Tracer) and getattr(ids, 'is_fully_addressable', True)
   if concrete and ids.size:
-    known = np.asarray(jax.device_get(ids))
-    if known.min() < 0 or known.max() >= len(table):
+    values = np.asarray(jax.device_get(ids))
+    if values.min() < 0 or values.max() >= len(table):
       raise ValueError(
-        f'{what} ids are from {known.min()} to {known.max()}, but the model knows 0 to '
+        f'{kind} ids are from {values.min()} to {values.max()}, but the model knows 0 to '
         f'{len(table) - 1}: pass those of its own tokenizer'
       )
   return _lookup(table, jnp.asarray(ids))
@@ -203,19 +229,19 @@ def _rows(table, ids, what):
 
 @jax.custom_jvp
 def _lookup(table, ids):
-  """table[ids], NaN for other ids, negative ones as well."""
+  """Return table[ids], NaN for negative ids and those beyond the table."""
   ids = jnp.where(ids < 0, len(table), ids.astype(jnp.int32))
   return jnp.take(table, ids, axis=0, mode='fill', fill_value=jnp.nan)
 
 
 @_lookup.defjvp
 def _lookup_derivative(primals, tangents):
-  # Where it is differentiated JAX takes another row: NaN would change the rounding of every
-  # training, because XLA then fuses other operations. A training's ids are its tokenizer's.
+  # In training ids outside the table read a wrong row instead of NaN: with the NaN XLA fuses other
+  # operations, and the rounding of stored runs would change. The ids come from the tokenizer.
   (table, ids), (tangent, _) = primals, tangents
   return table[ids], tangent[ids]
 
 
 def _table(rows, width, rngs):
-  # with scale_embedding a token enters the residual stream at scale 1
+  # with scale_embedding the elements of an embedding have variance 1
   return nnx.Param(width**-0.5 * jax.random.normal(rngs.params(), (rows, width)))

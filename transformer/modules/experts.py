@@ -1,4 +1,4 @@
-"""A mixture of experts: several feed-forward layers, of which each token takes a few."""
+"""Mixture of experts: several feed-forward layers, of which each token uses a few."""
 
 import dataclasses
 from typing import Any
@@ -18,12 +18,16 @@ from transformer.modules.sites import site
 class Experts(nnx.Module):
   """sum_e p_e FeedForward_e(x) over the experts of the largest p = softmax(x W), for each token.
 
-  Every token is computed by all its experts, however many others chose them: tokens are sorted by
-  expert and multiplied group by group. The kernels of all experts are one array [E, D, F].
+  No token is dropped: tokens are sorted by expert and multiplied group by group. The kernels of all
+  experts are one array [E, D, F].
 
   Shazeer et al. 2017, https://arxiv.org/abs/1701.06538; Gale et al. 2022,
-  https://arxiv.org/abs/2211.15841, section 4 (no token is dropped). With a shared expert, which
-  each token takes by its own gate: Qwen Team 2024, https://qwenlm.github.io/blog/qwen-moe.
+  https://arxiv.org/abs/2211.15841, section 4. A shared expert is added for every token, times a
+  gate sigmoid(x w): Qwen Team 2024, https://qwenlm.github.io/blog/qwen-moe.
+
+  Args:
+    config: of the stack.
+    rngs: for fresh parameters.
   """
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
@@ -44,12 +48,12 @@ class Experts(nnx.Module):
     key: Key[Array, ''] | None = None,
     real: Bool[Array, 'B T'] | None = None,
   ) -> tuple[Float[Array, 'B T D'], dict[str, Array]]:
-    """Return what the experts of each token add, and the balance loss of the router.
+    """Return the output for each token, and the balance loss of the router.
 
     Args:
-      x: tokens.
+      x: the residual stream.
       key: turns dropout on.
-      real: which tokens are not padding, whose experts do not count; None: all.
+      real: which tokens are not padding; only these count in the balance loss. None for all.
     """
     p = jax.nn.softmax(site('feedforward.router', self.router(x)), axis=-1)
     weights, chosen = jax.lax.top_k(p, self.config.experts_per_token)
@@ -62,30 +66,35 @@ class Experts(nnx.Module):
     return y, {'router_balance': balance(p, chosen, real)}
 
   def _experts(self, x: Float[Array, 'R D'], chosen: Int[Array, ' Rk'], key):
-    """FeedForward of the k experts of each token, [R k, D]."""
+    """Return the outputs of the k experts of each token, [R k, D]."""
     order = jnp.argsort(chosen)  # stable: the tokens of an expert stay in order
     sizes = jnp.bincount(chosen, length=self.config.experts).astype(jnp.int32)
-    dtype, of = self.config.dtype, self.experts
+    dtype, experts = self.config.dtype, self.experts
 
     def multiply(x, layer):
       kernel = layer.weight.astype(dtype)
       return jax.lax.ragged_dot(x.astype(dtype), kernel, sizes, preferred_element_type=jnp.float32)
 
     x = x[order // self.config.experts_per_token]
-    hidden = ACTIVATIONS[self.config.activation](multiply(x, of.hidden))
-    if of.gate is not None:
-      hidden = hidden * multiply(x, of.gate)
-    y = multiply(dropout(hidden, self.config.dropout, key), of.out)
+    hidden = ACTIVATIONS[self.config.activation](multiply(x, experts.hidden))
+    if experts.gate is not None:
+      hidden = hidden * multiply(x, experts.gate)
+    y = multiply(dropout(hidden, self.config.dropout, key), experts.out)
     return y[jnp.argsort(order)]
 
 
 def balance(
   p: Float[Array, 'B T E'], chosen: Int[Array, 'B T k'], real: Bool[Array, 'B T'] | None = None
 ) -> Float[Array, '']:
-  """Return E sum_e f_e P_e: 1 if all experts are used alike, more the fewer are used.
+  """Return the balance loss E sum_e f_e P_e: 1 if all experts are used equally, else more.
 
-  f_e is the share of the choices that are expert e, and P_e its mean probability; f has no
-  gradient. Fedus et al. 2022, https://arxiv.org/abs/2101.03961, equations 4 to 6.
+  f_e is the share of the choices that are expert e, without a gradient; P_e is its mean
+  probability. Fedus et al. 2022, https://arxiv.org/abs/2101.03961, equations 4 to 6.
+
+  Args:
+    p: probabilities of the router.
+    chosen: the k experts of each token.
+    real: which tokens are not padding; None for all.
 
   >>> balance(jnp.full((1, 2, 4), 0.25), jnp.array([[[0], [1]]]))
   Array(1., dtype=float32)

@@ -1,4 +1,4 @@
-"""Models with a head on an encoder: masked tokens, classes, answer spans, CTC, one vector."""
+"""Models with a head on an encoder: masked tokens, classes, answer spans, CTC, embeddings."""
 
 import math
 from typing import Any
@@ -18,9 +18,10 @@ from transformer.modules.model import Encoder, EncoderDecoder
 
 
 class MaskedTokens(nnx.Module):
-  """An encoder with logits of the token at each position, by its own embedding if tied (BERT).
+  """An encoder with the logits of the token at each position (BERT).
 
-  Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3.1 and its published code.
+  With `config.tie` the logits use the table of the embedding. Devlin et al. 2019,
+  https://arxiv.org/abs/1810.04805, section 3.1 and its published code.
 
   Args:
     config: of the encoder.
@@ -45,16 +46,16 @@ class MaskedTokens(nnx.Module):
 
   @with_auto_axes
   def states(self, tokens: Int[Array, 'B T'], **kwargs: Any) -> Float[Array, 'B T _']:
-    """Return the states that the logits are computed from, of the size of the embeddings."""
+    """Return the states before the logits, of the size of the embeddings; arguments as there."""
     return self.transform(self.encoder(tokens, **kwargs))
 
   def transform(self, states: Float[Array, '*B D']) -> Float[Array, '*B _']:
-    """Return norm(activation(x W + b)) of the encoder's states, all of them or some."""
+    """Return norm(activation(x W + b)) for states x of the encoder."""
     return self.norm(ACTIVATIONS[self.config.activation](self.hidden(states)))
 
   @property
   def lm_head(self) -> Tokens:
-    """The table that gives the logits."""
+    """The token table that computes the logits."""
     return self.output or self.encoder.embed
 
 
@@ -65,7 +66,7 @@ class Classifier(nnx.Module):
     config: of the encoder.
     classes: C.
     rngs: for fresh parameters.
-    bias: whether the logits have one; None: if the other layers have.
+    bias: whether the logits have a bias; None for `config.bias`.
   """
 
   def __init__(
@@ -90,7 +91,7 @@ class Classifier(nnx.Module):
 
 
 class MultipleChoice(Classifier):
-  """An encoder with a logit for each choice, a question with one of its answers, of an example.
+  """An encoder with one logit for each choice of an example, such as a question with an answer.
 
   Devlin et al. 2019, section 4.4.
   """
@@ -102,24 +103,24 @@ class MultipleChoice(Classifier):
   def __call__(  # type: ignore[override]
     self, inputs: Int[Array, 'B C S'], *, key: Key[Array, ''] | None = None, **kwargs: Any
   ) -> Float[Array, 'B C']:
-    """Return the logits; arguments as in the encoder, each with an axis of choices."""
+    """Return the logits; arguments as in the encoder, with an axis of choices after the first."""
     rows = {name: x if x is None else x.reshape(-1, x.shape[-1]) for name, x in kwargs.items()}
     logits = super().__call__(inputs.reshape(-1, inputs.shape[-1]), key=key, **rows)
     return logits.reshape(inputs.shape[:2])
 
 
 class TargetClassifier(nnx.Module):
-  """An encoder-decoder with logits of C classes from its state at the end of a text.
+  """An encoder-decoder with logits of C classes from the decoder's state at the end token.
 
-  The decoder reads what the encoder does, so that its last state knows the whole text. Lewis et al.
-  2019, https://arxiv.org/abs/1910.13461, section 3.1.
+  The decoder reads the same text as the encoder. Lewis et al. 2019,
+  https://arxiv.org/abs/1910.13461, section 3.1.
 
   Args:
     config: of the encoder-decoder.
     classes: C.
     rngs: for fresh parameters.
     start: id of the token that the decoder's text begins with.
-    end: id of the token whose last place counts; without it the logits are NaN.
+    end: id of the end token, whose last occurrence is used; the logits are NaN without one.
   """
 
   def __init__(self, config: ModelConfig, classes: int, rngs: nnx.Rngs, *, start: int, end: int):
@@ -170,7 +171,7 @@ class TokenClassifier(nnx.Module):
 
 
 class ReplacedTokens(nnx.Module):
-  """An encoder with the logit that a token was replaced, at each position (ELECTRA).
+  """An encoder with the logit, at each position, that the token was replaced (ELECTRA).
 
   Clark et al. 2020, https://arxiv.org/abs/2003.10555, section 2.
   """
@@ -189,7 +190,7 @@ class ReplacedTokens(nnx.Module):
 
 
 class Spans(TokenClassifier):
-  """Logits of where an answer starts, [..., 0], and ends, [..., 1].
+  """An encoder with the logits that an answer starts, [..., 0], and ends, [..., 1], at a position.
 
   Devlin et al. 2019, section 4.2.
   """
@@ -199,7 +200,7 @@ class Spans(TokenClassifier):
 
 
 class Transcriber(TokenClassifier):
-  """Logits of the token at each position, or of the blank (CTC).
+  """An encoder with the logits of the token, or the blank, at each position (CTC).
 
   Graves et al. 2006, https://doi.org/10.1145/1143844.1143891, section 3.1.
   """
@@ -217,7 +218,7 @@ class Transcriber(TokenClassifier):
 
 
 class Embedding(nnx.Module):
-  """A text, image or sound as one vector of length 1, so that inner products are cosines."""
+  """An encoder that returns one vector of length 1, so that inner products are cosines."""
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.config = config
@@ -233,7 +234,7 @@ class Embedding(nnx.Module):
 
 
 class DualEncoder(nnx.Module):
-  """Texts and images as vectors of one space, and how similar they are.
+  """A text encoder and an image encoder with one embedding space, and their similarities.
 
   Radford et al. 2021, https://arxiv.org/abs/2103.00020, figure 3 (CLIP); Zhai et al. 2023,
   https://arxiv.org/abs/2303.15343, algorithm 1 (SigLIP).
@@ -253,25 +254,25 @@ class DualEncoder(nnx.Module):
     *,
     segments: Int[Array, 'B S'] | None = None,
   ) -> Float[Array, 'B C']:
-    """Return e^scale cos(text, image) + bias of each text and each image.
+    """Return e^scale cos(text, image) + bias for each text and each image.
 
     Args:
       texts: tokens.
       images: patches.
-      segments: of the texts, 0 for padding; None: as the config of the texts says.
+      segments: of the texts, 0 for padding; None: padding by `pad` or `end` of their config.
     """
     return self.similarities(self.text(texts, segments=segments), self.image(images))
 
   def similarities(
     self, texts: Float[Array, 'B D'], images: Float[Array, 'C D']
   ) -> Float[Array, 'B C']:
-    """Return the logits of vectors of length 1, as `text` and `image` give them."""
+    """Return the logits for vectors of length 1, as from `text` and `image`."""
     logits = texts @ images.T * jnp.exp(self.scale[...])
     return logits if self.bias is None else logits + self.bias[...]
 
 
 class AlignedEncoderDecoder(EncoderDecoder):
-  """An encoder-decoder whose encoder also gives logits for CTC: `align(states)` [B, T, N].
+  """An encoder-decoder with CTC logits from its encoder's states: `align(states)` [B, T, N].
 
   Watanabe et al. 2017, https://doi.org/10.1109/JSTSP.2017.2763455, figure 1.
   """

@@ -1,6 +1,7 @@
-"""Linear, Norm and FeedForward: the parts that layers are made of.
+"""Linear, Norm and FeedForward, of which layers consist.
 
-A module holds `nnx.Param`s and its config, nothing else. Dropout is on exactly when a key is given.
+A module holds `nnx.Param`s and its config, nothing else. Dropout is on if and only if a key is
+given.
 """
 
 import itertools
@@ -20,19 +21,26 @@ from transformer.modules.sites import site
 
 
 def split_key(key: Key[Array, ''] | None, n: int) -> Key[Array, ' n'] | list[None]:
-  """Return n keys split off a key; without one, n times None."""
+  """Return n keys split from a key, or n times None if it is None."""
   return [None] * n if key is None else jax.random.split(key, n)
 
 
 def along_last(parameter: Float[Array, ' D'], x: Float[Array, '*B D']) -> Float[Array, '*_ D']:
-  """Return a parameter with as many axes as x, as `jax_numpy_rank_promotion='raise'` asks."""
+  """Return a parameter with as many axes as x, for `jax_numpy_rank_promotion='raise'`."""
   return parameter.reshape((1,) * (x.ndim - 1) + parameter.shape)
 
 
 class Linear(nnx.Module):
-  """x W + b: the product in the config's dtype, the result in float32.
+  """x W + b, with operands in the config's dtype and the result in float32.
 
   The kernel W is [inputs, outputs]; stacked layers have a leading layer axis.
+
+  Args:
+    config: of the model.
+    inputs: I, size of x.
+    outputs: O, size of the result.
+    rngs: for fresh parameters.
+    bias: whether there is a b; None for `config.bias`.
   """
 
   def __init__(
@@ -57,7 +65,7 @@ class Linear(nnx.Module):
 
   @property
   def weight(self) -> Float[Array, '*L I O']:
-    """W, with what an adapter adds to it."""
+    """W, with its adapter added, if any."""
     kernel = self.kernel[...]
     return kernel if self.adapter is None else kernel + self.adapter()
 
@@ -77,8 +85,12 @@ def fused_linear(x: Float[Array, '*B I'], *layers: Linear) -> list[Float[Array, 
 class Norm(nnx.Module):
   """LayerNorm (x - mean) / sqrt(var + e) scale + bias, or RMSNorm x / sqrt(mean x^2 + e) scale.
 
-  In float32. Ba et al. 2016, https://arxiv.org/abs/1607.06450; Zhang & Sennrich 2019,
+  Computed in float32. Ba et al. 2016, https://arxiv.org/abs/1607.06450; Zhang & Sennrich 2019,
   https://arxiv.org/abs/1910.07467.
+
+  Args:
+    config: of the model; `config.norm` chooses.
+    width: size of x; 0 for `config.width`.
   """
 
   def __init__(self, config: ModelConfig, width: int = 0):
@@ -97,6 +109,10 @@ class FeedForward(nnx.Module):
   """activation(x W) O, or gated: (activation(x W) * x G) O.
 
   Vaswani et al. 2017, equation 2; Shazeer 2020, https://arxiv.org/abs/2002.05202.
+
+  Args:
+    config: of the model.
+    rngs: for fresh parameters.
   """
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):

@@ -22,7 +22,12 @@ __all__ = ['Decoder', 'Encoder', 'EncoderDecoder', 'Memory', 'Output', 'Stack', 
 
 
 class Encoder(nnx.Module):
-  """Inputs to states, every position seeing every other (BERT, ViT)."""
+  """An encoder: inputs to states; every position attends to every other (BERT, ViT).
+
+  Args:
+    config: the architecture.
+    rngs: for fresh parameters.
+  """
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.config = config
@@ -46,11 +51,11 @@ class Encoder(nnx.Module):
     """Return the state of each position.
 
     Args:
-      inputs: tokens, patches or frames. Of patches T is S + 1, of frames half of S.
-      segments: which packed example each position belongs to, 0 for padding. None: one example a
-        row, in which tokens are padded with `config.pad`, if the model has one, or after its
-        `config.end`.
-      token_types: of each token; 0 if None.
+      inputs: tokens, patches or frames. T is S for tokens, S + `class_tokens` for patches without a
+        stem, and (S + 1) // 2 for frames.
+      segments: number of the packed example of each position, 0 for padding. None: one example in
+        each row; tokens equal to `config.pad`, or after `config.end`, are padding.
+      token_types: type of each token; 0 if None.
       key: turns dropout on.
     """
     return self.encode(inputs, segments, token_types, key)[0]
@@ -63,7 +68,7 @@ class Encoder(nnx.Module):
     token_types: Int[Array, 'B S'] | None = None,
     key: Key[Array, ''] | None = None,
   ) -> tuple[Float[Array, 'B T D'], Int[Array, 'B T']]:
-    """Return the states and the segments of their positions; arguments as in a call."""
+    """Return the states and their segments; arguments as in a call."""
     x, segments = _embed(self.embed, self.stack, inputs, segments)
     if self.token_types is not None:
       types = jnp.zeros(x.shape[:2], jnp.int32) if token_types is None else token_types
@@ -75,11 +80,11 @@ class Encoder(nnx.Module):
   def encode_pooled(
     self, inputs: Int[Array, 'B S'] | Float[Array, 'B S X'], **kwargs: Any
   ) -> Float[Array, 'B _']:
-    """Return one vector for each row, as `config.pooling` says; arguments as in a call."""
+    """Return one vector for each row, by `config.pooling`; arguments as in a call."""
     return self.pool(*self.encode(inputs, **kwargs))
 
   def pool(self, states: Float[Array, 'B T D'], segments: Int[Array, 'B T']) -> Float[Array, 'B _']:
-    """Return one vector for the states of each row, without those of padding."""
+    """Return one vector for the states of each row, by `config.pooling`, without padding."""
     pooled = self._pool(states, segments != 0)
     return pooled if self.projection is None else self.projection(pooled)
 
@@ -95,11 +100,11 @@ class Encoder(nnx.Module):
       return states[row, real.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)]
     if pooling == 'mean':
       return _mean(states, real)
-    at = jnp.argmax(real, axis=1)
+    first = jnp.argmax(real, axis=1)
     if pooling == 'first_and_mean':
-      others = _mean(states, real & (jnp.arange(real.shape[1])[None] != at[:, None]))
-      return jnp.concatenate([states[row, at], others], axis=-1)
-    pooled = _mean(states, real) if pooling == 'mean_pooler' else states[row, at]
+      others = _mean(states, real & (jnp.arange(real.shape[1])[None] != first[:, None]))
+      return jnp.concatenate([states[row, first], others], axis=-1)
+    pooled = _mean(states, real) if pooling == 'mean_pooler' else states[row, first]
     if self.pooler is None:
       return pooled
     pooled = ACTIVATIONS[self.config.pooler_activation](self.pooler(pooled))
@@ -107,7 +112,12 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-  """Tokens to logits of the next token, each position seeing those before it (GPT)."""
+  """A decoder: tokens to logits of the next token; positions attend to earlier ones (GPT).
+
+  Args:
+    config: the architecture.
+    rngs: for fresh parameters.
+  """
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.config = config
@@ -125,13 +135,13 @@ class Decoder(nnx.Module):
     cache: Cache | None = None,
     key: Key[Array, ''] | None = None,
   ):
-    """Return logits [B, T, N]; with a cache, (logits, cache) for T tokens after those in it.
+    """Return logits [B, T, N]; with a cache, (logits, new cache) for T tokens after those in it.
 
     Args:
       tokens: with padding on either side, if any.
-      segments: which packed example each token belongs to, 0 for padding. None: one example a row,
-        padded with `config.pad`, if the model has one.
-      cache: from `init_cache` or the call before.
+      segments: number of the packed example of each token, 0 for padding. None: one example in each
+        row; tokens equal to `config.pad` are padding.
+      cache: from `init_cache` or an earlier call.
       key: turns dropout on.
     """
     out = self.stack(*_embed(self.embed, self.stack, tokens, segments), cache=cache, key=key)
@@ -146,7 +156,7 @@ class Decoder(nnx.Module):
     segments: Int[Array, 'B T'] | None = None,
     key: Key[Array, ''] | None = None,
   ) -> Float[Array, 'B T D']:
-    """Return the states that the logits are computed from; arguments as in a call."""
+    """Return the states before the logits; arguments as in a call."""
     return self.outputs(tokens, segments=segments, key=key).x
 
   @with_auto_axes
@@ -157,25 +167,33 @@ class Decoder(nnx.Module):
     segments: Int[Array, 'B T'] | None = None,
     key: Key[Array, ''] | None = None,
   ) -> Output:
-    """Return the states, and what the layers add to the loss; arguments as in a call."""
+    """Return the states before the logits, and auxiliary losses; arguments as in a call."""
     return self.stack(*_embed(self.embed, self.stack, tokens, segments), key=key)
 
   @property
   def lm_head(self) -> Tokens:
-    """The table that gives the logits."""
+    """The token table that computes the logits."""
     return self.output or self.embed
 
   def init_cache(self, rows: int, capacity: int, *, beams: int = 1) -> Cache:
-    """Return an empty cache for `rows` texts of at most `capacity` tokens, `beams` a prompt."""
+    """Return an empty cache for `rows` texts of at most `capacity` tokens.
+
+    `beams` neighboring rows share the slots of one prompt.
+    """
     return Cache.empty(self.config, rows, capacity, beams)
 
 
 class EncoderDecoder(nnx.Module):
-  """Inputs to target logits: the Transformer of Vaswani et al. 2017."""
+  """The Transformer of Vaswani et al. 2017: inputs and targets to logits of the next target.
+
+  Args:
+    config: the architecture.
+    rngs: for fresh parameters.
+  """
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     self.config = config
-    # a table is never stored twice: what is tied is used through the one that is stored
+    # a tied table is stored once, so that each weight has one path
     tied, shared = config.tie in ('output', 'all'), config.tie in ('inputs', 'all')
     self.embed = Tokens(config, rngs, lm_head=tied)  # of the decoder
     self.input_embed = None if shared else _embedding(config, rngs)
@@ -195,15 +213,14 @@ class EncoderDecoder(nnx.Module):
   ) -> Float[Array, 'B T N']:
     """Return the logits of the token after each of `targets` (teacher forcing).
 
-    They are `lm_head.attend(states(...))`; a loss can do without them (`Tokens.cross_entropy`).
+    For a loss `Tokens.cross_entropy` of `states` needs less memory.
 
     Args:
       inputs: source tokens, patches or frames.
       targets: the true targets, shifted right by a start token.
-      input_segments, target_segments: which packed example each position belongs to, 0 for padding.
-        None: one example a row; inputs are padded with `config.pad`, if the model has one, and
-        targets on the right, where no earlier one sees it. A packed target sees only the inputs
-        of its own segment.
+      input_segments, target_segments: number of the packed example of each position, 0 for padding;
+        a target attends only to inputs of its own segment. None: one example in each row; inputs
+        equal to `config.pad` are padding. Padding of targets must be on the right.
       key: turns dropout on.
     """
     segments = dict(input_segments=input_segments, target_segments=target_segments)
@@ -219,14 +236,14 @@ class EncoderDecoder(nnx.Module):
     target_segments: Int[Array, 'B T'] | None = None,
     key: Key[Array, ''] | None = None,
   ) -> Float[Array, 'B T D']:
-    """Return the states that the logits are computed from; arguments as in a call."""
+    """Return the states before the logits; arguments as in a call."""
     encoder_key, decoder_key = split_key(key, 2)
     memory = self.encode(inputs, segments=input_segments, key=encoder_key)
     return self.decoder(self.embed(targets), target_segments, memory=memory, key=decoder_key).x
 
   @property
   def lm_head(self) -> Tokens:
-    """The table that gives the logits."""
+    """The token table that computes the logits."""
     return self.output or self.embed
 
   @with_auto_axes
@@ -237,7 +254,7 @@ class EncoderDecoder(nnx.Module):
     segments: Int[Array, 'B S'] | None = None,
     key: Key[Array, ''] | None = None,
   ) -> Memory:
-    """Return the encoded inputs, which the decoder attends to."""
+    """Return the encoded inputs, for cross-attention; arguments as in `Encoder`."""
     x, segments = _embed(self.input_embed or self.embed, self.encoder, inputs, segments)
     return Memory(self.encoder(x, segments, key=key).x, segments)
 
@@ -251,16 +268,26 @@ class EncoderDecoder(nnx.Module):
     cache: Cache | None = None,
     key: Key[Array, ''] | None = None,
   ):
-    """Return logits [B, T, N]; with a cache, (logits, cache).
+    """Return logits [B, T, N]; with a cache, (logits, new cache).
 
-    The rows of targets may be a multiple of those of the memory: neighbors share a sentence.
+    Targets may have a multiple of the memory's rows: neighboring rows then share one of its rows.
+
+    Args:
+      targets: tokens, after those in the cache.
+      memory: from `encode`.
+      segments: 0 for padding; None if there is none.
+      cache: from `init_cache` or an earlier call.
+      key: turns dropout on.
     """
     out = self.decoder(self.embed(targets), segments, memory=memory, cache=cache, key=key)
     logits = self.lm_head.attend(out.x)
     return logits if cache is None else (logits, out.cache)
 
   def init_cache(self, rows: int, capacity: int, *, beams: int = 1) -> Cache:
-    """Return an empty cache for `rows` targets of at most `capacity` tokens, `beams` a sentence."""
+    """Return an empty cache for `rows` targets of at most `capacity` tokens.
+
+    `beams` neighboring rows share the slots of one sentence.
+    """
     return Cache.empty(self.decoder.config, rows, capacity, beams)
 
 
@@ -273,7 +300,7 @@ def functionalize(model: nnx.Module, method: str = '__call__') -> tuple[Callable
 
   Returns:
     `apply(params, *args, **kwargs)`, with the signature and docstring of the method, and params, a
-    nested dict of arrays: what `jax.grad`, Optax or a Linen module takes.
+    nested dict of arrays as `jax.grad`, Optax and Linen modules take it.
 
   Raises:
     AttributeError: the model has no such method.
@@ -311,14 +338,14 @@ def _mean(states, real):
 
 
 def _embedding(config: ModelConfig, rngs: nnx.Rngs, *, lm_head: bool = False):
-  """What embeds the inputs of an encoder."""
+  """Return the embedding module for the inputs of an encoder."""
   if config.modality == 'tokens':
     return Tokens(config, rngs, lm_head=lm_head)
   return {'patches': Patches, 'frames': Frames}[config.modality](config, rngs)
 
 
 def _embed(embed: Tokens | Patches | Frames, stack: Stack, inputs, segments):
-  """(the inputs as vectors for the stack, their segments; None if nothing is packed or padded)."""
+  """Return (the embedded inputs, their segments or None if nothing is packed or padded)."""
   if not isinstance(embed, Tokens):
     return embed(inputs, segments)
   if segments is None:

@@ -1,8 +1,8 @@
-"""Schemes of positions: how a model knows the order of tokens.
+"""Position schemes: how a model represents the order of tokens.
 
 A scheme may add a vector to the embedding (`embed`), rotate queries and keys (`rotate`), or add a
-bias to the scores of attention (`bias`). To add one, write its class here and name it in
-`ModelConfig.position`.
+bias to the scores of attention (`bias`). To add one, write its class here, and name it in SCHEMES
+and in `ModelConfig.position`.
 """
 
 from typing import Any
@@ -18,19 +18,19 @@ from transformer.modules.config import Layer, ModelConfig
 
 
 class Unordered(nnx.Module):
-  """No positions, so that only the causal mask tells an order; the defaults of every scheme.
+  """No positions: only the causal mask shows the order. Base class of the other schemes.
 
   Args:
     config: of the model.
     rngs: for fresh parameters.
-    causal: whether targets see earlier positions only.
+    causal: whether targets attend only to themselves and earlier positions.
   """
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, causal: bool):
     self.config, self.causal = config, causal
 
   def check(self, length: Size):
-    """Raise if the scheme has no positions for so many tokens."""
+    """Raise ValueError if the scheme has fewer positions than `length`."""
 
   def embed(self, x: Float[Array, 'B T D'], positions: Int[Array, 'B T']) -> Float[Array, 'B T D']:
     """Return embeddings with the vectors of their positions added."""
@@ -39,28 +39,28 @@ class Unordered(nnx.Module):
   def rotate(
     self, x: Float[Array, 'B T H K'], positions: Int[Array, 'B T'], layer: Layer
   ) -> Float[Array, 'B T H K']:
-    """Return queries or keys rotated by their positions, as the layer says."""
+    """Return queries or keys rotated by their positions, with the settings of the layer."""
     return x
 
   def bias(
     self, targets: Int[Array, 'B T'], sources: Int[Array, 'B S']
   ) -> Float[Array, 'B H T S'] | None:
-    """Return what is added to the scores, if anything."""
+    """Return the bias that is added to the scores of all layers, or None."""
     return None
 
   def of_layers(self) -> Any:
-    """Return parameters that each layer has its own of, with a leading layer axis, if any."""
+    """Return the parameters that differ between layers, with a leading layer axis, or None."""
     return None
 
   def bias_of_layer(
-    self, own: Any, targets: Int[Array, 'B T'], sources: Int[Array, 'B S']
+    self, parameters: Any, targets: Int[Array, 'B T'], sources: Int[Array, 'B S']
   ) -> Float[Array, 'B H T S']:
-    """Return what a layer adds to the scores by its own parameters."""
+    """Return the bias that one layer adds to the scores, from its parameters (`of_layers`)."""
     raise NotImplementedError
 
 
 class Sinusoidal(Unordered):
-  """Sines and cosines, added; Vaswani et al. 2017, section 3.5. Marian adds them in halves."""
+  """Sinusoids added to the embedding; Vaswani et al. 2017, section 3.5. In halves as in Marian."""
 
   def embed(self, x, positions):
     """Return embeddings plus sinusoids."""
@@ -69,7 +69,7 @@ class Sinusoidal(Unordered):
 
 
 class OffsetSinusoidal(Unordered):
-  """Sinusoids whose first position is 2, after those of padding, in halves (fairseq, M2M100)."""
+  """Sinusoids in halves for positions from 2 on (fairseq, M2M100)."""
 
   def embed(self, x, positions):
     """Return embeddings plus sinusoids."""
@@ -77,7 +77,10 @@ class OffsetSinusoidal(Unordered):
 
 
 class Learned(Unordered):
-  """A learned vector for each position, added; Gehring et al. 2017, Devlin et al. 2019."""
+  """A learned vector for each position, added to the embedding.
+
+  Gehring et al. 2017, Devlin et al. 2019.
+  """
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, causal: bool):
     super().__init__(config, rngs, causal=causal)
@@ -86,7 +89,7 @@ class Learned(Unordered):
     self.table = nnx.Param(initial)
 
   def check(self, length):
-    """Raise if there are more tokens than learned positions."""
+    """Raise ValueError if there are more tokens than learned positions."""
     if isinstance(length, int) and length > len(self.table[...]):
       raise ValueError(
         f'{length} tokens are more than the {len(self.table[...])} learned positions of this model '
@@ -95,12 +98,12 @@ class Learned(Unordered):
 
   def embed(self, x, positions):
     """Return embeddings plus the learned vectors of their positions."""
-    # NaN beyond the table, where positions are known only when running: jax would clamp them
+    # NaN beyond the table, because by default JAX would clamp the positions
     return x + jnp.take(self.table[...], positions, axis=0, mode='fill', fill_value=jnp.nan)
 
 
 class Rotary(Unordered):
-  """Queries and keys rotated by their positions; Su et al. 2021."""
+  """Rotary embeddings: queries and keys are rotated by their positions; Su et al. 2021."""
 
   def rotate(self, x, positions, layer):
     """Return queries or keys rotated by their positions, unless the layer has no rotation."""
@@ -129,15 +132,15 @@ class Relative(Unordered):
     """Return the tables of the layers, if each has its own."""
     return self.table[...] if self.config.relative_per_layer else None
 
-  def bias_of_layer(self, own, targets, sources):
-    """Return the bias of each distance by a table of buckets."""
+  def bias_of_layer(self, parameters, targets, sources):
+    """Return the bias of each distance from a table of buckets."""
     buckets = functional.relative_buckets(
       *(targets, sources),
       causal=self.causal,
       buckets=self.config.relative_buckets,
       max_distance=self.config.relative_distance,
     )
-    return own[buckets].transpose(0, 3, 1, 2)
+    return parameters[buckets].transpose(0, 3, 1, 2)
 
 
 class LearnedRelative(Learned):
@@ -153,10 +156,13 @@ class LearnedRelative(Learned):
 
 
 class Alibi(Unordered):
-  """A bias that falls with the distance, faster in some heads; Press et al. 2022."""
+  """A bias that falls linearly with the distance, at another slope in each head.
+
+  Press et al. 2022.
+  """
 
   def bias(self, targets, sources):
-    """Return the slopes times the distances."""
+    """Return -slope |t - s| for each head."""
     return functional.alibi_bias(targets, sources, self.config.heads)
 
 

@@ -1,4 +1,4 @@
-"""One vector of a sequence by the attention of a learned query."""
+"""Pooling of a sequence into one vector by the attention of a learned query."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Named sites inside a model, where a caller reads a value or replaces it.
+"""Named sites inside a model, where a caller can read or replace a value.
 
 The sites of a layer, as in `blocks.3.attention.weights`:
 
@@ -10,12 +10,11 @@ The sites of a layer, as in `blocks.3.attention.weights`:
   feedforward.hidden, .output          [B, T, F], [B, T, D]
   output                               [B, T, D], the residual stream after the layer
 
-and of a stack `embedding` and `output`, before the first layer and after the last. In a model of
-two stacks they begin with `encoder.` or `decoder.`.
+A stack also has `embedding`, before its first layer, and `output`, after the last. In a model with
+two stacks all names begin with `encoder.` or `decoder.`.
 
 `observe` runs a function and reads or replaces values. `zero_heads`, `patch` and `steer` return
-replacements for it, which `|` joins. A program that is traced without it holds no trace of the
-sites.
+edits for it, which `|` joins. Sites cost nothing in a program that is traced without `observe`.
 """
 
 import contextlib
@@ -33,8 +32,8 @@ class _Observer(NamedTuple):
   read: tuple[str, ...]
   edit: dict[str, Callable[[Array], Array]]
   prefix: str
-  values: dict[str, Array]  # what was read
-  seen: set[str]  # the names of all sites
+  values: dict[str, Array]  # the values read
+  seen: set[str]  # the names of all sites of the run
 
 
 _observer: contextvars.ContextVar[_Observer | None] = contextvars.ContextVar('sites', default=None)
@@ -46,22 +45,22 @@ def observe(
   read: Iterable[str] = (),
   edit: Mapping[str, Callable[[Array], Array]] | None = None,
 ) -> Callable[..., tuple[Any, dict[str, Array]]]:
-  """Return a function that calls f and also returns values of sites, some of them replaced.
+  """Return a function that calls f, replaces values at sites, and also returns values of sites.
 
   Layers run one by one instead of in a scan, so a deep model takes longer to compile.
 
   Args:
-    f: calls a model, such as the model itself. Not a function that `jax.jit` made: what that has
-      compiled before knows nothing of the sites. Compile, vmap or differentiate the result.
+    f: calls a model, or is the model. Not the result of `jax.jit`, which may have been compiled
+      without the sites; apply `jax.jit`, `jax.vmap` or `jax.grad` to the result of `observe`.
     read: names of sites, or patterns such as 'blocks.*.attention.weights'.
-    edit: name or pattern to a function of the value; its result takes the value's place.
+    edit: maps a name or pattern to a function of the value that returns its replacement.
 
   Returns:
-    A function of f's arguments that returns (f's result, {name: value} of what is read).
+    A function of f's arguments that returns (f's result, {name: value} for the sites in `read`).
 
   Raises:
     TypeError: f is the result of `jax.jit`.
-    ValueError: when called, if a name fits no site; names all there are.
+    ValueError: when called, if a name or pattern matches no site; lists all sites.
 
   >>> from flax import nnx
   >>> from transformer import Decoder, ModelConfig
@@ -73,7 +72,7 @@ def observe(
   (['blocks.0.attention.weights', 'blocks.1.attention.weights'], (1, 2, 3, 3))
   """
   if hasattr(f, 'lower'):
-    raise TypeError('observe(jax.jit(f)) would miss what is compiled: write jax.jit(observe(f))')
+    raise TypeError('observe(jax.jit(f)) would miss compiled code: write jax.jit(observe(f))')
   read, edit = tuple(read), dict(edit or {})
 
   def observed(*args, **kwargs):
@@ -92,48 +91,48 @@ Edit = dict[str, Callable[[Array], Array]]
 
 
 def zero_heads(layer: str, heads: Sequence[int], *, attention: str = 'attention') -> Edit:
-  """Return the edit that removes what some heads of a layer add to the residual stream.
+  """Return the edit that sets the output of some heads to 0 (ablation).
 
   Args:
-    layer: the layer or a pattern, such as 'blocks.1' or 'decoder.blocks.*'.
-    heads: their numbers, from 0.
-    attention: 'attention', or 'cross'.
+    layer: a layer or a pattern, such as 'blocks.1' or 'decoder.blocks.*'.
+    heads: numbers of the heads, from 0.
+    attention: 'attention', or 'cross' for cross-attention.
   """
   chosen = jnp.asarray(heads)
   return {f'{layer}.{attention}.heads': lambda x: x.at[:, :, chosen].set(0)}
 
 
 def patch(values: Mapping[str, Array], positions: Sequence[int] | None = None) -> Edit:
-  """Return the edit that puts in the values of another run (activation patching).
+  """Return the edit that replaces values by those of another run (activation patching).
 
   Meng et al. 2022, https://arxiv.org/abs/2202.05262, section 2.1.
 
   Args:
-    values: name of a site to its value, as `observe` returns them; their axis 1 is the position.
-    positions: which are replaced, all if None.
+    values: {name of a site: value}, as `observe` returns them.
+    positions: the positions (axis 1) to replace, all if None.
   """
 
-  def replace(other):
+  def replace_by(value):
     if positions is None:
-      return lambda x: jnp.broadcast_to(other, x.shape).astype(x.dtype)
-    at = jnp.asarray(positions)
-    return lambda x: x.at[:, at].set(other[:, at])
+      return lambda x: jnp.broadcast_to(value, x.shape).astype(x.dtype)
+    where = jnp.asarray(positions)
+    return lambda x: x.at[:, where].set(value[:, where])
 
-  return {name: replace(other) for name, other in values.items()}
+  return {name: replace_by(value) for name, value in values.items()}
 
 
 def steer(name: str, vector: Float[Array, ' D'], positions: Sequence[int] | None = None) -> Edit:
-  """Return the edit that adds a vector to a value, such as the residual stream after a layer.
+  """Return the edit that adds a vector to a value, such as the residual stream (steering).
 
   Turner et al. 2023, https://arxiv.org/abs/2308.10248.
 
   Args:
-    name: of the site, such as 'blocks.3.output'.
-    vector: what is added.
-    positions: where (axis 1), everywhere if None.
+    name: name of the site, such as 'blocks.3.output'.
+    vector: the vector to add.
+    positions: the positions (axis 1) to add it to, all if None.
   """
-  at = slice(None) if positions is None else jnp.asarray(positions)
-  return {name: lambda x: x.at[:, at].add(vector.astype(x.dtype))}
+  where = slice(None) if positions is None else jnp.asarray(positions)
+  return {name: lambda x: x.at[:, where].add(vector.astype(x.dtype))}
 
 
 KINDS = {'output': 'states', 'attention.weights': 'self', 'cross.weights': 'cross'}
@@ -142,20 +141,21 @@ KINDS = {'output': 'states', 'attention.weights': 'self', 'cross.weights': 'cros
 def capture(
   f: Callable, kinds: Mapping[str, str] = KINDS
 ) -> Callable[..., tuple[Any, dict[str, dict[str, Array]]]]:
-  """Return a function that calls f and also returns what all layers computed, stacked.
+  """Return a function that calls f and also returns values of all layers, stacked.
 
   Args:
     f: as in `observe`.
-    kinds: sites of a layer that are read, and what the result calls them.
+    kinds: maps the sites of a layer to read to their names in the result.
 
   Returns:
-    A function of f's arguments that returns f's result and, for every stack ('encoder' and
-    'decoder', or '' if there is one), 'states' [L, B, T, D] after each layer and the attention
-    weights 'self' [L, B, H, T, S] and, of a decoder with a memory, 'cross'.
+    A function of f's arguments that returns (f's result, {stack: {name: values}}). The stacks are
+    'encoder' and 'decoder', or '' if there is one only. With the default `kinds` the values are
+    'states' [L, B, T, D] after each layer, the attention weights 'self' [L, B, H, T, S], and with
+    cross-attention 'cross' [L, B, H, T, S].
   """
 
   def captured(*args, **kwargs):
-    outer = _observer.get() or _Observer((), {}, '', {}, set())  # a capture within another one
+    outer = _observer.get() or _Observer((), {}, '', {}, set())  # captures may be nested
     patterns = (*(f'*blocks.*.{site}' for site in kinds), *outer.read)
     with _active(_Observer(patterns, outer.edit, '', {}, set())) as observer:
       result = f(*args, **kwargs)
@@ -175,7 +175,7 @@ def capture(
 
 
 def site(name: str, value: Any) -> Any:
-  """Return the value at a site of the running model, replaced if a caller asked for it."""
+  """Return the value at a site, after the caller's edits; record it if the caller reads it."""
   observer = _observer.get()
   if observer is None:
     return value
@@ -190,27 +190,27 @@ def site(name: str, value: Any) -> Any:
 
 
 def reads(name: str) -> bool:
-  """Whether a caller reads this site, so that its value must be computed."""
+  """Return whether a caller reads this site, so that its value must be computed."""
   observer = _observer.get()
   return observer is not None and _fits(observer.prefix + name, observer.read)
 
 
 def edits(name: str) -> bool:
-  """Whether a caller replaces the value of this site."""
+  """Return whether a caller replaces the value at this site."""
   observer = _observer.get()
   return observer is not None and _fits(observer.prefix + name, observer.edit)
 
 
 def observing() -> bool:
-  """Whether any site is read or replaced: layers must then run one by one."""
+  """Return whether a call of `observe` is running, so that layers must run one by one."""
   return _observer.get() is not None
 
 
 def within(prefix: str, f: Callable) -> Callable[..., tuple[Any, dict[str, Array]]]:
-  """Return f with a prefix before the names of its sites; it also returns the values read.
+  """Return f with a prefix for the names of its sites; it returns (f's result, the values read).
 
-  They are results, not side effects, so that f may be transformed, as by `jax.checkpoint`; hand
-  them to `record`.
+  The values are a result and not a side effect, so that f may be transformed, as by
+  `jax.checkpoint`. Pass them to `record`.
   """
 
   def scoped(*args, **kwargs):
@@ -224,7 +224,7 @@ def within(prefix: str, f: Callable) -> Callable[..., tuple[Any, dict[str, Array
 
 
 def record(values: dict[str, Array]):
-  """Hand the values that `within` returned to the caller of `observe`."""
+  """Add values, as from `within`, to those that `observe` returns."""
   if (observer := _observer.get()) is not None:
     observer.values.update(values)
 

@@ -1,4 +1,4 @@
-"""Text to the frames of a sound: an encoder of tokens, and a decoder that reads its own frames."""
+"""Text to speech: an encoder of tokens and a decoder of frames of a sound."""
 
 import jax
 from flax import nnx
@@ -15,15 +15,14 @@ from transformer.modules.stack import Memory, Stack
 class Prenet(nnx.Module):
   """relu(relu(x W) V) O: the embedding of the previous frames, for the decoder.
 
-  Narrow and with much dropout, so that the decoder cannot only continue them and must attend to the
-  text. Wang et al. 2017, https://arxiv.org/abs/1703.10135, section 3.2; O is that of Li et al.
-  2019, section 3.3, and centers on zero what was never negative.
+  It is narrow and has much dropout, so that the decoder must attend to the text and cannot merely
+  continue the frames. Wang et al. 2017, https://arxiv.org/abs/1703.10135, section 3.2; O, which
+  centers the nonnegative values on zero, is from Li et al. 2019, section 3.3.
 
   Args:
     config: of the decoder.
-    features: numbers in a step.
-    rate: of dropout, which is on where a key is given: in training, not in synthesis. (Shen et al.
-      2018 leave it on, for variety.)
+    features: X, numbers in a step.
+    rate: dropout rate, in training only. (Shen et al. 2018 also use dropout in synthesis.)
     rngs: for fresh parameters.
   """
 
@@ -42,16 +41,16 @@ class Prenet(nnx.Module):
 
 
 class Synthesizer(nnx.Module):
-  """The Transformer whose decoder reads and writes frames instead of tokens.
+  """A Transformer whose decoder reads and writes frames instead of tokens.
 
-  Li et al. 2019, https://arxiv.org/abs/1809.08895, without the convolutions on both ends; several
-  frames a step as in Wang et al. 2017, section 3.3.
+  Li et al. 2019, https://arxiv.org/abs/1809.08895, without the convolutions at both ends; with
+  several frames in a step, as in Wang et al. 2017, section 3.3.
 
   Args:
     config: of both stacks; `vocab` is that of the text.
-    features: numbers in a step of the decoder.
+    features: X, numbers in a step of the decoder.
     rngs: for fresh parameters.
-    prenet_dropout: its rate.
+    prenet_dropout: dropout rate of the Prenet.
   """
 
   def __init__(
@@ -74,12 +73,12 @@ class Synthesizer(nnx.Module):
     target_segments: Int[Array, 'B T'] | None = None,
     key: Key[Array, ''] | None = None,
   ) -> tuple[Float[Array, 'B T X'], Float[Array, 'B T']]:
-    """Return each step's frames, and the logit that it is the last (teacher forcing).
+    """Return the frames of each step, and the logit that it is the last one (teacher forcing).
 
     Args:
       tokens: the text.
-      previous: for each step the true frames of the step before it.
-      input_segments, target_segments: 0 is padding; None if there is none.
+      previous: for each step the true frames of the previous step.
+      input_segments, target_segments: 0 for padding; None if there is none.
       key: turns dropout on.
     """
     encoder_key, prenet_key, decoder_key = split_key(key, 3)
@@ -91,7 +90,7 @@ class Synthesizer(nnx.Module):
     return self.out(x), self.stop(x)[..., 0]
 
   def encode(self, tokens: Int[Array, 'B S'], segments: Int[Array, 'B S']) -> Memory:
-    """Return the encoded text, which the decoder attends to at every step."""
+    """Return the encoded text, with the keys and values of cross-attention."""
     states = self.encoder(self.embed(tokens), segments).x
     return self.decoder.prepare(Memory(states, segments))
 
@@ -102,7 +101,7 @@ class Synthesizer(nnx.Module):
     cache: Cache,
     segments: Int[Array, 'B T'],
   ) -> tuple[Float[Array, 'B T X'], Float[Array, 'B T'], Cache]:
-    """Return the frames after the previous ones, the logits of the end, and the cache."""
+    """Return the next frames, the logits that they are the last ones, and the new cache."""
     out = self.decoder(self.prenet(previous), segments, memory=memory, cache=cache)
     return self.out(out.x), self.stop(out.x)[..., 0], out.cache  # type: ignore[return-value]
 

@@ -1,4 +1,4 @@
-"""The layers of an encoder or decoder, run by one scan."""
+"""The layers of an encoder or decoder, run by a scan."""
 
 from typing import Any, NamedTuple
 
@@ -21,14 +21,14 @@ from transformer.modules.positions import SCHEMES
 
 
 class Memory(NamedTuple):
-  """What a decoder cross-attends to.
+  """The sources of cross-attention.
 
   Attributes:
-    states: the encoder's output.
-    segments: as for any tokens: 0 is padding, packed examples see only their own; None if nothing
-      is packed or padded.
-    keys_values: of every layer [L, B, G, S, K], 0 at padding, if they were made before: in decoding
-      the same memory is read at every step.
+    states: the output of the encoder.
+    segments: number of the packed example of each position, 0 for padding; None if nothing is
+      packed or padded.
+    keys_values: keys [L, B, G, K, S] and values [L, B, G, S, K] of every layer, 0 at padding; None
+      until `Stack.prepare` computes them for decoding, which reads the memory at every step.
   """
 
   states: Float[Array, 'B S D']
@@ -37,12 +37,12 @@ class Memory(NamedTuple):
 
 
 class Output(NamedTuple):
-  """What a stack returns.
+  """The result of a stack.
 
   Attributes:
-    x: the states of the last layer.
-    cache: the cache given, with the new tokens; None if none was given.
-    aux: what all layers add to the loss, by name.
+    x: the states after the last layer.
+    cache: the cache with the new tokens added; None without a cache.
+    aux: auxiliary losses by name, summed over the layers.
   """
 
   x: Float[Array, 'B T D']
@@ -54,11 +54,11 @@ class Stack(nnx.Module):
   """The layers of an encoder or decoder: one Block whose parameters have a leading layer axis.
 
   Args:
-    config: of the stack; see `ModelConfig.encoder` and `.decoder`.
+    config: of this stack; see `ModelConfig.encoder` and `.decoder`.
     rngs: for fresh parameters.
-    causal: whether a position sees earlier ones only.
-    cross: whether layers attend to a memory.
-    name: a prefix of its sites, where a model has several stacks.
+    causal: whether a position attends only to itself and earlier ones.
+    cross: whether layers cross-attend to a memory.
+    name: prefix of its sites, where a model has several stacks.
   """
 
   def __init__(
@@ -81,8 +81,8 @@ class Stack(nnx.Module):
     projected = size != config.width
     if projected and (causal or cross):
       raise ValueError(
-        f'model.embedding_size={size} with model.width={config.width} is for encoders without a '
-        'decoder: set it to 0'
+        f'model.embedding_size={size} with model.width={config.width} is possible only for an '
+        'encoder without a decoder: set it to 0'
       )
     self.projection = Linear(config, size, config.width, rngs) if projected else None
     self.norm = Norm(config) if config.prenorm else None
@@ -100,14 +100,14 @@ class Stack(nnx.Module):
 
     Args:
       x: embeddings without positions.
-      segments: which packed example each position belongs to, 0 for padding; None if nothing is
+      segments: number of the packed example of each position, 0 for padding; None if nothing is
         packed or padded.
-      memory: what to cross-attend to.
-      cache: keys and values of earlier tokens; those of the new ones are added.
+      memory: sources of cross-attention.
+      cache: keys and values of earlier tokens.
       key: turns dropout on.
 
     Raises:
-      ValueError: more positions than the model has learned, or than the cache has room for.
+      ValueError: there are more positions than learned ones, or than the cache has room for.
     """
     if segments is None:
       self.positions.check(x.shape[1])
@@ -117,7 +117,7 @@ class Stack(nnx.Module):
       segments = jnp.ones(x.shape[:2], jnp.int32) if segments is None else segments
       positions = cache.next_positions(segments)
     keys = split_key(key, 1 + self.config.depth)
-    # the residual stream has at least 32 bits, also where parameters were cast to 16
+    # the residual stream has at least 32 bits, even if the parameters were cast to 16
     x = self.positions.embed(x.astype(jnp.promote_types(x.dtype, jnp.float32)), positions)
     if self.embedding_norm is not None:
       x = self.embedding_norm(x)
@@ -144,7 +144,7 @@ class Stack(nnx.Module):
     return memory._replace(keys_values=(k.mT, v))
 
   def _layers(self, x, segments, positions, memory, cache, keys):
-    """(the states after all layers, the cache, their sum of aux)."""
+    """Return (the states after all layers, the cache, the sum of aux)."""
     start, kv = None, (None,)
     if cache is not None:
       start, kv = cache.length, tuple(zip(cache.k, cache.v, strict=True))
@@ -157,18 +157,18 @@ class Stack(nnx.Module):
 
     def layer(carry, xs, view):
       x, (kv, *others) = carry
-      block, keys_values, own, key = xs
-      if own is not None:
-        bias = self.positions.bias_of_layer(own, positions, sources)
+      block, keys_values, position_params, key = xs
+      if position_params is not None:
+        bias = self.positions.bias_of_layer(position_params, positions, sources)
         view = view._replace(bias=_side_by_side(bias, beams) if beams > 1 else bias)
       if kv is not None:
-        # else XLA cuts the layers out of the stack at every step of a search, and not once before
+        # otherwise XLA slices each layer out of the stack at every step of a search, not once
         block, keys_values = jax.tree.map(jax.lax.optimization_barrier, (block, keys_values))
       source = None if memory is None else (keys_values or memory.states, cross)
       layer_cache = None if kv is None else LayerCache(*kv, start, segments != 0)
       x, layer_cache, aux = block(x, view, source, layer_cache, key=key)
       kv = None if layer_cache is None else (layer_cache.k, layer_cache.v)
-      # each layer takes the first cache and puts it last, so that their order is the same after all
+      # a queue: each layer takes the first cache and appends its own, so the order is kept
       return (x, (*others, kv)), aux
 
     keys_values = None if memory is None else memory.keys_values
@@ -181,14 +181,14 @@ class Stack(nnx.Module):
     return x, cache, aux
 
   def _scan(self, layer, carry, xs, views):
-    """Run the layers by a scan whose step is one period of the pattern of layers."""
+    """Run the layers by a scan; one step runs one period of the pattern of layers."""
     period = len(views)
 
     def step(carry, xs):
       total: dict[str, Any] = {}
       for i, view in enumerate(views):
-        one = xs if period == 1 else jax.tree.map(lambda a, i=i: a[i], xs)
-        carry, aux = _rematerialized(layer, self.config, view)(carry, one)
+        own_xs = xs if period == 1 else jax.tree.map(lambda a, i=i: a[i], xs)
+        carry, aux = _rematerialized(layer, self.config, view)(carry, own_xs)
         total = jax.tree.map(jnp.add, total, aux) if total else aux
       return carry, total
 
@@ -201,44 +201,46 @@ class Stack(nnx.Module):
     return carry, jax.tree.map(lambda a: a.sum(0), aux)
 
   def _one_by_one(self, layer, carry, xs, views):
-    """Run the layers by a loop, each with its sites."""
+    """Run the layers by a Python loop, so that each has its own sites."""
     total: dict[str, Any] = {}
     for i in range(self.config.depth):
-      one = jax.tree.map(lambda a, i=i: a[i], xs)
+      own_xs = jax.tree.map(lambda a, i=i: a[i], xs)
       scoped = sites.within(f'{self.prefix}blocks.{i}.', layer)
       run = _rematerialized(scoped, self.config, views[i % len(views)])
-      (carry, aux), values = run(carry, one)
+      (carry, aux), values = run(carry, own_xs)
       sites.record(values)
       total = jax.tree.map(jnp.add, total, aux) if total else aux
     return carry, total
 
   def _views(self, positions, segments, cache) -> list[View]:
-    """Return what self-attention may see, for each layer of the pattern.
+    """Return the view of self-attention for each layer of the pattern.
 
-    Without a cache the positions of a segment are as far apart as its columns, so that the mask may
-    count columns, which kernels understand.
+    Without a cache, distances between positions of a segment equal those between its columns, so
+    the mask uses column numbers, which kernels support.
     """
     sources = positions if cache is None else cache.positions
     beams = 1 if cache is None else cache.beams
     T, S = positions.shape[1], sources.shape[1]
-    at = None if cache is None else (positions, sources)
+    mask_positions = None if cache is None else (positions, sources)
     common = AttentionMask()
     if segments is not None:
       common = masks.segments(segments, segments if cache is None else cache.segments)
     if self.causal:
-      common &= masks.causal(positions=at)
+      common &= masks.causal(positions=mask_positions)
     bias = self.positions.bias(positions, sources)
     if beams > 1 and bias is not None:
       bias = _side_by_side(bias, beams)
 
-    def masked(window):
-      mask = common & masks.sliding_window(window, positions=at) if window else common
+    def mask_of(window):
+      mask = common
+      if window:
+        mask &= masks.sliding_window(window, positions=mask_positions)
       if beams > 1:  # the queries of all beams of a sentence are side by side
         mask = AttentionMask(explicit=_side_by_side(mask.dense(T, S), beams))
       return mask.with_array(beams * T, S)
 
     pattern = self.config.pattern
-    by_window = {window: masked(window) for window in {layer.window for layer in pattern}}
+    by_window = {window: mask_of(window) for window in {layer.window for layer in pattern}}
 
     def rotate(layer):
       return lambda x, positions: self.positions.rotate(x, positions, layer)
@@ -255,7 +257,7 @@ def _columns(x):
 
 
 def _cross_mask(segments, memory: Memory, shape) -> AttentionMask:
-  """Return the mask of targets and a memory, whose rows several neighboring targets may share."""
+  """Return the mask of cross-attention; neighboring rows of targets may share a row of memory."""
   C, S, _ = memory.states.shape
   if segments is None and memory.segments is None:
     return AttentionMask()
@@ -266,13 +268,13 @@ def _cross_mask(segments, memory: Memory, shape) -> AttentionMask:
 
 
 def _side_by_side(x, beams):
-  """[B, H, T, S] as [B/W, H, W T, S]."""
+  """Reshape [B, H, T, S] to [B/W, H, W T, S], with the W beams of a sentence side by side."""
   B, H, T, S = x.shape
   return x.reshape(B // beams, beams, H, T, S).swapaxes(1, 2).reshape(-1, H, beams * T, S)
 
 
 def _rematerialized(layer, config: ModelConfig, view: View):
-  """layer(carry, xs) with this view; config.remat says which values the backward pass stores."""
+  """Return f(carry, xs), the layer with this view and with rematerialization by config.remat."""
 
   def run(carry, xs):
     return layer(carry, xs, view)
@@ -282,12 +284,12 @@ def _rematerialized(layer, config: ModelConfig, view: View):
   products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
   def policy(primitive, *avals, **kwargs):
-    # cuDNN's attention is one primitive, and as expensive as a product
+    # cuDNN's attention is one primitive, and costs as much as a product
     return products(primitive, *avals, **kwargs) or 'dot_product_attention' in primitive.name
 
   return jax.checkpoint(
     run,
     policy=policy if config.remat == 'products' else None,
-    # a loop is barrier enough; unrolled, XLA would find the two computations and merge them
+    # in an unrolled loop XLA would merge the first and the repeated computation
     prevent_cse=config.unroll != 1,
   )
