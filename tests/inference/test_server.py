@@ -102,8 +102,8 @@ def test_requests_that_wait_are_answered_together(task, client):
 @pytest.mark.parametrize(
   'status, word, sent',
   [
-    (400, 'no JSON', dict(content=b'{')),
-    (400, 'no JSON', dict(content=b'[' * 100_000)),
+    (400, 'not JSON', dict(content=b'{')),
+    (400, 'not JSON', dict(content=b'[' * 100_000)),
     (400, 'list of strings', dict(content=b'["abc"]')),
     (400, 'list of strings', dict(content=b'{"inputs": "abc"}')),
     (400, 'list of strings', dict(content=b'{"inputs": [1]}')),
@@ -125,7 +125,7 @@ def test_a_bad_request_gets_a_sentence(client, path, status, word, sent):
 
 @pytest.mark.parametrize('path', ['/predict', '/stream'])
 def test_a_request_that_is_too_large_is_not_read(client, path, monkeypatch):
-  monkeypatch.setattr(server, 'LARGEST', 30)
+  monkeypatch.setattr(server, 'MAX_BYTES', 30)
   found = client.post(path, json={'inputs': ['a' * 20]})
   assert found.status_code == 413 and 'divide it' in found.json()['error']
 

@@ -1,4 +1,4 @@
-"""Attention maps of a task: the weights of one request, with labels for its positions."""
+"""Attention maps of a task: the attention weights of one request, with labels of its positions."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from transformer.inference.batching import Row, bucket_length, pad_rows, split_p
 from transformer.inference.checks import check_finite, check_rows
 from transformer.modules import sites
 
-# What is read of every layer, and its name in `observe_layers`.
+# sites of a layer that are read, and their names in the result of `observe_layers`
 KINDS = sites.KINDS | {
   f'{attention}.{name}': f'{prefix}{name}'
   for attention, prefix in (('attention', ''), ('cross', 'cross_'))
@@ -22,7 +22,12 @@ KINDS = sites.KINDS | {
 
 
 class AttentionMap(NamedTuple):
-  """The attention weights of one request, and the labels of its target and source positions."""
+  """The attention weights of one request.
+
+  Attributes:
+    weights: of all layers and heads.
+    rows, columns: labels of the T target and the S source positions.
+  """
 
   weights: Float[np.ndarray, 'L H T S']
   rows: list[str]
@@ -30,16 +35,16 @@ class AttentionMap(NamedTuple):
 
 
 class Probe(NamedTuple):
-  """One request, and the function by which a model computes it, so that its layers are observed.
+  """A computation of one request whose layers can be observed.
 
   Attributes:
-    function: of (model, *arguments); a method of a task, or a plain function.
+    function: f(model, *arguments), a method of a task or a plain function.
     arguments: arrays of one row, padded.
-    rows, columns: labels of the target and the source positions; the same where there is one stack.
-    readout: of (model, states of all positions [L, T, D]), logits [L, T or 1, N] of what the model
-      says; None if it says nothing by logits.
-    names: of the numbers that the logits are of: token or class numbers to texts.
-    pictures: pixels [H, W, 3] or frames [S, bands] that the rows or columns are positions of.
+    rows, columns: labels of the target and the source positions; equal in a model of one stack.
+    readout: f(model, states [L, T, D]) returns the logits [L, T or 1, N] of the model's head for
+      the states of every layer (logit lens); None for a model without logits.
+    names: f(token or class numbers) returns their names.
+    pictures: pixels [H, W, 3] or frames [S, bands], if 'rows' or 'columns' are their positions.
   """
 
   function: Callable[..., Any]
@@ -52,10 +57,13 @@ class Probe(NamedTuple):
 
 
 def attend(task: Any, model: Any, line: Any) -> AttentionMap:
-  """Return how the positions of a request, or of its answer, attend to the request.
+  """Return the attention of a request's positions, or of its answer's, to the request.
+
+  Args:
+    task, model, line: as in `predict`.
 
   Raises:
-    ValueError: the line cannot be answered; says why, and what to do.
+    ValueError: the line cannot be answered.
     FloatingPointError: a weight is NaN.
   """
   probe = task.attention(model, task.processor.encode_example(line))
@@ -63,34 +71,38 @@ def attend(task: Any, model: Any, line: Any) -> AttentionMap:
 
 
 def observe_layers(probe: Probe, model: Any) -> dict[str, dict[str, Shaped[np.ndarray, 'L ...']]]:
-  """Return what all layers compute for a request, without padding.
+  """Return values of all layers for a request, without padding.
 
   Returns:
-    For every stack ('encoder' and 'decoder', or '' if there is one): 'states' [L, T, D] after each
-    layer, attention weights 'self' [L, H, T, S] and in a decoder 'cross', and 'queries', 'keys'
-    and 'values' [L, T, heads, K], and the same of cross-attention as 'cross_queries', ...
+    {stack: {name: values}}; the stacks are 'encoder' and 'decoder', or '' if there is one only. The
+    values are 'states' [L, T, D] after each layer, the attention weights 'self' [L, H, T, S],
+    'queries', 'keys' and 'values' [L, T, heads, K]; with cross-attention also 'cross',
+    'cross_queries', 'cross_keys' and 'cross_values'.
 
   Raises:
     FloatingPointError: a weight is NaN.
   """
   layers = jax.tree.map(np.asarray, _captured(probe.function, model, probe.arguments))
-  found: dict[str, dict[str, np.ndarray]] = {}
+  result: dict[str, dict[str, np.ndarray]] = {}
   for stack, kinds in layers.items():
     T, S = len(probe.columns if stack == 'encoder' else probe.rows), len(probe.columns)
     lengths = {'self': (T, T), 'cross': (T, S), 'cross_keys': (S,), 'cross_values': (S,)}
-    found[stack] = {
+    result[stack] = {
       name: _first_row(x, lengths.get(name, (T,)), weights=name in ('self', 'cross'))
       for name, x in kinds.items()
     }
-    for name in {'self', 'cross'} & found[stack].keys():
-      check_finite(found[stack][name], 'the model computes NaN for this line')
-  return found
+    for name in {'self', 'cross'} & result[stack].keys():
+      check_finite(result[stack][name], 'the model computes NaN for this line')
+  return result
 
 
 def attention_maps(
   probe: Probe, layers: dict[str, dict[str, Shaped[np.ndarray, 'L ...']]]
 ) -> dict[str, AttentionMap]:
-  """Return the maps of all attention by kind: 'self', or 'cross', 'encoder' and 'decoder'."""
+  """Return the attention maps of `observe_layers` by kind.
+
+  The kinds are 'self', or in an encoder-decoder 'cross', 'encoder' and 'decoder'.
+  """
   if '' in layers:
     return {'self': AttentionMap(layers['']['self'], probe.rows, probe.rows)}
   decoder, sources = layers['decoder'], layers['encoder']['self']
@@ -102,11 +114,11 @@ def attention_maps(
 
 
 def self_attention(task: Any, model: Any, row: Row, **fields: Any) -> Probe:
-  """Return how the positions of an encoded request attend to each other in `task.forward`.
+  """Return the Probe of self-attention in `task.forward`.
 
   Args:
-    task, model: what answers the request.
-    row: the request: tokens, pixels or frames.
+    task, model: as in `predict`.
+    row: the encoded request: tokens, pixels or frames.
     fields: `readout` and `names` of the Probe.
   """
   labels = task.processor.labels(row)
@@ -115,7 +127,7 @@ def self_attention(task: Any, model: Any, row: Row, **fields: Any) -> Probe:
 
 
 def causal_attention(task: Any, model: Any, row: Row) -> Probe:
-  """Return how the positions of a prompt attend to those before it."""
+  """Return the Probe of causal self-attention in a prompt."""
   batch = _one_row(task, model, row)
   batch['targets'] = batch['inputs']
   labels = task.processor.labels(row)
@@ -125,12 +137,12 @@ def causal_attention(task: Any, model: Any, row: Row) -> Probe:
 def cross_attention(
   task: Any, model: Any, row: Row, outputs: Row, labels: list[str], **fields: Any
 ) -> Probe:
-  """Return how the positions of an answer attend to each other and to its encoded request.
+  """Return the Probe of an answer's attention to itself and to its request.
 
   Args:
     task, model, row: as in `self_attention`.
     outputs: the answer, as targets in training: tokens or frames.
-    labels: of the outputs.
+    labels: labels of the outputs.
     fields: `readout`, `names` and `pictures` of the Probe.
   """
   # padded, so that few programs are compiled
@@ -141,12 +153,12 @@ def cross_attention(
 
 
 def lm_logits(model: Any, states: Float[Array, 'L T D']) -> Float[Array, 'L T N']:
-  """Return the logits of tokens by the table of a model with a language-model head."""
+  """Return the logits of tokens by the `lm_head` of a model."""
   return model.lm_head.attend(states)
 
 
 def out_logits(model: Any, states: Float[Array, 'L T D']) -> Float[Array, 'L T N']:
-  """Return the logits by the linear head of a model."""
+  """Return the logits by the linear head `out` of a model."""
   return model.out(states)
 
 
@@ -162,18 +174,18 @@ def _captured(function, model, arguments):
 
 
 def _first_row(x, lengths, *, weights):
-  """The first row of x [L, B, ...], or of weights [L, B, H, T, S], cut to the lengths."""
+  """Return the first row of x [L, B, ...], or of weights [L, B, H, T, S], cut to the lengths."""
   cut = tuple(map(slice, lengths))
   return x[:, 0, :, *cut] if weights else x[:, 0, *cut]
 
 
 def _pictures(**rows):
-  """Return the rows that are pixels or frames."""
+  """Return those of the rows that are pixels or frames, not tokens."""
   return {name: row for name, row in rows.items() if np.ndim(row) > 1}
 
 
 def _one_row(task: Any, model: Any, row: Row) -> dict[str, Array]:
-  """Return an encoded request as the inputs of a batch."""
+  """Return an encoded request as the inputs of a batch of one row."""
   rows, segments = split_padding(jnp.asarray(_padded(task, model, row)))
   return {'inputs': rows, 'inputs_segments': segments}
 

@@ -1,7 +1,4 @@
-"""Checks of requests and results that every way of using a model shares.
-
-`map_batches` (predict and evaluate), `generate`, streams and attention maps call them.
-"""
+"""Checks of requests and results, shared by predictions, generation, streams and attention maps."""
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
@@ -17,14 +14,14 @@ log = logging.getLogger(__name__)
 
 
 def check_finite(results: Any, what: str = 'the model computes NaN for these lines'):
-  """Raise FloatingPointError where an array of the tree has a NaN."""
+  """Raise FloatingPointError if an array of the tree has a NaN; `what` begins the message."""
   for leaf in jax.tree.leaves(results):
     if jax.numpy.issubdtype(leaf.dtype, np.floating) and np.isnan(leaf).any():
       raise FloatingPointError(f'{what}: its training diverged, or a weight is not finite')
 
 
 def check_possible(scores: Iterable[Any]):
-  """Raise ValueError where the best output of a search has probability 0, log P = -inf."""
+  """Raise ValueError if a score, log P of the best output of a search, is -inf."""
   if any(np.isneginf(score) for score in scores):
     raise ValueError(
       'no output is possible: decode.suppress, decode.bad_words, decode.prefix, decode.choices and '
@@ -33,21 +30,26 @@ def check_possible(scores: Iterable[Any]):
 
 
 def log_cut(ended: Iterable[bool], decoding: Any):
-  """Log how many answers did not end by themselves."""
-  whole = [*ended]
-  if cut := len(whole) - sum(whole):
+  """Log how many answers were cut at `decoding.max_new_tokens`, if any.
+
+  Args:
+    ended: for each answer, whether it has an end token.
+    decoding: the settings of inference.
+  """
+  flags = [*ended]
+  if cut := len(flags) - sum(flags):
     most = decoding.max_new_tokens
-    log.warning('%d of %d answers were cut at decode.max_new_tokens=%d', cut, len(whole), most)
+    log.warning('%d of %d answers were cut at decode.max_new_tokens=%d', cut, len(flags), most)
 
 
 def check_ids(settings: Mapping[str, Any], vocab: int, published: Collection[Any] = ()):
-  """Raise ValueError where settings of generation name ids that the model does not have.
+  """Raise ValueError if settings of generation have ids outside the vocabulary.
 
   Args:
-    settings: by the names of `Decoding`.
-    vocab: of the model.
-    published: ids and sequences of ids that a published model forbids, some of which may be of
-      another one.
+    settings: fields of `Decoding`, and 'eos'.
+    vocab: size of the model's vocabulary.
+    published: ids and sequences of ids from a published model's settings, which are not checked,
+      because published settings may have ids of another model.
   """
   for name in ('bad_words', 'suppress', 'begin_suppress', 'prefix', 'choices', 'eos'):
     for item in settings.get(name) or ():
@@ -59,13 +61,13 @@ def check_ids(settings: Mapping[str, Any], vocab: int, published: Collection[Any
 
 
 def check_rows(config: ModelConfig, rows: Iterable[Row], *, new: int = 0, source: bool = False):
-  """Raise ValueError where a model does not know a row's tokens, or has too few positions for it.
+  """Raise ValueError if a row has ids outside the vocabulary, or more tokens than positions.
 
   Args:
     config: of the model.
-    rows: tokens without padding; of frames and images nothing is checked.
-    new: tokens that will be generated after them.
-    source: whether an encoder beside a decoder reads them.
+    rows: tokens without padding; frames and images are not checked.
+    new: number of tokens that will be generated after them.
+    source: whether the encoder of an encoder-decoder reads them.
   """
   limit = max_positions(config, source=source)
   for number, row in enumerate(rows):
@@ -86,7 +88,12 @@ def check_rows(config: ModelConfig, rows: Iterable[Row], *, new: int = 0, source
 
 
 def max_positions(config: ModelConfig, *, source: bool = False) -> int:
-  """Return how many positions the model has learned, 0 if it takes any number."""
+  """Return the number of learned positions, or 0 if the length is not limited.
+
+  Args:
+    config: of the model.
+    source: whether for the encoder of an encoder-decoder.
+  """
   if config.position != 'learned':
     return 0
   return (source and config.max_source_length) or config.max_length

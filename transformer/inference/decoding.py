@@ -1,4 +1,4 @@
-"""Settings of inference, and the search for output tokens that they describe."""
+"""Settings of inference, and the search for output tokens by these settings."""
 
 import dataclasses
 import functools
@@ -17,11 +17,11 @@ from transformer.inference.checks import check_ids, check_possible
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batching:
-  """Settings of a task that has nothing to search for.
+  """Settings of inference for a task without a search.
 
   Attributes:
-    batch_size: requests in a batch, filled up if there are fewer: with one shape for all batches,
-      an answer does not depend on the other requests, to the last bit.
+    batch_size: requests in a batch. Smaller batches are filled up, so that all have one shape and
+      an answer is bit-identical whatever the other requests are.
   """
 
   batch_size: int = 32
@@ -30,7 +30,7 @@ class Batching:
     check_positive(self, 'batch_size')
 
   def fast(self) -> 'Batching':
-    """Return the settings for validation during training: the same, or cheaper ones."""
+    """Return the settings for validation during training, which may be cheaper."""
     return self
 
 
@@ -38,28 +38,28 @@ class Batching:
 class Decoding(Batching):
   """Settings of a search for output tokens.
 
-  Tokens of a constraint are ids; their order is that in which the constraints apply.
+  Constraints name tokens by their ids, and apply in the order of these attributes.
 
   Attributes:
-    beams: W of beam search; 1 is greedy search.
+    beams: W, number of beams; 1 is greedy search or sampling.
     alpha: exponent of the length penalty ((5 + L) / 6)^alpha of beam search.
-    length_penalty: exponent of L^length_penalty, that of the `transformers` library.
+    length_penalty: exponent of the length penalty L^length_penalty, as in `transformers`.
     early_stopping: when a beam search ends: True, False or 'never'; see search.beam_search.
-    num_return_sequences: outputs for a request, best first; at most as many as there are beams,
-      unless they are sampled.
-    temperature: 0 takes the most probable token; otherwise tokens are sampled, at 1 from the
+    num_return_sequences: outputs for each request, best first; at most `beams`, unless sampled.
+    temperature: 0 takes the most probable token; above 0 tokens are sampled, with 1 from the
       model's own distribution.
     top_k, top_p, min_p: filters of the sampled tokens; see search.filter_logits.
-    seed: of sampling. The sample of a request does not depend on the other requests.
-    max_new_tokens: most tokens of an output, end token included.
+    seed: seed of sampling. The samples of a request do not depend on the other requests.
+    max_new_tokens: largest number of tokens of an output, end token included.
     repetition_penalty: above 1 makes tokens of the prompt and the output less probable.
-    no_repeated_ngrams: no sequence of so many tokens occurs twice; 0 allows any.
-    bad_words: sequences of tokens that no output has.
-    suppress: tokens that no output has.
-    begin_suppress: tokens that no output begins with.
-    min_new_tokens: tokens before the end token.
-    prefix: tokens that every output begins with.
-    choices: sequences of tokens of which every output is one, before its end token; () allows any.
+    no_repeated_ngrams: n; no n-gram occurs twice. 0 allows repetitions.
+    bad_words: sequences of tokens that no output contains.
+    suppress: tokens that no output contains.
+    begin_suppress: tokens with which no output begins.
+    min_new_tokens: smallest number of tokens before the end token.
+    prefix: tokens with which every output begins.
+    choices: sequences of tokens; every output is one of them and an end token. () allows any
+      output.
   """
 
   beams: int = 1
@@ -143,15 +143,15 @@ class Decoding(Batching):
     return dataclasses.replace(self, beams=1, num_return_sequences=1)
 
   def for_model(self, model: Any, never: Collection[int | None], *, eos: search.Ends) -> 'Decoding':
-    """Return the settings with the tokens that the model must not generate, never an end token.
+    """Return the settings with the tokens that the model must not generate forbidden.
 
     Args:
-      model: if it was loaded, what its published settings forbid is forbidden.
+      model: the model. Tokens that its published settings forbid are forbidden, too.
       never: tokens such as the padding; None is ignored.
-      eos: the end tokens.
+      eos: the end tokens, which are never forbidden here.
 
     Raises:
-      ValueError: a setting that was not published has ids that the model does not have.
+      ValueError: an id, except published ones, is outside the vocabulary.
     """
     generation = getattr(getattr(model, 'published', None), 'generation', {})
     suppress, begin_suppress, bad_words = (
@@ -169,9 +169,9 @@ class Decoding(Batching):
     )
 
   def constrain(self, prompts: Int[Array, 'B P'], eos: search.Ends) -> search.Constrain | None:
-    """Return the constraint of a search on the rows that continue these prompts."""
-    chosen = self._constraints(eos)
-    return constraints.on_rows(constraints.combine(chosen), prompts) if chosen else None
+    """Return the constraint on the rows of a search that continue these prompts, if any."""
+    parts = self._constraints(eos)
+    return constraints.on_rows(constraints.combine(parts), prompts) if parts else None
 
   def _constraints(self, eos: search.Ends) -> list[constraints.Constraint]:
     penalty, words, least = self.repetition_penalty, self.bad_words, self.min_new_tokens
@@ -189,14 +189,14 @@ class Decoding(Batching):
   def _trie(self, eos: search.Ends) -> constraints.Automaton:
     ends = search.as_tuple(eos)
     if not ends:
-      raise ValueError('decode.choices needs an end token, after which nothing follows: pass eos')
+      raise ValueError('decode.choices needs an end token: pass eos')
     return constraints.trie(self.choices, ends[0])
 
   def after(self, generated: int, steps: int) -> 'Decoding':
-    """Return the settings of the next `steps` tokens of an output that has some already.
+    """Return the settings for the next `steps` tokens after `generated` ones.
 
     Raises:
-      ValueError: one of `choices` may not be complete.
+      ValueError: one of `choices` does not fit in one window.
     """
     if self.choices and (generated or max(map(len, self.choices)) > steps):
       raise ValueError(
@@ -214,11 +214,10 @@ class Decoding(Batching):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Constrained(Decoding):
-  """Settings of a search with a constraint of the caller's own, which no config file has.
+  """Settings of a search with a constraint given as a function, which a config file cannot hold.
 
   Attributes:
-    constraint: a function of `functional.constraints`, such as `follow(automaton)`, that applies
-      after the others.
+    constraint: as in `functional.constraints`, such as `follow(automaton)`; it applies last.
   """
 
   constraint: constraints.Constraint
@@ -228,7 +227,7 @@ class Constrained(Decoding):
 
 
 def check_positive(settings: Any, *names: str):
-  """Raise ValueError where a number is of another type or not finite, or one of these below 1."""
+  """Raise ValueError if a number has a wrong type or is not finite, or one in `names` is < 1."""
   for name, hint in get_type_hints(type(settings)).items():
     value = getattr(settings, name)
     if hint is int and (not isinstance(value, numbers.Integral) or isinstance(value, bool)):
@@ -255,9 +254,9 @@ def search_tokens(
 
   Args:
     step, cache, eos, reorder, stop: as in functional.search; the cache has W rows for each prompt.
-    prompts: whose last token is the first that `step` gets; -1 where there is none.
-    keys: PRNG key of each row's samples.
-    decoding: the settings of the search.
+    prompts: padded with -1 on the left; their last tokens are the first argument of `step`.
+    keys: PRNG key of each row, for sampling.
+    decoding: settings of the search.
   """
   first = prompts[:, -1]
   settings: dict[str, Any] = dict(
@@ -265,7 +264,7 @@ def search_tokens(
     eos=eos,
     constrain=decoding.constrain(prompts, eos),
     stop=stop,
-    pad=None if stop is None else -1,  # which is no token, since there may be no end token
+    pad=None if stop is None else -1,  # there may be no end token that shows where a row ends
   )
   if decoding.beams > 1:
     names = ('beams', 'alpha', 'length_penalty', 'early_stopping')
@@ -281,10 +280,10 @@ def search_tokens(
 
 
 def _without_row_axis(step: search.Step, cache: PyTree) -> tuple[search.Step, PyTree]:
-  """Return a search of one row whose cache has no axis of rows.
+  """Return `step` and `cache` of a search with one row, without the cache's axis of rows.
 
-  XLA's CPU backend drops an axis of size 1 inside the loop, and would then copy the cache at every
-  step, a tenth of the time, because the loop's own arrays have it.
+  XLA's CPU backend drops an axis of size 1 inside the loop but not in the arrays that the loop
+  carries, so that it would copy the cache at every step, a tenth of the time.
   """
   scalar = jax.tree.map(lambda x: jnp.ndim(x) == 0, cache)
 
@@ -302,10 +301,10 @@ def _without_row_axis(step: search.Step, cache: PyTree) -> tuple[search.Step, Py
 
 
 def try_search(decoding: Decoding, vocab: int, eos: search.Ends):
-  """Search under the constraints of these settings, if there are any, with all tokens equal.
+  """Check the constraints of these settings by a search in which all tokens are equally probable.
 
   Raises:
-    ValueError: an id is none of the vocabulary, or the constraints forbid every token.
+    ValueError: an id is outside the vocabulary, or the constraints forbid every token.
   """
   check_ids(vars(decoding), vocab)
   prompt, keys = jnp.full((1, 1), -1), jax.random.split(decoding.key, 1)
@@ -320,16 +319,16 @@ def try_search(decoding: Decoding, vocab: int, eos: search.Ends):
   check_possible(jax.device_get(run())[1][0])
 
 
-@functools.partial(jax.jit, static_argnums=0)  # where the seed is a constant, and not transferred
+@functools.partial(jax.jit, static_argnums=0)  # the seed is a constant, not a transferred array
 def _key(seed: int) -> Key[Array, '']:
   return jax.random.key(seed)
 
 
 def row_keys(key: Key[Array, ''], prompts: Shaped[Array, 'B S ...']) -> Key[Array, ' B']:
-  """Return a key for each row, a function of its own tokens but not of its padding.
+  """Return a key for each row, from its tokens without padding.
 
-  Rows that are the same have keys of their own, by the number of those before, so that a prompt
-  given several times has several samples.
+  The second and further rows with the same tokens get other keys, by their count, so that a prompt
+  given several times gets several samples.
   """
   if jnp.issubdtype(prompts.dtype, jnp.floating):  # padded with NaN
     prompts = jax.lax.bitcast_convert_type(jnp.nan_to_num(prompts), jnp.int32)

@@ -1,4 +1,4 @@
-"""Generation of tokens by a decoder or an encoder-decoder: whole outputs, or token by token."""
+"""Generation of tokens by a decoder or an encoder-decoder, whole outputs or token by token."""
 
 import dataclasses
 import functools
@@ -30,11 +30,11 @@ Prompts = Int[Array, '*B S'] | Int[np.ndarray, '*B S'] | Sequence[Sequence[int]]
 
 
 class Outputs(NamedTuple):
-  """The outputs of each prompt, best first.
+  """The n outputs of each prompt, best first.
 
   Attributes:
-    tokens: n of each prompt, with `pad` after their ends.
-    scores: log P of each, in nats; of a beam search divided by its length penalties.
+    tokens: with `pad` after the end token.
+    scores: log P in nats; in a beam search divided by the length penalties.
   """
 
   tokens: Int[Array, 'B n T']
@@ -42,7 +42,7 @@ class Outputs(NamedTuple):
 
 
 def generate(model: Decoder | EncoderDecoder, tokens: Prompts, **kwargs: Any) -> Int[Array, 'R T']:
-  """Generate a continuation of each prompt (Decoder), or an output for each input (EncoderDecoder).
+  """Return a continuation of each prompt (Decoder), or an output for each input (EncoderDecoder).
 
   Arguments as in `generate_outputs`. With num_return_sequences=n the n outputs of a prompt are
   neighboring rows, best first.
@@ -54,8 +54,8 @@ def generate(model: Decoder | EncoderDecoder, tokens: Prompts, **kwargs: Any) ->
   >>> generate(model, [[5, 6, 7], [8]], max_new_tokens=4).shape
   (2, 4)
   """
-  found = generate_outputs(model, tokens, **kwargs).tokens
-  return found.reshape(-1, found.shape[-1])
+  outputs = generate_outputs(model, tokens, **kwargs).tokens
+  return outputs.reshape(-1, outputs.shape[-1])
 
 
 def generate_outputs(
@@ -74,69 +74,74 @@ def generate_outputs(
 ) -> Outputs:
   """Return the outputs for each prompt or input, and their scores.
 
-  A row's output does not depend on the other rows, nor on its padding. Calls with arguments of the
-  same shape and settings are compiled once.
+  The output of a row does not depend on the other rows or on its padding. Calls with arguments of
+  the same shapes and settings are compiled once. eos, pad, start and settings that are not given
+  are those of the folder from which a published model was loaded, if any; of its settings, those of
+  sampling are used only with a key, and its beams only without one.
 
   Args:
     model: a Decoder or an EncoderDecoder.
-    tokens: prompts or inputs: a list of lists of different lengths, from which nothing is removed,
-      or an array padded with `pad` on either side.
-    eos: the token, or one of several, that ends an output and is part of it; -1 if none does.
-    pad: fills an output after `eos`, and is padding at the ends of the rows of an array; None for
-      an array without padding, whose outputs are filled with 0. Neither `pad` nor `start` is
-      generated, unless it is an end token.
+    tokens: prompts or inputs: a list of lists, without padding, or an array padded with `pad` on
+      either side.
+    eos: the end token, or several; it is part of an output. -1 for none.
+    pad: fills an output after its end; also the padding in `tokens`. None: `tokens` has no padding,
+      and outputs are filled with 0. `pad` and `start` are never generated, except as end tokens.
     start: the token that the decoder of an EncoderDecoder starts from.
     key: PRNG key, needed if temperature > 0. The random numbers of a row depend on the key, its
-      tokens, and how many rows before it have the same ones.
-    stop: texts that end an output, as an end token does; the token that completes one is kept.
-    tokenizer: which spells the tokens, if there are such texts.
-    draft: a small model of the same tokens that proposes `lookahead` tokens at once, which `model`
-      checks together. Greedy outputs are the same, samples have the same distribution.
+      tokens, and the number of earlier rows with the same tokens.
+    stop: stopping strings: an output ends with the token that completes one of them.
+    tokenizer: the tokenizer of the model, needed with stopping strings.
+    draft: a small model with the same vocabulary that proposes `lookahead` tokens at once, which
+      `model` then checks. Greedy outputs stay the same, samples have the same distribution.
     settings: fields of `Decoding`, such as max_new_tokens (T, 128 by default), beams (1) and
       temperature (0: greedy), or of `Constrained`: constraint, a function of one row.
 
-  What is not given, eos, pad and start included, is that of the folder of a published model, where
-  one was loaded; its settings of sampling count if there is a key, its beams if not.
-
   Raises:
-    ValueError: a prompt is empty or too long, an id is none of the model's, or settings contradict
-      each other.
+    ValueError: a prompt is empty or too long, an id is outside the vocabulary, or settings
+      contradict each other.
     FloatingPointError: the score of an output is NaN.
   """
-  given = {'eos': eos, 'pad': pad, 'start': start}
-  decoding, end, pad, start = _settings_of(model, given, settings, samples=key is not None)
+  special = {'eos': eos, 'pad': pad, 'start': start}
+  decoding, end, pad, start = _settings_of(model, special, settings, samples=key is not None)
   rows, n = _rows(tokens, pad), decoding.num_return_sequences
-  if not decoding.temperature:  # the n best are there in any case: one program for any n
-    decoding = dataclasses.replace(decoding, num_return_sequences=1)
   if decoding.temperature:
-    rows = [row for row in rows for _ in range(n)]  # of which each has its own key
+    rows = [row for row in rows for _ in range(n)]  # each of the n has its own key
+  else:  # a search returns all its beams: one program for any n
+    decoding = dataclasses.replace(decoding, num_return_sequences=1)
   prompts = jax.device_put(_padded(model, rows, decoding.max_new_tokens, start))
-  key = decoding.key if key is None else key
-  more: dict[str, Any] = dict(stops=_stops(stop, tokenizer, model), draft=draft)
-  more['lookahead'] = 0 if draft is None else lookahead
   if draft is not None:
     _check_draft(model, draft, decoding, lookahead)
     _padded(draft, rows, decoding.max_new_tokens, start)
-  if isinstance(model, Decoder):
-    found, scores = continue_prompts(model, prompts, key, decoding, end, **more)
-  else:
-    encoded = split_padding(prompts)
-    found, scores = decode_inputs(model, prompts, encoded, key, decoding, start, end, **more)
+  kwargs = dict(draft=draft, lookahead=0 if draft is None else lookahead)
+  kwargs['stops'] = _stops(stop, tokenizer, model)
+  found, scores = _search(model, prompts, key, decoding, start, end, kwargs)
   best = jax.device_get(scores)[:, 0]
   check_finite(best)
   check_possible(best)
   return _outputs(found, scores, end, pad or 0, n)
 
 
+def _search(model, prompts, key, decoding: Decoding, start, end, kwargs: dict[str, Any]):
+  """Return the outputs of a Decoder or an EncoderDecoder and their scores."""
+  key = decoding.key if key is None else key
+  if isinstance(model, Decoder):
+    return continue_prompts(model, prompts, key, decoding, end, **kwargs)
+  return decode_inputs(model, prompts, split_padding(prompts), key, decoding, start, end, **kwargs)
+
+
 def _settings_of(
-  model: Decoder | EncoderDecoder, given: dict[str, Any], settings: dict[str, Any], *, samples: bool
+  model: Decoder | EncoderDecoder,
+  special: dict[str, Any],
+  settings: dict[str, Any],
+  *,
+  samples: bool,
 ) -> tuple[Decoding, search.Ends, int | None, int | None]:
-  """Return the settings, the end tokens, pad and start: as given, else as published."""
-  if (eos := given['eos']) is not None:
-    given['eos'] = eos if np.ndim(eos) == 0 else tuple(np.ravel(eos).tolist())
-    check_ids({'eos': search.as_tuple(given['eos'])}, model.config.vocab)
+  """Return the settings, the end tokens, pad and start, published ones where None is given."""
+  if (eos := special['eos']) is not None:
+    special['eos'] = eos if np.ndim(eos) == 0 else tuple(np.ravel(eos).tolist())
+    check_ids({'eos': search.as_tuple(special['eos'])}, model.config.vocab)
   settings = _published_settings(model, samples) | settings
-  settings |= {name: value for name, value in given.items() if value is not None}
+  settings |= {name: value for name, value in special.items() if value is not None}
   end, pad, start = settings.pop('eos', -1), settings.pop('pad', None), settings.pop('start', None)
   kind = Constrained if 'constraint' in settings else Decoding
   decoding = kind(batch_size=1, seed=0, **settings).for_model(model, (pad, start), eos=end)
@@ -146,17 +151,17 @@ def _settings_of(
 
 
 def _stops(stop: Sequence[str], tokenizer: Any, model: Any) -> StopTable | None:
-  """Return the table of the stopping strings, if there are any."""
+  """Return the table of the stopping strings, or None without any."""
   if not stop:
     return None
   if tokenizer is None:
-    raise ValueError(f'stop={stop} is text: pass the tokenizer=, which spells the tokens')
+    raise ValueError(f'stop={stop} is text: pass the tokenizer= of the model')
   texts = [stop] if isinstance(stop, str) else stop
   return stop_table(texts, tokenizer.token_bytes, model.config.vocab)
 
 
 def _check_draft(model, draft, decoding: Decoding, lookahead: int):
-  """Raise where a draft model cannot propose tokens for another."""
+  """Raise ValueError if a draft model cannot propose tokens for the model."""
   if lookahead < 1:
     raise ValueError(f'lookahead={lookahead} proposes nothing: pass 1 or more')
   if type(draft) is not type(model) or draft.config.vocab != model.config.vocab:
@@ -169,16 +174,16 @@ def _check_draft(model, draft, decoding: Decoding, lookahead: int):
 
 
 def _published_settings(model: Decoder | EncoderDecoder, samples: bool) -> dict[str, Any]:
-  """Return the arguments of `generate` that came with a model."""
+  """Return the arguments of `generate` from the folder of a published model."""
   published = getattr(model, 'published', None)
   if published is None:
     return {}
-  found, unused = published.decoding(is_decoder=isinstance(model, Decoder))
+  settings, unused = published.decoding(is_decoder=isinstance(model, Decoder))
   if unused:
     _log_unused(tuple(unused))
   sampling = {'temperature', 'top_k', 'top_p', 'min_p'}
-  others = {'beams'} if samples and 'temperature' in found else sampling
-  return {name: value for name, value in found.items() if name not in others}
+  others = {'beams'} if samples and 'temperature' in settings else sampling
+  return {name: value for name, value in settings.items() if name not in others}
 
 
 @functools.cache
@@ -191,7 +196,7 @@ def _log_unused(names: tuple[str, ...]):
 def _padded(
   model: Decoder | EncoderDecoder, rows: list[np.ndarray], new: int, start: int | None
 ) -> Int[np.ndarray, 'B S']:
-  """Return checked prompts, or inputs of an EncoderDecoder, padded to one of few lengths."""
+  """Check prompts, or inputs of an EncoderDecoder, and pad them to one of a few lengths."""
   is_decoder = isinstance(model, Decoder)
   if is_decoder and start is not None:
     raise ValueError(f'start={start}: a Decoder continues its prompt, so pass no start')
@@ -223,19 +228,19 @@ def continue_prompts(
   """Return the continuations of each prompt and their scores, best first.
 
   Args:
-    model: what decodes.
+    model: the model.
     prompts: padded on the left with PAD.
-    key: PRNG key of the samples.
-    decoding: the settings of the search.
+    key: PRNG key for sampling.
+    decoding: settings of the search.
     eos: the end token or tokens, -1 for none.
-    stops: of the stopping strings.
-    draft, lookahead: a small model and how many tokens it proposes at once; see
+    stops: table of the stopping strings, if any.
+    draft, lookahead: the draft model and how many tokens it proposes at once; see
       functional.speculative.
   """
   keys, steps = row_keys(key, prompts), decoding.max_new_tokens
   if draft is not None:
-    room = _room(len(prompts), steps, lookahead)
-    caches = (_prefill(model, prompts, room), _prefill(draft, prompts, room))
+    slots = _draft_slots(len(prompts), steps, lookahead)
+    caches = (_prefill(model, prompts, slots), _prefill(draft, prompts, slots))
     reads = (functools.partial(_read, model), functools.partial(_read, draft))
     return _speculate(reads, caches, prompts, keys, decoding, eos, stops, lookahead)
   cache = _prefill(model, prompts, steps, decoding.beams)
@@ -261,11 +266,11 @@ def decode_inputs(
   """Return the outputs for each input and their scores, best first.
 
   Args:
-    model: what decodes.
-    rows: padded inputs, from which the random numbers of each row are derived.
-    encoded: the encoder's inputs, and their segments: 1, and 0 for padding.
-    key: PRNG key of the samples.
-    decoding: the settings of the search.
+    model: the model.
+    rows: padded inputs, from which the key of each row is derived.
+    encoded: (inputs of the encoder, their segments: 1, and 0 for padding).
+    key: PRNG key for sampling.
+    decoding: settings of the search.
     start: the token that the decoder starts from.
     eos: the end token or tokens, -1 for none.
     stops, draft, lookahead: as in `continue_prompts`.
@@ -274,9 +279,9 @@ def decode_inputs(
   keys, steps = row_keys(key, rows), decoding.max_new_tokens
   first = jnp.full((len(rows), 1), start, jnp.int32)
   if draft is not None:
-    room = _room(len(rows), steps, lookahead)
+    slots = _draft_slots(len(rows), steps, lookahead)
     reads = tuple(_reader(m, encoded) for m in (model, draft))
-    caches = tuple(m.init_cache(len(rows), room) for m in (model, draft))
+    caches = tuple(m.init_cache(len(rows), slots) for m in (model, draft))
     return _speculate(reads, caches, first, keys, decoding, eos, stops, lookahead)
   read = _reader(model, encoded)
   cache = model.init_cache(len(rows) * decoding.beams, steps, beams=decoding.beams)
@@ -290,7 +295,7 @@ def decode_inputs(
 
 
 def _reader(model: EncoderDecoder, encoded):
-  """Return what reads output tokens of these inputs, as `_read` does."""
+  """Return a function like `_read` of output tokens, for these inputs."""
   inputs, segments = encoded
   memory = model.decoder.prepare(model.encode(inputs, segments=segments))
 
@@ -301,39 +306,40 @@ def _reader(model: EncoderDecoder, encoded):
 
 
 def _read(model: Decoder, tokens, real, cache):
-  """Return the logits after each token, and the cache with those that are real."""
+  """Return the logits after each token, and the cache with the real tokens added."""
   return model(tokens, segments=real.astype(jnp.int32), cache=cache)
 
 
-def _room(rows: int, steps: int, lookahead: int) -> int:
-  """Return how many slots a cache needs: rows share them, but may take different proposals."""
+def _draft_slots(rows: int, steps: int, lookahead: int) -> int:
+  """Return how many slots a cache needs in speculative decoding.
+
+  A slot is at one place in all rows. It stays empty in rows that reject a token another one keeps.
+  """
   return min(rows, lookahead + 1) * steps + lookahead + 1
 
 
 def _speculate(reads, caches, prompts, keys, decoding: Decoding, eos, stops, lookahead: int):
-  """Search with a draft model; the tokens and scores as in `search_tokens`."""
+  """Search with a draft model; return tokens and scores as `search_tokens` does."""
 
-  def places(of_rows):
-    """A function of the rows of a search as one of several places in each row."""
+  def at_every_place(of_rows):
+    """Return of_rows(prompts, arrays of rows..., position) for arrays with an axis of places."""
 
-    def one(prompt, *arrays):
+    def at_place(prompt, *arrays):
       return of_rows(prompt[None], *(x[None] for x in arrays[:-1]), arrays[-1])[0]
 
-    def each(*arrays):
-      return jax.vmap(lambda prompt, *x: jax.vmap(functools.partial(one, prompt))(*x))(
-        prompts, *arrays
-      )
+    def in_row(prompt, *arrays):
+      return jax.vmap(functools.partial(at_place, prompt))(*arrays)
 
-    return each
+    return lambda *arrays: jax.vmap(in_row)(prompts, *arrays)
 
-  constrained: Any = decoding.constrain
+  constraint_of: Any = decoding.constrain
   constrain = stop = None
-  if constrained(prompts, eos):
-    constrain = places(lambda prompt, *x: constrained(prompt, eos)(*x))
+  if constraint_of(prompts, eos):
+    constrain = at_every_place(lambda prompt, *x: constraint_of(prompt, eos)(*x))
   if stops is not None:
-    stop = places(lambda prompt, *x: stop_when(stops, prompt)(*x))
+    stop = at_every_place(lambda prompt, *x: stop_when(stops, prompt)(*x))
   read, draft = reads
-  found, scores = speculate(
+  tokens, scores = speculate(
     read,
     draft,
     caches,
@@ -347,7 +353,7 @@ def _speculate(reads, caches, prompts, keys, decoding: Decoding, eos, stops, loo
     stop=stop,
     filters=decoding.filters,
   )
-  return found[:, None], scores[:, None]
+  return tokens[:, None], scores[:, None]
 
 
 def stream_tokens(
@@ -359,45 +365,54 @@ def stream_tokens(
 ) -> Iterator[int]:
   """Yield `decoding.max_new_tokens` tokens that continue a prompt, each as soon as it is chosen.
 
-  They are those of `continue_prompts` without beams. After `eos` comes PAD: stop there.
+  They are those of `continue_prompts` without beams. After `eos` PAD is yielded: the caller should
+  stop there.
 
   Raises:
+    ValueError: the constraints forbid every token.
     FloatingPointError: the model computes NaN.
   """
-  tokens = jax.device_put(prompt)
-  rows = _start_stream(model, tokens, decoding.max_new_tokens)
+  prompt_array = jax.device_put(prompt)
+  rows = _start_stream(model, prompt_array, decoding.max_new_tokens)
   for position in range(decoding.max_new_tokens):
-    rows = _extend_stream(model, tokens, key, rows, decoding, eos)
-    found, scores = jax.device_get((rows.tokens, rows.scores))
+    rows = _extend_stream(model, prompt_array, key, rows, decoding, eos)
+    tokens, scores = jax.device_get((rows.tokens, rows.scores))
     check_finite(scores)
     check_possible(scores)
-    yield int(found[0, position])
+    yield int(tokens[0, position])
 
 
 def cut_at_end(tokens: Int[np.ndarray, ' T'], eos: search.Ends) -> Int[np.ndarray, ' n']:
-  """Return the tokens of an output up to its first end token, that included."""
+  """Return the tokens of an output up to and including its first end token."""
   ends = np.flatnonzero(np.isin(tokens, search.as_tuple(eos)))
   return tokens[: ends[0] + 1] if len(ends) else tokens
 
 
 def _rows(tokens: Any, pad: int | None) -> list[np.ndarray]:
-  """Return each prompt without its padding."""
+  """Return the prompts as arrays, without the padding of an array [B, S]."""
   if isinstance(tokens, (jax.Array, np.ndarray)) and tokens.ndim != 2:
     raise ValueError(f'tokens are {list(tokens.shape)}: pass [B, S], or a list of lists')
   rows = [np.asarray(row) for row in tokens]
   if any(row.ndim != 1 or (row.size and row.dtype.kind not in 'iu') for row in rows):
     raise ValueError(f'tokens={tokens!r:.80} are no ids: pass integers [B, S], or a list of lists')
   if pad is not None and isinstance(tokens, (jax.Array, np.ndarray)):
-    real = [np.flatnonzero(row != pad) for row in rows]
-    rows = [row[at[0] : at[-1] + 1] if len(at) else row[:0] for row, at in zip(rows, real)]  # noqa: B905
+    rows = [_without_padding(row, pad) for row in rows]
   return rows
+
+
+def _without_padding(row: np.ndarray, pad: int) -> np.ndarray:
+  real = np.flatnonzero(row != pad)
+  return row[real[0] : real[-1] + 1] if len(real) else row[:0]
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _outputs(
   tokens: Int[Array, 'R W T'], scores: Float[Array, 'R W'], eos: search.Ends, pad: int, n: int
 ) -> Outputs:
-  """Return n outputs of each prompt, its first or its W = 1 rows, with `pad` after their ends."""
+  """Return n outputs for each prompt, with `pad` after their ends.
+
+  These are the first n beams of a row, or with W = 1 n neighboring rows.
+  """
   B = len(tokens) // (n if tokens.shape[1] == 1 else 1)
   tokens, scores = (x.reshape(B, -1, *x.shape[2:])[:, :n] for x in (tokens, scores))
   ends = search.is_end(tokens, eos)
@@ -405,7 +420,7 @@ def _outputs(
 
 
 def _prefill(model: Decoder, prompts: Int[Array, 'B S'], steps: int, beams: int = 1) -> Cache:
-  """Return the cache of all tokens but the last of each prompt, with rows for so many beams."""
+  """Return the cache of all tokens except the last of each prompt, with each row `beams` times."""
   tokens, segments = split_padding(prompts)
   B, S = prompts.shape
   cache = model.init_cache(B, S - 1 + steps)

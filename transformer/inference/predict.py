@@ -1,4 +1,4 @@
-"""Predictions of a task: requests are encoded, batched, answered and checked here for all tasks."""
+"""Predictions of any task: encode requests, run them in batches, check and return the answers."""
 
 import dataclasses
 import functools
@@ -21,10 +21,10 @@ Model = Any  # a Flax module, of the class that the task makes
 
 @runtime_checkable
 class Predictor(Protocol):
-  """The use of a trained model: one request in, one answer out.
+  """A task's use of a trained model: one answer for each request.
 
-  `processor` encodes requests, as a data.processors.Processor does: it has `max_length`,
-  `encode_example(line, truncate=)`, and `labels(row)` for the encoder's positions.
+  `processor` encodes requests like a data.processors.Processor: it has `max_length`,
+  `encode_example(line, truncate=)`, and `labels(row)` for the positions of the encoder.
   """
 
   @property
@@ -36,13 +36,13 @@ class Predictor(Protocol):
     """Return the processor of requests."""
 
   def example(self, example: dict[str, Any]) -> tuple[Any, Any]:
-    """Return an example of the corpus as a request and its reference answer."""
+    """Return the request and the reference answer of an example of the corpus."""
 
   def answer(self, model: Model, requests: Sequence[Any]) -> list[Any]:
-    """Return the answer to each encoded request, a text or the bytes of a wav file."""
+    """Return the answers to encoded requests, each a text or the bytes of a wav file."""
 
   def attention(self, model: Model, request: Any) -> Probe:
-    """Return the attention weights of an encoded request."""
+    """Return the Probe of an encoded request, which computes its attention weights."""
 
 
 P = TypeVar('P', bound=Any)
@@ -52,19 +52,19 @@ def predict(task: Predictor, model: Model, lines: Iterable[Any], *, truncate: bo
   """Return the answer to each line, in order; it does not depend on the other lines.
 
   Args:
-    task: what encodes and answers requests.
-    model: of that task.
+    task: encodes and answers requests.
+    model: a model of that task.
     lines: requests: texts, or for images and sounds their paths, contents or arrays.
-    truncate: shorten lines that are too long and accept empty ones, so that a whole split can be
-      scored, instead of raising.
+    truncate: shorten lines that are too long and accept empty ones, instead of raising, so that a
+      whole split can be scored.
 
   Raises:
-    ValueError: a line cannot be answered; says which, why, and what to do.
+    ValueError: a line cannot be answered; the message has its number and the cure.
     FloatingPointError: the model computes NaN.
   """
   if isinstance(lines, str):
     raise ValueError('predict takes many lines: pass a list, [line] for a single one')
-  requests, cut = [], 0
+  requests, truncated = [], 0
   for number, line in enumerate(lines, start=1):
     try:
       try:
@@ -73,11 +73,11 @@ def predict(task: Predictor, model: Model, lines: Iterable[Any], *, truncate: bo
         if not truncate:
           raise
         requests.append(task.processor.encode_example(line, truncate=True))
-        cut += 1
+        truncated += 1
     except ValueError as error:
       raise ValueError(f'line {number}: {error}') from error
-  if cut:
-    log.warning('%d of %d inputs are empty or too long, and read in part', cut, len(requests))
+  if truncated:
+    log.warning('%d of %d inputs are empty or too long, and read in part', truncated, len(requests))
   return task.answer(model, requests) if requests else []
 
 
@@ -87,44 +87,44 @@ def predict_each(
   lines: Iterable[Any],
   answer: Callable[[Model, Sequence[Any]], list[Any]] | None = None,
 ) -> list[Any]:
-  """Return for each line its answer, or the ValueError or OSError that says why it has none.
+  """Return for each line its answer, or the ValueError or OSError that it raised.
 
   Args:
     task, model: as in `predict`.
-    lines: as there; an error in place of a line is returned as it is.
-    answer: the method of the task that answers requests; None: task.answer.
+    lines: as there; an exception in place of a line is returned unchanged.
+    answer: the method of the task that answers requests; task.answer if None.
 
   Raises:
     FloatingPointError: as `predict`.
   """
 
-  def answers(requests: list[Any]) -> list[Any]:
+  def answers_or_errors(requests: list[Any]) -> list[Any]:
     try:
       return (answer or task.answer)(model, requests) if requests else []
-    except (ValueError, OSError) as error:  # of one of them
+    except (ValueError, OSError) as error:  # raised by one of them: answer each alone
       if len(requests) == 1:
         return [error]
-      return [one for request in requests for one in answers([request])]
+      return [result for request in requests for result in answers_or_errors([request])]
 
-  found: list[Any] = []
+  results: list[Any] = []  # first the encoded requests, or errors
   for line in lines:
     try:
-      found.append(line if isinstance(line, Exception) else task.processor.encode_example(line))
+      results.append(line if isinstance(line, Exception) else task.processor.encode_example(line))
     except (ValueError, OSError) as error:
-      found.append(error)
-  good = [i for i, request in enumerate(found) if not isinstance(request, Exception)]
-  for i, one in zip(good, answers([found[i] for i in good]), strict=True):
-    found[i] = one
-  return found
+      results.append(error)
+  valid = [i for i, request in enumerate(results) if not isinstance(request, Exception)]
+  for i, result in zip(valid, answers_or_errors([results[i] for i in valid]), strict=True):
+    results[i] = result
+  return results
 
 
 def with_fast_decoding(task: P) -> P:
-  """Return the task with the cheaper settings of inference, for validation during training."""
+  """Return the task with cheaper settings of inference, for validation during training."""
   return dataclasses.replace(task, decoding=task.decoding.fast())
 
 
 def run_batches(task: Any, model: Model, rows: Rows, *args: Any) -> list[Any]:
-  """Return `task.forward(model, rows, *args)` of each row; see `map_batches`."""
+  """Return the result of `task.forward(model, rows, *args)` for each row; see `map_batches`."""
   return map_batches(task, model, lambda batch: _forward(task, model, batch, *args), rows)
 
 
@@ -141,19 +141,20 @@ def map_batches(
   *,
   left: bool = False,
 ) -> list[Any]:
-  """Return the result of each row, in order.
+  """Return the result of a compiled function for each row, in order.
 
-  All batches have `decoding.batch_size` rows, padded to few lengths, each by its own length alone.
+  All batches have `task.decoding.batch_size` rows. The padded length of a row depends only on its
+  own length.
 
   Args:
-    task: its settings give the rows of a batch and their longest length.
-    model: whose vocabulary and positions the rows must keep to.
-    forward: padded rows to a tree of arrays with one entry for each row; a compiled function.
+    task: has the batch size and the largest length.
+    model: the rows are checked against its vocabulary and positions.
+    forward: a compiled function of padded rows that returns a tree of arrays with leading axis B.
     rows: tokens, frames or images.
     left: whether to pad on the left.
 
   Raises:
-    ValueError: a row has a token or a length that the model does not know.
+    ValueError: a row has an id outside the vocabulary, or is longer than the learned positions.
     FloatingPointError: a result is NaN.
   """
   source = hasattr(model, 'decoder')
@@ -165,11 +166,11 @@ def map_batches(
     same = [i for i in range(len(rows)) if lengths[i] == length]
     for start in range(0, len(same), task.decoding.batch_size):
       members = same[start : start + task.decoding.batch_size]
-      # an incomplete batch repeats its last row: an empty one would never end
+      # a search of empty rows would never end, so the last row fills up an incomplete batch
       filled = [*members, *members[-1:] * (task.decoding.batch_size - len(members))]
       padded = jax.device_put(pad_rows([rows[i] for i in filled], length, left=left))
       batch = jax.device_get(forward(padded))
       check_finite(batch)
-      for place, i in enumerate(members):
-        results[i] = jax.tree.map(lambda x, place=place: x[place], batch)
+      for row, i in enumerate(members):
+        results[i] = jax.tree.map(lambda x, row=row: x[row], batch)
   return results

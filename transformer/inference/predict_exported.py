@@ -1,7 +1,6 @@
-"""Answer lines of text by an exported model: python predict.py < lines.txt
+"""Answer lines of text with an exported model: python predict.py < lines.txt
 
-Needs jax, flatbuffers, numpy, safetensors and tokenizers, and nothing of the code that wrote this
-folder. Outputs are decoded greedily.
+Needs only jax, flatbuffers, numpy, safetensors and tokenizers. Outputs are decoded greedily.
 """
 
 import itertools
@@ -21,20 +20,20 @@ def padded(rows, left=False):
   length = max(8, 1 << (max(map(len, rows)) - 1).bit_length())
   tokens, segments = np.zeros((2, len(rows), length), np.int32)
   for i, row in enumerate(rows):
-    at = slice(length - len(row), None) if left else slice(len(row))
-    tokens[i, at], segments[i, at] = row, 1
+    columns = slice(length - len(row), None) if left else slice(len(row))
+    tokens[i, columns], segments[i, columns] = row, 1
   return tokens, segments
 
 
 def finite(logits):
-  """Return logits as a NumPy array; FloatingPointError if there are NaNs."""
-  if np.isnan(found := np.array(logits)).any():
+  """Return logits as a NumPy array; raise FloatingPointError if one is NaN."""
+  if np.isnan(array := np.array(logits)).any():
     raise FloatingPointError('the model computes NaN for these lines')
-  return found
+  return array
 
 
 class Model:
-  """The model of a folder; `answer` answers lines, `functions` are those of config.json."""
+  """An exported model; `answer` answers lines, `functions` are its compiled functions by name."""
 
   def __init__(self, folder=pathlib.Path(__file__).parent):
     self.config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
@@ -45,7 +44,7 @@ class Model:
     self.functions = {f.stem: jax.jit(read(f).call) for f in folder.glob('*.stablehlo')}
 
   def answer(self, lines):
-    """Return the answer to each line; ValueError if one has no tokens, or too many."""
+    """Return the answer to each line; raise ValueError if one has no tokens or too many."""
     c, rows = self.config, []
     for line in lines:
       ids = self.tokenizer.encode(line, add_special_tokens=False).ids
@@ -70,7 +69,7 @@ class Model:
     """Return the continuation of each row of tokens."""
     window, most, ends = (self.config[x] for x in ('max_length', 'max_new_tokens', 'ends'))
     texts, step = [list(row) for row in rows], max(window // 2, 1)
-    for before in range(0, most, step):  # each half window begins with the end of the text so far
+    for before in range(0, most, step):  # half a window reads the end of the text, half is new
       steps = min(step, most - before)
       prompts = padded([text[-(window - steps) :] for text in texts], left=True)
       for text, output in zip(texts, self.generate(*prompts, steps), strict=True):
@@ -83,16 +82,16 @@ class Model:
     """Return up to `steps` tokens that continue each row, the end token included."""
     size = {'b': len(tokens), 'c': tokens.shape[1] + steps}
     cache = [np.zeros([size.get(n, n) for n in x], kind) for x, kind in self.config['cache']]
-    found, ends = [], self.config['ends']
+    columns, ends = [], self.config['ends']
     for _ in range(steps):
       call = self.functions['step' if tokens.shape[1] == 1 else 'prefill']
       logits, cache = call(self.weights, tokens, segments, cache, memory)
       (logits := finite(logits))[:, self.config['suppress']] = -np.inf
-      found.append(np.argmax(logits, axis=-1))
-      if np.isin(found, ends).any(axis=0).all():
+      columns.append(np.argmax(logits, axis=-1))
+      if np.isin(columns, ends).any(axis=0).all():
         break
-      tokens, segments = found[-1][:, None].astype(np.int32), np.ones((len(tokens), 1), np.int32)
-    rows = np.stack(found, axis=1).tolist()
+      tokens, segments = columns[-1][:, None].astype(np.int32), np.ones((len(tokens), 1), np.int32)
+    rows = np.stack(columns, axis=1).tolist()
     return [row[: next((i for i, t in enumerate(row) if t in ends), steps) + 1] for row in rows]
 
   def text(self, tokens):
@@ -104,6 +103,6 @@ class Model:
 if __name__ == '__main__':
   MODEL = Model()
   LINES = (line.rstrip('\r\n') for line in open(sys.stdin.fileno(), encoding='utf-8-sig'))
-  while some := list(itertools.islice(LINES, 32)):
-    for answer in MODEL.answer(some):
+  while batch := list(itertools.islice(LINES, 32)):
+    for answer in MODEL.answer(batch):
       print(answer.replace('\n', ' '), flush=True)

@@ -1,12 +1,13 @@
-"""Requests over HTTP: a page to type in, JSON, and text that streams while it is generated.
+"""Predictions over HTTP: a web page, JSON, and streamed text.
 
-  GET  /         the page
-  POST /predict  {"inputs": [...]}: {"outputs": [...]}, or {"error": "..."} with a status of 4xx
-  POST /stream   {"inputs": ["..."]}: the continuation of a text, as it grows (language models)
+  GET  /         a page with a form
+  POST /predict  {"inputs": [...]} returns {"outputs": [...]}, or {"error": "..."} with status 4xx
+  POST /stream   {"inputs": ["..."]} returns the continuation of one text, piece by piece (language
+                 models)
 
-Requests that arrive while others are computed are answered together, in batches of the shapes that
-every prediction has, so that few programs are compiled. Images and sounds are sent as the content
-of their files in base64; a path is never opened.
+Requests that arrive while others are computed are answered in one batch. Batches have the shapes of
+`predict`, so that few programs are compiled. Images and sounds are sent as the content of their
+files in base64; a path is never opened.
 """
 
 import asyncio
@@ -33,16 +34,16 @@ from starlette.routing import Route
 from transformer.data.processors import TextProcessor
 from transformer.inference.predict import Model, Predictor, predict_each
 
-LARGEST = 1 << 24  # bytes of a request
-MOST = 256  # inputs of a request
+MAX_BYTES = 1 << 24  # of a request
+MAX_INPUTS = 256  # of a request
 
 
 class RefusedRequest(Exception):
-  """A request that has no answer.
+  """A request that is answered by an HTTP error.
 
   Args:
-    status: of HTTP, 4xx.
-    reason: a sentence for the caller.
+    status: HTTP status, 4xx.
+    reason: a message for the client.
   """
 
   def __init__(self, status: int, reason: str):
@@ -51,16 +52,16 @@ class RefusedRequest(Exception):
 
 
 def application(task: Predictor, model: Model, name: str) -> Starlette:
-  """Return the ASGI application that answers the requests of a task.
+  """Return the ASGI application that answers requests of a task.
 
   Args:
     task, model: as in `predict`.
-    name: of the experiment, for the page.
+    name: name of the experiment, which the page shows.
   """
   of_texts = isinstance(task.processor, TextProcessor)
   streams = hasattr(task, 'stream') and task.decoding.beams == 1
   answers = functools.partial(predict_each, task, model)
-  ask, answering = _together(answers, task.decoding.batch_size)
+  ask, answer_in_batches = _batched(answers, task.decoding.batch_size)
 
   async def page(request: Request) -> Response:
     template = importlib.resources.files(__package__).joinpath('server.html').read_text('utf-8')
@@ -70,11 +71,11 @@ def application(task: Predictor, model: Model, name: str) -> Starlette:
 
   async def answer(request: Request) -> Response:
     inputs = await _inputs(request, of_texts)
-    found = await asyncio.gather(*map(ask, inputs))
-    for number, output in enumerate(found, start=1):
+    outputs = await asyncio.gather(*map(ask, inputs))
+    for number, output in enumerate(outputs, start=1):
       if isinstance(output, Exception):
         raise RefusedRequest(400, f'input {number}: {output}')
-    return JSONResponse({'outputs': [_as_json(output) for output in found]})
+    return JSONResponse({'outputs': [_as_json(output) for output in outputs]})
 
   async def stream(request: Request) -> Response:
     (line, *others) = await _inputs(request, of_texts)
@@ -90,7 +91,7 @@ def application(task: Predictor, model: Model, name: str) -> Starlette:
 
   @contextlib.asynccontextmanager
   async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    worker = asyncio.create_task(answering())
+    worker = asyncio.create_task(answer_in_batches())
     yield
     worker.cancel()
 
@@ -106,11 +107,11 @@ def application(task: Predictor, model: Model, name: str) -> Starlette:
   )
 
 
-def _together(answer: Callable[[list], list], size: int) -> tuple[Callable, Callable]:
-  """Return (ask, answering): a coroutine function of one line, and the worker that answers them.
+def _batched(answer: Callable[[list], list], size: int) -> tuple[Callable, Callable]:
+  """Return (ask, work): coroutine functions that request one answer, and that compute answers.
 
-  The worker takes what has arrived, at most `size` lines, computes that in a thread, and then takes
-  what has arrived meanwhile. An error that is of no single line is raised by each `ask`.
+  `work` runs forever: it takes the lines that have arrived, at most `size`, and computes their
+  answers in a thread. If `answer` raises, `ask` raises the same for each of these lines.
   """
   waiting: asyncio.Queue[tuple[Any, asyncio.Future]] = asyncio.Queue()
 
@@ -119,24 +120,24 @@ def _together(answer: Callable[[list], list], size: int) -> tuple[Callable, Call
     waiting.put_nowait((line, future))
     return await future
 
-  async def answering():
+  async def work():
     while True:
       batch = [await waiting.get()]
       while len(batch) < size and not waiting.empty():
         batch.append(waiting.get_nowait())
       lines, futures = zip(*batch, strict=True)
       try:
-        found = await asyncio.to_thread(answer, list(lines))
+        outputs = await asyncio.to_thread(answer, list(lines))
       except Exception as error:
         for future in futures:
           if not future.done():
             future.set_exception(error)
         continue
-      for future, output in zip(futures, found, strict=True):
-        if not future.done():  # else whoever asked has left
+      for future, output in zip(futures, outputs, strict=True):
+        if not future.done():  # the client may have disconnected
           future.set_result(output)
 
-  return ask, answering
+  return ask, work
 
 
 async def _inputs(request: Request, of_texts: bool) -> list[str | bytes]:
@@ -146,27 +147,27 @@ async def _inputs(request: Request, of_texts: bool) -> list[str | bytes]:
   body = bytearray()
   async for part in request.stream():
     body += part
-    if len(body) > LARGEST:
-      raise RefusedRequest(413, f'the request is larger than {LARGEST:,} bytes: divide it')
+    if len(body) > MAX_BYTES:
+      raise RefusedRequest(413, f'the request is larger than {MAX_BYTES:,} bytes: divide it')
   try:
     content = json.loads(body)
   except (ValueError, RecursionError) as error:
-    raise RefusedRequest(400, f'the body is no JSON: {error}') from error
+    raise RefusedRequest(400, f'the body is not JSON: {error}') from error
   inputs = content.get('inputs') if isinstance(content, dict) else None
   if not isinstance(inputs, list) or not all(isinstance(text, str) for text in inputs):
     raise RefusedRequest(400, 'give {"inputs": [...]} with a list of strings')
-  if not 1 <= len(inputs) <= MOST:
-    raise RefusedRequest(400, f'there are {len(inputs)} inputs: give 1 to {MOST}')
+  if not 1 <= len(inputs) <= MAX_INPUTS:
+    raise RefusedRequest(400, f'there are {len(inputs)} inputs: give 1 to {MAX_INPUTS}')
   if of_texts:
     return inputs
   try:
     return [base64.b64decode(text, validate=True) for text in inputs]
   except (binascii.Error, ValueError) as error:
-    raise RefusedRequest(400, f'an input is no file in base64: {error}') from error
+    raise RefusedRequest(400, f'an input is not a file in base64: {error}') from error
 
 
 def _as_json(output: Any) -> Any:
-  """Return an answer as JSON has it: a sound in base64."""
+  """Return an answer as a JSON value; a sound in base64."""
   return {'wav': base64.b64encode(output).decode()} if isinstance(output, bytes) else output
 
 
@@ -185,14 +186,14 @@ def _failure(request: Request, error: Exception) -> Response:
 
 
 def serve(app: Starlette, port: int) -> None:
-  """Answer requests on 127.0.0.1 until a signal ends the process.
+  """Serve an application on 127.0.0.1 until a signal ends the process.
 
   Args:
-    app: of `application`.
-    port: 0 takes any that is free.
+    app: from `application`.
+    port: TCP port; 0 for any free one.
 
   Raises:
-    OSError: the port is taken.
+    OSError: the port is in use.
   """
   with socket.create_server(('127.0.0.1', port)) as listener:
     url = f'http://127.0.0.1:{listener.getsockname()[1]}'

@@ -1,4 +1,4 @@
-"""Stopping strings: texts that end an output, found in the bytes of its tokens."""
+"""Stopping strings: texts that end an output, matched in the bytes of its tokens."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,10 +13,12 @@ from transformer.functional.search import Stop
 
 
 class StopTable(NamedTuple):
-  """What reading a token does in each state: how much of a stopping string was read before.
+  """The transitions of an automaton over tokens that matches stopping strings (Aho-Corasick).
+
+  A state is the longest prefix of a stopping string with which the bytes read so far end.
 
   Attributes:
-    next: the state after the token.
+    next: the state after each token, for each of Q states.
     ends: whether a stopping string ends within the token.
   """
 
@@ -25,12 +27,12 @@ class StopTable(NamedTuple):
 
 
 def stop_table(texts: Sequence[str], pieces: Sequence[bytes], vocab: int) -> StopTable:
-  """Return the table of stopping strings; a token that has no bytes changes no state.
+  """Return the table of stopping strings; tokens without bytes do not change the state.
 
   Args:
     texts: the stopping strings.
     pieces: the bytes of each token; see `Tokenizer.token_bytes`.
-    vocab: N of the model.
+    vocab: N, number of tokens of the model.
 
   Raises:
     ValueError: one of the strings is empty.
@@ -41,24 +43,23 @@ def stop_table(texts: Sequence[str], pieces: Sequence[bytes], vocab: int) -> Sto
   patterns = [text.encode() for text in texts]
   if not all(patterns):
     raise ValueError('a stopping string is empty: remove it')
-  # a state is the longest beginning of a pattern that what was read ends in
-  beginnings = sorted({x[:i] for x in patterns for i in range(len(x) + 1)}, key=len)
-  state_of = {beginning: state for state, beginning in enumerate(beginnings)}
-  steps = np.zeros((len(beginnings), 256), np.int32)
-  stops = np.zeros((len(beginnings), 256), bool)
-  for state, beginning in enumerate(beginnings):
+  prefixes = sorted({x[:i] for x in patterns for i in range(len(x) + 1)}, key=len)
+  state_of = {prefix: state for state, prefix in enumerate(prefixes)}
+  steps = np.zeros((len(prefixes), 256), np.int32)
+  stops = np.zeros((len(prefixes), 256), bool)
+  for state, prefix in enumerate(prefixes):
     for byte in range(256):
-      read = beginning + bytes([byte])
+      read = prefix + bytes([byte])
       stops[state, byte] = read.endswith(tuple(patterns))
       steps[state, byte] = next(
         state_of[read[i:]] for i in range(len(read) + 1) if read[i:] in state_of
       )
-  after = np.repeat(np.arange(len(beginnings), dtype=np.int32)[:, None], vocab, axis=1)
+  after = np.repeat(np.arange(len(prefixes), dtype=np.int32)[:, None], vocab, axis=1)
   ends = np.zeros(after.shape, bool)
   pieces = pieces[:vocab]
-  for place in range(max(map(len, pieces), default=0)):
-    tokens = [i for i, piece in enumerate(pieces) if len(piece) > place]
-    bytes_read = np.array([pieces[i][place] for i in tokens])
+  for index in range(max(map(len, pieces), default=0)):
+    tokens = [i for i, piece in enumerate(pieces) if len(piece) > index]
+    bytes_read = np.array([pieces[i][index] for i in tokens])
     ends[:, tokens] |= stops[after[:, tokens], bytes_read]
     after[:, tokens] = steps[after[:, tokens], bytes_read]
   return StopTable(jnp.asarray(after), jnp.asarray(ends))
@@ -67,15 +68,15 @@ def stop_table(texts: Sequence[str], pieces: Sequence[bytes], vocab: int) -> Sto
 def stop_when(table: StopTable, prompts: Int[Array, 'B P']) -> Stop:
   """Return the argument `stop` of a search: whether a stopping string ends within the last token.
 
-  It may begin in the prompt, as in the `transformers` library.
+  The string may begin in the prompt, as in the `transformers` library.
   """
-  states = len(table.next)  # no stopping string has as many bytes, and so tokens
+  states = len(table.next)  # more than a stopping string has bytes, and so tokens
 
   def ends(row):
     def read(state, token):
-      known = token >= 0
+      real = token >= 0
       token = jnp.maximum(token, 0)
-      return jnp.where(known, table.next[state, token], 0), known & table.ends[state, token]
+      return jnp.where(real, table.next[state, token], 0), real & table.ends[state, token]
 
     return jax.lax.scan(read, jnp.int32(0), row[-states:])[1][-1]
 
