@@ -112,7 +112,7 @@ def generate_outputs(
   if draft is not None:
     _check_draft(model, draft, decoding, lookahead)
     _padded(draft, rows, decoding.max_new_tokens, start)
-  kwargs = dict(draft=draft, lookahead=0 if draft is None else lookahead)
+  kwargs: dict[str, Any] = dict(draft=draft, lookahead=0 if draft is None else lookahead)
   kwargs['stops'] = _stops(stop, tokenizer, model)
   found, scores = _search(model, prompts, key, decoding, start, end, kwargs)
   best = jax.device_get(scores)[:, 0]
