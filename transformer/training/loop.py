@@ -72,13 +72,13 @@ def fit(experiment: Experiment, workdir: Workdir, signals: Signals | None = None
       )
     with report:
       loop = _Loop(experiment, workdir, programs, checkpoints, report, signals, ledger, state)
-      found = {
+      fingerprints = {
         f'the split {data.train}': fingerprint,
         f'the split {data.val}': fingerprint_of(loop.batches),
       }
-      for name, value in found.items():
+      for name, value in fingerprints.items():
         processes.same_everywhere(name, value)
-      workdir.check_fingerprints(found)
+      workdir.check_fingerprints(fingerprints)
       loop.run(batches)
       if stop := processes.agreed(signals.received):
         raise Stopped(stop, train.steps)

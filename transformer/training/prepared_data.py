@@ -1,4 +1,4 @@
-"""Preparing a corpus for a run, and the settings that it shares with the runs that read it."""
+"""Prepared corpora of runs: writing one, and checking that its settings are those of a run."""
 
 import functools
 import json
@@ -13,13 +13,18 @@ from transformer.data.prepared import Prepared, PreparedBatches
 from transformer.training.sections import Settings
 from transformer.training.workdir import write
 
-SAMPLE = 1 << 27  # characters that a tokenizer is trained on, of a larger corpus
+SAMPLE = 1 << 27  # the most characters of a corpus that a tokenizer is trained on
 OF_LOSS_ALONE = ('label_smoothing', 'z_loss', 'consistency')  # keys that change no column
 Example = dict[str, Any]
 
 
 def sample(examples: Iterable[Example], fields: Iterable[str]) -> list[Example]:
-  """Return every n-th example, n being the power of 2 that leaves at most SAMPLE characters."""
+  """Return every n-th example, where n is the smallest power of 2 that leaves SAMPLE characters.
+
+  Args:
+    examples: read once.
+    fields: of the examples whose characters count.
+  """
   kept: list[Example] = []
   size, step = 0, 1
 
@@ -46,14 +51,16 @@ def write_corpus(
   stream: Callable[[str], Iterable[Example]],
   workers: int,
 ) -> dict[str, Any]:
-  """Write every split of a run's data to a folder, and return prepared.json.
+  """Write every split of a run's data to a folder, and return the content of prepared.json.
+
+  Splits that are there already with the same settings and examples are kept.
 
   Args:
-    folder: also has the tokenizer.
+    folder: has the tokenizer.
     settings: of the run.
     task: of the run.
-    stream: from the name of a split to its examples, opened again at every call.
-    workers: processes that encode.
+    stream: (name of a split) to an iterator over its examples; called more than once.
+    workers: the number of processes that encode.
   """
   data, file = settings.data, folder / prepared.JSON
   described: dict[str, Any] = {
@@ -84,7 +91,13 @@ def write_corpus(
 def open_batches(
   source: Prepared, settings: Settings, task: Any, **sharing: Any
 ) -> PreparedBatches:
-  """Return the batches of a prepared split, with arguments of `PreparedBatches`.
+  """Return the batches of a prepared split.
+
+  Args:
+    source: the split.
+    settings: of the run.
+    task: of the run.
+    sharing: further arguments of `PreparedBatches`.
 
   Raises:
     ValueError: the corpus was prepared with other settings; names them.
@@ -105,7 +118,7 @@ def _has_files(settings: Settings) -> bool:
 
 
 def _content(settings: Settings, task: Any, split: str) -> dict[str, Any]:
-  """Return the settings on which the columns of a split depend, as JSON has them."""
+  """Return the settings that the columns of a split depend on, as JSON types."""
   train, has_files = split == settings.data.train, _has_files(settings)
   content: dict[str, Any] = {'kind': 'examples'}
   if train and not has_files:
@@ -122,7 +135,7 @@ def _content(settings: Settings, task: Any, split: str) -> dict[str, Any]:
 
 
 def _index_settings(settings: Settings, task: Any) -> dict[str, Any]:
-  """Return the settings on which the rows of batches depend, as JSON has them."""
+  """Return the settings that the rows of batches depend on, as JSON types."""
   data = settings.data
   if getattr(task, 'overlap', 0):
     raise ValueError('loss.overlap needs the corpus in memory: set it to 0 for a prepared one')
@@ -134,7 +147,7 @@ def _index_settings(settings: Settings, task: Any) -> dict[str, Any]:
 
 
 def _compare(source: Prepared, stored: dict[str, Any], wanted: dict[str, Any]):
-  """Raise ValueError where a corpus was prepared with other settings than a run's."""
+  """Raise ValueError unless a corpus and a run have equal settings; name those that differ."""
   differ = [
     f'{key} was {stored.get(key)!r} and is {wanted.get(key)!r}'
     for key in sorted(stored.keys() | wanted.keys())

@@ -1,7 +1,7 @@
-"""Several processes that train one model: how they start, agree, wait for each other, and end.
+"""Several processes that train one model: start, agreement on values, waiting, and common end.
 
-JAX starts them and computes with the devices of all. What it lacks is here: each holds a connection
-to process 0 (and 0 to each), through which they learn at once that one has ended.
+`jax.distributed` connects them for computation. In addition each process has a TCP connection to
+process 0, so that all learn at once when one has ended; JAX would notice only after minutes.
 """
 
 import contextlib
@@ -22,69 +22,69 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-SECONDS = 40  # without an answer, after which a machine counts as lost
-# Variables by which launchers tell a process that it is one of several.
+SECONDS = 40  # a machine that does not answer for so long counts as lost
+# Environment variables of launchers that have the number of processes.
 COUNTS = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
 
-_peers: dict[int, socket.socket] = {}  # by the number of their process
-_ended: set[int] = set()  # those that said that they have finished
-_first_is_done = threading.Semaphore(0)  # counts what process 0 has done alone
+_peers: dict[int, socket.socket] = {}  # connections by the index of the other process
+_ended: set[int] = set()  # the processes that have sent `done`
+_first_is_done = threading.Semaphore(0)  # counts the messages `go` of process 0; see first_alone
 
 
 def start(coordinator: str = '', process: int = -1, processes: int = 0):
-  """Start JAX's processes if this is one of several; call it before JAX starts its devices.
+  """Connect this process with the others, if there are any; call it before JAX starts its devices.
 
   Args:
-    coordinator: HOST:PORT of process 0; 'auto' to let JAX find out everything, as on a TPU pod;
-      '' if Slurm, Open MPI or Kubernetes may have started several processes.
-    process: the number of this one, from 0.
-    processes: how many there are.
+    coordinator: HOST:PORT of process 0; 'auto' if JAX can detect all settings, as on a TPU pod;
+      '' to detect whether Slurm, Open MPI or Kubernetes has started several processes.
+    process: the index of this process, from 0; -1 if not given.
+    processes: the number of processes; 0 if not given.
 
   Raises:
     ValueError: not all three are given, or they contradict each other.
     RuntimeError: the others do not answer.
   """
-  given: dict[str, Any] = {}
+  kwargs: dict[str, Any] = {}
   if coordinator not in ('', 'auto'):
     if not 0 <= process < processes:
       raise ValueError(
         f'--coordinator={coordinator} --process={process} --processes={processes}: give the same '
         'HOST:PORT and number to all, and each process its own number from 0'
       )
-    given = dict(coordinator_address=coordinator, num_processes=processes, process_id=process)
+    kwargs = dict(coordinator_address=coordinator, num_processes=processes, process_id=process)
   elif process != -1 or processes:
     raise ValueError(
       '--process and --processes need --coordinator=HOST:PORT, a free port of process 0'
     )
   elif not coordinator and not _launched_as_several(os.environ):
     return
-  # or JAX's own service ends this process with a dump, before `_watch` has said why
+  # otherwise JAX aborts this process with a stack dump, before `_watch` has printed the reason
   jax.config.update('jax_enable_recoverability', True)
-  jax.distributed.initialize(**given, heartbeat_timeout_seconds=SECONDS)
+  jax.distributed.initialize(**kwargs, heartbeat_timeout_seconds=SECONDS)
   if jax.process_count() == 1:
     return
   _keep_stdout_for_results()
   if jax.process_index():
-    logging.set_verbosity(logging.WARNING)  # process 0 says what is the same in all
+    logging.set_verbosity(logging.WARNING)  # process 0 logs the rest, which is the same in all
   _connect(coordinator.rpartition(':')[0].strip('[]'))
 
 
 def _keep_stdout_for_results():
-  """Send to stderr what libraries print, such as Gloo, which connects the processes on CPUs."""
+  """Send the messages that C++ libraries print to stdout, such as Gloo's, to stderr."""
   results = os.dup(sys.stdout.fileno())
   os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
   sys.stdout = open(results, 'w', encoding='utf-8', errors='surrogateescape')
 
 
 def _launched_as_several(environ) -> bool:
-  """Return whether the environment says that a launcher started several processes."""
+  """Return whether the environment is that of a launcher with several processes."""
   counts = [int(environ.get(name, '1')) for name in COUNTS]
   pods = 'JOB_COMPLETION_INDEX' in environ and 'KUBERNETES_SERVICE_HOST' in environ
   return max(counts) > 1 or pods or ',' in environ.get('TPU_WORKER_HOSTNAMES', '')
 
 
 def _connect(host: str):
-  """Connect every process to process 0, and watch the connections."""
+  """Connect every process to process 0, and start a thread that watches each connection."""
   listener, token = socket.create_server(('', 0), backlog=1024), secrets.token_hex(16)
   hosts = ' '.join([host or _own_address(), socket.gethostname()])
   text = f'{token} {listener.getsockname()[1]} {hosts}'.encode().ljust(512)[:512]
@@ -95,9 +95,9 @@ def _connect(host: str):
     while len(_peers) < jax.process_count() - 1:
       peer, _ = listener.accept()
       peer.settimeout(10)
-      with contextlib.suppress(OSError, ValueError):  # none of these processes
-        said, index = _read_line(peer).split()
-        if said == token:
+      with contextlib.suppress(OSError, ValueError):  # a connection of another program
+        received, index = _read_line(peer).split()
+        if received == token:
           _peers[int(index)] = peer
   else:
     _peers[0] = _first_that_answers(addresses, int(port))
@@ -113,7 +113,7 @@ def _connect(host: str):
 
 
 def _own_address() -> str:
-  """Return the address of this machine's default route; nothing is sent."""
+  """Return the IP address of this machine's default route; sends nothing."""
   with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
     probe.connect(('192.0.2.1', 9))
     return probe.getsockname()[0]
@@ -141,7 +141,7 @@ def _read_line(peer: socket.socket) -> str:
 
 
 def _watch(number: int, peer: socket.socket):
-  """Act on the messages of a process; end this one if that ends without `done`."""
+  """Handle the messages of another process; end this one if the other ends without `done`."""
   while True:
     try:
       word, _, rest = _read_line(peer).partition(' ')
@@ -163,8 +163,8 @@ def _watch(number: int, peer: socket.socket):
 
 
 def _end(status: int, text: str):
-  """Say a line and end this process at once, whatever it waits for; the others notice it."""
-  with _ending:  # only once
+  """Print a line and end this process at once, whatever it waits for; the others then end, too."""
+  with _ending:  # so that only one thread does this
     for peer in _peers.values():
       with contextlib.suppress(OSError):
         if status > 128:
@@ -177,18 +177,18 @@ _ending = threading.Lock()
 
 
 def several() -> bool:
-  """Return whether there is more than this process."""
+  """Return whether there are several processes."""
   return jax.process_count() > 1
 
 
 def is_first() -> bool:
-  """Return whether this process is the one that writes, logs and trains the tokenizer."""
+  """Return whether this is process 0, which writes files, logs and trains the tokenizer."""
   return jax.process_index() == 0
 
 
 @contextlib.contextmanager
 def first_alone() -> Iterator[None]:
-  """Run the body in process 0, and then in the others, which find what it wrote."""
+  """Run the block in process 0 first, then in the others, which can read what it wrote."""
   if not is_first():
     _first_is_done.acquire()
   yield
@@ -198,18 +198,18 @@ def first_alone() -> Iterator[None]:
 
 
 def largest(value: int) -> jax.Array:
-  """Return the largest value of all processes, to be read when the devices have it."""
+  """Return the largest value of all processes as an array on the devices, without waiting."""
   devices = np.array(jax.devices())
-  place = NamedSharding(Mesh(devices, ('all',)), P('all'))
-  local = np.full(len(place.addressable_devices), value, np.int32)
-  return _largest(jax.make_array_from_process_local_data(place, local))
+  sharding = NamedSharding(Mesh(devices, ('all',)), P('all'))
+  local = np.full(len(sharding.addressable_devices), value, np.int32)
+  return _largest(jax.make_array_from_process_local_data(sharding, local))
 
 
 _largest = jax.jit(lambda x: x.max())
 
 
 def agreed(value: int) -> int:
-  """Return the largest value of all processes."""
+  """Return the largest value of all processes, on the host."""
   return int(largest(value)) if several() else int(value)
 
 
@@ -217,9 +217,9 @@ def same_everywhere(name: str, text: str):
   """Raise ValueError unless all processes have the same text, such as a hash of their data."""
   if not several():
     return
-  found = np.frombuffer(text.encode().ljust(64)[:64], np.uint8)
-  found = np.asarray(multihost_utils.process_allgather(found)).reshape(-1, found.size)
-  if differ := [i for i in range(len(found)) if (found[i] != found[0]).any()]:
+  own = np.frombuffer(text.encode().ljust(64)[:64], np.uint8)
+  texts = np.asarray(multihost_utils.process_allgather(own)).reshape(-1, own.size)
+  if differ := [i for i in range(len(texts)) if (texts[i] != texts[0]).any()]:
     raise ValueError(
       f'{name} of process {", ".join(map(str, differ))} is not that of process 0: give all '
       'machines the same files'
@@ -227,7 +227,7 @@ def same_everywhere(name: str, text: str):
 
 
 def on_host(array: Any) -> np.ndarray:
-  """Return a whole array, also if other processes hold parts of it; all must call it."""
+  """Return a global array on the host; all processes must call it, if it is sharded over them."""
   if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
     return np.asarray(array)
   return multihost_utils.process_allgather(array, tiled=True)
@@ -241,10 +241,10 @@ def stop_all(number: int, text: str):
 
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
-  """Run a command to its end in all processes, or in none.
+  """Run the block to its end in all processes, or end all.
 
-  An error ends this process at once: JAX would wait minutes for the others, and they for it. The
-  others end then because of that.
+  An error ends this process at once, and thereby the others. Otherwise JAX would wait minutes for
+  the others, and they for this one.
   """
   try:
     yield
@@ -256,9 +256,9 @@ def ending_together() -> Iterator[None]:
     _exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
   for peer in _peers.values():
     peer.sendall(b'done\n')
-  while not {*_peers} <= _ended:  # until then each may need the others
+  while not {*_peers} <= _ended:  # until then another process may still compute with this one
     time.sleep(0.01)
-  if is_first():  # which has JAX's service: the others leave it first, and close the connection
+  if is_first():  # it runs JAX's service: wait until the others have left it and closed
     for peer in _peers.values():
       with contextlib.suppress(OSError):
         _read_line(peer)
@@ -270,7 +270,7 @@ def ending_together() -> Iterator[None]:
 
 
 def wait_for_lost_process():
-  """Wait some seconds after an error, in which `_watch` may name a lost process as its cause."""
+  """Wait some seconds after an error, so that `_watch` can report a lost process as the cause."""
   if _peers:
     time.sleep(3)
 

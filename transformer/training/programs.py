@@ -20,10 +20,10 @@ class Programs(NamedTuple):
 
   Attributes:
     optimizer: of Optax.
-    start: a key to the state before the first step.
-    update: (state, stacked batches, key) to the state after these steps, and their metrics.
-    learning_rate: of a step.
-    like: the shapes and shardings of the state.
+    start: (key) to the state before the first step.
+    update: (state, stacked batches, key) to (the state after these steps, their metrics).
+    learning_rate: (step, from 0) to the learning rate.
+    like: the state with ShapeDtypeStructs, which have shardings, in place of arrays.
     mesh: of the devices.
   """
 
@@ -35,11 +35,11 @@ class Programs(NamedTuple):
   mesh: Mesh
 
   def compile_update(self, batch: dict[str, np.ndarray], steps: int = 1) -> Any:
-    """Return `update`, compiled for such batches of all processes; a call does not compile again.
+    """Return `update` compiled for batches of these shapes; a later call does not compile again.
 
     Args:
-      batch: its values do not matter.
-      steps: of a call.
+      batch: of all processes; only its shapes matter.
+      steps: the number of steps in a call.
     """
     key = jax.eval_shape(jax.random.key, 0)
     stacked = sharding.shapes_of_batch(batch, self.mesh, steps)
@@ -48,7 +48,7 @@ class Programs(NamedTuple):
 
 
 def entered(mesh: Mesh) -> contextlib.AbstractContextManager:
-  """Return a context that names the mesh, which kernels need on several devices."""
+  """Return a context that sets JAX's current mesh, which kernels need on several devices."""
   return jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
 
 
@@ -63,7 +63,7 @@ def argument_names(*arguments: Any) -> list[str]:
 
 
 def make_programs(experiment: Experiment) -> Programs:
-  """Return the functions of a run, which are compiled when they are called."""
+  """Return the functions of a run; each is compiled at its first call."""
   settings, train, task = experiment.settings, experiment.settings.train, experiment.task
   optimizer, learning_rate = optimizers.build(
     **dict(settings.optimizer, lr_multipliers=experiment.lr_multipliers),

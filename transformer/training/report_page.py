@@ -13,16 +13,16 @@ from transformer.training import comparison
 from transformer.training.config import for_task
 from transformer.training.workdir import Workdir, flatten
 
-SAMPLES = 8  # of each split
+SAMPLES = 8  # shown of each split
 
 
 def page(folders: Sequence[str], rows: dict[str, dict[str, Any]], near: pathlib.Path) -> str:
-  """Return the page; it loads nothing.
+  """Return the page as HTML that needs no other file.
 
   Args:
     folders: workdirs of the runs.
-    rows: what of each run is compared; see comparison.compare.
-    near: the folder where it will be, from which links to attention pages lead.
+    rows: from comparison.compare.
+    near: the folder where the page will be; its links to attention pages are relative to it.
   """
   figure = io.StringIO()
   comparison.figure(folders).savefig(figure, format='svg')
@@ -47,13 +47,13 @@ def page(folders: Sequence[str], rows: dict[str, dict[str, Any]], near: pathlib.
 
 
 def _changed(config: dict[str, Any]) -> list[tuple[str, str]]:
-  """The keys of a config whose values are not their defaults."""
+  """Return (key, value) of a config where the value is not the default."""
   default = flatten(for_task(config['task'], modality=config['model']['modality']).to_dict())
   return [(key, repr(value)) for key, value in flatten(config).items() if value != default.get(key)]
 
 
 def _compared(rows: dict[str, dict[str, Any]], *, parts: bool) -> list[tuple[str, ...]]:
-  """The lines of the table of metrics: of whole splits, or of their parts, such as languages."""
+  """Return the lines of the metrics table: of splits, or of their parts (such as locales)."""
   keys = dict.fromkeys(key for row in rows.values() for key in row)
   return [
     (key, *(comparison.text(row.get(key, '')) for row in rows.values()))
@@ -63,7 +63,7 @@ def _compared(rows: dict[str, dict[str, Any]], *, parts: bool) -> list[tuple[str
 
 
 def _samples(folder: pathlib.Path) -> list[str]:
-  """The first answers of every split beside their references; wrong ones are marked."""
+  """Return tables in HTML of the first predictions of every split beside their references."""
   parts = []
   for file in sorted(folder.glob('predictions/*.reference.txt')):
     split = file.name.removesuffix('.reference.txt')
@@ -77,7 +77,7 @@ def _samples(folder: pathlib.Path) -> list[str]:
 
 
 def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-  """A table whose first column has the names; of pairs that differ, the second is marked."""
+  """Return a table in HTML, with a heading in each line; predictions that are wrong are marked."""
   top = ''.join(f'<th scope="col">{escape(name)}</th>' for name in head)
   marked = tuple(head) == ('reference', 'prediction')
   body = ''

@@ -1,4 +1,4 @@
-"""Reports of a run: progress bar, log, TensorBoard events and metrics.jsonl."""
+"""Reports of a run (progress bar, log, TensorBoard events, metrics.jsonl) and tables as text."""
 
 import contextlib
 import json
@@ -22,10 +22,10 @@ from transformer.training.workdir import write
 
 
 def log_ours():
-  """Send our log to stderr, and of other libraries warnings and errors only.
+  """Set up logging to stderr: all messages of this package, warnings and errors of libraries.
 
-  Orbax also logs, with a traceback for each of its threads, the errors that it raises: they are
-  reported once, where they are raised. On a terminal a line has the time of day and no file.
+  Errors that Orbax logs with a traceback for each of its threads are dropped, because it raises
+  them, too. On a terminal a line has the time of day and no file name.
   """
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
@@ -37,7 +37,7 @@ def log_ours():
 
 
 def _end_of_thread(args: Any):
-  """Print the error that ended a thread, unless it is one of a save, which is raised again."""
+  """Print the error that ended a thread, unless it is Orbax's, which is raised again."""
   if not any('orbax' in frame.filename for frame in traceback.extract_tb(args.exc_traceback)):
     threading.__excepthook__(args)
 
@@ -45,21 +45,21 @@ def _end_of_thread(args: Any):
 def _is_shown(record: std_logging.LogRecord) -> bool:
   if 'orbax' in record.pathname and record.exc_info:
     return False
-  # texts of the data may have control characters
+  # a message may contain texts of the data, with control characters
   record.msg, record.args = printable(record.getMessage()), None
   ours = str(pathlib.Path(__file__).parents[1])
   return record.levelno >= std_logging.WARNING or record.pathname.startswith(ours)
 
 
 class Report(contextlib.AbstractContextManager):
-  """Writes the metrics of steps.
+  """Writer of the metrics of a run; a context manager that closes its files at the end.
 
-  A run that resumes at `step` deletes what it had written of later steps, so that its files are
-  those of a run without an interruption.
+  If a run resumes at `step`, the lines of later steps are deleted, so that the files are those of
+  an uninterrupted run.
 
   Args:
     folder: of the run.
-    step: to resume at.
+    step: the step to resume after; 0 for a new run.
     steps: of the whole run.
     logged: the last step whose metrics were written; 0 if unknown.
 
@@ -87,15 +87,15 @@ class Report(contextlib.AbstractContextManager):
   def __exit__(self, *_):
     logging.get_absl_handler().removeFilter(self._clear_line)
     with self._file, contextlib.closing(self._events), contextlib.closing(self._bar):
-      pass  # all are closed, even where the disk is full
+      pass  # all are closed, even if one of them fails because the disk is full
 
   def _clear_line(self, _) -> bool:
-    """Remove the bar, so that the log does not write into its line; the next step draws it."""
+    """Clear the bar before a log message is written; the next step draws it again."""
     self._bar.clear()
     return True
 
   def start(self):
-    """Count the time from now on: the first step has been compiled."""
+    """Start to measure the speed; called when the first step has been compiled."""
     self._bar.unpause()
     self._restart()
 
@@ -103,7 +103,12 @@ class Report(contextlib.AbstractContextManager):
     self._since, self._tokens, self._at_peak = time.perf_counter(), 0, 0.0
 
   def advance(self, tokens: int, at_peak: float = 0.0):
-    """Count a training step of so many tokens, and its seconds at the device's peak, if known."""
+    """Count a training step.
+
+    Args:
+      tokens: its number of tokens.
+      at_peak: the seconds it would take at the device's peak; 0 if unknown.
+    """
     self._bar.update()
     self._tokens += tokens
     self._at_peak += at_peak
@@ -113,15 +118,15 @@ class Report(contextlib.AbstractContextManager):
     seconds = max(time.perf_counter() - self._since, 1e-9)
     speed, mfu = self._tokens / seconds, self._at_peak / seconds
     self._restart()
-    shown = {'loss': f'{metrics["loss"]:.3f}', 'tokens/s': f'{speed:,.0f}'}
-    self._bar.set_postfix(shown | ({'mfu': f'{mfu:.1%}'} if mfu else {}))
-    more = {'tokens_per_second': round(speed, 1)} | ({'mfu': round(mfu, 4)} if mfu else {})
-    self._write(step, 'train', metrics | more)
+    postfix = {'loss': f'{metrics["loss"]:.3f}', 'tokens/s': f'{speed:,.0f}'}
+    self._bar.set_postfix(postfix | ({'mfu': f'{mfu:.1%}'} if mfu else {}))
+    speeds = {'tokens_per_second': round(speed, 1)} | ({'mfu': round(mfu, 4)} if mfu else {})
+    self._write(step, 'train', metrics | speeds)
     if self._bar.disable:
       logging.info('step %d: loss %.4f, %s tokens/s', step, metrics['loss'], f'{speed:,.0f}')
 
   def evaluation(self, step: int, split: str, metrics: dict[str, float], samples: list[dict]):
-    """Write the metrics and samples of a split."""
+    """Write the metrics and samples of a split, evaluated after a step."""
     self._write(step, split, metrics)
     if samples:
       self._events.write(step, {f'{split}/samples': f'```\n{table(samples)}\n```'})
@@ -138,10 +143,10 @@ class Report(contextlib.AbstractContextManager):
 
 
 class _Events:
-  """A file for TensorBoard, written without a thread.
+  """A writer of a TensorBoard file that uses no thread.
 
   The thread of tensorboardX's SummaryWriter ends when the disk is full, and the program then waits
-  for ever to put more into its queue.
+  forever to put more into its queue.
   """
 
   def __init__(self, folder: pathlib.Path, *, purge_step: int):
@@ -153,7 +158,7 @@ class _Events:
     self._write(purge_step, session_log=SessionLog(status=SessionLog.START))
 
   def write(self, step: int, values: dict[str, float | str]):
-    """Write numbers and texts of a step."""
+    """Write {tag: number or text} of a step."""
     from tensorboardX import summary
 
     for name, value in values.items():
@@ -171,16 +176,17 @@ class _Events:
 
 
 def summary(result: dict[str, Any], splits: Sequence[str]) -> str:
-  """Return a result as text: a table of metric x split, where everything is, and what to do next.
+  """Return a result as text: a table of metrics, the workdir, and commands to try next.
 
   Args:
-    result: as it is written to the workdir; metrics of parts of a split, such as of each locale,
-      are there alone.
-    splits: of the table's columns.
+    result: of a mode. Metrics of parts of a split, such as a locale, are not in the table.
+    splits: the columns of the table.
   """
   metrics = {name: f'{value:.4g}' for name, value in result.get('metrics', {}).items()}
-  known = [key.removeprefix(f'{s}/') for s in splits for key in metrics if key.startswith(f'{s}/')]
-  names = [name for name in dict.fromkeys(known) if '/' not in name]
+  all_names = [
+    key.removeprefix(f'{s}/') for s in splits for key in metrics if key.startswith(f'{s}/')
+  ]
+  names = [name for name in dict.fromkeys(all_names) if '/' not in name]
   rows = [[name, *(metrics.get(f'{split}/{name}', '') for split in splits)] for name in names]
   workdir = shlex.quote(result['workdir'])
   return '\n'.join(
@@ -197,11 +203,11 @@ def summary(result: dict[str, Any], splits: Sequence[str]) -> str:
 
 
 def align(rows: Sequence[Sequence[str]], justify: Callable[[str, int], str] = str.ljust) -> str:
-  """Return rows of cells as lines of text, with every column as wide as its longest cell.
+  """Return a table as text, in which every column is as wide as its longest cell.
 
   Args:
-    rows: of the same number of cells.
-    justify: str.ljust or str.rjust, of all columns but the first.
+    rows: lists of cells, all of the same length.
+    justify: str.ljust or str.rjust, for all columns but the first, which is left-justified.
   """
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = ([row[0].ljust(widths[0]), *map(justify, row[1:], widths[1:])] for row in rows)
@@ -209,7 +215,7 @@ def align(rows: Sequence[Sequence[str]], justify: Callable[[str, int], str] = st
 
 
 def short_table(samples: list[dict[str, Any]]) -> str:
-  """Return samples as text, a line for each; wrong ones are marked, and say what is right."""
+  """Return samples as text, a line for each; wrong ones are marked, with the reference."""
   lines = []
   for sample in samples:
     right = sample['prediction'] == sample['targets']
@@ -223,7 +229,7 @@ def _short(text: Any) -> str:
 
 
 def table(samples: list[dict[str, Any]]) -> str:
-  """Return samples as text: inputs, reference and prediction; wrong ones are marked."""
+  """Return samples as text, three lines for each: inputs, reference, prediction."""
   lines = []
   for sample in samples:
     mark = ' ' if sample['prediction'] == sample['targets'] else '*'
@@ -234,7 +240,7 @@ def table(samples: list[dict[str, Any]]) -> str:
 
 
 def without_nan(value: Any) -> Any:
-  """Return a value for JSON, with NaN and Inf, which it does not have, as strings."""
+  """Return a value with NaN and Inf, which JSON does not have, as strings."""
   if isinstance(value, dict):
     return {name: without_nan(item) for name, item in value.items()}
   if isinstance(value, list):
@@ -243,31 +249,31 @@ def without_nan(value: Any) -> Any:
 
 
 def _delete_after(file: pathlib.Path, step: int, steps: int) -> tuple[bool, float, int]:
-  """Delete the lines of later steps and of the final evaluation.
+  """Delete the lines of steps after `step`, and of the final evaluation, which is repeated.
 
   Returns:
-    Whether the evaluation of `step` is there, the seconds of training until the last line, and the
-    last step of training that is written.
+    Whether the file has the evaluation after `step`; the seconds of training until its last line;
+    the last step whose training metrics it has.
   """
   kept: list[str] = []
   evaluated, seconds, last = False, 0.0, 0
   if not file.exists():
     return evaluated, seconds, last
-  # the last part is empty, or was cut when the run was killed
+  # the part after the last line end is empty, or a line that was cut when the run was killed
   for number, line in enumerate(file.read_bytes().split(b'\n')[:-1], start=1):
     try:
       written = json.loads(line)
-      at, evaluation = written['step'], written['split'] != 'train'
+      line_step, evaluation = written['step'], written['split'] != 'train'
     except (KeyError, RecursionError, TypeError, ValueError) as error:
       zeros = f', {line.count(0)} bytes of it are zero' if 0 in line else ''
       raise ValueError(
         f'{file}:{number} is damaged ({error}{zeros}): delete that line, which only the log needs'
         f'\n  sed -i {number}d {shlex.quote(str(file))}'
       ) from error
-    if at <= step and not (at == steps and evaluation):  # the final one is made again
+    if line_step <= step and not (line_step == steps and evaluation):
       kept.append(line.decode() + '\n')
-      last = last if evaluation else at
-      evaluated |= at == step and evaluation
+      last = last if evaluation else line_step
+      evaluated |= line_step == step and evaluation
       seconds = written.get('seconds', seconds)
   write(file, ''.join(kept))
   return evaluated, seconds, last

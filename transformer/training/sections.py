@@ -1,4 +1,4 @@
-"""The sections of a config that training itself reads, as dataclasses."""
+"""The sections data, train and eval of a config, and the whole config, as dataclasses."""
 
 import dataclasses
 from typing import Any, Literal
@@ -12,15 +12,15 @@ class Data:
     name: one of data.corpora.SOURCES, a TFDS name, or module:name of a function of your own
       (dir, split, inputs, targets) that returns a sequence of examples.
     dir: the folder or file of the data set; '' for one that is generated.
-    source, target: names of the two sides: languages, columns or features.
+    source, target: names of inputs and targets in the data set: languages, columns or features.
     train: the split to train on.
     val: the split to validate on, and to choose the best checkpoint by.
     test: the splits to report after training.
-    limit: use only so many training examples; 0 for all.
-    max_length: of an example in tokens, end token included; longer ones are left out and counted.
-    batch_tokens: size of a batch in positions of its longer side, padding included; in examples
-      where nothing has a length, as of images and their labels.
-    buckets: at most so many shapes of batches.
+    limit: the number of training examples to use; 0 for all.
+    max_length: of an example, in tokens, end token included; longer ones are left out and counted.
+    batch_tokens: size of a batch in positions of its longer side, padding included; in examples if
+      neither side has a length, as images and their labels.
+    buckets: the largest number of different shapes of batches.
     packing: put several examples in a row of `max_length` instead of padding each.
   """
 
@@ -47,26 +47,27 @@ class Train:
 
   Attributes:
     steps: number of updates.
-    steps_per_call: updates in one call of the device, where batches have one shape; more than 1
-      helps models whose steps take less than about 50 ms.
-    microbatches: parts that a batch is run in, to save memory; the gradient stays the same.
+    steps_per_call: updates in one call of the device, for consecutive batches of one shape; more
+      than 1 helps models whose steps take less than about 50 ms.
+    microbatches: number of parts that a batch is divided into, to save memory; the gradient is the
+      same.
     ema: decay of a moving average of the parameters that is evaluated in their place; 0 for none.
-    average_checkpoints: evaluate the mean of the last so many checkpoints; 1 for the last alone.
+    average_checkpoints: number of last checkpoints whose mean is the final model; 1 for the last.
     log_every_steps: interval of training metrics.
     save_every_steps: interval of checkpoints.
     keep_checkpoints: checkpoints kept beside the best one.
-    checkpoint_dir: a folder or URL, such as gs://bucket/run, for the checkpoints of this run alone;
+    checkpoint_dir: a folder or URL, such as gs://bucket/run, for the checkpoints of only this run;
       '' for the workdir.
-    damaged_checkpoint: what a run does whose newest checkpoint is damaged: halt; previous, to move
-      it to WORKDIR/checkpoints/damaged and to resume from the one before.
-    nonfinite: what a loss or gradient that is not finite does, whose update is never made: halt;
-      skip, to go on with the next batch; rollback, to go on with the next batch from the parameters
+    damaged_checkpoint: if the newest checkpoint is damaged: halt; or previous, to move it to
+      WORKDIR/checkpoints/damaged and to resume from the one before.
+    nonfinite: if a loss or gradient is NaN or Inf, the update is not made, and then: halt; skip, to
+      continue with the next batch; or rollback, to continue with the next batch from the parameters
       of the last checkpoint.
-    max_nonfinite: steps of a process that may be skipped or rolled back before it halts.
-    max_compiles: how often the training step may be compiled: more often is an error that names the
-      argument whose shape changed; 0 for any number.
-    adapters: (pattern, rank) pairs: layers whose path matches get low-rank adapters, and then only
-      these are trained, and what optimizer.lr_multipliers names; see modules.adapters.
+    max_nonfinite: number of steps that may be skipped or rolled back before the process halts.
+    max_compiles: number of times that the training step may be compiled; the next one is an error
+      that names the argument whose shape changed. 0 for no limit.
+    adapters: (pattern, rank) pairs: layers whose path matches get low-rank adapters, and only these
+      and the parameters of optimizer.lr_multipliers are trained; see modules.adapters.
   """
 
   steps: int
@@ -107,12 +108,12 @@ class Train:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-  """How a model is evaluated.
+  """The evaluation of a model.
 
   Attributes:
     every_steps: interval of evaluations on the validation split.
-    limit: examples decoded then; 0 for all. The test splits are always decoded whole.
-    samples: examples shown.
+    limit: number of examples that they decode; 0 for all. Test splits are always decoded whole.
+    samples: number of examples that are logged.
     metrics: names of metrics of the decoded outputs, or module:name of functions of your own.
     best: the validation metric by which the best checkpoint is chosen; '' for the first of the
       task's own metrics.
@@ -139,15 +140,15 @@ class Settings:
     experiment: the name of the run, and of its folder in runs/.
     task: the objective: a name of config.TASKS, or module:name of a class of your own.
     seed: of the initial parameters, the order of the data, and dropout.
-    warm_start: folder of a run, or of a published model, whose parameters training starts from;
-      '' for random ones.
+    warm_start: folder of a run or of a published model to take the initial parameters from; '' for
+      random ones.
     data, train, eval: the sections of these names.
-    processor: arguments of what reads images or sounds.
+    processor: arguments of the processor of images or sounds.
     tokenizer: arguments of data.tokenizers.train.
-    model: arguments of ModelConfig but for the vocabulary, whose size the tokenizer knows.
+    model: arguments of ModelConfig, except the vocabulary, which is the tokenizer's.
     loss: arguments of the task.
     optimizer: arguments of optimizers.build.
-    decode: how outputs are made, of the task's own type.
+    decode: settings of decoding; their type depends on the task.
     mesh: arguments of sharding.make_mesh.
   """
 
@@ -172,7 +173,7 @@ class Settings:
 
 
 def _check_integers(section: str, values: Any, zero: tuple[str, ...] = ()):
-  """Raise ValueError for an integer below 1; those named in `zero` may be 0."""
+  """Raise ValueError for an integer below 1, or below 0 for the names in `zero`."""
   for name, value in vars(values).items():
     least = 0 if name in zero else 1
     if isinstance(value, int) and not isinstance(value, bool) and value < least:

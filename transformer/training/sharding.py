@@ -1,4 +1,4 @@
-"""The mesh of devices, and one table from parameter paths to partitions."""
+"""The mesh of devices, and a table from parameter paths to PartitionSpecs."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -14,9 +14,9 @@ from transformer.training.optimizers import first_match
 
 AXES = ('data', 'fsdp', 'tensor', 'sequence')
 
-# The first pattern that fits a path decides; optimizer states carry the paths of their parameters.
-# Parameters of blocks have a leading layer axis. An axis that its mesh axis does not divide is not
-# split.
+# The first pattern that a path matches decides; the paths of optimizer states contain those of
+# their parameters. Parameters of blocks have a leading layer axis. An axis is not split if its size
+# is no multiple of the mesh axis.
 RULES = (
   (r'blocks/.*(query|key|value|hidden|gate)/kernel$', P(None, 'fsdp', 'tensor')),
   (r'blocks/.*(query|key|value|hidden|gate)/bias$', P(None, 'tensor')),
@@ -37,11 +37,12 @@ def make_mesh(
   """Return a mesh of devices.
 
   Args:
-    data: replicas of the model, which get different examples; -1 for all devices that are left.
-    fsdp: the same, but each holds a part of the parameters.
-    tensor: parts of every matrix product.
-    sequence: parts of every sequence.
-    over: a list of the devices; all there are by default.
+    data: number of replicas of the model, which get different examples; -1 for as many as the
+      devices allow.
+    fsdp: the same, but each holds only a part of the parameters (fully sharded data parallel).
+    tensor: number of parts of every matrix product.
+    sequence: number of parts of every sequence.
+    over: list of devices; None for all.
 
   Raises:
     ValueError: the sizes do not multiply to the number of devices.
@@ -64,7 +65,7 @@ def make_mesh(
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-  """Return the sharding of every leaf of a model, optimizer or training state, by RULES."""
+  """Return a tree with the NamedSharding of every leaf of a model or training state, by RULES."""
 
   def of_leaf(path, leaf):
     spec = first_match(path, RULES)
@@ -79,12 +80,12 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 def shard_batch(
   batch: dict[str, np.ndarray], mesh: Mesh, *, stacked: bool = False
 ) -> dict[str, jax.Array]:
-  """Return the batch on the devices: rows over data x fsdp, time over sequence.
+  """Return the batch as global arrays: rows sharded over data x fsdp, time over sequence.
 
   Args:
     batch: the rows of this process.
     mesh: of all devices.
-    stacked: whether an axis of steps comes first, which is not split.
+    stacked: whether arrays have a first axis of steps, which is not split.
   """
   count = share(mesh)[1]
 
@@ -100,7 +101,13 @@ def shard_batch(
 def shapes_of_batch(
   batch: dict[str, np.ndarray], mesh: Mesh, steps: int = 1
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """Return the shapes and shardings of a stack of such batches of all processes."""
+  """Return ShapeDtypeStructs of a stack of batches.
+
+  Args:
+    batch: of all processes, without the axis of steps.
+    mesh: of all devices.
+    steps: the number of batches in the stack.
+  """
   return {
     name: jax.ShapeDtypeStruct(
       (steps, *rows.shape), rows.dtype, sharding=_of_rows(mesh, rows.ndim + 1, True)
@@ -121,7 +128,7 @@ def place_batches(batches: Batches, mesh: Mesh) -> Iterator[dict[str, jax.Array]
 
 
 def batch_parts(mesh: Mesh) -> int:
-  """Return what the number of rows of a batch must be a multiple of."""
+  """Return the number of parts that the rows of a batch are divided into."""
   return mesh.shape['data'] * mesh.shape['fsdp']
 
 
@@ -131,15 +138,15 @@ def share(
 ) -> tuple[int, int]:
   """Return (index, count): a process makes the index-th of count equal parts of every batch.
 
-  Processes whose devices are parts of the same matrix product or row make the same part.
+  Processes that share rows, because of mesh.tensor or mesh.sequence, make the same part.
 
   Args:
     mesh: of all devices.
-    process: its number; this one by default.
-    process_of: the number of the process that has a device.
+    process: the index of a process; None for this one.
+    process_of: (device) to the index of its process.
 
   Raises:
-    ValueError: the rows of the process are not neighbors.
+    ValueError: the rows of the process are not contiguous, or no equal share.
   """
   process, parts = jax.process_index() if process is None else process, batch_parts(mesh)
   rows = NamedSharding(mesh, P(('data', 'fsdp'))).devices_indices_map((parts,))

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, which then saves its state first."""
+"""Signals that stop a run after it has saved its state."""
 
 import contextlib
 import signal
@@ -8,8 +8,8 @@ from absl import logging
 
 from transformer.training import processes
 
-# What asks a run to stop: schedulers announce their end by SIGTERM or SIGUSR1, a terminal that is
-# closed by SIGHUP, and Ctrl-C is SIGINT. Windows has not all of them.
+# Schedulers send SIGTERM or SIGUSR1 before they end a job, a closed terminal sends SIGHUP, and
+# Ctrl-C SIGINT. Windows does not have all of them.
 SIGNALS = [
   getattr(signal, name)
   for name in ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGUSR1')
@@ -18,7 +18,16 @@ SIGNALS = [
 
 
 class Stopped(Exception):
-  """A signal asked the run to stop; the state was saved."""
+  """Raised after a signal, when the state has been saved.
+
+  Args:
+    number: of the signal.
+    step: that was saved.
+    then: what the same command does when it is given again.
+
+  Attributes:
+    number: of the signal.
+  """
 
   def __init__(self, number: int, step: int, then: str = 'resumes from there'):
     super().__init__(f'{signal.Signals(number).name}: saved step {step}; the same command {then}')
@@ -26,14 +35,15 @@ class Stopped(Exception):
 
 
 class Signals:
-  """Notes SIGNALS, which then do not end the process; a second SIGINT does.
+  """Handlers that record SIGNALS instead of ending the process; a second SIGINT still ends it.
 
-  Before `listen` is called, while nothing could be lost, they end it at once, even a compilation.
-  One that the process ignored before, such as SIGHUP under nohup, stays ignored.
+  Before `listen` is called there is nothing to save, and a signal ends the process at once, even
+  during a compilation. A signal that the process ignored before, such as SIGHUP with nohup, stays
+  ignored. A context manager: at its end the handlers before it are set again.
 
   Attributes:
-    received: the number of the last one, or 0.
-    listening: whether they are noted.
+    received: the number of the last signal, or 0.
+    listening: whether signals are recorded.
   """
 
   received, listening, _interrupting = 0, False, False
@@ -41,7 +51,7 @@ class Signals:
   def __enter__(self):
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     self._before = {n: handler for n, handler in handlers.items() if handler != signal.SIG_IGN}
-    for number in self._before:  # Python's handler of SIGINT waits for the end of a compilation
+    for number in self._before:  # Python's own handler of SIGINT would wait for a compilation
       signal.signal(number, signal.SIG_DFL)
     return self
 
@@ -50,14 +60,14 @@ class Signals:
       signal.signal(number, handler)
 
   def listen(self):
-    """Note the signals from now on."""
+    """Record signals from now on."""
     self.listening = True
     for number in self._before:
       signal.signal(number, self._receive)
 
   @contextlib.contextmanager
   def interrupting(self) -> Iterator[None]:
-    """Let a signal raise KeyboardInterrupt."""
+    """Raise KeyboardInterrupt in the block at a signal, also for one that was received before."""
     self._interrupting = True
     try:
       if self.received:
@@ -68,7 +78,12 @@ class Signals:
 
   @contextlib.contextmanager
   def stopping(self, step: int, then: str) -> Iterator[None]:
-    """Raise Stopped at a signal while nothing is left to save; says what the command does again."""
+    """Raise Stopped in the block at a signal; for work after the last save.
+
+    Args:
+      step: that was saved.
+      then: what the same command does when it is given again.
+    """
     self.listen()
     try:
       with self.interrupting():

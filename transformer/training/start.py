@@ -1,4 +1,4 @@
-"""The start of a run: its config is checked and stored, its tokenizer trained."""
+"""The start of a run: checks and stores its config, trains its tokenizer."""
 
 import dataclasses
 import itertools
@@ -34,17 +34,17 @@ def start_run(config: dict[str, Any], workdir: Workdir) -> Experiment:
   """Return a run to train: check the config, store it, and train the tokenizer if there is none.
 
   Raises:
-    ValueError, FileNotFoundError: what is wrong with the config, the data or the workdir.
+    ValueError, FileNotFoundError: for an error in the config, the data or the workdir.
   """
   settings = check(config)
-  for idle, message in without_effect(settings):
-    if idle:
+  for has_no_effect, message in without_effect(settings):
+    if has_no_effect:
       logging.warning('%s', message)
   mesh, data = sharding.make_mesh(**settings.mesh), settings.data
   reachable(settings.train.checkpoint_dir or workdir.path)
   logging.info('%s in %s: reading %s', settings.experiment, workdir, data.dir or data.name)
   for split in (data.val, *data.test):
-    load_split(data, split)  # finds a missing file before the tokenizer is trained
+    load_split(data, split)  # so that a missing file is an error before the tokenizer is trained
   source = load_split(data, data.train, data.limit)
   if is_reference(data.name):
     _check_own_corpus(settings, source)
@@ -57,7 +57,7 @@ def start_run(config: dict[str, Any], workdir: Workdir) -> Experiment:
     _compare_steps(settings, workdir)
     stored = workdir.tokenizer()
     tokenizer = stored or _tokenizer_of(settings, source)
-    # before the config is stored: a task may raise an error, and the folder is then still free
+    # before the config is stored, so that the folder can be used again after an error of the task
     experiment = make_experiment(settings, tokenizer, mesh)
     experiment.try_evaluation()
     workdir.claim(settings.as_dict())
@@ -67,10 +67,15 @@ def start_run(config: dict[str, Any], workdir: Workdir) -> Experiment:
 
 
 def prepare_corpus(config: dict[str, Any], workdir: Workdir, workers: int) -> dict[str, Any]:
-  """Write the data of a run to the workdir, tokenized, and return what prepared.json says.
+  """Write the tokenized data of a run to the workdir, and return the content of prepared.json.
+
+  Args:
+    config: of the run.
+    workdir: the folder of the corpus.
+    workers: the number of processes that encode.
 
   Raises:
-    ValueError, FileNotFoundError: what is wrong with the config, the data or the workdir.
+    ValueError, FileNotFoundError: for an error in the config, the data or the workdir.
   """
   settings = check(config)
   data = settings.data
@@ -94,18 +99,18 @@ def prepare_corpus(config: dict[str, Any], workdir: Workdir, workers: int) -> di
 
 
 def _with_path(example: dict[str, Any]) -> dict[str, Any]:
-  """Return an example whose input says that it is a file, if it is one."""
+  """Return an example with an input that is a str as a Path."""
   file = example['inputs']
   return example | {'inputs': pathlib.Path(file)} if isinstance(file, str) else example
 
 
 def draft_run(config: dict[str, Any], workdir: Workdir, devices: Any = None) -> Experiment:
-  """Return a run as `start_run` does, and store nothing.
+  """Return a run as `start_run` does, but store nothing.
 
   Args:
     config: of the run.
-    workdir: whose tokenizer is used, if it has one.
-    devices: of the mesh; all there are by default.
+    workdir: its tokenizer is used, if it has one.
+    devices: of the mesh; None for all.
   """
   settings = check(config)
   mesh = sharding.make_mesh(**settings.mesh, over=devices)
@@ -123,7 +128,7 @@ def _tokenizer_of(settings: Settings, source: Any) -> tokenizers.Tokenizer:
 
 
 def _with_labels(settings: Settings, source: Any) -> Settings:
-  """Return the settings with the classes of the examples, where the config leaves them open."""
+  """Return the settings with loss.classes from the examples, if the config leaves them empty."""
   if settings.loss.get('classes') != ():
     return settings
   if isinstance(source, Prepared):
@@ -132,12 +137,15 @@ def _with_labels(settings: Settings, source: Any) -> Settings:
 
 
 def _with_classes(settings: Settings, labels: Iterable[str]) -> Settings:
-  """Return the settings with the classes; log how often each occurs, and warn of a header."""
+  """Return the settings with the classes of the labels.
+
+  Logs how often each class occurs, and warns if the first label seems to be the header of a table.
+  """
   classes = Counter(normalize('NFC', label) for label in labels)
-  counted = classes.total() > len(classes)  # not of a prepared corpus
-  shown = [f'{name} ({count})' if counted else name for name, count in classes.most_common()]
-  shown = shown if len(shown) <= 20 else [*shown[:10], '...', *shown[-9:]]
-  logging.info('%d classes: %s', len(classes), ', '.join(shown))
+  counted = classes.total() > len(classes)  # a prepared corpus has each class once
+  names = [f'{name} ({count})' if counted else name for name, count in classes.most_common()]
+  names = names if len(names) <= 20 else [*names[:10], '...', *names[-9:]]
+  logging.info('%d classes: %s', len(classes), ', '.join(names))
   first = next(iter(classes), '')
   if classes[first] == 1 < classes.total() / len(classes) / 10:
     logging.warning(
@@ -149,41 +157,43 @@ def _with_classes(settings: Settings, labels: Iterable[str]) -> Settings:
 
 
 def _compare_steps(settings: Settings, workdir: Workdir):
-  """Warn where `train.steps` of a resumed run is another than before.
+  """Warn if `train.steps` of a resumed run differs from before.
 
   Raises:
-    ValueError: it has more steps already.
+    ValueError: the run has more steps already, or checkpoints without a config.
   """
-  made, steps = workdir.last_step(), settings.train.steps
-  if made and not workdir.has_config():
+  last_step, steps = workdir.last_step(), settings.train.steps
+  if last_step and not workdir.has_config():
     raise ValueError(
-      f'{workdir} has a checkpoint of step {made}, but no config.json that says of what: restore '
-      'that file (_CHECKPOINT_METADATA of the checkpoint has it as config), or delete the folder'
+      f'{workdir} has a checkpoint of step {last_step}, but no config.json that says of what: '
+      'restore that file (_CHECKPOINT_METADATA of the checkpoint has it as config), or delete the '
+      'folder'
     )
-  if made > steps:
+  if last_step > steps:
     raise ValueError(
-      f'{workdir} has {made} steps already, more than train.steps={steps}: its model is not that '
-      f'of step {steps}. Give --config.train.steps={made} or more, or another --workdir'
+      f'{workdir} has {last_step} steps already, more than train.steps={steps}: its model is not '
+      f'that of step {steps}. Give --config.train.steps={last_step} or more, or another --workdir'
     )
-  if made == steps:
+  if last_step == steps:
     logging.info('the run has its %d steps already, and is only evaluated', steps)
-  before = workdir.read_config()['train']['steps'] if made else steps
+  before = workdir.read_config()['train']['steps'] if last_step else steps
   if before == steps:
     return
   kwargs = dict(settings.optimizer, width=settings.model['width'])
-  rates = [float(optimizers.build(**kwargs, steps=n)[1](made)) for n in (before, steps)]
+  rates = [float(optimizers.build(**kwargs, steps=n)[1](last_step)) for n in (before, steps)]
   if rates[0] != rates[1]:
     logging.warning(
       'train.steps was %d and is %d: the learning rate of optimizer.schedule=%s goes from %.3g to '
       '%.3g after step %d, and the run is not one of %d steps from its start',
-      *(before, steps, settings.optimizer['schedule'], *rates, made, steps),
+      *(before, steps, settings.optimizer['schedule'], *rates, last_step, steps),
     )
 
 
 def _new_tokenizer(settings: Settings, examples: Iterable[Any]) -> tokenizers.Tokenizer:
-  """Return the tokenizer of the model to start from, or train one on the texts of examples."""
+  """Return the tokenizer of config.warm_start, or train one on the texts of the examples."""
   if settings.warm_start:
-    tokenizer = Workdir(settings.warm_start).tokenizer()  # published models call the file the same
+    # published models have the tokenizer in a file of the same name as runs
+    tokenizer = Workdir(settings.warm_start).tokenizer()
     if tokenizer is None:
       raise FileNotFoundError(
         f'config.warm_start={settings.warm_start} has no tokenizer.json, without which its '
@@ -194,8 +204,8 @@ def _new_tokenizer(settings: Settings, examples: Iterable[Any]) -> tokenizers.To
   fields, began = _text_fields(settings), time.perf_counter()
   logging.info('reading the training texts, to train the tokenizer')
   # disable=None: no bar where stderr is not a terminal
-  read = tqdm(examples, desc='texts', unit='', disable=None, leave=False)
-  texts = ([example[field] for field in fields] for example in read)
+  examples = tqdm(examples, desc='texts', unit='', disable=None, leave=False)
+  texts = ([example[field] for field in fields] for example in examples)
   if getattr(find_task(settings.task), 'leaves_out_long', False):
     longest = settings.data.max_length
     texts = (pair for pair in texts if all(len(text.split()) < longest for text in pair))
@@ -206,20 +216,20 @@ def _new_tokenizer(settings: Settings, examples: Iterable[Any]) -> tokenizers.To
 
 
 def _text_fields(settings: Settings) -> tuple[str, ...]:
-  """Return the fields of an example that are text."""
+  """Return the names of the fields of an example that are text."""
   tokens = settings.model['modality'] == 'tokens'
   return find_task(settings.task).text_fields if tokens else ('targets',)
 
 
 def _check_own_corpus(settings: Settings, source: Any):
-  """Raise ValueError where the examples of a function of the user's are not what the task needs."""
+  """Raise ValueError if the examples of a user's own corpus lack a text that the task needs."""
   name, fields = settings.data.name, _text_fields(settings)
   if not len(source):
     raise ValueError(f'data.name={name} returned no example for {settings.data.train}')
   example = source[0]
-  there = {key: type(value).__name__ for key, value in dict(example).items()}
-  if any(there.get(field) != 'str' for field in fields):
+  types = {key: type(value).__name__ for key, value in dict(example).items()}
+  if any(types.get(field) != 'str' for field in fields):
     raise ValueError(
-      f'data.name={name}: its first example has {there}, and config.task={settings.task} needs '
+      f'data.name={name}: its first example has {types}, and config.task={settings.task} needs '
       f'the texts {", ".join(fields)}'
     )

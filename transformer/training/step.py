@@ -17,10 +17,10 @@ class State(NamedTuple):
   """Everything that training changes.
 
   Attributes:
-    step: updates so far; also the position in the data.
+    step: number of steps so far; also the position in the data.
     model: the parameters.
     optimizer: Optax's state.
-    average: exponential moving average of the parameters; None if not kept.
+    average: exponential moving average of the parameters; None without one.
   """
 
   step: jax.Array
@@ -30,7 +30,7 @@ class State(NamedTuple):
 
 
 def init_state(model: Model, optimizer: optax.GradientTransformation, *, ema: float = 0.0) -> State:
-  """Return the state before the first step; with an average of the parameters if ema is not 0."""
+  """Return the state before the first step, with an average of the parameters unless ema is 0."""
   average = jax.tree.map(jnp.copy, model) if ema else None
   return State(jnp.zeros((), jnp.int32), model, optimizer.init(model), average)
 
@@ -45,20 +45,19 @@ def train_step(
   microbatches: int = 1,
   ema: float = 0.0,
 ) -> tuple[State, dict[str, Any]]:
-  """Return the state after one update, and what to log.
+  """Return the state after one update, and metrics to log.
 
-  The gradient is that of the batch's summed loss, divided once by its weight. So it is the same for
-  every split into microbatches and devices, except for what the loss draws at random: dropout, and
-  the hidden tokens of a masked text. A loss or gradient that is not finite changes nothing but the
-  step, and is reported.
+  The gradient of the summed loss of the batch is divided once, by the summed weight. Therefore it
+  is the same for every division into microbatches and devices, except for random numbers of the
+  loss (dropout, masked tokens). If the loss or gradient is not finite, only the step changes.
 
   Args:
     state: before the update; may be donated.
-    batch: arrays whose number of rows `microbatches` divides.
+    batch: arrays [B, ...]; `microbatches` divides B.
     key: of the whole run; the step is folded in.
-    loss: (model, batch, key) to the summed loss and metrics.
+    loss: (model, batch, key) to (Mean of the loss, metrics).
     optimizer: turns gradients into updates.
-    microbatches: how many parts the batch is run in, to save memory.
+    microbatches: number of parts that the batch is divided into, to save memory.
     ema: decay of the moving average of parameters, 0 for none; it starts as a plain mean.
 
   Returns:
@@ -84,21 +83,21 @@ def train_step(
 
 
 def _summed_gradient(model, batch, key, loss: Loss, microbatches: int):
-  """The gradient of the summed loss of a batch, and its metrics, added up over microbatches."""
+  """Return the gradient of the summed loss of a batch and its metrics, summed over microbatches."""
 
   def summed(model, part, key):
     mean, metrics = loss(model, part, key)
     return mean.sum, dict(metrics, loss=mean)
 
-  # jitted, so that it is traced once for both its uses
+  # jitted, so that it is traced once for both of its uses
   differentiate = jax.jit(jax.grad(summed, has_aux=True))
 
   def add(total, part):
     index, part = part
-    found = differentiate(model, part, jax.random.fold_in(key, index))
-    return jax.tree.map(jnp.add, total, found), None
+    gradient_and_metrics = differentiate(model, part, jax.random.fold_in(key, index))
+    return jax.tree.map(jnp.add, total, gradient_and_metrics), None
 
-  # strided, so that every microbatch has rows on every device
+  # every microbatches-th row, so that every microbatch has rows on every device
   split = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
   first = jax.tree.map(lambda x: x[0], split)
   zeros = jax.tree.map(
@@ -115,10 +114,10 @@ def train_steps(
 
   Args:
     state, key, kwargs: as for `train_step`.
-    batches: of one shape, stacked: the first axis counts steps.
+    batches: stacked batches of one shape, arrays [steps, B, ...].
 
   Returns:
-    The state after the last, and the metrics of each, stacked.
+    The state after the last step, and the metrics of `train_step` with an axis of steps in front.
   """
   (steps,) = {len(array) for array in batches.values()}
 

@@ -1,4 +1,4 @@
-"""Warm start: begin with the parameters of another run, or of a published model."""
+"""Warm start: take the initial parameters from another run or from a published model."""
 
 import difflib
 import pathlib
@@ -14,8 +14,8 @@ from transformer.training.optimizers import parameter_path
 from transformer.training.step import Model
 from transformer.training.workdir import Workdir
 
-# Arguments of ModelConfig that may differ between a model and the one it starts from: they change
-# no equation, or add parameters, or show in the shapes of parameters.
+# Arguments of ModelConfig that may differ between the two models: they change no equation, or add
+# parameters, or change shapes of parameters, which are compared.
 MAY_DIFFER = (
   *('vocab', 'max_length', 'max_source_length', 'dropout', 'attention_dropout', 'dtype', 'remat'),
   *('unroll', 'pad', 'platform', 'modality', 'features', 'stem', 'pooling', 'bias_output'),
@@ -25,14 +25,18 @@ TOKEN_TABLES = ('embed/table', 'output/table', 'embed/bias', 'output/bias')  # a
 
 
 def warm_start(model: Model, experiment: Experiment) -> Model:
-  """Return the model with every parameter that is in `config.warm_start`; the others are unchanged.
+  """Return the model with the parameters that the model in `config.warm_start` also has.
+
+  Args:
+    model: with random parameters, which stay where the other model has none.
+    experiment: of the run to start.
 
   Raises:
-    FileNotFoundError, ValueError: there is no model in the folder, or one of another architecture.
+    FileNotFoundError, ValueError: there is no model in the folder, or its architecture differs.
   """
   folder = pathlib.Path(experiment.settings.warm_start).expanduser()
   source: Any
-  if any((folder / name).exists() for name in ('checkpoints', 'metrics.jsonl')):  # of a run
+  if any((folder / name).exists() for name in ('checkpoints', 'metrics.jsonl')):  # a run
     workdir = Workdir(folder)
     run = reopen(workdir.read_config(), workdir, experiment.mesh)
     source, config = restore_best(run, workdir)[0], run.model
@@ -47,11 +51,12 @@ def warm_start(model: Model, experiment: Experiment) -> Model:
 
 
 def copy_parameters(source: Model, model: Model) -> Model:
-  """Return the model with the parameters of `source` that have the same path; log the others.
+  """Return `model` with the parameters of `source` that have the same path; log the others.
 
-  Those of a bare encoder are copied to the encoder below a head. Of a longer table of tokens the
-  first rows are copied, because published tables have more rows than their tokenizers have tokens.
-  The last layer of a head for another number of classes is not copied.
+  - The parameters of an encoder without a head are copied to the encoder of a model with a head.
+  - If a token table of `source` is longer, its first rows are copied, because published tables have
+    more rows than their tokenizers have tokens.
+  - The last layer of a head with another number of classes is not copied.
 
   Raises:
     ValueError: a parameter has another shape in `source`, or a block is missing there.
@@ -83,17 +88,18 @@ def copy_parameters(source: Model, model: Model) -> Model:
     logging.info('%s of the model to start from is not used', path)
 
   def take(path, x):
-    given = theirs.get(parameter_path(path))
-    return x if given is None else jax.device_put(given.astype(x.dtype), x.sharding)
+    source_x = theirs.get(parameter_path(path))
+    return x if source_x is None else jax.device_put(source_x.astype(x.dtype), x.sharding)
 
   return jax.tree.map_with_path(take, model)
 
 
-def _check_equations(here: ModelConfig, there: ModelConfig, folder: pathlib.Path):
+def _check_equations(config: ModelConfig, source: ModelConfig, folder: pathlib.Path):
+  """Raise ValueError if the config of the model in a folder differs in more than MAY_DIFFER."""
   differ = [
     f'--config.model.{name}={value}'
-    for name, value in vars(there).items()
-    if name not in MAY_DIFFER and value != getattr(here, name)
+    for name, value in vars(source).items()
+    if name not in MAY_DIFFER and value != getattr(config, name)
   ]
   if differ:
     raise ValueError(f'the model in {folder} has other equations: give {" ".join(differ)}')

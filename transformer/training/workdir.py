@@ -20,7 +20,8 @@ from transformer.training import processes
 from transformer.training.checkpoints import reachable
 from transformer.training.config import FORMAT, from_values, upgrade
 
-# Keys that may change when a run is resumed: those that do not change what is trained.
+# Keys, or sections, that may change when a run is resumed, because they do not affect the
+# parameters.
 MAY_CHANGE = (
   *('train.steps', 'train.log_every_steps', 'train.save_every_steps', 'train.keep_checkpoints'),
   *('train.average_checkpoints', 'train.microbatches', 'train.steps_per_call'),
@@ -30,7 +31,14 @@ MAY_CHANGE = (
 
 
 class Workdir:
-  """Files of a run under one path."""
+  """The folder of a run.
+
+  Args:
+    path: of the folder, which need not exist.
+
+  Raises:
+    ValueError: the path is a URL.
+  """
 
   def __init__(self, path: str | pathlib.Path):
     if '://' in str(path):
@@ -48,7 +56,7 @@ class Workdir:
     return str(self.path)
 
   def read_config(self) -> dict[str, Any]:
-    """Return the config of the run, with the keys that it did not have when it was stored.
+    """Return the config of the run, with the keys added that are newer than it; see `upgrade`.
 
     Raises:
       FileNotFoundError: there is no run here.
@@ -74,11 +82,11 @@ class Workdir:
       ) from error
 
   def stored(self, name: str) -> Any:
-    """Return the content of a file of JSON."""
+    """Return the content of a JSON file in the folder."""
     return json.loads((self.path / name).read_bytes())
 
   def lock(self):
-    """Keep other processes from training here until this one ends, even if it is killed.
+    """Prevent other processes from training here until this one ends, also if it is killed.
 
     Raises:
       ValueError: another process trains here.
@@ -88,7 +96,7 @@ class Workdir:
     except ImportError:  # Windows
       return
     self.path.mkdir(parents=True, exist_ok=True)
-    # never closed: the lock lasts as long as the file is open
+    # never closed, because closing the file would release the lock
     file = os.open(self.path / 'lock', os.O_RDWR | os.O_CREAT, 0o666)
     try:
       fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -104,10 +112,10 @@ class Workdir:
     os.write(file, f'{os.getpid()} on {platform.node()}\n'.encode())
 
   def compare(self, config: Mapping[str, Any]):
-    """Check that the folder is free, or has a run of this config.
+    """Check that the folder has no run, or one with this config.
 
     Raises:
-      ValueError: it has the run of another experiment; names the keys that differ.
+      ValueError: it has a run with another config; names the keys that differ.
     """
     if self.has_config():
       old, new = flatten(self.read_config()), flatten(config)
@@ -127,15 +135,15 @@ class Workdir:
         )
 
   def claim(self, config: Mapping[str, Any]):
-    """Store the config of the run; raises as `compare` does."""
+    """Store the config of the run; errors as of `compare`."""
     self.compare(config)
     text = json.dumps({'format': FORMAT, **config}, indent=2, ensure_ascii=False)
     write(self.path / 'config.json', text + '\n')
 
   def checkpoint_dir(self) -> epath.Path:
-    """Return the folder or URL that has the checkpoints of the run."""
-    given = self.read_config()['train']['checkpoint_dir'] if self.has_config() else ''
-    return reachable(given or self.path)
+    """Return the folder or URL that has the folder `checkpoints` of the run."""
+    configured = self.read_config()['train']['checkpoint_dir'] if self.has_config() else ''
+    return reachable(configured or self.path)
 
   def last_step(self) -> int:
     """Return the step of the newest checkpoint; 0 if there is none."""
@@ -146,7 +154,7 @@ class Workdir:
     """Return the run's tokenizer; None if it has none yet.
 
     Raises:
-      ValueError: it is not the one that the run was trained with.
+      ValueError: the file has changed since the run was trained.
     """
     file = self.path / 'tokenizer.json'
     if not file.exists():
@@ -162,21 +170,21 @@ class Workdir:
     temporary.replace(file)
     self.check_fingerprints({file.name: hashlib.sha256(file.read_bytes()).hexdigest()})
 
-  def check_fingerprints(self, found: Mapping[str, str]):
-    """Store what identifies a part of the run's input, or compare it with what is stored.
+  def check_fingerprints(self, fingerprints: Mapping[str, str]):
+    """Compare hashes of the run's inputs with those stored before; store those that are new.
 
     Args:
-      found: for each part, such as 'the split train', a hash of its content.
+      fingerprints: {name of an input, such as 'the split train': hash of its content}.
 
     Raises:
-      ValueError: a part has changed since.
+      ValueError: an input has changed.
     """
-    self._compare_fingerprints(found)
-    for name, value in found.items():
+    self._compare_fingerprints(fingerprints)
+    for name, value in fingerprints.items():
       self.remember(name, value)
 
   def remember(self, name: str, value: Any) -> Any:
-    """Store a value among the fingerprints, and return the one before, or else the value."""
+    """Store a value in fingerprints.json; return the value before, or this one if none was."""
     file, stored = self.path / 'fingerprints.json', self._fingerprints()
     before = stored.get(name, value)
     if stored.get(name) != value:
@@ -188,14 +196,14 @@ class Workdir:
     if not file.exists():
       return {}
     with naming(file, 'restore it, or delete it to go on with what is there now'):
-      found = json.loads(file.read_bytes() or b'{}')
-      if not isinstance(found, dict):
+      fingerprints = json.loads(file.read_bytes() or b'{}')
+      if not isinstance(fingerprints, dict):
         raise ValueError('it is no JSON object')
-      return found
+      return fingerprints
 
-  def _compare_fingerprints(self, found: Mapping[str, str]):
+  def _compare_fingerprints(self, fingerprints: Mapping[str, str]):
     stored = self._fingerprints()
-    changed = [name for name in found if stored.get(name, found[name]) != found[name]]
+    changed = [name for name, value in fingerprints.items() if stored.get(name, value) != value]
     if changed:
       raise ValueError(
         f'{" and ".join(changed)} changed since {self} was trained: it would continue as another '
@@ -204,7 +212,7 @@ class Workdir:
       )
 
   def add_seconds(self, seconds: float) -> float:
-    """Add the seconds of a process to those of the run, and return their sum."""
+    """Add the seconds of this process to those of the run, and return the sum."""
     file = self.path / 'seconds'
     try:
       seconds += float(file.read_text()) if file.exists() else 0.0
@@ -215,17 +223,17 @@ class Workdir:
 
 
 def get_config(path: str) -> ConfigDict:
-  """Return the config of a workdir, so that `--config=workdir.py:PATH` reads it."""
+  """Return the config of a workdir; called by `--config=workdir.py:PATH`."""
   return from_values(Workdir(path).read_config())
 
 
 def default_workdir(experiment: str) -> pathlib.Path:
-  """Return the folder of an experiment's run where no --workdir is given."""
+  """Return the folder of an experiment's run without --workdir: runs/EXPERIMENT."""
   return pathlib.Path('runs') / file_name(experiment)
 
 
 def write(file: pathlib.Path, content: str | bytes):
-  """Write a file whole or not at all; of several processes the first writes."""
+  """Write a file atomically; of several processes only process 0 writes."""
   if not processes.is_first():
     return
   file.parent.mkdir(parents=True, exist_ok=True)
@@ -235,17 +243,17 @@ def write(file: pathlib.Path, content: str | bytes):
 
 
 def file_name(name: str, suffix: str = '') -> str:
-  """Return a name of the config or the data, such as a split's, as the name of a file.
+  """Return a name from the config or the data, such as that of a split, as a file name.
 
-  What would lead to another folder, or hide the file, is written as in a URL: different names have
-  different files. Of a very long one the start and a hash are taken.
+  Characters that would lead to another folder or hide the file are percent-encoded, so that
+  different names have different files. A very long name is cut, and a hash of it appended.
 
   >>> file_name('train[90%:]'), file_name('../mine'), file_name('/data/mine')
   ('train[90%:]', '%2E.%2Fmine', '%2Fdata%2Fmine')
 
   Args:
     name: of a split, an experiment, an input or a member of an archive.
-    suffix: what follows it, such as .txt.
+    suffix: appended, such as .txt.
 
   Raises:
     ValueError: the name is empty.
@@ -260,15 +268,18 @@ def file_name(name: str, suffix: str = '') -> str:
 
 
 def write_new(folder: pathlib.Path, content: bytes, suffix: str) -> pathlib.Path:
-  """Write a file whose name is a digest of its content, so that it replaces no other; return it."""
+  """Write a file that is named by a hash of its content, and return its path."""
   file = folder / (hashlib.sha256(content).hexdigest()[:16] + suffix)
   write(file, content)
   return file
 
 
 def as_line(answer: str | bytes, file: pathlib.Path) -> str:
-  """Return an answer as one line: a text with spaces for the ends of its lines; of a sound the
-  path, after writing it to `file`.
+  """Return an answer as one line: a text with its lines joined, or the path of a sound.
+
+  Args:
+    answer: a text, or the bytes of a sound.
+    file: path that a sound is written to.
   """
   if isinstance(answer, str):
     return ' '.join(answer.splitlines())
@@ -277,7 +288,7 @@ def as_line(answer: str | bytes, file: pathlib.Path) -> str:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Return the values of a config by keys such as model.width."""
+  """Return {key such as model.width: value} of a config."""
   flat: dict[str, Any] = {}
   for key, value in config.items():
     if isinstance(value, Mapping):
