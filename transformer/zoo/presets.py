@@ -1,6 +1,6 @@
-"""Known architectures as plain data, each with its paper: arguments of ModelConfig.
+"""Known architectures, each with its paper: dicts of arguments of ModelConfig.
 
-They have every argument, but for the vocabulary and what a run or a family that needs it gives.
+They have all arguments except those of _GIVEN, which depend on the tokenizer, the input or the run.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ _GIVEN = ('vocab', 'modality', 'features', 'stem', 'layers', 'pad', 'platform')
 
 
 def _size(width, depth, heads, feedforward):
-  """The four sizes by which papers name their models."""
+  """Return the four sizes that papers name their models by."""
   return dict(width=width, depth=depth, heads=heads, feedforward=feedforward)
 
 
@@ -28,8 +28,8 @@ TRANSFORMER_TINY = dict(
   TRANSFORMER_BASE, width=128, depth=4, heads=4, feedforward=256, max_length=256, dropout=0.3
 )
 
-# Devlin et al. 2019, https://arxiv.org/abs/1810.04805: 110 M and 340 M, tanh(W first + b) included.
-# `MaskedTokens` of the published ones also has bias_output=True.
+# Devlin et al. 2019, https://arxiv.org/abs/1810.04805: 110 M and 340 M with the pooler, tanh(W x +
+# b) of the first state x. The `MaskedTokens` of the published models also have bias_output=True.
 BERT_BASE = TRANSFORMER_BASE | _size(768, 12, 12, 3072)
 BERT_BASE |= dict(position='learned', token_types=2, norm_epsilon=1e-12, norm_embedding=True)
 BERT_BASE |= dict(activation='gelu_erf', scale_embedding=False, pooling='pooler')
@@ -46,13 +46,13 @@ BERT_MEDIUM = dict(BERT_SMALL, depth=8)
 ROBERTA_BASE = dict(BERT_BASE, token_types=1, norm_epsilon=1e-5)
 ROBERTA_LARGE = ROBERTA_BASE | _size(1024, 24, 16, 4096)
 
-# Wang et al. 2020, https://arxiv.org/abs/2002.10957: 22 M and 33 M, as sentence-transformers
-# (Reimers & Gurevych 2019, https://arxiv.org/abs/1908.10084) uses them: the mean of the states.
+# Wang et al. 2020, https://arxiv.org/abs/2002.10957: 22 M and 33 M, with the mean of the states as
+# in sentence-transformers (Reimers & Gurevych 2019, https://arxiv.org/abs/1908.10084).
 MINILM_L6 = dict(BERT_BASE, width=384, depth=6, feedforward=1536, pooling='mean')
 MINILM_L12 = dict(MINILM_L6, depth=12)
 
 # Radford et al. 2019, Language models are unsupervised multitask learners, table 2. Its numbers of
-# parameters are known to be wrong; the published ones have 124 M, 355 M, 774 M and 1558 M.
+# parameters are wrong; the published models have 124 M, 355 M, 774 M and 1558 M.
 GPT2 = TRANSFORMER_BASE | _size(768, 12, 12, 3072)
 GPT2 |= dict(max_length=1024, norm_epsilon=1e-5, prenorm=True)
 GPT2 |= dict(position='learned', activation='gelu_tanh', tie='output', scale_embedding=False)
@@ -126,8 +126,9 @@ SMOLLM_360M = dict(SMOLLM_135M, width=960, depth=32, heads=15, kv_heads=5, feedf
 QWEN2_0_5B = dict(LLAMA_7B, width=896, depth=24, heads=14, kv_heads=2, feedforward=4864)
 QWEN2_0_5B |= dict(max_length=131_072, rotary_base=1e6, bias_qkv=True, tie='output')
 
-# Numbers of tokens of the published models, by the beginning of a preset's name: ModelConfig(
-# vocab=VOCABULARIES['GPT2'], **GPT2). Vaswani's is of English and German; a ViT reads none.
+# {first word of a preset's name: vocabulary size of the published models}, to be used as in
+# ModelConfig(vocab=VOCABULARIES['GPT2'], **GPT2). Vaswani's is for English and German; a ViT has
+# none.
 VOCABULARIES = dict(TRANSFORMER=37_000, BERT=30_522, ROBERTA=50_265, MINILM=30_522, GPT2=50_257)
 VOCABULARIES |= dict(T5=32_128, BART=50_265, MARIAN=58_101, VIT=1, WHISPER=51_865)
 VOCABULARIES |= dict(LLAMA=32_000, SMOLLM=49_152, QWEN2=151_936)

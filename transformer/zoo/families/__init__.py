@@ -1,12 +1,14 @@
-"""Families of published models: for each the keys of its config.json and the names of its tensors.
+"""Families of published models: the keys of their config.json and the names of their tensors.
 
-A family is data: which keys give which fields of our `ModelConfig`, and a table of rows. To add
-one, write it beside a similar one and name it here; `pretrained` reads and writes with it.
+A family is data: which keys of config.json give which fields of ModelConfig, and a table of rows,
+which tensor of the file is which parameter. `pretrained` reads and writes models with it. To add a
+family, write it next to a similar one and add it to FAMILIES. In all these files, `ours` is a name
+or value of this package, and `theirs` one of the published files.
 """
 
 from transformer.zoo.families import decoders, encoder_decoders, encoders, images, llamas
 
-# by the `model_type` of their config.json
+# {model_type of config.json: family}
 FAMILIES = {
   'bert': encoders.BERT,
   'distilbert': encoders.DISTILBERT,

@@ -22,18 +22,18 @@ def _express_tie(config):
 
 
 def below_score(rows: list[Row], kind: type) -> list[Row]:
-  """Return the rows of a decoder's layers, below the head of a Classifier if it is one."""
+  """Return the rows of a decoder, or for a Classifier those of its encoder and its head `score`."""
   if kind is not Classifier:
     return rows
-  below = [row._replace(ours=tuple(f'encoder/{path}' for path in row.ours)) for row in rows]
-  return below + layers({'out': 'score'})[:1]  # without a bias
+  encoder = [row._replace(ours=tuple(f'encoder/{path}' for path in row.ours)) for row in rows]
+  return encoder + layers({'out': 'score'})[:1]  # without a bias
 
 
 def _gpt2_derive(theirs, names, kind):
   inner = dict(feedforward=value(theirs, 'n_inner', 4 * theirs['n_embd']))
   if kind is Classifier:
     inner |= dict(causal=True, pooling='last')
-  # a body has no logits of its own: it is read as a model whose table gives them
+  # a GPT2Model has no output layer: it is read as a model with tied tables
   return inner | _tie({} if theirs.get('architectures') == ['GPT2Model'] else theirs, True)
 
 
@@ -146,7 +146,7 @@ OPT = Family(
 
 
 def _interleaved(name, config):
-  """Rows of queries, keys and values of which each head's follow each other in one tensor."""
+  """Return rows of a tensor with query, key and value of head 1, then of head 2, ..."""
   H, K = config.heads, config.key_size
 
   def row(parameter, weight, after):

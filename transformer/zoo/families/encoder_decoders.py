@@ -1,4 +1,4 @@
-"""Encoders with decoders: T5, mT5, umT5, BART, mBART, M2M100, Marian, Pegasus and Whisper."""
+"""Encoder-decoders: T5, mT5, umT5, BART, mBART, M2M100, Marian, Pegasus and Whisper."""
 
 import re
 
@@ -19,11 +19,11 @@ _CLASSES = layers({'hidden': 'classification_head.dense', 'out': 'classification
 def _t5_derive(theirs, names, kind):
   shape = value(theirs, 'feed_forward_proj', 'relu')
   activation = shape.removeprefix('gated-')
-  if shape == 'gated-gelu':  # means the approximate one, by an accident of history
+  if shape == 'gated-gelu':  # for historical reasons this means the tanh approximation
     activation = 'gelu_new'
   tied = value(theirs, 'tie_word_embeddings', True)
   scaled = value(theirs, 'scale_decoder_outputs', tied)
-  if 'scale_decoder_outputs' in theirs:  # transformers 5 says "tied" of all
+  if 'scale_decoder_outputs' in theirs:  # transformers 5 writes tie_word_embeddings=true for all
     tied = 'lm_head.weight' not in names
   tied = tied or kind is TargetClassifier  # which has no logits of tokens
   return dict(
@@ -39,7 +39,7 @@ def _t5_express(config):
   name = gelus.get(config.activation, config.activation)
   tied = config.tie == 'all'
   written = dict(feed_forward_proj=f'gated-{name}' if config.gated else name)
-  if config.scale_logits != tied:  # which older files cannot say
+  if config.scale_logits != tied:  # a key that older files do not have
     written['scale_decoder_outputs'] = config.scale_logits
   return written | dict(tie_word_embeddings=tied)
 
@@ -108,12 +108,12 @@ T5 = Family(
   express=_t5_express,
   pad=0,
   aliases=_T5_TABLES,
-  # positions of cross-attention, which the first published files hold and nobody reads
+  # positions of cross-attention, which the first published files have and no code reads
   ignored=re.compile(r'decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias.*'),
-  heads=re.compile(r'(decoder|lm_head)\..*'),  # of which an encoder alone has none
+  heads=re.compile(r'(decoder|lm_head)\..*'),  # which a model that is only the encoder leaves out
 )
 
-# Xue et al. 2021, https://arxiv.org/abs/2010.11934: T5 1.1 whose config class says less
+# Xue et al. 2021, https://arxiv.org/abs/2010.11934: T5 1.1 with other defaults
 MT5 = T5._replace(
   architectures={f'M{name}': kind for name, kind in T5.architectures.items()},
   fields=T5.fields
@@ -139,7 +139,7 @@ UMT5 = MT5._replace(
 
 
 def _fairseq(side):
-  """The layers of all that descend from fairseq."""
+  """Return the rows of the layers of one side, with the names that come from fairseq."""
   blocks = {
     'attention/query': 'self_attn.q_proj',
     'attention/key': 'self_attn.k_proj',
@@ -308,7 +308,7 @@ WHISPER = Family(
     position='learned',
     tie='output',
   ),
-  # its convolutions have this activation whatever the layers'; what is read is not scaled, ours is
+  # its convolutions always have this activation, and inputs are not scaled where ours would be
   only=dict(activation_function='gelu', scale_embedding=False, tie_word_embeddings=True),
   rows=lambda config, kind, theirs: [
     *layers(

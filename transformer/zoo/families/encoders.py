@@ -29,13 +29,18 @@ def _architectures(name):
 
 
 def below_heads(body, heads):
-  """`rows` of an encoder, alone or below the head of a class."""
+  """Return the `rows` of a family of encoders.
+
+  Args:
+    body: rows of the encoder, or a function from config.json to them.
+    heads: {our class: rows of its head}.
+  """
 
   def rows(config, kind, theirs):
     prefix = '' if kind is Encoder else 'encoder/'
     table = body(theirs) if callable(body) else body
-    below = [row._replace(ours=tuple(prefix + path for path in row.ours)) for row in table]
-    return below + heads.get(kind, [])
+    encoder = [row._replace(ours=tuple(prefix + path for path in row.ours)) for row in table]
+    return encoder + heads.get(kind, [])
 
   return rows
 
@@ -50,7 +55,7 @@ def _express_tie(config):
 
 
 def pooling_of(names):
-  """Return the pooling of a body that has these tensors."""
+  """Return the pooling of an encoder with tensors of these names."""
   return 'pooler' if 'pooler.dense.weight' in names else 'first'
 
 
@@ -201,7 +206,7 @@ _ROBERTA_HEADS = {
 ROBERTA = BERT._replace(
   architectures=_architectures('Roberta') | {'RobertaForCausalLM': MaskedTokens},
   fields=BERT.fields | {'vocab': ('vocab_size', 50265)},
-  # its positions begin after that of padding, and its head has this activation whatever the body's
+  # positions begin after that of padding; the head always has this activation
   only=BERT.only | dict(pad_token_id=1, hidden_act='gelu'),
   rows=below_heads(
     [
@@ -250,7 +255,7 @@ ELECTRA = BERT._replace(
     'feedforward': ('intermediate_size', 1024),
   },
   fixed=BERT.fixed | dict(pooler_activation='gelu_erf'),
-  # the head of its generator has this activation whatever the body's
+  # the head of its generator always has this activation
   only={key: only for key, only in BERT.only.items() if key != 'embedding_size'}
   | dict(hidden_act='gelu', is_decoder=False),
   rows=below_heads(
@@ -333,7 +338,7 @@ def _modernbert_derive(theirs, names, kind):
     raise ValueError(
       f'config.json: layer_types={types} is not supported, only {depth} of {", ".join(each)} are'
     )
-  # the embeddings are normalised just before the first layer
+  # the first layer has no norm of its own, because the embeddings are normalized just before it
   found = repeated([each[name] | dict(attention_norm=i > 0) for i, name in enumerate(types)])
   biased = dict.fromkeys(('bias_qkv', 'bias_attention'), value(theirs, 'attention_bias', False))
   found |= biased | dict(bias_output='decoder.bias' in names, tie=_tie(theirs, kind))

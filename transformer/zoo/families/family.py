@@ -9,7 +9,7 @@ from transformer.modules.config import DualConfig, ModelConfig
 from transformer.modules.model import Encoder
 from transformer.zoo.families.rows import Row, some
 
-# the first name of each is the one that is written
+# {name in config.json: ours}; of names with the same meaning the first is written
 ACTIVATIONS = {
   'gelu': 'gelu_erf',
   'gelu_python': 'gelu_erf',
@@ -27,26 +27,27 @@ ACTIVATIONS = {
 
 
 class Family(NamedTuple):
-  """How a family of models is published.
+  """The published form of a family of models.
 
   Attributes:
-    architectures: their classes and ours; the first of each of ours is the one that is written.
-    fields: ours to (their keys, default of their class). Sizes given by several keys must agree.
-      With a|b the first of the synonyms that is there counts, and a is written.
-    fixed: our fields that are the same for all models of the family.
-    only: their keys of which only this value is supported; it is also their default.
-    rows: (our config, our class, config.json) to the table, in names without prefix. Rows of
-      parameters that a model does not have are skipped; of two rows of the same parameters the last
-      counts.
-    derive: (config.json with the defaults of `fields`, names in their files, our class) to fields
-      that need more than one key.
-    express: our config to the keys of these fields.
+    architectures: {their class: ours}; of several for one of ours, the first is written.
+    fields: {our field: (their keys, default of their class)}. Keys are separated by spaces, and
+      their values must agree; a|b are synonyms, of which the first present one is read, and a is
+      written.
+    fixed: our fields that have the same value in all models of the family.
+    only: {their key: the only supported value, which is also the default}.
+    rows: (our config, our class, config.json) to the table, with names without `prefix`. Rows of
+      parameters that a model does not have are skipped; of two rows for the same parameters the
+      last one is used.
+    derive: (config.json with the defaults of `fields`, names of the tensors, our class) to fields
+      that depend on more than one key.
+    express: (our config) to the keys of the fields of `derive`.
     pad: their default of pad_token_id; None if there is none.
     prefix: of the names of the body, in files of a model with a head.
-    aliases: name to the name that it is a copy of, if a file holds both.
-    ignored: names of tensors that are not parameters.
-    heads: names of heads and poolers, which files hold that a model does without.
-    start, end: their defaults of decoder_start_token_id and eos_token_id, where a model needs them.
+    aliases: {name: name of the tensor that it is a copy of, if a file has both}.
+    ignored: names of tensors that are no parameters.
+    heads: names of tensors of heads and poolers, which a file may have and a model not use.
+    start, end: their defaults of decoder_start_token_id and eos_token_id, if a model needs them.
     towers: the families of the two encoders of a DualEncoder; such a family has no fields.
   """
 
@@ -74,35 +75,42 @@ def rows_of(
   theirs: Mapping[str, Any],
   parameters: Collection[str],
 ) -> list[Row]:
-  """Return the rows of the parameters that a model has.
+  """Return the rows of the family's table that a model needs.
+
+  Args:
+    family: of the model.
+    config: ours.
+    kind: our class.
+    theirs: config.json.
+    parameters: paths of the model's parameters.
 
   Raises:
-    ValueError: the family has no row for some of them.
+    ValueError: the family has no row for a parameter.
   """
   table = {row.ours: row for row in family.rows(config, kind, theirs)}
   rows = [row for row in table.values() if set(row.ours) <= set(parameters)]
   paths = [path for row in rows for path in row.ours]
   if len(paths) != len(set(paths)):
     raise AssertionError(f'two rows of the table give {paths}')
-  if nameless := set(parameters) - set(paths):
-    raise ValueError(f'the family has no name for {some(nameless)}')
+  if without_row := set(parameters) - set(paths):
+    raise ValueError(f'the family has no name for {some(without_row)}')
   return rows
 
 
 def value(theirs: Mapping[str, Any], key: str, default: Any) -> Any:
-  """Return a value of config.json; the default, which also tells its type, if it is not there.
+  """Return the value of a key of config.json, or the default if the key is missing or null.
 
   Raises:
-    ValueError: it is of another type.
+    ValueError: the value has another type than the default.
   """
-  found = theirs.get(key)
-  if found is None:
+  result = theirs.get(key)
+  if result is None:
     return default
-  if isinstance(default, float) and type(found) is int:
-    found = float(found)
-  if type(found) is not type(default):
-    raise ValueError(f'config.json: {key}={found!r} is not {_TYPES[type(default)]}')
-  return found
+  if isinstance(default, float) and type(result) is int:
+    result = float(result)
+  if type(result) is not type(default):
+    raise ValueError(f'config.json: {key}={result!r} is not {_TYPES[type(default)]}')
+  return result
 
 
 _TYPES = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a text'}
@@ -112,49 +120,49 @@ _TYPES |= {dict: 'an object', list: 'a list'}
 def read_config(
   family: Family, theirs: Mapping[str, Any], names: Collection[str], kind: type
 ) -> dict[str, Any]:
-  """Return the fields of `ModelConfig` that a config.json gives.
+  """Return the fields of ModelConfig for a config.json.
 
   Args:
-    family: the model's.
+    family: of the model.
     theirs: config.json.
-    names: of the tensors in their files, without prefix.
+    names: of the tensors in the files, without prefix.
     kind: our class.
 
   Raises:
-    ValueError: it asks for what this codebase does not have, or a value is of a wrong type.
+    ValueError: a key has a value that is not supported, or of a wrong type.
   """
   for key, only in family.only.items():
     if theirs.get(key, only) not in (only, None):
       raise ValueError(f'config.json: {key}={theirs[key]!r} is not supported, only {only!r} is')
-  found, filled = dict(family.fixed), dict(theirs)
+  fields, with_defaults = dict(family.fixed), dict(theirs)
   for ours, (keys, default) in family.fields.items():
-    given = {}
+    values = {}
     for synonyms in keys.split():
       first, *others = synonyms.split('|')
       key = next((k for k in (first, *others) if theirs.get(k) is not None), first)
-      given[key] = filled[first] = value(theirs, key, default)
-    if len(set(given.values())) > 1 and 'dropout' not in ours:
-      raise ValueError(f'config.json: {given} differ, which is not supported')
-    found[ours] = next(iter(given.values()))
-  found |= family.derive(filled, names, kind)
-  if found['activation'] not in ACTIVATIONS:
+      values[key] = with_defaults[first] = value(theirs, key, default)
+    if len(set(values.values())) > 1 and 'dropout' not in ours:
+      raise ValueError(f'config.json: {values} differ, which is not supported')
+    fields[ours] = next(iter(values.values()))
+  fields |= family.derive(with_defaults, names, kind)
+  if fields['activation'] not in ACTIVATIONS:
     raise ValueError(
-      f'config.json: the activation {found["activation"]!r} is not supported, '
+      f'config.json: the activation {fields["activation"]!r} is not supported, '
       f'only {", ".join(ACTIVATIONS)} are'
     )
-  found['activation'] = ACTIVATIONS[found['activation']]
-  # sizes that follow from others are left at their default
-  followed = dict(
-    head_size=found['width'] // max(found['heads'], 1),
-    kv_heads=found['heads'],
-    decoder_depth=found['depth'],
-    max_source_length=found['max_length'],
+  fields['activation'] = ACTIVATIONS[fields['activation']]
+  # 0 stands for the size that follows from others
+  implied = dict(
+    head_size=fields['width'] // max(fields['heads'], 1),
+    kv_heads=fields['heads'],
+    decoder_depth=fields['depth'],
+    max_source_length=fields['max_length'],
   )
-  return found | {name: 0 for name, size in followed.items() if found.get(name) == size}
+  return fields | {name: 0 for name, size in implied.items() if fields.get(name) == size}
 
 
 def write_config(family: Family, config: Any) -> dict[str, Any]:
-  """Return the keys of config.json that express our config."""
+  """Return the keys and values of config.json for our config; the inverse of `read_config`."""
   if family.towers:
     written = {
       CONFIGS[side]: write_config(tower, getattr(config, side))
@@ -172,25 +180,30 @@ def write_config(family: Family, config: Any) -> dict[str, Any]:
   return written | family.express(config)
 
 
-CONFIGS = {'text': 'text_config', 'image': 'vision_config'}  # of a DualEncoder
+CONFIGS = {'text': 'text_config', 'image': 'vision_config'}  # keys of the towers of a DualEncoder
 
 
 def read_towers(
   family: Family, theirs: Mapping[str, Any], names: Collection[str], settings: Mapping[str, Any]
 ) -> DualConfig:
-  """Return the config of a DualEncoder; arguments as in `read_config`, and fields to be set."""
-  found = {}
+  """Return the config of a DualEncoder.
+
+  Args:
+    family, theirs, names: as for `read_config`.
+    settings: fields of both ModelConfigs that replace those of config.json.
+  """
+  configs = {}
   for side, tower in family.towers.items():
-    each = dict(value(theirs, CONFIGS[side], {}))
+    tower_json = dict(value(theirs, CONFIGS[side], {}))
     if 'projection_dim' in theirs:
-      each['projection_dim'] = theirs['projection_dim']
-    own = {name.removeprefix(tower.prefix) for name in names}
-    found[side] = ModelConfig(**read_config(tower, each, own, Encoder) | dict(settings))
-  return DualConfig(**found, bias='logit_bias' in names)
+      tower_json['projection_dim'] = theirs['projection_dim']
+    short = {name.removeprefix(tower.prefix) for name in names}
+    configs[side] = ModelConfig(**read_config(tower, tower_json, short, Encoder) | dict(settings))
+  return DualConfig(**configs, bias='logit_bias' in names)
 
 
 def in_full(config: ModelConfig) -> dict[str, Any]:
-  """Return all fields, with the sizes that 0 stands for and what each of the layers does."""
+  """Return all fields of a config, with actual sizes in place of 0, and `layers` for all L."""
   return dataclasses.asdict(config) | dict(
     kv_heads=config.groups,
     head_size=config.key_size,

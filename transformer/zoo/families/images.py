@@ -1,4 +1,4 @@
-"""Encoders of images, and of images beside texts: ViT, DeiT, DINOv2, CLIP and SigLIP."""
+"""Encoders of images (ViT, DeiT, DINOv2), and dual encoders of texts and images (CLIP, SigLIP)."""
 
 import math
 import re
@@ -11,7 +11,7 @@ from transformer.zoo.families.rows import Row, fused, layers, plain, wrapped
 
 
 def _square(theirs, key, default):
-  """A size of an image that is a number, or a list of two that are the same."""
+  """Return a size in config.json: a number, or a list of two equal numbers."""
   size = theirs.get(key)
   if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
     return value({key: size[0]}, key, default)
@@ -19,13 +19,13 @@ def _square(theirs, key, default):
 
 
 def _sides(theirs, patch):
-  """The pixels on a side of an image and of a patch, and the channels."""
+  """Return the side of an image and of a patch, in pixels, and the number of channels."""
   size = _square(theirs, 'image_size', 224), _square(theirs, 'patch_size', patch)
   return (*size, value(theirs, 'num_channels', 3))
 
 
 def _patches(theirs, patch, tokens=1):
-  """Fields of ModelConfig for patches of an image, with learned vectors before them."""
+  """Return the fields of ModelConfig for patches of an image after `tokens` class tokens."""
   image, patch, channels = _sides(theirs, patch)
   return dict(
     vocab=1,
@@ -36,19 +36,19 @@ def _patches(theirs, patch, tokens=1):
 
 
 def _express_patches(config):
-  """Of the sizes that give these features and length: those of a colour or a grey picture."""
+  """Return the keys for image size, patch size and channels; 3 channels if that is possible."""
   patch, channels = 1, config.features
-  for colours in (3, 1):
-    side = math.isqrt(config.features // colours)
-    if side * side * colours == config.features:
-      patch, channels = side, colours
+  for count in (3, 1):
+    side = math.isqrt(config.features // count)
+    if side * side * count == config.features:
+      patch, channels = side, count
       break
   side = math.isqrt(config.max_length - config.class_tokens)
   return dict(image_size=side * patch, patch_size=patch, num_channels=channels)
 
 
 def _projection(theirs, patch, name):
-  """Rows of the convolution that embeds patches."""
+  """Return the rows of the convolution that embeds patches."""
   _, side, channels = _sides(theirs, patch)
   kernel = Row(
     ('embed/projection/kernel',),
@@ -74,7 +74,12 @@ _LAYERS = {
 
 
 def _body(names, patch=16):
-  """Rows of the vision transformers of one name for what is not in their layers."""
+  """Return a function from config.json to the rows of a vision transformer.
+
+  Args:
+    names: {our layer: theirs}, for `layers`.
+    patch: default of patch_size.
+  """
   return lambda theirs: [
     *_projection(theirs, patch, 'embeddings.patch_embeddings.projection'),
     wrapped('embed/class_token', 'embeddings.cls_token', axes=2),
@@ -122,7 +127,7 @@ DEIT = VIT._replace(
   architectures={'DeiTModel': Encoder, 'DeiTForImageClassification': Classifier},
   derive=lambda theirs, names, kind: VIT.derive(theirs, names, kind) | _patches(theirs, 16, 2),
   prefix='deit.',
-  ignored=re.compile(r'embeddings\.mask_token'),  # of another objective
+  ignored=re.compile(r'embeddings\.mask_token'),  # used only in masked image modeling
 )
 
 
@@ -200,14 +205,14 @@ _FIELDS = {
   'norm_epsilon': ('layer_norm_eps', 1e-5),
   'attention_dropout': ('attention_dropout', 0.0),
 }
-# of CLIP's linear layers those of patches and of what is pooled have no bias
+# all linear layers of CLIP have a bias, except the patch embedding and the projection of the output
 _BIASES = dict(bias=False) | dict.fromkeys(
   ('bias_qkv', 'bias_attention', 'bias_feedforward', 'bias_norm'), True
 )
 
 
 def _clip_text_derive(theirs, names, kind):
-  # files older than a correction say 2, and mean the largest id
+  # old files have the wrong eos_token_id=2 for the largest id
   end, projected = value(theirs, 'eos_token_id', 49407), 'text_projection.weight' in names
   return dict(
     pooled_size=value(theirs, 'projection_dim', 512) if projected else 0,
@@ -236,7 +241,7 @@ CLIP_TEXT = Family(
     causal=True,
     pooling='last',
     dropout=0.0,
-    pad=-1,  # what config.json names is a word
+    pad=-1,  # pad_token_id of config.json is the id of a word
   ),
   only={},
   rows=lambda *_: layers(_TEXTS | {'projection': 'text_projection'}),
@@ -283,7 +288,7 @@ SIGLIP_TEXT = CLIP_TEXT._replace(
     'activation': ('hidden_act', 'gelu_pytorch_tanh'),
     'norm_epsilon': ('layer_norm_eps', 1e-6),
   },
-  # it is trained with texts that are padded to one length, and reads their padding
+  # trained with texts padded to one length, without a mask for padding
   fixed=CLIP_TEXT.fixed | dict.fromkeys(_BIASES, True) | dict(causal=False),
   rows=lambda *_: layers(_TEXTS | {'projection': 'head'}),
   derive=lambda theirs, names, kind: dict(
@@ -330,7 +335,13 @@ SIGLIP_VISION = CLIP_VISION._replace(
 
 
 def _dual(architecture, text, image, shape):
-  """A family of two others; `shape` is that of its scale and bias."""
+  """Return a family of dual encoders.
+
+  Args:
+    architecture: their class.
+    text, image: the families of the towers.
+    shape: of logit_scale and logit_bias in the files.
+  """
 
   def rows(config, kind, theirs):
     table = [

@@ -1,4 +1,4 @@
-"""Llama and the decoders of its shape: one table, and what each does otherwise."""
+"""Llama and decoders of similar architecture: one table of names, and the differences of each."""
 
 import functools
 import re
@@ -48,29 +48,33 @@ FIXED |= dict(scale_embedding=False, dropout=0.0)
 
 
 def repeated(layers: list[dict[str, Any]]) -> dict[str, Any]:
-  """Return the fields of ModelConfig for layers of which each does this."""
+  """Return the fields of ModelConfig for these settings of each of the L layers.
+
+  If all are equal, the result is these settings; otherwise `layers`, the shortest repeated pattern.
+  """
   L = len(layers)
   n = next(n for n in range(1, L + 1) if L % n == 0 and layers[:n] * (L // n) == layers)
   return layers[0] if n == 1 else {'layers': tuple(layers[:n])}
 
 
 def all_layers(config: Any) -> tuple[Any, ...]:
-  """Return what each layer of a config does."""
+  """Return the settings (config.Layer) of each of the L layers."""
   return config.pattern * (config.depth // len(config.pattern))
 
 
 class Variant(NamedTuple):
-  """What a family of Llama's shape does otherwise.
+  """The differences of a family from Llama.
 
   Attributes:
-    fixed: fields of ModelConfig that are the same for all its models.
-    biases: those of attention_bias and mlp_bias that its config.json has.
+    fixed: fields of ModelConfig that have the same value in all its models.
+    biases: which of attention_bias and mlp_bias its config.json has.
     tie, theta: defaults of tie_word_embeddings and rope_theta.
-    window: default of sliding_window, 0 for none; None: there is no such key.
-    slides: whether layer i has the window, where layer_types does not say.
-    turns: whether layer i has rotary positions.
-    local_theta: default of the base of layers with a window; 0: the same as of the others.
-    derive, express: config.json to more fields, and back.
+    window: default of sliding_window, 0 for no window; None if there is no such key.
+    slides: (config.json, i) to whether layer i has the window, if layer_types is missing.
+    turns: (config.json, i) to whether layer i has rotary positions.
+    local_theta: default of the rotary base of layers with a window; 0 for that of the others.
+    derive: (config.json) to further fields of ModelConfig.
+    express: (our config) to the keys of these fields.
   """
 
   fixed: Mapping[str, Any] = {}
@@ -92,9 +96,16 @@ def like_llama(
   only: Mapping[str, Any] = {},
   **variant: Any,
 ) -> Family:
-  """Return a family of Llama's shape; `variant` are values of a Variant.
+  """Return a family of decoders like Llama.
 
-  Its bodies are encoders whose positions see only earlier ones, and its classifiers read the last.
+  Models without an output layer are read as causal Encoders; classifiers use the last position.
+
+  Args:
+    architecture: their class, such as LlamaForCausalLM.
+    fields: entries of Family.fields that differ from FIELDS.
+    rows: as of Family.
+    only: as of Family.
+    variant: arguments of Variant.
   """
   settings, name = Variant(**variant), architecture.removesuffix('ForCausalLM')
   others: dict[str, type] = {
@@ -119,7 +130,7 @@ def like_llama(
 
 
 def _derive(variant, theirs):
-  """Fields of ModelConfig that a config.json gives."""
+  """Return the fields of ModelConfig that depend on more than one key of config.json."""
   found = {
     ours: key in variant.biases and value(theirs, key, False)
     for key, names in _BIASES.items()
@@ -143,9 +154,9 @@ def _derive(variant, theirs):
 
 
 def _windows(variant, theirs):
-  """The window of each layer, 0 for none."""
+  """Return the window of each layer; 0 for none."""
   window, depth = 0, theirs['num_hidden_layers']
-  if variant.window is not None:  # null stands for none
+  if variant.window is not None:  # null means no window, a missing key the default
     window = value(theirs, 'sliding_window', 0 if 'sliding_window' in theirs else variant.window)
   if theirs.get('use_sliding_window') and not window:
     raise ValueError('config.json: use_sliding_window=True is not supported without sliding_window')
@@ -161,7 +172,7 @@ def _windows(variant, theirs):
 
 
 def _express(variant, config):
-  """The keys of config.json that express these fields."""
+  """Return the keys of config.json for the fields of `_derive`."""
   each = all_layers(config)
   whole = next((layer for layer in each if not layer.window and layer.rotary_base), each[0])
   written = express_rotary(whole) | {'tie_word_embeddings': config.tie in ('output', 'all')}
@@ -182,7 +193,7 @@ _BIASES = {
 }
 
 
-# Touvron et al. 2023, https://arxiv.org/abs/2302.13971; SmolLM has the same shape
+# Touvron et al. 2023, https://arxiv.org/abs/2302.13971; SmolLM has the same architecture
 LLAMA = like_llama(
   'LlamaForCausalLM',
   biases=('attention_bias', 'mlp_bias'),
@@ -237,7 +248,7 @@ QWEN3 = like_llama(
 
 
 def _experts(layer):
-  """Rows of a mixture of experts, of which each is a layer of its own in the files."""
+  """Return the rows of a mixture of experts, stored as a tensor for each layer and expert."""
   names = {'hidden': 'gate_proj', 'gate': 'up_proj', 'out': 'down_proj'}
   return [
     *layers({f'{BLOCK}feedforward/router': f'{layer}.gate'}),
@@ -276,7 +287,7 @@ def _smollm3_turns(theirs, i):
   )
 
 
-# Bakouch et al. 2025, https://huggingface.co/blog/smollm3: every fourth layer knows no positions
+# Bakouch et al. 2025, https://huggingface.co/blog/smollm3: every fourth layer has no positions
 SMOLLM3 = like_llama(
   'SmolLM3ForCausalLM',
   {
@@ -297,7 +308,7 @@ SMOLLM3 = like_llama(
   },
 )
 
-# Walsh et al. 2024, https://arxiv.org/abs/2501.00656: norms of what sublayers return
+# Walsh et al. 2024, https://arxiv.org/abs/2501.00656: norms after sublayers, not before
 OLMO2 = like_llama(
   'Olmo2ForCausalLM',
   {'vocab': ('vocab_size', 50304), 'norm_epsilon': ('rms_norm_eps', 1e-5)},
@@ -314,7 +325,7 @@ OLMO2 = like_llama(
 
 
 def _gemma_activation(theirs, key):
-  # the first configs say gelu and mean the approximate one
+  # in the first configs gelu means the tanh approximation
   return 'gelu_new' if theirs[key] == 'gelu' else theirs[key]
 
 
@@ -355,7 +366,7 @@ def _gemma2_derive(theirs):
 
 
 def _cap(theirs, key, default):
-  """A soft cap, for which null means none."""
+  """Return a soft cap; 0, for null, means none."""
   return value(theirs, key, 0.0 if key in theirs else default)
 
 
@@ -398,7 +409,7 @@ GEMMA2 = like_llama(
   rows=lambda *_: around_one(layers(GEMMA2_NAMES)),
 )
 
-# Gemma Team 2025, https://arxiv.org/abs/2503.19786; of texts only
+# Gemma Team 2025, https://arxiv.org/abs/2503.19786; only the models of text
 GEMMA3 = like_llama(
   'Gemma3ForCausalLM',
   GEMMA2_FIELDS

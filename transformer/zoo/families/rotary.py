@@ -1,11 +1,11 @@
-"""Rotary positions as config.json says them."""
+"""Rotary positions in config.json."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from transformer.zoo.families.family import value
 
-# arguments of functional.positions.SCALINGS by their names in config.json
+# {rope_type: {argument of the function in functional.positions.SCALINGS: key of config.json}}
 SCALINGS: dict[str, dict[str, str]] = {
   'linear': {},
   'dynamic': {'original_length': 'original_max_position_embeddings'},
@@ -25,12 +25,15 @@ SCALINGS: dict[str, dict[str, str]] = {
 
 
 def rotary(theirs: Mapping[str, Any], rope: Mapping[str, Any], theta: float) -> dict[str, Any]:
-  """Return the base and the scaling of rotary positions.
+  """Return the fields rotary_base and rotary_scaling.
 
   Args:
     theirs: config.json.
     rope: rope_parameters, or rope_scaling of older files.
-    theta: the base where none is given.
+    theta: the default of the base.
+
+  Raises:
+    ValueError: the scaling, or one of its keys, is not supported.
   """
   kind = rope.get('rope_type', rope.get('type', 'default'))
   base = value(rope, 'rope_theta', value(theirs, 'rope_theta', theta))
@@ -45,16 +48,16 @@ def rotary(theirs: Mapping[str, Any], rope: Mapping[str, Any], theta: float) -> 
   if unknown := {key for key in rope if rope[key] is not None} - known:
     raise ValueError(f'config.json: {", ".join(unknown)} of rope_type={kind!r} is not supported')
   types = {'original_length': theirs['max_position_embeddings'], 'whole': True}
-  given = {
+  kwargs = {
     ours: value(rope, key, types.get(ours, 1.0)) for ours, key in table.items() if key in rope
   }
   if kind in ('dynamic', 'yarn'):
-    given.setdefault('original_length', theirs['max_position_embeddings'])
-  return dict(rotary_base=base, rotary_scaling=tuple(sorted((given | {'kind': kind}).items())))
+    kwargs.setdefault('original_length', theirs['max_position_embeddings'])
+  return dict(rotary_base=base, rotary_scaling=tuple(sorted((kwargs | {'kind': kind}).items())))
 
 
 def express_rotary(layer: Any) -> dict[str, Any]:
-  """Return the keys of config.json that express the rotary positions of a layer."""
+  """Return the keys of config.json for the rotary positions of a layer (config.Layer)."""
   scaling = dict(layer.rotary_scaling or ())
   if not scaling:
     return {'rope_theta': layer.rotary_base}
@@ -65,9 +68,9 @@ def express_rotary(layer: Any) -> dict[str, Any]:
 
 
 def partial_rotary(theirs: Mapping[str, Any], default: float = 1.0) -> dict[str, int]:
-  """Return how much of each head is turned."""
+  """Return the field rotary_size: how many numbers of each head are rotated, 0 for all."""
   size = value(theirs, 'head_dim', 0) or theirs['hidden_size'] // theirs['num_attention_heads']
   rope = value(theirs, 'rope_parameters', {}) or value(theirs, 'rope_scaling', {})
   part = value(theirs, 'partial_rotary_factor', value(theirs, 'rotary_pct', default))
-  turned = int(size * value(rope, 'partial_rotary_factor', part))
-  return dict(rotary_size=0 if turned == size else turned)
+  rotated = int(size * value(rope, 'partial_rotary_factor', part))
+  return dict(rotary_size=0 if rotated == size else rotated)

@@ -1,4 +1,4 @@
-"""What a published folder says besides its weights: it comes with a loaded model and goes back."""
+"""The settings in a published folder: kept with a loaded model, and written with it again."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ from transformer.zoo.pretrained.files import read_json
 
 CONFIG, GENERATION = 'config.json', 'generation_config.json'
 MODULES, TOKENIZER = 'modules.json', 'tokenizer_config.json'
-# kept as they are
+# files that are written again unchanged
 OTHERS = (
   'preprocessor_config.json',
   'special_tokens_map.json',
@@ -20,7 +20,7 @@ OTHERS = (
   'config_sentence_transformers.json',
   'chat_template.jinja',
 )
-# of generation_config.json: names of `generate`'s arguments
+# {key of generation_config.json: argument of `generate`}
 SAMPLING = ('temperature', 'top_k', 'top_p', 'min_p')
 DECODING = {
   'pad_token_id': 'pad',
@@ -33,7 +33,7 @@ DECODING = {
 }
 SAME = ('max_new_tokens', 'min_new_tokens', 'repetition_penalty', *SAMPLING)
 DECODING |= {name: name for name in SAME}
-# values that change nothing, or no answer
+# values that have no effect on the generated tokens
 UNCHANGED = {'diversity_penalty': 0.0, 'max_length': 20, 'use_cache': True}
 UNCHANGED |= {'num_return_sequences': 1, 'num_beam_groups': 1, 'encoder_no_repeat_ngram_size': 0}
 UNCHANGED |= {'min_length': 0, 'return_dict_in_generate': False}
@@ -44,10 +44,10 @@ IDS = ('pad', 'bos', 'eos', 'decoder_start', 'forced_bos', 'forced_eos')
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-  """The settings of a published folder: attribute `published` of a model that was loaded.
+  """The settings of a published folder; the attribute `published` of a model that was loaded.
 
   Attributes:
-    files: the names of its files and their texts.
+    files: (name, text) of its files.
   """
 
   files: tuple[tuple[str, str], ...] = dataclasses.field(default=(), repr=False)
@@ -67,19 +67,19 @@ class Published:
     return cls(tuple(texts.items()))
 
   def text(self, name: str) -> str:
-    """Return the text of a file, '' if there is none."""
+    """Return the text of a file; '' if there is no such file."""
     return dict(self.files).get(name, '')
 
   def json(self, name: str) -> dict[str, Any]:
-    """Return the object in a file, an empty one if there is none."""
+    """Return the object in a JSON file; {} if there is no such file."""
     return json.loads(self.text(name) or '{}')
 
   @functools.cached_property
   def generation(self) -> dict[str, Any]:
-    """Settings of generation, such as eos_token_id, an id or a list of ids.
+    """Settings of generation, such as eos_token_id (an id or a list of ids).
 
-    Those of generation_config.json count more than those of config.json, where older files have
-    them.
+    They are those of config.json, where older models have them, updated with those of
+    generation_config.json.
     """
     config, ids = self.json(CONFIG), [f'{name}_token_id' for name in IDS]
     names = (*ids, *DECODING, *BEAMS, 'do_sample', 'max_length', 'min_length')
@@ -87,43 +87,43 @@ class Published:
     return {k: v for k, v in (older | self.json(GENERATION)).items() if v is not None}
 
   def ends(self) -> tuple[int, ...]:
-    """Return the ids of the tokens that end an output, the first of them first."""
-    found = self.generation.get('eos_token_id', [])
-    return tuple(found) if isinstance(found, list) else (found,)
+    """Return the ids of the tokens that end an output, in the order of the file."""
+    ids = self.generation.get('eos_token_id', [])
+    return tuple(ids) if isinstance(ids, list) else (ids,)
 
   def decoding(self, *, is_decoder: bool) -> tuple[dict[str, Any], list[str]]:
-    """Return the arguments of `generate` that the folder gives, and what it gives besides.
+    """Return the arguments of `generate`, and the names of the settings that are not supported.
 
     Args:
-      is_decoder: whether the model continues its prompt, and does not start from a token.
+      is_decoder: whether the model continues its prompt; otherwise it begins with a start token.
     """
-    given = {k: v for k, v in self.generation.items() if v != UNCHANGED.get(k)}
+    theirs = {k: v for k, v in self.generation.items() if v != UNCHANGED.get(k)}
     ends = self.ends()
-    found: dict[str, Any] = {
+    kwargs: dict[str, Any] = {
       ours: tuple(value) if isinstance(value, list) else value
-      for theirs, ours in DECODING.items()
-      if (value := given.pop(theirs, None)) is not None
+      for key, ours in DECODING.items()
+      if (value := theirs.pop(key, None)) is not None
     }
-    found |= {'eos': ends[0] if len(ends) == 1 else ends} if ends else {}
-    if found.get('pad') in ends:
-      del found['pad']
-    beams = {name: given.pop(name, default) for name, default in BEAMS.items()}
-    found |= beams if found.get('beams', 1) > 1 else {}
+    kwargs |= {'eos': ends[0] if len(ends) == 1 else ends} if ends else {}
+    if kwargs.get('pad') in ends:
+      del kwargs['pad']
+    beams = {name: theirs.pop(name, default) for name, default in BEAMS.items()}
+    kwargs |= beams if kwargs.get('beams', 1) > 1 else {}
     if is_decoder:
-      found.pop('start', None)
-    else:  # its lengths count the start token
+      kwargs.pop('start', None)
+    else:  # their lengths count the start token
       for name in ('max', 'min'):
-        if (length := given.pop(f'{name}_length', 0)) > 1:
-          found.setdefault(f'{name}_new_tokens', length - 1)
-    if (forced := given.pop('forced_bos_token_id', None)) is not None:
-      found['prefix'] = (forced,)
-    if not given.pop('do_sample', False):
+        if (length := theirs.pop(f'{name}_length', 0)) > 1:
+          kwargs.setdefault(f'{name}_new_tokens', length - 1)
+    if (forced := theirs.pop('forced_bos_token_id', None)) is not None:
+      kwargs['prefix'] = (forced,)
+    if not theirs.pop('do_sample', False):
       for name in SAMPLING:
-        found.pop(name, None)
+        kwargs.pop(name, None)
     else:
-      found = {'temperature': 1.0, 'top_k': 50} | found  # transformers' defaults
-    others = given.keys() - {'eos_token_id', 'bos_token_id', 'transformers_version'}
-    return found, sorted(name for name in others if not name.startswith('_'))
+      kwargs = {'temperature': 1.0, 'top_k': 50} | kwargs  # transformers' defaults
+    others = theirs.keys() - {'eos_token_id', 'bos_token_id', 'transformers_version'}
+    return kwargs, sorted(name for name in others if not name.startswith('_'))
 
   @property
   def labels(self) -> tuple[str, ...]:
@@ -132,16 +132,16 @@ class Published:
 
   @property
   def chat_template(self) -> str:
-    """How conversations are written, in Jinja; '' if the folder does not say."""
-    found = self.json(TOKENIZER).get('chat_template') or ''
-    if isinstance(found, list):  # several by name
-      found = {each.get('name'): each.get('template', '') for each in found}.get('default', '')
-    return self.text('chat_template.jinja') or found
+    """The Jinja template of conversations; '' if the folder has none."""
+    template = self.json(TOKENIZER).get('chat_template') or ''
+    if isinstance(template, list):  # several, with names
+      template = {x.get('name'): x.get('template', '') for x in template}.get('default', '')
+    return self.text('chat_template.jinja') or template
 
   def special_tokens(self) -> dict[str, str | None]:
-    """Return the special tokens by the names of `Tokenizer`, as far as the files name them.
+    """Return {pad, bos, eos, unk or mask: special token} for those that the files name.
 
-    BERT's [CLS] and [SEP] are bos and eos where there are no others.
+    [CLS] and [SEP] are bos and eos if there are no others.
     """
     config = self.json(TOKENIZER)
     named = {
@@ -160,23 +160,25 @@ def _dumps(values: dict[str, Any]) -> str:
 
 
 def labels(config: Mapping[str, Any]) -> tuple[str, ...]:
-  """Return the names of the classes that a config.json gives, in the order of their numbers.
+  """Return the names of the classes in a config.json, in the order of their numbers.
 
   Raises:
-    ValueError: they are not numbered from 0.
+    ValueError: the classes are not numbered from 0.
   """
-  found = value(config, 'id2label', {})
-  names = tuple(found.get(str(i)) for i in range(len(found)))
+  id2label = value(config, 'id2label', {})
+  names = tuple(id2label.get(str(i)) for i in range(len(id2label)))
   if None in names or not all(isinstance(name, str) for name in names):
-    raise ValueError(f'config.json: id2label={found} does not name classes 0 to {len(found) - 1}')
+    raise ValueError(
+      f'config.json: id2label={id2label} does not name classes 0 to {len(id2label) - 1}'
+    )
   return names
 
 
 def read_modules(folder: pathlib.Path) -> tuple[str | None, bool]:
-  """Return the pooling that sentence-transformers applies, None if none, and whether it normalizes.
+  """Return the pooling of sentence-transformers (None without one), and whether it normalizes.
 
   Raises:
-    ValueError: it applies what this codebase does not have; names it.
+    ValueError: a module is not supported; names it.
   """
   modules = [{'path': '1_Pooling', 'type': 'Pooling'}] * (folder / '1_Pooling').is_dir()
   if (folder / MODULES).is_file():
@@ -197,7 +199,7 @@ def read_modules(folder: pathlib.Path) -> tuple[str | None, bool]:
 
 
 def read_modules_json(file: pathlib.Path) -> list[dict[str, Any]]:
-  """Return the modules that modules.json names."""
+  """Return the list of modules in a modules.json."""
   try:
     modules = json.loads(file.read_text(encoding='utf-8'))
   except ValueError as error:
@@ -208,8 +210,8 @@ def read_modules_json(file: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _pooling(file: pathlib.Path) -> str:
-  """The pooling of a config.json, with one flag for each mode or with the name of the mode."""
-  config = read_json(file)
+  """Return our name of the pooling in the config.json of a module Pooling."""
+  config = read_json(file)  # with a flag for each mode, or with the name of the mode
   named = config.get('pooling_mode')
   modes = {k.removeprefix('pooling_mode_') for k, v in config.items() if 'pooling_mode_' in k and v}
   modes |= set(named if isinstance(named, list) else [named]) - {None}
@@ -217,10 +219,8 @@ def _pooling(file: pathlib.Path) -> str:
   ours = {'mean_tokens': 'mean', 'mean': 'mean', 'cls_token': 'first', 'cls': 'first'}
   ours |= {'lasttoken': 'last'}
   if len(modes) > 1 or not modes <= ours.keys():
-    refused = ', '.join(
-      f'pooling_mode_{mode}' for mode in sorted(map(str, modes - {'mean_tokens'}))
-    )
+    names = ', '.join(f'pooling_mode_{mode}' for mode in sorted(map(str, modes - {'mean_tokens'})))
     raise ValueError(
-      f'{file}: {refused} is not supported, only mean_tokens, cls_token or lasttoken is'
+      f'{file}: {names} is not supported, only mean_tokens, cls_token or lasttoken is'
     )
   return ours[modes.pop()]

@@ -1,6 +1,6 @@
 """Reading folders of published models.
 
-Tensors are mapped and read one after the other into their final place, so that a model needs little
+Tensors are read one after the other into their final arrays, so that loading a model needs little
 more memory than its weights.
 """
 
@@ -34,7 +34,7 @@ from transformer.zoo.pretrained.files import DTYPES, Stored, find_folder, stored
 from transformer.zoo.pretrained.published import CONFIG, Published, labels, read_modules
 from transformer.zoo.pretrained.sentencepiece import read_sentencepiece
 
-# fields that do not come from a file
+# fields of ModelConfig that do not come from config.json
 OURS = ('dropout', 'attention_dropout', 'dtype', 'remat', 'unroll', 'pad', 'platform')
 
 
@@ -48,30 +48,31 @@ def load_pretrained(
   param_dtype: str = 'float32',
   **settings: Any,
 ) -> tuple[nnx.Module, Any]:
-  """Return (model, tokenizer) of a model as published on the Hugging Face hub.
+  """Return (model, tokenizer) of a model in the format of the Hugging Face hub.
 
-  config.json decides what the model is: an Encoder, Decoder or EncoderDecoder, or an Encoder within
-  MaskedTokens, Classifier or Spans; where it names no class, the tensors do. A folder of
-  sentence-transformers that normalizes is an Embedding. What the folder says besides (start and end
-  tokens, names of classes, ...) is `model.published`, and `save_pretrained` writes it again.
+  config.json decides the class of the model: an Encoder, Decoder or EncoderDecoder, or an Encoder
+  in MaskedTokens, Classifier, Spans or another head; if it names no class, the tensors decide. A
+  folder of sentence-transformers that normalizes is an Embedding. Other settings of the folder
+  (start and end tokens, names of classes, ...) are in `model.published`; `save_pretrained` writes
+  them again.
 
   Args:
     name: a folder with config.json, model.safetensors (or its shards and their index) and
       tokenizer.json, or OWNER/NAME of a model on the hub. Without tokenizer.json, as of images and
       sounds, or without the package `tokenizers`, the tokenizer is None.
     revision: a branch, tag or commit of the hub.
-    subfolder: where in the folder the model is.
+    subfolder: of the model in the folder.
     strict: whether tensors that the model does not use are an error. Those of known heads and
       poolers never are.
-    ignore: beginnings of names of tensors that may be left over.
-    param_dtype: of the parameters: 'float32', 'bfloat16', ..., or 'auto' as they are stored.
-    settings: values of `ModelConfig` that are not the file's: dropout, attention_dropout, dtype,
-      remat, unroll, platform, and pad, which is otherwise that of config.json (none for a decoder,
-      whose prompts may hold that token).
+    ignore: prefixes of names of tensors that the model may not use.
+    param_dtype: of the parameters: 'float32', 'bfloat16', ..., or 'auto' for that in the file.
+    settings: fields of ModelConfig that config.json does not give: dropout, attention_dropout,
+      dtype, remat, unroll, platform; and pad, by default that of config.json (none for a decoder,
+      because prompts may contain that token).
 
   Raises:
-    ValueError: a file is missing, damaged, a pickle, or of a model that this codebase does not
-      have; or tensors are missing, left over, of another shape or no floating-point numbers.
+    ValueError: a file is missing, damaged or a pickle; the model is not supported; or a tensor is
+      missing, not used, of another shape, or not of floating-point numbers.
   """
   if wrong := settings.keys() - set(OURS):
     raise ValueError(f'{", ".join(sorted(wrong))} comes from config.json: give only {OURS}')
@@ -81,7 +82,7 @@ def load_pretrained(
   _check(folder, plan, tensors, strict, tuple(ignore))
   tokenizer = _tokenizer(folder, getattr(plan.config, 'text', plan.config), published)
   loaded: dict[str, jax.Array] = {}
-  # the largest first, while there is the most free memory
+  # the largest first, when most memory is free
   for row in sorted(plan.rows, key=lambda row: -sum(plan.parameters[x].size for x in row.ours)):
     loaded |= _read(row, plan.parameters, tensors, param_dtype)
   model = jax.tree.unflatten(jax.tree.structure(plan.model), map(loaded.get, plan.parameters))
@@ -96,12 +97,15 @@ def read_model_config(
   subfolder: str = '',
   classify: bool = False,
 ) -> dict[str, Any]:
-  """Return the arguments of the ModelConfig of a published model; no tensor is read.
+  """Return the arguments of the ModelConfig of a published model, without reading a tensor.
 
-  With `classify` that of a Classifier with its encoder, whatever class config.json names.
+  Args:
+    name, revision, subfolder: as for `load_pretrained`.
+    classify: whether to return those of a Classifier with this encoder, even if config.json names
+      another class.
 
   Raises:
-    ValueError: as in `load_pretrained`.
+    ValueError: as `load_pretrained`.
   """
   folder = find_folder(name, revision, subfolder)
   kinds = [Classifier] if classify else None
@@ -110,9 +114,15 @@ def read_model_config(
 
 
 class Plan(NamedTuple):
-  """How a model is made of tensors: its config, its abstract parameters, and where they come from.
+  """How to make a model from the tensors of a folder.
 
-  `shapes` are those of the published tensors, by name.
+  Attributes:
+    family: of the model.
+    config: its ModelConfig or DualConfig.
+    model: the model with ShapeDtypeStructs in place of arrays.
+    parameters: {path: ShapeDtypeStruct} of the model.
+    rows: which tensors give which parameters.
+    shapes: {name of a tensor without prefix: the shape that it must have}.
   """
 
   family: Family
@@ -124,9 +134,9 @@ class Plan(NamedTuple):
 
 
 def _best_plan(folder, theirs, settings, wanted=None) -> tuple[Plan, dict[str, Stored]]:
-  """Return how a folder's model is made, and its tensors by their names without prefix.
+  """Return the plan of a folder's model, and its tensors by their names without prefix.
 
-  Where config.json names no class, it is the one that finds all its tensors and uses the most.
+  If config.json names no class, the class is the one whose tensors are all there, and most of them.
   """
   try:
     family, kinds = _family(theirs)
@@ -135,7 +145,7 @@ def _best_plan(folder, theirs, settings, wanted=None) -> tuple[Plan, dict[str, S
       raise ValueError(f'model_type={theirs["model_type"]!r} has no {kinds[0].__name__}')
     tensors = _short_names(folder, family)
     modules = read_modules(folder)
-    if modules[0] and Encoder in family.architectures.values():  # whatever class was trained
+    if modules[0] and Encoder in family.architectures.values():  # pooling: the encoder is used
       kinds = [Encoder]
     plans = [_plan(family, theirs, kind, tensors, settings, *modules) for kind in kinds]
   except ValueError as error:
@@ -147,7 +157,7 @@ def _best_plan(folder, theirs, settings, wanted=None) -> tuple[Plan, dict[str, S
 
 
 def _family(theirs: Mapping[str, Any]) -> tuple[Family, list[type]]:
-  """Return the family of a config.json, and the classes that it may be, one if it names one."""
+  """Return the family of a config.json, and its class in a list; all classes if it names none."""
   model_type = theirs.get('model_type')
   if model_type not in FAMILIES:
     raise ValueError(
@@ -167,26 +177,26 @@ def _family(theirs: Mapping[str, Any]) -> tuple[Family, list[type]]:
 
 
 def _short_names(folder: pathlib.Path, family: Family) -> dict[str, Stored]:
-  """Return the tensors of a folder by their names without prefix, as new files have it."""
-  found: dict[str, Stored] = {}
+  """Return {name without prefix and in its current spelling: tensor} of a folder."""
+  tensors: dict[str, Stored] = {}
   for stored in stored_tensors(folder):
     name = stored.name.removeprefix(family.prefix)
     for old, new in (('LayerNorm.gamma', 'LayerNorm.weight'), ('LayerNorm.beta', 'LayerNorm.bias')):
       name = name.removesuffix(old) + new if name.endswith(old) else name
-    if name in found:
+    if name in tensors:
       raise ValueError(
-        f'{folder}: {stored.name} and {found[name].name} are one tensor, given twice'
+        f'{folder}: {stored.name} and {tensors[name].name} are one tensor, given twice'
       )
     if not family.ignored.fullmatch(name):
-      found[name] = stored
+      tensors[name] = stored
   for copy, original in family.aliases.items():
-    if copy in found and original not in found:
-      found[original] = found.pop(copy)
-  return found
+    if copy in tensors and original not in tensors:
+      tensors[original] = tensors.pop(copy)
+  return tensors
 
 
 def _plan(family, theirs, kind, tensors, settings, pooling, normalize) -> Plan:
-  """Return how a model of a class is made."""
+  """Return the plan of a model of our class `kind`; the arguments are those of `_best_plan`."""
   for keys, default in (family.fields.get(name, ('', 0)) for name in ('depth', 'decoder_depth')):
     key = keys.split('|')[0]
     if (depth := value(theirs, key, default)) > len(tensors) and theirs.get(key):
@@ -205,17 +215,17 @@ def _plan(family, theirs, kind, tensors, settings, pooling, normalize) -> Plan:
       pad = value(theirs, 'pad_token_id', -1) if 'pad_token_id' in theirs else family.pad
       fields['pad'] = -1 if pad is None else pad
     config = ModelConfig(**fields | settings)
-  about: dict[str, Any] = {}
+  kwargs: dict[str, Any] = {}
   if kind is MaskedTokens:
-    about['next_sentence'] = 'cls.seq_relationship.weight' in tensors
+    kwargs['next_sentence'] = 'cls.seq_relationship.weight' in tensors
   if kind in (Classifier, TokenClassifier, TargetClassifier):
-    about['classes'] = len(labels(theirs)) or value(theirs, 'num_labels', 2)
+    kwargs['classes'] = len(labels(theirs)) or value(theirs, 'num_labels', 2)
   if kind in (Classifier, MultipleChoice):
-    about['bias'] = any(row.ours == ('out/bias',) for row in family.rows(config, kind, theirs))
+    kwargs['bias'] = any(row.ours == ('out/bias',) for row in family.rows(config, kind, theirs))
   if kind is TargetClassifier:
-    about['start'] = value(theirs, 'decoder_start_token_id', family.start)
-    about['end'] = value(theirs, 'eos_token_id', family.end)
-  model = jax.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0), **about))
+    kwargs['start'] = value(theirs, 'decoder_start_token_id', family.start)
+    kwargs['end'] = value(theirs, 'eos_token_id', family.end)
+  model = jax.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0), **kwargs))
   parameters = leaves(model)
   rows = rows_of(family, config, kind, theirs, parameters)
   shapes = {}
@@ -223,66 +233,66 @@ def _plan(family, theirs, kind, tensors, settings, pooling, normalize) -> Plan:
     for name, index in named(row, parameters):
       ours = [parameters[path].shape[len(index) :] for path in row.ours]
       shapes[name] = row.write(*(np.broadcast_to(np.float32(0), shape) for shape in ours)).shape
-  for copy, original in family.aliases.items():  # two tables, but a bias under one name
+  for copy, original in family.aliases.items():  # untied tables whose bias is stored once
     if copy in shapes and copy not in tensors and copy.endswith('.bias') and original in tensors:
       tensors[copy] = tensors[original]
   return Plan(family, config, model, parameters, rows, shapes)
 
 
 def _check(folder, plan: Plan, tensors: dict[str, Stored], strict, ignore) -> None:
-  """Raise unless every tensor is used once, with its shape."""
+  """Raise ValueError unless every tensor is used once and has the right shape and dtype."""
   family, shapes = plan.family, plan.shapes
   for copy, original in family.aliases.items():
     if copy in tensors and copy not in shapes:
-      one, other = tensors.pop(copy), tensors[original]
-      if not np.array_equal(one.read(), other.read()):
+      a, b = tensors.pop(copy), tensors[original]
+      if not np.array_equal(a.read(), b.read()):
         raise ValueError(
-          f'{folder}: {one.name} and {other.name} differ, but config.json says that they are one '
+          f'{folder}: {a.name} and {b.name} differ, but config.json says that they are one '
           'table: set "tie_word_embeddings": false there if they are two'
         )
-  # of a bias with two names, as untied tables have it, the other one is left
+  # a bias of untied tables may be stored under both names: the original is then not used
   others = {original for copy, original in family.aliases.items() if copy in shapes}
   missing, left = shapes.keys() - tensors.keys(), tensors.keys() - shapes.keys() - others
   unused = {n for n in left if not strict or family.heads.fullmatch(n) or n.startswith(ignore)}
   if unused and not missing:
     logging.getLogger(__name__).warning('%s: the model does not use %s', folder, some(unused))
     left -= unused
-  complaints = []
-  for what, names, others in (('missing', missing, left), ('left over', left, missing)):
+  faults = []
+  for fault, names, others in (('missing', missing, left), ('left over', left, missing)):
     for name in sorted(names):
       near = difflib.get_close_matches(name, others, n=1)
-      complaints.append(f'{what}: {name}{f" (nearest: {near[0]})" if near else ""}')
+      faults.append(f'{fault}: {name}{f" (nearest: {near[0]})" if near else ""}')
   for name in sorted(shapes.keys() & tensors.keys()):
     stored = tensors[name]
     if stored.shape != shapes[name]:
-      complaints.append(f'{name}: has shape {stored.shape}, but the config asks for {shapes[name]}')
+      faults.append(f'{name}: has shape {stored.shape}, but the config asks for {shapes[name]}')
     elif stored.dtype not in DTYPES:
-      complaints.append(f'{name}: holds {stored.dtype}, none of {", ".join(DTYPES)}')
-  if complaints:
-    shown = complaints[:20] + [f'... and {len(complaints) - 20} more'] * (len(complaints) > 20)
+      faults.append(f'{name}: holds {stored.dtype}, none of {", ".join(DTYPES)}')
+  if faults:
+    lines = faults[:20] + [f'... and {len(faults) - 20} more'] * (len(faults) > 20)
     raise ValueError(
       f'{folder}: the tensors are not those that config.json describes:\n  '
-      + '\n  '.join(shown)
+      + '\n  '.join(lines)
       + '\nstrict=False lets go what is left over' * (bool(left) and not missing)
     )
 
 
 def _read(row: Row, parameters, tensors: Mapping[str, Stored], dtype) -> dict[str, jax.Array]:
-  """Return the parameters of a row, read layer by layer into their final place."""
+  """Return {path: parameter} of a row, read layer by layer into the final array."""
   names = list(named(row, parameters))
   if dtype == 'auto':
     dtype = np.dtype(DTYPES[tensors[names[0][0]].dtype]) if names else 'float32'
     dtype = 'float32' if dtype == np.float64 else dtype
   if row.theirs is None:
     return {path: jnp.zeros(parameters[path].shape, dtype) for path in row.ours}
-  places = {path: _aligned(parameters[path].shape, jnp.dtype(dtype)) for path in row.ours}
-  for place in places.values() if row.without else ():
-    place[list(row.without)] = 1
+  arrays = {path: _aligned(parameters[path].shape, jnp.dtype(dtype)) for path in row.ours}
+  for array in arrays.values() if row.without else ():
+    array[list(row.without)] = 1
   for name, index in names:
-    for place, part in zip(places.values(), row.read(tensors[name].read()), strict=True):
-      place[index or ...] = part
-  # nothing else refers to the memory: the device may use it without a copy
-  return {path: jax.device_put(place, may_alias=True) for path, place in places.items()}
+    for array, part in zip(arrays.values(), row.read(tensors[name].read()), strict=True):
+      array[index or ...] = part
+  # nothing else refers to the memory, so that the device may use it without a copy
+  return {path: jax.device_put(array, may_alias=True) for path, array in arrays.items()}
 
 
 def _aligned(shape, dtype) -> np.ndarray:
@@ -294,11 +304,11 @@ def _aligned(shape, dtype) -> np.ndarray:
 
 
 def _tokenizer(folder: pathlib.Path, config: ModelConfig, published: Published):
-  """Return the folder's tokenizer; None without a file or the package."""
+  """Return the folder's tokenizer; None without a file for it or without the package."""
   log = logging.getLogger(__name__)
   try:
     from transformer.data.tokenizers import Tokenizer
-  except ModuleNotFoundError as error:  # weights are of use without it
+  except ModuleNotFoundError as error:  # the weights can be used without it
     if error.name != 'tokenizers':
       raise
     log.warning(
@@ -307,16 +317,16 @@ def _tokenizer(folder: pathlib.Path, config: ModelConfig, published: Published):
       folder,
     )
     return None
-  special: dict[str, Any] = dict(
+  kwargs: dict[str, Any] = dict(
     tokens=published.special_tokens(),
     ends=published.ends(),
     template=True,
     chat_template=published.chat_template,
   )
   if (folder / 'tokenizer.json').is_file():
-    tokenizer = Tokenizer.load(folder / 'tokenizer.json', **special)
-  elif made := read_sentencepiece(folder):
-    tokenizer = Tokenizer(made, **special)
+    tokenizer = Tokenizer.load(folder / 'tokenizer.json', **kwargs)
+  elif unigram := read_sentencepiece(folder):
+    tokenizer = Tokenizer(unigram, **kwargs)
   else:
     if config.modality == 'tokens':
       log.warning(
@@ -332,8 +342,8 @@ def _tokenizer(folder: pathlib.Path, config: ModelConfig, published: Published):
       'they do not belong together'
     )
   if tokenizer.size > config.vocab:
-    more = tokenizer.pieces(range(config.vocab, tokenizer.size))
+    added = tokenizer.pieces(range(config.vocab, tokenizer.size))
     log.warning(
-      '%s: the model has no vectors for %s, which were added to its tokenizer', folder, some(more)
+      '%s: the model has no vectors for %s, which were added to its tokenizer', folder, some(added)
     )
   return tokenizer

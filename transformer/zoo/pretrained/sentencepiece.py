@@ -1,4 +1,4 @@
-"""Tokenizers of folders that have files of SentencePiece and no tokenizer.json: Marian and T5."""
+"""Tokenizers of folders with SentencePiece files and no tokenizer.json: Marian and T5."""
 
 import pathlib
 import struct
@@ -7,12 +7,12 @@ from typing import Any
 
 from transformer.zoo.pretrained.files import read_json
 
-UNIGRAM = 1
-FAR = -1e5  # a score that no segmentation takes while there is another
+UNIGRAM = 1  # model_type in SentencePiece's TrainerSpec
+FAR = -1e5  # a score so low that the piece is used only if there is no other segmentation
 
 
 def read_sentencepiece(folder: pathlib.Path) -> Any:
-  """Return a tokenizer of the `tokenizers` library made of a folder's files; None without them.
+  """Return a tokenizer of the `tokenizers` library, made from a folder's files; None without them.
 
   Marian has source.spm and, with the ids of both languages, vocab.json; T5 has spiece.model, and
   its sentinels follow in reverse order.
@@ -55,7 +55,7 @@ def _tokenizer(vocab: list[tuple[str, float]], normalizer: dict[int, Any]) -> An
 
 
 def _read(file: pathlib.Path) -> tuple[dict[str, float], dict[int, Any]]:
-  """The pieces with their scores, and the fields of the normalizer, of a unigram model."""
+  """Return {piece: score} and {field number: value} of the normalizer of a unigram model."""
   try:
     model = list(_fields(file.read_bytes()))
     pieces = [dict(_fields(field)) for number, field in model if number == 1]
@@ -71,26 +71,26 @@ def _read(file: pathlib.Path) -> tuple[dict[str, float], dict[int, Any]]:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-  """The numbers and values of the fields of a protocol buffer."""
-  at = 0
+  """Yield (number, value) of the fields of a protocol buffer."""
+  position = 0
 
   def varint():
-    nonlocal at
+    nonlocal position
     number, shift = 0, 0
     while True:
-      byte, at = data[at], at + 1
+      byte, position = data[position], position + 1
       number |= (byte & 127) << shift
       shift += 7
       if byte < 128:
         return number
 
-  while at < len(data):
+  while position < len(data):
     key = varint()
     if (kind := key & 7) == 0:
       yield key >> 3, varint()
       continue
     size = {1: lambda: 8, 2: varint, 5: lambda: 4}[kind]()
-    if at + size > len(data):
+    if position + size > len(data):
       raise ValueError('cut short')
-    yield key >> 3, data[at : at + size]
-    at += size
+    yield key >> 3, data[position : position + size]
+    position += size

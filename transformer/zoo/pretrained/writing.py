@@ -44,7 +44,7 @@ from transformer.zoo.pretrained.published import (
 from transformer.zoo.pretrained.reading import OURS
 
 NOTHING = Published()
-# prefixes of names of heads, which have no family prefix in any file
+# prefixes of the names of tensors that never have the prefix of the family: those of heads
 HEADS = (
   'cls.',
   'classifier.',
@@ -72,52 +72,46 @@ def save_pretrained(
 ) -> None:
   """Write a folder that `load_pretrained` and the `transformers` library can read.
 
-  What came with a model that was loaded goes back: start and end tokens, names of classes, a chat
-  template, ...
-
-  Weights are written as float32. The file of weights is replaced at once, the others one by one.
+  The settings that were loaded with a model (start and end tokens, names of classes, a chat
+  template, ...) are written again. Weights are written as float32. The file of weights is replaced
+  atomically.
 
   Args:
     folder: created if it does not exist.
-    model: one that a family of `zoo.families` can express.
-    tokenizer: a `data.tokenizers.Tokenizer`, if there is one.
+    model: of an architecture that a family of `zoo.families` has.
+    tokenizer: a `data.tokenizers.Tokenizer`, or None.
     config: further keys of config.json, such as decoder_start_token_id or id2label, which replace
-      those of the model unchecked; model_type where several families have the same architecture (a
+      those of the model without a check; model_type if several families have the architecture (a
       RoBERTa that was not loaded is written as bert unless model_type is roberta).
 
   Raises:
-    ValueError: no family, or not that of model_type, can express the model; names the fields that
-      differ in the nearest one.
+    ValueError: no family, or not that of model_type, has the architecture; names the fields that
+      differ from the nearest one.
   """
   published = getattr(model, 'published', NOTHING)
   normalize = isinstance(model, Embedding)
   model = getattr(model, 'encoder') if normalize else model  # noqa: B009
   parameters, kind = leaves(model), type(model)
-  ids = {f'{name}_token_id': getattr(tokenizer, name, None) for name in ('pad', 'bos', 'eos')}
-  ids = {name: i for name, i in ids.items() if i is not None}
-  if len(ends := getattr(tokenizer, 'ends', ())) > 1:
-    ids['eos_token_id'] = list(ends)
+  ids = _special_ids(tokenizer)
   model_type, ours, theirs, rows = family_of(model, parameters, published, ids | config)
   family = FAMILIES[model_type]
   written: dict[str, Any] = {'architectures': [_architecture(family, model, parameters)]}
   written |= {'model_type': model_type} | theirs
-  with_classes = (Classifier, TokenClassifier, TargetClassifier)
-  classes = parameters['out/kernel'].shape[-1] if kind in with_classes else 0
-  if len(written.get('id2label', ())) != classes and classes:
-    written['id2label'] = {str(i): f'LABEL_{i}' for i in range(classes)}
-  if classes:
+  if kind in (Classifier, TokenClassifier, TargetClassifier):
+    classes = parameters['out/kernel'].shape[-1]
+    if len(written.get('id2label', ())) != classes:
+      written['id2label'] = {str(i): f'LABEL_{i}' for i in range(classes)}
     written['label2id'] = {label: int(i) for i, label in written['id2label'].items()}
-
-  if classes and 'out/bias' not in parameters:  # where the family has one it is 0
-    biases = [row for row in family.rows(ours, kind, theirs) if row.ours == ('out/bias',)]
-    rows, parameters = rows + biases, parameters | {'out/bias': np.zeros(classes)}
+    if 'out/bias' not in parameters:  # write 0 if the family has a bias
+      biases = [row for row in family.rows(ours, kind, theirs) if row.ours == ('out/bias',)]
+      rows, parameters = rows + biases, parameters | {'out/bias': np.zeros(classes)}
   if isinstance(model, TargetClassifier):
     written |= {'decoder_start_token_id': model.start, 'eos_token_id': model.end}
 
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  alone = kind is Encoder and 'Projection' not in written['architectures'][0]
-  _save_tensors(folder, family, rows, parameters, '' if alone else family.prefix)
+  without_head = kind is Encoder and 'Projection' not in written['architectures'][0]
+  _save_tensors(folder, family, rows, parameters, '' if without_head else family.prefix)
   _dump(
     folder / CONFIG, {k: v for k, v in written.items() if k != 'torch_dtype'} | {'dtype': 'float32'}
   )
@@ -129,24 +123,37 @@ def save_pretrained(
   if kind is Encoder and (ours.pooling == 'mean' or normalize or published.text(MODULES)):
     _save_modules(folder, ours, normalize)
   if tokenizer is not None:
-    tokenizer.save(folder / 'tokenizer.json')
-    special = {name: getattr(tokenizer, name) for name in ('pad', 'bos', 'eos', 'unk', 'mask')}
-    about = {'tokenizer_class': 'PreTrainedTokenizerFast'} | {
-      f'{name}_token': tokenizer.pieces([i])[0] for name, i in special.items() if i is not None
-    }
-    _dump(folder / TOKENIZER, about | published.json(TOKENIZER))
+    _save_tokenizer(folder, tokenizer, published)
+
+
+def _special_ids(tokenizer: Any) -> dict[str, Any]:
+  """Return the keys of config.json for a tokenizer's pad, bos and eos; {} for None."""
+  ids = {f'{name}_token_id': getattr(tokenizer, name, None) for name in ('pad', 'bos', 'eos')}
+  ids = {name: i for name, i in ids.items() if i is not None}
+  if len(ends := getattr(tokenizer, 'ends', ())) > 1:
+    ids['eos_token_id'] = list(ends)
+  return ids
+
+
+def _save_tokenizer(folder: pathlib.Path, tokenizer: Any, published: Published):
+  tokenizer.save(folder / 'tokenizer.json')
+  special = {name: getattr(tokenizer, name) for name in ('pad', 'bos', 'eos', 'unk', 'mask')}
+  config = {'tokenizer_class': 'PreTrainedTokenizerFast'} | {
+    f'{name}_token': tokenizer.pieces([i])[0] for name, i in special.items() if i is not None
+  }
+  _dump(folder / TOKENIZER, config | published.json(TOKENIZER))
 
 
 def _architecture(family: Family, model: Any, parameters: Mapping[str, Any]) -> str:
-  """Return the name of the class, of several that of what the model has and the others have not."""
+  """Return the name of their class for a model; of several, the one with its optional parts."""
   names = [name for name, cls in family.architectures.items() if cls is type(model)]
-  has = {'PreTraining': 'next_sentence/kernel' in parameters}
-  has |= {'WithProjection': 'projection/kernel' in parameters}
+  parts = {'PreTraining': 'next_sentence/kernel' in parameters}
+  parts |= {'WithProjection': 'projection/kernel' in parameters}
   if isinstance(model, MaskedTokens):  # BERT as a decoder
-    has |= {'CausalLM|LMHead': model.config.causal}
+    parts |= {'CausalLM|LMHead': model.config.causal}
 
   def fits(name):
-    return all(bool(re.search(words, name)) == there for words, there in has.items())
+    return all(bool(re.search(words, name)) == exists for words, exists in parts.items())
 
   return next(filter(fits, names), names[0])
 
@@ -161,7 +168,7 @@ def _save_tensors(folder, family: Family, rows: list[Row], parameters, prefix: s
       value = row.write(*(x[index] for x in arrays))
       name = name if name.startswith(HEADS) else prefix + name
       tensors[name] = np.asarray(value, np.float32, order='C')
-  for copy, original in family.aliases.items():  # a bias that transformers 4 has under one name
+  for copy, original in family.aliases.items():  # transformers 4 has such a bias under one name
     if copy in tensors and copy.endswith('.bias'):
       tensors[original] = tensors[copy]
   partial = folder / f'{WEIGHTS}.partial'
@@ -170,7 +177,7 @@ def _save_tensors(folder, family: Family, rows: list[Row], parameters, prefix: s
 
 
 def _save_modules(folder: pathlib.Path, config: ModelConfig, normalize: bool):
-  """Write how sentence-transformers makes one vector of the states."""
+  """Write the files that tell sentence-transformers the pooling and normalization."""
   modules = {'Transformer': '', 'Pooling': '1_Pooling'}
   modules |= {'Normalize': '2_Normalize'} if normalize else {}
   _dump(
@@ -192,21 +199,23 @@ def family_of(
   model: Any,
   parameters: Mapping[str, Any],
   published: Published = NOTHING,
-  given: Mapping[str, Any] = {},
+  keys: Mapping[str, Any] = {},
 ) -> tuple[str, Any, dict[str, Any], list[Row]]:
-  """Return (model_type, config, config.json, rows) of the family that can express a model.
+  """Return (model_type, config, config.json, rows) of the family that has a model's architecture.
+
+  A config.json that the model was loaded with is returned unchanged, if it still describes it.
 
   Args:
     model: any module.
     parameters: its `leaves`.
-    published: what it came with.
-    given: further keys of config.json, which may name the model_type.
+    published: the settings that it was loaded with.
+    keys: further keys of config.json, such as model_type.
 
   Raises:
-    ValueError: there is none; names the fields that differ in the nearest one.
+    ValueError: there is no such family; names the fields that differ from the nearest one.
   """
-  kind, before = type(model), published.json(CONFIG)
-  wanted = given.get('model_type', before.get('model_type'))
+  kind, loaded = type(model), published.json(CONFIG)
+  wanted = keys.get('model_type', loaded.get('model_type'))
   if not any(kind in family.architectures.values() for family in FAMILIES.values()):
     raise ValueError(f'no published family has the architecture of a {kind.__name__}')
   config = model.config
@@ -215,32 +224,20 @@ def family_of(
   for model_type, family in FAMILIES.items():
     if kind not in family.architectures.values() or wanted not in (None, model_type):
       continue
+    ours = _essence(config, kind)
     try:
-      said = write_config(family, config)
-      text = kind not in (Decoder, DualEncoder) and config.modality == 'tokens'
-      if text and 'pad_token_id' not in said:
-        said['pad_token_id'] = config.pad if config.pad >= 0 else None
-      # where it still describes the model, what was read goes back unchanged
-      same = [before] if before.get('model_type') == model_type else []
-      for theirs in (*same, said):
-        theirs = theirs | dict(given)
+      candidates = [loaded] if loaded.get('model_type') == model_type else []
+      for theirs in (*candidates, _new_config(family, config, kind)):
+        theirs = theirs | dict(keys)
         rows = rows_of(family, config, kind, theirs, parameters)
-        names = {name for row in rows for name, _ in named(row, parameters)}
-        names |= {family.aliases[name] for name in names & family.aliases.keys()}
-        one = _essence(config, kind)
-        if family.towers:
-          other = _essence(read_towers(family, theirs, names, {}), kind)
-        else:
-          other = _essence(ModelConfig(**read_config(family, theirs, names, kind)), kind)
-        if kind is Encoder and config.pooling == 'mean':
-          other['pooling'] = 'mean'  # stored in 1_Pooling/config.json
-        if one == other:
+        read = _read_again(family, config, kind, theirs, rows, parameters)
+        if ours == read:
           return model_type, config, theirs, rows
     except ValueError as error:
       errors[model_type] = [f'another model, for {error}']
       continue
     differences[model_type] = [
-      f'{k}={other[k]!r}, not {one[k]!r}' for k in one if k in other and one[k] != other[k]
+      f'{k}={read[k]!r}, not {ours[k]!r}' for k in ours if k in read and ours[k] != read[k]
     ]
   differences = differences or errors
   if not differences:
@@ -255,34 +252,56 @@ def family_of(
   )
 
 
+def _new_config(family: Family, config: Any, kind: type) -> dict[str, Any]:
+  """Return a config.json of a family for our config."""
+  theirs = write_config(family, config)
+  text = kind not in (Decoder, DualEncoder) and config.modality == 'tokens'
+  if text and 'pad_token_id' not in theirs:
+    theirs['pad_token_id'] = config.pad if config.pad >= 0 else None
+  return theirs
+
+
+def _read_again(family, config, kind, theirs, rows, parameters) -> dict[str, Any]:
+  """Return the `_essence` of the config that would be read from these rows and config.json."""
+  names = {name for row in rows for name, _ in named(row, parameters)}
+  names |= {family.aliases[name] for name in names & family.aliases.keys()}
+  if family.towers:
+    read = _essence(read_towers(family, theirs, names, {}), kind)
+  else:
+    read = _essence(ModelConfig(**read_config(family, theirs, names, kind)), kind)
+  if kind is Encoder and config.pooling == 'mean':
+    read['pooling'] = 'mean'  # stored in 1_Pooling/config.json
+  return read
+
+
 def _essence(config: ModelConfig | DualConfig, kind: type) -> dict[str, Any]:
-  """Return the fields that matter to a model of this kind, normalized for comparison."""
+  """Return the fields that have an effect in a model of our class `kind`, for comparison."""
   if isinstance(config, DualConfig):
     sides = {'text': config.text, 'image': config.image}
     each = {f'{s}.{k}': v for s, x in sides.items() for k, v in _essence(x, Encoder).items()}
     return each | {'bias': config.bias}
-  values, nothing = in_full(config), set(OURS)
-  nothing |= {field.name for field in dataclasses.fields(Layer)}  # they are in `layers`
+  values, unused = in_full(config), set(OURS)
+  unused |= {field.name for field in dataclasses.fields(Layer)}  # they are in `layers`
   if config.bias:
-    nothing |= {'bias_qkv', 'bias_attention', 'bias_feedforward', 'bias_norm'}
+    unused |= {'bias_qkv', 'bias_attention', 'bias_feedforward', 'bias_norm'}
   if config.norm == 'rms':
-    nothing.add('bias_norm')
+    unused.add('bias_norm')
   if config.position != 'rotary':
-    nothing.add('rotary_size')
+    unused.add('rotary_size')
     values['layers'] = [layer['window'] for layer in values['layers']]
   if 'relative' not in config.position:
-    nothing |= {'relative_buckets', 'relative_distance'}
+    unused |= {'relative_buckets', 'relative_distance'}
   if config.pooling not in ('pooler', 'mean_pooler'):
-    nothing |= {'pooler_activation', 'pooler_norm'}
+    unused |= {'pooler_activation', 'pooler_norm'}
   if kind not in (EncoderDecoder, TargetClassifier):
-    nothing |= {'decoder_depth', 'max_source_length'}
-    nothing |= {'pooling', 'causal'} if kind is Decoder else set()
-    nothing |= set() if kind in (Decoder, MaskedTokens) else {'tie'}
-    nothing |= {'pooling'} if kind in (TokenClassifier, ReplacedTokens) else set()
+    unused |= {'decoder_depth', 'max_source_length'}
+    unused |= {'pooling', 'causal'} if kind is Decoder else set()
+    unused |= set() if kind in (Decoder, MaskedTokens) else {'tie'}
+    unused |= {'pooling'} if kind in (TokenClassifier, ReplacedTokens) else set()
     values['tie'] = config.tie in ('output', 'all')
     if config.modality != 'tokens':
-      nothing.add('vocab')
-  return {name: value for name, value in values.items() if name not in nothing}
+      unused.add('vocab')
+  return {name: value for name, value in values.items() if name not in unused}
 
 
 def _dump(file: pathlib.Path, value: Any) -> None:
