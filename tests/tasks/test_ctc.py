@@ -217,7 +217,7 @@ def test_tokenizer_without_padding_token_is_refused(task):
   import tokenizers as library
 
   without = tokenizers.Tokenizer(library.Tokenizer(library.models.BPE({'a': 0}, [])))
-  with pytest.raises(ValueError, match='no token of padding'):
+  with pytest.raises(ValueError, match='no padding token'):
     dataclasses.replace(task, tokenizer=without)
 
 

@@ -105,7 +105,7 @@ def test_encoding_in_parts_equals_encoding_the_whole(task, monkeypatch):
 
 
 def test_overlap_of_a_whole_window_is_refused(task):
-  with pytest.raises(ValueError, match=r'loss.overlap=8 of data.max_length=8'):
+  with pytest.raises(ValueError, match=r'loss.overlap=8 with data.max_length=8'):
     dataclasses.replace(task, overlap=8)
 
 

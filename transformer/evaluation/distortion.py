@@ -13,11 +13,11 @@ WINDOW, HOP, FLOOR = 0.025, 0.010, 1e-5  # seconds, seconds, a magnitude
 
 
 def cepstra(sound: Float[np.ndarray, ' n'], rate: int) -> Float[np.ndarray, 'S C']:
-  """Return the first cepstra c_m of each frame, m >= 1: log |mel_k| = sum_m c_m cos(...).
+  """Return the mel cepstra c_1 to c_13 of each frame: log |mel_k| = c_0 + sum_m c_m cos(...).
 
   Args:
     sound: samples.
-    rate: in Hz.
+    rate: sampling rate in Hz.
   """
   frames = audio.LogMel(rate=rate, window=WINDOW, hop=HOP, mels=BANDS, floor=FLOOR)(sound)
   angle = np.pi * np.outer(np.arange(BANDS) + 0.5, np.arange(1, CEPSTRA + 1)) / BANDS
@@ -25,14 +25,14 @@ def cepstra(sound: Float[np.ndarray, ' n'], rate: int) -> Float[np.ndarray, 'S C
 
 
 def distortion(sound: audio.Sound, reference: audio.Sound, rate: int) -> float:
-  """Return 10 / ln 10 sqrt(2 sum_m (c_m - c'_m)^2) in dB, the mean over the best alignment.
+  """Return 10 / ln 10 sqrt(2 sum_m (c_m - c'_m)^2) in dB, the mean over aligned frames.
 
-  That is the root mean square, over the bands, of the difference of two smoothed spectra, which may
-  differ in loudness. Dynamic time warping finds the alignment of least sum.
+  That is the root mean square difference of two smoothed spectra over the bands; a difference in
+  loudness does not count. Frames are aligned by dynamic time warping, with the least sum.
 
   Args:
     sound, reference: the two sounds.
-    rate: in Hz, at which both are.
+    rate: sampling rate in Hz, to which both are converted.
 
   Kubichek 1993, https://doi.org/10.1109/PACRIM.1993.407206, with cepstra of mel bands.
   """
@@ -51,21 +51,21 @@ def mel_cepstral_distortion(
   """Return the mean `distortion` of wav files, in dB. Less is better."""
   check_pairs(predictions, references)
   rates = [audio.rate_of(sound) for sound in predictions]
-  found = [distortion(*pair) for pair in zip(predictions, references, rates, strict=True)]
+  values = [distortion(*pair) for pair in zip(predictions, references, rates, strict=True)]
   frames = f'window:{1000 * WINDOW:g}ms|hop:{1000 * HOP:g}ms|floor:{FLOOR:g}|mels:{BANDS}'
   settings = f'{frames}|cepstra:1-{CEPSTRA}|rate:{rates[0]}|aligned:dtw'
-  return Score(sum(found) / len(found), f'mel cepstral distortion|dB|n:{len(found)}|{settings}')
+  return Score(sum(values) / len(values), f'mel cepstral distortion|dB|n:{len(values)}|{settings}')
 
 
 def length_ratio(predictions: Sequence[bytes], references: Sequence[audio.Sound]) -> Score:
-  """Return the total length of wav files, in percent of that of the references.
+  """Return the total duration of wav files in percent of that of the references.
 
-  A synthesized sound has whole steps, so it is longer by half a step on average.
+  A synthesized sound consists of whole steps, so it is longer by half a step on average.
   """
   check_pairs(predictions, references)
-  made = true = 0.0
+  seconds = reference_seconds = 0.0
   for sound, reference in zip(predictions, references, strict=True):
     rate = audio.rate_of(sound)
-    made += len(audio.read(sound, rate)) / rate
-    true += len(audio.read(reference, rate)) / rate
-  return Score(100 * made / true, f'length ratio|n:{len(references)}')
+    seconds += len(audio.read(sound, rate)) / rate
+    reference_seconds += len(audio.read(reference, rate)) / rate
+  return Score(100 * seconds / reference_seconds, f'length ratio|n:{len(references)}')

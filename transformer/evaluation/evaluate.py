@@ -1,4 +1,4 @@
-"""Evaluation of a model on a split: metrics of teacher forcing, and of predictions."""
+"""Evaluation of a model on a split: metrics with teacher forcing, and metrics of predictions."""
 
 import functools
 import itertools
@@ -21,10 +21,10 @@ class Evaluation(NamedTuple):
   """The result of an evaluation.
 
   Attributes:
-    metrics: values by name; those of predictions mostly in percent.
-    signatures: of the metrics of predictions, what makes them comparable.
-    samples: the first examples, each with its 'prediction'.
-    references, predictions: of all examples that were predicted.
+    metrics: {name: value}; most metrics of predictions are in percent.
+    signatures: {name: signature} of metrics of predictions; see text.Score.
+    samples: the first examples, each with 'inputs', 'targets' and 'prediction'.
+    references, predictions: of all predicted examples.
   """
 
   metrics: dict[str, float]
@@ -49,19 +49,19 @@ def evaluate(
   """Return the metrics of a model on a split.
 
   Args:
-    task: of the model; see tasks.task.Task.
-    model: what is evaluated.
+    task: the task of the model; see tasks.task.Task.
+    model: the model.
     source: the examples of the split.
-    batches: of all examples, on the devices, for teacher forcing; none without it.
+    batches: all examples in batches on the devices, for metrics with teacher forcing; () for none.
     metrics: names of metrics of predictions; see metrics.get_metric. Without any, only `samples`
       examples are predicted.
-    limit: predict only so many examples; 0 means all. Examples with the same 'references' are
-      predicted once for all of these.
-    samples: how many examples to show.
-    by: a field of the examples; metrics are also given for each of its values.
-    fast: whether to predict with cheaper settings; see predict.with_fast_decoding.
+    limit: largest number of examples to predict; 0 means all. Neighbors that share their
+      'references' count as one.
+    samples: number of examples to return in `Evaluation.samples`.
+    by: a field of the examples; metrics are also computed for each of its values.
+    fast: predict with cheaper settings; see predict.with_fast_decoding.
   """
-  found = compute_metrics(task, model, batches, source)
+  values = compute_metrics(task, model, batches, source)
   count = (limit or len(source)) if metrics or by else samples
   examples = list(itertools.islice(_without_repetitions(source), count))
   pairs = [task.example(example) for example in examples]
@@ -75,48 +75,52 @@ def evaluate(
     for xs in (predictions, references)
   ]
   for name in metrics:
-    found[name], signatures[name] = get_metric(name).function(*compared)
+    values[name], signatures[name] = get_metric(name).function(*compared)
   for value in sorted({example[by] for example in examples} if by else ()):
     chosen = [example[by] == value for example in examples]
     for name in metrics:
       parts = [list(itertools.compress(texts, chosen)) for texts in compared]
-      found[f'{name}/{value}'] = get_metric(name).function(*parts).value
+      values[f'{name}/{value}'] = get_metric(name).function(*parts).value
   shown = [
     {'inputs': example.get('name', line), 'targets': reference, 'prediction': prediction}
     for example, (line, reference), prediction in zip(examples, pairs, predictions, strict=True)
   ]
-  return Evaluation(found, signatures, shown[:samples], references, predictions)
+  return Evaluation(values, signatures, shown[:samples], references, predictions)
 
 
 def compute_metrics(
   task: Any, model: Model, batches: Iterable[dict[str, jax.Array]], source: Source
 ) -> dict[str, float]:
-  """Return the means of a task's metrics over all batches, and what follows from them."""
+  """Return the means of a task's metrics over all batches, and metrics derived from them.
+
+  The derived ones are perplexity and bits per byte, if the task has them. Without batches the
+  result is empty.
+  """
   parts = jax.device_get([eval_step(task, model, batch) for batch in batches])
   if not parts:
     return {}
   # on the host in 64 bits, so that the means do not depend on the number of batches
   totals = jax.tree.map(lambda *sums: np.sum(np.asarray(sums, np.float64)), *parts)
   check_finite(totals, 'the model computes NaN for this split')
-  found = {name: float(mean.sum / (mean.weight or 1)) for name, mean in totals.items()}
+  values = {name: float(mean.sum / (mean.weight or 1)) for name, mean in totals.items()}
   if 'perplexity_per_token' in task.metrics:
-    found['perplexity_per_token'] = perplexity(found['nll_per_token'])
+    values['perplexity_per_token'] = perplexity(values['nll_per_token'])
   if 'bits_per_byte' in task.metrics:
     texts = (source[i]['targets'] for i in range(len(source)))
-    found |= text_metrics(totals['nll_per_token'], texts)
-  return found
+    values |= text_metrics(totals['nll_per_token'], texts)
+  return values
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def eval_step(task: Any, model: Model, batch: dict[str, jax.Array]) -> dict[str, Mean]:
-  """Return the metrics of a batch; compiled once for tasks that are equal."""
+  """Return the metrics of a batch; compiled once for equal tasks."""
   if hasattr(task, 'batch_metrics'):
     return task.batch_metrics(model, batch)
   return task.loss(model, batch, None)[1]
 
 
 def _without_repetitions(source: Source) -> Iterator[dict[str, Any]]:
-  """Yield the examples; of neighbors with the same references, such as captions, the first."""
+  """Yield the examples; of neighbors that share their references, as captions do, the first."""
   last = None
   for i in range(len(source)):
     example = source[i]

@@ -1,4 +1,4 @@
-"""Metrics of teacher forcing: the likelihood of the right tokens, given those before them."""
+"""Metrics with teacher forcing: the likelihood of the true tokens, given the earlier ones."""
 
 import math
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ TEXT_METRICS = {'perplexity_per_word': False, 'bits_per_byte': False}
 def token_metrics(
   logits: Float[Array, 'B T N'], targets: Int[Array, 'B T'], weights: Float[Array, 'B T']
 ) -> dict[str, Mean]:
-  """Return the negative log-likelihood per token, in nats, and the accuracy of the best token."""
+  """Return the negative log-likelihood per token, in nats, and the accuracy of the best tokens."""
   return {
     'nll_per_token': cross_entropy(logits, targets, weights),
     'token_accuracy': accuracy(logits, targets, weights),
@@ -23,15 +23,19 @@ def token_metrics(
 
 
 def perplexity(nats: float) -> float:
-  """Return exp(nats), or the largest power that a float holds."""
+  """Return exp(nats), with nats limited to 700, so that the result is finite."""
   return math.exp(min(nats, 700))
 
 
 def text_metrics(nll: Mean, texts: Iterable[str]) -> dict[str, float]:
-  """Return the likelihood of whole texts by units that do not depend on the tokenizer.
+  """Return the perplexity per word and the bits per byte, which do not depend on the tokenizer.
 
-  Words are separated by white space, and each line's end counts as one more (Merity et al. 2017,
-  https://arxiv.org/abs/1609.07843, whose vocabulary has it as a token).
+  Words are separated by white space; a line end counts as a word, as it is a token in Merity et al.
+  2017, https://arxiv.org/abs/1609.07843.
+
+  Args:
+    nll: sum of the negative log-likelihood of all texts, in nats.
+    texts: the texts.
   """
   words = size = 0
   for text in texts:

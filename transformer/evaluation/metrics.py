@@ -15,9 +15,9 @@ class Metric(NamedTuple):
   """A metric.
 
   Attributes:
-    function: (predictions, references) to a Score.
-    higher_is_better: what an improvement is.
-    requirement: the optional library that it needs, or ''.
+    function: f(predictions, references) returns a Score.
+    higher_is_better: whether a higher score is an improvement.
+    requirement: name of the optional library that it needs, or ''.
   """
 
   function: Callable[[Sequence[Any], Sequence[Any]], Score]
@@ -51,13 +51,13 @@ METRICS: dict[str, Metric] = {
 
 
 def get_metric(name: str) -> Metric:
-  """Return a metric of METRICS, or what 'module:name' refers to: a Metric, or its function."""
+  """Return the metric with a name of METRICS, or 'module:name' of a Metric or its function."""
   found = lookup('eval.metrics', name, METRICS)
   return found if isinstance(found, Metric) else Metric(found)
 
 
 def require(name: str):
-  """Import the library of a metric, so that a missing one is found before training.
+  """Import the library of a metric, so that a missing one raises before training.
 
   Raises:
     ValueError: there is no such metric.
@@ -68,10 +68,14 @@ def require(name: str):
 
 
 def try_metric(name: str, reference: Any):
-  """Compute a metric of a reference and itself, or of the first of several.
+  """Check that a metric can be computed, with a reference as the prediction.
+
+  Args:
+    name: as in `get_metric`.
+    reference: of several references, separated by tabs, the first is the prediction.
 
   Raises:
-    ValueError: it cannot be computed, or is no Score.
+    ValueError: the metric raises an error, or does not return a Score.
   """
   first = reference.split('\t')[0] if isinstance(reference, str) else reference
   try:
@@ -85,12 +89,12 @@ def try_metric(name: str, reference: Any):
 
 
 def is_better(name: str, score: float, than: float, task_metrics: Mapping[str, bool]) -> bool:
-  """Return whether a score of the named metric is an improvement.
+  """Return whether a score of a metric is better than another.
 
   Args:
-    name: of the task's own metrics, or as in `get_metric`.
+    name: a name of `task_metrics`, or as in `get_metric`.
     score, than: the new and the old value.
-    task_metrics: the task's own metrics, and for each whether higher is better.
+    task_metrics: {name: whether higher is better} of the task's own metrics.
   """
   higher = task_metrics[name] if name in task_metrics else get_metric(name).higher_is_better
   return score > than if higher else score < than

@@ -1,4 +1,4 @@
-"""Metrics of rankings by trec_eval; needs the extra `retrieval`."""
+"""Metrics of rankings, computed by trec_eval; needs the extra `retrieval`."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,10 +15,14 @@ RANKING = {  # names of trec_eval
 
 
 def ranking_metric(name: str, measure: str) -> Callable[[Sequence[str], Sequence[str]], Score]:
-  """Return a metric of ranked names by trec_eval, the mean over queries, in percent.
+  """Return a metric of rankings, the mean over queries, in percent.
 
-  Predictions are names of documents, best first; references are names of the relevant documents
-  with their gains, as in '12:4 184:1'.
+  Its predictions are names of documents, best first; its references are names of the relevant
+  documents with their gains, as in '12:4 184:1'.
+
+  Args:
+    name: name of the metric, for its signature.
+    measure: its name in trec_eval.
   """
 
   def score(predictions: Sequence[str], references: Sequence[str]) -> Score:
@@ -33,8 +37,8 @@ def ranking_metric(name: str, measure: str) -> Callable[[Sequence[str], Sequence
       str(i): {name: -float(rank) for rank, name in enumerate(line.split())}
       for i, line in enumerate(predictions)
     }
-    found = pytrec_eval.RelevanceEvaluator(relevant, {measure}).evaluate(ranked)
-    values = [next(iter(by_name.values())) for by_name in found.values()]
+    results = pytrec_eval.RelevanceEvaluator(relevant, {measure}).evaluate(ranked)
+    values = [next(iter(by_name.values())) for by_name in results.values()]
     # trec_eval leaves out queries without any answer
     value = 100 * sum(values) / len(references)
     return Score(value, f'{name}|trec_eval {measure}|n:{len(references)}')

@@ -1,4 +1,4 @@
-"""Metrics of texts, computed by the libraries of the field."""
+"""Metrics of texts, mostly computed by published libraries such as sacreBLEU and jiwer."""
 
 import importlib.metadata
 import itertools
@@ -10,7 +10,11 @@ from typing import Any, NamedTuple
 
 
 class Score(NamedTuple):
-  """The value of a metric, mostly in percent, and the signature that makes it comparable."""
+  """The value of a metric, mostly in percent, and its signature.
+
+  The signature names the settings and versions; scores are comparable if their signatures are
+  equal.
+  """
 
   value: float
   signature: str
@@ -22,7 +26,7 @@ def exact_match(predictions: Sequence[str], references: Sequence[str]) -> Score:
 
 
 def accuracy(predictions: Sequence[str], references: Sequence[str]) -> Score:
-  """Return the share of right classes, in percent."""
+  """Return the share of correct classes, in percent."""
   return _equal('accuracy', predictions, references)
 
 
@@ -33,23 +37,23 @@ def _equal(name: str, predictions: Sequence[str], references: Sequence[str]) -> 
 
 
 def bleu(predictions: Sequence[str], references: Sequence[str]) -> Score:
-  """Return cased, detokenized sacreBLEU (Post 2018), the score to quote."""
+  """Return cased, detokenized BLEU by sacreBLEU (Post 2018), the score to report in papers."""
   from sacrebleu.metrics import BLEU
 
   return _sacrebleu(BLEU(), predictions, references)
 
 
 def chrf(predictions: Sequence[str], references: Sequence[str]) -> Score:
-  """Return chrF2, the character n-gram F-score (Popovic 2015)."""
+  """Return chrF2, the character n-gram F-score (Popovic 2015), by sacreBLEU."""
   from sacrebleu.metrics import CHRF
 
   return _sacrebleu(CHRF(), predictions, references)
 
 
 def bleu_lowercase_moses(predictions: Sequence[str], references: Sequence[str]) -> Score:
-  """Return BLEU of lower-cased text tokenized by Moses, as the Multi30k literature reports it.
+  """Return BLEU of lowercase text tokenized by Moses, as papers about Multi30k report it.
 
-  Moses' rules are those of English, also for other languages.
+  Moses uses its rules for English, also for other languages.
   """
   from sacrebleu.metrics import BLEU
   from sacremoses import MosesTokenizer
@@ -68,7 +72,7 @@ def bleu_lowercase_moses(predictions: Sequence[str], references: Sequence[str]) 
 
 
 def wer(predictions: Sequence[str], references: Sequence[str]) -> Score:
-  """Return the word error rate: wrong words per word of the references, in percent."""
+  """Return the word error rate: word edits per word of the references, in percent."""
   return _jiwer('wer', predictions, references)
 
 
@@ -78,7 +82,7 @@ def cer(predictions: Sequence[str], references: Sequence[str]) -> Score:
 
 
 def _jiwer(name: str, predictions: Sequence[str], references: Sequence[str]) -> Score:
-  """Return an error rate of texts with white space stripped and single between words."""
+  """Return an error rate by jiwer, of texts with single spaces between words."""
   import jiwer
 
   check_pairs(predictions, references)
@@ -89,19 +93,19 @@ def _jiwer(name: str, predictions: Sequence[str], references: Sequence[str]) -> 
 
 
 def bleu1_lowercase_words(predictions: Sequence[str], references: Sequence[str]) -> Score:
-  """Return BLEU-1 of lower-cased words without punctuation, as usual for captions.
+  """Return BLEU-1 of lowercase words without punctuation, as usual for captions.
 
   Hodosh et al. 2013, https://doi.org/10.1613/jair.3994; corpus BLEU of Papineni et al. 2002.
 
   Args:
     predictions: texts.
-    references: for each one or several texts, separated by tabs.
+    references: for each prediction one or more texts, separated by tabs.
   """
   return _bleu_of_words(1, predictions, references)
 
 
 def bleu4_lowercase_words(predictions: Sequence[str], references: Sequence[str]) -> Score:
-  """Return BLEU-4 of one to four words in a row; otherwise as `bleu1_lowercase_words`."""
+  """Return BLEU-4, of n-grams up to four words; otherwise as `bleu1_lowercase_words`."""
   return _bleu_of_words(4, predictions, references)
 
 
@@ -112,12 +116,12 @@ def _bleu_of_words(order: int, predictions: Sequence[str], references: Sequence[
     return ' '.join(re.sub(r'[^\w\s]', ' ', line.lower()).split())
 
   check_pairs(predictions, references)
-  # the first references of all, the second ones of all, ..., and None where one is missing
+  # column i has reference i of every prediction, or None where it is missing
   columns = itertools.zip_longest(*([words(r) for r in line.split('\t')] for line in references))
   metric = BLEU(max_ngram_order=order, tokenize='none', force=True)
-  found = metric.corpus_score([words(p) for p in predictions], [list(c) for c in columns])
+  result = metric.corpus_score([words(p) for p in predictions], [list(c) for c in columns])
   signature = f'{metric.get_signature()}|order:{order}|after:lowercase+no punctuation'
-  return Score(found.score, signature)
+  return Score(result.score, signature)
 
 
 def squad_exact_match(predictions: Sequence[str], references: Sequence[str]) -> Score:
@@ -128,13 +132,13 @@ def squad_exact_match(predictions: Sequence[str], references: Sequence[str]) -> 
 
   Args:
     predictions: answers.
-    references: for each one or several right answers, separated by tabs.
+    references: for each prediction one or more correct answers, separated by tabs.
   """
   return _squad('exact match', lambda p, r: float(p == r), predictions, references)
 
 
 def squad_f1(predictions: Sequence[str], references: Sequence[str]) -> Score:
-  """Return the mean F1 of the words of answers, normalized as in `squad_exact_match`, in %."""
+  """Return the mean F1 of the words of answers in percent, normalized as in `squad_exact_match`."""
   return _squad('token F1', _overlap, predictions, references)
 
 
@@ -166,7 +170,7 @@ def _sacrebleu(metric: Any, predictions: Sequence[str], references: Sequence[str
 
 
 def check_pairs(predictions: Sequence[Any], references: Sequence[Any]):
-  """Raise ValueError unless there is a prediction for each reference, and at least one."""
+  """Raise ValueError unless there are as many predictions as references, and at least one."""
   # sacrebleu would silently ignore the rest
   if len(predictions) != len(references) or not references:
     raise ValueError(

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of a chat model: the next token of the assistant's messages."""
+"""Supervised fine-tuning of a chat model on the tokens of the assistant's messages."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,18 +16,13 @@ from transformer.tasks.language_model import LanguageModel, PromptProcessor
 
 @dataclasses.dataclass(frozen=True)
 class ChatProcessor(PromptProcessor):
-  """Messages of a user to the tokens of a conversation that the assistant goes on with.
+  """Encodes a message of a user as a conversation that the assistant continues.
 
   Attributes:
-    template: in Jinja; '' is the tokenizer's own.
+    template: chat template in Jinja; '' for the tokenizer's own.
   """
 
   template: str = ''
-
-  @property
-  def first(self) -> list[int]:
-    """Return the tokens before the text of a prompt: the template writes them."""
-    return []
 
   def encode_example(self, line: str, *, truncate: bool = False) -> list[int]:
     """Return the tokens of a conversation with one message."""
@@ -37,22 +32,21 @@ class ChatProcessor(PromptProcessor):
 
 
 def messages_of(question: str, *answer: str) -> list[dict[str, Any]]:
-  """Return a question of a user, and the answer of the assistant."""
+  """Return the messages of a user's question and, if given, the assistant's answer."""
   turns = [{'role': 'assistant', 'content': text} for text in answer]
   return [{'role': 'user', 'content': question}, *turns]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chat(LanguageModel):
-  """Cross-entropy of the assistant's messages, given those before them.
+  """Cross-entropy of the assistant's messages, given the earlier messages.
 
-  An example has `messages`, or `inputs` of a user and `targets` of the assistant. Packed examples
-  do not see each other, and their positions start at 0 again.
+  An example has `messages`, or `inputs` of a user and `targets` of the assistant.
 
   Ouyang et al. 2022, https://arxiv.org/abs/2203.02155, section 3.5 (SFT).
 
   Attributes:
-    template: of a conversation, in Jinja; '' is the tokenizer's own.
+    template: chat template in Jinja; '' for the tokenizer's own.
   """
 
   template: str = ''
@@ -66,7 +60,7 @@ class Chat(LanguageModel):
     return ChatProcessor(self.tokenizer, self.max_length, template=self.template)
 
   def columns(self, source: Source) -> dict[str, Any]:
-    """Return the conversations, and as targets the same tokens one place later."""
+    """Return the conversations, and as targets the next tokens."""
     rows = [
       self.row(example.get('messages') or messages_of(example['inputs'], example['targets']))
       for examples in chunks(source)
@@ -76,10 +70,10 @@ class Chat(LanguageModel):
     return {'inputs': Ragged.from_sequences(inputs), 'targets': Ragged.from_sequences(targets)}
 
   def row(self, messages: chat.Messages) -> tuple[np.ndarray, np.ndarray]:
-    """Return the tokens of a conversation and their targets, PAD where there is nothing to learn.
+    """Return the tokens of a conversation, and the next tokens, PAD outside the assistant's text.
 
     Raises:
-      ValueError: the assistant says nothing.
+      ValueError: there is no message of the assistant.
     """
     tokens, learned = chat.answers(self.tokenizer, messages, template=self.template)
     if not any(learned):
@@ -88,12 +82,12 @@ class Chat(LanguageModel):
     return array[:-1], np.where(learned, array, PAD)[1:].astype(np.int32)
 
   def example(self, example: dict[str, Any]) -> tuple[str, str]:
-    """Return the user's first message, and the assistant's last."""
+    """Return the fields `inputs` and `targets`: the user's message and the assistant's."""
     return example['inputs'], example['targets']
 
   @property
   def _ends(self) -> tuple[int, ...]:
-    """The token that ends an answer, and those of the tokenizer."""
+    """The token that ends an answer in the template, and the tokenizer's end tokens."""
     tokens, learned = chat.answers(self.tokenizer, messages_of('a', 'b'), template=self.template)
     last = tokens[max(i for i, learn in enumerate(learned) if learn)]
     return tuple(dict.fromkeys((last, *self.tokenizer.ends)))

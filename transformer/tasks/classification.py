@@ -29,20 +29,20 @@ from transformer.tasks.task import Batch, Metrics, OptionalKey
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classification:
-  """Cross-entropy of the class of an input.
+  """Cross-entropy of the class of an input, a text, an image or a sound.
 
   Attributes:
     tokenizer: text to tokens.
     decoding: settings of inference.
-    max_length: longest text in tokens, start and end token included.
-    input_processor: of images or sounds; None for texts.
-    classes: the names of the classes; () for those of the training examples, sorted.
+    max_length: largest number of tokens of a text, start and end token included.
+    input_processor: processor of images or sounds; None for texts.
+    classes: names of the classes; () for those of the training examples, sorted.
     label_smoothing: of the training loss; see losses.cross_entropy.
     consistency: factor of the divergence between two passes with different dropout (R-Drop; see
       losses.consistency); 0 for one pass. The paper takes 0.5 to 5. A step takes twice the time.
-    coarse_until: the mark after the name of a coarse class, such as the colon of NUM:date. Training
-      distinguishes all classes; evaluation and prediction the coarse ones, whose probability is the
-      sum over their classes. '' if there are none.
+    coarse_until: separator after the name of a coarse class, such as the colon in NUM:date.
+      Training uses all classes; evaluation and prediction use the coarse ones, whose probability is
+      the sum over their classes. '' for no coarse classes.
   """
 
   tokenizer: Tokenizer
@@ -73,7 +73,7 @@ class Classification:
 
   @property
   def coarse(self) -> list[str]:
-    """Return the coarse classes, in the order of their numbers."""
+    """Return the names of the coarse classes, in the order of their numbers."""
     return list(dict.fromkeys(map(self._coarse_of, self.classes)))
 
   def _coarse_of(self, name: str) -> str:
@@ -87,7 +87,7 @@ class Classification:
     """Return the encoded inputs, long texts truncated, and the numbers of their classes.
 
     Raises:
-      ValueError: a label is none of the classes.
+      ValueError: a label is not one of the classes.
     """
     number = {normalize('NFC', name): i for i, name in enumerate(self.classes)}
     parts: list[Columns] = []
@@ -126,7 +126,7 @@ class Classification:
     return np.asarray([self.coarse.index(self._coarse_of(name)) for name in self.classes])
 
   def coarse_logits(self, logits: Float[Array, '*B C']) -> Float[Array, '*B coarse']:
-    """Return the log of the summed exponentials of the logits within each coarse class."""
+    """Return the logits of the coarse classes: log sum exp over the classes of each."""
     belongs = self._coarse_numbers() == np.arange(len(self.coarse))[:, None]
     return jax.nn.logsumexp(jnp.where(belongs, logits[..., None, :], -jnp.inf), axis=-1)
 
@@ -139,18 +139,18 @@ class Classification:
     return [self.coarse[best] for best, _ in run_batches(self, model, requests)]
 
   def forward(self, model: Classifier, rows: Shaped[Array, 'B ...']):
-    """Return the number of the best coarse class of each row, and its logit."""
+    """Return the number of the most probable coarse class of each row, and its logit."""
     inputs, segments = split_padding(rows)
     x, segments = self.processor.prepare_batch(inputs, segments, None)
     logits = self.coarse_logits(model(x, segments=segments))
     return jnp.argmax(logits, axis=-1), jnp.max(logits, axis=-1)
 
   def attention(self, model: Classifier, request: Row) -> Probe:
-    """Return how the positions of an input attend to each other."""
+    """Return the Probe of attention between the positions of an input."""
     return self_attention(self, model, request, readout=self._readout, names=self._names)
 
   def _readout(self, model, states):
-    """Return the logits of the classes by the states of all positions, one row for each layer."""
+    """Return the logits [L, 1, C] of the classes from the pooled states of each layer."""
     pooled = model.encoder.pool(states, jnp.ones(states.shape[:2], jnp.int32))
     return self.coarse_logits(model.out(pooled))[:, None]
 

@@ -1,4 +1,4 @@
-"""Transcription by an encoder with the CTC loss, alone or together with a decoder."""
+"""Transcription with the CTC loss: an encoder alone, or an encoder-decoder with both losses."""
 
 import dataclasses
 import itertools
@@ -28,13 +28,15 @@ from transformer.tasks.task import Batch, Metrics, OptionalKey
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CTC:
-  """-log P of the targets, summed over all alignments; the tokenizer's padding token is the blank.
+  """-log P of the targets, where P is summed over all alignments; see losses.ctc.
+
+  The tokenizer's padding token is the blank. Inference takes the best token of each position.
 
   Attributes:
     tokenizer: text to tokens and back.
-    decoding: settings of inference, which takes the best token of each position.
-    max_length: longest input.
-    input_processor: of images or sounds; None for texts.
+    decoding: settings of inference.
+    max_length: largest length of an input.
+    input_processor: processor of images or sounds; None for texts.
   """
 
   tokenizer: Tokenizer
@@ -48,7 +50,7 @@ class CTC:
 
   def __post_init__(self):
     if self.tokenizer.pad is None:
-      raise ValueError('the tokenizer has no token of padding, which transcription takes as blank')
+      raise ValueError('the tokenizer has no padding token, which CTC uses as the blank')
 
   @property
   def processor(self) -> Processor:
@@ -69,9 +71,9 @@ class CTC:
     return encode_columns(source, inputs=('inputs', inputs), targets=('targets', tokens))
 
   def loss(self, model: Transcriber, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
-    """Return -log P of the targets, in nats per token, and the share of tokens left out of it.
+    """Return -log P of the targets, in nats per token, and the share of tokens left out.
 
-    A target is left out where its input has fewer positions than an alignment needs.
+    A target is left out if its input has fewer positions than an alignment needs.
     """
     input_key, model_key = split_key(key, 2)
     encoded = self.processor.prepare_batch(batch['inputs'], batch['inputs_segments'], input_key)
@@ -79,15 +81,15 @@ class CTC:
     targets, weights = batch['targets'], (batch['targets_segments'] != 0).astype(jnp.float32)
     mean = ctc(logits, segments != 0, targets, weights, blank=self.tokenizer.pad)
     tokens = jnp.sum(weights)
-    lost = Mean(tokens - mean.weight, tokens)
-    return mean, {'nll_per_token': mean, 'tokens_without_alignment': lost}
+    left_out = Mean(tokens - mean.weight, tokens)
+    return mean, {'nll_per_token': mean, 'tokens_without_alignment': left_out}
 
   def warnings(self, columns: Columns, model: ModelConfig, *, training: bool) -> Iterator[str]:
-    """Yield warnings about a split, for the log: how many inputs have no alignment."""
+    """Yield a warning for the log if inputs of a split have no alignment."""
     yield from _without_alignment(columns, model, end=0)
 
   def example(self, example: dict[str, Any]) -> tuple[Line, str]:
-    """Return the input, and its transcript."""
+    """Return the input and its transcript."""
     return example['inputs'], example['targets']
 
   def answer(self, model: Transcriber, requests: Sequence[Row]) -> list[str]:
@@ -96,7 +98,7 @@ class CTC:
     return [self.tokenizer.decode(self.collapse(path.tolist())) for path, _ in paths]
 
   def forward(self, model: Transcriber, rows: Shaped[Array, 'B ...']):
-    """Return the best token of each position, the blank at padding; NaN if a logit is no number."""
+    """Return the best token of each position, the blank at padding; and NaN if a logit is NaN."""
     inputs, segments = split_padding(rows)
     inputs, segments = self.processor.prepare_batch(inputs, segments, None)
     logits, segments = model(inputs, segments=segments)
@@ -106,21 +108,21 @@ class CTC:
     return path, jnp.where(finite, 0.0, jnp.nan)
 
   def collapse(self, path: Iterable[int]) -> list[int]:
-    """Return the tokens of an alignment: without repetitions, then without blanks."""
+    """Return the tokens of an alignment: repetitions are merged, then blanks removed."""
     return [int(token) for token, _ in itertools.groupby(path) if token != self.tokenizer.pad]
 
   def attention(self, model: Transcriber, request: Row) -> Probe:
-    """Return how the positions of an input attend to each other."""
+    """Return the Probe of attention between the positions of an input."""
     readout = dict(readout=out_logits, names=self.tokenizer.pieces)
     return self_attention(self, model, request, **readout)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JointCTC(Seq2Seq):
-  """Seq2Seq with CTC as a second loss, of the encoder: with few data attention alone learns little.
+  """-(1 - w) log P(targets | inputs) - w log P_CTC(targets | inputs).
 
-  -(1 - w) log P(targets | inputs) - w log P_CTC(targets | inputs): Watanabe et al. 2017,
-  https://doi.org/10.1109/JSTSP.2017.2763455, equation 17. Only the decoder predicts.
+  Seq2Seq with CTC as a second loss, on the encoder, which helps with little data. Watanabe et al.
+  2017, https://doi.org/10.1109/JSTSP.2017.2763455, equation 17. Inference uses the decoder only.
 
   Attributes:
     ctc: w, between 0 and 1.
@@ -133,11 +135,11 @@ class JointCTC(Seq2Seq):
     if not 0 <= self.ctc <= 1:
       raise ValueError(f'loss.ctc={self.ctc} is a share: give 0 <= ctc <= 1, such as 0.3')
     if self.tokenizer.pad is None:
-      raise ValueError('the tokenizer has no token of padding, which CTC takes as blank')
+      raise ValueError('the tokenizer has no padding token, which CTC uses as the blank')
 
   @property
   def supports_packing(self) -> bool:
-    """Return whether several examples may share a row: no, since an alignment takes all of it."""
+    """Return False: an alignment uses a whole row, so examples cannot be packed."""
     return False
 
   def init(self, config: ModelConfig, key: Key[Array, '']) -> AlignedEncoderDecoder:
@@ -150,7 +152,7 @@ class JointCTC(Seq2Seq):
     batch: Batch,
     key: OptionalKey,
   ) -> tuple[Mean, Metrics]:
-    """Return the joint loss, and the plain negative log-likelihoods of both, in nats."""
+    """Return the joint loss, and the negative log-likelihoods of decoder and CTC, in nats."""
     input_key, encoder_key, decoder_key = split_key(key, 3)
     encoded = self.processor.prepare_batch(batch['inputs'], batch['inputs_segments'], input_key)
     memory = model.encode(encoded[0], segments=encoded[1], key=encoder_key)
@@ -163,7 +165,7 @@ class JointCTC(Seq2Seq):
     attended, nll = model.lm_head.cross_entropy(states, targets, weights, **smoothing)
     aligned = ctc(
       model.align(memory.states),
-      memory.segments != 0,  # type: ignore[arg-type]  # given, so not None
+      memory.segments != 0,  # type: ignore[arg-type]  # not None: the input has segments
       targets,
       weights * (targets != self.tokenizer.eos),
       blank=self.tokenizer.pad,
@@ -178,26 +180,26 @@ class JointCTC(Seq2Seq):
 
 
 def _without_alignment(columns: Columns, model: ModelConfig, *, end: int) -> Iterator[str]:
-  """Yield a message if some inputs have no alignment: how many, and their share of the tokens.
+  """Yield a message if inputs have no alignment: how many, and their share of the tokens.
 
   Args:
     columns: inputs and targets.
-    model: which has one position for every two frames.
-    end: how many end tokens the targets have, which are not aligned.
+    model: config of the model; with frames it has one position for every two.
+    end: number of end tokens of each target, which are not aligned.
   """
   inputs: Any = columns['inputs']
   targets: Any = columns['targets']
   if not isinstance(inputs, Ragged):
-    return  # images, whose positions are as many for all
+    return  # images, which all have the same number of positions
   positions = -(-inputs.lengths // 2) if model.modality == 'frames' else inputs.lengths
   tokens = targets.lengths - end
-  same = np.append(targets.tokens[1:] == targets.tokens[:-1], False)
-  same[targets.offsets[1:][targets.lengths > 0] - 1] = False  # of another example
-  repeats = np.diff(np.append(0, np.cumsum(same))[targets.offsets])
-  lost = tokens + repeats > positions  # equal ones need a blank between them
-  if count := int(lost.sum()):
+  repeated = np.append(targets.tokens[1:] == targets.tokens[:-1], False)
+  repeated[targets.offsets[1:][targets.lengths > 0] - 1] = False  # the next example's first token
+  repeats = np.diff(np.append(0, np.cumsum(repeated))[targets.offsets])
+  left_out = tokens + repeats > positions  # equal neighbors need a blank between them
+  if count := int(left_out.sum()):
     yield (
       f'{count} of {len(targets)} inputs have fewer positions than their transcript needs, no '
       'alignment: CTC learns nothing from them, and its loss leaves out '
-      f'{100 * tokens[lost].sum() / max(tokens.sum(), 1):.3g} % of the tokens'
+      f'{100 * tokens[left_out].sum() / max(tokens.sum(), 1):.3g} % of the tokens'
     )

@@ -1,4 +1,4 @@
-"""Language modeling: the next token, given those before it."""
+"""Language modeling: predict each token from the earlier ones."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ from transformer.tasks.task import Batch, Metrics, OptionalKey
 
 
 class PromptProcessor(TextProcessor):
-  """Prompts to tokens, without an end token; they may be longer than the window of the model."""
+  """Encodes prompts, without an end token; a prompt may be longer than a window."""
 
   @property
   def start_tokens(self) -> list[int]:
@@ -44,17 +44,17 @@ class PromptProcessor(TextProcessor):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LanguageModel:
-  """Cross-entropy of the next token, in windows of `length` tokens.
+  """Cross-entropy of the next token, in windows of `max_length` tokens.
 
   Attributes:
     tokenizer: text to tokens and back.
     decoding: settings of inference.
-    max_length: of a window. Generation looks back no further either.
-    documents: whether each text is a whole document, with start and end token. If not, it is a part
-      of an endless text: its first token is not predicted and it has no end.
-    overlap: tokens of a window that were predicted in the window before. They are read again but
-      not scored, so that every prediction outside a text's first window has at least so many tokens
-      of context; the work grows by length / (length - overlap). Usual in the evaluation of
+    max_length: number of tokens of a window, which is also the context of generation.
+    documents: whether each text is a whole document, with start and end token. If not, it is part
+      of a longer text: its first token is not predicted, and it has no end token.
+    overlap: number of tokens that a window shares with the previous one. They are read but not
+      scored again, so that predictions outside the first window of a text have at least this much
+      context. Time grows by max_length / (max_length - overlap). Usual in the evaluation of
       published models, with 0 in training: Press et al. 2021, https://arxiv.org/abs/2012.15832,
       section 2.
     label_smoothing, z_loss: of the training loss; see losses.cross_entropy.
@@ -79,8 +79,8 @@ class LanguageModel:
       raise ValueError(f'data.max_length={self.max_length} leaves no context: give 2 or more')
     if not 0 <= self.overlap < self.max_length:
       raise ValueError(
-        f'loss.overlap={self.overlap} of data.max_length={self.max_length}: give 0 or more, and '
-        'fewer than the window has'
+        f'loss.overlap={self.overlap} with data.max_length={self.max_length}: give at least 0 and '
+        'less than data.max_length'
       )
     if self.decoding.beams > 1 and self.decoding.max_new_tokens >= self.max_length:
       raise ValueError(
@@ -104,31 +104,31 @@ class LanguageModel:
 
   @property
   def cut(self) -> Cut:
-    """Return how documents are cut: the last token of a window is the first of the next."""
+    """Return how documents are cut into windows, whose last token is the first of the next."""
     step = self.max_length - self.overlap
     return Cut(self.max_length + 1, step, added=-1, whole=self.documents)
 
   def columns(self, source: Source) -> dict[str, Ragged]:
-    """Return the windows, and as targets the same tokens one place later."""
+    """Return the windows, and as targets the next tokens, PAD where they are not scored."""
     inputs, targets = [], []
     stride = self.max_length - self.overlap
     for examples in chunks(source):
       texts = [example['targets'] for example in examples]
       for tokens in encode_documents(self.tokenizer, texts, whole=self.documents):
         steps = len(tokens) - 1
-        # every window but the first has something new after the overlap
+        # every window except the first has new tokens after the overlap
         for start in range(0, max(steps - self.overlap, min(steps, 1)), stride):
           end = min(start + self.max_length, steps)
-          later = tokens[start + 1 : end + 1].copy()
-          later[: self.overlap if start else 0] = PAD
+          next_tokens = tokens[start + 1 : end + 1].copy()
+          next_tokens[: self.overlap if start else 0] = PAD
           inputs.append(tokens[start:end])
-          targets.append(later)
+          targets.append(next_tokens)
     if not inputs:
       raise ValueError('there is no text of two tokens or more: give the corpus some')
     return {'inputs': Ragged.from_sequences(inputs), 'targets': Ragged.from_sequences(targets)}
 
   def loss(self, model: Decoder, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
-    """Return the smoothed cross-entropy, and the plain one, in nats."""
+    """Return the smoothed cross-entropy with the balance loss, and the plain one, in nats."""
     smoothing = dict(label_smoothing=self.label_smoothing, z_loss=self.z_loss)
     (states, _, aux), targets, weights = self._outputs(model, batch, key)
     loss, nll = model.lm_head.cross_entropy(states, targets, weights, **smoothing)
@@ -145,20 +145,20 @@ class LanguageModel:
     return token_metrics(model.lm_head.attend(output.x), *targets)
 
   def _outputs(self, model, batch, key):
-    """Return the output of the stack, the targets, and the weights of these."""
+    """Return the output of the stack, the targets, and the weights of the targets."""
     segments, targets = batch['inputs_segments'], batch['targets']
     output = model.outputs(batch['inputs'], segments=segments, key=key)
     scored = (segments != 0) & (targets != PAD)
     return output, jnp.maximum(targets, 0), scored.astype(jnp.float32)
 
   def example(self, example: dict[str, str]) -> tuple[str, str]:
-    """Return the first words of a text, and its continuation."""
+    """Return the first words of a text and the next ones, 400 characters in all."""
     words = example['targets'][:400].split(' ')
     prompt = ' '.join(words[: min(8, len(words) // 2 or 1)])
     return prompt, example['targets'][len(prompt) : 400]
 
   def answer(self, model: Decoder, requests: Sequence[Sequence[int]]) -> list[str]:
-    """Return the continuation of each prompt; of an empty one nothing."""
+    """Return the continuation of each prompt; '' for an empty prompt."""
     texts = [list(prompt) for prompt in requests]
     for steps, before in self._windows():
       unfinished = [text for text in texts if text and not (before and text[-1] in self._ends)]
@@ -195,7 +195,7 @@ class LanguageModel:
         text.append(token)
         so_far = self._continuation(text, len(prompt))
         ended = token in self._ends
-        if ended or not so_far.endswith('\ufffd'):  # half a character
+        if ended or not so_far.endswith('\ufffd'):  # the end is not part of a character
           yield so_far[len(shown) :]
           shown = so_far
         if ended:
@@ -204,7 +204,7 @@ class LanguageModel:
       yield so_far[len(shown) :]
 
   def attention(self, model: Decoder, request: Sequence[int]) -> Probe:
-    """Return how each token of a prompt attends to those before it."""
+    """Return the Probe of attention between the last `max_length` tokens of a prompt."""
     return causal_attention(self, model, request[-self.max_length :])
 
   @property
@@ -212,7 +212,10 @@ class LanguageModel:
     return self.tokenizer.ends if self.documents else ()
 
   def _decoding_after(self, model: Decoder, before: int, steps: int) -> Decoding:
-    """Return the settings of a window; no output has padding, a start token or a sentinel."""
+    """Return the settings for `steps` tokens after `before` ones.
+
+    They forbid padding, the start token and sentinels.
+    """
     tokenizer = self.tokenizer
     never = (tokenizer.pad, tokenizer.bos, *tokenizer.sentinels)
     return self.decoding.for_model(model, never, eos=tokenizer.ends).after(before, steps)
@@ -220,7 +223,7 @@ class LanguageModel:
   def _windows(self) -> Iterator[tuple[int, int]]:
     """Yield (tokens to generate, tokens generated before) for each window of the output.
 
-    A window begins with the end of the text so far; half of it stays free for new tokens.
+    Half of a window reads the end of the text so far, the other half is for new tokens.
     """
     step = self.decoding.max_new_tokens if self.decoding.beams > 1 else max(self.max_length // 2, 1)
     for before in range(0, self.decoding.max_new_tokens, step):
@@ -232,7 +235,7 @@ class LanguageModel:
     return context
 
   def _continuation(self, text: Sequence[int], prompt: int) -> str:
-    # decoded together, since the spelling of a token may depend on the one before
+    # decoded with the prompt, since the text of a token may depend on the previous token
     start = len(self.processor.start_tokens)
     decode = self.tokenizer.decode
     return decode(text[start:])[len(decode(text[start:prompt])) :]

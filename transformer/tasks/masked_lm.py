@@ -1,4 +1,4 @@
-"""Masked language modeling: the tokens behind masks (BERT, RoBERTa)."""
+"""Masked language modeling: predict masked tokens (BERT, RoBERTa)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ from transformer.tasks.task import Batch, Metrics, OptionalKey
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskedLM:
-  """Cross-entropy of masked tokens, in windows of `length` tokens with start and end token.
+  """Cross-entropy of masked tokens, in windows of `max_length` tokens with start and end token.
 
   Devlin et al. 2019, https://arxiv.org/abs/1810.04805; with new masks in every step, as in Liu et
   al. 2019, https://arxiv.org/abs/1907.11692.
@@ -38,12 +38,13 @@ class MaskedLM:
   Attributes:
     tokenizer: text to tokens and back; with a mask token.
     decoding: settings of inference.
-    max_length: of a window.
+    max_length: number of tokens of a window.
     rate: share of tokens that are masked; 0.15 in the paper.
     whole_words: mask all tokens of a word or none.
-    next_sentence: also learn whether the second half of a window belongs to the first. In training
-      half of the second halves are those of the row before, if that has the same lengths; in
-      evaluation those of the previous window of the same length.
+    next_sentence: also learn whether the second half of a window follows the first. With
+      probability 1/2 the second half is replaced: in training by that of the previous row of the
+      batch, if both rows have the same lengths, in evaluation by that of the previous window of the
+      same length.
   """
 
   tokenizer: Tokenizer
@@ -97,10 +98,10 @@ class MaskedLM:
     return Cut(self.max_length - added, self.max_length - added, added)
 
   def columns(self, source: Source) -> dict[str, Ragged]:
-    """Return the windows: <s> text </s>, or <s> first half </s> second half </s>.
+    """Return the windows: <s> text </s>, or <s> first half </s> second half </s> (next_sentence).
 
-    With halves also 'others': for each window the one before it of the same length, or itself, from
-    which an evaluation takes a second half.
+    With next_sentence also 'others': for each window the previous one of the same length, or
+    itself, from which an evaluation takes the second half.
     """
     bos, eos = self.tokenizer.bos, self.tokenizer.eos
     rows = []
@@ -119,7 +120,7 @@ class MaskedLM:
     return {'inputs': Ragged.from_sequences(rows), 'others': Ragged.from_sequences(others)}
 
   def loss(self, model: MaskedTokens, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
-    """Return the cross-entropy of the masked tokens and, if asked, of the order of halves."""
+    """Return the cross-entropy of the masked tokens, plus that of next_sentence if it is on."""
     mask_key, model_key = split_key(key, 2)
     masked = self.mask(batch, mask_key)
     states, *at_masks = self._at_masks(model, batch, masked, model_key, by_content=key is None)
@@ -128,23 +129,23 @@ class MaskedLM:
     if self.next_sentence:
       order = _order_metrics(model, states, masked, batch)
       metrics |= order
-      # both are means in the paper, over different counts
+      # the paper adds two means, over different counts
       share = loss.weight / jnp.maximum(order['nll_of_order'].weight, 1)
       loss = loss._replace(sum=loss.sum + share * order['nll_of_order'].sum)
     return loss, metrics
 
   def batch_metrics(self, model: MaskedTokens, batch: Batch) -> Metrics:
-    """Return the metrics of masked tokens, always the same ones."""
+    """Return the metrics of masked tokens; the masks depend only on the text."""
     masked = self.mask(batch, None)
     states, x, *targets = self._at_masks(model, batch, masked, None, by_content=True)
-    found = token_metrics(model.lm_head.attend(x), *targets)
-    return found | (_order_metrics(model, states, masked, batch) if self.next_sentence else {})
+    metrics = token_metrics(model.lm_head.attend(x), *targets)
+    return metrics | (_order_metrics(model, states, masked, batch) if self.next_sentence else {})
 
   def mask(self, batch: Batch, key: OptionalKey) -> 'Masked':
     """Return the batch with some of its tokens masked.
 
-    Without a key, as in evaluation, what is masked depends on a text alone: not on the batch, the
-    row or the other texts there.
+    Without a key, as in evaluation, the masks of a text depend only on the text, not on its batch
+    or row.
     """
     keys: Any = split_key(key, 3)
     tokens, segments = batch['inputs'], batch['inputs_segments']
@@ -156,13 +157,14 @@ class MaskedLM:
       types = jnp.where(segments != 0, jnp.minimum(before, 1), 0)
       if key is None:
         others = batch['others']
-        alike = jnp.any((others != tokens) & (types == 1), axis=1)
+        swappable = jnp.any((others != tokens) & (types == 1), axis=1)
         drawn = corruption.uniform_by_content(tokens, segments, 3)[:, 0] < 0.5
       else:
-        others, shape = jnp.roll(tokens, 1, axis=0), 2 * segments + types
-        alike = jnp.all(shape == jnp.roll(shape, 1, axis=0), axis=1) & jnp.any(segments, axis=1)
+        others, layout = jnp.roll(tokens, 1, axis=0), 2 * segments + types
+        same = jnp.all(layout == jnp.roll(layout, 1, axis=0), axis=1)
+        swappable = same & jnp.any(segments, axis=1)
         drawn = jax.random.bernoulli(keys[0], 0.5, (len(tokens),)) & (len(tokens) > 1)
-      swapped = drawn & alike
+      swapped = drawn & swappable
       tokens = jnp.where(swapped[:, None] & (types == 1), others, tokens)
     eligible = (segments != 0) & (tokens != bos) & (tokens != eos)
     words = self.words(tokens) if self.whole_words else None
@@ -179,30 +181,30 @@ class MaskedLM:
     return Masked(shown, tokens, chosen, types, swapped)
 
   def words(self, tokens: Int[Array, 'B T']) -> Int[Array, 'B T']:
-    """Return the number of the word that each token belongs to."""
+    """Return the index of the word of each token in its row."""
     special = (tokens == self.tokenizer.bos) | (tokens == self.tokenizer.eos)
     after = jnp.pad(special[:, :-1], ((0, 0), (1, 0)))
     begins = jnp.asarray(self.tokenizer.begins_word)[tokens] | after
     return jnp.minimum(jnp.cumsum(begins, axis=1), tokens.shape[1] - 1)
 
   def _at_masks(self, model, batch, masked, key, by_content=False):
-    """Return all states, and of masked tokens the inputs of the logits, targets and weights."""
+    """Return (all states, and for masked tokens: states before the logits, targets, weights)."""
     segments = batch['inputs_segments']
     types = masked.token_types
     states = model.encoder(masked.tokens, segments=segments, token_types=types, key=key)
-    # only there: the output layer is the largest
+    # logits only at masks, because the output layer is the largest
     T = masked.tokens.shape[1]
     most = max(round(T * self.rate), 1)
     if by_content and self.supports_packing:  # each text has its share, and at least one
       n = np.arange(1, T + 1)
       share = np.max(np.maximum(np.round(n * self.rate), 1) / (n + 2))
       most = min(int(share * T) + 1, T)
-    weights, at = jax.lax.top_k(masked.chosen.astype(jnp.float32), most)
-    x = model.transform(jnp.take_along_axis(states, at[..., None], axis=1))
-    return states, x, jnp.take_along_axis(masked.targets, at, axis=1), weights
+    weights, places = jax.lax.top_k(masked.chosen.astype(jnp.float32), most)
+    x = model.transform(jnp.take_along_axis(states, places[..., None], axis=1))
+    return states, x, jnp.take_along_axis(masked.targets, places, axis=1), weights
 
   def example(self, example: dict[str, str]) -> tuple[str, str]:
-    """Return a line of a text with a blank for its middle word, and the line."""
+    """Return a line of a text with a blank for its middle word, and the whole line."""
     line, words, _ = blanked_middle(example['targets'])
     return line, ' '.join(words)
 
@@ -216,19 +218,19 @@ class MaskedLM:
     return texts
 
   def forward(self, model: MaskedTokens, rows: Int[Array, 'B T']):
-    """Return the best token at each position that is no special one, and its logit."""
+    """Return the best token at each position, special ones excluded, and its logit."""
     tokens, segments = split_padding(rows)
     logits = model(tokens, segments=segments)
     logits = logits.at[..., jnp.asarray(self.tokenizer.specials)].set(-jnp.inf)
     return jnp.argmax(logits, axis=-1), jnp.max(logits, axis=-1)
 
   def attention(self, model: MaskedTokens, request: Sequence[int]) -> Probe:
-    """Return how the tokens of a line attend to each other."""
+    """Return the Probe of attention between the tokens of a line."""
     readout = dict(readout=self._readout, names=self.tokenizer.pieces)
     return self_attention(self, model, request, **readout)
 
   def _readout(self, model, states):
-    """Return the logits of tokens by the states of any layer."""
+    """Return the logits of tokens from the states of any layer."""
     return model.lm_head.attend(model.transform(states))
 
 
@@ -238,11 +240,11 @@ class Masked:
   """A batch with masks.
 
   Attributes:
-    tokens: the inputs.
-    targets: the tokens before they were masked.
-    chosen: where they are masked.
-    token_types: 1 in the second half of a window with two, else 0.
-    swapped: whether the second half is that of another row.
+    tokens: the inputs of the model, with masks.
+    targets: the tokens before masking.
+    chosen: which tokens are masked.
+    token_types: 1 in the second half of a window with next_sentence, else 0.
+    swapped: whether the second half was replaced.
   """
 
   tokens: Int[Array, 'B T']

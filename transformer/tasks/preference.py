@@ -1,4 +1,4 @@
-"""Direct preference optimization: of two answers to a message, the better one."""
+"""Direct preference optimization (DPO): learn to prefer the better of two answers to a message."""
 
 import dataclasses
 import pathlib
@@ -18,24 +18,24 @@ from transformer.modules.model import Decoder
 from transformer.tasks.chat import Chat, messages_of
 from transformer.tasks.task import Batch, Metrics, OptionalKey
 
-# columns of the better and of the worse answer: the tokens, and those to learn
+# the columns of the better and of the worse answer: inputs and targets
 CHOSEN, REJECTED = ('inputs', 'targets'), ('rejected', 'rejected_targets')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preference(Chat):
-  """-log sigmoid(beta m), where m is by how much the model prefers the better answer.
+  """-log sigmoid(beta m), where m is the margin of the better answer.
 
-  m = log p(chosen) - log p(rejected), less the same of a reference, the model before training. The
-  reference is applied once, when the data are read: training needs no second model.
+  m = log p(chosen) - log p(rejected) of the model, minus the same of a reference, which is the
+  model before training. The reference is computed once, when the data are read.
 
   Rafailov et al. 2023, https://arxiv.org/abs/2305.18290, equation 7.
 
   Attributes:
-    reference: the folder of a published model, that of config.warm_start; '' for none, as if it
-      preferred neither answer.
-    beta: how strongly differences from the reference count.
-    preference_smoothing: share of pairs that are taken to be labelled wrong (Mitchell 2023).
+    reference: the folder of the published model in config.warm_start; '' for a reference with equal
+      probabilities.
+    beta: scale of the margin; a larger one keeps the model closer to the reference.
+    preference_smoothing: assumed share of pairs with the wrong preference (Mitchell 2023).
   """
 
   reference: str = ''
@@ -46,7 +46,7 @@ class Preference(Chat):
   supports_packing = False
 
   def columns(self, source: Source) -> dict[str, Any]:
-    """Return both answers to each message, and by how much the reference prefers the first."""
+    """Return both answers to each message, and the reference's log p(chosen) - log p(rejected)."""
     examples = [source[i] for i in range(len(source))]
     pairs = [
       [self.row(messages_of(example['inputs'], example[name])) for example in examples]
@@ -58,25 +58,25 @@ class Preference(Chat):
     return columns
 
   def _reference(self, pairs: list[list[tuple[np.ndarray, np.ndarray]]]) -> np.ndarray:
-    """The reference's log p(chosen) - log p(rejected) of every example."""
+    """Return the reference's log p(chosen) - log p(rejected) for every example."""
     if not self.reference:
       return np.zeros(len(pairs[0]), np.float32)
     from transformer.zoo.pretrained import load_pretrained
 
     model, _ = load_pretrained(pathlib.Path(self.reference).expanduser())
 
-    def of(row):
+    def reference_log_p(row):
       inputs, targets = row
       length = bucket_length(len(inputs), self.max_length)
       segments = np.arange(length)[None] < len(inputs)
       tokens = pad_rows([inputs], length, pad=0)
       return _jitted(model, tokens, segments.astype(np.int32), pad_rows([targets], length))[0]
 
-    chosen, rejected = (np.array([of(row) for row in rows]) for rows in pairs)
+    chosen, rejected = (np.array([reference_log_p(row) for row in rows]) for rows in pairs)
     return (chosen - rejected).astype(np.float32)
 
   def loss(self, model: Decoder, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
-    """Return the loss, how often the better answer is preferred, and by how much."""
+    """Return the loss, and as metrics the share of positive margins and the mean margin."""
     chosen, rejected = (
       log_p(model, batch[tokens], batch[f'{tokens}_segments'], batch[targets], key)
       for tokens, targets in (CHOSEN, REJECTED)
@@ -93,7 +93,7 @@ class Preference(Chat):
     return mean(loss), {'preferred': mean(margin > 0), 'margin': mean(margin)}
 
   def batch_metrics(self, model: Decoder, batch: Batch) -> Metrics:
-    """Return the loss and the other metrics."""
+    """Return the metrics of a batch, the loss included."""
     loss, metrics = self.loss(model, batch, None)
     return metrics | {'preference_loss': loss}
 
@@ -101,7 +101,7 @@ class Preference(Chat):
 def log_p(
   model: Decoder, tokens: Array, segments: Array, targets: Array, key: OptionalKey = None
 ) -> Float[Array, ' B']:
-  """Return log p of the targets of each row, without those that are PAD."""
+  """Return log p of the targets of each row, summed over its tokens that are not PAD."""
   logits = model(tokens, segments=segments, key=key).astype(jnp.float32)
   scored = (segments != 0) & (targets != PAD)
   nll = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(targets, 0))

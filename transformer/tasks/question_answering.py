@@ -1,4 +1,4 @@
-"""Extractive question answering: the span of a paragraph that answers a question."""
+"""Extractive question answering: find the span of a paragraph that answers a question."""
 
 import bisect
 import dataclasses
@@ -24,9 +24,9 @@ from transformer.modules.config import ModelConfig
 from transformer.modules.heads import Spans
 from transformer.tasks.task import Batch, Metrics, OptionalKey
 
-QUESTION, PARAGRAPH, MATCH = 0, 1, 2  # types of tokens
-NO_ANSWER = -1  # padding of the lists of answers
-OUTSIDE = (0, 0)  # start and end of an answer outside the window: both at <s>
+QUESTION, PARAGRAPH, MATCH = 0, 1, 2  # token types
+NO_ANSWER = -1  # padding of the columns of answers
+OUTSIDE = (0, 0)  # target start and end, both at <s>, if the answer is outside the window
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Extraction(Batching):
   """Settings of the extraction of answers.
 
   Attributes:
-    longest: most tokens of an answer.
+    longest: largest number of tokens of an answer.
   """
 
   longest: int = 30
@@ -47,10 +47,10 @@ class Question(NamedTuple):
   """A question about a paragraph.
 
   Attributes:
-    question: its tokens.
-    paragraph: its tokens.
-    places: for each of these, its characters (start, end) in the text.
-    text: of the paragraph.
+    question: tokens of the question.
+    paragraph: tokens of the paragraph.
+    places: (start, end) of the characters of each token of the paragraph in its text.
+    text: text of the paragraph.
   """
 
   question: list[int]
@@ -59,18 +59,18 @@ class Question(NamedTuple):
   text: str
 
   def answer(self, start: int, end: int) -> str:
-    """Return the text of these tokens of the paragraph, or nothing if it has no tokens."""
+    """Return the text of tokens `start` to `end` of the paragraph; '' if it has no tokens."""
     if not self.places:
       return ''
     return self.text[self.places[start][0] : self.places[end][1]].strip()
 
 
 class Window(NamedTuple):
-  """A question with a part of its paragraph, which the model reads at once.
+  """One row of the model: a question and a part of its paragraph.
 
   Attributes:
     tokens: of both.
-    part_at: index of the part's first token in `tokens`.
+    part_at: index of the first token of the part in `tokens`.
     start: index of the same token in the paragraph.
   """
 
@@ -80,23 +80,23 @@ class Window(NamedTuple):
 
   @property
   def shift(self) -> int:
-    """Return the index of a token in the window, less that in the paragraph."""
+    """Return the index of a token in the window minus its index in the paragraph."""
     return self.part_at - self.start
 
   def place(self, start: int, end: int) -> tuple[int, int]:
-    """Return the place of an answer in the window, if it is there as a whole."""
+    """Return the start and end of an answer in the window; OUTSIDE if it is not wholly there."""
     start, end = start + self.shift, end + self.shift
     return (start, end) if self.part_at <= start and end < len(self.tokens) - 1 else OUTSIDE
 
 
 @dataclasses.dataclass(frozen=True)
 class QuestionProcessor:
-  """Questions and paragraphs to tokens, and these to windows.
+  """Encodes questions and paragraphs, and divides them into windows.
 
   Attributes:
     tokenizer: text to tokens.
-    max_length: of a window in tokens.
-    stride: tokens between the beginnings of two windows of a paragraph.
+    max_length: number of tokens of a window.
+    stride: number of tokens between the starts of two windows of a paragraph.
   """
 
   tokenizer: Tokenizer
@@ -104,14 +104,14 @@ class QuestionProcessor:
   stride: int
 
   def encode_example(self, line: str, *, truncate: bool = False) -> Question:
-    """Return the question and the paragraph of a line.
+    """Return the encoded question and paragraph of a line.
 
     Args:
       line: question<TAB>paragraph, or a JSON object with question and context.
-      truncate: accept any line, and of a long question its beginning.
+      truncate: accept any line, and cut a long question.
 
     Raises:
-      ValueError: it is neither, one of them is empty, or the question is too long.
+      ValueError: the line has another form, an empty part, or a question that is too long.
     """
     question, tab, text = line.partition('\t')
     if not tab and line.startswith('{'):
@@ -131,17 +131,17 @@ class QuestionProcessor:
       raise ValueError('no question or no paragraph: give question<TAB>paragraph')
     if len(tokens := self.tokenizer.encode(question)) > len(encoded.question):
       raise ValueError(
-        f'the question has {len(tokens)} tokens, more than {len(encoded.question)}, half of what '
-        'the model reads at once: shorten it'
+        f'the question has {len(tokens)} tokens, more than {len(encoded.question)}, half of a '
+        'window: shorten it'
       )
     return encoded
 
   def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Question]:
-    """Return the tokens of (question, paragraph), of a question at most half a window."""
+    """Return encoded pairs (question, paragraph); questions are cut to half a window."""
     questions, paragraphs = zip(*pairs, strict=True) if pairs else ((), ())
     # many questions are about the same paragraph
-    different = list(dict.fromkeys(paragraphs))
-    spans = dict(zip(different, self.tokenizer.encode_spans(different), strict=True))
+    unique = list(dict.fromkeys(paragraphs))
+    spans = dict(zip(unique, self.tokenizer.encode_spans(unique), strict=True))
     encoded = self.tokenizer.encode_batch(questions)
     return [
       Question(question[: self.max_length // 2 - 2], spans[text][0], spans[text][1], text)
@@ -149,7 +149,7 @@ class QuestionProcessor:
     ]
 
   def windows(self, question: Question) -> list[Window]:
-    """Return <s> question </s> part of the paragraph </s>, until all of it is covered."""
+    """Return windows <s> question </s> part of the paragraph </s> that cover the paragraph."""
     before = [self.tokenizer.bos, *question.question, self.tokenizer.eos]
     room = self.max_length - len(before) - 1
     step = min(self.stride, room)
@@ -160,7 +160,7 @@ class QuestionProcessor:
     ]
 
   def labels(self, row: Sequence[int]) -> list[str]:
-    """Return the spelling of each token of a window."""
+    """Return the text of each token of a window."""
     return self.tokenizer.pieces(row)
 
 
@@ -168,18 +168,20 @@ class QuestionProcessor:
 class QuestionAnswering:
   """-(log p(start) + log p(end)) / 2 of an answer, in <s> question </s> paragraph </s>.
 
-  Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 4.2, and its published code: a long
-  paragraph is read in windows that overlap, and in one without the answer the target is <s>. Where
-  several answers are known, all have the same weight; windows are compared by probability. With
-  model.token_types=2 question and paragraph have different types; with 3 a token of the paragraph
-  that is also in the question has the third (Chen et al. 2017, https://arxiv.org/abs/1704.00051,
-  section 3.2, exact match).
+  A long paragraph is divided into windows that overlap; in windows without the answer the target is
+  <s>. Several reference answers have the same weight. The predicted answer is that of the window
+  where it is most probable. Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 4.2, and
+  its published code.
+
+  With model.token_types=2 question and paragraph have different types; with 3 tokens of the
+  paragraph that are also in the question have the third type (Chen et al. 2017,
+  https://arxiv.org/abs/1704.00051, section 3.2, exact match).
 
   Attributes:
     tokenizer: text to tokens.
     decoding: settings of inference.
-    max_length: of a window in tokens, question and special tokens included.
-    stride: tokens between the beginnings of two windows of a paragraph.
+    max_length: number of tokens of a window, question and special tokens included.
+    stride: number of tokens between the starts of two windows of a paragraph.
   """
 
   tokenizer: Tokenizer
@@ -216,7 +218,7 @@ class QuestionAnswering:
 
   def columns(self, source: Source) -> Columns:
     """Return all windows of all examples, and the starts and ends of answers in them."""
-    inputs, found = [], []
+    inputs, targets = [], []
     for examples in chunks(source):
       pairs = [(example['inputs'], example['targets']) for example in examples]
       rows = []
@@ -227,30 +229,30 @@ class QuestionAnswering:
         ]
         for window in self.processor.windows(question):
           rows.append(window.tokens)
-          found.append([window.place(*answer) for answer in answers] or [OUTSIDE])
+          targets.append([window.place(*answer) for answer in answers] or [OUTSIDE])
       inputs.append(Ragged.from_sequences(rows))
-    at = np.full((len(found), max(map(len, found)), 2), NO_ANSWER, np.int32)
-    for row, answers in zip(at, found, strict=True):
+    places = np.full((len(targets), max(map(len, targets)), 2), NO_ANSWER, np.int32)
+    for row, answers in zip(places, targets, strict=True):
       row[: len(answers)] = answers
-    return {'inputs': Ragged.concatenate(inputs), 'starts': at[..., 0], 'ends': at[..., 1]}
+    return {'inputs': Ragged.concatenate(inputs), 'starts': places[..., 0], 'ends': places[..., 1]}
 
   def loss(self, model: Spans, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
-    """Return -(log p(start) + log p(end)) / 2, the mean over known answers, and the metrics.
+    """Return -(log p(start) + log p(end)) / 2 in nats, the mean over answers, and metrics.
 
-    The loss is in nats; the accuracies of start and end are those of the first answer, by windows.
+    The accuracies of start and end count windows, and compare with the first reference.
     """
     logits = self.logits(model, batch['inputs'], batch['inputs_segments'] != 0, key)
     loss, metrics = _nll(logits, batch), {}
     weights = _real(batch).astype(jnp.float32)
     for i, side in enumerate(('start', 'end')):
-      at = jnp.maximum(batch[f'{side}s'][:, 0], 0)
-      metrics[f'{side}_accuracy'] = accuracy(logits[..., i], at, weights)
+      place = jnp.maximum(batch[f'{side}s'][:, 0], 0)
+      metrics[f'{side}_accuracy'] = accuracy(logits[..., i], place, weights)
     return loss, {'nll': loss, **metrics}
 
   def logits(
     self, model: Spans, tokens: Int[Array, 'B T'], real: Bool[Array, 'B T'], key: OptionalKey = None
   ) -> Float[Array, 'B T 2']:
-    """Return the logits of starts and ends: in the paragraph, or at 0 for outside the window."""
+    """Return the logits of starts and ends, -1e30 outside the paragraph and <s> (no answer)."""
     types, inside = self.token_types(tokens, real, model.config.token_types)
     logits = model(tokens, segments=real.astype(jnp.int32), token_types=types, key=key)
     allowed = inside.at[:, 0].set(True)
@@ -259,33 +261,33 @@ class QuestionAnswering:
   def token_types(
     self, tokens: Int[Array, 'B T'], real: Bool[Array, 'B T'], count: int
   ) -> tuple[Int[Array, 'B T'], Bool[Array, 'B T']]:
-    """Return the type of each token, and whether it is in the paragraph, without its </s>.
+    """Return the type of each token, and whether it is in the paragraph (its </s> is not).
 
     Args:
       tokens: windows.
       real: False for padding.
-      count: how many types there are; fewer than 3 do not distinguish all kinds.
+      count: model.token_types.
     """
     special = (tokens == self.tokenizer.bos) | (tokens == self.tokenizer.eos)
     ends = (tokens == self.tokenizer.eos) & real
     after = (jnp.cumsum(ends, axis=1) - ends > 0) & real
     question = ~after & real & ~special
-    found = jnp.any((tokens[:, :, None] == tokens[:, None, :]) & question[:, None, :], axis=2)
+    in_question = jnp.any((tokens[:, :, None] == tokens[:, None, :]) & question[:, None, :], axis=2)
     inside = after & ~special
-    kinds = jnp.where(inside & found, MATCH, jnp.where(after, PARAGRAPH, QUESTION))
+    kinds = jnp.where(inside & in_question, MATCH, jnp.where(after, PARAGRAPH, QUESTION))
     return jnp.minimum(kinds, max(count - 1, 0)), inside
 
   def example(self, example: dict[str, Any]) -> tuple[str, str]:
-    """Return the line question<TAB>paragraph, and its different answers separated by tabs."""
+    """Return the line question<TAB>paragraph, and its distinct answers separated by tabs."""
     answers = dict.fromkeys(example['answers'])
     return f'{example["inputs"]}\t{example["targets"]}', '\t'.join(answers)
 
   def answer(self, model: Spans, requests: Sequence[Question]) -> list[str]:
     """Return the answer to each question, as it is written in its paragraph."""
-    windows = [(i, w) for i, one in enumerate(requests) for w in self.processor.windows(one)]
-    found = run_batches(self, model, [window.tokens for _, window in windows])
+    windows = [(i, window) for i, q in enumerate(requests) for window in self.processor.windows(q)]
+    spans = run_batches(self, model, [window.tokens for _, window in windows])
     best: dict[int, tuple[float, str]] = {}
-    for (i, window), (score, start, end) in zip(windows, found, strict=True):
+    for (i, window), (score, start, end) in zip(windows, spans, strict=True):
       if i not in best or score > best[i][0]:
         place = int(start) - window.shift, int(end) - window.shift
         best[i] = float(score), requests[i].answer(*place)
@@ -299,19 +301,21 @@ class QuestionAnswering:
     return best_spans(logits, inside, self.decoding.longest)
 
   def attention(self, model: Spans, request: Question) -> Probe:
-    """Return how the tokens of a question's first window attend to each other."""
+    """Return the Probe of attention between the tokens of a question's first window."""
     return self_attention(self, model, self.processor.windows(request)[0].tokens)
 
 
 def best_spans(
   logits: Float[Array, 'B T 2'], inside: Bool[Array, 'B T'], longest: int
 ) -> tuple[Float[Array, ' B'], Int[Array, ' B'], Int[Array, ' B']]:
-  """Return the max over s <= e < s + longest of log p(start = s) + log p(end = e), and s and e.
+  """Return (the score, start s and end e) of the best span of each row.
+
+  The score is max over s <= e < s + longest of log p(start = s) + log p(end = e).
 
   Args:
     logits: of starts and ends; probabilities are over all T.
-    inside: where s and e may be; the score of a row without any is -Inf.
-    longest: most places of an answer.
+    inside: where s and e may be; a row without such places has score -Inf.
+    longest: largest length of a span.
   """
   T = logits.shape[1]
   starts, ends = jnp.moveaxis(jax.nn.log_softmax(logits, axis=1), 2, 0)
@@ -323,15 +327,15 @@ def best_spans(
 
 
 def _nll(logits, batch) -> Mean:
-  known = (batch['starts'] != NO_ANSWER) & _real(batch)[:, None]
-  weights = known / jnp.maximum(jnp.sum(known, axis=1, keepdims=True), 1)
+  answers = (batch['starts'] != NO_ANSWER) & _real(batch)[:, None]
+  weights = answers / jnp.maximum(jnp.sum(answers, axis=1, keepdims=True), 1)
   sides = [
     cross_entropy(
-      jnp.broadcast_to(logits[:, None, :, i], (*at.shape, logits.shape[1])),
-      jnp.maximum(at, 0),
+      jnp.broadcast_to(logits[:, None, :, i], (*places.shape, logits.shape[1])),
+      jnp.maximum(places, 0),
       weights.astype(jnp.float32),
     )
-    for i, at in enumerate((batch['starts'], batch['ends']))
+    for i, places in enumerate((batch['starts'], batch['ends']))
   ]
   return Mean((sides[0].sum + sides[1].sum) / 2, sides[0].weight)
 
@@ -341,7 +345,7 @@ def _real(batch) -> Bool[Array, ' B']:
 
 
 def _tokens_of(places: list[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
-  """Return the first and last token that have one of the characters start, ..., end - 1."""
+  """Return the first and last token that contain any of the characters start to end - 1."""
   first = bisect.bisect_right(places, start, key=lambda place: place[1])
   last = bisect.bisect_left(places, end, key=lambda place: place[0]) - 1
-  return (first, last) if first <= last else (len(places), len(places))  # nowhere
+  return (first, last) if first <= last else (len(places), len(places))  # in no window

@@ -1,4 +1,4 @@
-"""Retrieval of the documents that answer a query: by vectors, by words (BM25), or by both.
+"""Retrieval of the documents that answer a query, by vectors, by words (BM25), or by both.
 
 BM25 needs the extra `retrieval`: pip install 'functional-transformer[retrieval]'.
 """
@@ -30,7 +30,7 @@ from transformer.modules.heads import Embedding
 from transformer.modules.layers import split_key
 from transformer.tasks.task import Batch, Metrics, OptionalKey
 
-QUERY, DOCUMENT = 0, 1  # types of tokens
+QUERY, DOCUMENT = 0, 1  # token types
 RANK_CONSTANT = 60  # of reciprocal rank fusion, as published
 
 
@@ -40,9 +40,10 @@ class Ranking(Batching):
 
   Attributes:
     collection: the file of all documents, needed for predictions; see data.documents.
-    first: how many names make an answer, the best one first.
-    bm25: weight of BM25; that of the vectors is 1 - bm25.
-    fusion: of both: the sum of scores, scaled to 0 to 1 for each query, or of 1 / (60 + rank).
+    first: number of document names in an answer, best first.
+    bm25: weight of BM25; the weight of the vectors is 1 - bm25.
+    fusion: 'scores': weighted sum of the scores, scaled to 0 to 1 for each query; 'ranks': weighted
+      sum of 1 / (60 + rank).
   """
 
   collection: str = ''
@@ -61,40 +62,41 @@ class Ranking(Batching):
 
 
 class Query(NamedTuple):
-  """A query as tokens, and as text for BM25."""
+  """A query, as tokens and as text (for BM25)."""
 
   tokens: list[int]
   text: str
 
 
 class QueryProcessor(TextProcessor):
-  """Queries to tokens, with their text."""
+  """Encodes queries as tokens, and keeps their text."""
 
   def encode_example(self, line: str, *, truncate: bool = False) -> Query:  # type: ignore[override]
-    """Return a query."""
+    """Return an encoded query."""
     return Query(super().encode_example(line, truncate=truncate), line)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Retrieval:
-  """-log softmax(q D^T / t)(d) of the document d of query q, among the documents D of a batch.
+  """-log softmax(q D^T / t)(d) for query q and its document d, among the documents D of a batch.
 
   q and d are unit vectors from one encoder (InfoNCE, van den Oord et al. 2018,
   https://arxiv.org/abs/1807.03748, equation 4; in-batch negatives as in Karpukhin et al. 2020,
   https://arxiv.org/abs/2004.04906, section 3.2). With model.token_types=2 queries and documents
-  have types of their own. The loss depends on the other documents of the batch, and so on its size
-  and on microbatches.
+  have different token types. The loss depends on the other documents of the batch, and so on the
+  batch size and on microbatches.
 
   Attributes:
     tokenizer: text to tokens.
     decoding: settings of inference.
-    max_length: of queries and documents in tokens, <s> and </s> included; others are truncated.
+    max_length: largest number of tokens of a query or document, <s> and </s> included; longer ones
+      are truncated.
     temperature: t; 0.05 is common.
-    symmetric: the mean of this loss and that of the query given the document.
+    symmetric: use the mean of this loss and that of the query given the document.
     cloze: share of queries that are replaced in training by a piece of their own document, which is
-      removed from it nine times out of ten (the inverse cloze task, Lee et al. 2019,
+      removed from the document with probability 0.9 (inverse cloze task, Lee et al. 2019,
       https://arxiv.org/abs/1906.00300, section 4).
-    piece: most tokens of such a piece; the fewest are half of that.
+    piece: largest number of tokens of such a piece; the smallest is half of it.
   """
 
   tokenizer: Tokenizer
@@ -135,7 +137,7 @@ class Retrieval:
     return encode_columns(source, inputs=('inputs', encode), targets=('targets', encode))
 
   def loss(self, model: Embedding, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
-    """Return the loss, in nats, and how well queries find their documents in the batch."""
+    """Return the loss in nats, and as metrics its plain part and the accuracy in the batch."""
     cloze_key, *keys = split_key(key, 3)
     if cloze_key is not None and self.cloze:
       batch = self.with_pieces(batch, cloze_key)
@@ -151,13 +153,13 @@ class Retrieval:
     """Return q D^T / t, with -1e30 for padding and for other copies of a query's document."""
     vectors = []
     for side, kind, key in zip(self.text_fields, (QUERY, DOCUMENT), keys, strict=True):
-      embed = sites.within(f'{side}.', _embed)  # one encoder, with two names for its sites
-      found, seen = embed(model, batch[side], batch[f'{side}_segments'], kind, key)
-      sites.record(seen)
-      vectors.append(found)
+      embed = sites.within(f'{side}.', _embed)  # one encoder, with two prefixes for its sites
+      side_vectors, values = embed(model, batch[side], batch[f'{side}_segments'], kind, key)
+      sites.record(values)
+      vectors.append(side_vectors)
     queries, documents = vectors
     tokens, real = batch['targets'], jnp.any(batch['targets_segments'] != 0, axis=1)
-    # by their original tokens: a piece may be removed from one copy and not from the other
+    # compare the original tokens: a piece may be removed from one copy and not from the other
     whole = batch.get('whole', tokens)
     same = jnp.all(whole[:, None] == whole[None], axis=2)
     own = jnp.eye(len(tokens), dtype=bool)
@@ -170,41 +172,41 @@ class Retrieval:
     keys = jax.random.split(key, 4)
     documents, segments = batch['targets'], batch['targets_segments']
     B, T = documents.shape
-    words = jnp.sum(segments != 0, axis=1) - 2  # without <s> and </s>
+    count = jnp.sum(segments != 0, axis=1) - 2  # tokens without <s> and </s>
     size = jax.random.randint(keys[0], (B,), self.piece // 2, self.piece + 1)
-    size = jnp.minimum(size, words // 2)
+    size = jnp.minimum(size, count // 2)
     chosen = jax.random.bernoulli(keys[1], self.cloze, (B,)) & (size > 0)
-    start = 1 + jnp.floor(jax.random.uniform(keys[2], (B,)) * (words - size + 1)).astype(jnp.int32)
+    start = 1 + jnp.floor(jax.random.uniform(keys[2], (B,)) * (count - size + 1)).astype(jnp.int32)
     cut = jax.random.bernoulli(keys[3], 0.9, (B,)) & chosen
 
     # <s> piece </s>
     width = self.piece + 2
-    at = jnp.arange(width)
-    piece = jnp.take_along_axis(documents, jnp.minimum(start[:, None] + at - 1, T - 1), axis=1)
-    piece = jnp.where(at == 0, self.tokenizer.bos, piece)
-    piece = jnp.where(at == size[:, None] + 1, self.tokenizer.eos, piece)
-    piece_segments = (at < size[:, None] + 2).astype(jnp.int32)
-    room = max(batch['inputs'].shape[1], width)
+    column = jnp.arange(width)
+    piece = jnp.take_along_axis(documents, jnp.minimum(start[:, None] + column - 1, T - 1), axis=1)
+    piece = jnp.where(column == 0, self.tokenizer.bos, piece)
+    piece = jnp.where(column == size[:, None] + 1, self.tokenizer.eos, piece)
+    piece_segments = (column < size[:, None] + 2).astype(jnp.int32)
+    length = max(batch['inputs'].shape[1], width)
 
-    def replaced(given, made):
-      given, made = (jnp.pad(x, ((0, 0), (0, room - x.shape[1]))) for x in (given, made))
-      return jnp.where(chosen[:, None], made, given)
+    def replace(queries, pieces):
+      queries, pieces = (jnp.pad(x, ((0, 0), (0, length - x.shape[1]))) for x in (queries, pieces))
+      return jnp.where(chosen[:, None], pieces, queries)
 
-    place = jnp.arange(T) - start[:, None]
-    gone = cut[:, None] & (place >= 0) & (place < size[:, None])
+    offset = jnp.arange(T) - start[:, None]
+    removed = cut[:, None] & (offset >= 0) & (offset < size[:, None])
     return dict(
       batch,
-      inputs=replaced(batch['inputs'], piece),
-      inputs_segments=replaced(batch['inputs_segments'], piece_segments),
-      targets_segments=jnp.where(gone, 0, segments),
+      inputs=replace(batch['inputs'], piece),
+      inputs_segments=replace(batch['inputs_segments'], piece_segments),
+      targets_segments=jnp.where(removed, 0, segments),
       whole=documents,
     )
 
   def example(self, example: dict[str, Any]) -> tuple[str, str]:
-    """Return the query, and the names of relevant documents with their gains, '12:4 184:1'.
+    """Return the query, and the names of relevant documents with their gains, as '12:4 184:1'.
 
     Raises:
-      ValueError: the corpus does not name what is relevant.
+      ValueError: the corpus does not name relevant documents.
     """
     if 'relevant' not in example:
       raise ValueError(
@@ -214,13 +216,13 @@ class Retrieval:
     return example['inputs'], example['relevant']
 
   def open(self):
-    """Open the collection, and the index of its words if that is used, which answers need."""
+    """Read the collection, and with BM25 build its index; both are needed by `answer`."""
     collection(self.decoding.collection)
     if self.decoding.bm25:
       bm25(self.decoding.collection, ['a'])
 
   def answer(self, model: Embedding, requests: Sequence[Query]) -> list[str]:
-    """Return the names of the first documents for each query, the best one first.
+    """Return the names of the best documents for each query, best first.
 
     Raises:
       ValueError: there is no collection.
@@ -240,7 +242,7 @@ class Retrieval:
     return [' '.join(names[row]) for row in order]
 
   def embed(self, model: Embedding, rows: Rows, kind: int) -> Float[np.ndarray, 'N D']:
-    """Return the vectors of rows of tokens, which are queries (0) or documents (1)."""
+    """Return the vectors of rows of tokens of one kind, QUERY or DOCUMENT."""
     return np.stack(run_batches(self, model, rows, kind))
 
   def forward(self, model: Embedding, rows: Int[Array, 'B T'], kind: int = QUERY):
@@ -249,7 +251,7 @@ class Retrieval:
     return _embed(model, tokens, segments, kind, None)
 
   def _comparable(self, scores: np.ndarray) -> np.ndarray:
-    """Return the scores of queries in the units of the fusion."""
+    """Return the scores scaled for the fusion: to 0 to 1 for each query, or to 1 / (60 + rank)."""
     if self.decoding.fusion == 'ranks':  # Cormack et al. 2009
       ranks = np.argsort(np.argsort(-scores, axis=1, kind='stable'), axis=1, kind='stable')
       return 1 / (RANK_CONSTANT + 1 + ranks)
@@ -257,32 +259,36 @@ class Retrieval:
     return (scores - low) / np.maximum(high - low, 1e-12)
 
   def attention(self, model: Embedding, request: Query) -> Probe:
-    """Return how the tokens of a query attend to each other."""
+    """Return the Probe of attention between the tokens of a query."""
     return self_attention(self, model, request.tokens)
 
 
-def bm25(where: str, queries: Sequence[str]) -> Float[np.ndarray, 'Q N']:
-  """Return the scores of all documents of a collection by the words of each query.
+def bm25(path: str, queries: Sequence[str]) -> Float[np.ndarray, 'Q N']:
+  """Return the BM25 scores of all documents of a collection for each query.
 
-  Robertson et al. 1994 (Okapi at TREC-3), as Lucene computes it, with k1 = 1.2, b = 0.75, English
+  Robertson et al. 1994 (Okapi at TREC-3), in Lucene's variant, with k1 = 1.2, b = 0.75, English
   stop words and Porter's stems (Snowball).
+
+  Args:
+    path: file of the collection.
+    queries: texts.
   """
   import bm25s
 
-  index, stemmer = _index(where)
-  asked = bm25s.tokenize(
+  index, stemmer = _index(path)
+  words_of_queries = bm25s.tokenize(
     list(queries), stopwords='en', stemmer=stemmer, return_ids=False, show_progress=False
   )
-  return np.stack([index.get_scores(words) for words in asked])
+  return np.stack([index.get_scores(words) for words in words_of_queries])
 
 
 @functools.lru_cache(maxsize=1)
-def _index(where: str):
+def _index(path: str):
   import bm25s
   import Stemmer
 
   stemmer = Stemmer.Stemmer('english')
-  documents = list(collection(where).values())
+  documents = list(collection(path).values())
   index = bm25s.BM25(k1=1.2, b=0.75)
   words = bm25s.tokenize(documents, stopwords='en', stemmer=stemmer, show_progress=False)
   index.index(words, show_progress=False)

@@ -32,18 +32,18 @@ from transformer.tasks.task import Batch, Metrics, OptionalKey
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Seq2Seq:
-  """Cross-entropy of the target tokens, given the input and the targets before.
+  """Cross-entropy of each target token, given the input and the earlier targets.
 
   Attributes:
     tokenizer: text to tokens and back, of inputs and targets.
     decoding: settings of inference.
-    max_length: longest input in tokens, end token included.
-    input_processor: of images or sounds; None for texts.
+    max_length: largest number of tokens of an input, end token included.
+    input_processor: processor of images or sounds; None for texts.
     label_smoothing, z_loss: of the training loss; see losses.cross_entropy.
     consistency: factor of the divergence between two passes with different dropout (R-Drop; see
       losses.consistency); 0 for one pass. The paper takes 5 for translation. A step takes twice the
       time.
-    start: the token that the decoder starts from; of published models also the end token (BART) or
+    start: the token that the decoder starts from; in some published models the end token (BART) or
       the padding token (T5, Marian).
   """
 
@@ -69,7 +69,7 @@ class Seq2Seq:
 
   @staticmethod
   def positions(max_length: int, max_new_tokens: int) -> int:
-    """Return how many positions the model needs, of inputs and of outputs."""
+    """Return the number of positions that the model needs for inputs and outputs."""
     return max(max_length, max_new_tokens)
 
   @property
@@ -79,7 +79,7 @@ class Seq2Seq:
 
   @property
   def supports_packing(self) -> bool:
-    """Return whether several examples may share a row: only where states are those of tokens."""
+    """Return whether several examples may share a row; only texts may."""
     return self.input_processor is None
 
   @property
@@ -134,7 +134,7 @@ class Seq2Seq:
     return states, targets, (segments != 0).astype(jnp.float32)
 
   def warnings(self, columns: Columns, model: ModelConfig, *, training: bool) -> Iterator[str]:
-    """Yield warnings about a split, for the log: how many answers will be cut."""
+    """Yield a warning for the log if targets of a split are longer than answers can be."""
     targets: Any = columns['targets']
     longer = int(np.sum(targets.lengths > self.decoding.max_new_tokens))
     if longer and not training:
@@ -144,7 +144,7 @@ class Seq2Seq:
       )
 
   def example(self, example: dict[str, Any]) -> tuple[Line, str]:
-    """Return the input, and its target; several references are separated by tabs."""
+    """Return the input and its target; several references are separated by tabs."""
     return example['inputs'], '\t'.join(example.get('references', [example['targets']]))
 
   def answer(self, model: EncoderDecoder, requests: Sequence[Row]) -> list[str]:
@@ -152,38 +152,43 @@ class Seq2Seq:
     return [self.tokenizer.decode(output) for output in self.best(model, requests)]
 
   def n_best(self, model: EncoderDecoder, requests: Sequence[Row]) -> list[list[tuple[str, float]]]:
-    """Return the texts and scores of the num_return_sequences best outputs of each input.
+    """Return (text, score) of the num_return_sequences best outputs of each input, best first.
 
     Raises:
-      ValueError: outputs are sampled, so that there is one.
+      ValueError: there are fewer beams, as in sampling.
     """
     if (n := self.decoding.num_return_sequences) > self.decoding.beams:
       raise ValueError(
         f'decode.num_return_sequences={n} is more than decode.beams={self.decoding.beams}: raise '
         'beams and set temperature to 0'
       )
-    found = map_batches(self, model, lambda rows: self.search(model, jnp.asarray(rows)), requests)
-    check_possible(scores[0] for _, scores in found)
+    results = map_batches(self, model, lambda rows: self.search(model, jnp.asarray(rows)), requests)
+    check_possible(scores[0] for _, scores in results)
     return [
       [
         (self.tokenizer.decode(output), round(float(score), 4))
         for output, score in zip(outputs[:n], scores[:n], strict=True)
       ]
-      for outputs, scores in found
+      for outputs, scores in results
     ]
 
   def best(
     self, model: EncoderDecoder, requests: Sequence[Row], *, sentinels: bool = False
   ) -> list[Int[np.ndarray, ' T']]:
-    """Return the best output tokens of each input, up to the end token, with sentinels if asked."""
+    """Return the tokens of the best output of each input, up to and including the end token.
+
+    Args:
+      model, requests: as in `answer`.
+      sentinels: as in `search`.
+    """
 
     def search(rows):
       return self.search(model, rows, sentinels=sentinels)
 
-    found = map_batches(self, model, search, requests)
-    check_possible(scores[0] for _, scores in found)
-    log_cut((self.tokenizer.eos in outputs[0] for outputs, _ in found), self.decoding)
-    return [cut_at_end(outputs[0], self.tokenizer.ends) for outputs, _ in found]
+    results = map_batches(self, model, search, requests)
+    check_possible(scores[0] for _, scores in results)
+    log_cut((self.tokenizer.eos in outputs[0] for outputs, _ in results), self.decoding)
+    return [cut_at_end(outputs[0], self.tokenizer.ends) for outputs, _ in results]
 
   def search(
     self, model: EncoderDecoder, inputs: Shaped[Array, 'B S ...'], *, sentinels: bool = False
@@ -191,9 +196,9 @@ class Seq2Seq:
     """Return the best outputs of each input and their scores, best first.
 
     Args:
-      model: what decodes.
-      inputs: from batching.pad_rows; the tokenizer's pad is padding, too.
-      sentinels: whether outputs may have them; they never have the padding and the start token.
+      model: the model.
+      inputs: from batching.pad_rows; tokens that are the tokenizer's padding are also padding.
+      sentinels: whether outputs may have sentinels; they never have the padding or start token.
     """
     encoded, key, tokenizer = _prepared(self.processor, inputs), self.decoding.key, self.tokenizer
     never = (tokenizer.pad, self.start_token, *(() if sentinels else tokenizer.sentinels))
@@ -202,7 +207,7 @@ class Seq2Seq:
     return decode_inputs(model, inputs, encoded, key, decoding, self.start_token, tokenizer.ends)
 
   def attention(self, model: EncoderDecoder, request: Row) -> Probe:
-    """Return how the output of an input attends to it."""
+    """Return the Probe of the attention of an input's output to the input."""
     (outputs,) = self.best(model, [request])
     readout = dict(readout=lm_logits, names=self.tokenizer.pieces)
     return cross_attention(self, model, request, outputs, self.tokenizer.pieces(outputs), **readout)
@@ -216,7 +221,7 @@ def _prepared(processor, rows):
 def shift_right(
   targets: Int[Array, 'B T'], segments: Int[Array, 'B T'], bos: int
 ) -> Int[Array, 'B T']:
-  """Return the decoder's inputs: each target one place later, and bos where a segment starts.
+  """Return the inputs of the decoder: targets shifted right, with bos where a segment starts.
 
   >>> shift_right(jnp.array([[7, 8, 9, 5, 0]]), jnp.array([[1, 1, 1, 2, 0]]), 1)
   Array([[1, 7, 8, 1, 1]], dtype=int32)

@@ -1,4 +1,4 @@
-"""Span corruption: an encoder reads a text without some spans, a decoder predicts them (T5)."""
+"""Span corruption: an encoder reads a text without some spans, a decoder predicts these (T5)."""
 
 import dataclasses
 import functools
@@ -29,16 +29,16 @@ from transformer.tasks.task import Batch, Metrics, OptionalKey
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpanCorruption:
-  """Cross-entropy of missing spans, in windows of `length` tokens.
+  """Cross-entropy of removed spans, in windows of `max_length` tokens.
 
   Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 3.1.4 and table 3.
 
   Attributes:
     tokenizer: text to tokens and back; with a sentinel for each span of a window.
     decoding: settings of inference.
-    max_length: of a window.
-    objective: 'spans' removes spans, which the decoder predicts, each after its sentinel; 'prefix'
-      gives the encoder the beginning of a text, of random length, and the decoder the rest.
+    max_length: number of tokens of a window.
+    objective: 'spans': the decoder predicts removed spans, each after its sentinel; 'prefix': the
+      encoder reads the beginning of a text, of random length, and the decoder predicts the rest.
     rate: share of tokens in removed spans; 0.15 in the paper.
     mean_span: mean length of spans; 3 in the paper.
     label_smoothing, z_loss, start: as in Seq2Seq.
@@ -75,12 +75,12 @@ class SpanCorruption:
 
   @staticmethod
   def positions(max_length: int, max_new_tokens: int) -> int:
-    """Return how many positions the model needs, of inputs and of outputs."""
+    """Return the number of positions that the model needs for inputs and outputs."""
     return max(max_length + 1, max_new_tokens)
 
   @property
   def _seq2seq(self) -> Seq2Seq:
-    """Return the task of corrupted texts."""
+    """Return the sequence-to-sequence task on corrupted texts."""
     return Seq2Seq(
       tokenizer=self.tokenizer,
       decoding=self.decoding,
@@ -97,14 +97,14 @@ class SpanCorruption:
 
   @property
   def _counts(self) -> tuple[int, int]:
-    """Return how many tokens of a whole window are removed, and in how many spans."""
+    """Return the numbers of tokens and of spans that are removed from a full window."""
     settings = dict(rate=self.rate, mean_span=self.mean_span)
     tokens, spans = corruption.noise_counts(np.int32(self.max_length), **settings, xp=np)
     return int(tokens), int(spans)
 
   @property
   def processor(self) -> TextProcessor:
-    """Return the processor of requests: for spans, lines with blanks."""
+    """Return the processor of requests, which for spans are lines with blanks."""
     if self.objective == 'prefix':
       return self._seq2seq.processor  # type: ignore[return-value]
     fillers = tuple(self.tokenizer.sentinels)
@@ -127,7 +127,7 @@ class SpanCorruption:
     """Return the inputs of the encoder and the targets of the decoder, both with an end token."""
     tokens, segments = batch['inputs'], batch['inputs_segments']
     real = segments != 0
-    # in evaluation what is removed depends on a text alone: not on its row and batch
+    # without a key (evaluation) the corruption depends only on the text, not on its row or batch
     uniform = functools.partial(corruption.uniform_by_content, tokens, segments)
     lengths, T, eos = jnp.sum(real, axis=1), tokens.shape[1], self.tokenizer.eos
     if self.objective == 'prefix':
@@ -157,23 +157,23 @@ class SpanCorruption:
     }
 
   def loss(self, model: EncoderDecoder, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
-    """Return the cross-entropy of the missing tokens, others in every step."""
+    """Return the cross-entropy of the removed tokens, which differ in every step."""
     noise_key, model_key = split_key(key, 2)
     return self._seq2seq.loss(model, self.corrupt(batch, noise_key), model_key)
 
   def batch_metrics(self, model: EncoderDecoder, batch: Batch) -> Metrics:
-    """Return the metrics of the missing tokens, always the same; with sentinels and ends."""
+    """Return the metrics of the targets, sentinels and end token included, without a key."""
     return self._seq2seq.batch_metrics(model, self.corrupt(batch, None))
 
   def example(self, example: dict[str, str]) -> tuple[str, str]:
-    """Return a line without its middle word, or without its end, and the missing words."""
+    """Return a line without its middle word, or its second half, and the removed words."""
     line, words, middle = blanked_middle(example['targets'])
     if self.objective == 'prefix':
       return ' '.join(words[:middle]), ' '.join(words[middle:])
     return line, ' '.join(words[middle : middle + 1])
 
   def answer(self, model: EncoderDecoder, requests: Sequence[Sequence[int]]) -> list[str]:
-    """Return what each line lacks: its end, or the text of every ___, separated by ___."""
+    """Return the continuation of each line, or the texts for its blanks ___, separated by ___."""
     outputs = self._seq2seq.best(model, requests, sentinels=self.objective != 'prefix')
     return [self._spell(output.tolist()) for output in outputs]
 
@@ -189,5 +189,5 @@ class SpanCorruption:
     return f' {BLANK} '.join(texts[1:] if len(texts) > 1 else texts)
 
   def attention(self, model: EncoderDecoder, request: Sequence[int]) -> Probe:
-    """Return how the output of a line attends to it."""
+    """Return the Probe of the attention of a line's output to the line."""
     return self._seq2seq.attention(model, request)

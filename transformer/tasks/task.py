@@ -1,15 +1,17 @@
-"""The interface of a task: an objective to train, and a predictor to use what was trained.
+"""The interface of a task: an objective for training, and a predictor for the trained model.
 
-A task may also have these members; without them the default holds.
+A task may also have these members:
 
-  batch_metrics(model, batch): the metrics of a batch in evaluation; those of `loss` without a key.
-  positions(max_length, max_new_tokens): how many positions the model needs; max_length.
-  warnings(columns, model, training=): messages about a split for the log; none. `model` is the
-    ModelConfig.
-  stream(model, line): the answer piece by piece; without it an answer is printed as a whole.
-  leaves_out_long: whether no tokenizer is trained on examples of more than max_length words, which
-    have more tokens and are left out; False.
-  open(): raise, before training, if something that answers need is missing; no check.
+  batch_metrics(model, batch): the metrics of a batch in evaluation. Default: those of `loss`
+    without a key.
+  positions(max_length, max_new_tokens): the number of positions that the model needs. Default:
+    max_length.
+  warnings(columns, model, training=): messages for the log about a split; `model` is the
+    ModelConfig. Default: none.
+  stream(model, line): yields an answer piece by piece. Default: an answer is printed as a whole.
+  leaves_out_long: whether the tokenizer is trained without examples of more than max_length words,
+    because training leaves them out. Default: False.
+  open(): raises, before training, if something that answers need is missing. Default: no check.
 """
 
 from collections.abc import Mapping
@@ -36,7 +38,7 @@ class Objective(Protocol):
   Attributes:
     tokenizer: text to tokens and back.
     text_fields: the fields of an example that are text, from which a tokenizer can be trained.
-    metrics: names of the metrics of a split, and for each whether higher is better.
+    metrics: {name of a metric: whether higher is better}, for a split.
     supports_packing: whether several examples may share a row.
   """
 
@@ -49,12 +51,12 @@ class Objective(Protocol):
     """Return a freshly initialized model."""
 
   def columns(self, source: Source) -> Columns:
-    """Return the columns of a batch that the objective makes of each example."""
+    """Return the columns of all examples, of which a batch is a selection of rows."""
 
   def loss(self, model: Model, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
-    """Return the loss of a batch, and metrics; a key turns dropout on."""
+    """Return the loss of a batch, and its metrics; a key turns dropout on."""
 
 
 @runtime_checkable
 class Task(Objective, Predictor, Protocol):
-  """An objective and the use of its model."""
+  """An objective and a predictor with the same model."""

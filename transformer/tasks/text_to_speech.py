@@ -1,4 +1,4 @@
-"""Text to speech: a text to the log-mel frames of a sound, several of them in each step."""
+"""Text to speech: predict the log-mel frames of a sound from a text, several in each step."""
 
 import dataclasses
 import functools
@@ -35,9 +35,9 @@ class Synthesis(Batching):
   """Settings of the synthesis of sounds.
 
   Attributes:
-    max_new_tokens: most steps of a sound.
-    stop: probability of the end above which a sound ends.
-    iterations: of Griffin and Lim's algorithm.
+    max_new_tokens: largest number of steps of a sound.
+    stop: a sound ends when the predicted probability of its end is above this.
+    iterations: iterations of Griffin and Lim's algorithm.
   """
 
   max_new_tokens: int = 128
@@ -55,19 +55,20 @@ class TextToSpeech:
   """Mean absolute error of the frames, cross-entropy of the end, and guided attention.
 
   An example is a recording as for speech recognition, with the roles exchanged: the encoder reads
-  its 'targets', the decoder makes its 'inputs'. Frames are scaled: `floor` is -1, magnitude 1 is 1.
+  its 'targets', the decoder predicts its 'inputs'. Frames are scaled linearly so that the log of
+  `floor` is -1 and that of magnitude 1 is 1.
 
   Attributes:
     tokenizer: text to tokens.
     decoding: settings of inference.
-    max_length: longest text in tokens, end token included; also longest sound in steps.
+    max_length: largest number of tokens of a text, end token included, and of steps of a sound.
     rate, window, hop, mels, floor: of the frames; see audio.LogMel.
     frames_per_step: frames in each step, the reduction factor of Wang et al. 2017, section 3.3.
-    prenet_dropout: see modules.speech.Prenet.
-    stop_weight: weight of the last step, relative to another, in the loss of the end; 5 to 8 in Li
-      et al. 2019, section 3.7.
-    diagonal: weight of guided attention, which prefers alignments near the diagonal: Tachibana et
-      al. 2018, https://arxiv.org/abs/1710.08969, section 4.1.
+    prenet_dropout: dropout rate of modules.speech.Prenet.
+    stop_weight: weight of the last step in the loss of the end, where other steps have weight 1; 5
+      to 8 in Li et al. 2019, section 3.7.
+    diagonal: weight of guided attention, a penalty for alignments away from the diagonal: Tachibana
+      et al. 2018, https://arxiv.org/abs/1710.08969, section 4.1.
   """
 
   tokenizer: Tokenizer
@@ -100,11 +101,11 @@ class TextToSpeech:
         f'loss.stop_weight={self.stop_weight} must be positive, loss.diagonal={self.diagonal} not '
         f'negative, and loss.floor={self.floor} less than 1'
       )
-    self.log_mel  # noqa: B018  raises what is wrong with the rest
+    self.log_mel  # noqa: B018  checks the other settings
 
   @staticmethod
   def positions(max_length: int, max_new_tokens: int) -> int:
-    """Return how many positions the model needs, of inputs and of outputs."""
+    """Return the number of positions that the model needs for inputs and outputs."""
     return max(max_length, max_new_tokens)
 
   @functools.cached_property
@@ -133,29 +134,30 @@ class TextToSpeech:
     return encode_columns(source, inputs=('targets', texts), targets=('inputs', steps))
 
   def steps(self, sound: audio.Sound) -> Float[np.ndarray, 'T X']:
-    """Return the frames of a sound, in steps; the last step is filled up with silence."""
+    """Return the scaled frames of a sound, in steps; the last step is padded with silence."""
     frames = 1 - 2 * self.log_mel(audio.read(sound, self.rate)) / np.log(self.floor)
-    short = -len(frames) % self.frames_per_step
-    frames = np.pad(frames, ((0, short), (0, 0)), constant_values=-1)
+    padding = -len(frames) % self.frames_per_step
+    frames = np.pad(frames, ((0, padding), (0, 0)), constant_values=-1)
     return frames.reshape(-1, self.frames_per_step * self.mels).astype(np.float32)
 
   def sound(self, steps: Float[np.ndarray, 'T X']) -> bytes:
-    """Return a sound of these steps, as a wav file."""
+    """Return the sound of these steps, as the bytes of a wav file."""
     frames = (1 - steps.reshape(-1, self.mels)) * np.log(self.floor) / 2
-    loudest = 10 * abs(np.log(self.floor))  # a diverged model still makes a sound
-    frames = np.clip(frames, -loudest, loudest)
-    made = self.log_mel.inverse(frames, iterations=self.decoding.iterations)
-    return audio.encode(made, self.rate)
+    limit = 10 * abs(np.log(self.floor))  # so that exp(frames) of a diverged model is finite
+    frames = np.clip(frames, -limit, limit)
+    samples = self.log_mel.inverse(frames, iterations=self.decoding.iterations)
+    return audio.encode(samples, self.rate)
 
   def loss(self, model: Synthesizer, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
-    """Return the loss, and its parts, means over steps.
+    """Return the loss, and its parts as metrics, means over steps.
 
-    These are the error of a band's magnitude in nats, that of the end in nats, and a share.
+    mel_error is the mean absolute error of a band's log magnitude in nats, stop_nll the negative
+    log-likelihood of the end in nats, off_diagonal the share of attention away from the diagonal.
     """
     frames, segments = batch['targets'], batch['targets_segments']
     real = (segments != 0).astype(jnp.float32)
     total = jnp.sum(real)
-    (made, ends), inside = sites.capture(model)(
+    (predicted, ends), values = sites.capture(model)(
       batch['inputs'],
       shift_right(frames),
       input_segments=batch['inputs_segments'],
@@ -164,39 +166,39 @@ class TextToSpeech:
     )
     last = real - jnp.pad(real[:, 1:], ((0, 0), (0, 1)))
     stop = optax.sigmoid_binary_cross_entropy(ends, last) * real
-    off = off_diagonal(batch['inputs_segments'] != 0, segments != 0)
-    seen = jnp.mean(inside['decoder']['cross'], axis=(0, 2))
-    nats = abs(np.log(self.floor)) / 2  # of a unit of the frames' scale
-    error = nats * jnp.mean(jnp.abs(made - frames), axis=-1) * real
-    sums = jnp.sum(error), jnp.sum(stop), jnp.sum(seen * off * real[..., None])
+    distance = off_diagonal(batch['inputs_segments'] != 0, segments != 0)
+    weights = jnp.mean(values['decoder']['cross'], axis=(0, 2))
+    nats = abs(np.log(self.floor)) / 2  # nats in a unit of the scaled frames
+    error = nats * jnp.mean(jnp.abs(predicted - frames), axis=-1) * real
+    sums = jnp.sum(error), jnp.sum(stop), jnp.sum(weights * distance * real[..., None])
     weighted_stop = jnp.sum(stop * jnp.where(last == 1, self.stop_weight, 1))
     loss = sums[0] * 2 / abs(np.log(self.floor)) + weighted_stop + self.diagonal * sums[2]
     return Mean(loss, total), {k: Mean(x, total) for k, x in zip(self.metrics, sums, strict=True)}
 
   def example(self, example: dict[str, Any]) -> tuple[str, Any]:
-    """Return the text, and its recording."""
+    """Return the text and its recording."""
     sound = example['inputs']
     sound = audio.encode(sound, self.rate) if isinstance(sound, np.ndarray) else sound
     return example['targets'], sound
 
   def answer(self, model: Synthesizer, requests: Sequence[Sequence[int]]) -> list[bytes]:
-    """Return a wav file of each text."""
+    """Return the bytes of a wav file for each text."""
     return [self.sound(steps) for steps in self.synthesize(model, requests)]
 
   def synthesize(
     self, model: Synthesizer, requests: Sequence[Sequence[int]]
   ) -> list[Float[np.ndarray, 'T X']]:
-    """Return the steps of each text's sound, up to its predicted end."""
-    found = run_batches(self, model, requests)
-    log_cut((count < len(steps) for steps, count, _ in found), self.decoding)
-    return [steps[:count] for steps, count, _ in found]
+    """Return the steps of the sound of each text, up to its predicted end."""
+    sounds = run_batches(self, model, requests)
+    log_cut((count < len(steps) for steps, count, _ in sounds), self.decoding)
+    return [steps[:count] for steps, count, _ in sounds]
 
   def forward(self, model: Synthesizer, rows: Int[Array, 'B S']):
-    """Return the steps of each row, how many count, and NaN if one is not finite."""
+    """Return the result of `generate_steps` for each row."""
     return generate_steps(model, rows, self.decoding)
 
   def attention(self, model: Synthesizer, request: Sequence[int]) -> Probe:
-    """Return how the steps of a text's sound attend to it; the steps by their seconds."""
+    """Return the Probe of the attention of a sound's steps, labeled in seconds, to the text."""
     (steps,) = self.synthesize(model, [request])
     seconds = [f'{i * self.frames_per_step * self.hop:.2f}' for i in range(len(steps))]
     pictures = {'rows': steps.reshape(-1, self.mels)}
@@ -204,7 +206,7 @@ class TextToSpeech:
 
 
 def shift_right(steps: Float[Array, 'B T X']) -> Float[Array, 'B T X']:
-  """Return the inputs of the decoder: each step one place later, and 0 first.
+  """Return the inputs of the decoder: steps shifted right, with 0 first.
 
   >>> shift_right(jnp.array([[[1.], [2.]]]))[0, :, 0]
   Array([0., 1.], dtype=float32)
@@ -216,7 +218,7 @@ def off_diagonal(inputs: Bool[Array, 'B S'], targets: Bool[Array, 'B T']) -> Flo
   """Return the distance from the diagonal, 1 - exp(-(s / S - t / T)^2 / 2 g^2), with g = 0.2.
 
   Args:
-    inputs, targets: which positions are real, the first ones of each row.
+    inputs, targets: which positions are real; padding is on the right.
 
   Tachibana et al. 2018, equation 7.
 
@@ -225,16 +227,16 @@ def off_diagonal(inputs: Bool[Array, 'B S'], targets: Bool[Array, 'B T']) -> Flo
           [0.96, 0.  ]]], dtype=float32)
   """
 
-  def place(real):
+  def relative_position(real):
     count = jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1)
     return jnp.arange(real.shape[1]) / count
 
-  distance = place(inputs)[:, None, :] - place(targets)[:, :, None]
+  distance = relative_position(inputs)[:, None, :] - relative_position(targets)[:, :, None]
   return 1 - jnp.exp(-(distance**2) / (2 * 0.2**2))
 
 
 class Synthesized(NamedTuple):
-  """The sounds so far, one a row."""
+  """The state of a synthesis, one sound in each row."""
 
   position: Int[Array, '']
   before: Float[Array, 'B X']
@@ -247,7 +249,7 @@ class Synthesized(NamedTuple):
 def generate_steps(
   model: Synthesizer, rows: Int[Array, 'B S'], decoding: Synthesis
 ) -> tuple[Float[Array, 'B T X'], Int[Array, ' B'], Float[Array, ' B']]:
-  """Return the steps [B, T, X] of each row, how many count, and a NaN if one is not finite."""
+  """Return (the steps of each row, how many come before its end, 0 or NaN if one is not finite)."""
   tokens, segments = split_padding(rows)
   B, X = len(rows), model.out.kernel.shape[1]
   memory = model.encode(tokens, segments)
@@ -257,11 +259,11 @@ def generate_steps(
     return (sounds.position < decoding.max_new_tokens) & ~jnp.all(sounds.finished)
 
   def extend(sounds: Synthesized) -> Synthesized:
-    made, ends, cache = model.decode(sounds.before[:, None], memory, sounds.cache, ones)
+    frames, ends, cache = model.decode(sounds.before[:, None], memory, sounds.cache, ones)
     return Synthesized(
       position=sounds.position + 1,
-      before=made[:, 0],
-      steps=sounds.steps.at[:, sounds.position].set(made[:, 0]),
+      before=frames[:, 0],
+      steps=sounds.steps.at[:, sounds.position].set(frames[:, 0]),
       counts=sounds.counts + ~sounds.finished,
       finished=sounds.finished | (jax.nn.sigmoid(ends[:, 0]) > decoding.stop),
       cache=cache,
@@ -275,6 +277,6 @@ def generate_steps(
     finished=jnp.zeros(B, bool),
     cache=model.init_cache(B, decoding.max_new_tokens),
   )
-  done = jax.lax.while_loop(unfinished, extend, start)
-  finite = jnp.all(jnp.isfinite(done.steps), axis=(1, 2))
-  return done.steps, done.counts, jnp.where(finite, 0.0, jnp.nan)
+  end = jax.lax.while_loop(unfinished, extend, start)
+  finite = jnp.all(jnp.isfinite(end.steps), axis=(1, 2))
+  return end.steps, end.counts, jnp.where(finite, 0.0, jnp.nan)

@@ -1,4 +1,4 @@
-"""Classification of the words of a text: named entities, parts of speech."""
+"""Token classification: a label for each word of a text (named entities, parts of speech)."""
 
 import dataclasses
 import re
@@ -26,21 +26,26 @@ from transformer.tasks.task import Batch, Metrics, OptionalKey
 
 
 class Words(NamedTuple):
-  """The tokens of a line, and the index of the first token of each word: -1 if it is truncated."""
+  """An encoded line.
+
+  Attributes:
+    tokens: with start and end token.
+    starts: index of the first token of each word; -1 if it is truncated.
+  """
 
   tokens: list[int]
   starts: list[int]
 
 
 class WordProcessor(TextProcessor):
-  """Lines of words, separated by white space, to tokens between start and end token."""
+  """Encodes lines of words, separated by white space, as tokens between start and end token."""
 
   def encode_example(self, line: str, *, truncate: bool = False) -> Words:  # type: ignore[override]
     """Return the tokens of one line."""
     ((tokens, spans),) = self.tokenizer.encode_spans([line])
     tokens = [self.tokenizer.bos, *tokens, self.tokenizer.eos]
     starts = [word.start() for word in re.finditer(r'\S+', line)]
-    # the first token that ends after the word starts; one token later, for the start token
+    # the first token that ends after the word starts; + 1 for the start token
     first = 1 + np.searchsorted([end for _, end in spans], starts, side='right')
     if not truncate:
       check_text(line, tokens, self.max_length)
@@ -55,9 +60,11 @@ class TokenClassification:
   Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 5.3.
 
   Attributes:
-    tokenizer, decoding: text to tokens, and settings of inference.
-    max_length: longest text in tokens, start and end token included; longer ones are truncated.
-    labels: the names of the labels; truncated words get the first one.
+    tokenizer: text to tokens.
+    decoding: settings of inference.
+    max_length: largest number of tokens of a text, start and end token included; longer texts are
+      truncated.
+    labels: names of the labels; truncated words get the first one.
     label_smoothing: of the training loss; see losses.cross_entropy.
   """
 
@@ -98,11 +105,11 @@ class TokenClassification:
       rows.append(words.tokens)
       targets.append(np.full(len(words.tokens), PAD, np.int32))
       for place, label in zip(words.starts, labels, strict=True):
-        targets[-1][place] = number[label] if place >= 0 else PAD  # -1 is the end token
+        targets[-1][place] = number[label] if place >= 0 else PAD  # index -1 is the end token's
     return {'inputs': Ragged.from_sequences(rows), 'targets': Ragged.from_sequences(targets)}
 
   def loss(self, model: TokenClassifier, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
-    """Return the smoothed cross-entropy, and the metrics: nats per word, share of right labels."""
+    """Return the smoothed cross-entropy, and the cross-entropy in nats per word and accuracy."""
     segments, targets = batch['inputs_segments'], batch['targets']
     logits = model(batch['inputs'], segments=segments, key=key)
     scored = ((segments != 0) & (targets != PAD)).astype(jnp.float32)
@@ -111,7 +118,7 @@ class TokenClassification:
     return smoothed, {'nll_per_word': cross_entropy(*labeled), 'word_accuracy': accuracy(*labeled)}
 
   def example(self, example: dict[str, Any]) -> tuple[str, str]:
-    """Return the line of words, and the line of their labels."""
+    """Return the line of words and the line of their labels."""
     return example['inputs'], example['targets']
 
   def answer(self, model: TokenClassifier, requests: Sequence[Words]) -> list[str]:
@@ -129,7 +136,7 @@ class TokenClassification:
     return jnp.argmax(logits, axis=-1), jnp.max(logits, axis=-1)
 
   def attention(self, model: TokenClassifier, request: Words) -> Probe:
-    """Return how the tokens of a line attend to each other."""
+    """Return the Probe of attention between the tokens of a line."""
     return self_attention(self, model, request.tokens, readout=out_logits, names=self._names)
 
   def _names(self, numbers):
