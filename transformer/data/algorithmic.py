@@ -1,4 +1,4 @@
-"""Synthetic sequences to copy, reverse or sort, for tests and first experiments.
+"""Synthetic data: sequences to copy, reverse or sort, for tests and first experiments.
 
 copy: 3 1 2 -> 3 1 2        reverse: 3 1 2 -> 2 1 3        sort: 3 1 2 -> 1 2 3
 """
@@ -26,16 +26,16 @@ SIZES = {'train': 100_000, 'val': 1_000, 'test': 1_000, 'longer': 1_000}
 class Algorithmic:
   """`source[i] -> {'inputs': '3 1 2', 'targets': '2 1 3'}` for 'reverse'.
 
-  A pure function of (split, i): nothing is stored, workers may read in any order. Splits share no
-  sequence: `split_by_hash` of the text (90/5/5 %) decides. Sequences of one or two symbols are all
-  in train, because they are so few that a model memorizes them. Sequences of 'longer' have up to
-  twice as many symbols as any other, to test whether the rule was learnt.
+  An example is a pure function of (split, i): nothing is stored, and workers may read in any order.
+  Splits share no sequence: `split_by_hash` of the text (90/5/5 %) decides. All sequences of one or
+  two symbols are in train, because there are too few of them to test anything. Sequences of
+  'longer' have up to twice as many symbols as any other, to test whether the rule was learned.
 
   Args:
     task: 'copy', 'reverse' or 'sort'.
     split: 'train', 'val', 'test' or 'longer'.
-    lengths: smallest and largest number of symbols of a sequence, both included; uniform. Of
-      'longer' they are from one more than the largest to twice the largest.
+    lengths: smallest and largest number of symbols of a sequence, both included; uniform. In
+      'longer' the lengths are from one more than the largest to twice the largest.
     symbols: number of different symbols, 2 to 36: digits, then letters.
     size: number of examples, 0 for `SIZES[split]`; a smaller size is a prefix of a larger one.
 
@@ -71,7 +71,7 @@ class Algorithmic:
       raise IndexError(f'example {i} of {len(self)}: the index runs from 0 to {len(self) - 1}')
     rng = np.random.default_rng(i)
     largest, longer = self.lengths[1], self.split == 'longer'
-    for _ in range(1000):  # val and test take 20 on average
+    for _ in range(1000):  # val and test need 20 attempts on average
       length = rng.integers(
         *((largest + 1, 2 * largest) if longer else self.lengths), endpoint=True
       )

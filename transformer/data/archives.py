@@ -1,4 +1,4 @@
-"""The files in a tar archive, links followed."""
+"""Reading the files of a tar archive, with links resolved."""
 
 import functools
 import pathlib
@@ -7,21 +7,21 @@ import tarfile
 
 from transformer.data.reading import FileError, check_unpacked, naming, open_file, unpacked_limit
 
-MAX_LINKED = 100  # times as many files as an archive has
+MAX_LINKED = 100  # links may multiply the number of files by at most this
 
 
 class Content(bytes):
-  """The content of a member of an archive.
+  """The content of a file in an archive.
 
   Attributes:
-    name: of the archive and the member, for errors.
+    name: the names of the archive and the file, for errors.
   """
 
   name: str
 
 
 def is_hidden(name: str) -> bool:
-  """Whether a file or folder is of no interest, as companions that macOS and Jupyter write."""
+  """Return whether a file or folder is hidden, such as those that macOS and Jupyter create."""
   return name.startswith('.') or name == '__MACOSX'
 
 
@@ -29,22 +29,22 @@ def _within_hidden(name: str) -> bool:
   return any(map(is_hidden, name.split('/')))
 
 
-@functools.lru_cache(maxsize=2)  # a run takes several slices of one archive
+@functools.lru_cache(maxsize=2)  # a run reads several slices of one archive
 def unpack(
   archive: pathlib.Path, changed: int, endings: tuple[str, ...]
 ) -> dict[str, Content | None]:
-  """Return the files of an archive by name; only those with one of the endings have a content.
+  """Return {name: content} of the files of an archive; None for a file with another ending.
 
-  Of two members with one name the later counts, as when the archive is unpacked.
+  Of two members with the same name the later one counts, as when the archive is unpacked.
 
   Args:
     archive: its path.
-    changed: when; so that the cache forgets a changed one.
-    endings: in lower case.
+    changed: its time of change, so that the cache does not return an old content.
+    endings: of the files to read, in lower case.
 
   Raises:
-    FileError: the archive is broken, unpacks to too much, or has a member outside of it, a device,
-      or a link to nothing.
+    FileError: the archive is damaged, unpacks to too many bytes, or has a member with a path
+      outside of it, a device, or a link to a missing file.
   """
   found: dict[str, Content | None] = {}
   links: dict[str, str] = {}
@@ -70,11 +70,11 @@ def unpack(
       elif not name.lower().endswith(endings):
         found[name] = None
       else:
-        size += member.size  # of a sparse file more than the archive has
+        size += member.size  # a sparse file may be larger than the archive
         check_unpacked(size, limit)
         found[name] = content = Content(opened.extractfile(member).read())  # type: ignore[union-attr]
         content.name = f'{archive}, {name}'
-    # tarfile takes a damaged header for the end
+    # tarfile treats a damaged header as the end: check that nothing follows
     if stream.tell() % 512 or any(r.strip(b'\0') for r in iter(lambda: stream.read(1 << 20), b'')):
       raise FileError(
         f'{archive}: its end is in the middle, as of a damaged archive or of two that were joined: '
@@ -85,9 +85,9 @@ def unpack(
 
 
 def _follow(archive: pathlib.Path, found: dict[str, Content | None], links: dict[str, str]):
-  """Add the files that links to files, to folders and to other links stand for."""
+  """Add an entry to `found` for each file that is reached through a link, by its name there."""
   most, before = MAX_LINKED * (len(found) + len(links)), -1
-  while before < len(found):  # a link may lead to what another one adds
+  while before < len(found):  # repeated, because a link may lead to a file that another one adds
     before = len(found)
     for link, target in links.items():
       if target in found:

@@ -1,4 +1,4 @@
-"""Sounds: files to samples and back, samples to log-mel frames and back, by soundfile and librosa.
+"""Audio: reading and writing files (soundfile), log-mel frames and their inverse (librosa).
 
 Needs the extra `audio`: pip install 'functional-transformer[audio]'.
 """
@@ -18,21 +18,21 @@ from transformer.data.reading import as_file_or_array, naming
 
 Sound = str | os.PathLike | bytes | np.ndarray  # a path, an encoded file, or its samples
 MAX_SAMPLES = 1 << 28  # of all channels: 4.6 hours at 16 kHz
-LOUDEST = 4.0  # files of mp3 and of floats may go a little beyond 1
+LOUDEST = 4.0  # the largest magnitude accepted; samples of mp3 and float files may exceed 1
 
 
 def read(sound: Sound, rate: int) -> Float[np.ndarray, ' n']:
   """Return the samples of a sound, mono, between -1 and 1, resampled to `rate` Hz.
 
   Args:
-    sound: path of a file that libsndfile reads (wav, flac, ogg, mp3), the bytes of one, or samples
-      that have this rate already: floats, or int16, int32 or uint8 as in wav files.
+    sound: path of a file that libsndfile reads (wav, flac, ogg, mp3), the bytes of such a file, or
+      samples with this rate: floats, or int16, int32 or uint8 as in wav files.
     rate: in Hz.
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: it is no sound, has no samples or more than MAX_SAMPLES, or some that are not
-      finite, or are far beyond -1 to 1.
+    ValueError: the file is no sound, has no samples or more than MAX_SAMPLES, or a sample is not
+      finite or larger than LOUDEST.
   """
   sound = as_file_or_array(sound)
   if isinstance(sound, np.ndarray):
@@ -60,7 +60,7 @@ def read(sound: Sound, rate: int) -> Float[np.ndarray, ' n']:
 
 
 def _scaled(samples: np.ndarray) -> np.ndarray:
-  """Return samples between -1 and 1, as wav files of their type are scaled."""
+  """Return samples scaled to -1 to 1, as in wav files of their dtype; floats are unchanged."""
   kind = samples.dtype.str[1:]
   if kind == 'u1':
     return (samples.astype(np.float32) - 128) / 128
@@ -80,14 +80,14 @@ def _opened(sound: str | os.PathLike | bytes, name: str) -> Iterator[Any]:
 
   with naming(name, 'give a whole wav, flac, ogg or mp3'):
     if not isinstance(sound, bytes):
-      open(sound, 'rb').close()  # says what is wrong with a path, unlike libsndfile
+      open(sound, 'rb').close()  # raises a precise error for a wrong path, unlike libsndfile
     file = _Bytes(sound) if isinstance(sound, bytes) else os.fspath(sound)
     with soundfile.SoundFile(file) as opened:
       yield opened
 
 
 class _Bytes(io.BytesIO):
-  """Bytes that may be sought before their beginning, as a damaged sound asks for."""
+  """A BytesIO whose `seek` accepts negative positions, which a damaged file may contain."""
 
   def seek(self, offset: int, whence: int = 0) -> int:
     start = (0, self.tell(), len(self.getbuffer()))[whence]
@@ -95,7 +95,7 @@ class _Bytes(io.BytesIO):
 
 
 def _name_of(sound: str | os.PathLike | bytes) -> str:
-  """Return the path, or the name of an archives.Content."""
+  """Return the path of a sound, or the name of its archives.Content, for errors."""
   return str(getattr(sound, 'name', 'the sound') if isinstance(sound, bytes) else sound)
 
 
@@ -112,10 +112,10 @@ def write(path: str | os.PathLike, sound: Float[np.ndarray, ' n'], rate: int):
 
 
 def encode(sound: Float[np.ndarray, ' n'], rate: int) -> bytes:
-  """Return the bytes of a 16-bit wav file. A sound louder than 1 is scaled down, not clipped.
+  """Return the bytes of a 16-bit wav file; samples are scaled down, not clipped, to -1 to 1.
 
   Args:
-    sound: samples, between -1 and 1.
+    sound: samples.
     rate: in Hz.
 
   Raises:
@@ -135,16 +135,16 @@ def encode(sound: Float[np.ndarray, ' n'], rate: int) -> bytes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogMel:
-  """Log-mel frames of a sound, log max(mel |STFT(x)|, floor), and a sound with given frames.
+  """Log-mel frames of a sound, log max(mel |STFT(x)|, floor), and their approximate inverse.
 
-  The Hann window, Slaney's mel bands and the magnitudes (not powers) under a natural logarithm are
-  those of Tacotron 2 (Shen et al. 2018, https://arxiv.org/abs/1712.05884, section 2.2).
+  With a Hann window, Slaney's mel bands, magnitudes (not powers) and the natural logarithm, as in
+  Tacotron 2 (Shen et al. 2018, https://arxiv.org/abs/1712.05884, section 2.2).
 
   Attributes:
-    rate: samples a second, Hz.
-    window: seconds in a frame.
-    hop: seconds from one frame to the next.
-    mels: M, bands between 0 Hz and half the rate.
+    rate: sample rate, in Hz.
+    window: length of a frame, in seconds.
+    hop: distance from one frame to the next, in seconds.
+    mels: M, number of bands between 0 Hz and half the rate.
     floor: the smallest magnitude.
   """
 
@@ -164,7 +164,7 @@ class LogMel:
       raise ValueError(f'mels={self.mels} and floor={self.floor} must be positive')
 
   def __call__(self, sound: Float[np.ndarray, ' n']) -> Float[np.ndarray, 'S M']:
-    """Return the frames of a sound: 1 + n // hop of them, the first centred on the first sample."""
+    """Return the 1 + n // hop frames of a sound; the first is centered on the first sample."""
     import librosa
 
     # padded with silence; librosa warns of sounds shorter than a window
@@ -175,15 +175,15 @@ class LogMel:
   def inverse(
     self, frames: Float[np.ndarray, 'S M'], *, iterations: int = 60
   ) -> Float[np.ndarray, ' n']:
-    """Return a sound of S hops with about these frames, by Griffin and Lim's algorithm.
+    """Return a sound of S hops with approximately these frames; deterministic.
 
     Griffin and Lim 1984, https://doi.org/10.1109/TASSP.1984.1164317, with the momentum of Perraudin
-    et al. 2013; the magnitudes of frequencies are the non-negative ones that fit the bands best.
-    The result is deterministic.
+    et al. 2013. The magnitudes of frequencies are computed from the bands by non-negative least
+    squares.
 
     Args:
-      frames: natural logarithms of band magnitudes, as this class makes them.
-      iterations: of the algorithm; more of them sound cleaner.
+      frames: natural logarithms of band magnitudes, as from `__call__`.
+      iterations: of the algorithm; more give a cleaner sound.
     """
     import librosa
 

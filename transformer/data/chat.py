@@ -18,7 +18,7 @@ from transformer.data.tokenizers import Tokenizer
 
 Messages = Sequence[dict[str, Any]]
 
-# of tokenizers without a template: their start and end token around each message
+# for tokenizers without a template: start and end token around each message
 TEMPLATE = (
   "{% for message in messages %}{{ bos_token + message['role'] + '\\n' + message['content'] }}"
   '{{ eos_token }}{% endfor %}'
@@ -28,7 +28,7 @@ TEMPLATE = (
 
 @functools.cache
 def _compiled(template: str) -> Any:
-  """Return a template that cannot run code, with what those of `transformers` may call."""
+  """Return a sandboxed template with the functions that templates of `transformers` may call."""
   try:
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -65,15 +65,15 @@ def render(
   """Return messages as the text that a chat model reads.
 
   Args:
-    tokenizer: whose template and special tokens are used.
+    tokenizer: gives the template and the special tokens.
     messages: the conversation.
-    template: in place of the tokenizer's.
-    add_generation_prompt: whether the beginning of the model's next message follows.
+    template: replaces that of the tokenizer; '' for none.
+    add_generation_prompt: whether to append the beginning of the model's next message.
     variables: of the template, such as tools or enable_thinking.
 
   Raises:
-    ValueError: the template refuses the messages, or one has the name of a special token in it,
-      which would be read as that token; or jinja2 is not installed.
+    ValueError: the template refuses the messages; a message contains the name of a special token,
+      which would be encoded as that token; or jinja2 is not installed.
   """
   for message in messages:
     content = str(message.get('content', ''))
@@ -101,12 +101,16 @@ def apply_chat_template(
 def answers(
   tokenizer: Tokenizer, messages: Messages, **kwargs: Any
 ) -> tuple[list[int], list[bool]]:
-  """Return the tokens of a conversation, and which of them a model is to learn to write.
+  """Return the tokens of a conversation, and for each whether a model is trained to generate it.
 
-  These are the messages of the assistant, each up to the special token that ends it.
+  These are the messages of the assistant, each with the special token that ends it.
+
+  Args:
+    tokenizer, messages, kwargs: as for `render`.
 
   Raises:
-    ValueError: as of `render`; or a message changes how those before it are written.
+    ValueError: as of `render`; or the template writes earlier messages differently when more
+      follow.
   """
   tokens: list[int] = []
   learned: list[bool] = []
@@ -134,22 +138,22 @@ def answers(
 
 
 def conversations(folder: pathlib.Path, split: str, *_: str) -> list[dict[str, Any]]:
-  """Return the objects of `<split>.jsonl`, or of one file: each has a list of messages.
+  """Return the objects of `<split>.jsonl`, or of a single file; each has a list 'messages'.
 
-  The first message of the user is also `inputs`, the last of the assistant `targets`.
+  The user's first message is also in 'inputs', the assistant's last message in 'targets'.
   """
   rows = []
   for row in _objects(folder, split, 'messages'):
-    of = {message['role']: message['content'] for message in reversed(row['messages'])}
-    last = [m['content'] for m in row['messages'] if m['role'] == 'assistant']
-    rows.append(row | {'inputs': of.get('user', ''), 'targets': last[-1] if last else ''})
+    first = {message['role']: message['content'] for message in reversed(row['messages'])}
+    answers = [m['content'] for m in row['messages'] if m['role'] == 'assistant']
+    rows.append(row | {'inputs': first.get('user', ''), 'targets': answers[-1] if answers else ''})
   return rows
 
 
 def preferences(folder: pathlib.Path, split: str, *_: str) -> list[dict[str, Any]]:
-  """Return the objects of `<split>.jsonl`, or of one file, with a prompt and two answers.
+  """Return the objects of `<split>.jsonl`, or of a single file, for preference optimization.
 
-  The keys are prompt, chosen and rejected; the first two are also `inputs` and `targets`.
+  Their keys are prompt, chosen and rejected; prompt and chosen are also in 'inputs' and 'targets'.
   """
   return [
     row | {'inputs': row['prompt'], 'targets': row['chosen']}
@@ -166,7 +170,7 @@ def _objects(path: pathlib.Path, split: str, *keys: str) -> Iterator[dict[str, A
 
 
 def sums(folder: pathlib.Path, split: str, *_: str) -> list[dict[str, Any]]:
-  """Return synthetic questions: the sum of two digits as an answer, another number as a bad one."""
+  """Return synthetic preferences: a question, the sum of two digits, and a wrong number."""
   rng = np.random.default_rng(['train', 'val', 'test'].index(split))
   rows = []
   for a, b, wrong in rng.integers(0, 10, (1000 if split == 'train' else 50, 3)).tolist():

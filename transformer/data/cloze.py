@@ -1,7 +1,7 @@
-"""Cloze questions generated from statements: a span of a sentence is the answer, the rest is asked.
+"""Cloze questions: a span of a sentence is the answer, and the rest of it becomes the question.
 
 After Lewis et al. 2019, https://arxiv.org/abs/1906.04980, sections 2.1 to 2.3.2, with simple rules
-for possible answers, and dropped words and endings as noise.
+that choose answers, and with words and endings dropped as noise.
 """
 
 import re
@@ -28,7 +28,11 @@ MAX_ANSWER = 6  # words
 
 
 def questions(text: str, count: int, rng: np.random.Generator) -> list[tuple[str, str, int]]:
-  """Return up to `count` (question, answer, its first character), each about another sentence."""
+  """Return up to `count` generated questions about a text, each from another sentence.
+
+  Returns:
+    (question, answer, index of the answer's first character in the text).
+  """
   sentences = [m for m in SENTENCE.finditer(text) if 5 <= len(WORD.findall(m[0])) <= 60]
   made = []
   for i in rng.permutation(len(sentences))[:count]:
@@ -44,7 +48,11 @@ def questions(text: str, count: int, rng: np.random.Generator) -> list[tuple[str
 
 
 def candidates(words: list[re.Match[str]]) -> list[tuple[str, int, int]]:
-  """Return (kind, first, last) of answers: numbers, names, things after a function word."""
+  """Return possible answers among words: numbers, names, and things after a function word.
+
+  Returns:
+    (a key of QUESTION_WORDS, index of the first word, index of the last word).
+  """
   kinds = ['' if w[0].lower() in FUNCTION_WORDS else _kind(w[0]) for w in words]
   found, first = [], 0
   while first < len(words):
@@ -80,6 +88,6 @@ def _ask(kind: str, before: list[str], after: list[str], rng: np.random.Generato
 
 
 def _noisy(words: list[str], rng: np.random.Generator) -> list[str]:
-  """Drop some of the words, and some endings of the others."""
+  """Return the words without some of them, and some of the others without their ending."""
   kept = [w for w in words if rng.random() > (0.5 if w.lower() in FUNCTION_WORDS else 0.2)]
   return [ENDINGS.sub('', w) if rng.random() < 0.3 else w for w in kept]

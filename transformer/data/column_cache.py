@@ -1,4 +1,4 @@
-"""Columns of a corpus in memory, kept on disk, so that the next start does not tokenize again."""
+"""A cache on disk of the columns of a corpus, so that the next start does not tokenize again."""
 
 import contextlib
 import hashlib
@@ -17,7 +17,7 @@ from transformer.data import token_files
 from transformer.data.corpora import Source, chunks
 from transformer.data.pipeline import Columns, Ragged
 
-LEAST = 1 << 20  # tokens of a corpus that is worth it: seconds of a core
+LEAST = 1 << 20  # tokens: smaller corpora are not kept, because encoding them takes seconds
 FILE = 'columns.json'
 log = logging.getLogger(__name__)
 
@@ -26,8 +26,8 @@ def source_key(source: Source, *settings: Any) -> str:
   """Return a hash of all examples, of settings, and of the code in this folder.
 
   Args:
-    source: of the examples.
-    settings: what else the columns depend on, as JSON or bytes.
+    source: the examples.
+    settings: other values that the columns depend on; JSON types or bytes.
   """
   key = hashlib.sha256()
   for setting in settings:
@@ -40,23 +40,23 @@ def source_key(source: Source, *settings: Any) -> str:
 
 
 def cached(folder: pathlib.Path, split: str, key: str, make: Callable[[], Columns]) -> Columns:
-  """Return the columns that are kept under this key, or make them and keep them.
+  """Return the columns from the cache, or make them and write them to the cache.
 
-  A folder is renamed to its name when it is whole, so that several processes may do this at once.
-  Where nothing can be written, nothing is kept.
+  Several processes may do this at once, because an entry is renamed to its name when it is
+  complete. If the cache cannot be written, a warning is logged.
 
   Args:
-    folder: of all that is kept.
-    split: of the data; what is kept of it under another key is deleted.
-    key: of what the columns depend on.
-    make: makes the columns.
+    folder: of the cache.
+    split: of the data; entries of this split with other keys are deleted.
+    key: a hash of everything that the columns depend on.
+    make: returns the columns.
   """
   split = urllib.parse.quote(split, safe='[]:%')
-  place = folder / f'{split}-{key}'
+  entry = folder / f'{split}-{key}'
   with contextlib.suppress(OSError, KeyError, ValueError):
-    infos = json.loads((place / FILE).read_bytes())
-    if all(token_files.digests(place / n, info) == info['sha256'] for n, info in infos.items()):
-      return {name: token_files.open_column(place / name, info) for name, info in infos.items()}
+    infos = json.loads((entry / FILE).read_bytes())
+    if all(token_files.digests(entry / n, info) == info['sha256'] for n, info in infos.items()):
+      return {name: token_files.open_column(entry / name, info) for name, info in infos.items()}
   columns = make()
   ragged = [column for column in columns.values() if isinstance(column, Ragged)]
   if sum(len(column.tokens) for column in ragged) >= LEAST:
@@ -64,18 +64,18 @@ def cached(folder: pathlib.Path, split: str, key: str, make: Callable[[], Column
       folder.mkdir(parents=True, exist_ok=True)
       for old in folder.glob(f'{split.replace("[", "[[]")}-*'):
         shutil.rmtree(old, ignore_errors=True)
-      _write(folder, place, columns)
+      _write(folder, entry, columns)
     except OSError as error:
       log.warning('the tokens of %s are not kept for the next start: %s', split, error)
   return columns
 
 
-def _write(folder: pathlib.Path, place: pathlib.Path, columns: Columns):
+def _write(folder: pathlib.Path, entry: pathlib.Path, columns: Columns):
   temporary = pathlib.Path(tempfile.mkdtemp(prefix='tmp-', dir=folder))
   try:
     infos = {name: token_files.write_column(temporary / name, c) for name, c in columns.items()}
     (temporary / FILE).write_text(json.dumps(infos))
     with contextlib.suppress(FileExistsError):  # another process was faster
-      os.rename(temporary, place)
+      os.rename(temporary, entry)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""New recordings made of short ones: several of one speaker, one after the other."""
+"""Recordings made by joining several short ones of the same speaker."""
 
 import dataclasses
 import functools
@@ -11,18 +11,19 @@ import numpy as np
 from transformer.data import audio
 from transformer.data.recordings import Example
 
-RATE = 8000  # samples a second, as telephones have
+RATE = 8000  # Hz, as in telephony
 
 
 @dataclasses.dataclass(frozen=True)
 class Concatenated:
-  """Recordings of one speaker, one after the other, with pauses: wav files that are never stored.
+  """Recordings of one speaker joined with pauses and white noise; 'inputs' is a wav file as bytes.
 
-  A pure function of i and the seed: the speaker, the number of words, their recordings, the pauses,
-  and white noise, sometimes so faint that nothing of it is left in 16 bits.
+  An example is a pure function of i and the seed, which choose the speaker, the recordings, the
+  pauses and the level of the noise (the faintest vanishes in 16 bits). Nothing is stored.
 
   Args:
-    recordings: their 'inputs' are sounds, and samples have RATE; without 'speaker' all are of one.
+    recordings: their 'inputs' are sounds (arrays of samples have RATE); without 'speaker' all are
+      of one speaker.
     words: smallest and largest number of recordings, both included; uniform.
     pause: longest pause between two recordings and at both ends, in seconds; uniform.
     size: number of examples.
@@ -68,5 +69,5 @@ class Concatenated:
 
 
 def seed_of(split: str) -> int:
-  """Return a seed that differs between splits, or val and test would be alike."""
+  """Return a seed for a split, so that no two splits are equal."""
   return zlib.crc32(split.encode())

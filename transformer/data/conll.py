@@ -1,4 +1,4 @@
-"""Token classification data: files in CoNLL format, and synthetic sentences with named entities."""
+"""Data for token classification: files in CoNLL format, and synthetic sentences with entities."""
 
 import itertools
 import pathlib

@@ -1,7 +1,7 @@
 """Corpora: `load(name, split)` returns examples {'inputs': ..., 'targets': text} by their index.
 
-Inputs are texts, or images and sounds: a path, the bytes of a file, or an array. An example may
-have a 'name' to show for them.
+An input is a text, or an image or sound: a path, the bytes of a file, or an array. An example may
+also have a 'name' of its input, to be displayed.
 
 name                  examples
 dates                 dates in 40 locales -> ISO 8601, synthetic
@@ -12,7 +12,7 @@ labelled              `LABEL text` lines: <dir>/<split>.txt, or a file <dir>, di
 text                  whole texts: <dir>/<split>.txt, or a file <dir>, whose last tenth is 'val'
 documents             many texts: <dir>/<split>.jsonl (key text), .parquet (the extra parquet) or
                       .txt (one a line), or a file <dir>, divided by hash
-prepared              what --mode=prepare wrote into <dir>, or nanoGPT's <dir>/<split>.bin with a
+prepared              the output of --mode=prepare in <dir>, or nanoGPT's <dir>/<split>.bin with a
                       tokenizer.json; of any size, see data.prepared
 shapes                images of shapes -> their names, or captions, synthetic
 idx                   MNIST's files: <dir>/<split>-images-idx3-ubyte and labels, maybe .gz or .xz
@@ -21,7 +21,7 @@ images                <dir>/<split>/<class>/<file>, or <split>.tar of <class>/<f
 captions              images in <dir>/<split> or <split>.tar, and <dir>/<split>_captions.tsv
 recordings            <dir>/<split>/ or .tar of sounds, and <split>.tsv: their names and texts; or
                       a folder of sounds and one table, divided by hash
-frames                ready-made frames: <dir>/<split>.npz (feats, lengths) in order of <split>.tsv
+frames                precomputed frames: <dir>/<split>.npz (feats, lengths) in order of <split>.tsv
 conll                 words and their labels, a pair a line: <dir>/<split>.conll, maybe .gz
 entities              the same, synthetic
 fsdd                  spoken digits <digit>_<speaker>_<index>.wav, in the order of their indices
@@ -34,12 +34,12 @@ cranfield             title -> abstract, or query -> relevant abstracts: <dir>/d
 keypad, ..._strings   a digit, or 3 to 7, as the tones of a telephone, synthetic
 any other             the TFDS data set of this name, prepared in <dir>; needs no TensorFlow
 
-Text files and archives may end in .gz, .xz or .bz2 as well. Texts are UTF-8, or UTF-16 or -32 with
-a byte order mark. Links are followed, and hidden files passed over. Whatever is wrong with a file,
-the error names it; see data.reading.
+Text files and archives may be compressed: .gz, .xz or .bz2. Texts are UTF-8, or UTF-16 or -32 with
+a byte order mark. Links are followed, hidden files are skipped. An error in a file is raised with
+its name; see data.reading.
 
-Of files and TFDS a split may be a slice, such as train[:90%], train[90%:] or train[2400:]. A corpus
-of your own is a function like those in SOURCES.
+For files and TFDS a split may be a slice, such as train[:90%], train[90%:] or train[2400:]. A
+corpus of your own is a function like those in SOURCES.
 """
 
 import dataclasses
@@ -68,7 +68,7 @@ from transformer.data import (
 
 @runtime_checkable
 class Source(Protocol):
-  """Examples by their index; a list is one."""
+  """A sequence of examples, such as a list."""
 
   def __len__(self) -> int: ...
   def __getitem__(self, i: SupportsIndex) -> dict[str, Any]: ...
@@ -80,7 +80,7 @@ def _dates(split: str) -> Source:
   return dates.Dates(split)
 
 
-# Each opens a split: (dir, split, inputs, targets).
+# {name: function (dir, split, inputs, targets) that opens a split}
 SOURCES: dict[str, Callable[[pathlib.Path, str, str, str], Any]] = {
   'dates': lambda dir, split, *_: _dates(split),
   'copy': lambda dir, split, *_: algorithmic.Algorithmic('copy', split),
@@ -113,7 +113,7 @@ SOURCES: dict[str, Callable[[pathlib.Path, str, str, str], Any]] = {
 }
 
 
-# Those that are read one example after the other, without holding all.
+# The corpora that can be read one example after the other, without all of them in memory.
 STREAMS: dict[str, Callable[[pathlib.Path, str, str, str], Iterator[dict[str, Any]]]] = {
   'parallel': lambda *where: _named(text_files.read_parallel(*where)),
   'pairs': lambda *where: _named(text_files.read_pairs(*where)),
@@ -142,15 +142,16 @@ def load(
     name: one of SOURCES; a TFDS name such as 'my_set' or 'wmt14_translate/de-en' (or, to fix the
       version, 'my_set:1.0.0'); or a function (dir, split, inputs, targets) that opens a split.
     split: 'train', 'val', 'test', or the name in the files or the TFDS data set ('train[:10%]').
-    dir: the folder of the files, '' for here; for TFDS '' is $TFDS_DATA_DIR, ~/tensorflow_datasets.
+    dir: the folder of the files; '' is the current folder, for TFDS $TFDS_DATA_DIR or
+      ~/tensorflow_datasets.
     inputs: language ('parallel'), column or key ('pairs') or feature (TFDS) that becomes 'inputs'.
-    targets: the same for 'targets'; of 'shapes' label or caption.
-    limit: keep the first so many examples; 0 keeps all.
+    targets: the same for 'targets'; label or caption for 'shapes'.
+    limit: the number of examples to keep, from the first; 0 keeps all.
 
   Returns:
-    A source: `len(source)`, `source[i] -> {'inputs': ..., 'targets': ...}`; 'dates' adds 'locale',
-      'text' has one example for a file, without 'inputs'. Images also have a 'name', and captioned
-      ones 'references', all their captions. Of 'squad' and 'cranfield' see their modules.
+    A source: `len(source)`, `source[i] -> {'inputs': ..., 'targets': ...}`. 'dates' adds 'locale';
+      'text' has one example for a file, without 'inputs'; images also have a 'name', and captioned
+      ones 'references', all their captions. For 'squad' and 'cranfield' see their modules.
 
   Raises:
     FileNotFoundError: a file or data set does not exist; says where it was expected, what is there,
@@ -177,9 +178,9 @@ def load(
 def stream(
   name: Any, split: str, *, dir: str | os.PathLike, inputs: str, targets: str
 ) -> Iterator[dict[str, Any]]:
-  """Yield the examples of a split one after the other; of large files none is held.
+  """Yield the examples of a split one after the other; corpora of STREAMS are not held in memory.
 
-  The arguments and errors are those of `load`. A 'text' comes in parts, each an example.
+  The arguments and errors are those of `load`. A 'text' is divided into parts, each an example.
   """
   if isinstance(name, str) and name in STREAMS:
     return STREAMS[name](pathlib.Path(dir).expanduser(), split, inputs, targets)

@@ -1,7 +1,7 @@
-"""Cranfield: 1,400 abstracts on aerodynamics, queries, and judgements (Cleverdon 1967).
+"""Cranfield: 1,400 abstracts on aerodynamics, queries, and relevance judgments (Cleverdon 1967).
 
-An example is {'inputs': query, 'targets': text of the best document, 'relevant': names and gains,
-as in '12:4 184:1'}.
+An example is {'inputs': query, 'targets': text of the most relevant document, 'relevant': names and
+gains of all relevant documents, as in '12:4 184:1'}.
 """
 
 import pathlib
@@ -17,9 +17,10 @@ FILES = ('docs.jsonl.gz', 'queries.tsv', 'qrels.tsv')
 
 
 def cranfield(folder: pathlib.Path, split: str) -> list[dict[str, str]]:
-  """Return queries, or pairs of a title and an abstract.
+  """Return the queries, or pairs of a title and an abstract.
 
-  Relevance is graded 1, a complete answer, to 4; the gain is 5 - grade, and -1 is no relevance.
+  Relevant documents have grades from 1 (a complete answer) to 4, others -1; the gain of a relevant
+  one is 5 - grade.
 
   Args:
     folder: has docs.jsonl.gz, queries.tsv and qrels.tsv.
@@ -27,7 +28,7 @@ def cranfield(folder: pathlib.Path, split: str) -> list[dict[str, str]]:
 
   Raises:
     FileNotFoundError: a file does not exist.
-    ValueError: an unknown split, or a query without a relevant document.
+    ValueError: the split is unknown, or a query has no relevant document.
   """
   name, slice_of = parse_split(split)
   if name not in ('documents', 'queries'):

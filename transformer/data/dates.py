@@ -4,12 +4,12 @@
     es-ES: 5/12/71 -> 1971-12-05
     ja-JP: 2030年7月14日日曜日 -> 2030-07-14
 
-Every line begins with its locale (a BCP 47 tag), because 3/4/05 is another day in each country. The
-formats are CLDR's four lengths and its skeletons of year, month and day: about seven for a locale.
-Babel writes Gregorian years and ASCII digits everywhere, also where
-CLDR prefers another calendar (th-TH, fa-IR) or other digits (ar-EG, fa-IR, bn-BD).
+Every line begins with its locale (a BCP 47 tag), because 3/4/05 means different days in different
+countries. The formats are CLDR's four lengths and its skeletons of year, month and day: about seven
+for each locale. Babel writes Gregorian years and ASCII digits everywhere, also where CLDR prefers
+another calendar (th-TH, fa-IR) or other digits (ar-EG, fa-IR, bn-BD).
 
-Source: Unicode CLDR as packed by Babel; UTS #35 part 4 defines lengths, skeletons and patterns.
+Source: Unicode CLDR in the version of Babel; UTS #35 part 4 defines lengths, skeletons, patterns.
 """
 
 import dataclasses
@@ -27,7 +27,8 @@ LOCALES = (
   *('ru-RU', 'uk-UA', 'bg-BG', 'kk-KZ', 'el-GR', 'hy-AM', 'ka-GE', 'he-IL', 'ar-EG', 'fa-IR'),
   *('ur-PK', 'hi-IN', 'bn-BD', 'ta-IN', 'th-TH', 'am-ET', 'ja-JP', 'ko-KR', 'zh-CN', 'zh-TW'),
 )
-# Never trained on, but their languages are: the words are known, order and punctuation are not.
+# For tests only. Train has their languages in other locales, so that only order and punctuation
+# differ.
 HELD_OUT_LOCALES = ('de-AT', 'en-AU', 'es-CL', 'fr-CH', 'pt-PT', 'zh-HK')
 
 # POSIX reads two-digit years 69-99 as 1969-1999 and 00-68 as 2000-2068.
@@ -36,7 +37,7 @@ FIRST_DAY, LAST_DAY = datetime.date(1969, 1, 1), datetime.date(2068, 12, 31)
 LENGTHS = ('short', 'medium', 'long', 'full')
 SIZES = {'train': 60_000, 'val': 1_000, 'test': 4_000, 'test_unseen_locales': 600}
 
-# CLDR's narrow and no-break spaces and direction marks, as a keyboard types them.
+# CLDR's special spaces become plain ones and direction marks are removed, as typed on a keyboard.
 TYPED = str.maketrans({'\u00a0': ' ', '\u202f': ' ', '\u200e': None, '\u200f': None})
 
 
@@ -44,15 +45,15 @@ TYPED = str.maketrans({'\u00a0': ' ', '\u202f': ' ', '\u200e': None, '\u200f': N
 class Dates:
   """`dates[i] -> {'inputs': 'en-US: March 3, 2021', 'targets': '2021-03-03', 'locale': 'en-US'}`.
 
-  A pure function of (split, seed, i): it holds no example, so it pickles to a few bytes and workers
-  may read in any order. Splits share no day: 90 % of the days of 1969-2068 are for train, 5 % for
-  val, 5 % for both tests, whatever the locale, format and seed. Locales take turns: example i is
-  in locale i modulo their number; its day and format are drawn uniformly.
+  An example is a pure function of (split, seed, i): nothing is stored, and workers may read in any
+  order. Splits share no day: 90 % of the days of 1969-2068 are in train, 5 % in val, 5 % in both
+  tests, for every locale, format and seed. Example i has locale i modulo their number; its day and
+  format are drawn uniformly.
 
   Args:
     split: 'train', 'val', 'test' (of `LOCALES`) or 'test_unseen_locales' (of `HELD_OUT_LOCALES`).
     size: number of examples, 0 for `SIZES[split]`; a smaller size is a prefix of a larger one.
-    seed: draws other days and formats; never moves a day to another split.
+    seed: of the days and formats; does not move a day to another split.
 
   Raises:
     ValueError: an unknown split or a negative size.
@@ -80,7 +81,7 @@ class Dates:
     return {'inputs': inputs, 'targets': targets, 'locale': locale}
 
 
-# a run reads all of them twice: to train the tokenizer, then to encode
+# a run reads each example twice: to train the tokenizer, and to encode it
 @functools.lru_cache(maxsize=1 << 16)
 def _example(split: str, seed: int, i: int) -> tuple[str, str, str]:
   locales = HELD_OUT_LOCALES if split == 'test_unseen_locales' else LOCALES
@@ -92,7 +93,7 @@ def _example(split: str, seed: int, i: int) -> tuple[str, str, str]:
 
 
 def write(day: datetime.date, pattern: str, locale: str) -> str:
-  """Return an input line: a day in CLDR's pattern, as 'MMMM d, y' -> 'en-US: March 3, 2021'."""
+  """Return an input line with a day in a CLDR pattern: 'MMMM d, y' -> 'en-US: March 3, 2021'."""
   from babel.dates import parse_pattern
 
   return f'{locale}: ' + parse_pattern(pattern).apply(day, _babel_locale(locale)).translate(TYPED)
@@ -100,9 +101,9 @@ def write(day: datetime.date, pattern: str, locale: str) -> str:
 
 @functools.cache
 def formats(locale: str) -> Mapping[str, str]:
-  """Return {name: CLDR pattern} of a locale's lengths and skeletons of day, month and year.
+  """Return {length or skeleton of day, month and year: CLDR pattern} of a locale.
 
-  Skeletons with an era are left out: nobody writes 'AD' behind a date of this century.
+  Skeletons with an era (AD) are left out, because it is not used for dates of this century.
   """
   babel = _babel_locale(locale)
   names = {name: babel.date_formats[name].pattern for name in LENGTHS}

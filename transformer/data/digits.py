@@ -1,4 +1,4 @@
-"""Spoken digits, alone and as strings: recordings of people (FSDD), and the tones of a keypad."""
+"""Digits as sounds, single or joined to strings: spoken (FSDD), and the tones of a keypad."""
 
 import operator
 import pathlib
@@ -15,14 +15,15 @@ KEYPAD_SPLITS = ('train', 'val', 'test')
 
 
 def fsdd(folder: pathlib.Path, split: str, targets: str = 'digit') -> list[Example]:
-  """Return recordings <digit>_<speaker>_<index>.wav in the order of their indices; adds 'speaker'.
+  """Return recordings <digit>_<speaker>_<index>.wav in the order of their indices.
 
-  Jackson et al., https://github.com/Jakobovski/free-spoken-digit-dataset; spoken_digit of TFDS.
+  Examples also have a 'speaker'. Jackson et al.,
+  https://github.com/Jakobovski/free-spoken-digit-dataset; spoken_digit of TFDS.
 
   Args:
     folder: has the archives or folders.
     split: train or test_visible, maybe with a slice.
-    targets: 'speaker: digit' for 'george: seven', anything else for 'seven'.
+    targets: 'speaker: digit' for targets such as 'george: seven', otherwise they are 'seven'.
   """
   name, _ = parse_split(split)
   examples = []
@@ -39,9 +40,9 @@ def fsdd(folder: pathlib.Path, split: str, targets: str = 'digit') -> list[Examp
 
 
 def keypad(split: str) -> list[Example]:
-  """Return synthetic recordings of digits as a telephone dials them: two tones at a time (DTMF).
+  """Return synthetic recordings of the telephone signal of a digit, two tones (DTMF).
 
-  ITU-T recommendation Q.23. Lengths, pitches and loudness vary within the tolerances of Q.24.
+  ITU-T recommendation Q.23. Duration, pitch and loudness vary within the tolerances of Q.24.
   """
   name, _ = parse_split(split)
   if name not in KEYPAD_SPLITS:

@@ -1,6 +1,6 @@
-"""Files of documents, for language modelling: JSONL, parquet, or a document a line.
+"""Files of documents, for language modeling: JSONL, parquet, or text with a document on each line.
 
-`<split>.jsonl`, `<split>.parquet` or `<split>.txt` of a folder, or a single file, which is divided
+`<split>.jsonl`, `<split>.parquet` or `<split>.txt` in a folder, or a single file, which is divided
 by a hash of the texts (see `splits.split_by_hash`). All but parquet may end in .gz, .xz or .bz2.
 """
 
@@ -11,16 +11,22 @@ from transformer.data.reading import check_field, naming, plain_name, read_lines
 from transformer.data.splits import split_by_hash
 from transformer.data.text_files import file_of, some
 
-ROWS = 1024  # of a parquet file that are read at once
+ROWS = 1024  # rows of a parquet file that are read at once
 
 
 def documents(path: pathlib.Path, split: str, targets: str) -> Iterator[dict[str, str]]:
-  """Yield the documents of a split, blank ones left out, without holding the file.
+  """Yield {'targets': text} for the documents of a split that are not blank.
+
+  The file is read piece by piece.
 
   Args:
     path: a folder or a file.
-    split: the name.
-    targets: the key or column of the text, 'text' for 'targets'.
+    split: its name.
+    targets: key or column of the text; 'targets' means 'text'.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: the file has another format, or no document of the split.
   """
   key = 'text' if targets == 'targets' else targets
   file, one_file = file_of(path, split, ['.jsonl', '.parquet', '.txt'])

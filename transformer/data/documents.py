@@ -1,4 +1,4 @@
-"""Collections of documents to search."""
+"""Collections of documents for retrieval."""
 
 import functools
 import pathlib
@@ -14,11 +14,12 @@ from transformer.data.reading import check_field, naming, plain_name, read_objec
 
 @functools.lru_cache(maxsize=2)
 def collection(where: str) -> dict[str, str]:
-  """Return {name: text} of all documents of a file.
+  """Return {name: text} of all documents in a file.
 
   Args:
-    where: a file of lines NAME<TAB>TEXT (.tsv), of objects with id and text (.jsonl, as
-      Cranfield's) or of SQuAD's paragraphs (.json), each maybe .gz; or facts:SPLIT.
+    where: a file of lines NAME<TAB>TEXT (.tsv), of objects with id and text (.jsonl, as in
+      Cranfield) or of paragraphs in SQuAD's format (.json), each maybe .gz; or facts:SPLIT for the
+      synthetic paragraphs of data.facts.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -40,13 +41,13 @@ def collection(where: str) -> dict[str, str]:
     rows = [(str(row['id']), row['text']) for row in read_documents(file) if row['text'].strip()]
   else:
     rows = [*text_files.read_pairs(file.parent, name.removesuffix('.tsv'), 'inputs', 'targets')]
-  found = dict(rows)
-  if wrong := [name for name in found if not name or re.search(r'\s', name)]:
+  documents = dict(rows)
+  if wrong := [name for name in documents if not name or re.search(r'\s', name)]:
     raise ValueError(f'{file}: the name of a document is one word; {wrong[0]!r} is not')
-  if len(found) < len(rows):
+  if len(documents) < len(rows):
     twice = Counter(name for name, _ in rows).most_common(1)[0][0]
     raise ValueError(f'{file}: two documents are called {twice!r}; give each a name of its own')
-  return found
+  return documents
 
 
 def read_documents(file: pathlib.Path) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Synthetic questions about paragraphs: who lives in which city, and owns how many things."""
+"""Synthetic questions about paragraphs: in which city people live, and which things they have."""
 
 import numpy as np
 
@@ -11,17 +11,20 @@ THINGS = 'goats boats clocks lamps horses violins kites drums'.split()
 
 
 def facts(split: str) -> list[Example]:
-  """Return the questions of a split, always the same; paragraphs are named train/0, train/1, ..."""
+  """Return the questions of a split, the same in every call.
+
+  Examples are as in data.questions; paragraphs are named train/0, train/1, ...
+  """
   if split not in SIZES:
     raise ValueError(f'unknown split {split!r} of facts: take {", ".join(SIZES)}')
   rng = np.random.default_rng([*SIZES].index(split))
   rows = []
   for number in range(SIZES[split]):
-    told = []
+    statements = []
     for person in rng.permutation(PEOPLE)[:3]:
-      told.append((person, rng.choice(CITIES), f'{rng.integers(2, 99)} {rng.choice(THINGS)}'))
-    context = ' '.join(f'{who} lives in {city} and has {things}.' for who, city, things in told)
-    who, city, things = told[rng.integers(3)]
+      statements.append((person, rng.choice(CITIES), f'{rng.integers(2, 99)} {rng.choice(THINGS)}'))
+    context = ' '.join(f'{who} lives in {city} and has {x}.' for who, city, x in statements)
+    who, city, things = statements[rng.integers(3)]
     if rng.integers(2):
       question, answer, before = f'Where does {who} live?', str(city), f'{who} lives in '
     else:

@@ -1,4 +1,4 @@
-"""Find the files of a split: in a folder, or in an archive."""
+"""Finding the files of a split, in a folder or in an archive."""
 
 import difflib
 import functools
@@ -16,16 +16,16 @@ from transformer.data import archives
 from transformer.data.reading import UNPACK, FileError
 
 SPLITS = ('train', 'val', 'test')
-# Files that nobody takes for images or sounds.
+# Endings of tables and notes, which may be in a folder of images or sounds without a warning.
 NOTES = tuple('.txt .md .csv .tsv .json .jsonl .xml .html .pdf .db .lab .textgrid'.split())
 log = logging.getLogger(__name__)
 
 
 def find_file(folder: pathlib.Path, names: Sequence[str]) -> pathlib.Path:
-  """Return the first of the named files that exists in the folder, maybe compressed.
+  """Return the path of the first of the named files that exists in a folder, maybe compressed.
 
   Raises:
-    FileNotFoundError: none exists; lists what does.
+    FileNotFoundError: none exists; lists the files of the folder.
   """
   for name in names:
     for ending in ('', *UNPACK):
@@ -46,14 +46,19 @@ def find_file(folder: pathlib.Path, names: Sequence[str]) -> pathlib.Path:
 
 
 def _listed(folder: pathlib.Path, name: str) -> str:
-  """Return the names of a folder's files as a list, first the one that is most like `name`."""
-  there = sorted(path.name for path in folder.iterdir() if not archives.is_hidden(path.name))
-  near = difflib.get_close_matches(name, there, n=1, cutoff=0.8)
-  return ', '.join([*(f'{found} (did you mean this?)' for found in near), *there[:30]])
+  """Return the names of a folder's files as text; first the one that is most similar to `name`."""
+  names = sorted(path.name for path in folder.iterdir() if not archives.is_hidden(path.name))
+  near = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
+  return ', '.join([*(f'{best} (did you mean this?)' for best in near), *names[:30]])
 
 
 def is_undivided(folder: pathlib.Path, split: str) -> bool:
-  """Whether files are to be divided by `splits.split_by_hash`: a folder without any split's own."""
+  """Return whether a folder has no files of splits, and is to be divided by `splits.split_by_hash`.
+
+  Args:
+    folder: of the data.
+    split: False unless it is train, val or test.
+  """
   return (
     split in SPLITS
     and folder.is_dir()
@@ -70,22 +75,21 @@ def files_of_split(
 ) -> dict[str, str] | dict[str, bytes]:
   """Return the files of a folder `<split>/` (paths), or of `<split>.tar`, maybe .gz (bytes).
 
-  Links are followed. Names that begin with a dot, as of companions that macOS and Jupyter write,
-  are passed over; how many files are left out because of their ending is logged, unless all are
-  tables or notes.
+  Links are followed, hidden files are skipped. The number of files with other endings is logged,
+  unless all are tables or notes.
 
   Args:
     folder: has the folder or the archive.
-    split: its name; '' for the folder itself.
+    split: its name; '' for `folder` itself.
     endings: of the files to return, in lower case.
 
   Returns:
-    {name below the folder or in the archive, as text in Unicode NFC: path or content}.
+    {name relative to the folder or in the archive, in Unicode NFC: path or content}.
 
   Raises:
     FileNotFoundError: there is neither a folder nor an archive.
-    FileError: the archive is broken or has a member that is no file, no file has one of the
-      endings, or none of those in a folder within.
+    FileError: the archive is damaged or has a member that is no file; or no file, or none in one of
+      the folders within, has one of the endings.
   """
   where = folder / split
   if where.is_dir():
@@ -126,9 +130,15 @@ def _readable(name: str) -> str:
 def _walk(
   folder: pathlib.Path, within: str = '', above: frozenset[tuple[int, int]] = frozenset()
 ) -> Iterator[str]:
-  """Yield the names of the files below a folder that are not hidden; follow links."""
-  there = (folder / within).stat()
-  if (there.st_dev, there.st_ino) in above:
+  """Yield the relative paths of the files in a folder and its subfolders; follow links.
+
+  Args:
+    folder: the top folder.
+    within: path of the subfolder to read, with a final /.
+    above: (device, inode) of the folders above it, to detect cycles of links.
+  """
+  stat = (folder / within).stat()
+  if (stat.st_dev, stat.st_ino) in above:
     raise FileError(f'{folder / within} is a link to a folder that has it: remove it')
   entries = [e for e in os.scandir(folder / within) if not archives.is_hidden(e.name)]
   if within and not entries:
@@ -136,13 +146,13 @@ def _walk(
   for entry in sorted(entries, key=operator.attrgetter('name')):
     name = f'{within}{entry.name}'
     if entry.is_dir():
-      yield from _walk(folder, f'{name}/', above | {(there.st_dev, there.st_ino)})
+      yield from _walk(folder, f'{name}/', above | {(stat.st_dev, stat.st_ino)})
     elif entry.is_file():
       yield name
     else:
       raise FileError(f'{folder / name} is a broken link, or no regular file: remove it')
 
 
-@functools.cache  # once, although a run opens a split several times
+@functools.cache  # only once, although a run opens a split several times
 def _warn(text: str):
   log.warning(text)

@@ -1,9 +1,9 @@
-"""Where data sets are found, and where they are published."""
+"""The folders of data sets, and the places where they are published."""
 
 import os
 import pathlib
 
-# By the name of its folder: where a data set is published, and how its files are to be named.
+# {name of a data set's folder: where it is published, and the names that its files must have}
 PUBLISHED = {
   'an4': (
     'http://www.speech.cs.cmu.edu/databases/an4, as Sphinx cepstra: train_mfcc.npz with feats '
@@ -73,6 +73,6 @@ def data_dir(name: str) -> str:
 
 
 def where_published(path: str | os.PathLike) -> str:
-  """Return where the data set of a path is published and how its files are named; '' if unknown."""
+  """Return the text of PUBLISHED for the data set in a path; '' if it is unknown."""
   parts = pathlib.Path(path).parts
   return next((PUBLISHED[part] for part in reversed(parts) if part in PUBLISHED), '')

@@ -1,7 +1,7 @@
 """Files of images: MNIST's, folders by class, captioned images.
 
-The files of a split are in an order that depends on their names alone and is as good as random, so
-that 'train[:90%]' and 'train[90%:]' are a training and a validation split.
+Files are sorted by a hash of their names, so that their order is random but always the same, and
+'train[:90%]' and 'train[90%:]' are a training and a validation split.
 """
 
 import math
@@ -26,7 +26,7 @@ ENDINGS = (
 def idx(folder: pathlib.Path, split: str) -> list[dict[str, Any]]:
   """Return MNIST's `<split>-images-idx3-ubyte` and `<split>-labels-idx1-ubyte`, maybe .gz or .xz.
 
-  The order is that of the files: MNIST's training images are already in random order.
+  They are in the order of the file, because MNIST's training images are already in random order.
   """
   name, slice_of = parse_split(split)
   images, labels = (
@@ -47,7 +47,8 @@ def idx(folder: pathlib.Path, split: str) -> list[dict[str, Any]]:
 def labelled(folder: pathlib.Path, split: str) -> list[dict[str, Any]]:
   """Return `<split>/<class>/<file>`, or `<class>/<file>` of `<split>.tar` (.gz, .xz).
 
-  The classes may also be in `folder` itself: their files are divided by a hash of their names.
+  The folders of classes may also be in `folder` itself; the files are then divided into splits by a
+  hash of their names.
   """
   files = _files(folder, split)
   for name, _ in files:
@@ -61,8 +62,8 @@ def labelled(folder: pathlib.Path, split: str) -> list[dict[str, Any]]:
 def captioned(folder: pathlib.Path, split: str) -> list[dict[str, Any]]:
   """Return images of `<split>/` or `<split>.tar` (.gz, .xz) with `<split>_captions.tsv`.
 
-  One example for each caption, those of an image one after the other. All captions of an image are
-  its 'references', against which one generated caption is evaluated.
+  There is an example for each caption; those of an image are neighbors. 'references' are all
+  captions of the image, with which a generated one is compared.
   """
   name, slice_of = parse_split(split)
   table = find_file(folder, [f'{name}_captions.tsv'])
@@ -87,7 +88,7 @@ def captioned(folder: pathlib.Path, split: str) -> list[dict[str, Any]]:
 
 
 def _files(folder: pathlib.Path, split: str) -> list[tuple[str, Image]]:
-  """Return (name, image) of a split, sorted by a hash of the names."""
+  """Return the (name, image) pairs of a split, sorted by a hash of the names."""
   name, slice_of = parse_split(split)
   undivided = is_undivided(folder, name)
   found = files_of_split(folder, '' if undivided else name, ENDINGS)
@@ -101,7 +102,7 @@ def _files(folder: pathlib.Path, split: str) -> list[tuple[str, Image]]:
 
 
 def _read_idx(file: pathlib.Path) -> UInt8[np.ndarray, '...']:
-  """Return an array in LeCun's format: two zeros, the type 8, the axes, their sizes, the bytes."""
+  """Return the array in a file of MNIST's format: 0, 0, type 8, number of axes, sizes, bytes."""
   with naming(file), open_file(file) as opened:
     data = opened.read()
     axes = data[3] if data[:3] == b'\0\0\x08' and len(data) > 3 else 0

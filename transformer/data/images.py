@@ -1,4 +1,4 @@
-"""Images: decoding and scaling to a size.
+"""Decoding images and scaling them to a size.
 
 An image is the bytes of an encoded file, its path, or an array [H, W, C].
 """
@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from transformer.data.reading import as_file_or_array, naming
 
 Image = str | bytes | np.ndarray
-MAX_PIXELS = 1 << 26  # of a file: 8192 x 8192, of which decoding holds half a gigabyte
+MAX_PIXELS = 1 << 26  # 8192 x 8192; to decode them takes half a gigabyte of memory
 
 
 def read(
@@ -26,29 +26,29 @@ def read(
   scale: tuple[int, ...] = (),
   resample: str = 'bicubic',
 ) -> UInt8[np.ndarray, 'H W C']:
-  """Return the image, scaled until it covers height x width, and cropped to that at its centre.
+  """Return the image, scaled so that it just covers height x width, and center-cropped to that.
 
-  As a viewer shows it: turned as its EXIF block says, what is transparent on white, 16 bits scaled
-  to 8. Of an animation or a file of pages the first image is taken.
+  It is rotated by its EXIF orientation, put on white where it is transparent, and scaled from 16 to
+  8 bits. Of an animation or a multi-page file the first image is used.
 
   Args:
-    image: a path, the bytes of an encoded file, or an array [H, W] or [H, W, C] of uint8, of
-      uint16, whose white is 65,535, or of bool.
+    image: a path, the bytes of an encoded file, or an array [H, W] or [H, W, C] of uint8, uint16
+      (white is 65,535) or bool.
     height, width: of the result, in pixels.
-    channels: 1 for grey, 3 for red, green and blue.
-    scale: pixels before the middle is kept: of the shorter side, or height and width, whatever
-      their ratio was; (): so that the image covers the size.
-    resample: how Pillow scales: nearest, box, bilinear, hamming, bicubic or lanczos.
+    channels: 1 for gray, 3 for red, green and blue.
+    scale: size in pixels to scale to before the center-crop: (shorter side,), or (height, width)
+      without keeping the ratio; (): so that the image just covers height x width.
+    resample: Pillow's filter: nearest, box, bilinear, hamming, bicubic or lanczos.
 
   Raises:
-    ValueError: the file does not exist, is no image that Pillow decodes, or has more pixels than
-      MAX_PIXELS; or the array has another shape or type.
+    ValueError: the file does not exist, is no image that Pillow can decode, or has more pixels than
+      MAX_PIXELS; or the array has another shape or dtype.
   """
   import PIL.Image
   import PIL.ImageOps
 
   if channels not in (1, 3):
-    raise ValueError(f'channels={channels}: give 1 for grey or 3 for red, green and blue')
+    raise ValueError(f'channels={channels}: give 1 for gray or 3 for red, green and blue')
   image = as_file_or_array(image)
   if isinstance(image, np.ndarray):
     if not scale and image.shape == (height, width, channels) and image.dtype == np.uint8:
@@ -69,7 +69,7 @@ def read(
 
 
 def _scaled_and_cut(image, height, width, scale, method):
-  """Return the middle of a Pillow image that was scaled; whole pixels, as `transformers` cuts."""
+  """Return a Pillow image scaled and center-cropped, with the rounding of `transformers`."""
   if len(scale) == 1:
     shorter, longer = sorted(image.size)
     scale = tuple(scale[0] if x == shorter else scale[0] * longer // shorter for x in image.size)
@@ -84,7 +84,7 @@ def _from_array(image: np.ndarray):
   import PIL.Image
 
   flat = image.ndim == 2 or image.shape[2:] == (1,)
-  scales = {'u1': 1, 'u2': 257, 'b1': 1 / 255}  # by the kind and the bytes of a number
+  scales = {'u1': 1, 'u2': 257, 'b1': 1 / 255}  # by dtype: kind and bytes
   scale = scales.get(image.dtype.str[1:])
   if not scale or not (flat or image.ndim == 3 and image.shape[2] == 3) or not image.size:
     raise ValueError(
@@ -116,9 +116,10 @@ def _decode(image: str | bytes, name: str) -> Any:
 
 
 def _upright(image: Any) -> Any:
-  """Return the image as the camera was held.
+  """Return the image rotated by its EXIF orientation.
 
-  Unlike PIL.ImageOps.exif_transpose, which writes the EXIF block anew and fails at odd fields.
+  PIL.ImageOps.exif_transpose does this, too, but writes the EXIF block again and fails at malformed
+  fields.
   """
   from PIL.Image import Transpose
 
@@ -132,7 +133,7 @@ def _upright(image: Any) -> Any:
     8: Transpose.ROTATE_90,
   }
   method = None
-  with contextlib.suppress(Exception):  # viewers show a picture with a broken block, too
+  with contextlib.suppress(Exception):  # ignore a malformed EXIF block, as viewers do
     method = turned.get(image.getexif().get(0x0112))
   return image if method is None else image.transpose(method)
 

@@ -1,4 +1,4 @@
-"""Names in a config that stand for functions: of a table, or of a module or file of the user's."""
+"""Looking up the function or class that a name in a config refers to, also in the user's files."""
 
 import difflib
 import functools
@@ -13,15 +13,15 @@ from typing import Any
 
 
 def lookup(key: str, name: Any, table: Mapping[str, Any]) -> Any:
-  """Return what a name stands for.
+  """Return the function, class or other object that a name refers to.
 
   Args:
     key: of the config, for the error.
     name: a key of the table, or 'package.module:attribute', or 'path/to/file.py:attribute'.
-    table: the names that are built in.
+    table: {name: object} of this package.
 
   Raises:
-    ValueError: there is nothing of this name; names the nearest one of the table.
+    ValueError: there is no such object; names the nearest key of the table.
   """
   if name in table:
     return table[name]
@@ -42,7 +42,7 @@ def lookup(key: str, name: Any, table: Mapping[str, Any]) -> Any:
 
 
 def is_reference(name: str) -> bool:
-  """Whether a name has the form of 'module:attribute', unlike TFDS's 'data_set:1.0.0'."""
+  """Return whether a name has the form 'module:attribute', unlike TFDS's 'data_set:1.0.0'."""
   module, colon, attribute = name.rpartition(':')
   return bool(module and colon) and attribute.isidentifier()
 
@@ -57,10 +57,10 @@ def reference(value: Any) -> str:
 
 
 def one_of(key: str, value: Any, known: Iterable[Any]) -> Any:
-  """Return the value if it is one of those known.
+  """Return the value if it is among the known ones.
 
   Raises:
-    ValueError: it is none; names the nearest one.
+    ValueError: it is not; names the key and the nearest known value.
   """
   known = list(known)
   if value not in known:
@@ -69,9 +69,9 @@ def one_of(key: str, value: Any, known: Iterable[Any]) -> Any:
   return value
 
 
-@functools.cache  # once, so that the same name is always the same object
+@functools.cache  # once, so that a name always refers to the same object
 def load_file(file: str) -> Any:
-  """Return a Python file as a module, under a name that `reference` finds it by."""
+  """Return a Python file as a module, registered so that `reference` can name its members."""
   name = f'experiment_{pathlib.Path(file).stem}'
   spec = importlib.util.spec_from_file_location(name, file)
   if spec is None or spec.loader is None:

@@ -1,4 +1,4 @@
-"""A random permutation of any size that is computed, not stored: a shuffle without memory."""
+"""A random permutation of any size that is computed instead of stored, to shuffle large corpora."""
 
 import numpy as np
 from jaxtyping import Int
@@ -7,19 +7,19 @@ ROUNDS = 8
 
 
 def permute(i: Int[np.ndarray, ' n'], size: int, seed: tuple[int, ...]) -> Int[np.ndarray, ' n']:
-  """Return the places of the indices `i` in a random permutation of range(size).
+  """Return the images of the indices `i` under a random permutation of range(size).
 
-  An alternating Feistel network permutes the numbers of as many bits as `size` has; one that is not
-  below `size` is sent on until it is (cycle walking). Black and Rogaway 2002,
-  https://doi.org/10.1007/3-540-45760-7_9, section 5 and 6.
+  An alternating Feistel network permutes all numbers with as many bits as `size`. It is applied
+  again to a result that is not below `size`, until it is (cycle walking). Black and Rogaway 2002,
+  https://doi.org/10.1007/3-540-45760-7_9, sections 5 and 6.
 
   >>> permute(np.arange(7), 7, (0, 1))
   array([1, 2, 0, 6, 3, 5, 4])
 
   Args:
-    i: each in range(size).
+    i: indices in range(size).
     size: of the permutation, at least 1.
-    seed: what chooses the permutation.
+    seed: of the permutation.
   """
   bits = int(size - 1).bit_length()
   half = np.uint64(bits // 2)
@@ -40,7 +40,7 @@ def permute(i: Int[np.ndarray, ' n'], size: int, seed: tuple[int, ...]) -> Int[n
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:
-  """Return well mixed bits of each number: the end of SplitMix64 (Steele et al. 2014)."""
+  """Return a hash of each number: the mixing function of SplitMix64 (Steele et al. 2014)."""
   x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
   x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
   return x ^ x >> np.uint64(31)

@@ -1,7 +1,7 @@
-"""From examples to batches of few static shapes; every batch is a function of its step.
+"""Batches of a few static shapes from examples in memory; a batch is a function of its step.
 
-Step n of a run always trains on the same batch: the position in the data is the step of the
-training state, and to resume is to start with the batch of that step.
+Step n of a run always trains on the same batch, so that the step of the training state is also the
+position in the data, and a run resumes with the batch of that step.
 """
 
 import dataclasses
@@ -12,19 +12,24 @@ from typing import Any, NamedTuple, SupportsIndex
 import numpy as np
 
 Batch = dict[str, np.ndarray]
-MADE_AT_ONCE = 1 << 28  # bytes of images that are decoded before training, and kept
+MADE_AT_ONCE = 1 << 28  # bytes: columns up to this size are decoded once, before training
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ragged:
-  """Many sequences in one array, of tokens or frames; sequence i is from offsets[i] to [i + 1]."""
+  """Sequences of different lengths in one array.
+
+  Attributes:
+    tokens: all tokens [n] or frames [n, X], one sequence after the other.
+    offsets: int64[sequences + 1]; sequence i is tokens[offsets[i] : offsets[i + 1]].
+  """
 
   tokens: np.ndarray
   offsets: np.ndarray
 
   @classmethod
   def from_sequences(cls, sequences: Sequence[Sequence[int] | np.ndarray]) -> 'Ragged':
-    """Concatenate sequences, which may be empty. Frames are arrays [n, X]."""
+    """Return sequences, which may be empty, as one Ragged; frames are arrays [n, X]."""
     lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
     if sequences and isinstance(sequences[0], np.ndarray):
       tokens = np.concatenate(sequences)
@@ -34,7 +39,7 @@ class Ragged:
 
   @classmethod
   def concatenate(cls, parts: Sequence['Ragged']) -> 'Ragged':
-    """Return all sequences of all parts, in order."""
+    """Return the sequences of all parts, in order."""
     lengths = np.concatenate([part.lengths for part in parts])
     tokens = np.concatenate([part.tokens for part in parts])
     return cls(tokens, np.concatenate([[0], np.cumsum(lengths)]))
@@ -45,7 +50,7 @@ class Ragged:
     return np.diff(self.offsets)
 
   def count_with(self, token: int | None) -> int:
-    """Return how many sequences have the token."""
+    """Return the number of sequences that contain the token."""
     places = np.flatnonzero(self.tokens == token)
     return len(np.unique(np.searchsorted(self.offsets, places, side='right')))
 
@@ -59,13 +64,13 @@ class Ragged:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lazy:
-  """One array for each example, all of one shape, made of an item when it is needed.
+  """A column of arrays of one shape, each made from its item (such as a path) when it is needed.
 
   Attributes:
-    items: of the examples, such as the paths of images.
-    make: from an item to its array.
-    shape: of the array of all examples.
-    dtype: of the same.
+    items: one for each example.
+    make: (item) to its array.
+    shape: [examples, ...], of the array of all examples.
+    dtype: of the arrays.
   """
 
   items: Sequence[Any]
@@ -75,31 +80,31 @@ class Lazy:
 
   @property
   def nbytes(self) -> int:
-    """The bytes of the array of all examples."""
+    """The size of the array of all examples, in bytes."""
     return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
   def __len__(self) -> int:
     return len(self.items)
 
   def __getitem__(self, places: Sequence[Any]) -> np.ndarray:
-    found, made, last = np.zeros((len(places), *self.shape[1:]), self.dtype), None, None
+    rows, made, last = np.zeros((len(places), *self.shape[1:]), self.dtype), None, None
     for row, place in enumerate(places):
-      if made is None or self.items[place] is not last:  # the captions of an image are neighbours
+      if made is None or self.items[place] is not last:  # neighbors may share an image
         made, last = self.make(self.items[place]), self.items[place]
-      found[row] = made
-    return found
+      rows[row] = made
+    return rows
 
   def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
     return self[range(len(self))].astype(dtype or self.dtype, copy=False)
 
 
-# an array, or what makes its parts, has one entry for each example
+# one entry for each example
 Column = Ragged | np.ndarray | Lazy
 Columns = dict[str, Column]
 
 
 def concatenate(parts: Sequence[Columns]) -> Columns:
-  """Return all examples of all parts, in order."""
+  """Return the columns of the examples of all parts, in order."""
   return {name: _concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -114,7 +119,7 @@ def _concatenate(columns: Sequence[Any]) -> Column:
 
 
 def make_small(columns: Columns) -> Columns:
-  """Return the columns, those that are made when they are needed as arrays up to MADE_AT_ONCE."""
+  """Return the columns, with each Lazy one of up to MADE_AT_ONCE bytes replaced by its array."""
   return {
     name: np.asarray(c) if isinstance(c, Lazy) and c.nbytes <= MADE_AT_ONCE else c
     for name, c in columns.items()
@@ -122,11 +127,11 @@ def make_small(columns: Columns) -> Columns:
 
 
 class Rows(NamedTuple):
-  """The examples of each row, and its length.
+  """The rows that batches are made of.
 
   Attributes:
     members: for each row the indices of its examples.
-    shapes: for each row the padded length of each column; few of them are different.
+    shapes: int[rows, columns], padded lengths; there are few different ones.
   """
 
   members: list[np.ndarray]
@@ -134,22 +139,22 @@ class Rows(NamedTuple):
 
 
 def bucket(lengths: np.ndarray, *, buckets: int, multiple: int = 8) -> Rows:
-  """Return rows of one example, padded to the longest of its bucket.
+  """Return rows of one example each, padded to the longest example of its bucket.
 
-  Examples are sorted by their longest column and divided into groups of about equal work, so that a
-  few shapes fit the data.
+  Examples are sorted by the length of their longest column and divided into buckets with about
+  equal numbers of tokens.
 
   Args:
     lengths: int[examples, columns].
-    buckets: the largest number of different shapes.
-    multiple: lengths are padded up to multiples of this.
+    buckets: the largest number of buckets.
+    multiple: padded lengths are multiples of this.
   """
   shapes = bucket_shapes(lengths, buckets=buckets, multiple=multiple)
   return Rows([np.array([i]) for i in range(len(lengths))], shapes)
 
 
 def bucket_shapes(lengths: np.ndarray, *, buckets: int, multiple: int = 8) -> np.ndarray:
-  """Return the padded length of each column of each example; the arguments are `bucket`'s."""
+  """Return int[examples, columns], the padded lengths; the arguments are those of `bucket`."""
   lengths = np.maximum(lengths, 1)  # a row needs at least one position
   order = np.lexsort((lengths.sum(axis=1), lengths.max(axis=1)))
   work = np.cumsum(lengths.max(axis=1)[order])
@@ -162,7 +167,7 @@ def bucket_shapes(lengths: np.ndarray, *, buckets: int, multiple: int = 8) -> np
 
 
 def pack(lengths: np.ndarray, *, length: int, seed: int = 0) -> Rows:
-  """Return rows of several examples: each goes to the fullest open row with room, in random order.
+  """Return rows of several examples: in random order, each is put into the fullest row with room.
 
   Args:
     lengths: int[examples, columns].
@@ -178,7 +183,7 @@ def pack(lengths: np.ndarray, *, length: int, seed: int = 0) -> Rows:
       'out or make the rows longer'
     )
   members: list[list[int]] = []
-  # few rows are open at a time, so that the time is linear in the number of examples
+  # only 64 rows are open at a time, so that the time is linear in the number of examples
   open_rows = np.zeros(64, np.int64)
   room = np.full((64, lengths.shape[1]), -1)
   for i in np.random.default_rng(seed).permutation(len(lengths)):
@@ -196,26 +201,27 @@ def pack(lengths: np.ndarray, *, length: int, seed: int = 0) -> Rows:
 
 
 def unpacked(examples: int) -> Rows:
-  """Return rows of one example each, for columns without a length; each counts as one token."""
+  """Return rows of one example each, for columns without a length; an example counts as a token."""
   return Rows(list(np.arange(examples)[:, None]), np.ones((examples, 1), np.int64))
 
 
 class Batches:
-  """Batches by number: `batches[step]` is a pure function of (data, seed, step, process).
+  """The batches of a run: `batches[step]` is a pure function of (data, seed, step, process).
 
-  Every epoch visits each row once, shuffled anew: rows within their shape, then the batches. A
-  batch has as many rows of its shape as fit the token budget. Empty rows, which weigh nothing, fill
-  up the last one of a shape, and all of them where devices cannot share their rows equally.
+  Every epoch has each row once. Rows of the same shape are shuffled and divided into batches of as
+  many rows as the token budget allows; then the batches are shuffled. Empty rows, which have no
+  weight in the loss, complete the last batch of a shape, and every batch whose rows cannot be
+  divided equally among devices.
 
   Args:
-    columns: such as {'inputs': Ragged, 'targets': Ragged}; a value for each example, such as its
-      class or its image, is an array, and such examples are never packed.
+    columns: such as {'inputs': Ragged, 'targets': Ragged}; an array or Lazy has a value for each
+      example, such as its class or image, and such examples are never packed.
     rows: from `bucket`, `pack` or `unpacked`.
     tokens: budget of a batch, in positions of its longest column, padding included.
-    multiple: the number of rows is a multiple of this (microbatches), even where that exceeds the
-      budget.
-    parts: devices that share the rows: empty ones fill them up to a multiple of parts x multiple.
-      They do not change which examples are in a batch.
+    multiple: the number of rows of a batch is a multiple of this (microbatches), even if that
+      exceeds the budget.
+    parts: number of devices that share the rows; empty rows are added up to a multiple of parts x
+      multiple. This does not change which examples are in a batch.
     seed: of the shuffling; None keeps the order.
     process: (index, count): this process makes the index-th of count equal parts of every batch.
 
@@ -258,7 +264,7 @@ class Batches:
     return fill(self.columns, [self.rows.members[i] for i in members], shape, share)
 
   def empty(self, group: int) -> Batch:
-    """Return a batch of all processes in the shape of a group, of empty rows."""
+    """Return a batch of empty rows, for all processes, in the shape of a group."""
     shape, _, size = self.groups[group]
     return fill(self.columns, [], shape, self._share(size) * self.process[1])
 
@@ -270,7 +276,12 @@ class Batches:
     parts: int,
     process: tuple[int, int],
   ):
-    """Set how many rows of each group, a shape and its rows, make a batch."""
+    """Set `groups` and `counts`: the batch size, and the number of batches, of each shape.
+
+    Args:
+      groups: (shape, its rows).
+      tokens, multiple, parts, process: as of the constructor.
+    """
     self.process, self._filled = process, parts * multiple
     if self._filled % process[1]:
       raise ValueError(
@@ -285,7 +296,7 @@ class Batches:
     self.counts = [-(-len(rows) // size) for _, rows, size in self.groups]
 
   def _share(self, size: int) -> int:
-    """Return how many rows of a batch of `size` a process makes, empty ones included."""
+    """Return the number of rows that a process makes of a batch of `size`, with empty ones."""
     return -(-size // self._filled) * self._filled // self.process[1]
 
   def _plan(self, epoch: int) -> list[tuple[int, np.ndarray]]:
@@ -306,7 +317,18 @@ class Batches:
 def fill(
   columns: Columns, members: Sequence[np.ndarray], shape: tuple[int, ...], size: int
 ) -> Batch:
-  """Return a batch of `size` rows: the examples of each of its first rows, the others empty."""
+  """Return a batch of `size` rows, of which the first have examples and the others are empty.
+
+  Args:
+    columns: of all examples.
+    members: for each row the indices of its examples.
+    shape: padded length of each ragged column.
+    size: number of rows.
+
+  Returns:
+    For each column NAME its rows, and NAME_segments: 1, 2, ... for the first, second, ... example
+    of a row, 0 for padding.
+  """
   batch: Batch = {}
   lengths = iter(shape)
   if members:
@@ -340,15 +362,15 @@ def fill(
 def group_steps(
   batches: Iterator[Batch], start: int, size: int
 ) -> Iterator[tuple[int, list[Batch]]]:
-  """Yield (step after the group, batches that go to the device together).
+  """Yield (step after the group, batches of the group), for calls of several steps.
 
-  Steps 0 to size - 1 are a group, and so on, if their batches have one shape; if not, each batch is
-  its own group. So a run that resumes after any group makes the same groups.
+  Steps 0 to size - 1 are a group, and so on, if their batches have the same shape; otherwise each
+  of them is a group of its own. So the groups do not depend on where a run is resumed.
 
   Args:
     batches: of the steps start, start + 1, ...
     start: the first step.
-    size: of a group.
+    size: the number of steps in a group.
   """
   step, waiting = start, []
   for batch in batches:
@@ -382,6 +404,6 @@ def prefetch(batches: Batches, start: int, stop: int) -> Iterator[Batch]:
     def __getitem__(self, i):
       return batches[start + i]
 
-  # one thread: more of them only fight over the interpreter lock (16 are 10 times slower)
+  # one thread, because more compete for the interpreter lock (16 are 10 times slower)
   options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
   return iter(grain.MapDataset.source(Steps()).to_iter_dataset(options))

@@ -1,8 +1,8 @@
-"""Writing a prepared corpus (see data.prepared): in parallel, in parts that outlast a kill.
+"""Writing a prepared corpus (see data.prepared), in parallel; can be interrupted and resumed.
 
-The examples of a split are read one after the other and encoded in parts of some megabytes, each by
-one of several processes and to files of its own. A part that is there already, of the same examples
-and whole, is kept. At the end all parts are joined, and the index is made from the lengths.
+The examples of a split are divided into parts of some megabytes, and each part is encoded by one of
+several processes into its own files. Parts that exist already, from the same examples and complete,
+are kept. At the end the parts are joined, and the index is made from the lengths.
 """
 
 import collections
@@ -30,9 +30,9 @@ from transformer.data import pipeline, prepared, token_files
 from transformer.data.pipeline import Columns, Ragged
 from transformer.data.text import Cut, encode_documents
 
-PART = 1 << 23  # characters or bytes of a part
-PART_EXAMPLES = 1 << 16
-FILE = 1 << 15  # what a file of an image or sound counts for, in bytes
+PART = 1 << 23  # characters or bytes in a part
+PART_EXAMPLES = 1 << 16  # the most examples in a part
+FILE = 1 << 15  # bytes that a file of an image or sound counts as, without looking at its size
 DECODED = 64  # images or sounds that are decoded at once
 PACKED = 1 << 17  # examples that are packed together
 Example = dict[str, Any]
@@ -40,12 +40,12 @@ log = logging.getLogger(__name__)
 
 
 class Encoder(NamedTuple):
-  """What becomes of examples.
+  """A function from examples to the columns that are written.
 
   Attributes:
-    kind: of data.prepared.
-    task: makes columns of examples; documents are cut as its `cut` says.
-    measured: whether examples are also encoded to learn their lengths (kind 'examples').
+    kind: documents, columns or examples; see data.prepared.
+    task: makes columns from examples (columns), or has a tokenizer and a `cut` (documents).
+    measured: whether to encode examples also for their lengths (kind 'examples').
   """
 
   kind: str
@@ -81,15 +81,18 @@ def write_split(
   *,
   workers: int = 1,
 ) -> dict[str, Any]:
-  """Write the columns of a split, and return what prepared.json says of it, without an index.
+  """Write the columns of a split, and return its entry for prepared.json, without an index.
 
   Args:
     folder: of the corpus.
     split: its name.
-    examples: opens the stream of them.
-    encoder: what becomes of them.
-    content: the settings on which the columns depend, as JSON.
-    workers: processes that encode.
+    examples: returns a new iterator over the examples at each call.
+    encoder: makes the columns.
+    content: the settings that the columns depend on, as JSON types.
+    workers: number of processes that encode.
+
+  Raises:
+    ValueError: the split has no example.
   """
   with contextlib.suppress(FileNotFoundError, KeyError, ValueError):
     old = prepared.read_json(folder)['splits'][split]
@@ -101,13 +104,13 @@ def write_split(
   parts.mkdir(parents=True, exist_ok=True)
   packed, settings = pickle.dumps(encoder), json.dumps(content).encode()
   jobs = ((packed, settings, part, parts / f'{i:06}') for i, part in enumerate(_parts(examples())))
-  done, count, said = [], 0, 0
+  done, count, logged = [], 0, 0
   for infos, source in in_processes(_write_part, jobs, workers):
     done.append((infos, source))
     count += next(iter(infos.values()))['count']
-    if len(done) >= 2 * said:
-      said = len(done)
-      log.info('%s: %d rows in %d parts so far', split, count, said)
+    if len(done) >= 2 * logged:
+      logged = len(done)
+      log.info('%s: %d rows in %d parts so far', split, count, logged)
   if not done:
     raise ValueError(f'the split {split} has no example: give it some')
   columns = {}
@@ -120,7 +123,7 @@ def write_split(
 
 
 def remove_parts(folder: pathlib.Path, split: str):
-  """Delete the parts of a split, whose joined files are there."""
+  """Delete the parts of a split, after they were joined."""
   shutil.rmtree(prepared.stem(folder, split, 'parts'), ignore_errors=True)
 
 
@@ -132,14 +135,14 @@ def write_index(
   *,
   workers: int = 1,
 ) -> dict[str, Any]:
-  """Write which examples or windows make a row, and return the index for prepared.json.
+  """Write which examples or windows are in which row, and return the index for prepared.json.
 
   Args:
     folder, split: of the corpus.
-    info: from write_split.
-    settings: 'cut' of documents, 'packing', 'max_length', 'buckets', and others that the lengths
-      depend on; kept in the index.
-    workers: processes that pack.
+    info: from `write_split`.
+    settings: 'cut' (of documents), 'packing', 'max_length', 'buckets', and others that the lengths
+      depend on; stored in the index.
+    workers: number of processes that pack.
   """
   if info['index'] and info['index']['settings'] == settings:
     return info['index']
@@ -176,7 +179,12 @@ def write_index(
 
 
 def cut_windows(offsets: np.ndarray, cut: Cut) -> np.ndarray:
-  """Return the first and last place of every window of all documents, int[windows, 2]."""
+  """Return int[windows, 2]: begin and end of each window in the tokens of all documents.
+
+  Args:
+    offsets: int[documents + 1], of the documents.
+    cut: how documents are cut into windows.
+  """
   sizes = np.diff(offsets)
   counts = -(-np.maximum(sizes - (cut.length - cut.step), 0) // cut.step)
   document = np.repeat(np.arange(len(sizes)), counts)
@@ -189,13 +197,16 @@ def cut_windows(offsets: np.ndarray, cut: Cut) -> np.ndarray:
 def in_processes(
   function: Callable, jobs: Iterable[tuple[Any, ...]], workers: int
 ) -> Iterator[Any]:
-  """Yield function(*job) for each job, in order; in processes if there are several workers."""
+  """Yield function(*job) for each job, in order; computed in processes if workers > 1.
+
+  At most 2 x workers jobs are waiting at a time, so that jobs may be a generator of large ones.
+  """
   jobs = iter(jobs)
   first = list(itertools.islice(jobs, 2))
   if workers == 1 or len(first) < 2:
     yield from itertools.starmap(function, itertools.chain(first, jobs))
     return
-  # a process of its own needs no accelerator, and one core
+  # the new processes use the CPU, and one core each
   before = {name: os.environ.get(name) for name in ('JAX_PLATFORMS', 'TOKENIZERS_PARALLELISM')}
   os.environ |= {'JAX_PLATFORMS': 'cpu', 'TOKENIZERS_PARALLELISM': 'false'}
   pool = ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), _follow_parent)
@@ -214,16 +225,16 @@ def in_processes(
 
 
 def _follow_parent():
-  """Leave Ctrl-C to the parent, and end with it, even if it is killed (on Linux)."""
+  """Ignore Ctrl-C, which the parent handles, and end when the parent ends, also by kill (Linux)."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   with contextlib.suppress(AttributeError, OSError, TypeError):
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _parts(examples: Iterable[Example]) -> Iterator[bytes]:
-  """Yield the examples in parts whose bounds depend on them alone, pickled.
+  """Yield pickled parts: (examples, (size, time of change) of each of their files).
 
-  With each part are the size and time of its files, which tell whether they changed since.
+  The division into parts depends only on the examples. The bytes of a part change when a file does.
   """
   part: list[Example] = []
   files: list[tuple[int, int]] = []
@@ -232,8 +243,8 @@ def _parts(examples: Iterable[Example]) -> Iterator[bytes]:
     part.append(example)
     size += sum(len(x) for x in example.values() if isinstance(x, str | bytes))
     if isinstance(inputs := example.get('inputs'), os.PathLike):
-      facts = os.stat(inputs)
-      files.append((facts.st_size, facts.st_mtime_ns))
+      stat = os.stat(inputs)
+      files.append((stat.st_size, stat.st_mtime_ns))
     size += FILE * isinstance(inputs, os.PathLike | np.ndarray)
     if size >= PART or len(part) >= PART_EXAMPLES:
       yield pickle.dumps((part, files))
@@ -245,13 +256,13 @@ def _parts(examples: Iterable[Example]) -> Iterator[bytes]:
 def _write_part(
   packed: bytes, settings: bytes, part: bytes, stem: pathlib.Path
 ) -> tuple[dict[str, Any], str]:
-  """Write the columns of a part, unless they are there; return their Infos, and its digest.
+  """Write the columns of a part, unless they exist; return {column: Info}, and a hash of the part.
 
   Args:
     packed: the pickled encoder.
-    settings: on which the columns depend.
-    part: from _parts.
-    stem: of the files.
+    settings: that the columns depend on, as JSON.
+    part: from `_parts`.
+    stem: path of the files without their endings.
   """
   file, made = stem.with_suffix('.json'), hashlib.sha256(settings + part).hexdigest()
   with contextlib.suppress(OSError, KeyError, ValueError):
@@ -273,7 +284,7 @@ def _write_part(
   return columns, _source(part)
 
 
-@functools.lru_cache(maxsize=1)  # once in a process, not for each part
+@functools.lru_cache(maxsize=1)  # unpickled once in each process, not for each part
 def _unpickled(packed: bytes) -> Encoder:
   return pickle.loads(packed)
 
@@ -287,7 +298,7 @@ def _digest(texts: Iterable[str]) -> str:
 
 
 def _check(folder: pathlib.Path, split: str, info: dict[str, Any]):
-  """Raise ValueError where a file is not as it was written."""
+  """Raise ValueError if the checksum of a file of a split is wrong."""
   for name, each in info['columns'].items():
     stem = prepared.stem(folder, split, name)
     if token_files.digests(stem, each) != each['sha256']:
@@ -295,7 +306,7 @@ def _check(folder: pathlib.Path, split: str, info: dict[str, Any]):
 
 
 def _as_bytes(example: Example) -> tuple[bytes, bytes]:
-  """Return the fields of an example as JSON, and the bytes of its image or sound."""
+  """Return the fields of an example as JSON, and its image or sound as bytes (b'' for a text)."""
   fields, content = dict(example), b''
   if isinstance(inputs := fields.get('inputs'), os.PathLike | bytes):
     content = inputs if isinstance(inputs, bytes) else pathlib.Path(inputs).read_bytes()
@@ -314,19 +325,19 @@ def _ragged_bytes(rows: Iterable[bytes]) -> Ragged:
 
 
 def _lengths(columns: Columns) -> np.ndarray:
-  """Return the lengths of the ragged columns, int[examples, columns]."""
+  """Return int[examples, columns], the lengths of the ragged columns."""
   count = len(next(iter(columns.values())))
   ragged = [column.lengths for column in columns.values() if isinstance(column, Ragged)]
   return np.stack(ragged, axis=1) if ragged else np.zeros((count, 0), np.int64)
 
 
 def _packed(lengths: np.ndarray, short: np.ndarray, length: int, workers: int) -> Ragged:
-  """Return the rows of all examples in `short`, packed in groups of PACKED."""
+  """Return the examples of each packed row; only those in `short` are packed, PACKED at a time."""
   groups = [short[i : i + PACKED] for i in range(0, len(short), PACKED)]
   jobs = ((np.asarray(lengths[group]), length, i) for i, group in enumerate(groups))
-  found = in_processes(_pack, jobs, workers if len(groups) > 1 else 1)
+  results = in_processes(_pack, jobs, workers if len(groups) > 1 else 1)
   return Ragged.concatenate(
-    [Ragged(group[rows.tokens], rows.offsets) for group, rows in zip(groups, found, strict=True)]
+    [Ragged(group[rows.tokens], rows.offsets) for group, rows in zip(groups, results, strict=True)]
   )
 
 

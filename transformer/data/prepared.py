@@ -1,16 +1,17 @@
-"""Prepared corpora: on disk, of any size, read example by example where a batch needs them.
+"""Prepared corpora: on disk, of any size, of which only the examples of a batch are read.
 
-A folder has `prepared.json` (what was prepared, from which settings, with counts and checksums),
-`tokenizer.json`, and for each split columns as data.token_files writes them. A split is of a kind:
+A folder has `prepared.json` (settings, counts and checksums), `tokenizer.json`, and for each split
+columns as written by data.token_files. A split has one of these kinds:
 
 documents   the tokens of whole documents, <split>.targets, which a task cuts into windows
-columns     the columns that the task makes of examples, such as <split>.inputs, <split>.targets
-examples    the examples themselves: <split>.fields as JSON, and <split>.content, the bytes of an
-            image or sound as they were; decoded or tokenized when their batch is due
+columns     the columns that the task makes from examples, such as <split>.inputs, <split>.targets
+examples    the examples themselves: <split>.fields as JSON, and <split>.content, the original bytes
+            of an image or sound; decoded or tokenized when a batch needs them
 
-Its index says which examples make a row of a batch: `<split>.rows`, rows of one shape next to each
-other, and of documents `<split>.windows`, the first and last place of each. Nothing here is read
-whole, so that start-up and memory do not grow with the corpus.
+The index of a split says which examples are in which row of a batch: `<split>.rows`, with rows of
+the same shape next to each other, and for documents `<split>.windows`, begin and end of each window
+in the tokens. No file is read as a whole, so that start-up time and memory do not grow with the
+corpus.
 """
 
 import dataclasses
@@ -42,12 +43,12 @@ class Prepared:
   """A split of a prepared corpus.
 
   Attributes:
-    folder, split: where it is.
-    info: what prepared.json says of it: 'kind', 'content' (the settings on which the files depend),
-      'index' or None, 'columns' (an Info of each).
-    columns: the columns, mapped into memory.
-    rows, windows: the index; None where row i is example i, or where there are no windows.
-    vocab: the number of ids of its tokenizer.
+    folder, split: of the corpus.
+    info: its entry in prepared.json: 'kind', 'content' (the settings that the files depend on),
+      'index' (None without one), 'columns' (the Info of each).
+    columns: {name: column}, mapped into memory.
+    rows, windows: the index; None if row i is example i, or if there are no windows.
+    vocab: number of ids of the tokenizer.
   """
 
   folder: pathlib.Path
@@ -60,11 +61,11 @@ class Prepared:
 
   @classmethod
   def open(cls, folder: pathlib.Path, split: str) -> Any:
-    """Return a split of a prepared corpus, or `<split>.bin` of a folder as nanoGPT writes it.
+    """Return a split of a prepared corpus, or of a folder with nanoGPT's `<split>.bin`.
 
     Raises:
-      FileNotFoundError: there is no such corpus or split.
-      FileError: a file has another size than it was written with, or prepared.json is damaged.
+      FileNotFoundError: there is no such corpus or file.
+      FileError: there is no such split, a file has the wrong size, or prepared.json is damaged.
     """
     if not (folder / JSON).is_file():
       return _nanogpt(folder, split)
@@ -83,7 +84,7 @@ class Prepared:
 
   @property
   def fingerprint(self) -> str:
-    """The digest of the checksums and the index of the files."""
+    """The SHA-256 of `info`, which has the checksums of all files."""
     return hashlib.sha256(json.dumps(self.info, sort_keys=True).encode()).hexdigest()
 
   def __len__(self) -> int:
@@ -106,11 +107,11 @@ class Prepared:
     return example
 
   def encoded(self, ids: np.ndarray, encode: Callable[[Any], Columns]) -> Columns:
-    """Return the columns of examples or windows.
+    """Return the columns of some examples or windows.
 
     Args:
-      ids: of the windows of documents, else of the examples.
-      encode: makes columns of examples, or of {'targets': tokens of a window}.
+      ids: indices of windows (kind 'documents') or of examples.
+      encode: (examples) to columns; an example is {'targets': tokens of a window} for documents.
     """
     if self.info['kind'] == 'examples':
       return encode([self[i] for i in ids.tolist()])
@@ -129,7 +130,7 @@ class Prepared:
     }
 
   def _windows(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first and last places of windows."""
+    """Return the begins and the ends of windows in the tokens."""
     if self.windows is not None:
       starts, stops = np.asarray(self.windows[ids]).T
       return starts, stops
@@ -137,7 +138,7 @@ class Prepared:
     return ids * step, np.minimum(ids * step + length, len(self.columns['targets'].tokens))
 
   def _checked(self, tokens: np.ndarray) -> np.ndarray:
-    """Return tokens of documents; FileError if the tokenizer has no such ids."""
+    """Return tokens as int32; raise FileError if the tokenizer does not have their ids."""
     if tokens.max(initial=0) >= self.vocab:
       raise FileError(
         f'{self.folder}: {self.split} has the token {tokens.max()}, and tokenizer.json has '
@@ -147,15 +148,18 @@ class Prepared:
 
 
 class PreparedBatches(Batches):
-  """Batches by number, as `pipeline.Batches`, of a split with an index.
+  """The batches of a split with an index, like `pipeline.Batches`.
 
-  The shuffle of an epoch is a permutation that is computed on the fly: of the rows of each shape,
-  and of the batches. Every epoch visits each row once.
+  The rows of each shape and the batches of an epoch are shuffled by `permute`, without an array of
+  indices. Every epoch has each row once.
 
   Args:
     source: the split.
     encode: see `Prepared.encoded`.
     tokens, multiple, parts, seed, process: as of `pipeline.Batches`.
+
+  Raises:
+    ValueError: the split has no row.
   """
 
   def __init__(
@@ -194,7 +198,7 @@ class PreparedBatches(Batches):
     if self.seed is not None:
       numbers = permute(numbers, len(rows), (self.seed, epoch, group + 1))
     batch = self._filled_with(numbers.tolist(), group, share)
-    if step % 8 == 0:  # more often costs time, less often memory
+    if step % 8 == 0:  # more often takes time, less often takes memory
       for column in (*self.source.columns.values(), self.source.rows, self.source.windows):
         release(column)
     return batch
@@ -206,11 +210,11 @@ class PreparedBatches(Batches):
   def _filled_with(self, numbers: list[int], group: int, size: int) -> Batch:
     shape, rows, _ = self.groups[group]
     members = [self._members(rows[i]) for i in numbers]
-    # without a row the columns are those of any other one, and the batch is empty
+    # for an empty batch, encode the first row to learn the columns
     ids = np.concatenate(members or [self._members(rows[0])])
     places = np.split(np.arange(len(ids)), np.cumsum([len(each) for each in members])[:-1])
     columns = self.source.encoded(ids, self.encode)
-    # of documents the index has one length, and a task makes columns that all have it
+    # the index of documents has one length, which all columns of the task have
     ragged = sum(isinstance(column, Ragged) for column in columns.values())
     return fill(columns, places[: len(members)], shape * (ragged // len(shape)), size)
 
@@ -220,12 +224,12 @@ class PreparedBatches(Batches):
 
 
 def stem(folder: pathlib.Path, split: str, column: str) -> pathlib.Path:
-  """Return the path of the files of a column, without .bin and .idx."""
+  """Return the path of the files of a column without their endings .bin and .idx."""
   return folder / f'{urllib.parse.quote(split, safe="[]:%")}.{column}'
 
 
 def endless(source: Prepared, settings: dict[str, Any]) -> Prepared:
-  """Return a split of one document with the index of its windows, all of one shape.
+  """Return a split that is one document, with an index whose windows are computed, not stored.
 
   Args:
     source: the split.
@@ -239,7 +243,7 @@ def endless(source: Prepared, settings: dict[str, Any]) -> Prepared:
 
 
 def read_json(folder: pathlib.Path) -> dict[str, Any]:
-  """Return the content of a folder's prepared.json."""
+  """Return the content of a folder's prepared.json; raise ValueError for another format."""
   described = json.loads((folder / JSON).read_bytes())
   check_keys(described, 'format', 'splits', 'vocab')
   if described['format'] != FORMAT:
@@ -248,16 +252,16 @@ def read_json(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _nanogpt(folder: pathlib.Path, split: str) -> Any:
-  """Return train.bin of nanoGPT as one endless document; of other splits the texts.
+  """Return nanoGPT's train.bin as one document, or the texts in the file of another split.
 
-  These files are ids of uint16, in which the end token may stand between documents.
+  The files have ids as uint16, with end tokens between documents.
   """
   file = folder / f'{split}.bin'
   if not file.is_file():
-    there = sorted(path.name for path in folder.glob('*'))[:20]
+    names = sorted(path.name for path in folder.glob('*'))[:20]
     raise FileNotFoundError(
       f'{folder} has no prepared corpus, neither {JSON} nor {file.name} (there: '
-      f'{", ".join(there) or "nothing"}): write it by --mode=prepare --workdir={folder}'
+      f'{", ".join(names) or "nothing"}): write it by --mode=prepare --workdir={folder}'
     )
   tokenizer = Tokenizer.load(folder / 'tokenizer.json')
   size = file.stat().st_size
@@ -267,10 +271,10 @@ def _nanogpt(folder: pathlib.Path, split: str) -> Any:
     parts = np.split(tokens, np.flatnonzero(tokens == tokenizer.eos))
     texts = (tokenizer.decode(part[part != tokenizer.eos]) for part in parts)
     return [{'targets': text} for text in texts if text]
-  facts = {'file': str(file), 'size': size, 'changed': file.stat().st_mtime_ns}
-  described = {'kind': 'documents', 'content': None, 'index': None, 'columns': {'targets': facts}}
+  state = {'file': str(file), 'size': size, 'changed': file.stat().st_mtime_ns}
+  info = {'kind': 'documents', 'content': None, 'index': None, 'columns': {'targets': state}}
   columns = {'targets': Ragged(tokens, np.asarray([0, len(tokens)]))}
-  return Prepared(folder, split, described, columns, None, None, tokenizer.size)
+  return Prepared(folder, split, info, columns, None, None, tokenizer.size)
 
 
 def _int32(values: np.ndarray) -> np.ndarray:

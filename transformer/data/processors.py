@@ -24,57 +24,63 @@ from transformer.functional import augmentation
 from transformer.functional.spec_augment import change_tempo, mask_frames
 
 Line = str | bytes | np.ndarray  # a text, a path, the content of a file, or the array itself
-Row = Sequence[int] | np.ndarray  # an encoded example, not padded
+Row = Sequence[int] | np.ndarray  # an encoded example without padding
 
 
 @runtime_checkable
 class Processor(Protocol):
-  """The preparation of one kind of input."""
+  """The preprocessing of one modality of inputs."""
 
   @property
   def features(self) -> int:
-    """Return the numbers in a patch or frame; 0 for tokens."""
+    """Return the size of a patch or frame; 0 for tokens."""
 
   @property
   def max_length(self) -> int:
-    """Return the longest row."""
+    """Return the length of the longest row."""
 
   @property
   def positions(self) -> int:
-    """Return the most vectors that the encoder makes of a row."""
+    """Return the largest number of positions that a row has in the encoder."""
 
   def encode_column(self, lines: Iterable[Any]) -> Column:
-    """Return all lines as one column of the data pipeline."""
+    """Return all inputs as one column of the data pipeline."""
 
   def encode_example(self, line: Any, *, truncate: bool = False) -> Row:
-    """Return one line as a row.
+    """Return one input as a row.
 
     Args:
-      line: a text, path, or what else the processor takes.
-      truncate: shorten a line that is too long, and accept an empty one, instead of raising.
+      line: a text, or an image or sound.
+      truncate: whether to shorten an input that is too long, and to accept an empty one.
 
     Raises:
-      ValueError: what is wrong with the line, and what to do.
+      ValueError: the input cannot be encoded; says why, and the cure.
     """
 
   def prepare_batch(
     self, rows: Array, segments: Array, key: Key[Array, ''] | None
   ) -> tuple[Array, Array]:
-    """Return the encoder's inputs and their segments, on the device; augmented if given a key."""
+    """Return the encoder's inputs and their segments; runs on the device.
+
+    Args:
+      rows: a batch, [B, ...].
+      segments: [B, S] or [B]; 0 is padding.
+      key: for augmentation; None for none.
+    """
 
   def labels(self, row: Any) -> list[str]:
-    """Return the labels of the encoder's positions in a picture of attention."""
+    """Return the labels of the encoder's positions, for attention maps."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TextProcessor:
-  """Texts to tokens, followed by the end token; within the template of a published tokenizer.
+  """Texts to tokens, with the end token or the template of a published tokenizer around them.
 
   Attributes:
-    tokenizer: text to tokens.
+    tokenizer: encodes texts.
     max_length: in tokens, with start and end.
     start: whether texts begin with the start token.
-    truncate: whether `encode_column` truncates long texts; they can be left out later if not.
+    truncate: whether `encode_column` truncates long texts; otherwise they are left out later.
   """
 
   tokenizer: Tokenizer
@@ -86,7 +92,7 @@ class TextProcessor:
 
   @property
   def positions(self) -> int:
-    """Return the most tokens of a text."""
+    """Return the largest number of tokens of a text."""
     return self.max_length
 
   def encode_column(self, lines: Iterable[str]) -> Ragged:
@@ -105,8 +111,8 @@ class TextProcessor:
   def prepare_batch(
     self, rows: Int[Array, 'B S'], segments: Int[Array, 'B S'], key: Key[Array, ''] | None
   ) -> tuple[Int[Array, 'B S'], Int[Array, 'B S']]:
-    """Return the tokens as they are, with padding tokens in segment 0."""
-    if self.tokenizer.pad is not None:  # published models' inputs may contain it
+    """Return the tokens unchanged, with padding tokens in segment 0."""
+    if self.tokenizer.pad is not None:  # inputs of published models may contain it
       segments = jnp.where(rows == self.tokenizer.pad, 0, segments)
     return rows, segments
 
@@ -125,16 +131,16 @@ class TextProcessor:
 
 @dataclasses.dataclass(frozen=True)
 class BlankProcessor(TextProcessor):
-  """Texts in which something is missing: ___ stands for it.
+  """Texts to tokens, with ___ in place of missing parts.
 
   Attributes:
-    fillers: the tokens that replace the first ___, the second, ...
+    fillers: the tokens that encode the first ___, the second, ...
   """
 
   fillers: tuple[int, ...] = ()
 
   def encode_example(self, line: str, *, truncate: bool = False) -> list[int]:
-    """Return the tokens of a line, with a filler for every ___."""
+    """Return the tokens of a line, with a filler in place of each ___."""
     blanks = line.count(BLANK)
     if not blanks and not truncate:
       raise ValueError(f'the line has nothing to fill in: write {BLANK} where text is missing')
@@ -148,7 +154,7 @@ class BlankProcessor(TextProcessor):
 
 
 def check_text(line: str, tokens: Sequence[int], max_length: int):
-  """Raise ValueError where a line is empty, or has more tokens than the model was trained for."""
+  """Raise ValueError if a line is empty, or has more tokens than the model was trained for."""
   if not line.strip():
     raise ValueError('the line is empty: give it some text')
   if len(tokens) > max_length:
@@ -160,22 +166,22 @@ def check_text(line: str, tokens: Sequence[int], max_length: int):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageProcessor:
-  """Images to square patches, row by row, each number between -1 and 1 or as `mean` and `std` say.
+  """Images to square patches, row by row, normalized; with augmentation in training.
 
   Attributes:
-    height, width: in pixels; an image of another size is scaled to cover this one and its middle
-      is kept.
-    channels: 1 is grey, 3 red, green and blue.
-    patch: pixels on a side of a square.
+    height, width: in pixels; an image of another size is scaled to cover this size and
+      center-cropped.
+    channels: 1 for gray, 3 for red, green and blue.
+    patch: side of a patch, in pixels.
     stem: convolutions at the beginning of the model; see ModelConfig.
-    scale, resample: how an image is scaled before its middle is kept; see images.read.
-    mean, std: of all channels or of each, where white is 1: patches hold (x - mean) / std.
-    flip: augmentation in training: mirror half of the images; see functional.augmentation.
-    shift: move by up to so many pixels.
-    turn: rotate by up to so many degrees.
-    zoom: scale by up to this share of 1.
-    erase: hide a square of so many pixels a side.
-    recolor: change colours by up to this share of 1.
+    scale, resample: how an image is scaled before it is center-cropped; see images.read.
+    mean, std: of all channels or of each, for pixels in 0 to 1; patches have (x - mean) / std.
+    flip: augmentation: mirror half of the images; see functional.augmentation.
+    shift: augmentation: move by up to so many pixels.
+    turn: augmentation: rotate by up to so many degrees.
+    zoom: augmentation: scale by a factor from 1 - zoom to 1 + zoom.
+    erase: augmentation: hide a square with sides of so many pixels.
+    recolor: augmentation: change colors by factors from 1 - recolor to 1 + recolor.
   """
 
   height: int
@@ -229,17 +235,17 @@ class ImageProcessor:
 
   @property
   def features(self) -> int:
-    """Return the numbers in a patch."""
+    """Return the size of a patch."""
     return self.patch**2 * self.channels
 
   @property
   def max_length(self) -> int:
-    """Return the rows of pixels, the same for all images."""
+    """Return the number of rows of pixels, the same for all images."""
     return self.height
 
   @property
   def positions(self) -> int:
-    """Return the number of patches after the stem, and one for the pooled state."""
+    """Return the number of patches after the stem, plus one for the class token."""
     return 1 + math.prod(self._grid)
 
   @property
@@ -249,7 +255,7 @@ class ImageProcessor:
     return -(-self.height // size), -(-self.width // size)
 
   def encode_column(self, lines: Iterable[Line]) -> Lazy:
-    """Return the pixels [n, H, W, C] of all images, decoded when they are needed."""
+    """Return the pixels [n, H, W, C] of all images, which are decoded when they are needed."""
     items = list(lines)
     shape = len(items), self.height, self.width, self.channels
     return Lazy(items, self.encode_example, shape, np.dtype(np.uint8))
@@ -262,7 +268,7 @@ class ImageProcessor:
   def prepare_batch(
     self, rows: UInt8[Array, 'B H W C'], segments: Int[Array, ' B'], key: Key[Array, ''] | None
   ) -> tuple[Float[Array, 'B S X'], Int[Array, 'B S']]:
-    """Return the patches; with a key, of augmented images."""
+    """Return the patches, of augmented images if there is a key, and their segments."""
     x = rows.astype(jnp.float32) / 255
     if key is not None:
       x = self._augmented(x, key)
@@ -282,7 +288,7 @@ class ImageProcessor:
     return augmentation.erase(keys[4], x, self.erase)
 
   def labels(self, row: np.ndarray) -> list[str]:
-    """Return the row and column of each patch."""
+    """Return 'ROW,COLUMN' of each patch, after 'all' for the class token."""
     rows, columns = self._grid
     return ['all', *(f'{i},{j}' for i in range(rows) for j in range(columns))]
 
@@ -290,7 +296,12 @@ class ImageProcessor:
 def encode_columns(
   source: Source, **encoders: tuple[str, Callable[[list[Any]], Column]]
 ) -> Columns:
-  """Return the columns of a batch; of each its name, the field of examples, and its encoding."""
+  """Return the columns of examples.
+
+  Args:
+    source: the examples.
+    encoders: NAME=(field of the examples, function from its values to the column NAME).
+  """
   return concatenate(
     [
       {name: encode([x[field] for x in part]) for name, (field, encode) in encoders.items()}
@@ -313,21 +324,21 @@ def patches(images: Float[Array, 'B H W C'], size: int) -> Float[Array, 'B S X']
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SoundProcessor:
-  """Sounds to log-mel frames, normalized to mean 0 and variance 1 over each sound.
+  """Sounds to log-mel frames, normalized to mean 0 and variance 1 over time.
 
-  Training may augment them as functional.spec_augment describes.
+  With augmentation in training; see functional.spec_augment.
 
   Attributes:
     max_length: in frames.
-    rate: samples a second, Hz; files of another rate are resampled.
-    window: seconds in a frame; 0 if inputs are precomputed frames, arrays or .npy files.
-    hop: seconds from frame to frame.
-    bands: mel bands; of precomputed frames, the numbers in each.
-    tempo: the largest change of speed, as a share of it.
-    time_masks: how many stretches of time are masked.
+    rate: sample rate, in Hz; files of another rate are resampled.
+    window: length of a frame, in seconds; 0 if inputs are precomputed frames (arrays, .npy files).
+    hop: distance from frame to frame, in seconds.
+    bands: number of mel bands; the size of precomputed frames.
+    tempo: augmentation: change the speed by a factor from 1 - tempo to 1 + tempo.
+    time_masks: augmentation: number of intervals of time that are masked.
     time_width: the longest of them, in frames.
     time_share: the longest of them, as a share of the sound.
-    frequency_masks: how many stretches of bands are masked.
+    frequency_masks: augmentation: number of intervals of bands that are masked.
     frequency_width: the widest of them, in bands.
   """
 
@@ -363,12 +374,12 @@ class SoundProcessor:
 
   @property
   def features(self) -> int:
-    """Return the numbers in a frame."""
+    """Return the size of a frame."""
     return self.bands
 
   @property
   def positions(self) -> int:
-    """Return the most positions: one for every two frames."""
+    """Return the largest number of positions: one for every two frames."""
     return -(-self.max_length // 2)
 
   def encode_column(self, lines: Iterable[Line]) -> Ragged:
@@ -388,7 +399,7 @@ class SoundProcessor:
   def prepare_batch(
     self, rows: Float[Array, 'B S X'], segments: Int[Array, 'B S'], key: Key[Array, ''] | None
   ) -> tuple[Float[Array, 'B S X'], Int[Array, 'B S']]:
-    """Return the frames; with a key, at another tempo and partly masked."""
+    """Return the frames and segments; with a key, augmented."""
     if key is None:
       return rows, segments
     tempo_key, masks_key = jax.random.split(key)
@@ -407,7 +418,7 @@ class SoundProcessor:
     return masked, segments
 
   def labels(self, row: np.ndarray) -> list[str]:
-    """Return the time of every other frame, in seconds."""
+    """Return the time of every other frame as text, in seconds."""
     return [f'{i * self.hop:.2f}' for i in range(0, len(row), 2)]
 
   def _read(self, line: Line) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Questions whose answers are spans of a paragraph: files in SQuAD's format, and TFDS's data sets.
+"""Questions whose answers are spans of a paragraph: files in SQuAD's format, and TFDS data sets.
 
-An example is {'inputs': question, 'targets': paragraph, 'answers': texts, 'starts': the index of
-each answer's first character in the paragraph, 'relevant': the paragraph's name}.
+An example is {'inputs': question, 'targets': paragraph, 'answers': texts, 'starts': index of the
+first character of each answer in the paragraph, 'relevant': 'NAME:1' with the paragraph's name}.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from transformer.data.reading import check_field, naming, read_json, read_lines
 from transformer.data.splits import parse_split
 
 CLOZE_QUESTIONS = 5  # for each paragraph
-MIN_PARAGRAPH = 200  # characters; a shorter line of a text is a heading
+MIN_PARAGRAPH = 200  # characters; a shorter line of a text is skipped, as a heading
 WIKITEXT_SPACES = re.compile(r' @(.)@ | (?=[.,;:!?)])|(?<=\() ')  # around punctuation
 
 FORMAT = 'write it in the format of SQuAD, {"data": [{"paragraphs": ...}]}'
@@ -49,12 +49,12 @@ def squad(folder: pathlib.Path, split: str) -> list[Example]:
   Args:
     folder: has the files.
     split: names of files joined by +, each maybe with a slice of its articles, as in 'dev[12:]'.
-      'cloze:NAME' generates questions from the file's paragraphs (see data.cloze); these may also
-      be the long lines of a text, <NAME>.txt or .txt.gz.
+      'cloze:NAME' generates questions from the paragraphs of a file (see data.cloze), which are
+      also the long lines of a text, <NAME>.txt or .txt.gz.
 
   Raises:
     FileNotFoundError: a file does not exist.
-    ValueError: a file has another format, or an answer is not where it should be.
+    ValueError: a file has another format, or an answer is not at the position in the file.
   """
   examples: list[Example] = []
   for part in split.split('+'):
@@ -65,17 +65,17 @@ def squad(folder: pathlib.Path, split: str) -> list[Example]:
 
 
 def paragraphs(file: pathlib.Path) -> Iterator[tuple[str, str]]:
-  """Yield the names, 'Title/0', 'Title/1', ..., and the paragraphs of a file."""
+  """Yield (name, text) of the paragraphs of a file, with names 'Title/0', 'Title/1', ..."""
   return ((name, context) for name, context, _ in _paragraphs(file, lambda _: slice(None)))
 
 
 def example_of(question: str, paragraph: str, answers, starts, name: str) -> Example:
-  """Return a question about the paragraph of this name, with its answers and where they start."""
+  """Return the example of a question; see the module for its fields."""
   return _example(question, paragraph, answers, starts) | {'relevant': f'{name}:1'}
 
 
 def _paragraphs(file: pathlib.Path, slice_of: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
-  """Yield (name, text, paragraph) of a file, or of a slice of its articles."""
+  """Yield (name, text, JSON object) of the paragraphs of a slice of a file's articles."""
   if '.txt' in file.suffixes:
     lines = (WIKITEXT_SPACES.sub(r'\1', line.strip()) for _, line in read_lines(file))
     articles = [{'paragraphs': [{'context': line} for line in lines if len(line) >= MIN_PARAGRAPH]}]
@@ -123,5 +123,5 @@ def _example(question, paragraph, answers, starts) -> dict[str, Any]:
 
 
 def _line(text: str) -> str:
-  """Return the text with a space for each tab and line end, so that character indices stay."""
+  """Return the text with each white-space character as a space, which keeps character indices."""
   return re.sub(r'\s', ' ', text)

@@ -1,4 +1,4 @@
-"""Reading files: whatever a parser raises, the error names the file, what is wrong, and a cure."""
+"""Reading files, with errors that name the file, the fault and a cure."""
 
 import bz2
 import contextlib
@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-# A file of a few kilobytes can unpack to terabytes. Real data unpack to a few times their size.
-MAX_UNPACKED = 1 << 28  # bytes, of a small compressed file
-MAX_RATIO = 100  # bytes for each one of a large compressed file
+# Limits, because a file of a few kilobytes can unpack to terabytes: MAX_UNPACKED bytes, or
+# MAX_RATIO times the size of the compressed file, if that is more.
+MAX_UNPACKED = 1 << 28
+MAX_RATIO = 100
 MAX_LINE = 1 << 26  # bytes
 UNPACK: dict[str, Callable[..., Any]] = {'.gz': gzip.open, '.xz': lzma.open, '.bz2': bz2.open}
 BYTE_ORDER_MARKS = {
@@ -30,19 +31,20 @@ BYTE_ORDER_MARKS = {
 
 
 class FileError(ValueError):
-  """What is wrong with a file, which the message names."""
+  """Raised for a fault of a file; the message names the file."""
 
 
 @contextlib.contextmanager
 def naming(file: Any, cure: str = 'copy it anew') -> Iterator[None]:
-  """Turn any error raised inside into a FileError that names the file.
+  """Turn any error raised in the block into a FileError that names the file.
 
-  Errors that name a file already, FileError and OSErrors of the system, pass as they are, and so
-  do missing modules and what is no error, such as KeyboardInterrupt.
+  Errors that already name a file (FileError, OSErrors of the system), missing modules, and
+  exceptions that are no errors (KeyboardInterrupt) are not changed.
 
   Args:
-    file: its name, with that of a member or the number of a line; or a function that returns them.
-    cure: what to do.
+    file: its name, maybe with that of a member or the number of a line; or a function that returns
+      it.
+    cure: the advice in the message.
 
   >>> with naming('a.json', 'write it anew'):
   ...   json.loads('{')
@@ -55,21 +57,21 @@ line 1 column 2 (char 1); write it anew
   except (FileError, ImportError):
     raise
   except BaseException as error:
-    # libraries written in Rust raise a PanicException, which is no Exception
+    # libraries in Rust raise PanicException, which is a BaseException only
     if not isinstance(error, Exception) and type(error).__name__ != 'PanicException':
       raise
     if isinstance(error, OSError) and error.filename:
       raise
-    what = str(error) if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'
-    where = file() if callable(file) else file
-    raise FileError(f'{where}: {what.rstrip(": ")}; {cure}') from error
+    fault = str(error) if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'
+    name = file() if callable(file) else file
+    raise FileError(f'{name}: {fault.rstrip(": ")}; {cure}') from error
 
 
 def as_file_or_array(value: Any) -> Any:
-  """Return a path as str, the content of a file as bytes, and what is neither as a NumPy array.
+  """Return a path as str, the content of a file as bytes, and arrays and lists as a NumPy array.
 
   Raises:
-    ValueError: it is none of these, as an image of Pillow, whose colours have many forms.
+    ValueError: for any other type, such as an image of Pillow.
   """
   if isinstance(value, (str, bytes)):
     return value
@@ -86,7 +88,8 @@ def check_field(row: Any, key: str, kind: Any = str) -> Any:
   """Return row[key] of a parsed file.
 
   Raises:
-    ValueError: `row` has no such key, or its value is not of this kind, a type or union of types.
+    ValueError: `row` has no such key, its value is not of the type (or union of types) `kind`, or a
+      text has half of a surrogate pair.
   """
   check_keys(row, key)
   value = row[key]
@@ -98,14 +101,14 @@ def check_field(row: Any, key: str, kind: Any = str) -> Any:
 
 
 def check_keys(row: Any, *keys: str):
-  """Raise ValueError where a row is no object with these keys."""
+  """Raise ValueError unless a row is a dict with these keys."""
   if not isinstance(row, dict) or not row.keys() >= {*keys}:
-    there = f'keys {", ".join(row)}'[:200] if isinstance(row, dict) else type(row).__name__
-    raise ValueError(f'no object with the keys {" and ".join(map(repr, keys))}, but {there}')
+    actual = f'keys {", ".join(row)}'[:200] if isinstance(row, dict) else type(row).__name__
+    raise ValueError(f'no object with the keys {" and ".join(map(repr, keys))}, but {actual}')
 
 
 class _Unpacked(io.RawIOBase):
-  """A stream of unpacked bytes that ends in an error where it becomes too long."""
+  """A stream of unpacked bytes that raises ValueError when it exceeds a limit."""
 
   def __init__(self, stream: Any, limit: int):
     self._stream, self._limit = stream, limit
@@ -130,23 +133,23 @@ class _Unpacked(io.RawIOBase):
 
 
 def check_unpacked(size: int, limit: int):
-  """Raise ValueError where a file unpacks to more bytes than any real one."""
+  """Raise ValueError if a file unpacks to more bytes than the limit."""
   if size > limit:
     raise ValueError(f'it unpacks to more than {limit:,} bytes, too many for its size')
 
 
 def unpacked_limit(file: pathlib.Path) -> int:
-  """Return how many bytes a compressed file may unpack to."""
+  """Return the number of bytes that a compressed file may unpack to."""
   return max(MAX_UNPACKED, MAX_RATIO * file.stat().st_size)
 
 
 def plain_name(file: pathlib.Path) -> str:
-  """Return the name of a file without the ending of its compression."""
+  """Return the name of a file without .gz, .xz or .bz2."""
   return file.stem if file.suffix in UNPACK else file.name
 
 
 def open_file(file: pathlib.Path) -> io.BufferedIOBase:
-  """Open a file to read its bytes, unpacked if it ends in .gz, .xz or .bz2; see `MAX_UNPACKED`."""
+  """Open a file to read its bytes; unpack .gz, .xz and .bz2 up to `unpacked_limit`."""
   if not (unpack := UNPACK.get(file.suffix)):
     return open(file, 'rb')
   return io.BufferedReader(_Unpacked(unpack(file), unpacked_limit(file)))
@@ -156,8 +159,8 @@ def read_lines(file: pathlib.Path) -> Iterator[tuple[int, str]]:
   """Yield (number, text) of each line, which ends at LF or CR LF (and not at U+2028).
 
   Raises:
-    FileError: the file is neither UTF-8 nor UTF-16 or -32 with a byte order mark, is broken, or has
-      a line longer than MAX_LINE; names the line.
+    FileError: the file is neither UTF-8 nor UTF-16 or -32 with a byte order mark, is damaged, or
+      has a line longer than MAX_LINE; names the line.
   """
   number = 0
   broken = f': broken {file.suffix[1:]}' if file.suffix in UNPACK else ''
@@ -196,7 +199,7 @@ def read_json(file: pathlib.Path) -> Any:
 
 
 def read_objects(file: pathlib.Path, *keys: str) -> Iterator[tuple[int, dict[str, Any]]]:
-  """Yield (number, object) of each line of a JSONL file, which must have these keys."""
+  """Yield (number, object) of each line of a JSONL file; FileError if an object lacks a key."""
   number = 0
   with naming(lambda: f'{file}:{number}', 'write one object a line'):
     for number, line in read_lines(file):
@@ -212,7 +215,7 @@ def read_arrays(file: pathlib.Path, *names: str) -> list[np.ndarray]:
   """Return the named arrays of an .npz file.
 
   Raises:
-    FileError: the file is broken, has no such array, two of one name, or some of Python objects.
+    FileError: the file is damaged, lacks an array, has two with one name, or arrays of objects.
   """
   with naming(file, 'write it with numpy.savez'):
     with zipfile.ZipFile(file) as archive:
@@ -228,9 +231,9 @@ def read_arrays(file: pathlib.Path, *names: str) -> list[np.ndarray]:
 
 
 def check_array(stream: Any, size: int):
-  """Raise ValueError where an .npy of `size` bytes says that it has an array of more.
+  """Raise ValueError if the header of an .npy file declares an array larger than its `size` bytes.
 
-  NumPy allocates what the beginning of a file says, before it reads the rest.
+  NumPy would allocate the declared size before it reads the array.
   """
   headers = {
     (1, 0): np.lib.format.read_array_header_1_0,

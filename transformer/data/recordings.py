@@ -1,6 +1,6 @@
 """Recordings with a table of transcripts: `{'inputs': sound, 'targets': text, 'name': file name}`.
 
-A sound is the path or the bytes of a file (see data.audio), or ready-made frames [S, X].
+A sound is the path or the bytes of a file (see data.audio), or precomputed frames [S, X].
 """
 
 import pathlib
@@ -23,15 +23,17 @@ Example = dict[str, Any]
 def recordings(folder: pathlib.Path, split: str, inputs: str, targets: str) -> list[Example]:
   """Return the sounds of `<split>/` or `<split>.tar`, with transcripts of `<split>.tsv` or .jsonl.
 
-  A folder without splits may have one table and sounds anywhere below it; they are divided by a
-  hash of the names in the table.
+  A folder without splits may have one table, and sounds in any subfolder; they are divided into
+  splits by a hash of the names in the table.
 
   Args:
-    folder: has both.
-    split: the name of both, maybe with a slice.
-    inputs, targets: columns of a sound's file name, with or without its ending, and its transcript.
+    folder: has the sounds and the table.
+    split: its name, maybe with a slice.
+    inputs: column of the table with the file names, with or without ending.
+    targets: column with the transcripts.
 
   Raises:
+    FileNotFoundError: the table or the sounds do not exist.
     ValueError: a sound of the table does not exist.
   """
   name, _ = parse_split(split)
@@ -59,9 +61,14 @@ def recordings(folder: pathlib.Path, split: str, inputs: str, targets: str) -> l
 
 
 def frames(folder: pathlib.Path, split: str, inputs: str, targets: str) -> list[Example]:
-  """Return ready-made frames, of all sounds one after the other, with transcripts of a table.
+  """Return precomputed frames with the transcripts of a table, which `read_pairs` reads.
 
-  `<split>.npz` or `<split>_mfcc.npz` has 'feats' [all S, X], and 'lengths' in the table's order.
+  `<split>.npz` or `<split>_mfcc.npz` has 'feats' [sum of S, X], the frames of all sounds one after
+  the other, and 'lengths' [sounds], in the order of the table.
+
+  Raises:
+    FileNotFoundError: a file does not exist.
+    ValueError: an array has another shape or type, or the numbers of the two files do not agree.
   """
   name, _ = parse_split(split)
   file = find_file(folder, [f'{name}.npz', f'{name}_mfcc.npz'])
@@ -85,7 +92,7 @@ def frames(folder: pathlib.Path, split: str, inputs: str, targets: str) -> list[
 
 
 def sounds_of_split(folder: pathlib.Path, split: str) -> dict[str, str | bytes]:
-  """Return the sounds of a split, by file name."""
+  """Return {file name: path or content} of the sounds of a split."""
   found = files_of_split(folder, split, ENDINGS)
   sounds = {pathlib.PurePath(name).name: sound for name, sound in found.items()}
   if len(sounds) < len(found):

@@ -12,10 +12,10 @@ COLORS = {'red': (220, 40, 40), 'green': (40, 180, 60), 'blue': (50, 70, 220), '
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-  """Shapes on noise, 32 x 32 in colour: 'targets' is the shape's name, or a caption.
+  """Color images of 32 x 32 pixels with a shape on noise; 'targets' is its name or a caption.
 
   Attributes:
-    split: train, val or test; each has images of its own.
+    split: train, val or test; each has different images.
     targets: label or caption.
     size: number of images.
   """

@@ -1,4 +1,4 @@
-"""Splits: a slice of a larger one, or the examples whose text has a certain hash."""
+"""Splits of a corpus: slices such as train[:90%], and division by a hash of the text."""
 
 import hashlib
 import re
@@ -6,10 +6,12 @@ from typing import Any
 
 
 def parse_split(split: str) -> tuple[str, Any]:
-  """Return the name of 'train[:90%]' or 'train[100:200]', and a function from a size to the slice.
+  """Return the name in a split such as 'train[:90%]' or 'train[100:200]', and its slice.
+
+  The slice is a function from the number of examples to a `slice`.
 
   Raises:
-    ValueError: the slice is written differently.
+    ValueError: the split has another form.
   """
   found = re.fullmatch(r'([^\[\]]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?', split)
   if not found:
@@ -26,10 +28,15 @@ def parse_split(split: str) -> tuple[str, Any]:
 
 
 def take(examples: list[Any], split: str, corpus: str) -> list[Any]:
-  """Return the slice of the examples that the split names.
+  """Return the slice of the examples that is in the name of a split, such as train[:90%].
+
+  Args:
+    examples: of the whole split.
+    split: name, maybe with a slice.
+    corpus: for the error.
 
   Raises:
-    ValueError: it is empty.
+    ValueError: the slice is empty.
   """
   _, slice_of = parse_split(split)
   if not (found := examples[slice_of(len(examples))]):
@@ -38,12 +45,12 @@ def take(examples: list[Any], split: str, corpus: str) -> list[Any]:
 
 
 def split_by_hash(text: str) -> str:
-  """Return 'train' (90 %), 'val' (5 %) or 'test' (5 %): equal texts are in the same split."""
+  """Return 'train' (90 %), 'val' (5 %) or 'test' (5 %), depending only on the text."""
   return {0: 'val', 1: 'test'}.get(hash_of(text) % 20, 'train')
 
 
 def hash_of(text: str) -> int:
-  """Return 64 bits that are the same on every machine, unlike those of `hash`."""
+  """Return a hash of 64 bits that is the same on every machine, unlike that of `hash`."""
   return int.from_bytes(
     hashlib.blake2b(text.encode(errors='surrogatepass'), digest_size=8).digest()
   )

@@ -1,4 +1,4 @@
-"""Texts as windows of tokens, and lines with blanks to fill in."""
+"""Encoding of long texts, documents and lines with blanks (___)."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -10,19 +10,19 @@ from jaxtyping import Int
 from transformer.data.corpora import Source, chunks
 from transformer.data.tokenizers import Tokenizer
 
-BLANK = '___'  # what a user writes where text is missing
-PART = 1 << 16  # characters of a text that are tokenized at once
-SHORT = 1 << 12  # characters of a text that is tokenized together with others
+BLANK = '___'  # stands for missing text
+PART = 1 << 16  # characters: longer texts are tokenized in parts
+SHORT = 1 << 12  # characters: shorter texts are tokenized in batches
 Tokens = Int[np.ndarray, '_']
 
 
 class Cut(NamedTuple):
-  """How a task cuts a document into windows, each of which makes a row of a batch.
+  """Settings of a task for cutting documents into windows; a window becomes a row of a batch.
 
   Attributes:
-    length: tokens in a window; the last one of a document may have fewer.
-    step: tokens from the beginning of a window to that of the next.
-    added: tokens of a row beyond those of its window; may be negative.
+    length: number of tokens in a window; the last one of a document may have fewer.
+    step: number of tokens from the begin of a window to that of the next.
+    added: length of a row minus that of its window; may be negative.
     whole: whether a document begins with the start token and ends with the end token.
   """
 
@@ -34,14 +34,15 @@ class Cut(NamedTuple):
 
 def encode(tokenizer: Tokenizer, text: str) -> Tokens:
   """Return the tokens of a text of any size."""
-  # in parts, split at line ends: the tokenizer's time and memory grow faster than the text
+  # in parts that end at line ends, because the tokenizer's time and memory grow faster than the
+  # text
   parts, start = [], 0
   while start < len(text):
     end = text.find('\n', start + PART) + 1 or len(text)
     parts.append(text[start:end])
     start = end
   tokens = [np.zeros(0, np.int32)]
-  for i in range(0, len(parts), 32):  # for each letter the tokenizer takes 100 bytes of memory
+  for i in range(0, len(parts), 32):  # the tokenizer needs 100 bytes of memory for each letter
     tokens += [np.asarray(part, np.int32) for part in tokenizer.encode_batch(parts[i : i + 32])]
   return np.concatenate(tokens)
 
@@ -49,12 +50,12 @@ def encode(tokenizer: Tokenizer, text: str) -> Tokens:
 def encode_documents(
   tokenizer: Tokenizer, texts: Sequence[str | Tokens], *, whole: bool = False
 ) -> Iterator[Tokens]:
-  """Yield the tokens of each document; those that are tokens already stay as they are.
+  """Yield the tokens of each document; arrays of tokens are yielded unchanged.
 
   Args:
-    tokenizer: text to tokens.
-    texts: of the documents.
-    whole: whether to add the start and the end token.
+    tokenizer: encodes the texts.
+    texts: the documents, as texts or tokens.
+    whole: whether to add the start and the end token to texts.
   """
   first, last = ([tokenizer.bos], [tokenizer.eos]) if whole else ([], [])
   for short, members in itertools.groupby(texts, lambda text: len(text) <= SHORT):
@@ -70,7 +71,7 @@ def encode_documents(
 
 
 def windows(tokenizer: Tokenizer, source: Source, length: int) -> Iterator[Tokens]:
-  """Yield the texts of a source ('targets') in windows of at most `length` tokens, none empty."""
+  """Yield the texts of a source ('targets') in non-empty windows of at most `length` tokens."""
   for examples in chunks(source):
     for tokens in encode_documents(tokenizer, [example['targets'] for example in examples]):
       for start in range(0, len(tokens), length):
@@ -78,7 +79,7 @@ def windows(tokenizer: Tokenizer, source: Source, length: int) -> Iterator[Token
 
 
 def with_blanks(tokenizer: Tokenizer, line: str, fillers: Sequence[int]) -> list[int]:
-  """Return the tokens of a line, with one filler after the other in place of every ___."""
+  """Return the tokens of a line in which the i-th ___ is replaced by the token fillers[i]."""
   *before, last = line.split(BLANK)
   if any(tokenizer.begins_word):  # the space before a word is part of its token, so it is missing
     before = [part.removesuffix(' ') for part in before]
@@ -87,11 +88,14 @@ def with_blanks(tokenizer: Tokenizer, line: str, fillers: Sequence[int]) -> list
 
 
 def blanked_middle(text: str, *, most: int = 30) -> tuple[str, list[str], int]:
-  """Return the first line of a text with ___ for its middle word, its words, and which is missing.
+  """Return the first line of a text with ___ in place of its middle word.
 
   Args:
-    text: any; lines of white space are passed over.
-    most: words of the line that are kept.
+    text: its blank lines are skipped.
+    most: the largest number of words to keep.
+
+  Returns:
+    The line with ___, its words, and the index of the replaced word.
   """
   line = next((line for line in text.split('\n') if line.strip()), '')
   words = line.split()[:most]

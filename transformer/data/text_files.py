@@ -1,7 +1,7 @@
-"""Text files: line-aligned translations, pairs (TSV, JSONL), labelled lines, whole texts.
+"""Text files: line-aligned translations, pairs (TSV, JSONL), labeled lines, whole texts.
 
-All are UTF-8 and may end in .gz. Where a split is one file `<split>.tsv` of a folder, a single file
-is accepted as well; it is divided by a hash of the text (see `splits.split_by_hash`).
+All are UTF-8 and may be compressed. Instead of a folder with a file `<split>.tsv` for each split, a
+single file can be given; it is divided by a hash of the text (see `splits.split_by_hash`).
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ from transformer.data.files import find_file
 from transformer.data.reading import plain_name, read_lines, read_objects
 from transformer.data.splits import split_by_hash
 
-PART = 1 << 22  # characters of a long text that are read at once
-# A first line of two or more of these words is a header, and no example.
+PART = 1 << 22  # characters: longer texts are read in parts
+# If the columns of the first line are two or more of these words, it is a header and no example.
 HEADER = frozenset(
   'id inputs input outputs output targets target source src tgt text texts label labels class '
   'classes category categories sentiment emotion rating ratings score stars topic intent tag tags '
@@ -33,7 +33,7 @@ HEADER = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-  """Two lists of the same length, in memory."""
+  """A source of two lists of the same length, in memory."""
 
   inputs: Sequence[str]
   targets: Sequence[str]
@@ -49,7 +49,12 @@ class Pairs:
 def read_parallel(
   folder: pathlib.Path, split: str, inputs: str, targets: str
 ) -> Iterator[tuple[str, str]]:
-  """Yield line i of `<split>.<inputs>` with line i of `<split>.<targets>`, blank ones too."""
+  """Yield (line i of `<split>.<inputs>`, line i of `<split>.<targets>`), also of blank lines.
+
+  Raises:
+    FileNotFoundError: a file does not exist.
+    ValueError: a file is empty, or they have different numbers of lines.
+  """
   paths = [find_file(folder, [f'{split}.{side}']) for side in (inputs, targets)]
   sides = [read_lines(path) for path in paths]
   number = 0
@@ -69,9 +74,18 @@ def read_parallel(
 def read_pairs(
   path: pathlib.Path, split: str, inputs: str, targets: str
 ) -> Iterator[tuple[str, str]]:
-  """Yield the rows of `<split>.tsv` or `<split>.jsonl`, or of a single file.
+  """Yield (input, target) of the rows of `<split>.tsv` or `<split>.jsonl`, or of a single file.
 
-  TSV has no quoting: two columns, or more below a header with the names `inputs` and `targets`.
+  TSV has no quoting, and two columns, or more with a header.
+
+  Args:
+    path: a folder or a file.
+    split: its name.
+    inputs, targets: columns of the header, or keys of the JSON objects.
+
+  Raises:
+    FileNotFoundError: the file does not exist.
+    ValueError: the file has another format, or no row of the split; names the line.
   """
   readers = {'.tsv': read_tsv, '.jsonl': _read_jsonl}
   file, one_file = file_of(path, split, [*readers])
@@ -84,12 +98,16 @@ def read_pairs(
 
 
 def read_labelled(path: pathlib.Path, split: str, targets: str) -> Iterator[tuple[str, str]]:
-  """Yield text and label of lines `LABEL text` or `COARSE:FINE text` (TREC).
+  """Yield (text, label) of lines `LABEL text` or `COARSE:FINE text` (TREC).
 
   Args:
-    path: a folder, whose `<split>.txt` is read, or a file.
-    split: the name.
+    path: a folder with `<split>.txt`, or a file.
+    split: its name.
     targets: label (the whole first word), coarse or fine.
+
+  Raises:
+    FileNotFoundError: the file does not exist.
+    ValueError: a line has no text or label, or no line is of the split.
   """
   parts = {'label': slice(None), 'coarse': slice(0, 1), 'fine': slice(1, None)}
   if targets not in parts:
@@ -108,15 +126,23 @@ def read_labelled(path: pathlib.Path, split: str, targets: str) -> Iterator[tupl
 
 
 def in_memory(rows: Iterable[tuple[str, str]]) -> Pairs:
-  """Return rows as a source."""
+  """Return (input, target) rows as a source."""
   return Pairs(*zip(*rows, strict=True))
 
 
 def read_text(path: pathlib.Path, split: str) -> Iterator[str]:
-  """Yield `<split>.txt` of a folder, or a part of a single file: of its first 90 % for 'train'.
+  """Yield the text of `<split>.txt` in a folder, or of a single file, in parts of whole lines.
 
-  That is the division of character-level language models; 'val' is the last tenth. The text comes
-  in parts of about 4 million characters, which end at line ends.
+  Of a single file 'train' is the first 90 % and 'val' the last 10 %, as usual for character-level
+  language models.
+
+  Args:
+    path: a folder or a file.
+    split: its name.
+
+  Raises:
+    FileNotFoundError: the file does not exist.
+    ValueError: the file is blank, or the split is neither train nor val.
   """
   file, one_file = file_of(path, split, ['.txt'], ('train', 'val'))
   start, stop = 0, sys.maxsize
@@ -137,7 +163,7 @@ def read_text(path: pathlib.Path, split: str) -> Iterator[str]:
 
 
 def read_tsv(file: pathlib.Path, inputs: str, targets: str) -> Iterator[tuple[str, str]]:
-  """Yield the two named columns; the first line is a header if it has both names."""
+  """Yield (input, target) of a TSV file; its first line is a header if it has both column names."""
   columns, width = [0, 1], 2
   for number, line in read_lines(file):
     fields = line.split('\t')
@@ -187,7 +213,14 @@ def file_of(
   endings: list[str],
   splits: Sequence[str] = ('train', 'val', 'test'),
 ) -> tuple[pathlib.Path, bool]:
-  """Return `<split><ending>` of a folder, or a single file; and whether it is a single file."""
+  """Return the file of a split, and whether it is a single file for all splits.
+
+  Args:
+    path: a folder, in which the first existing `<split><ending>` is taken, or a file.
+    split: its name.
+    endings: of the files in a folder.
+    splits: into which a single file is divided.
+  """
   if path.is_dir() or not (path.suffix or path.is_file()):
     return find_file(path, [split + ending for ending in endings]), False
   if split not in splits:
@@ -196,7 +229,7 @@ def file_of(
 
 
 def some(rows: Iterable[Any], file: pathlib.Path, split: str) -> Iterator[Any]:
-  """Yield the rows of a split; ValueError if there is none."""
+  """Yield the rows of a split; raise ValueError if there is none."""
   empty = True
   for row in rows:
     empty = False

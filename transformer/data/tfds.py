@@ -1,4 +1,4 @@
-"""Data sets prepared by TensorFlow Datasets; reading them needs no TensorFlow."""
+"""Data sets that TensorFlow Datasets has prepared, read without TensorFlow."""
 
 import dataclasses
 import difflib
@@ -13,10 +13,14 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class TfdsSource:
-  """A TFDS data source; `columns` are (key, feature, {class: its name} or nothing).
+  """The examples of a TFDS data source.
 
-  A feature 'captions/text' is a list of texts: 'targets' is one of them, chosen by the example's
-  index, and 'references' all of them.
+  If a feature is a list of texts, such as 'captions/text', 'targets' is the text with index i
+  modulo their number, and 'references' are all of them.
+
+  Attributes:
+    source: a TFDS data source.
+    columns: (key of our examples, name of the feature, {class id: name}); {} if it is no class.
   """
 
   source: Any
@@ -50,14 +54,18 @@ def load(
   targets: str,
   corpora: Sequence[str] = (),
 ) -> TfdsSource:
-  """Open a split of a data set that was prepared in a folder.
+  """Return the examples of a split of a data set that was prepared in a folder.
 
   Args:
     name: 'my_set', 'wmt14_translate/de-en', or with a version 'my_set:1.0.0'.
     split: of the data set, maybe with a slice.
     dir: the folder; '' is $TFDS_DATA_DIR or ~/tensorflow_datasets.
-    inputs, targets: features that are text, a class, one text of a list, or (inputs) an image.
-    corpora: other names, for the error of a misspelt one.
+    inputs, targets: features that are a text, a class, a list of texts, or (inputs) an image.
+    corpora: names of other corpora, for the error of a misspelled name.
+
+  Raises:
+    FileNotFoundError: the data set is not prepared there; says how to do it.
+    ValueError: the name is malformed, or a feature does not exist or has another type.
   """
   builder = open_builder(name, dir, corpora)
 
@@ -82,10 +90,13 @@ def load(
 
 
 def open_builder(name: str, dir: str | os.PathLike, corpora: Sequence[str]) -> Any:
-  """Return the TFDS builder of the newest version in the folder.
+  """Return the TFDS builder of the newest version of a data set in a folder.
+
+  Args:
+    name, dir, corpora: as for `load`.
 
   Raises:
-    ValueError: the name has another form than TFDS's.
+    ValueError: the name is malformed.
     FileNotFoundError: the data set is not prepared there; says how to do it.
   """
   if not re.fullmatch(r'\w+(/[\w.+-]+)?(:[\d.]+)?', name):
@@ -99,7 +110,7 @@ def open_builder(name: str, dir: str | os.PathLike, corpora: Sequence[str]) -> A
 
   import tensorflow_datasets as tfds
 
-  # tfds.data_source would start a download where something is missing, and import all builders
+  # tfds.data_source would download missing data, and import all builders
   newest = max(folders, key=lambda folder: [int(n) for n in re.findall(r'\d+', folder.name)])
   return tfds.builder_from_directory(newest)
 
@@ -111,7 +122,7 @@ def _value(value: Any, names: Mapping[int, str]) -> Any:
 
 
 def _feature(features: Mapping[str, Any], column: str) -> Any:
-  """Return a feature by its name, or that of each item of a list, such as captions/text."""
+  """Return a feature by its name, or, for a name such as captions/text, that of a list's items."""
   name, _, inner = column.partition('/')
   feature = features.get(name)
   if not inner:
@@ -122,14 +133,14 @@ def _feature(features: Mapping[str, Any], column: str) -> Any:
 
 def _how_to_prepare(name: str, root: pathlib.Path, corpora: Sequence[str]) -> str:
   infos = [info for depth in ('*/*', '*/*/*') for info in root.glob(f'{depth}/dataset_info.json')]
-  there = sorted({str(info.parent.parent.relative_to(root)) for info in infos})
-  close = difflib.get_close_matches(name, [*corpora, *there], 1)
+  prepared = sorted({str(info.parent.parent.relative_to(root)) for info in infos})
+  close = difflib.get_close_matches(name, [*corpora, *prepared], 1)
   command = (
     f"import tensorflow_datasets as tfds; tfds.builder('{name}', data_dir='{root}')"
     ".download_and_prepare(file_format='array_record')"
   )
   return (
-    f'TFDS data set {name!r} is not prepared in {root} (there: {", ".join(there) or "nothing"}).'
+    f'TFDS data set {name!r} is not prepared in {root} (there: {", ".join(prepared) or "nothing"}).'
     f'{f" Did you mean {close[0]!r}?" if close else ""} Prepare it once, with a network:\n'
     f'  pip install \'.[prepare]\' && python -c "{command}"\n'
     "or read files of your own: name='pairs' (TSV or JSONL) or name='parallel' (lines of two "

@@ -1,9 +1,9 @@
-"""Columns of a corpus as files of plain numbers, which are mapped into memory and not read.
+"""Columns of a corpus as files of plain numbers, which are mapped into memory.
 
-`<stem>.bin` has the numbers of all sequences one after the other, as nanoGPT's train.bin, and
-`<stem>.idx` where each begins, in units of tokens or frames, and where the last ends (int64).
-A column of one value for each example has no `.idx`. What the numbers are is not in the files: it
-is an `Info`, which the owner of the files keeps.
+`<stem>.bin` has the numbers of all sequences one after the other, like nanoGPT's train.bin, and
+`<stem>.idx` the offsets of the sequences in tokens or frames, and of the end (int64). A column with
+one value for each example has no `.idx`. The dtype and shape are not in these files but in an
+`Info`, which is stored elsewhere.
 """
 
 import hashlib
@@ -18,13 +18,13 @@ from transformer.data.pipeline import Column, Ragged
 from transformer.data.reading import FileError
 
 # dtype (of NumPy, little-endian), shape (of a token, frame or value), count (of sequences), length
-# (tokens or values), ragged, sha256 (of .bin and .idx)
+# (number of tokens or values), ragged (whether there is an .idx), sha256 (of .bin and .idx)
 Info = dict[str, Any]
-BLOCK = 1 << 24  # bytes that are copied at once
+BLOCK = 1 << 24  # bytes that are copied at a time
 
 
 def token_dtype(vocab: int) -> str:
-  """Return the smallest type of the ids of a vocabulary."""
+  """Return the smallest unsigned dtype for the ids of a vocabulary."""
   return '<u2' if vocab <= 1 << 16 else '<u4'
 
 
@@ -32,9 +32,9 @@ def write_column(stem: pathlib.Path, column: Column, dtype: str = '') -> Info:
   """Write a column, and return its Info.
 
   Args:
-    stem: the path without .bin and .idx.
+    stem: path without .bin and .idx.
     column: sequences, or an array with a value for each example.
-    dtype: in which integers are kept where none is negative; '' for their own.
+    dtype: to store integers in, if none is negative; '' for that of the column.
   """
   values: Any = column.tokens if isinstance(column, Ragged) else column
   if values.dtype.kind == 'i' and dtype and values.min(initial=0) >= 0:
@@ -49,7 +49,12 @@ def write_column(stem: pathlib.Path, column: Column, dtype: str = '') -> Info:
 
 
 def join_columns(stem: pathlib.Path, parts: Sequence[tuple[pathlib.Path, Info]]) -> Info:
-  """Write the column of all parts, in order, and return its Info."""
+  """Write the column of all parts, in order, and return its Info.
+
+  Args:
+    stem: path without .bin and .idx.
+    parts: (stem, Info) of each.
+  """
   infos = [info for _, info in parts]
   dtype = np.result_type(*(info['dtype'] for info in infos)).newbyteorder('<')
   info = {'dtype': dtype.str, 'shape': infos[0]['shape'], 'ragged': infos[0]['ragged']}
@@ -69,11 +74,11 @@ def join_columns(stem: pathlib.Path, parts: Sequence[tuple[pathlib.Path, Info]])
 
 
 def open_column(stem: pathlib.Path, info: Info) -> Column:
-  """Return a column whose numbers stay on disk until they are used.
+  """Return a column whose numbers are mapped from disk.
 
   Raises:
-    FileNotFoundError: it has no file.
-    FileError: a file has another size than the Info says.
+    FileNotFoundError: a file does not exist.
+    FileError: a file has another size than in the Info.
   """
   dtype, shape = np.dtype(info['dtype']), tuple(info['shape'])
   values = _mapped(_bin(stem), dtype, (info['length'], *shape))
@@ -83,9 +88,9 @@ def open_column(stem: pathlib.Path, info: Info) -> Column:
 
 
 def release(column: Any):
-  """Give back the memory of what was read of a column; it is mapped again where it is needed.
+  """Release the pages of a column that were read; they are mapped again when they are needed.
 
-  Pages of a mapped file count as memory of the process, and around each place 64 kB are mapped.
+  Pages of a mapped file count as memory of the process, and each access maps 64 kB around it.
   """
   for values in (column.tokens, column.offsets) if isinstance(column, Ragged) else (column,):
     base = getattr(values, 'base', None)

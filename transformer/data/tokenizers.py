@@ -1,4 +1,4 @@
-"""Text to token ids and back: a class around the `tokenizers` library, and a file `tokenizer.json`.
+"""Tokenizers: a class around the `tokenizers` library, with a file `tokenizer.json`.
 
 Tokenizers trained here have <pad> = 0, <s> = 1 (bos), </s> = 2 (eos), <unk> = 3, then the pieces.
 Published files of the same format (BERT, GPT-2, T5, ...) load into the same class and keep their
@@ -24,19 +24,19 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from transformer.data.reading import naming
 
-# The trainers' time grows with the square of the length of a word. Of longer ones, as of a genome,
-# these many letters, marks, and any characters without a space are trained on.
+# The time of the trainers grows with the square of the length of a word. Only the first 1000
+# letters, 1000 other characters, or 10,000 characters without a space are used for training.
 LONG_WORD = re.compile(r'(\w{1000})\w+|([^\w\s]{1000})[^\w\s]+|(\S{10000})\S+')
-# That of 'unigram' grows with the letters of all different words too, of random ones to minutes.
+# The time of 'unigram' also grows with the total length of all different words.
 MAX_LETTERS = 1 << 19
 CHAT_TEMPLATE = 'chat_template.jinja'
-MAX_SIZE = 1 << 22  # ids of a vocabulary with holes; published ones have a million at most
+MAX_SIZE = 1 << 22  # the largest id of a vocabulary with gaps; published ones have up to a million
 SENTINEL = '<extra_id_{}>'
 SPECIALS = ('<pad>', '<s>', '</s>', '<unk>')
 KINDS = ('bpe', 'bytes', 'characters', 'unigram', 'wordpiece')
 
-# The names of these tokens in published vocabularies: the first that a vocabulary has is taken. In
-# GPT's family one token both ends a document and begins the next.
+# {special token: its names in published vocabularies}; the first that a vocabulary has is used. In
+# GPT's family one token is both bos and eos.
 NAMES = {
   'pad': ('<pad>', '[PAD]', '<|pad|>'),
   'bos': ('<s>', '[CLS]', '<bos>', '<|startoftext|>', '<|begin_of_text|>', '<|endoftext|>'),
@@ -45,36 +45,37 @@ NAMES = {
   'mask': ('<mask>', '[MASK]', '<extra_id_0>'),
 }
 
-# GPT-2's alphabet, byte -> printable character: a printable byte stands for itself, the others
-# take the characters from U+0100 on, in order. The library gives the set without the bytes.
+# GPT-2's alphabet, which maps bytes to printable characters: a printable byte to itself, the others
+# to the characters from U+0100, in order. The library returns only the set of characters.
 _ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet(), key=ord)
 _HIDDEN = [b for b in range(256) if chr(b) not in _ALPHABET]
 _BYTE = {c: ord(c) if ord(c) < 256 else _HIDDEN[ord(c) - 256] for c in _ALPHABET}
 
 
 class Tokenizer:
-  """Text to ids and back.
+  """A tokenizer: text to ids and back.
 
-  '</s>' in a text becomes pieces, never the id of a special token, and nothing is added, truncated
-  or padded, whatever a published file asks for.
+  '</s>' in a text is encoded as text, never as the special token. Nothing is added, truncated or
+  padded, even if a published file has such settings.
 
   Args:
     tokenizer: the library's object, which is changed.
-    tokens: special tokens by the names of NAMES, where they are known and need no guess.
-    ends: ids that end an output besides eos.
-    template: whether `prefix` and `suffix` are those of the file's template; else there are none.
-    chat_template: how conversations are written, in Jinja; '' if it is not known.
+    tokens: {key of NAMES: special token}, for those that are not to be looked up in NAMES.
+    ends: further ids that end an output.
+    template: whether `prefix` and `suffix` come from the template in the file; otherwise they are
+      empty.
+    chat_template: Jinja template of conversations; '' if there is none.
 
   Attributes:
     size: number of ids N, special tokens included; every id is in [0, N), and some may be unused.
-    trained_size: the same without tokens that were added later.
-    pad, bos, eos, unk, mask: ids, or None where the vocabulary has no such token.
-    ends: ids that end an output, eos among them.
+    trained_size: the same without tokens that were added after training.
+    pad, bos, eos, unk, mask: ids, or None if the vocabulary has no such token.
+    ends: all ids that end an output, also eos.
     prefix, suffix: ids that a published model expects around each text.
-    sentinels: ids of <extra_id_0>, <extra_id_1>, ..., which stand for masked spans (T5).
+    sentinels: ids of <extra_id_0>, <extra_id_1>, ..., which replace masked spans (T5).
   """
 
-  pad: Any  # int or None: whoever needs a token checks once, not at every use
+  pad: Any  # int or None; Any, so that callers need not check at every use
   bos: Any
   eos: Any
   mask: Any
@@ -117,7 +118,7 @@ class Tokenizer:
     return (ids[: text[0]], ids[text[-1] + 1 :]) if text else ([], [])
 
   def token_id(self, token: str) -> int:
-    """Return the id of a token, such as '<|im_end|>'; ValueError if the vocabulary lacks it."""
+    """Return the id of a token such as '<|im_end|>'; raise ValueError if there is none."""
     if token not in self._ids:
       near = difflib.get_close_matches(token, self._ids, n=1)
       raise ValueError(
@@ -131,45 +132,45 @@ class Tokenizer:
 
   @functools.cached_property
   def special_names(self) -> list[str]:
-    """The names of the special tokens, as they are written in chat templates."""
+    """The special tokens as text, as in chat templates."""
     added = self._tokenizer.get_added_tokens_decoder().values()
     return [token.content for token in added if token.special]
 
   def encode_with_specials(self, text: str) -> list[int]:
-    """Return the ids of a text in which names such as '<s>' are these tokens, not text."""
-    return self._reading_specials.encode(_whole(text), add_special_tokens=False).ids
+    """Return the ids of a text in which '<s>' and others are encoded as special tokens."""
+    return self._with_specials.encode(_whole(text), add_special_tokens=False).ids
 
   @functools.cached_property
-  def _reading_specials(self) -> tokenizers.Tokenizer:
+  def _with_specials(self) -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
 
   def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-    """Return `[encode(text) for text in texts]`, computed on all cores."""
+    """Return the ids of each text as `encode` does, computed on all cores."""
     texts = list(map(_whole, texts))
     encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     return [encoding.ids for encoding in encodings]
 
   def encode_spans(self, texts: Iterable[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
-    """Return for each text its ids, and the (start, end) of each id, in characters."""
+    """Return for each text its ids, and the (start, end) of each id in characters of the text."""
     encodings = self._tokenizer.encode_batch(list(map(_whole, texts)), add_special_tokens=False)
     return [(encoding.ids, encoding.offsets) for encoding in encodings]
 
   @property
   def specials(self) -> list[int]:
-    """Ids of pad, bos, eos, unk, mask, the sentinels and what else ends an output."""
+    """The ids of pad, bos, eos, unk, mask, the sentinels and `ends`, without repetition."""
     ids = (self.pad, self.bos, self.eos, self.unk, self.mask, *self.sentinels, *self.ends)
     return [i for i in dict.fromkeys(ids) if i is not None]
 
   @property
   def fingerprint(self) -> str:
-    """The SHA-256 of the vocabulary and the rules."""
+    """The SHA-256 of the vocabulary and all rules."""
     return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
 
   @functools.cached_property
   def begins_word(self) -> list[bool]:
-    """Whether each id has the mark of the beginning of a word: 'Ġ', '▁', or no '##'.
+    """For each id, whether it is marked as the beginning of a word: 'Ġ', '▁', or no '##'.
 
-    The first word of a text may lack the mark, and vocabularies without marks have none.
+    The first word of a text may have no mark. False for all ids of vocabularies without marks.
     """
     pieces = [self._tokenizer.id_to_token(i) or '' for i in range(self.size)]
     if any(piece.startswith('##') for piece in pieces):
@@ -178,7 +179,7 @@ class Tokenizer:
 
   @functools.cached_property
   def token_bytes(self) -> list[bytes]:
-    """The bytes that each id adds to a text that goes on; a special token has those of its name."""
+    """For each id, the bytes that it appends to a text; for a special token those of its name."""
     names = [self._tokenizer.id_to_token(i) for i in range(self.size)]
     if isinstance(self._tokenizer.decoder, decoders.ByteLevel):
       return [
@@ -189,31 +190,31 @@ class Tokenizer:
     start = len(self._tokenizer.decode(before))
     ids = [[*before, i] for i, name in enumerate(names) if name is not None]
     texts = self._tokenizer.decode_batch(ids, skip_special_tokens=False)
-    found = [b''] * self.size
+    result = [b''] * self.size
     for (*_, i), text in zip(ids, texts, strict=True):
       byte = re.fullmatch('<0x([0-9A-F]{2})>', names[i] or '')
-      found[i] = bytes.fromhex(byte[1]) if byte else text[start:].encode()
-    return found
+      result[i] = bytes.fromhex(byte[1]) if byte else text[start:].encode()
+    return result
 
   def decode(self, ids: Iterable[SupportsIndex]) -> str:
-    """Return the text of ids up to the first end token, without special ones.
+    """Return the text of ids up to the first end token, without special tokens.
 
-    Bytes that are not UTF-8 become U+FFFD. Where bos is eos, as in GPT-2, pass ids without bos.
+    Bytes that are not UTF-8 become U+FFFD. If bos is eos, as in GPT-2, pass ids without bos.
     """
     before_end = itertools.takewhile(lambda i: i not in self.ends, map(int, ids))
     return self._tokenizer.decode(list(before_end), skip_special_tokens=True)
 
   def pieces(self, ids: Iterable[SupportsIndex]) -> list[str]:
-    """Return a readable string for each id: 'Ġthé' as ' thé'; part of a character as '<F0 9F>'."""
+    """Return a readable text for each id: ' thé' for 'Ġthé', '<F0 9F>' for part of a character."""
     return [self._piece(int(i)) for i in ids]
 
   def _piece(self, i: int) -> str:
     piece = self._tokenizer.id_to_token(i) if i >= 0 else None
     if piece is None and 0 <= i < self.size:
-      return f'<unused {i}>'  # a hole in the vocabulary
+      return f'<unused {i}>'  # a gap in the vocabulary
     if piece is None:
       raise ValueError(f'no token has the id {i}; this vocabulary has ids 0 to {self.size - 1}.')
-    # the decoder says that the alphabet is bytes; a token added later need not use it
+    # with this decoder tokens are in the alphabet of bytes, except those added after training
     if not isinstance(self._tokenizer.decoder, decoders.ByteLevel) or not _BYTE.keys() >= {*piece}:
       return piece
     raw = bytes(_BYTE[c] for c in piece)
@@ -223,9 +224,9 @@ class Tokenizer:
       return f'<{raw.hex(" ").upper()}>'
 
   def save(self, path: str | os.PathLike) -> None:
-    """Write the file that `load`, and the `tokenizers` library in any language, reads.
+    """Write a tokenizer.json, which `load` and the `tokenizers` library can read.
 
-    The chat template, if there is one, is written beside it.
+    The chat template, if there is one, is written into a file in the same folder.
     """
     path = pathlib.Path(path)
     path.write_text(self._tokenizer.to_str(pretty=True) + '\n', encoding='utf-8')
@@ -234,12 +235,15 @@ class Tokenizer:
 
   @classmethod
   def load(cls, path: str | os.PathLike, **settings: Any) -> 'Tokenizer':
-    """Read a `tokenizer.json`, ours or a published one, with settings of the constructor.
+    """Read a `tokenizer.json`, ours or a published one.
 
-    A chat template beside it is read, too, unless one is given.
+    Args:
+      path: of the file. A chat template in the same folder is read, too.
+      settings: arguments of the constructor.
 
     Raises:
-      ValueError: that is impossible.
+      ValueError: the file does not exist, cannot be read, or has a regular expression that may not
+        terminate.
     """
     cure = (
       'give the file that Tokenizer.save or save_pretrained wrote; a sentencepiece .model has to '
@@ -249,21 +253,21 @@ class Tokenizer:
       if not os.path.isfile(path):
         raise ValueError('there is no such file')
       text = pathlib.Path(path).read_text(encoding='utf-8')
-      beside = pathlib.Path(path).parent / CHAT_TEMPLATE
-      if beside.is_file():
-        settings = {'chat_template': beside.read_text(encoding='utf-8')} | settings
+      template = pathlib.Path(path).parent / CHAT_TEMPLATE
+      if template.is_file():
+        settings = {'chat_template': template.read_text(encoding='utf-8')} | settings
       for pattern in _patterns(json.loads(text)):
         if _repeats_repetitions(pattern):
           raise ValueError(
             f'the pattern {pattern!r} repeats what is repeated, as (a+)+ does, and may never end'
           )
-      found = cls(tokenizers.Tokenizer.from_str(text), **settings)
-      if found.size > max(MAX_SIZE, 4 * len(found._ids)):
-        raise ValueError(f'it has {len(found._ids)} tokens, with ids up to {found.size - 1}')
-      return found
+      result = cls(tokenizers.Tokenizer.from_str(text), **settings)
+      if result.size > max(MAX_SIZE, 4 * len(result._ids)):
+        raise ValueError(f'it has {len(result._ids)} tokens, with ids up to {result.size - 1}')
+      return result
 
   def __reduce__(self):
-    # the pickle of the library lacks what the constructor sets
+    # the library's pickle lacks the settings that the constructor makes
     return Tokenizer, (self._tokenizer, *self._given)
 
   def __repr__(self) -> str:
@@ -280,22 +284,20 @@ def train(
   split_digits: bool = False,
   sentinels: int = 0,
 ) -> Tokenizer:
-  """Train a tokenizer on texts, after Unicode NFC (except 'bytes', which takes text as it is).
+  """Train a tokenizer on texts; the same texts give the same tokenizer.
 
-  Without `lowercase`, 'bpe' is lossless up to NFC, decode(encode(x)) == NFC(x), 'bytes' exactly.
-  'characters' loses characters that it was not trained on (<unk>), 'unigram' these and a leading
-  space, 'wordpiece' these and the spacing. The same texts make the same tokenizer.
+  Texts are normalized to Unicode NFC, except for 'bytes'. Without `lowercase`, decode(encode(x)) is
+  x for 'bytes' and NFC(x) for 'bpe'. 'characters' loses characters that are not in the texts
+  (<unk>), 'unigram' these and a leading space, 'wordpiece' these and the spacing.
 
   Args:
-    texts: sentences or documents; pieces never reach across two of them.
+    texts: sentences or documents; a piece is always within one of them.
     kind: 'bpe' (pairs of bytes merged by frequency), 'bytes' (256 ids and the specials, not
       trained), 'characters' (each its own token), 'unigram' (by likelihood), 'wordpiece'.
-    vocab: the largest number of ids, special tokens included, sentinels not; `size` is smaller
-      where texts are few.
-    lowercase: lower-case, character by character (Python's str.lower also knows the final sigma).
-    split_digits: each digit is its own token, so that numbers are always split alike; always the
-      case for 'bytes' and 'characters'.
-    sentinels: number of tokens <extra_id_0>, ... after the others, so `size` may be vocab +
+    vocab: the largest number of ids, with special tokens, without sentinels; few texts give fewer.
+    lowercase: whether to lower-case, character by character (unlike str.lower for a final sigma).
+    split_digits: whether each digit is its own token; always so for 'bytes' and 'characters'.
+    sentinels: number of tokens <extra_id_0>, ... after the others, so that `size` may be vocab +
       sentinels. The first is also the mask.
 
   Raises:
@@ -320,7 +322,7 @@ def train(
   tokenizer.normalizer = normalizer
   tokenizer.pre_tokenizer, tokenizer.decoder = _splitting(kind, split_digits)
   if trainer:
-    # an alphabet that does not fit is an error of unigram's; the other kinds exceed vocab instead
+    # unigram raises an error if the alphabet does not fit; the other kinds then exceed vocab
     with naming(f'vocab={vocab}, kind={kind!r}', 'Raise vocab'):
       tokenizer = _learn(tokenizer, trainer, kind, texts)
   if (size := tokenizer.get_vocab_size()) > vocab:
@@ -333,7 +335,7 @@ def train(
 
 
 def _learn(tokenizer: Any, trainer: Any, kind: str, texts: list[str]) -> Any:
-  """Return the tokenizer with the pieces that its trainer finds in the texts."""
+  """Return the tokenizer, trained on the texts."""
   if kind == 'wordpiece':
     trainer = _with_sorted_letters(tokenizer, texts, trainer)
   shortened: Iterable[str] = map(_without_long_words, texts)
@@ -353,11 +355,12 @@ def _patterns(part: Any) -> Iterator[str]:
 
 
 def _repeats_repetitions(pattern: str) -> bool:
-  """Whether a group with a repetition without bound is repeated so, as in (a+)+ or (?:a*b?)*.
+  """Return whether a repeated group contains a repetition, as in (a+)+ or (?:a*b?)*.
 
-  The time to see that such a pattern does not match can double with every character.
+  Matching such a pattern can take time exponential in the length of the text.
   """
-  within, closed = [False], False  # whether each open group, and the last one, has a repetition
+  # whether each open group, and the last closed one, contains an unbounded repetition
+  within, closed = [False], False
   for part in re.findall(r'(\\.|\[(?:\\.|[^\]\\])*\]|\(|\)|[*+]|\{\d+,\}|.)', pattern, re.DOTALL):
     repeated = part in ('*', '+') or part.startswith('{') and len(part) > 1
     if repeated and closed:
@@ -373,7 +376,7 @@ def _repeats_repetitions(pattern: str) -> bool:
 
 
 def _whole(text: str) -> str:
-  """Return the text; ValueError if it has half a surrogate pair, as texts cut within one have."""
+  """Return the text; raise ValueError if it contains half of a surrogate pair."""
   try:
     text.encode()
   except UnicodeEncodeError as error:
@@ -391,7 +394,7 @@ def _without_long_words(text: str) -> str:
 
 
 def _without_late_words(texts: Iterable[str]) -> Iterator[str]:
-  """Yield the texts without the words that first occur after MAX_LETTERS of different ones."""
+  """Yield the texts without words after the first ones, whose letters are MAX_LETTERS in all."""
   known: set[str] = set()
   left = MAX_LETTERS
   for text in texts:
@@ -404,7 +407,7 @@ def _without_late_words(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _trainable(kind: str, vocab: int) -> tuple[tokenizers.Tokenizer, Any]:
-  """Return an untrained model, and its trainer."""
+  """Return an untrained tokenizer of a kind, and its trainer."""
   options: dict[str, Any] = dict(
     vocab_size=max(vocab, 0), special_tokens=[*SPECIALS], show_progress=False
   )
@@ -421,8 +424,8 @@ def _trainable(kind: str, vocab: int) -> tuple[tokenizers.Tokenizer, Any]:
 def _with_sorted_letters(tokenizer: tokenizers.Tokenizer, texts: list[str], trainer: Any) -> Any:
   """Return a trainer that numbers letters within words ('##a') in sorted order.
 
-  The library numbers them in the order of a hash table, another in every run, and breaks ties
-  between pairs by these numbers. It keeps the numbers of tokens that are special.
+  The library numbers them in the order of a hash table, which differs in every run, and breaks ties
+  between pairs by these numbers. Tokens that are special keep their numbers.
   """
   first = trainers.WordPieceTrainer(vocab_size=0, special_tokens=[*SPECIALS], show_progress=False)
   tokenizer.train_from_iterator(map(_without_long_words, texts), first)
@@ -436,10 +439,10 @@ def _with_sorted_letters(tokenizer: tokenizers.Tokenizer, texts: list[str], trai
 
 
 def _in_sorted_order(trained: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-  """Return a trained tokenizer without what hash order has left in it.
+  """Return a trained tokenizer that no longer depends on the order of the library's hash tables.
 
-  Unigram sums in hash order, so that scores differ in their last digits, and gives letters that are
-  no pieces the lowest scores in hash order, 0.0001 apart.
+  In that order unigram computes sums, so that scores differ in their last digits, and gives letters
+  that are no pieces the lowest scores, 0.0001 apart.
   """
   file = json.loads(trained.to_str())
   if file['model']['type'] == 'Unigram':
@@ -459,7 +462,7 @@ def _splitting(kind: str, split_digits: bool) -> tuple[Any, Any]:
   """Return how text is split before it is tokenized, and how tokens are joined to text."""
   digits = [pre_tokenizers.Digits(individual_digits=True)] * split_digits
   byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  # punctuation apart, as in sentencepiece; else the text '</s>' could match the special piece
+  # punctuation is split off, as in sentencepiece, so that '</s>' cannot match the special piece
   metaspace = [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()]
   splits: Any
   splits, decoder = {

@@ -1,4 +1,4 @@
-"""The words yes and no, eight in a recording, and new strings of these words.
+"""Recordings of eight words, yes or no, and synthetic ones joined from their words.
 
 https://www.openslr.org/1; yes_no of TFDS.
 """
@@ -18,7 +18,8 @@ def yesno(folder: pathlib.Path, split: str) -> list[Example] | Concatenated:
 
   Args:
     folder: has the archives or folders.
-    split: train or test_visible, maybe with a slice; 'joined' returns new strings of train's words.
+    split: train or test_visible, maybe with a slice; 'joined' for strings joined from train's
+      words.
   """
   name, _ = parse_split(split)
   files = 'train' if name == 'joined' else name
@@ -36,10 +37,10 @@ def yesno(folder: pathlib.Path, split: str) -> list[Example] | Concatenated:
 
 
 def split_words(example: Example) -> list[Example]:
-  """Return the words of a recording, each as an example, with at most 0.1 s of silence around it.
+  """Return the words of a recording, each as an example with at most 0.1 s of silence around it.
 
-  A longer silence would tell that a recording begins, and with which word: all of train begin with
-  "no". Returns nothing where no loudness divides it into as many pieces as it has words.
+  With a longer silence a model could recognize the first word of a recording, which is "no" in all
+  of train. Returns [] if no threshold of loudness divides the recording into its number of words.
   """
   import librosa
 
