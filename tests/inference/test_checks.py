@@ -101,7 +101,7 @@ FAULTS = {
     dict(vocab=5),
     {},
     ValueError,
-    'from .* the model knows 0 to 4',
+    'from .* the model has ids 0 to 4',
   ),
   'setting': ('ab___c', {}, dict(suppress=(99,)), ValueError, r'decode.suppress has ids \[99\]'),
 }

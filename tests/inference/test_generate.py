@@ -139,7 +139,7 @@ def test_second_call_of_the_same_shape_compiles_nothing(decoder, translator):
   [
     ([[5], []], {}, 'prompt 1 is empty'),
     ([], {}, 'pass at least one'),
-    ([[5, 99]], {}, 'prompt 0 has ids from 5 to 99, but the model knows 0 to'),
+    ([[5, 99]], {}, 'prompt 0 has ids from 5 to 99, but the model has ids 0 to'),
     ([[-1]], {}, 'prompt 0 has ids from -1'),
     (np.array([5, 6]), {}, r'tokens are \[2\]: pass \[B, S\]'),
     (np.array([[0, 0]]), dict(pad=0), 'prompt 0 is empty'),
@@ -147,7 +147,7 @@ def test_second_call_of_the_same_shape_compiles_nothing(decoder, translator):
     ([[5]], dict(start=1), 'a Decoder continues its prompt, so pass no start'),
     ([[5]], dict(beams=2, temperature=1.0), 'set beams to 1 or temperature to 0'),
     ([[2**40]], {}, 'prompt 0 has ids from 1099511627776'),
-    ([[5]], dict(suppress=(3, 99)), r'decode.suppress has ids \[99\], but the model knows 0 to'),
+    ([[5]], dict(suppress=(3, 99)), r'decode.suppress has ids \[99\], but the model has ids 0 to'),
     ([[5]], dict(begin_suppress=(-1,)), r'decode.begin_suppress has ids \[-1\]'),
     ([[5]], dict(bad_words=((5, 99),)), r'decode.bad_words has ids \[99\]'),
     ([[5]], dict(choices=((5, 99),), eos=2), r'decode.choices has ids \[99\]'),

@@ -159,9 +159,11 @@ def test_capture_stacks_the_layers(model, everything, close):
 
 
 def test_a_name_that_fits_no_site_is_an_error_that_lists_them(model):
-  with pytest.raises(ValueError, match=r"'blocks.2.\*' fits no site: .* blocks.0.attention.keys"):
+  with pytest.raises(
+    ValueError, match=r"'blocks.2.\*' matches no site: .* blocks.0.attention.keys"
+  ):
     run(model, read=['blocks.2.*'])
-  with pytest.raises(ValueError, match="'block.output' fits no site"):
+  with pytest.raises(ValueError, match="'block.output' matches no site"):
     run(model, edit={'block.output': lambda x: x})
 
 

@@ -156,7 +156,7 @@ def test_only_adapters_are_trained():
 
 def test_adapters_that_match_nothing_are_an_error():
   model = drawn(lambda: Encoder(TINY, nnx.Rngs(0)))
-  with pytest.raises(ValueError, match='no layer fits the pattern .*attention/query'):
+  with pytest.raises(ValueError, match='no layer matches the pattern .*attention/query'):
     adapt(model, 'nothing', 2, jax.random.key(0))
   with pytest.raises(ValueError, match='rank 0'):
     adapt(model, 'query', 0, jax.random.key(0))

@@ -494,7 +494,9 @@ def test_tokens_added_later_may_be_more_than_the_model_has_rows(copy, caplog):
   it.save(folder / 'tokenizer.json')
   model, tokenizer = load_pretrained(folder)
   assert tokenizer.size > 99 and 'has no vectors for <' in caplog.text.replace('have', 'has')
-  with pytest.raises(ValueError, match='token ids are from 99 to 99, but the model knows 0 to 98'):
+  with pytest.raises(
+    ValueError, match='token ids are from 99 to 99, but the model has ids 0 to 98'
+  ):
     model(jnp.array([[99]]))
 
 
@@ -502,9 +504,9 @@ def test_an_id_beyond_the_table_is_an_error():
   config = ModelConfig(vocab=5, token_types=2, width=4, depth=1, heads=1, feedforward=4)
   embed = Tokens(config, nnx.Rngs(0))
   for wrong in (-1, 5, -100):
-    with pytest.raises(ValueError, match='token ids are from .* but the model knows 0 to 4'):
+    with pytest.raises(ValueError, match='token ids are from .* but the model has ids 0 to 4'):
       embed(jnp.array([[1, wrong]]))
-  with pytest.raises(ValueError, match='type ids are from 0 to 2, but the model knows 0 to 1'):
+  with pytest.raises(ValueError, match='type ids are from 0 to 2, but the model has ids 0 to 1'):
     TokenTypes(config, nnx.Rngs(0))(jnp.array([[0, 2]]))
   found = jax.jit(lambda x: embed(x))(jnp.array([[1, -1, 5, -100, 4]]))
   unknown = np.isnan(np.asarray(found)).all(-1)

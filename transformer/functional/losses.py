@@ -78,8 +78,8 @@ def consistency(logits: Float[Array, 'B *T N'], weights: Float[Array, 'B *T']) -
   for one row with different dropout.
 
   Args:
-    logits: rows 2i and 2i + 1 are p and q.
-    weights: how much each position counts, 0 for padding; alike in both rows.
+    logits: those of p in rows 2i, those of q in rows 2i + 1.
+    weights: weight of each position, 0 for padding; equal in both rows.
 
   >>> consistency(jnp.array([[0.0, 1.0], [1.0, 0.0]]), jnp.ones(2)).round(3)
   Array(0.924, dtype=float32)

@@ -391,8 +391,7 @@ def beam_search(
     length_penalty: the exponent of that name in `transformers`; usually it or alpha is 0.
     early_stopping: when a row ends. 'never': once no live prefix can enter its n-best list. False:
       once none could if it ended now. True: once its list is full. Both as in `transformers`.
-    reorder: f(cache, rows) returns the cache with old row rows[r] as new row r; it may leave arrays
-      that all beams share.
+    reorder: f(cache, rows) returns the cache with old row rows[r] as new row r.
 
   Returns:
     The n-best list of each row, best first, and its scores. Missing hypotheses are `pad`, with
@@ -414,9 +413,7 @@ def beam_search(
   _check_beams(beams, alpha, early_stopping)
   # a cache of a wrong size raises the error of reorder, not one from inside step
   jax.eval_shape(reorder, cache, jnp.arange(len(first) * beams))
-  penalties = _length_penalties(steps, alpha, length_penalty)
-  # the best score that a live prefix can still reach is its log P / its divisor
-  divisors = lax.cummax(penalties, reverse=True) if early_stopping == 'never' else penalties
+  penalties, divisors = _length_penalties(steps, alpha, length_penalty, early_stopping)
   settings = (penalties, divisors, early_stopping is True, eos, constrain, stop)
   state = lax.while_loop(
     lambda state: jnp.any(state.live_log_p != -jnp.inf),
@@ -426,11 +423,20 @@ def beam_search(
   return state.finished_tokens, state.finished_scores
 
 
-def _length_penalties(steps: int, alpha: float, length_penalty: float) -> Float[Array, 'steps']:
-  """Return the divisor of log P of a hypothesis of 1, 2, ... `steps` tokens."""
+def _length_penalties(
+  steps: int, alpha: float, length_penalty: float, early_stopping: bool | str
+) -> tuple[Float[Array, 'steps'], Float[Array, 'steps']]:
+  """Return (penalties, divisors) for prefixes of 1, 2, ... `steps` tokens.
+
+  The score of a hypothesis is its log P / penalty. The best score that a live prefix can still
+  reach is estimated as its log P / divisor.
+  """
   lengths = jnp.arange(1, steps + 1, dtype=jnp.float32)
   penalties = ((5 + lengths) / 6) ** alpha
-  return penalties * lengths**length_penalty if length_penalty else penalties
+  if length_penalty:
+    penalties *= lengths**length_penalty
+  divisors = lax.cummax(penalties, reverse=True) if early_stopping == 'never' else penalties
+  return penalties, divisors
 
 
 def _check_beams(beams: int, alpha: float, early_stopping: bool | str):
@@ -457,8 +463,7 @@ def _extend_beams(
 
   Args:
     state, step, reorder, eos, constrain, stop: as in `beam_search`.
-    penalties: divisor of log P by length.
-    divisors: the same for the best score that a live prefix can still reach.
+    penalties, divisors: from `_length_penalties`.
     when_full: whether a row ends once its n-best list is full (early_stopping=True).
   """
   (batch, beams), steps = state.last.shape, len(penalties)

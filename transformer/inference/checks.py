@@ -56,7 +56,7 @@ def check_ids(settings: Mapping[str, Any], vocab: int, published: Collection[Any
       unknown = [i for i in np.ravel(item).tolist() if not 0 <= i < vocab]
       if unknown and item not in published:
         raise ValueError(
-          f'decode.{name} has ids {unknown}, but the model knows 0 to {vocab - 1}: remove them'
+          f'decode.{name} has ids {unknown}, but the model has ids 0 to {vocab - 1}: remove them'
         )
 
 
@@ -76,8 +76,8 @@ def check_rows(config: ModelConfig, rows: Iterable[Row], *, new: int = 0, source
       continue
     if tokens.min() < 0 or tokens.max() >= config.vocab:
       raise ValueError(
-        f'prompt {number} has ids from {tokens.min()} to {tokens.max()}, but the model knows 0 to '
-        f'{config.vocab - 1}: pass tokens of its own tokenizer'
+        f'prompt {number} has ids from {tokens.min()} to {tokens.max()}, but the model has ids 0 '
+        f'to {config.vocab - 1}: pass tokens of its own tokenizer'
       )
     # the last generated token is never read
     if limit and (length := len(tokens) + max(new - 1, 0)) > limit:

@@ -115,18 +115,21 @@ def generate_outputs(
   kwargs: dict[str, Any] = dict(draft=draft, lookahead=0 if draft is None else lookahead)
   kwargs['stops'] = _stops(stop, tokenizer, model)
   found, scores = _search(model, prompts, key, decoding, start, end, kwargs)
-  best = jax.device_get(scores)[:, 0]
-  check_finite(best)
-  check_possible(best)
   return _outputs(found, scores, end, pad or 0, n)
 
 
 def _search(model, prompts, key, decoding: Decoding, start, end, kwargs: dict[str, Any]):
-  """Return the outputs of a Decoder or an EncoderDecoder and their scores."""
+  """Return the checked outputs of a Decoder or an EncoderDecoder, and their scores."""
   key = decoding.key if key is None else key
   if isinstance(model, Decoder):
-    return continue_prompts(model, prompts, key, decoding, end, **kwargs)
-  return decode_inputs(model, prompts, split_padding(prompts), key, decoding, start, end, **kwargs)
+    tokens, scores = continue_prompts(model, prompts, key, decoding, end, **kwargs)
+  else:
+    encoded = split_padding(prompts)
+    tokens, scores = decode_inputs(model, prompts, encoded, key, decoding, start, end, **kwargs)
+  best = jax.device_get(scores)[:, 0]
+  check_finite(best)
+  check_possible(best)
+  return tokens, scores
 
 
 def _settings_of(

@@ -51,7 +51,7 @@ def adapt(model: nnx.Module, paths: str, rank: int, key: Key[Array, '']):
   linear = _linears(model)
   chosen = [path for path in linear if re.search(paths, path)]
   if not chosen:
-    raise ValueError(f'no layer fits the pattern {paths!r}: there are {", ".join(linear)}')
+    raise ValueError(f'no layer matches the pattern {paths!r}: there are {", ".join(linear)}')
   rngs = nnx.Rngs(key)
   for path in chosen:
     layer = linear[path]

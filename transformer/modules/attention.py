@@ -99,7 +99,7 @@ class Attention(nnx.Module):
       k, v = _from_storage(cache.k, cache.v)
       # with one new token no masked slot holds a NaN; of several new ones a later one may
       assume_finite = x.shape[1] == 1
-    q, k, v = (site(f'{self.name}.{n}', y) for n, y in zip(_QKV, (q, k, v), strict=True))
+    q, k, v = (site(f'{self.name}.{name}', x) for name, x in zip(_QKV, (q, k, v), strict=True))
     y = self._attend(q, k, v, view, assume_finite, key).reshape(*x.shape[:2], -1, q.shape[-1])
     y = site(f'{self.name}.heads', y)
     return self.out(y.reshape(*x.shape[:2], -1)), cache

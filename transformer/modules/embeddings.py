@@ -221,7 +221,7 @@ def _rows(table, ids, kind):
     values = np.asarray(jax.device_get(ids))
     if values.min() < 0 or values.max() >= len(table):
       raise ValueError(
-        f'{kind} ids are from {values.min()} to {values.max()}, but the model knows 0 to '
+        f'{kind} ids are from {values.min()} to {values.max()}, but the model has ids 0 to '
         f'{len(table) - 1}: pass those of its own tokenizer'
       )
   return _lookup(table, jnp.asarray(ids))

@@ -81,7 +81,9 @@ def observe(
       result = f(*args, **kwargs)
     for pattern in (*read, *edit):
       if not fnmatch.filter(observer.seen, pattern):
-        raise ValueError(f'{pattern!r} fits no site: there are {", ".join(sorted(observer.seen))}')
+        raise ValueError(
+          f'{pattern!r} matches no site: there are {", ".join(sorted(observer.seen))}'
+        )
     return result, observer.values
 
   return observed
