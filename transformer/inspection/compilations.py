@@ -1,6 +1,6 @@
-"""A ledger of compilations: which function, for which shapes, how long, and whether from the cache.
+"""A ledger of compilations: function, shapes, seconds, and whether the program was in the cache.
 
-JAX says what it compiles in its log, at the level DEBUG, and how long it took to its monitoring.
+JAX logs what it compiles at the level DEBUG, and reports the time to its monitoring listeners.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ class Compilation(NamedTuple):
   """A function that was compiled.
 
   Attributes:
-    function: its name, as JAX has it.
+    function: its name in JAX.
     shapes: of its arguments, such as float32[8,16].
-    seconds: that compiling, or reading from the cache, took.
+    seconds: time to compile it or to read it from the cache.
     cached: whether the program was read from the cache on disk.
   """
 
@@ -31,10 +31,10 @@ class Compilation(NamedTuple):
 
 
 class Ledger(contextlib.AbstractContextManager):
-  """Notes every compilation of this process while it is open.
+  """A context manager that records every compilation of this process.
 
   Args:
-    note: is called with each.
+    note: called with each Compilation.
 
   Attributes:
     entries: all of them, in order.
@@ -61,15 +61,15 @@ class Ledger(contextlib.AbstractContextManager):
       logger.setLevel(level)
 
   def _read(self, record: logging.LogRecord) -> bool:
-    """Note what is about to be compiled; of the log only warnings go further."""
+    """Record what JAX is about to compile; a log filter that lets only warnings pass."""
     if str(record.msg).startswith('Compiling %s with global shapes') and record.args:
       name, shapes, *_ = record.args
-      found = re.findall(r'[\w<>]+\[[\w,]*\]', str(shapes))
-      self._begun = re.sub(r'^jit\((.*)\)$', r'\1', str(name)), tuple(found)
+      arrays = re.findall(r'[\w<>]+\[[\w,]*\]', str(shapes))
+      self._begun = re.sub(r'^jit\((.*)\)$', r'\1', str(name)), tuple(arrays)
     return record.levelno > logging.INFO
 
   def compiled(self, seconds: float, name: str):
-    """Note the end of a compilation."""
+    """Record the end of a compilation."""
     function, shapes = self._begun
     entry = Compilation(function or name, shapes, round(seconds, 3), self._cached)
     self._begun, self._cached = ('', ()), False
@@ -77,16 +77,16 @@ class Ledger(contextlib.AbstractContextManager):
     self._note(entry)
 
   def found(self):
-    """Note that the program is in the cache."""
+    """Record that the program is in the cache."""
     self._cached = True
 
   def check(self, function: str, most: int, arguments: Sequence[str]):
-    """Raise ValueError if a function was compiled more than `most` times.
+    """Raise ValueError if a function was compiled more than `most` times; names what changed.
 
     Args:
       function: its name.
-      most: 0 for any number.
-      arguments: the names of its arguments, in the order of the shapes.
+      most: 0 for no limit.
+      arguments: names of its arguments, in the order of the shapes.
     """
     mine = [entry for entry in self.entries if entry.function == function]
     if not most or len(mine) <= most:
@@ -109,7 +109,7 @@ def _names():
   return [*logging.Logger.manager.loggerDict]
 
 
-def _listen(listening=[]):  # noqa: B006, once for all
+def _listen(listening=[]):  # noqa: B006, remembers that the listeners are registered
   if listening:
     return
   listening.append(True)

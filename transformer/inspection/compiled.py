@@ -1,4 +1,4 @@
-"""What the compiler says of a program: the memory of a device, and what devices send each other."""
+"""Facts about a compiled program: memory on a device, communication, and kinds of instructions."""
 
 import math
 import re
@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 
 GIB = 2**30
-# Memory that a program may use, and dense bfloat16 operations a second, by the kind of device: of
-# datasheets, and for TPUs the memory that the compiler allows.
+# By kind of device: memory in GiB that the compiler allows a program on a TPU, and dense bfloat16
+# operations per second from datasheets.
 MEMORY = {
   'TPU v4': 31.25,
   'TPU v5 lite': 15.75,
@@ -35,12 +35,12 @@ _BITS = {'pred': 8, 'bf16': 16, 'f8e4m3fn': 8, 'f8e5m2': 8}
 
 
 class Collective(NamedTuple):
-  """What a program sends between devices in one kind of operation.
+  """The communication between devices by one kind of operation in a program.
 
   Attributes:
     kind: one of COLLECTIVES.
-    times: how often it runs; in a loop without a constant number of rounds once.
-    bytes: of its results on a device, all together.
+    times: number of executions; a loop without a constant number of iterations counts once.
+    bytes: total size of the results on a device.
   """
 
   kind: str
@@ -49,7 +49,7 @@ class Collective(NamedTuple):
 
 
 def peak(device: Any) -> float:
-  """Return a device's dense bfloat16 operations a second by its datasheet; 0 if unknown."""
+  """Return a device's dense bfloat16 operations per second from its datasheet; 0 if unknown."""
   kind = device.device_kind
   return next((p for name, p in PEAK.items() if kind == name or kind.startswith(name + ' ')), 0.0)
 
@@ -60,12 +60,12 @@ def capacity(device: Any) -> int:
     return int(MEMORY[device.device_kind] * GIB)
   try:
     return (device.memory_stats() or {}).get('bytes_limit', 0)
-  except (jax.errors.JaxRuntimeError, NotImplementedError):  # a description of one
+  except (jax.errors.JaxRuntimeError, NotImplementedError):  # the description of an absent device
     return 0
 
 
 def bytes_a_device(tree: Any) -> int:
-  """Return the bytes of a tree of arrays, or of their shapes with shardings, on one device."""
+  """Return the size on one device of a tree of arrays or ShapeDtypeStructs, in bytes."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     for x in jax.tree.leaves(tree)
@@ -74,27 +74,27 @@ def bytes_a_device(tree: Any) -> int:
 
 
 def memory(compiled: Any) -> dict[str, int]:
-  """Return the bytes of a compiled program on one device.
+  """Return the memory of a compiled program on one device, in bytes.
 
   Returns:
-    arguments, outputs: of the program, without what is in the memory of an argument.
-    temporaries: all else at the moment when it needs most.
-    total: the sum.
+    'arguments', 'outputs' (without those in the memory of a donated argument), 'temporaries' (at
+    the peak) and 'total', the sum.
   """
-  found = compiled.memory_analysis()
+  analysis = compiled.memory_analysis()
   parts = {
-    'arguments': found.argument_size_in_bytes,
-    'outputs': found.output_size_in_bytes - found.alias_size_in_bytes,
-    'temporaries': found.temp_size_in_bytes,
+    'arguments': analysis.argument_size_in_bytes,
+    'outputs': analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+    'temporaries': analysis.temp_size_in_bytes,
   }
   return parts | {'total': sum(parts.values())}
 
 
 def refused(error: Exception) -> tuple[bool, int, int] | None:
-  """Return what a compiler's error says about memory; None if it is another error.
+  """Parse a compiler's error about too little memory.
 
   Returns:
-    Whether temporaries alone are too much, the bytes needed, and those there.
+    Whether the needed bytes are those of temporaries only, the needed bytes, and the bytes of the
+    device. None if it is another error.
 
   >>> refused(ValueError('XLA:TPU compile permanent error. Used 18.50G of 15.75G hbm. Exceeded'))
   (False, 19864223744, 16911433728)
@@ -102,26 +102,26 @@ def refused(error: Exception) -> tuple[bool, int, int] | None:
   (True, 22011707392, 16911433728)
   """
   size = r'\(?([\d.]+)([KMG])\)?'
-  found = re.search(
+  match = re.search(
     f'(Used) {size} of {size} hbm|(temporaries) {size} exceeds .*?{size}', str(error)
   )
-  if not found:
+  if not match:
     return None
-  kind, *sizes = filter(None, found.groups())
+  kind, *sizes = filter(None, match.groups())
   unit = dict(K=2**10, M=2**20, G=2**30)
-  needed, there = (int(float(n) * unit[u]) for n, u in zip(sizes[::2], sizes[1::2], strict=True))
-  return kind == 'temporaries', needed, there
+  needed, limit = (int(float(n) * unit[u]) for n, u in zip(sizes[::2], sizes[1::2], strict=True))
+  return kind == 'temporaries', needed, limit
 
 
 def collectives(text: str) -> list[Collective]:
-  """Return what a program sends between devices, from the text of a compiled program.
+  """Return the communication between devices in a compiled program.
 
   Args:
     text: of `compiled.as_text()`.
   """
-  # (kind, result, channel) by computation
+  # {computation: (kind, result, channel)}
   inside: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
-  # (computation, its rounds or the condition that has them)
+  # {computation: (called computation, its number of calls, or the condition of a loop with it)}
   calls: dict[str, list[tuple[str, int | str]]] = defaultdict(list)
   constants: dict[str, list[int]] = defaultdict(list)
   entry = name = ''
@@ -129,8 +129,8 @@ def collectives(text: str) -> list[Collective]:
     if head := re.match(r'(ENTRY )?%?([\w.\-]+) (?:\([^=]*)?.*\{$', line):
       name = head[2]
       entry = name if head[1] else entry
-    elif found := re.match(r'\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([\w\-]+)\(', line):
-      result, operation = found.groups()
+    elif instruction := re.match(r'\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([\w\-]+)\(', line):
+      result, operation = instruction.groups()
       kind = operation.removesuffix('-start')
       if kind in COLLECTIVES:
         channel = (re.findall(r'channel_id=(\d+)', line) or [f'{name} {len(inside[name])}'])[0]
@@ -150,13 +150,13 @@ def collectives(text: str) -> list[Collective]:
 
   def add(computation: str, times: int):
     for kind, result, channel in inside[computation]:
-      if channel in seen:  # one that is computed meanwhile has a start, a middle and an end
+      if channel in seen:  # an asynchronous one has several instructions
         continue
       seen.add(channel)
       counts[kind] += times
       sizes[kind] += times * _bytes(result)
     for other, rounds in calls[computation]:
-      if isinstance(rounds, str):  # the one number that the condition compares with
+      if isinstance(rounds, str):  # the only constant in the condition of the loop
         rounds = constants[rounds][0] if len(constants[rounds]) == 1 else 1
       add(other, times * rounds)
 
@@ -165,14 +165,14 @@ def collectives(text: str) -> list[Collective]:
 
 
 def kinds(text: str) -> dict[str, str]:
-  """Return the kind of each instruction of a compiled program, such as dot, copy or all-reduce.
+  """Return {instruction: kind} of a compiled program, such as dot, copy or all-reduce.
 
-  A fusion with a matrix product is 'dot fusion', another 'fusion'; a kernel is 'custom-call'.
+  A fusion with a matrix product is 'dot fusion', any other 'fusion'; a kernel is 'custom-call'.
 
   Args:
     text: of `compiled.as_text()`.
   """
-  found, with_products, name = {}, set(), ''
+  kind_of, with_products, name = {}, set(), ''
   for line in text.splitlines():
     if head := re.match(r'(?:ENTRY )?%?([\w.\-]+) (?:\([^=]*)?.*\{$', line):
       name = head[1]
@@ -181,12 +181,12 @@ def kinds(text: str) -> dict[str, str]:
       if kind in ('dot', 'convolution'):
         with_products.add(name)
       called = re.search(r'calls=%?([\w.\-]+)', line)
-      found[instruction[1]] = f'dot {kind}' if called and called[1] in with_products else kind
-  return found
+      kind_of[instruction[1]] = f'dot {kind}' if called and called[1] in with_products else kind
+  return kind_of
 
 
 def _result(shapes: str, operation: str) -> str:
-  """Return the result among the shapes of an operation: one that starts it has its operands too."""
+  """Return the shapes of the results; the -start of an operation also lists its operands."""
   if not operation.endswith('-start') or not shapes.startswith('('):
     return shapes
   arrays = re.findall(r'\w+\[[\d,]*\]', shapes)
@@ -194,7 +194,7 @@ def _result(shapes: str, operation: str) -> str:
 
 
 def _bytes(shapes: str) -> int:
-  """Return the bytes of shapes such as f32[8,16]."""
+  """Return the size of shapes such as f32[8,16], in bytes."""
   total = 0
   for dtype, sizes in re.findall(r'\b([a-z]+\d*\w*)\[([\d,]*)\]', shapes):
     bits = _BITS.get(dtype) or int((re.search(r'\d+', dtype) or ['0'])[0])

@@ -1,4 +1,4 @@
-"""Versions, devices and precision of matrix products on this machine, with advice."""
+"""Versions of packages, devices, precision of matrix products, and advice about them."""
 
 import contextlib
 import importlib.metadata
@@ -43,13 +43,12 @@ def why_not_compiled(dtype: str) -> str:
 
 
 def matmul_precision() -> dict[str, Any]:
-  """Return how exact a float32 matrix product is.
+  """Measure the error of a float32 matrix product.
 
   Returns:
-    default_matmul_precision: JAX's setting.
-    product_error: the largest error, relative to the largest entry, with that setting ('default')
-      and with full precision ('float32').
-    reduced: whether the first error is more than ten times the second.
+    'default_matmul_precision': JAX's setting. 'product_error': the largest error, relative to the
+    largest entry, with that setting ('default') and with full precision ('float32'). 'reduced':
+    whether the first error is more than ten times the second.
   """
   a, b = np.random.default_rng(0).normal(size=(2, 256, 256)).astype(np.float32)
   exact = np.asarray(a, np.float64) @ np.asarray(b, np.float64)
@@ -67,7 +66,11 @@ def matmul_precision() -> dict[str, Any]:
 
 
 def advice_for(precision: dict[str, Any]) -> list[str]:
-  """Return lines about reduced precision, and about an NVIDIA GPU or TPU that JAX does not use."""
+  """Return advice about reduced precision, and about a GPU or TPU that JAX does not use.
+
+  Args:
+    precision: from `matmul_precision`.
+  """
   advice = []
   if precision['reduced']:
     default, full = (precision['product_error'][name] for name in ('default', 'float32'))
@@ -87,7 +90,7 @@ def advice_for(precision: dict[str, Any]) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-  """Return the version of each of PACKAGES, and of the plugins of JAX."""
+  """Return {name: version} of Python, PACKAGES and the plugins of JAX."""
   plugins = {d.name for d in importlib.metadata.distributions() if PLUGINS.fullmatch(d.name)}
   found = {'python': platform.python_version()}
   for name in (*PACKAGES, *sorted(plugins)):
@@ -99,9 +102,9 @@ def versions() -> dict[str, str]:
 
 
 def devices() -> list[dict[str, Any]]:
-  """Return the kinds of devices, how many there are of each, and what JAX may allocate on each.
+  """Return platform, kind, count and memory_limit_gib of each kind of device.
 
-  memory_limit_gib is None where the device does not tell.
+  The last is what JAX may allocate on each, in GiB; None if it is unknown.
   """
 
   def memory_limit_gib(device):

@@ -1,8 +1,8 @@
 """Attention maps: an interactive HTML page (`html`, `page`) and a figure (`draw`).
 
-They take plain arrays: `weights` [L, H, T, S], where row t of every [T, S] panel has the attention
-weights of target token t over the source tokens. Layers and heads are counted from 1, as in papers.
-The page is heatmap.html with heatmap.css and heatmap.js inside.
+Their input is `weights` [L, H, T, S]: row t of every [T, S] panel has the attention weights of
+target token t over the source tokens. Layers and heads are counted from 1, as in papers. The page
+is heatmap.html with heatmap.css and heatmap.js inlined.
 """
 
 import base64
@@ -28,8 +28,7 @@ INK, QUIET = '#1b1f27', '#626a78'  # of texts
 
 JOINERS = '\u200c\u200d'
 
-
-# More numbers of queries, keys and values than these are left out of the page, which would be slow.
+# Queries, keys and values with more numbers than this are left out, because the page would be slow.
 MOST_NUMBERS = 2_000_000
 
 
@@ -41,7 +40,7 @@ def html(
   title: str,
   subtitle: str = '',
 ) -> str:
-  """Return a self-contained page with every layer and head; it opens on the last layer's mean.
+  """Return an HTML page with every layer and head; it first shows the mean of the last layer.
 
   Args:
     weights: attention weights in [0, 1].
@@ -49,9 +48,6 @@ def html(
     columns: the S source tokens.
     title: heading of the page.
     subtitle: a line below it.
-
-  Returns:
-    The page, as in `page`.
 
   Raises:
     ValueError: weights and tokens have different sizes, or a weight is not in [0, 1].
@@ -62,33 +58,31 @@ def html(
 def page(
   maps: Sequence[Mapping[str, Any]], *, title: str, subtitle: str = '', lens: Any = None
 ) -> str:
-  """Return a self-contained page of one or more kinds of attention of a request.
+  """Return an HTML page of one or more kinds of attention of a request.
 
-  The page loads nothing. All it shows is in the JSON of `<script id="data">`.
+  The page needs no other file and no network. It is ASCII, so that it can be written in any
+  encoding. Its data are in the JSON of `<script id="data">`.
 
   Args:
     maps: each from `map_data`.
     title: heading of the page.
     subtitle: a line below it.
-    lens: what each layer would say; see inside.Lens.
-
-  Returns:
-    The page, pure ASCII, so that it may be written with any encoding.
+    lens: an inside.Lens, or None.
   """
-  says = lens and {
+  lens_data = lens and {
     'positions': [_visible(token) for token in lens.positions],
     'outputs': [[[_visible(name) for name in k] for k in layer] for layer in lens.outputs],
     'thousandths': np.rint(1000 * lens.probabilities).astype(int).tolist(),
   }
-  data = {'maps': maps, 'lens': says, 'scale': {'light': LIGHT, 'dark': DARK}}
+  data = {'maps': maps, 'lens': lens_data, 'scale': {'light': LIGHT, 'dark': DARK}}
   # a token '</script>' or '<!--' must not end the element with the data
   inlined = json.dumps(data, separators=(',', ':')).replace('<', r'\u003c')
   texts = {'title': escape(title), 'subtitle': escape(subtitle), 'data': inlined}
   files = resources.files(__package__)
   texts |= {kind: files.joinpath(f'heatmap.{kind}').read_text('utf-8') for kind in ('css', 'js')}
   template = files.joinpath('heatmap.html').read_text('utf-8')
-  found = re.sub(r'\{\{(\w+)\}\}', lambda match: texts[match[1]], template)
-  return found.encode('ascii', 'xmlcharrefreplace').decode('ascii')
+  filled = re.sub(r'\{\{(\w+)\}\}', lambda match: texts[match[1]], template)
+  return filled.encode('ascii', 'xmlcharrefreplace').decode('ascii')
 
 
 def map_data(
@@ -103,19 +97,18 @@ def map_data(
   vectors: Mapping[str, Float[np.ndarray, 'L T heads K']] | None = None,
   pictures: Sequence[np.ndarray | None] = (None, None),
 ) -> dict[str, Any]:
-  """Return what the page shows of one kind of attention, as JSON takes it.
+  """Return the data of one kind of attention for `page`, as JSON types.
 
-  The weights are 'thousandths', flat [L, 1 + H, T, S]: each layer's mean over heads comes before
-  its heads.
+  The weights are in 'thousandths', [L, 1 + H, T, S] flattened; the mean over heads comes first.
 
   Args:
     weights, rows, columns: as in `html`.
     kind: 'self', 'cross', 'encoder', 'decoder', or '' for no name.
-    rollout: attention rollout of the layers.
+    rollout: attention rollout; see inside.rollout.
     entropy: of the heads, in bits.
-    changes: of the loss without each head, in nats.
-    vectors: 'queries', 'keys' and 'values'; left out if they are many.
-    pictures: pixels [H, W, 3] or frames [n, bands] that rows and columns are positions of.
+    changes: increase of the loss without each head, in nats.
+    vectors: 'queries', 'keys' and 'values'; left out if there are more than MOST_NUMBERS numbers.
+    pictures: pixels [H, W, C] or frames [n, bands] of the rows' and the columns' input, or None.
 
   Raises:
     ValueError: as in `html`.
@@ -148,7 +141,7 @@ def _thousandths(values):
 
 
 def _packed(x):
-  """Vectors [L, T, heads, K] as bytes [L, heads, T, K], of which 127 is the largest magnitude."""
+  """Return vectors [L, T, heads, K] as int8 [L, heads, T, K] in base64; 127 is the largest one."""
   largest = float(np.abs(x).max()) or 1.0
   numbers = np.rint(127 * np.asarray(x, np.float32).swapaxes(1, 2) / largest).astype(np.int8)
   data = base64.b64encode(numbers.tobytes()).decode()
@@ -156,7 +149,7 @@ def _packed(x):
 
 
 def _picture(x, names):
-  """Pixels or frames as a PNG file, and how many rows and columns of positions it has."""
+  """Return pixels or frames as a PNG in a data URL, with the grid of positions in it."""
   from PIL import Image
 
   if x.ndim == 3:
@@ -181,11 +174,11 @@ def draw(
   *,
   title: str = '',
 ) -> None:
-  """Write a PNG or SVG of each layer's mean over heads, side by side; of the last if too wide.
+  """Write a PNG or SVG of each layer's mean over heads, side by side.
 
-  The page of `html` shows everything. The figure has no single heads; long tokens are truncated;
-  characters that no known installed font has are drawn as a box, or as their code point if they
-  are a whole token; and matplotlib before 3.11 neither joins nor reverses right-to-left tokens.
+  If that is too wide, only the last layer is drawn. Long tokens are truncated. Characters that no
+  installed font has are drawn as a box, or as their code point if they are a whole token.
+  Matplotlib before 3.11 neither joins nor reverses right-to-left tokens.
 
   Args:
     weights: attention weights in [0, 1].
@@ -203,10 +196,10 @@ def draw(
   weights, rows, columns = _checked(weights, rows, columns)
   means = weights.mean(axis=1)
   layers, height, width = means.shape
-  cell = min(0.5, max(0.16, 4.5 / max(height, width)))  # inches, and so is every length below
+  cell = min(0.5, max(0.16, 4.5 / max(height, width)))  # inches, like all lengths below
   wide, tall, gap, bar = cell * width, cell * height, 0.3, 0.12
-  shown = range(layers) if layers * (wide + gap) <= 24 else range(layers - 1, layers)
-  right = len(shown) * (wide + gap)
+  drawn = range(layers) if layers * (wide + gap) <= 24 else range(layers - 1, layers)
+  right = len(drawn) * (wide + gap)
   figure = Figure(figsize=(right + bar, tall), facecolor='white')
 
   def axes(left, across):
@@ -217,9 +210,9 @@ def draw(
   title = texts.pop()
   labels = [text if len(text) <= 24 else text[:23] + '…' for text in texts]
   font = {'fontfamily': families, 'fontsize': min(11, cell * 72 * 0.72), 'parse_math': False}
-  colours = LinearSegmentedColormap.from_list('attention', LIGHT)
-  scale = {'cmap': colours, 'vmin': 0, 'vmax': means[list(shown)].max() or 1}
-  for i, layer in enumerate(shown):
+  colors = LinearSegmentedColormap.from_list('attention', LIGHT)
+  scale = {'cmap': colors, 'vmin': 0, 'vmax': means[list(drawn)].max() or 1}
+  for i, layer in enumerate(drawn):
     panel = axes(i * (wide + gap), wide)
     mesh = panel.pcolormesh(means[layer], **scale, edgecolors='white', linewidth=cell * 3)
     row_labels = labels[:height] if i == 0 else [''] * height
@@ -227,7 +220,7 @@ def draw(
     panel.set_xlabel(f'layer {layer + 1} of {layers}', color=QUIET, fontsize=10, labelpad=8)
   _label_scale(figure.colorbar(mesh, cax=axes(right, bar)))
   if title:
-    # the height of the column labels is known only after layout; the title is above them
+    # the title is above the column labels, whose height is known only after layout
     top = figure.get_tightbbox().y1 / tall
     heading = dict(fontfamily=families, fontsize=13, parse_math=False, color=INK, va='bottom')
     figure.text(0, top + 0.2 / tall, title, **heading)  # type: ignore[arg-type]
@@ -236,7 +229,7 @@ def draw(
 
 
 def _label_panel(panel, rows: list[str], columns: list[str], cell: float, font: dict[str, Any]):
-  """Write the tokens at the left and on top; those that do not fit across a cell are rotated."""
+  """Write the tokens to the left and above; rotate column labels that are wider than a cell."""
   fits = int(cell * 72 / (0.62 * font['fontsize']))  # characters across a cell
   panel.invert_yaxis()
   panel.xaxis.tick_top()
@@ -270,7 +263,7 @@ def _checked(weights, rows, columns) -> tuple[np.ndarray, list[str], list[str]]:
       f'source tokens, but there are {len(rows)} row and {len(columns)} column labels; '
       'cut both to the tokens that are not padding'
     )
-  if not (weights.min() >= 0 and weights.max() <= 1 + 1e-4):  # this way round NaN fails too
+  if not (weights.min() >= 0 and weights.max() <= 1 + 1e-4):  # also true for NaN
     raise ValueError(
       f'weights must lie in [0, 1], but range from {weights.min():.4g} to {weights.max():.4g}; '
       'pass the weights after the softmax, not the scores'
@@ -283,20 +276,20 @@ def _visible(token: str) -> str:
   if not token:
     return '∅'
   signs = {' ': '␣', '\n': '↵', '\t': '⇥'}
-  if len(token) > 1:  # inside a token, joiners shape its letters and emoji
+  if len(token) > 1:  # inside a token, keep joiners, which combine letters and emoji
     signs |= {c: c for c in JOINERS}
   text = ''.join(signs.get(c) or (c if c.isprintable() else f'U+{ord(c):04X}') for c in token)
   return '◌' + text if unicodedata.category(text[0])[0] == 'M' else text
 
 
 def _drawable(texts: Sequence[str]) -> tuple[list[str], list[str]]:
-  """Return texts without characters that no font has, and the font families for the rest."""
+  """Return texts with boxes for characters that no font has, and the font families to use."""
   clusters = [_clusters(text) for text in texts]
   missing = {cluster for text in clusters for cluster in text}
   families = []
   for family in ('DejaVu Sans', *_installed()):  # the first comes with matplotlib
-    if found := {cluster for cluster in missing if _coverage(family).issuperset(cluster)}:
-      missing -= found
+    if covered := {cluster for cluster in missing if _coverage(family).issuperset(cluster)}:
+      missing -= covered
       families.append(family)
 
   def boxed(text):
@@ -308,7 +301,7 @@ def _drawable(texts: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _clusters(text: str) -> list[str]:
-  """Split a text where its font may change: not before marks, joiners and skin tones."""
+  """Return the parts of a text that need one font: a character with its marks and joiners."""
   clusters: list[str] = []
   for c in text:
     joins = unicodedata.category(c)[0] == 'M' or c in JOINERS or '🏻' <= c <= '🏿'
@@ -327,7 +320,7 @@ def _installed() -> list[str]:
   )
   names = {entry.name for entry in fontManager.ttflist}
 
-  def order(name):  # by name, the same on every run, but the font with most scripts first
+  def order(name):  # by name, but first the font with the most scripts
     return 'CJK JP' not in name, name
 
   return sorted(filter(re.compile(pattern).match, names), key=order)

@@ -1,7 +1,7 @@
-"""Looking inside: what the layers of a model computed for one request, as arrays and as a page.
+"""The states and attention weights of a model for one request, as arrays and as an HTML page.
 
-look(task, model, line)                   in a notebook shows the page
-look(task, model, line).html()            the page, as in `run.py --mode=attend`
+look(task, model, line)                   displays the page in a notebook
+look(task, model, line).html()            the page, as of `run.py --mode=attend`
 look(...).maps['self'].weights            [L, H, T, S]
 """
 
@@ -27,18 +27,18 @@ from transformer.inspection import heatmap
 from transformer.modules.sites import observe
 from transformer.modules.stack import Stack
 
-# The page has the ablation of every head where this many parameters times positions times heads are
-# not exceeded: some seconds on a CPU. Call `ablate_heads` for larger models.
+# The largest parameters x positions x heads for which the page has the ablation of every head,
+# which takes some seconds on a CPU. Call `ablate_heads` for larger models.
 CHEAP = 2e10
 
 
 class Lens(NamedTuple):
-  """What each layer would say if it were the last (logit lens).
+  """The outputs of each layer if it were the last one (logit lens).
 
   Attributes:
     positions: labels of the T positions, one for the whole input of a classifier.
-    outputs: the most probable outputs of every layer and position [L][T][k], best first.
-    probabilities: of these.
+    outputs: [L][T][k], the k most probable outputs of every layer and position, best first.
+    probabilities: of these outputs.
   """
 
   positions: list[str]
@@ -48,15 +48,15 @@ class Lens(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Inside:
-  """What a model computed for one request.
+  """The states and attention weights of a model for one request.
 
   Attributes:
     title, subtitle: of the page: the request and its answer.
     maps: attention weights by kind: 'self', or 'cross', 'encoder' and 'decoder'.
-    layers: all that was read, by stack; see attention_maps.observe_layers.
-    lens: None if the model says nothing by logits.
-    changes: for each kind of map [L, H], by how much -log p of what the model says rises without a
-      head, mean over positions; {} where that would take long.
+    layers: {stack: {name: array}}; see attention_maps.observe_layers.
+    lens: None if the model has no logits.
+    changes: {kind of map: [L, H]}, the increase of -log p of the most probable output if a head is
+      removed, mean over positions; {} if that would take long.
     pictures: as in a Probe.
   """
 
@@ -99,7 +99,7 @@ class Inside:
     return f'<iframe srcdoc="{escape(self.html())}" {frame}></iframe>'
 
 
-# Of each kind of map, what its rows and its columns are positions of.
+# {kind of map: the labels of its rows and of its columns, as attributes of a Probe}
 SIDES = {
   'self': ('columns', 'columns'),
   'cross': ('rows', 'columns'),
@@ -109,17 +109,17 @@ SIDES = {
 
 
 def look(task: Any, model: Any, line: Any, *, subtitle: str = '') -> Inside:
-  """Return what a model computes for a request.
+  """Return the states and attention weights of a model for a request.
 
   Args:
-    task: what encodes the request; see inference.predict.
+    task: encodes the request; see inference.predict.
     model: of that task.
-    line: a text, or of an image or sound the path, content or array.
+    line: a text, or the path, content or array of an image or sound.
     subtitle: of the page, such as the answer.
 
   Raises:
-    ValueError: the line cannot be answered; says why, and what to do.
-    FloatingPointError: a weight is NaN.
+    ValueError: the request cannot be encoded; says why, and the cure.
+    FloatingPointError: an attention weight is NaN.
   """
   probe = task.attention(model, task.processor.encode_example(line))
   title = line if isinstance(line, str) else ''
@@ -127,12 +127,12 @@ def look(task: Any, model: Any, line: Any, *, subtitle: str = '') -> Inside:
 
 
 def look_at(probe: Probe, model: Any, *, title: str = '', subtitle: str = '') -> Inside:
-  """Return what a model computes in any function of it.
+  """Return the states and attention weights of a model in any function that calls it.
 
   Args:
     probe: the function and its labels, such as `Probe(lambda model, x: model(x), (tokens,), pieces,
       pieces, lm_logits, tokenizer.pieces)`.
-    model: its first argument.
+    model: the first argument of the function.
     title, subtitle: of the page.
   """
   layers = observe_layers(probe, model)
@@ -150,7 +150,7 @@ def look_at(probe: Probe, model: Any, *, title: str = '', subtitle: str = '') ->
 
 
 def entropy(weights: Float[np.ndarray, 'L H T S']) -> Float[np.ndarray, 'L H']:
-  """Return the entropy of the weights of every head in bits, mean over targets.
+  """Return the entropy of the weights of every head, in bits, mean over targets.
 
   >>> entropy(np.array([[[[0.5, 0.5], [1.0, 0.0]]]]))
   array([[0.5]])
@@ -161,37 +161,37 @@ def entropy(weights: Float[np.ndarray, 'L H T S']) -> Float[np.ndarray, 'L H']:
 
 
 def rollout(weights: Float[np.ndarray, 'L H T T']) -> Float[np.ndarray, 'L T T']:
-  """Return how much of each input has reached each position after every layer.
+  """Return the share of each input in each position after every layer (attention rollout).
 
-  The product of the layers' mean weights, half of each layer being the residual stream: Abnar &
-  Zuidema 2020, https://arxiv.org/abs/2005.00928, section 3.
+  The product over layers of (W + I) / 2, with W the mean of the weights over heads and I for the
+  residual connection: Abnar & Zuidema 2020, https://arxiv.org/abs/2005.00928, section 3.
 
   >>> rollout(np.array([[[[1.0, 0.0], [1.0, 0.0]]]] * 2))[-1]
   array([[1.  , 0.  ],
          [0.75, 0.25]])
   """
-  reached, found = np.eye(weights.shape[-1]), []
+  shares, layers = np.eye(weights.shape[-1]), []
   for mean in np.asarray(weights, np.float64).mean(axis=1):
-    reached = (mean @ reached + reached) / 2
-    found.append(reached)
-  return np.stack(found)
+    shares = (mean @ shares + shares) / 2
+    layers.append(shares)
+  return np.stack(layers)
 
 
 def logit_lens(probe: Probe, model: Any, states: Float[Array, 'L T D'], best: int = 5) -> Lens:
-  """Return what the readout of the last layer says of the states after every layer.
+  """Return the most probable outputs if the output layer is applied to the states of each layer.
 
   nostalgebraist 2020, "interpreting GPT: the logit lens", lesswrong.com.
 
   Args:
     probe: has a readout and names.
-    model: what the readout belongs to.
-    states: after each layer, normalized as those of the last are.
-    best: how many outputs are named.
+    model: first argument of the readout.
+    states: after each layer, normalized as those of the last layer.
+    best: k, the number of outputs.
   """
   assert probe.readout is not None and probe.names is not None
   p = jax.nn.softmax(probe.readout(model, states).astype(jnp.float32), axis=-1)
   p, numbers = jax.lax.top_k(p, min(best, p.shape[-1]))
-  names = [[probe.names(of.tolist()) for of in layer] for layer in np.asarray(numbers)]
+  names = [[probe.names(ids.tolist()) for ids in layer] for layer in np.asarray(numbers)]
   positions = probe.rows if p.shape[1] == len(probe.rows) else ['the whole input']
   return Lens(positions, names, np.asarray(p))
 
@@ -203,16 +203,16 @@ def ablate_heads(
   metric: Callable[[Any, dict[str, Array]], Array] = lambda result, values: result,
   read: Sequence[str] = (),
 ) -> dict[str, Float[np.ndarray, ' H']]:
-  """Return by how much a metric changes when a head is removed, for every head, one at a time.
+  """Return the change of a metric if a head is removed, for every head, one at a time.
 
-  Voita et al. 2019, https://arxiv.org/abs/1905.09418, and Michel et al. 2019,
-  https://arxiv.org/abs/1905.10650, section 3. What a head gathers becomes 0.
+  To remove a head, its output is set to 0. Voita et al. 2019, https://arxiv.org/abs/1905.09418, and
+  Michel et al. 2019, https://arxiv.org/abs/1905.10650, section 3.
 
   Args:
-    function: of (model, *arguments); calls the model, and is not compiled.
+    function: (model, *arguments) to a result; calls the model, and is not compiled.
     model, arguments: its arguments.
-    metric: a number, of what the function returns and of the values of sites that are read.
-    read: names of those sites; see sites.observe.
+    metric: (result, {site: value}) to a number.
+    read: names of these sites; see sites.observe.
 
   Returns:
     {'blocks.0.attention': the change for each of its heads, ...}.
@@ -239,32 +239,32 @@ def ablate_heads(
   def measure_all(hidden, model, arguments):
     return jax.lax.map(lambda hide: measure(hide, model, arguments), hidden)
 
-  hidden = jnp.eye(ends[-1] + 1, ends[-1], dtype=bool)  # the last row hides none
+  hidden = jnp.eye(ends[-1] + 1, ends[-1], dtype=bool)  # the last row removes no head
   values = np.asarray(measure_all(hidden, model, arguments))
   changes = np.split(values[:-1] - values[-1], ends[:-1])
   return {n.removesuffix('.heads'): change for n, change in zip(shapes, changes, strict=True)}
 
 
 def _changes(probe, model, stack, states):
-  """The field `changes` of Inside."""
+  """Return the attribute `changes` of Inside."""
   output = f'{stack}.output'.lstrip('.')
-  said = jnp.argmax(probe.readout(model, states[-1:]), axis=-1)
+  best = jnp.argmax(probe.readout(model, states[-1:]), axis=-1)
   T = len(probe.rows)
 
-  def surprise(_, values):
+  def nll(_, values):
     log_p = jax.nn.log_softmax(probe.readout(model, values[output][:1, :T]).astype(jnp.float32))
-    return -jnp.take_along_axis(log_p, said[..., None], axis=-1).mean()
+    return -jnp.take_along_axis(log_p, best[..., None], axis=-1).mean()
 
-  found = ablate_heads(probe.function, model, *probe.arguments, metric=surprise, read=[output])
+  by_block = ablate_heads(probe.function, model, *probe.arguments, metric=nll, read=[output])
   changes: dict[str, list] = {}
-  for name, change in found.items():
+  for name, change in by_block.items():
     kind = 'cross' if name.endswith('cross') else name.split('.')[0] if stack else 'self'
     changes.setdefault(kind, []).append(change)
   return {kind: np.stack(layers) for kind, layers in changes.items()}
 
 
 def _normed(model, stack, states):
-  """The states after each layer, each normalized as the last layer's are."""
+  """Return the states after each layer, normalized by the final norm of the stack."""
   stacks = {m.prefix.rstrip('.'): m for _, m in nnx.iter_graph(model) if isinstance(m, Stack)}
   norm = stacks[stack].norm
   return jnp.asarray(states) if norm is None else norm(jnp.asarray(states))

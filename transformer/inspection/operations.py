@@ -1,4 +1,4 @@
-"""The operations of a model's matrix products, counted in the program that JAX traces."""
+"""Counting the operations of matrix products in the program that JAX traces."""
 
 import math
 from collections.abc import Callable
@@ -8,14 +8,14 @@ import jax
 
 
 def count(f: Callable, *arguments: Any) -> int:
-  """Return the operations of all matrix products and convolutions in f(*arguments).
+  """Return the number of operations of all matrix products and convolutions in f(*arguments).
 
-  A product of [M, K] and [K, N] has 2 M K N. Loops count as often as they run where that is known
-  while tracing, of branches the longest counts, and what a kernel computes is not seen.
+  A product of [M, K] and [K, N] has 2 M K N. The body of a scan counts for each iteration, that
+  of other loops once; of branches the most expensive counts; products in kernels are not counted.
 
   Args:
     f: a function of arrays.
-    arguments: trees of arrays, or of their shapes.
+    arguments: trees of arrays or ShapeDtypeStructs.
 
   >>> x = jax.ShapeDtypeStruct((4, 8), 'float32')
   >>> count(lambda x: x @ x.T, x)
@@ -29,20 +29,20 @@ def _of_program(program: Any) -> int:
 
 
 def _of_equation(equation: Any) -> int:
-  name, about = equation.primitive.name, equation.params
+  name, params = equation.primitive.name, equation.params
   size = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
   if name == 'dot_general':
-    (contracted, _), _ = about['dimension_numbers']
+    (contracted, _), _ = params['dimension_numbers']
     return 2 * size * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
   if name == 'conv_general_dilated':
-    kernel, numbers = equation.invars[1].aval.shape, about['dimension_numbers']
+    kernel, numbers = equation.invars[1].aval.shape, params['dimension_numbers']
     return 2 * size * math.prod(kernel) // kernel[numbers.rhs_spec[0]]
-  inner = [_of_program(p) for value in about.values() for p in _programs(value)]
+  inner = [_of_program(p) for value in params.values() for p in _programs(value)]
   if name == 'cond':
     return max(inner, default=0)
-  if name.startswith('custom_'):  # the function, and how it is differentiated
+  if name.startswith('custom_'):  # the function; the others are its derivatives
     return next(iter(inner), 0)
-  return sum(inner) * about.get('length', 1) if name == 'scan' else sum(inner)
+  return sum(inner) * params.get('length', 1) if name == 'scan' else sum(inner)
 
 
 def _programs(value: Any) -> list[Any]:

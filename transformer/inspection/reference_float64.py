@@ -1,6 +1,6 @@
-"""Reference attention and its gradient: float64 NumPy loops, one row after the other.
+"""Reference attention and its gradient: float64 NumPy loops over rows.
 
-Written to be obviously correct, not to be fast. The self-test compares every other path with it.
+It is simple rather than fast. The self-test compares all other implementations with it.
 """
 
 from typing import NamedTuple

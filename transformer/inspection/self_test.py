@@ -1,4 +1,4 @@
-"""A self-test of attention, caches and search on this machine; `run.py --mode=doctor` prints it."""
+"""A self-test of attention, caches and search on this machine; `run.py --mode=doctor` runs it."""
 
 import contextlib
 import functools
@@ -21,9 +21,9 @@ from transformer.modules.model import Decoder, EncoderDecoder
 from transformer.modules.positions import SCHEMES
 
 # Relative to the largest expected magnitude. Products of 16-bit numbers are summed in 32 bits, so
-# the error of a 16-bit path is that of rounding its operands and results, for any length.
+# that the error comes only from rounding operands and results, and does not grow with the length.
 TOLERANCE = {'float32': 2e-5, 'bfloat16': 2e-2, 'float16': 4e-3}
-# name: (query heads, key/value heads); the first is the function for one head
+# {name: (query heads, key/value heads)}; the first is the function for one head
 PATHS = {
   'attention': (1, 1),
   'multi-head attention': (4, 4),
@@ -41,17 +41,16 @@ Check = dict[str, Any]
 
 
 def run() -> dict[str, Any]:
-  """Test every attention path on the default device; report on versions, devices and precision.
+  """Test every attention path on the default device, and log and return a report.
 
-  float32 is tested with float32 products, whatever the device's default: accelerators multiply
-  float32 numbers in fewer bits unless told otherwise, which is a choice and no defect. The error
-  that this causes is under 'precision'.
+  float32 is tested with float32 products. By default accelerators multiply float32 numbers in fewer
+  bits, which is no defect; the error of that is in 'precision'.
 
   Returns:
     JSON: 'passed' (every check passed), 'failed' (names of those that did not), 'versions',
     'devices', 'precision', 'advice' (lines), 'checks' ({'name', 'error', 'tolerance', 'passed'},
-    and maybe 'note') and 'seconds'. Errors are relative to the largest expected magnitude; None
-    where there is no number. A readable copy goes to the log.
+    and maybe 'note') and 'seconds'. Errors are relative to the largest expected magnitude; None if
+    there is none.
   """
   began = time.perf_counter()
   refused = {
@@ -67,7 +66,7 @@ def run() -> dict[str, Any]:
   groups['greedy'] = _check_greedy
   checks = []
   for group, test in groups.items():
-    # a TPU also multiplies float16 as bfloat16 unless told otherwise
+    # float16, too: by default a TPU multiplies it as bfloat16
     default = group.endswith('bfloat16')
     with contextlib.nullcontext() if default else jax.default_matmul_precision('float32'):
       checks += _run_group(group, test)
@@ -88,7 +87,7 @@ def run() -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-  """Return the report as text: the largest error of each group of checks, and what failed."""
+  """Return the report as text: the largest error of each group of checks, and failed checks."""
   versions = [f'{name} {version}' for name, version in report['versions'].items()]
   lines = ['', *(', '.join(versions[i : i + 6]) for i in range(0, len(versions), 6))]
   for device in report['devices']:
@@ -116,7 +115,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _run_group(group: str, test: Callable[[str], Iterator[Check]]) -> list[Check]:
-  """Return the checks of a group; an error of a device or library is a check that failed."""
+  """Return the checks of a group; an exception becomes a failed check."""
   checks = []
   try:
     for check in test(group):
@@ -141,13 +140,13 @@ def _compare(name: str, actual: Any, expected: Any, tolerance: float) -> Check:
 
 
 def _check_attention(group: str) -> Iterator[Check]:
-  """Check output, weights and gradients of one path in one dtype, for every kind of mask."""
+  """Yield checks of output, weights and gradients of one path in one dtype, for kinds of masks."""
   path, dtype = group.rsplit(' ', 1)
   H, G = PATHS[path]
   rows = 1 if path == 'attention' else B
   rng = np.random.default_rng(0)
 
-  def draw(*shape, dtype=dtype):  # by NumPy: JAX would compile for every shape
+  def draw(*shape, dtype=dtype):  # with NumPy, because JAX would compile for every shape
     return rng.normal(size=shape).astype(jnp.dtype(dtype))
 
   q, k, v = draw(rows, T, H, K), draw(rows, S, G, K), draw(rows, S, G, V)
@@ -167,9 +166,9 @@ def _check_attention(group: str) -> Iterator[Check]:
     ('masked NaN and Inf', bad_k, bad_v, hidden, bias),
     ('NaN masked for some rows', bad_k, v, partly, bias),
   ]
-  if dtype == 'float32':  # one dtype, because it compiles once more
+  if dtype == 'float32':  # only one dtype, because it needs one more compilation
     cases.append(('no mask', k, v, None, None))
-  # a new function each time, or jit would return what it compiled for the last run
+  # a new function each time, because jit would use a program compiled before
   run = jax.jit(functools.partial(_one_head if path == 'attention' else _many_heads))
   for case, k_, v_, mask_, bias_ in cases:
     (output, weights), gradients = jax.device_get(run(q, k_, v_, g, mask_, bias_))
@@ -185,7 +184,7 @@ def _check_attention(group: str) -> Iterator[Check]:
     yield check('output', output, expected.output)
     yield check('weights', weights, expected.weights)
     if case == 'NaN masked for some rows':
-      continue  # the gradient is NaN, as it should be
+      continue  # the gradient is NaN, which is correct
     for name, actual in zip(('dq', 'dk', 'dv', 'dbias'), gradients, strict=True):
       if actual is not None:
         gradient = getattr(expected, name)
@@ -198,7 +197,7 @@ def _check_attention(group: str) -> Iterator[Check]:
 
 
 def _check_implementation(group: str) -> Iterator[Check]:
-  """Check an implementation of attention on packed rows, unless this device has not got it."""
+  """Yield checks of an implementation of attention on packed rows; none if it is not available."""
   name, N, rng = group.split()[0], 16, np.random.default_rng(0)
   q, k, v, g = (rng.normal(size=(B, N, H, K)).astype(jnp.bfloat16) for H in (4, 2, 2, 4))
   segments = jnp.asarray([[1] * 9 + [2] * 5 + [0] * 2, [1] * N])
@@ -210,7 +209,7 @@ def _check_implementation(group: str) -> Iterator[Check]:
     return output, *pull(g)
 
   try:
-    found = jax.device_get(jax.jit(run)(q, k, v, g))
+    results = jax.device_get(jax.jit(run)(q, k, v, g))
   except ValueError as error:
     if 'cannot compute this attention' not in str(error):
       raise
@@ -220,13 +219,13 @@ def _check_implementation(group: str) -> Iterator[Check]:
   expected = reference_float64.multi_head_attention(
     *(q, k, v, g), mask=allowed, bias=np.zeros((1, 1, N, N))
   )
-  for what, actual in zip(('output', 'dq', 'dk', 'dv'), found, strict=True):
-    name = f'{group}: packed rows, {what}'
-    yield _compare(name, actual, getattr(expected, what), TOLERANCE['bfloat16'])
+  for field, actual in zip(('output', 'dq', 'dk', 'dv'), results, strict=True):
+    name = f'{group}: packed rows, {field}'
+    yield _compare(name, actual, getattr(expected, field), TOLERANCE['bfloat16'])
 
 
 def _one_head(q, k, v, g, mask, bias):
-  """`attention` with axes of size 1 around it."""
+  """Return `_with_gradient` of `attention`, the function for one row and one head."""
 
   def apply(q, k, v, bias):
     q, k, v = q[0, :, 0], k[0, :, 0], v[0, :, 0]
@@ -253,7 +252,7 @@ def _with_gradient(apply, q, k, v, bias, g):
 
 
 def _random_model(initialize: Callable[[], nnx.Module]) -> nnx.Module:
-  """Return a model of random numbers, biases too, without compiling initializers."""
+  """Return a model with random parameters, also biases, without compiling its initializers."""
   rng = np.random.default_rng(0)
   return jax.tree.map(
     lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype), jax.eval_shape(initialize)
@@ -261,7 +260,7 @@ def _random_model(initialize: Callable[[], nnx.Module]) -> nnx.Module:
 
 
 def _check_cache(group: str) -> Iterator[Check]:
-  """Check that token by token with a cache = all at once, with padding on the left or right."""
+  """Yield a check that decoding with a cache = the full pass, with padding on the left or right."""
   config = ModelConfig(**TINY | {'position': group.removeprefix('cached ')}, pad=0)
   model = _random_model(lambda: Decoder(config, nnx.Rngs(0)))
   tokens = np.random.default_rng(0).integers(3, config.vocab, (B, S))
@@ -281,7 +280,7 @@ def _check_cache(group: str) -> Iterator[Check]:
 
 
 def _check_greedy(group: str) -> Iterator[Check]:
-  """Check that greedy search = beam search with one beam, from an encoded input."""
+  """Yield checks that greedy search = beam search with one beam, from an encoded input."""
   model = _random_model(lambda: EncoderDecoder(ModelConfig(**TINY, pad=0), nnx.Rngs(0)))
   inputs = np.random.default_rng(0).integers(3, TINY['vocab'], (B, S))
   inputs[0, -2:] = 0
