@@ -111,7 +111,7 @@ def test_a_folder_in_8_bits_answers_as_the_rounded_model(tmp_path):
     (CTC(**COMMON, decoding=Batching()), 'not CTC'),
     (dataclasses.replace(TASKS['seq2seq'], input_processor=IMAGES), 'images or sounds'),
     (
-      dataclasses.replace(TASKS['seq2seq'], decoding=Decoding(bad_words=((5,),))),
+      dataclasses.replace(TASKS['seq2seq'], decoding=Decoding(bad_words=((5, 6),))),
       'decode.bad_words',
     ),
   ],
@@ -120,6 +120,13 @@ def test_what_cannot_be_exported_is_refused_by_name(task, words, tmp_path):
   with pytest.raises(ValueError, match=words):
     exports.write(tmp_path / 'out', task, model_of(TASKS['seq2seq']), {})
   assert not (tmp_path / 'out').exists()
+
+
+def test_what_predict_py_does_otherwise_is_said(tmp_path, caplog):
+  decoding = Decoding(beams=4, alpha=0.6, bad_words=((5,),), choices=())
+  task = dataclasses.replace(TASKS['seq2seq'], decoding=decoding)
+  _, facts = exports._functions(task, model_of(task))
+  assert 'decode.beams=4 not exported' in caplog.text and 5 in facts['suppress']
 
 
 def test_predict_py_is_short_and_imports_what_it_says():

@@ -8,10 +8,9 @@ import json
 import pathlib
 import sys
 
-import jax
+import jax.export
 import numpy as np
 import tokenizers
-from jax import export
 from safetensors.numpy import load_file
 
 
@@ -40,7 +39,7 @@ class Model:
     self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
     self.tokenizer.encode_special_tokens = True  # a name such as </s> in a line is text
     self.weights = jax.device_put(load_file(folder / 'model.safetensors'))
-    read = lambda file: export.deserialize(bytearray(file.read_bytes()))  # noqa: E731
+    read = lambda file: jax.export.deserialize(bytearray(file.read_bytes()))  # noqa: E731
     self.functions = {f.stem: jax.jit(read(f).call) for f in folder.glob('*.stablehlo')}
 
   def answer(self, lines):
@@ -49,7 +48,7 @@ class Model:
     for line in lines:
       ids = self.tokenizer.encode(line, add_special_tokens=False).ids
       rows += [[*c['prefix'], *ids, *c['suffix']]]
-      if not ids or (c['suffix'] and len(rows[-1]) > c['max_length']):
+      if not (ids or c['accepts_empty']) or (c['suffix'] and len(rows[-1]) > c['max_length']):
         raise ValueError(f'{line[:60]!r} has {len(ids)} tokens: give 1 to {c["max_length"]}')
     return getattr(self, c['task'])(rows)
 
@@ -103,6 +102,8 @@ class Model:
 if __name__ == '__main__':
   MODEL = Model()
   LINES = (line.rstrip('\r\n') for line in open(sys.stdin.fileno(), encoding='utf-8-sig'))
-  while batch := list(itertools.islice(LINES, 32)):
-    for answer in MODEL.answer(batch):
-      print(answer.replace('\n', ' '), flush=True)
+  try:
+    while batch := list(itertools.islice(LINES, 32)):
+      print(*(answer.replace('\n', ' ') for answer in MODEL.answer(batch)), sep='\n', flush=True)
+  except ValueError as error:
+    sys.exit(f'error: {error}')

@@ -8,6 +8,7 @@ weights, so that one file of weights serves all of them.
 import dataclasses
 import importlib.resources
 import json
+import logging
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -34,7 +35,11 @@ from transformer.zoo.pretrained import save_pretrained
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 # The parameters that get 8 bits: (end of the name, axis that the matrix product sums over).
 IN_8_BITS = (('kernel', -2), ('embed.table', -1), ('output.table', -1))
-# Settings of decoding that predict.py does not support, each with the value that has no effect.
+log = logging.getLogger(__name__)
+
+# Settings that choose the outputs, with those of predict.py: the most probable token each time.
+GREEDY = dict(beams=1, num_return_sequences=1, temperature=0.0)
+# Constraints that predict.py does not support, each with the value that has no effect.
 NOT_EXPORTED = dict(
   repetition_penalty=1.0,
   no_repeated_ngrams=0,
@@ -218,6 +223,7 @@ def _functions(task: Any, model: Model) -> tuple[Functions, dict[str, Any]]:
     'max_length': task.max_length,
     'prefix': [tokenizer.bos] if processor.start else tokenizer.prefix,
     'suffix': [] if type(task) is LanguageModel else tokenizer.suffix or [tokenizer.eos],
+    'accepts_empty': type(task) is LanguageModel and processor.start,
   }
   functions, more = make(task, model)
   return functions, facts | more
@@ -276,11 +282,20 @@ def _searched(task, model, start):
     A function (batch, length) to the leaves of an abstract cache; a function from leaves to the
     cache; the keys of config.json about decoding.
   """
-  decoding, tokenizer = task.decoding, task.tokenizer
-  if changed := [name for name, value in NOT_EXPORTED.items() if getattr(decoding, name) != value]:
+  tokenizer = task.tokenizer
+  never_generated = (tokenizer.pad, start, *tokenizer.sentinels)
+  decoding = task.decoding.for_model(model, never_generated, eos=tokenizer.ends)
+  single = [word[0] for word in decoding.bad_words if len(word) == 1]
+  longer = tuple(word for word in decoding.bad_words if len(word) > 1)
+  decoding = dataclasses.replace(decoding, bad_words=longer)
+  if changed := _changed(decoding, NOT_EXPORTED):
     raise ValueError(
-      f'predict.py decodes greedily and has no {", ".join(f"decode.{x}" for x in changed)}: export '
-      f'with --config.decode.{changed[0]}={NOT_EXPORTED[changed[0]]!r}, or use --format=hf'
+      f'predict.py has no {", ".join(changed)}: change it by --config.decode, or use --format=hf'
+    )
+  if changed := _changed(decoding, GREEDY):
+    log.warning(
+      '%s not exported: predict.py decodes greedily, and may answer otherwise than --mode=predict',
+      ', '.join(changed),
     )
   config = dataclasses.replace(getattr(model, 'decoder', model).config, platform='cpu')
 
@@ -288,14 +303,19 @@ def _searched(task, model, start):
     return jax.eval_shape(lambda: Cache.empty(config, b, c))
 
   shapes, tree = jax.tree.flatten(cache_of_size(*export.symbolic_shape('b, c')))
-  never_generated = (tokenizer.pad, start, *tokenizer.sentinels)
   facts = {
     'max_new_tokens': decoding.max_new_tokens,
     'ends': tokenizer.ends,
-    'suppress': decoding.for_model(model, never_generated, eos=tokenizer.ends).suppress,
+    'suppress': sorted({*decoding.suppress, *single}),
     'cache': [
       [[n if isinstance(n, int) else str(n) for n in x.shape], str(x.dtype)] for x in shapes
     ],
   }
   empty = lambda b, c: jax.tree.leaves(cache_of_size(b, c))  # noqa: E731
   return empty, lambda cache: jax.tree.unflatten(tree, cache), facts
+
+
+def _changed(decoding: Any, defaults: Mapping[str, Any]) -> list[str]:
+  """Return the settings that differ, such as decode.beams=4."""
+  found = {name: getattr(decoding, name) for name in defaults}
+  return [f'decode.{n}={found[n]!r}' for n, value in defaults.items() if found[n] != value]
