@@ -1,6 +1,8 @@
 """Laws of the layers: each is its equation in float64."""
 
 import math
+import pathlib
+import re
 from typing import get_args, get_type_hints
 
 import jax
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import transformer
 from transformer.functional import masks
 from transformer.functional.activations import ACTIVATIONS
 from transformer.functional.masks import AttentionMask
@@ -311,3 +314,10 @@ def test_a_scheme_rotates_or_biases_if_it_is_of_that_kind(position, rng, close):
   if bias is not None:
     assert bias.shape == (1, 4, 3, 3)
     np.testing.assert_array_equal(bias[:, :, 2, 2], bias[:, :, 1, 1])  # by distance
+
+
+def test_every_name_of_nnx_that_the_package_uses_exists():
+  """In the oldest flax as in the newest: adapters once needed a function that came later."""
+  files = pathlib.Path(transformer.__file__).parent.rglob('*.py')
+  names = {name for file in files for name in re.findall(r'\bnnx\.(\w+)', file.read_text('utf-8'))}
+  assert len(names) > 5 and not [name for name in names if not hasattr(nnx, name)]

@@ -69,6 +69,6 @@ def merge(model: nnx.Module):
 def _linears(model: nnx.Module) -> dict[str, Linear]:
   return {
     '/'.join(map(str, path)): module
-    for path, module in nnx.iter_modules(model)
+    for path, module in nnx.iter_graph(model)
     if isinstance(module, Linear)
   }
