@@ -128,6 +128,9 @@ def test_a_result_is_a_table_on_a_terminal_and_else_json(
   config = {'experiment': 'x', 'data': {'val': 'val', 'test': ('test',)}}
   flags = types.SimpleNamespace(json=asked, mode='evaluate')
   found = {'metrics': {'val/nll': 1.25, 'test/nll': 2.5, 'test/nll/am-ET': 3.0}}
+  in_a_sweep = types.SimpleNamespace(json=asked, mode='sweep')
+  commands._print_result(config, commands.Workdir(tmp_path), in_a_sweep, 1.0, found)
+  assert not capsys.readouterr().out and (tmp_path / 'train.json').exists()
   assert commands._print_result(config, commands.Workdir(tmp_path), flags, 1.0, found) == 0
   out = capsys.readouterr().out
   stored = json.loads((tmp_path / 'evaluate.json').read_text())
