@@ -35,6 +35,7 @@ import os
 import pathlib
 import signal
 import sys
+import threading
 from typing import Any
 
 MODES = 'train prepare evaluate predict serve attend export'.split()
@@ -80,8 +81,44 @@ def main(argv: list[str]):
   sys.exit(status)
 
 
+def stop(number: int, _=None):
+  """End this process at once, with a line and the status of the signal."""
+  sys.stderr.write(f'{signal.Signals(number).name}: stopped\n')
+  sys.stderr.flush()
+  os._exit(128 + number)
+
+
+def stop_by_signals():
+  """Let signals of schedulers end this process by `stop`, as long as they have no other handler.
+
+  A handler in Python waits until the main thread is back from the compiler, for minutes; the thread
+  here hears a signal at once. Processes that are forked do not: they have the system's handlers.
+  """
+  numbers = [getattr(signal, name, None) for name in ('SIGTERM', 'SIGHUP', 'SIGUSR1')]
+  numbers = [n for n in numbers if n and signal.getsignal(n) == signal.SIG_DFL]  # not under nohup
+  heard, told = os.pipe()
+  os.set_blocking(told, False)
+
+  def listen():
+    while received := os.read(heard, 1):
+      if signal.getsignal(received[0]) is stop:
+        stop(received[0])
+
+  def as_before():
+    signal.set_wakeup_fd(-1)
+    for number in numbers:
+      signal.signal(number, signal.SIG_DFL)
+
+  for number in numbers:
+    signal.signal(number, stop)
+  signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+  os.register_at_fork(after_in_child=as_before)
+  threading.Thread(target=listen, daemon=True).start()
+
+
 def run():
   """Define the flags and run `main`; slow imports come after a message to the terminal."""
+  stop_by_signals()
   streams: Any = (sys.stdout, sys.stderr)
   for stream in streams:  # UTF-8 in every locale; file names that are not UTF-8 pass unchanged
     stream.reconfigure(encoding='utf-8', errors='surrogateescape')

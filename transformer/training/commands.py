@@ -87,8 +87,8 @@ def _config(flags) -> dict[str, Any]:
 def _train(config, workdir, flags) -> int:
   began = time.perf_counter()
   experiment = start_run(config, workdir)
-  try:
-    with Signals() as signals:
+  with Signals() as signals:  # until the last words
+    try:
       state = loop.fit(experiment, workdir, signals)
       with signals.stopping(int(state.step), 'makes the final report'):
         model, step = restore_best(experiment, workdir)
@@ -97,11 +97,11 @@ def _train(config, workdir, flags) -> int:
         # with the seconds before an interruption
         seconds = workdir.add_seconds(time.perf_counter() - began)
         return _print_result(config, workdir, flags, seconds, facts | result)
-  except Stopped as stopped:
-    workdir.add_seconds(time.perf_counter() - began)
-    if processes.is_first():
-      print(stopped, file=sys.stderr)
-    return 128 + stopped.number
+    except Stopped as stopped:
+      workdir.add_seconds(time.perf_counter() - began)
+      if processes.is_first():
+        print(stopped, file=sys.stderr)
+      return 128 + stopped.number
 
 
 def _prepare(config, workdir, flags) -> int:

@@ -38,8 +38,9 @@ class Signals:
   """Handlers that record SIGNALS instead of ending the process; a second SIGINT still ends it.
 
   Before `listen` is called there is nothing to save, and a signal ends the process at once, even
-  during a compilation. A signal that the process ignored before, such as SIGHUP with nohup, stays
-  ignored. A context manager: at its end the handlers before it are set again.
+  during a compilation, by the handler of SIGTERM that was there; that of run.py writes a line. A
+  signal that the process ignored before, such as SIGHUP with nohup, stays ignored. A context
+  manager: at its end the handlers before it are set again.
 
   Attributes:
     received: the number of the last signal, or 0.
@@ -51,8 +52,9 @@ class Signals:
   def __enter__(self):
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     self._before = {n: handler for n, handler in handlers.items() if handler != signal.SIG_IGN}
+    self._at_once = self._before.get(signal.SIGTERM, signal.SIG_DFL)
     for number in self._before:  # Python's own handler of SIGINT would wait for a compilation
-      signal.signal(number, signal.SIG_DFL)
+      signal.signal(number, self._at_once)
     return self
 
   def __exit__(self, *_):
@@ -96,7 +98,7 @@ class Signals:
   def _receive(self, number, _):
     self.received = number
     if signal.SIGINT in self._before:
-      signal.signal(signal.SIGINT, signal.SIG_DFL)
+      signal.signal(signal.SIGINT, self._at_once)
     logging.info('%s: stopping', signal.Signals(number).name)
     if self._interrupting:
       raise KeyboardInterrupt
