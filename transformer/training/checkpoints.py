@@ -73,6 +73,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     self._last = self._opened(folder / 'last', self._kept)
     self._best = self._opened(folder / 'best', Kept(1))
     self._saving: Any = None  # Orbax's handle of the save in progress
+    self._known: set[int] = set()  # steps of last/ whose metadata need not be read for `extra`
 
   def _opened(self, folder: epath.PathLike, kept: Kept) -> ocp.training.Checkpointer:
     """Return Orbax's object that saves and loads the checkpoints of a folder.
@@ -118,9 +119,11 @@ class Checkpoints(contextlib.AbstractContextManager):
     self.wait()
     steps = _steps(self._last)
     if step not in steps:
-      for earlier in steps:
+      for earlier in {*steps} - self._known:  # reading metadata takes a tenth of a second
         with contextlib.suppress(ValueError):  # a damaged one is not extra
           self._kept.extra |= {earlier} if self._about(self._last, earlier).get('extra') else set()
+      self._kept.extra = self._kept.extra - {step} | ({step} if extra else set())
+      self._known |= {*steps, step}
       self._save(self._last, state, step, {'extra': extra, 'scores': dict(scores or {})})
 
   def save_best(self, state: Any, step: int, scores: Mapping[str, float]):
@@ -223,8 +226,8 @@ class Checkpoints(contextlib.AbstractContextManager):
     steps = self.averaged_steps(n)
     total = self._restore(self._last, steps[-1] if steps else None, like)
     for step in steps[:-1]:
-      total = jax.tree.map(jnp.add, total, self._restore(self._last, step, like))
-    return jax.tree.map(lambda x: (x / len(steps)).astype(x.dtype), total)
+      total = _add(total, self._restore(self._last, step, like))
+    return _divide(total, len(steps))
 
   def averaged_steps(self, n: int) -> list[int]:
     """Return the steps of the last n checkpoints, or of as many as there are."""
@@ -236,19 +239,25 @@ class Checkpoints(contextlib.AbstractContextManager):
 
   def _about(self, checkpointer, step: int) -> dict[str, Any]:
     """Return the metadata of a checkpoint."""
+    return self._described(checkpointer, step)[0]
+
+  def _described(self, checkpointer, step: int) -> tuple[dict[str, Any], Any]:
+    """Return the metadata of a checkpoint, and shape and dtype by path, or None if damaged."""
     where = self._where(checkpointer, step)
     with _damage_named(where):
+      metadata = checkpointer.checkpointables_metadata(step)
+      arrays = metadata.metadata['state']
       older = checkpointer.directory / str(step) / 'about' / 'metadata'
       if older.exists():
-        return json.loads(older.read_text())
-      about = checkpointer.checkpointables_metadata(step).custom_metadata or {}
+        return json.loads(older.read_text()), arrays
+      about = metadata.custom_metadata or {}
       number = int(about.get('format', FORMAT))
     if number > FORMAT:
       raise ValueError(
         f'checkpoint {where} has format {number}, and this version reads 1 to {FORMAT}: update '
         'this code'
       )
-    return about
+    return about, arrays
 
   def _restore(self, checkpointer, step, like):
     restored = self._read(checkpointer, step, _flat(like))
@@ -260,15 +269,14 @@ class Checkpoints(contextlib.AbstractContextManager):
       raise FileNotFoundError(f'there is no checkpoint in {self._where(checkpointer)}: train first')
     where = self._where(checkpointer, step)
     self.wait()
-    sums = self._about(checkpointer, step).get('checksums', {})
+    about, arrays = self._described(checkpointer, step)
+    sums = about.get('checksums', {})
     with _damage_named(where):
-      metadata = checkpointer.checkpointables_metadata(step).metadata
-      stored = {path: x.shape for path, x in metadata['state'].items()}
+      stored = {path: x.shape for path, x in arrays.items()}
     if like is None:
       one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
       like = {
-        path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one)
-        for path, x in metadata['state'].items()
+        path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one) for path, x in arrays.items()
       }
     target = {_name_in(stored, path): x for path, x in like.items()}
     _compare(stored, target, where)
@@ -383,6 +391,16 @@ def _compare(stored: Mapping[str, tuple], target: Mapping[str, Any], where: epat
       f'checkpoint {where} is of another model: {"; ".join(wrong[:5])}{more}. Use the config it '
       'was trained with, or another --workdir'
     )
+
+
+@jax.jit
+def _add(a: Any, b: Any) -> Any:
+  return jax.tree.map(jnp.add, a, b)
+
+
+@jax.jit
+def _divide(tree: Any, n: Any) -> Any:
+  return jax.tree.map(lambda x: (x / n).astype(x.dtype), tree)
 
 
 def _checksums(flat: Mapping[str, Any]) -> dict[str, int]:
