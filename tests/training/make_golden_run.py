@@ -1,12 +1,16 @@
 """Train the tiny run in golden_run/ again; only when its format is meant to change.
 
   python tests/training/make_golden_run.py
+  PYTHONPATH=. python tests/training/make_golden_run.py again
+
+The second command keeps the run, and adds its last checkpoint as this version writes it.
 
 The run that is there was trained by an earlier version of this code, and `test_golden_run.py`
 checks that this version opens, evaluates and resumes it. So do not make it again to make that test
 pass: instead, let `config.upgrade` or `Checkpoints` read it.
 """
 
+import json
 import pathlib
 import shutil
 import subprocess
@@ -46,5 +50,22 @@ def main():
     shutil.make_archive(str(FOLDER / 'checkpoints'), 'xztar', workdir, 'checkpoints')
 
 
+def save_again():
+  """Write the checkpoint of the run as this version does, beside those of earlier ones."""
+  from transformer.training import checkpoints
+
+  run = {
+    name: json.loads((FOLDER / f'{name}.json').read_text()) for name in ('config', 'tokenizer')
+  }
+  run['data'] = {'split': 'train', 'batches': 4, 'fingerprint': 'golden'}
+  scores = json.loads((FOLDER / 'metrics.jsonl').read_text().splitlines()[1])
+  with tempfile.TemporaryDirectory() as old, tempfile.TemporaryDirectory() as new:
+    shutil.unpack_archive(FOLDER / 'checkpoints.tar.xz', old, filter='data')
+    with checkpoints.Checkpoints(old) as saved, checkpoints.Checkpoints(new, about=run) as again:
+      arrays, about = saved.read()
+      again.save(arrays, about['step'], scores={'step': 2, 'loss': scores['loss']})
+    shutil.make_archive(str(FOLDER / f'checkpoints-{checkpoints.FORMAT}'), 'xztar', new)
+
+
 if __name__ == '__main__':
-  main()
+  save_again() if sys.argv[1:] == ['again'] else main()

@@ -45,12 +45,15 @@ def test_the_golden_metrics_are_computed_again(run):
     assert after['metrics'][name] == pytest.approx(value, rel=1e-3, abs=1e-3), name
 
 
-def test_the_golden_checkpoint_has_the_bits_that_were_trained(workdir):
-  """It was written by Orbax's API of version 0."""
-  with Checkpoints(workdir) as checkpoints:
-    arrays, about = checkpoints.read()
-  assert about['step'] == 2
-  assert digest(arrays) == json.loads((GOLDEN / 'train.json').read_text())['state_sha256']
+def test_the_golden_checkpoint_has_the_bits_that_were_trained(workdir, tmp_path):
+  """It was written by Orbax's API of version 0, and its copy by that of version 1."""
+  shutil.unpack_archive(GOLDEN / 'checkpoints-2.tar.xz', tmp_path / '2', filter='data')
+  for folder, number in ((workdir, 1), (tmp_path / '2', 2)):
+    with Checkpoints(folder) as checkpoints:
+      arrays, about = checkpoints.read()
+    assert about['step'] == 2 and about.get('format', 1) == number
+    assert digest(arrays) == json.loads((GOLDEN / 'train.json').read_text())['state_sha256']
+  assert about['scores']['step'] == 2 and about['run']['config']['experiment'] == 'golden'
 
 
 def test_the_golden_run_predicts(run):
