@@ -8,7 +8,6 @@ as documents of a prepared corpus, packed for a language model and read from dis
 loader: windows at random places of one file of tokens, neither shuffled by epochs nor separated.
 """
 
-import json
 import pathlib
 import statistics
 import tempfile
@@ -24,7 +23,7 @@ EXAMPLES, BATCHES, TOKENS, LENGTH = 100_000, 300, 4096, 128
 def prepared(folder, column):
   """Write documents as a prepared corpus, and return the batches of a language model."""
   from transformer.data import preparation, tokenizers
-  from transformer.data.prepared import FORMAT, JSON, Prepared, PreparedBatches
+  from transformer.data.prepared import Prepared, PreparedBatches, write_json
   from transformer.inference.decoding import Decoding
   from transformer.tasks.language_model import LanguageModel
 
@@ -35,8 +34,7 @@ def prepared(folder, column):
   info = preparation.write_split(folder, 'train', lambda: documents, encoder, {})
   settings = dict(cut=task.cut[:3], max_length=LENGTH, packing=True, buckets=1)
   info['index'] = preparation.write_index(folder, 'train', info, settings)
-  described = {'format': FORMAT, 'vocab': tokenizer.size, 'splits': {'train': info}}
-  (folder / JSON).write_text(json.dumps(described))
+  write_json(folder, {'vocab': tokenizer.size, 'splits': {'train': info}})
   return PreparedBatches(Prepared.open(folder, 'train'), task.columns, tokens=TOKENS)
 
 

@@ -1,10 +1,14 @@
 """Damaged files of every kind: whatever is wrong, the error names the file."""
 
+import functools
 import gzip
 import io
 import json
 import lzma
+import pathlib
+import shutil
 import tarfile
+import tempfile
 import zlib
 
 import numpy as np
@@ -12,11 +16,15 @@ import PIL.Image
 import pytest
 from fuzzing import check_refusals, mutate
 
-from transformer.data import audio, corpora, images
+from transformer.data import audio, column_cache, corpora, images, preparation, prepared
 from transformer.data.archives import Content
 from transformer.data.documents import collection
+from transformer.data.pipeline import Ragged
+from transformer.data.prepared import PreparedBatches
 from transformer.data.processors import SoundProcessor
 from transformer.data.tokenizers import Tokenizer, train
+from transformer.inference.decoding import Decoding
+from transformer.tasks.language_model import LanguageModel
 
 PARAGRAPH = 'In 1840 the Tower was built in Rome by Anna, who had three goats and 20 clocks. ' * 3
 ASKED = {'question': 'When?', 'answers': [{'text': '1840', 'answer_start': 3}], 'id': '0'}
@@ -100,8 +108,149 @@ PICTURE = lambda path: images.read(str(path), 8, 8, 3)
 SOUND = lambda path: audio.read(path, audio.rate_of(path))
 BYTES = lambda path: audio.read(named(path), audio.rate_of(named(path)))
 
-# The file, its content, how it is read, and other files that belong to it.
+TEXTS = [{'targets': f'document {i}: ' + 'abc ' * (i % 7)} for i in range(12)]
+
+
+def files_of(folder):
+  return {
+    str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob('*') if file.is_file()
+  }
+
+
+@functools.cache
+def language_model():
+  tokenizer = train([], kind='bytes', vocab=260)
+  return LanguageModel(tokenizer=tokenizer, decoding=Decoding(), max_length=16)
+
+
+@functools.cache
+def prepared_corpus():
+  """The files of a prepared corpus, and those of nanoGPT."""
+  task = language_model()
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    task.tokenizer.save(folder / 'tokenizer.json')
+    encoder = preparation.Encoder('documents', task)
+    info = preparation.write_split(folder, 'train', lambda: iter(TEXTS), encoder, {})
+    settings = dict(cut=list(task.cut[:3]), max_length=16, packing=True, buckets=1)
+    info['index'] = preparation.write_index(folder, 'train', info, settings)
+    preparation.remove_parts(folder, 'train')
+    prepared.write_json(folder, {'vocab': task.tokenizer.size, 'splits': {'train': info}})
+    (folder / 'ids').mkdir()
+    for split in ('train', 'val'):
+      shutil.copy(folder / 'train.targets.bin', folder / 'ids' / f'{split}.bin')
+    return files_of(folder)
+
+
+def an_epoch(path):
+  """Read every batch and every document of the corpus that a file belongs to."""
+  source, columns = corpora.load('prepared', 'train', dir=path.parent), language_model().columns
+  if source.info['index'] is None:
+    settings = dict(cut=language_model().cut[:3], max_length=16, packing=True, buckets=1)
+    source = prepared.endless(source, settings)
+  else:
+    [source[i] for i in range(len(source))]
+  batches = PreparedBatches(source, columns, tokens=64)
+  [batches[step] for step in range(len(batches))]
+  if path.name == 'val.bin':
+    corpora.load('prepared', 'val', dir=path.parent)
+
+
+def kept_columns(path):
+  """Read columns that a run keeps: what is damaged is made anew."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(column_cache, 'LEAST', 0)
+    found = column_cache.cached(path.parent.parent, 'train', 'key', lambda: KEPT)
+  assert found['targets'].tokens.tolist() == KEPT['targets'].tokens.tolist()
+
+
+KEPT = {'targets': Ragged.from_sequences([[1, 2], [3]])}
+
+
+@functools.cache
+def kept_files():
+  with tempfile.TemporaryDirectory() as name:
+    path = pathlib.Path(name, 'train-key', 'columns.json')
+    kept_columns(path)
+    return files_of(path.parent)
+
+
+@functools.cache
+def tfds_files():
+  """The files of a data set of TFDS."""
+  tfds = pytest.importorskip('tensorflow_datasets')
+  pytest.importorskip('array_record')
+
+  class Damaged(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version('1.0.0')
+
+    def _info(self):
+      features = {name: tfds.features.Text() for name in ('inputs', 'targets')}
+      return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+      return {'train': ((i, {'inputs': f'a {i}', 'targets': 'b'}) for i in range(9))}
+
+    def _generate_examples(self):
+      raise NotImplementedError
+
+  with tempfile.TemporaryDirectory() as name:
+    Damaged(data_dir=name, file_format='array_record').download_and_prepare()
+    return files_of(pathlib.Path(name, 'damaged', '1.0.0'))
+
+
+def tfds_examples(path):
+  source = corpora.load('damaged', 'train', dir=path.parents[2])
+  [source[i] for i in range(len(source))]
+
+
+def table_of(text):
+  pyarrow, file = pytest.importorskip('pyarrow'), io.BytesIO()
+  pytest.importorskip('pyarrow.parquet').write_table(pyarrow.table({'text': text}), file)
+  return file.getvalue()
+
+
+def made(files, name, read, folder=''):
+  """A row of READERS whose files are made when it is used."""
+
+  def row():
+    found = {f'{folder}{other}': content for other, content in files().items()}
+    return f'{folder}{name}', found.pop(f'{folder}{name}'), read, found
+
+  return row
+
+
+# The file, its content, how it is read, and other files that belong to it; or what returns these.
 READERS = {
+  **{
+    name: made(prepared_corpus, name, an_epoch)
+    for name in (
+      *('prepared.json', 'train.targets.bin', 'train.targets.idx', 'train.windows.bin'),
+      *('train.rows.bin', 'train.rows.idx'),
+    )
+  },
+  **{
+    f'nanoGPT, {name}': made(
+      lambda: (
+        {x[4:]: y for x, y in prepared_corpus().items() if x[:4] == 'ids/'}
+        | {'tokenizer.json': prepared_corpus()['tokenizer.json']}
+      ),
+      *(name, an_epoch),
+    )
+    for name in ('train.bin', 'val.bin', 'tokenizer.json')
+  },
+  **{
+    f'kept, {name}': made(kept_files, name, kept_columns, 'train-key/')
+    for name in ('columns.json', 'targets.bin', 'targets.idx')
+  },
+  **{
+    f'tfds, {name}': made(tfds_files, name, tfds_examples, 'damaged/1.0.0/')
+    for name in (
+      *('dataset_info.json', 'features.json'),
+      'damaged-train.array_record-00000-of-00001',
+    )
+  },
+  'documents.parquet': lambda: ('train.parquet', table_of(['a b'] * 3), examples('documents'), {}),
   'pairs.tsv': ('train.tsv', WORDS.encode(), examples('pairs'), {}),
   'pairs.jsonl': ('train.jsonl', b'{"inputs": "a", "targets": "b"}\n' * 3, examples('pairs'), {}),
   'pairs.tsv.gz': ('train.tsv.gz', gzip.compress(WORDS.encode(), mtime=0), examples('pairs'), {}),
@@ -225,11 +374,13 @@ READERS = {
 
 def damage(name, folder, count):
   """Give the reader of a kind so many damaged files."""
-  file, content, read, others = READERS[name]
+  row = READERS[name]
+  file, content, read, others = row() if callable(row) else row
   for other, its_content in others.items():
-    (folder / other).parent.mkdir(exist_ok=True)
+    (folder / other).parent.mkdir(exist_ok=True, parents=True)
     (folder / other).write_bytes(its_content)
   path = folder / file
+  path.parent.mkdir(exist_ok=True, parents=True)
   path.write_bytes(content)
   read(path)  # whole, it is read
   rng = np.random.default_rng([count, zlib.crc32(name.encode())])
@@ -239,7 +390,13 @@ def damage(name, folder, count):
   )
 
 
-@pytest.mark.parametrize('name', READERS)
+ALL = [  # preparing a data set of TFDS takes seconds
+  pytest.param(name, marks=pytest.mark.slow) if name.startswith('tfds') else name
+  for name in READERS
+]
+
+
+@pytest.mark.parametrize('name', ALL)
 def test_a_damaged_file_is_read_or_named(name, tmp_path):
   damage(name, tmp_path, 6)
 

@@ -43,8 +43,7 @@ def prepare(folder, task, examples, kind, measured=False, **settings):
   info = preparation.write_split(folder, 'train', lambda: iter(examples), encoder, {'of': kind})
   settings = SETTINGS | {'cut': list(task.cut[:3]) if kind == 'documents' else None} | settings
   info['index'] = preparation.write_index(folder, 'train', info, settings)
-  described = {'format': 1, 'vocab': task.tokenizer.size, 'splits': {'train': info}}
-  (folder / prepared.JSON).write_text(json.dumps(described))
+  prepared.write_json(folder, {'vocab': task.tokenizer.size, 'splits': {'train': info}})
   preparation.remove_parts(folder, 'train')
   return corpora.load('prepared', 'train', dir=folder)
 

@@ -59,7 +59,11 @@ class Ragged:
 
   def __getitem__(self, i: SupportsIndex) -> np.ndarray:
     i = range(len(self))[i]
-    return self.tokens[self.offsets[i] : self.offsets[i + 1]]
+    start, stop = self.offsets[i : i + 2]
+    if not 0 <= start <= stop <= len(self.tokens):
+      file = getattr(self.offsets, 'filename', 'offsets')
+      raise ValueError(f'{file} is damaged: sequence {i} from {start} to {stop}; copy it anew')
+    return self.tokens[start:stop]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

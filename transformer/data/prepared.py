@@ -34,7 +34,7 @@ from transformer.data.token_files import open_column, release
 from transformer.data.tokenizers import Tokenizer
 
 JSON = 'prepared.json'
-FORMAT = 1  # of prepared.json
+FORMAT = 2  # of prepared.json; 1 had no checksum
 Example = dict[str, Any]
 
 
@@ -85,7 +85,7 @@ class Prepared:
   @property
   def fingerprint(self) -> str:
     """The SHA-256 of `info`, which has the checksums of all files."""
-    return hashlib.sha256(json.dumps(self.info, sort_keys=True).encode()).hexdigest()
+    return _digest(self.info)
 
   def __len__(self) -> int:
     return len(next(iter(self.columns.values())))
@@ -131,11 +131,22 @@ class Prepared:
 
   def _windows(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the begins and the ends of windows in the tokens."""
-    if self.windows is not None:
-      starts, stops = np.asarray(self.windows[ids]).T
-      return starts, stops
     length, step, _ = self.info['index']['settings']['cut']
-    return ids * step, np.minimum(ids * step + length, len(self.columns['targets'].tokens))
+    size = len(self.columns['targets'].tokens)
+    if self.windows is None:
+      return ids * step, np.minimum(ids * step + length, size)
+    starts, stops = np.asarray(self.windows[ids]).T
+    valid = (starts >= 0) & (stops - starts <= length) & (starts <= stops) & (stops <= size)
+    self.check('windows', valid)
+    return starts, stops
+
+  def check(self, name: str, valid: np.ndarray):
+    """Raise FileError unless all entries that were read of an index file are valid."""
+    if not valid.all():
+      raise FileError(
+        f'{stem(self.folder, self.split, name)}.bin is damaged: it has entries outside of the corpus: '
+        ' copy it anew, or run --mode=prepare again, which compares the checksums'
+      )
 
   def _checked(self, tokens: np.ndarray) -> np.ndarray:
     """Return tokens as int32; raise FileError if the tokenizer does not have their ids."""
@@ -219,8 +230,13 @@ class PreparedBatches(Batches):
     return fill(columns, places[: len(members)], shape * (ragged // len(shape)), size)
 
   def _members(self, row: int) -> np.ndarray:
-    rows = self.source.rows
-    return np.atleast_1d(np.asarray(row if rows is None else rows[row]))
+    source, rows = self.source, self.source.rows
+    found = np.atleast_1d(np.asarray(row if rows is None else rows[row]))
+    if rows is not None:
+      count = len(source if source.windows is None else source.windows)
+      valid = (found >= 0) & (found < count)
+      source.check('rows', valid if len(found) else np.zeros(1, bool))
+    return found
 
 
 def stem(folder: pathlib.Path, split: str, column: str) -> pathlib.Path:
@@ -246,9 +262,24 @@ def read_json(folder: pathlib.Path) -> dict[str, Any]:
   """Return the content of a folder's prepared.json; raise ValueError for another format."""
   described = json.loads((folder / JSON).read_bytes())
   check_keys(described, 'format', 'splits', 'vocab')
-  if described['format'] != FORMAT:
-    raise ValueError(f'it has format {described["format"]}, and this version reads {FORMAT}')
+  if described['format'] not in (1, FORMAT):
+    raise ValueError(f'it has format {described["format"]}, and this version reads 1 to {FORMAT}')
+  if described.pop('sha256', None) != _digest(described) and described['format'] == FORMAT:
+    raise ValueError('it is not as it was written')
   return described
+
+
+def write_json(folder: pathlib.Path, described: dict[str, Any]):
+  """Write prepared.json whole or not at all."""
+  described = described | {'format': FORMAT}
+  text = json.dumps(described | {'sha256': _digest(described)}, indent=1)
+  temporary = folder / f'{JSON}.tmp'
+  temporary.write_text(text + '\n')
+  temporary.replace(folder / JSON)
+
+
+def _digest(described: dict[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def _nanogpt(folder: pathlib.Path, split: str) -> Any:

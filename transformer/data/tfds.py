@@ -10,6 +10,10 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
+from transformer.data.reading import naming
+
+CURE = 'prepare the data set anew'
+
 
 @dataclasses.dataclass(frozen=True)
 class TfdsSource:
@@ -25,6 +29,7 @@ class TfdsSource:
 
   source: Any
   columns: tuple[tuple[str, str, Mapping[int, str]], ...]
+  folder: str
 
   def __len__(self) -> int:
     return len(self.source)
@@ -32,6 +37,10 @@ class TfdsSource:
   def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
     # array_record raises a ValueError past its end, where `for` and list() need an IndexError
     i = range(len(self))[i]
+    with naming(lambda: f'{self.folder}: example {i}', CURE):
+      return self._example(i)
+
+  def _example(self, i: int) -> dict[str, Any]:
     example, found = self.source[i], {}
     for key, feature, names in self.columns:
       value = example
@@ -86,7 +95,9 @@ def load(
         f'(data.{dict(inputs="source", targets="target")[key]}).'
       )
     columns.append((key, column, names))
-  return TfdsSource(builder.as_data_source(split), tuple(columns))
+  folder = str(builder.data_dir)
+  with naming(folder, CURE):
+    return TfdsSource(builder.as_data_source(split), tuple(columns), folder)
 
 
 def open_builder(name: str, dir: str | os.PathLike, corpora: Sequence[str]) -> Any:
@@ -112,7 +123,8 @@ def open_builder(name: str, dir: str | os.PathLike, corpora: Sequence[str]) -> A
 
   # tfds.data_source would download missing data, and import all builders
   newest = max(folders, key=lambda folder: [int(n) for n in re.findall(r'\d+', folder.name)])
-  return tfds.builder_from_directory(newest)
+  with naming(newest, CURE):
+    return tfds.builder_from_directory(newest)
 
 
 def _value(value: Any, names: Mapping[int, str]) -> Any:

@@ -11,7 +11,6 @@ from absl import logging
 from transformer.data import preparation, prepared
 from transformer.data.prepared import Prepared, PreparedBatches
 from transformer.training.sections import Settings
-from transformer.training.workdir import write
 
 SAMPLE = 1 << 27  # the most characters of a corpus that a tokenizer is trained on
 OF_LOSS_ALONE = ('label_smoothing', 'z_loss', 'consistency')  # keys that change no column
@@ -64,7 +63,6 @@ def write_corpus(
   """
   data, file = settings.data, folder / prepared.JSON
   described: dict[str, Any] = {
-    'format': prepared.FORMAT,
     'vocab': task.tokenizer.size,
     'settings': {name: settings.as_dict()[name] for name in ('task', 'data', 'tokenizer', 'loss')},
     'splits': {},
@@ -83,7 +81,7 @@ def write_corpus(
     if split == data.train:
       info['classes'] = settings.loss.get('classes')
     described['splits'][split] = info
-    write(file, json.dumps(described, indent=1) + '\n')
+    prepared.write_json(folder, described)
     preparation.remove_parts(folder, split)
   return described
 
