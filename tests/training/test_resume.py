@@ -29,7 +29,7 @@ def get_config():
   c.train.update(steps={steps}, save_every_steps=2, log_every_steps=1, keep_checkpoints=3)
   c.train.average_checkpoints = 3
   c.train.steps_per_call = 2
-  c.eval.update(every_steps=6, limit=4, by='', best='nll_per_token')
+  c.eval.update(every_steps=6, limit=8, by='', best='nll_per_token')
   c.decode.update(max_new_tokens=12, batch_size=8, beams=1)
   return c
 """
@@ -142,8 +142,18 @@ def test_a_run_killed_at_random_moments_ends_as_without(lab, uninterrupted):
 
 
 def test_a_run_stopped_by_signals_ends_as_without(lab, uninterrupted):
-  """kill -9 loses nothing; SIGTERM and Ctrl-C save; no other process can train there."""
+  """kill -9 loses nothing; SIGTERM and Ctrl-C save; no other process can train there.
+
+  And a signal before there is anything to save, even in a compilation, ends it with a line.
+  """
   workdir = lab.folder / 'stopped'
+  process = lab.start(workdir)
+  wait_for(process, (workdir / 'lock').exists)
+  process.send_signal(signal.SIGTERM)
+  _, err = outputs(process)
+  assert process.returncode == 143 and err.splitlines()[-1] == 'SIGTERM: stopped', err
+  assert not lines(workdir)
+
   kill(lab, workdir, lambda: lines(workdir) >= 3 and saving(workdir, 'last'))
 
   process = lab.start(workdir)
