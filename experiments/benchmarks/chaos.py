@@ -2,16 +2,18 @@
 
   python -m experiments.benchmarks.chaos [--kills=300] [--seed=0] [--runs=ema,muon] [--save]
 
-Every cycle trains a tiny run of one variant to its end, through four faults at random moments, each
-followed by the same command. It counts as `same bits` if the state, the metrics and the predictions
-are those of the run without faults, and the command that met a damaged checkpoint either ended with
-one line or went on. Needs the right to mount (root) for a full and a read-only disk.
+Every cycle trains a tiny run of one variant to its end, through eight faults at random moments, as
+it starts or at some step, each followed by the same command. It counts as `same bits` if the state,
+the metrics and the predictions are those of the run without faults, and the command that met a
+damaged checkpoint either ended with one line or went on. Needs the right to mount (root) for a full
+and a read-only disk.
 """
 
 import collections
 import json
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -29,21 +31,24 @@ from processes import Commands, Process  # noqa: E402
 STEPS = 16
 EXPERIMENT = """
 import time
-from experiments import dates
+from transformer.training import config
+from transformer.zoo import presets
 
 def get_config(clock=''):
   if clock:  # a day back
     now = time.time
     time.time = lambda: now() - 86_400
-  c = dates.get_config()
+  c = config.for_task('classification')  # the task that is traced and compiled fastest
   c.experiment = 'tiny'
   c.data.update(name='pairs', dir={data!r}, test=('test',), max_length=16, batch_tokens=256)
   c.data.buckets = 1
-  c.tokenizer.update(kind='characters', vocab=40, split_digits=False)
-  c.model.update(width=16, heads=2, depth=1, feedforward=32, dropout=0.1, max_length=16, bias=False)
+  c.tokenizer.update(kind='characters', vocab=40)
+  c.model.update(presets.TRANSFORMER_TINY, width=16, heads=2, depth=1, feedforward=32)
+  c.model.update(dropout=0.1, max_length=16, pooling='mean')
+  c.optimizer.update(learning_rate=0.01, warmup_steps=4)
   c.train.update(steps={steps}, save_every_steps=2, log_every_steps=1, keep_checkpoints=3)
-  c.eval.update(every_steps=6, limit=4, by='', best='nll_per_token')
-  c.decode.update(max_new_tokens=8, batch_size=8, beams=1)
+  c.eval.update(every_steps=6, samples=1, best='nll')
+  c.decode.batch_size = 8
   return c
 """
 VARIANTS = {
@@ -54,7 +59,7 @@ VARIANTS = {
   'muon': ('--config.optimizer.name=muon', '--config.optimizer.learning_rate=0.01'),
   'adapters': ('--config.train.adapters=(("query|value",2),)',),
 }
-IN_FLIGHT = {'kill -9': 12, 'SIGTERM': 3, 'SIGSTOP, kill -9': 2, 'clock back, kill -9': 2}
+IN_FLIGHT = {'kill -9': 9, 'SIGTERM': 5, 'SIGSTOP, kill -9': 2, 'clock back, kill -9': 2}
 AT_REST = ('newest deleted', 'newest truncated', 'newest flipped')
 OF_THE_DISK = ('disk full', 'disk read-only', 'workdir vanished')
 _KILLS = flags.DEFINE_integer('kills', 300, 'Signals to send.')
@@ -78,7 +83,7 @@ class Lab:
     data.mkdir()
     for split, lines in (('train', 64), ('val', 8), ('test', 8)):
       words = [rng.choices('abcdef', k=rng.randint(2, 6)) for _ in range(lines)]
-      pairs = [f'{" ".join(w)}\t{" ".join(w[::-1])}\n' for w in words]
+      pairs = [f'{" ".join(w)}\t{w[0]}\n' for w in words]
       (data / f'{split}.tsv').write_text('inputs\ttargets\n' + ''.join(pairs))
     self.config = folder / 'tiny.py'
     self.config.write_text(EXPERIMENT.format(data=str(data), steps=STEPS))
@@ -103,7 +108,7 @@ class Lab:
     before, ahead = _lines(workdir), self.rng.randint(0, 4)
     while process.poll() is None and _lines(workdir) < before + ahead:
       time.sleep(0.002)
-    time.sleep(self.rng.random() * 0.1)
+    time.sleep(self.rng.random() * (0.1 if ahead else 3.0))
     self._apply(fault, process, workdir)
     _, err = process.communicate(timeout=600)
     if process.returncode == -signal.SIGKILL:
@@ -115,16 +120,16 @@ class Lab:
       process.send_signal(signal.SIGSTOP)
       time.sleep(0.1)
     if 'kill' in fault or fault == 'SIGTERM':
+      self.kills += process.poll() is None
       process.send_signal(signal.SIGTERM if fault == 'SIGTERM' else signal.SIGKILL)
-      self.kills += 1
     elif fault == 'workdir vanished':
       shutil.rmtree(workdir, ignore_errors=True)
 
   def cycle(self, number: int):
-    """Train one run to its end through four interruptions, and count what came of them."""
-    variant = self.rng.choice(_VARIANTS.value)
+    """Train one run to its end through eight interruptions, and count what came of them."""
+    variant = _VARIANTS.value[number % len(_VARIANTS.value)]
     workdir = self.folder / f'run-{number}'
-    for fault in self.rng.choices([*IN_FLIGHT], weights=[*IN_FLIGHT.values()], k=4):
+    for fault in self.rng.choices([*IN_FLIGHT], weights=[*IN_FLIGHT.values()], k=8):
       end = self.interrupt(variant, workdir, fault)
       self._count(fault, variant, end, 'resumed')
     damage = self.rng.choice(('', *AT_REST))
@@ -165,7 +170,7 @@ def _words(status: int, err: str) -> str:
   """The status of a process with the kind of its last words, without names and numbers."""
   lines = err.splitlines() or ['']
   said = next((line for line in lines if line.startswith(('error:', 'SIG'))), lines[-1])
-  said = ' '.join(word for word in said.split() if '/' not in word)[:90]
+  said = ' '.join(re.sub(r'\d+', 'N', word) for word in said.split() if '/' not in word)[:90]
   return f'{status}: {said}' + ' WITH A TRACEBACK' * ('Traceback' in err)
 
 
