@@ -1,5 +1,9 @@
-"""Models, losses and searches under the settings of JAX that careful users choose."""
+"""Models, losses and searches under the settings of JAX that careful users choose.
 
+test_platforms.py traces the training steps of all tasks under those of `strict`.
+"""
+
+import contextlib
 from functools import partial
 
 import jax
@@ -30,14 +34,31 @@ TASKS = {
     dict(position='rotary', kv_heads=1, gated=True, norm='rms'),
   ),
 }
+
+
+@contextlib.contextmanager
+def strict():
+  """Neither ranks nor types are promoted."""
+  with jax.numpy_rank_promotion('raise'), jax.numpy_dtype_promotion('strict'):
+    yield
+
+
 SETTINGS = {
-  'ranks': lambda: jax.numpy_rank_promotion('raise'),
+  'strict': strict,
+  'precision': lambda: jax.default_matmul_precision('highest'),
+  'rbg': lambda: jax.default_prng_impl('rbg'),
+  'old random bits': lambda: jax.threefry_partitionable(False),
   'leaks': jax.checking_leaks,
   '64 bits': lambda: (jax if hasattr(jax, 'enable_x64') else jax.experimental).enable_x64(True),
   'NaN': lambda: jax.debug_nans(True),
   'transfers': lambda: jax.transfer_guard('disallow'),
   'no jit': jax.disable_jit,
 }
+
+
+# what takes long, or is of JAX's own functions, is tried with one task
+ONE = {'leaks': ['decoder'], 'no jit': ['encoder']}
+ONE |= dict.fromkeys(('precision', 'rbg', 'old random bits'), ['decoder'])
 
 
 def model_of(name):
@@ -74,7 +95,7 @@ def searches(name, model, key):
 
 
 @pytest.mark.parametrize(
-  'setting', ['ranks', pytest.param('leaks', marks=pytest.mark.slow), '64 bits']
+  'setting', ['strict', pytest.param('leaks', marks=pytest.mark.slow), '64 bits']
 )
 def test_a_loss_and_its_gradient_are_traced_under(setting):
   with SETTINGS[setting]():
@@ -88,7 +109,7 @@ def test_a_loss_and_its_gradient_are_traced_under(setting):
   [
     (setting, name)
     for setting in SETTINGS
-    for name in ({'leaks': ['decoder'], 'no jit': ['encoder']}.get(setting, TASKS))
+    for name in (ONE.get(setting, TASKS))
     if name != 'encoder' or setting in ('transfers', 'no jit')
   ],
 )

@@ -67,7 +67,9 @@ def step_of(name, tokenizer, **model):
 
 def calls(step, arguments, platform):
   """(cuDNN's attention forward, backward): how often the program compiled for it calls them."""
-  text = jax.jit(step).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+  # as careful users set JAX: neither ranks nor types are promoted
+  with jax.numpy_rank_promotion('raise'), jax.numpy_dtype_promotion('strict'):
+    text = jax.jit(step).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
   found = re.findall(r'__cudnn\$fmha\w*', text)
   backward = sum('Backward' in name for name in found)
   return len(found) - backward, backward

@@ -56,6 +56,24 @@ def test_cross_entropy_and_its_gradient_are_the_formula(label_smoothing, z_loss,
   close(gradient, want_gradient)
 
 
+def test_no_row_has_a_loss_and_a_gradient_of_0():
+  """As of an empty part of a batch."""
+  x, table = jnp.zeros((0, 3)), jnp.ones((5, 3))
+  targets, weights = jnp.zeros(0, int), jnp.zeros(0)
+
+  @jax.jit
+  @jax.value_and_grad
+  def run(table):
+    logits = x @ table.T
+    plain = losses.cross_entropy(logits, targets, weights), accuracy(logits, targets, weights)
+    fused = linear_cross_entropy(x, table, targets, weights, label_smoothing=0.1)
+    capped = linear_cross_entropy(x, table, targets, weights, soft_cap=3.0)
+    return sum(mean.value for mean in (*plain, *fused, *capped))
+
+  value, gradient = run(table)
+  assert value == 0 and not gradient.any()
+
+
 @pytest.mark.parametrize('label_smoothing, z_loss', SETTINGS)
 def test_positions_of_weight_0_may_hold_anything(label_smoothing, z_loss, rng):
   logits, targets, weights = map(np.array, draw(rng))

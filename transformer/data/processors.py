@@ -275,7 +275,10 @@ class ImageProcessor:
     if self.mean == self.std == (0.5,):
       x = 2 * x - 1
     else:
-      x = (x - jnp.array(self.mean)) / jnp.array(self.std)
+      mean, std = (
+        jnp.array(of_channels)[None, None, None] for of_channels in (self.mean, self.std)
+      )
+      x = (x - mean) / std
     x = patches(x, self.patch)
     return x, jnp.broadcast_to(segments[:, None], x.shape[:2])
 

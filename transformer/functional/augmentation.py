@@ -49,7 +49,8 @@ def turn(
   angle_key, scale_key = jax.random.split(key)
   angle = math.radians(degrees) * jax.random.uniform(angle_key, (B, 1, 1), minval=-1, maxval=1)
   scale = 1 + zoom * jax.random.uniform(scale_key, (2, B, 1, 1), minval=-1, maxval=1)
-  y, x = jnp.arange(H)[:, None] - (H - 1) / 2, jnp.arange(W)[None, :] - (W - 1) / 2
+  y, x = (jnp.arange(n, dtype=jnp.float32) - (n - 1) / 2 for n in (H, W))
+  y, x = y[None, :, None], x[None, None]
   # the coordinates in the image of each pixel of the result
   rows = (jnp.cos(angle) * y - jnp.sin(angle) * x) / scale[0] + (H - 1) / 2
   columns = (jnp.sin(angle) * y + jnp.cos(angle) * x) / scale[1] + (W - 1) / 2
@@ -79,7 +80,7 @@ def erase(
   def interval(key, length):
     center = jax.random.randint(key, (B, 1), 0, length)
     start = center - size // 2
-    index = jnp.arange(length)
+    index = jnp.arange(length)[None]
     return (index >= start) & (index < start + size)
 
   erased = interval(row_key, H)[:, :, None, None] & interval(column_key, W)[:, None, :, None]

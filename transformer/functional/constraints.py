@@ -102,8 +102,8 @@ def no_repeated_ngrams(n: int) -> Constraint:
     count = tokens.size - n + 1
     if count < 1:
       return logits
-    ngrams = tokens[jnp.arange(count)[:, None] + jnp.arange(n)]
-    repeats = jnp.all(ngrams[:, :-1] == tokens[tokens.size - n + 1 :], axis=1)
+    ngrams = tokens[jnp.arange(count)[:, None] + jnp.arange(n)[None]]
+    repeats = jnp.all(ngrams[:, :-1] == tokens[None, tokens.size - n + 1 :], axis=1)
     return _set(logits, ngrams[:, -1], repeats & jnp.all(ngrams >= 0, axis=1), -jnp.inf)
 
   return constraint

@@ -34,7 +34,7 @@ def choose_masked(
     draw = jnp.take_along_axis(draw, words, axis=1)
   draw = jnp.where(eligible, draw, 0)
   count = jnp.sum(eligible, axis=1)
-  wanted = jnp.maximum(jnp.round(count * rate), 1).astype(jnp.int32)
+  wanted = jnp.maximum(jnp.round(count.astype(float) * rate), 1).astype(jnp.int32)
   # The threshold is the largest number that is not chosen. All tokens of a word have the same
   # number, so a word that does not fit whole is not chosen.
   ranked = jnp.sort(jnp.pad(draw, ((0, 0), (0, 1))), axis=1, descending=True)
@@ -93,7 +93,7 @@ def choose_masked_by_content(
   draw = jnp.where(eligible, draw, 0)
   same = segments[:, :, None] == segments[:, None, :]
   count = jnp.sum(same & eligible[:, None, :], axis=2)
-  wanted = jnp.maximum(jnp.round(count * rate), 1).astype(jnp.int32)
+  wanted = jnp.maximum(jnp.round(count.astype(float) * rate), 1).astype(jnp.int32)
   rank = jnp.sum(same & (draw[:, None, :] > draw[:, :, None]), axis=2)
   # the tokens of a word have the same number: all are chosen only if the last one still fits
   rank += jnp.sum(same & (draw[:, None, :] == draw[:, :, None]), axis=2) - 1
@@ -171,7 +171,7 @@ def noise_spans(
   ends = jnp.cumsum(jnp.stack([kept_parts, masked_parts], axis=-1).reshape(len(lengths), -1), 1)
   at = jnp.arange(T)
   span = jax.vmap(lambda ends: jnp.searchsorted(ends, at, side='right'))(ends)
-  return (span % 2 == 1) & (at < lengths[:, None]) & (lengths[:, None] > 1)
+  return (span % 2 == 1) & (at[None] < lengths[:, None]) & (lengths[:, None] > 1)
 
 
 def noise_counts(lengths, *, rate: float, mean_span: float, xp=jnp):
@@ -197,7 +197,7 @@ def _random_parts(uniform, totals, parts):
   All such sequences are equally likely.
   """
   T = uniform.shape[1]
-  at = jnp.arange(T)
+  at = jnp.arange(T)[None]
   # a part may end at totals - 1 places: choose parts - 1 of them
   draw = jnp.where(at < totals[:, None] - 1, uniform, 2.0)
   rank = jnp.argsort(jnp.argsort(draw, axis=1), axis=1)
@@ -242,6 +242,6 @@ def compact(
   count = jnp.sum(kept, axis=1, keepdims=True)
   moved = jnp.take_along_axis(tokens, order, axis=1)
   moved = jnp.pad(moved, ((0, 0), (0, max(length - tokens.shape[1], 0))))[:, :length]
-  at = jnp.arange(length)
+  at = jnp.arange(length)[None]
   moved = jnp.where(at < count, moved, jnp.where(at == count, eos, 0))
   return moved, (at <= count).astype(jnp.int32)

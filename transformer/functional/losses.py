@@ -157,7 +157,7 @@ def _chunks(on_cpu, *arrays):
 
   The rows of a chunk are strided, so that every chunk has rows on every device.
   """
-  chunks = -(-len(arrays[0]) // (CHUNK if on_cpu else CHUNK_ELSEWHERE))
+  chunks = max(-(-len(arrays[0]) // (CHUNK if on_cpu else CHUNK_ELSEWHERE)), 1)
 
   def split(a):
     a = jnp.pad(a, [(0, -len(a) % chunks)] + [(0, 0)] * (a.ndim - 1))
@@ -298,4 +298,5 @@ def accuracy(
   >>> accuracy(jnp.eye(3), jnp.array([0, 1, 2]), jnp.ones(3)).value
   Array(1., dtype=float32)
   """
-  return Mean(jnp.sum((jnp.argmax(logits, axis=-1) == targets) * weights), jnp.sum(weights))
+  right = jnp.argmax(logits, axis=-1) == targets
+  return Mean(jnp.sum(right.astype(weights.dtype) * weights), jnp.sum(weights))

@@ -62,7 +62,7 @@ def sinusoidal(
     raise ValueError(f'sinusoidal positions are pairs: width {width} must be even')
   frequencies = _frequencies(width, 10_000.0, width - 2 * inclusive)
   frequencies = frequencies.reshape((1,) * positions.ndim + (-1,))
-  angle = positions[..., None] * frequencies
+  angle = positions[..., None].astype(jnp.float32) * frequencies
   axis = -2 if halves else -1
   return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=axis).reshape(*positions.shape, width)
 
@@ -105,7 +105,7 @@ def rotary(
   kwargs = dict(scaling or {})
   scale = SCALINGS[kwargs.pop('kind', 'none')]
   frequencies, stretch = scale(size, base, jnp.max(positions, axis=1) + 1, **kwargs)
-  angle = positions[:, :, None, None] * frequencies[:, None, None]
+  angle = positions[:, :, None, None].astype(jnp.float32) * frequencies[:, None, None]
   cos, sin = (f(angle) if stretch == 1 else f(angle) * stretch for f in (jnp.cos, jnp.sin))
   left, right, rest = jnp.split(x.astype(jnp.float32), [size // 2, size], axis=-1)
   rotated = [left * cos - right * sin, right * cos + left * sin, rest]

@@ -30,7 +30,7 @@ def masks(
   shape, width, lengths = (len(lengths), count), width[:, None], lengths[:, None]
   sizes = jax.random.randint(size_key, shape, 0, width + 1)
   starts = jax.random.randint(start_key, shape, 0, lengths - sizes + 1)
-  at = jnp.arange(size)
+  at = jnp.arange(size)[None, None]
   hidden = (at >= starts[..., None]) & (at < (starts + sizes)[..., None])
   return ~jnp.any(hidden, axis=1)
 
@@ -60,11 +60,11 @@ def mask_frames(
   """
   time_key, frequency_key = jax.random.split(key)
   (B, S, X), lengths = frames.shape, jnp.sum(segments != 0, axis=1)
-  width = jnp.minimum(time_width, (time_share * lengths).astype(int))
+  width = jnp.minimum(time_width, (time_share * lengths.astype(float)).astype(int))
   times = masks(time_key, lengths, S, count=time_masks, width=width)
   width = jnp.full(B, min(frequency_width, X))
   bands = masks(frequency_key, jnp.full(B, X), X, count=frequency_masks, width=width)
-  return frames * times[..., None] * bands[:, None]
+  return frames * times[..., None].astype(frames.dtype) * bands[:, None].astype(frames.dtype)
 
 
 def change_tempo(
@@ -86,16 +86,18 @@ def change_tempo(
     The frames and their segments.
   """
   B, S, _ = frames.shape
-  lengths = jnp.sum(segments != 0, axis=1)
   factor = jax.random.uniform(key, (B,), minval=1 - most, maxval=1 + most)
+  lengths, at = (
+    x.astype(factor.dtype) for x in (jnp.sum(segments != 0, axis=1), jnp.arange(S)[None])
+  )
   new = jnp.minimum(jnp.round(lengths * factor), S)
   # the last frame stays the last one
   step = jnp.maximum(lengths - 1, 0) / jnp.maximum(new - 1, 1)
-  position = jnp.minimum(jnp.arange(S) * step[:, None], jnp.maximum(lengths - 1, 0)[:, None])
+  position = jnp.minimum(at * step[:, None], jnp.maximum(lengths - 1, 0)[:, None])
   before = jnp.floor(position).astype(int)
   after = jnp.minimum(before + 1, S - 1)
-  fraction = (position - before)[..., None]
+  fraction = (position - before.astype(position.dtype))[..., None]
   take = jax.vmap(lambda x, at: x[at])
-  real = jnp.arange(S) < new[:, None]
+  real = at < new[:, None]
   changed = (1 - fraction) * take(frames, before) + fraction * take(frames, after)
   return jnp.where(real[..., None], changed, 0), real.astype(segments.dtype)

@@ -73,7 +73,7 @@ def speculate(
   pad = -1 if 0 in search.as_tuple(eos) else 0
 
   def extend(state: State) -> State:
-    count = state.generated[:, None] + jnp.arange(lookahead + 1)
+    count = state.generated[:, None] + jnp.arange(lookahead + 1)[None]
     real = (count < steps) & ~state.finished[:, None]
     round_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, state.round)
     proposal = _propose(draft, filtered, state, round_keys, real)
@@ -107,7 +107,7 @@ def _until_end(state: State, new, valid, count, eos: search.Ends, stop):
     whole = jnp.repeat(tokens[:, None], new.shape[1], axis=1)
     ends |= stop(whole, jnp.minimum(count, steps - 1))
   ends &= valid
-  valid &= jnp.cumsum(ends, axis=1) - ends == 0
+  valid &= jnp.cumsum(ends, axis=1) == ends.astype(int)
   return tokens, valid, ends
 
 
@@ -151,7 +151,7 @@ def _check(read, filtered, constrain, state, keys, proposal: _Proposal, count, r
     accepted: [B, n], which of the new tokens count.
     cache: of the large model.
   """
-  (B, n), places = count.shape, jnp.arange(count.shape[1])
+  (B, n), places = count.shape, jnp.arange(count.shape[1])[None]
   logits, cache = read(
     jnp.concatenate([state.last[:, None], proposal.tokens], axis=1), real, state.caches[0]
   )
@@ -179,7 +179,7 @@ def _append(state, new, tokens, log_p, valid, ends, caches, pad) -> State:
     round=state.round + 1,
     generated=generated,
     last=jnp.where(state.finished, state.last, last),
-    tokens=jnp.where(jnp.arange(steps) < generated[:, None], tokens, pad),
+    tokens=jnp.where(jnp.arange(steps)[None] < generated[:, None], tokens, pad),
     scores=state.scores + jnp.sum(jnp.where(valid, log_p, 0), axis=1),
     finished=state.finished | jnp.any(ends & valid, axis=1) | (generated >= steps),
     caches=caches,

@@ -419,7 +419,8 @@ def _outputs(
   B = len(tokens) // (n if tokens.shape[1] == 1 else 1)
   tokens, scores = (x.reshape(B, -1, *x.shape[2:])[:, :n] for x in (tokens, scores))
   ends = search.is_end(tokens, eos)
-  return Outputs(jnp.where((jnp.cumsum(ends, -1) - ends > 0) | (tokens < 0), pad, tokens), scores)
+  after = jnp.cumsum(ends, axis=-1) > ends.astype(int)
+  return Outputs(jnp.where(after | (tokens < 0), pad, tokens), scores)
 
 
 def _prefill(model: Decoder, prompts: Int[Array, 'B S'], steps: int, beams: int = 1) -> Cache:

@@ -101,8 +101,8 @@ def balance(
   """
   E = p.shape[-1]
   real = jnp.ones(p.shape[:2], bool) if real is None else real
-  count = jnp.maximum(jnp.sum(real), 1)
-  used = jnp.sum(jax.nn.one_hot(chosen, E) * real[..., None, None], axis=(0, 1, 2))
+  count = jnp.maximum(jnp.sum(real), 1).astype(p.dtype)
+  used = jnp.sum(jax.nn.one_hot(chosen, E) * real[..., None, None].astype(p.dtype), axis=(0, 1, 2))
   share = used / (count * chosen.shape[-1])
   mean = jnp.sum(jnp.where(real[..., None], p, 0), axis=(0, 1)) / count
   return E * jnp.sum(share * mean)

@@ -167,7 +167,7 @@ class JointCTC(Seq2Seq):
       model.align(memory.states),
       memory.segments != 0,  # type: ignore[arg-type]  # not None: the input has segments
       targets,
-      weights * (targets != self.tokenizer.eos),
+      jnp.where(targets == self.tokenizer.eos, 0, weights),
       blank=self.tokenizer.pad,
     )
     loss = Mean((1 - self.ctc) * attended.sum + self.ctc * aligned.sum, attended.weight)

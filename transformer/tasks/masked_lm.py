@@ -153,7 +153,7 @@ class MaskedLM:
     types = jnp.zeros_like(tokens)
     swapped = jnp.zeros(len(tokens), bool)
     if self.next_sentence:
-      before = jnp.cumsum(tokens == eos, axis=1) - (tokens == eos)
+      before = jnp.cumsum(tokens == eos, axis=1) - (tokens == eos).astype(int)
       types = jnp.where(segments != 0, jnp.minimum(before, 1), 0)
       if key is None:
         others = batch['others']

@@ -270,7 +270,7 @@ class QuestionAnswering:
     """
     special = (tokens == self.tokenizer.bos) | (tokens == self.tokenizer.eos)
     ends = (tokens == self.tokenizer.eos) & real
-    after = (jnp.cumsum(ends, axis=1) - ends > 0) & real
+    after = (jnp.cumsum(ends, axis=1) > ends.astype(int)) & real
     question = ~after & real & ~special
     in_question = jnp.any((tokens[:, :, None] == tokens[:, None, :]) & question[:, None, :], axis=2)
     inside = after & ~special
@@ -319,7 +319,8 @@ def best_spans(
   """
   T = logits.shape[1]
   starts, ends = jnp.moveaxis(jax.nn.log_softmax(logits, axis=1), 2, 0)
-  length = jnp.arange(T)[None, :] - jnp.arange(T)[:, None] + 1
+  at = jnp.arange(T)
+  length = at[None, None, :] - at[None, :, None] + 1
   valid = (length > 0) & (length <= longest) & inside[:, :, None] & inside[:, None, :]
   scores = jnp.where(valid, starts[:, :, None] + ends[:, None, :], -jnp.inf).reshape(-1, T * T)
   best = jnp.argmax(scores, axis=1)

@@ -181,7 +181,7 @@ class Retrieval:
 
     # <s> piece </s>
     width = self.piece + 2
-    column = jnp.arange(width)
+    column = jnp.arange(width)[None]
     piece = jnp.take_along_axis(documents, jnp.minimum(start[:, None] + column - 1, T - 1), axis=1)
     piece = jnp.where(column == 0, self.tokenizer.bos, piece)
     piece = jnp.where(column == size[:, None] + 1, self.tokenizer.eos, piece)
@@ -192,7 +192,7 @@ class Retrieval:
       queries, pieces = (jnp.pad(x, ((0, 0), (0, length - x.shape[1]))) for x in (queries, pieces))
       return jnp.where(chosen[:, None], pieces, queries)
 
-    offset = jnp.arange(T) - start[:, None]
+    offset = jnp.arange(T)[None] - start[:, None]
     removed = cut[:, None] & (offset >= 0) & (offset < size[:, None])
     return dict(
       batch,

@@ -132,8 +132,8 @@ class SpanCorruption:
     lengths, T, eos = jnp.sum(real, axis=1), tokens.shape[1], self.tokenizer.eos
     if self.objective == 'prefix':
       share = uniform(0)[:, :1] if key is None else jax.random.uniform(key, (len(tokens), 1))
-      split = 1 + (share * (lengths[:, None] - 1)).astype(int)
-      shown = jnp.arange(T) < split
+      split = 1 + (share * (lengths[:, None] - 1).astype(jnp.float32)).astype(int)
+      shown = jnp.arange(T)[None] < split
       inputs = corruption.compact(tokens, real & shown, T + 1, eos)
       targets = corruption.compact(tokens, real & ~shown, T + 1, eos)
     else:
@@ -151,9 +151,9 @@ class SpanCorruption:
     rows = (lengths > 0)[:, None]
     return {
       'inputs': inputs[0],
-      'inputs_segments': inputs[1] * rows,
+      'inputs_segments': jnp.where(rows, inputs[1], 0),
       'targets': targets[0],
-      'targets_segments': targets[1] * rows,
+      'targets_segments': jnp.where(rows, targets[1], 0),
     }
 
   def loss(self, model: EncoderDecoder, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:

@@ -229,7 +229,7 @@ def off_diagonal(inputs: Bool[Array, 'B S'], targets: Bool[Array, 'B T']) -> Flo
 
   def relative_position(real):
     count = jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1)
-    return jnp.arange(real.shape[1]) / count
+    return jnp.arange(real.shape[1])[None] / count
 
   distance = relative_position(inputs)[:, None, :] - relative_position(targets)[:, :, None]
   return 1 - jnp.exp(-(distance**2) / (2 * 0.2**2))
@@ -264,7 +264,7 @@ def generate_steps(
       position=sounds.position + 1,
       before=frames[:, 0],
       steps=sounds.steps.at[:, sounds.position].set(frames[:, 0]),
-      counts=sounds.counts + ~sounds.finished,
+      counts=jnp.where(sounds.finished, sounds.counts, sounds.counts + 1),
       finished=sounds.finished | (jax.nn.sigmoid(ends[:, 0]) > decoding.stop),
       cache=cache,
     )
