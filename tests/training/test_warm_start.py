@@ -1,6 +1,7 @@
 """Fine-tuning: warm start, learning rates by parameter path, adapters."""
 
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +73,18 @@ def test_another_shape_or_kind_is_an_error():
     copy_parameters(*map(drawn, makes))
   with pytest.raises(ValueError, match='has none of stack/blocks/.*it has encoder/foreign'):
     copy_parameters({'foreign': jnp.zeros(3)}, drawn(lambda: Encoder(TINY, nnx.Rngs(1))))
+
+
+@pytest.mark.parametrize('side, modality', [('text', 'tokens'), ('image', 'patches')])
+def test_a_clip_gives_the_encoder_of_what_the_model_reads(side, modality):
+  folder = ROOT / 'tests' / 'zoo' / 'golden' / 'clip'
+  source = getattr(load_pretrained(folder)[0], side)
+  settings = types.SimpleNamespace(warm_start=str(folder))
+  run = experiment.Experiment(settings, None, source.config, None)
+  assert run.model.modality == modality
+  found = warm_start(drawn(lambda: Classifier(run.model, 3, nnx.Rngs(0))), run)
+  for path, leaf in leaves(source).items():
+    np.testing.assert_array_equal(leaves(found)[path], leaf, err_msg=path)
 
 
 SETTINGS = dict(

@@ -16,6 +16,7 @@ from flax import nnx
 from PIL import Image
 from safetensors.numpy import load_file
 
+from experiments import dates
 from transformer import Decoder, Encoder, ModelConfig
 from transformer.data import processors, tokenizers
 from transformer.inference import generate as generation
@@ -26,7 +27,10 @@ from transformer.tasks.classification import Classification
 from transformer.tasks.language_model import PromptProcessor
 from transformer.tasks.seq2seq import Seq2Seq
 from transformer.tasks.span_corruption import SpanCorruption
+from transformer.training import start
+from transformer.training.checks import check
 from transformer.training.exports import published_settings
+from transformer.training.workdir import Workdir
 from transformer.zoo import presets
 from transformer.zoo.families import FAMILIES
 from transformer.zoo.families.family import read_config, read_towers
@@ -412,9 +416,19 @@ def test_special_tokens_ends_and_template_come_with_the_tokenizer(copy):
     {'eos_token': {'content': '<|im_end|>'}, 'bos_token': None, 'cls_token': '<s>'},
   )
   _, tokenizer = load_pretrained(folder)
-  for it in (tokenizer, pickle.loads(pickle.dumps(tokenizer))):
+  run = Workdir(folder / 'run')
+  begun = start._new_tokenizer(
+    check(dates.get_config().to_dict() | {'warm_start': str(folder)}), ()
+  )
+  run.save_tokenizer(begun)  # a run that is reopened has them, too
+  plain = tokenizers.Tokenizer.load(folder / 'tokenizer.json')
+  assert begun.fingerprint == run.tokenizer().fingerprint != plain.fingerprint
+  for it in (tokenizer, pickle.loads(pickle.dumps(tokenizer)), run.tokenizer()):
     assert (it.eos, it.bos, it.ends, it.prefix) == (31, 1, (31, 2), [1])
     assert it.decode([4, 5, 31, 6]) == it.decode([4, 5, 2, 6]) == it.decode([4, 5])
+  write(run.path / tokenizers.SETTINGS, {'template': False})
+  with pytest.raises(ValueError, match='tokenizer_settings.json changed since'):
+    run.tokenizer()
   assert tokenizer.encode('ab') == [4, 5]  # nothing is added unless it is asked for
   assert PromptProcessor(tokenizer, 9).encode_example('ab') == [1, 4, 5]
   assert PromptProcessor(tokenizer, 9, start=True).encode_example('ab') == [1, 4, 5]

@@ -30,6 +30,7 @@ LONG_WORD = re.compile(r'(\w{1000})\w+|([^\w\s]{1000})[^\w\s]+|(\S{10000})\S+')
 # The time of 'unigram' also grows with the total length of all different words.
 MAX_LETTERS = 1 << 19
 CHAT_TEMPLATE = 'chat_template.jinja'
+SETTINGS = 'tokenizer_settings.json'
 MAX_SIZE = 1 << 22  # the largest id of a vocabulary with gaps; published ones have up to a million
 SENTINEL = '<extra_id_{}>'
 SPECIALS = ('<pad>', '<s>', '</s>', '<unk>')
@@ -73,6 +74,7 @@ class Tokenizer:
     ends: all ids that end an output, also eos.
     prefix, suffix: ids that a published model expects around each text.
     sentinels: ids of <extra_id_0>, <extra_id_1>, ..., which replace masked spans (T5).
+    settings: the arguments that are not in tokenizer.json.
   """
 
   pad: Any  # int or None; Any, so that callers need not check at every use
@@ -92,7 +94,7 @@ class Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     self._tokenizer = tokenizer
-    self._given = (dict(tokens), tuple(ends), template, chat_template)
+    self.settings = {'tokens': dict(tokens), 'ends': tuple(ends), 'template': template}
     self.chat_template = chat_template
     self._ids = tokenizer.get_vocab()
     self.size: int = max(self._ids.values(), default=-1) + 1
@@ -164,7 +166,8 @@ class Tokenizer:
   @property
   def fingerprint(self) -> str:
     """The SHA-256 of the vocabulary and all rules."""
-    return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
+    given = json.dumps(self.settings) if any(self.settings.values()) else ''
+    return hashlib.sha256((self._tokenizer.to_str() + given).encode()).hexdigest()
 
   @functools.cached_property
   def begins_word(self) -> list[bool]:
@@ -238,7 +241,8 @@ class Tokenizer:
     """Read a `tokenizer.json`, ours or a published one.
 
     Args:
-      path: of the file. A chat template in the same folder is read, too.
+      path: of the file. A chat template and the settings of a run in the same folder are read,
+        too.
       settings: arguments of the constructor.
 
     Raises:
@@ -256,6 +260,8 @@ class Tokenizer:
       template = pathlib.Path(path).parent / CHAT_TEMPLATE
       if template.is_file():
         settings = {'chat_template': template.read_text(encoding='utf-8')} | settings
+      if (file := pathlib.Path(path).with_name(SETTINGS)).is_file():
+        settings = json.loads(file.read_bytes()) | settings
       for pattern in _patterns(json.loads(text)):
         if _repeats_repetitions(pattern):
           raise ValueError(
@@ -268,7 +274,7 @@ class Tokenizer:
 
   def __reduce__(self):
     # the library's pickle lacks the settings that the constructor makes
-    return Tokenizer, (self._tokenizer, *self._given)
+    return Tokenizer, (self._tokenizer, *self.settings.values(), self.chat_template)
 
   def __repr__(self) -> str:
     names = ', '.join(f'{name}={getattr(self, name)}' for name in ('size', *NAMES))

@@ -9,10 +9,11 @@ from absl import logging
 
 from transformer.modules.adapters import merge
 from transformer.modules.config import ModelConfig
+from transformer.modules.heads import DualEncoder
 from transformer.training.experiment import Experiment, reopen, restore_best
 from transformer.training.optimizers import parameter_path
 from transformer.training.step import Model
-from transformer.training.workdir import Workdir
+from transformer.training.workdir import Workdir, is_run
 
 # Arguments of ModelConfig that may differ between the two models: they change no equation, or add
 # parameters, or change shapes of parameters, which are compared.
@@ -31,12 +32,14 @@ def warm_start(model: Model, experiment: Experiment) -> Model:
     model: with random parameters, which stay where the other model has none.
     experiment: of the run to start.
 
+  Of a published CLIP or SigLIP that is the encoder of texts, or that of images.
+
   Raises:
     FileNotFoundError, ValueError: there is no model in the folder, or its architecture differs.
   """
   folder = pathlib.Path(experiment.settings.warm_start).expanduser()
   source: Any
-  if any((folder / name).exists() for name in ('checkpoints', 'metrics.jsonl')):  # a run
+  if is_run(folder):
     workdir = Workdir(folder)
     run = reopen(workdir.read_config(), workdir, experiment.mesh)
     source, config = restore_best(run, workdir)[0], run.model
@@ -45,6 +48,8 @@ def warm_start(model: Model, experiment: Experiment) -> Model:
     from transformer.zoo.pretrained import load_pretrained
 
     source = load_pretrained(folder)[0]
+    if isinstance(source, DualEncoder):  # the encoder of what this model reads
+      source = source.text if experiment.model.modality == 'tokens' else source.image
     config = source.config
   _check_equations(experiment.model, config, folder)
   return copy_parameters(source, model)

@@ -15,7 +15,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from transformer.data.reading import naming
-from transformer.data.tokenizers import Tokenizer
+from transformer.data.tokenizers import SETTINGS, Tokenizer
 from transformer.training import processes
 from transformer.training.checkpoints import reachable
 from transformer.training.config import FORMAT, from_values, upgrade
@@ -159,16 +159,18 @@ class Workdir:
     file = self.path / 'tokenizer.json'
     if not file.exists():
       return None
-    self._compare_fingerprints({file.name: hashlib.sha256(file.read_bytes()).hexdigest()})
+    self._compare_fingerprints(_hashes(file))
     return Tokenizer.load(file)
 
   def save_tokenizer(self, tokenizer: Tokenizer):
-    """Store the tokenizer of the run."""
+    """Store the tokenizer of the run; of a published one also its special tokens and template."""
     file = self.path / 'tokenizer.json'
+    if any(tokenizer.settings.values()):
+      write(file.with_name(SETTINGS), json.dumps(tokenizer.settings) + '\n')
     temporary = self.path / 'tokenizer.json.tmp'
     tokenizer.save(temporary)
     temporary.replace(file)
-    self.check_fingerprints({file.name: hashlib.sha256(file.read_bytes()).hexdigest()})
+    self.check_fingerprints(_hashes(file))
 
   def check_fingerprints(self, fingerprints: Mapping[str, str]):
     """Compare hashes of the run's inputs with those stored before; store those that are new.
@@ -296,3 +298,14 @@ def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     else:
       flat[prefix + key] = value
   return flat
+
+
+def _hashes(tokenizer: pathlib.Path) -> dict[str, str]:
+  """Return the hashes of a tokenizer.json and of the settings beside it, by their names."""
+  files = (tokenizer, tokenizer.with_name(SETTINGS))
+  return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()}
+
+
+def is_run(folder: pathlib.Path) -> bool:
+  """Return whether a folder to start from is that of a run, and not of a published model."""
+  return any((folder / name).exists() for name in ('checkpoints', 'metrics.jsonl'))

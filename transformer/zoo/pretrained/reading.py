@@ -303,11 +303,28 @@ def _aligned(shape, dtype) -> np.ndarray:
   return memory[start : start + size].view(dtype).reshape(shape)
 
 
+def load_tokenizer(folder: pathlib.Path, published: Published | None = None) -> Any:
+  """Return the tokenizer of a published folder, with its template; None if there is none."""
+  from transformer.data.tokenizers import Tokenizer
+
+  published = published or Published.read(folder)
+  special: dict[str, Any] = dict(
+    tokens=published.special_tokens(),
+    ends=published.ends(),
+    template=True,
+    chat_template=published.chat_template,
+  )
+  if (folder / 'tokenizer.json').is_file():
+    return Tokenizer.load(folder / 'tokenizer.json', **special)
+  made = read_sentencepiece(folder)
+  return Tokenizer(made, **special) if made else None
+
+
 def _tokenizer(folder: pathlib.Path, config: ModelConfig, published: Published):
   """Return the folder's tokenizer; None without a file for it or without the package."""
   log = logging.getLogger(__name__)
   try:
-    from transformer.data.tokenizers import Tokenizer
+    tokenizer = load_tokenizer(folder, published)
   except ModuleNotFoundError as error:  # the weights can be used without it
     if error.name != 'tokenizers':
       raise
@@ -317,17 +334,7 @@ def _tokenizer(folder: pathlib.Path, config: ModelConfig, published: Published):
       folder,
     )
     return None
-  kwargs: dict[str, Any] = dict(
-    tokens=published.special_tokens(),
-    ends=published.ends(),
-    template=True,
-    chat_template=published.chat_template,
-  )
-  if (folder / 'tokenizer.json').is_file():
-    tokenizer = Tokenizer.load(folder / 'tokenizer.json', **kwargs)
-  elif unigram := read_sentencepiece(folder):
-    tokenizer = Tokenizer(unigram, **kwargs)
-  else:
+  if tokenizer is None:
     if config.modality == 'tokens':
       log.warning(
         '%s has no tokenizer.json, and no unigram model of SentencePiece: the tokenizer is None. '
