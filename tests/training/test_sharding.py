@@ -227,6 +227,12 @@ def test_an_axis_that_the_mesh_does_not_divide_is_not_sharded():
   assert where.spec == P(None, None, 'tensor')
 
 
+def test_a_vocabulary_that_the_mesh_does_not_divide_is_said():
+  mesh = mesh_of((2, 2, 2, 1))
+  assert not sharding.whole_tables(24, mesh)
+  assert 'mesh.tensor=2 does not divide the 25 tokens' in sharding.whole_tables(25, mesh)
+
+
 def test_the_last_rule_matches_every_path():
   assert RULES[-1] == (r'.*', P())
 

@@ -307,6 +307,10 @@ PAIRS = [
   (dict(decode=dict(max_new_tokens=2, choices=((5, 6, 7),))), 'cuts one of decode.choices'),
   (dict(decode=dict(beams=2, num_return_sequences=3)), 'num_return_sequences=3 is more'),
   (dict(model=dict(kv_heads=3)), 'kv_heads=3 does not divide'),
+  (
+    dict(data=dict(packing=True, batch_tokens=63)),
+    'data.batch_tokens=63 is less than data.max_length=64, the length of a packed row',
+  ),
   (dict(model=dict(position='rotary', rotary_size=64)), 'rotary_size=64 must be even, and at most'),
   (dict(model=dict(experts=2, experts_per_token=3, bias=False)), 'experts_per_token=3'),
   (dict(model=dict(layers=(dict(window=4),) * 4)), 'does not divide model.depth'),
@@ -330,6 +334,16 @@ IDLE = [
   (dict(eval=dict(by='locale', metrics=(), best='')), 'eval.by=locale'),
   (dict(decode=dict(top_p=0.9, temperature=0.0)), "{'top_p': 0.9} filter samples"),
   (dict(decode=dict(beams=1, alpha=0.6)), 'decode.alpha=0.6'),
+  (
+    dict(data=dict(batch_tokens=63)),
+    'data.batch_tokens=63 is less than data.max_length=64',
+  ),
+  (
+    dict(model=dict(kv_heads=2), mesh=dict(tensor=4)),
+    'tensor=4 does not divide model.kv_heads=2',
+  ),
+  (dict(model=dict(feedforward=30), mesh=dict(tensor=4)), 'does not divide model.feedforward=30'),
+  (dict(mesh=dict(fsdp=3)), 'mesh.fsdp=3 does not divide model.width='),
 ]
 
 

@@ -93,6 +93,11 @@ def _contradictions(settings: Settings, objective: Any, inputs: int) -> Iterator
       f'{name}={every} is no multiple of train.steps_per_call={train.steps_per_call}: nothing is '
       'evaluated or saved between the steps of a call',
     )
+  yield (
+    data.packing and data.batch_tokens < data.max_length,
+    f'data.batch_tokens={data.batch_tokens} is less than data.max_length={data.max_length}, the '
+    'length of a packed row: raise it to at least that',
+  )
   longest, source = inputs, model['max_source_length']
   if hasattr(objective, 'positions'):  # decoding may need more positions than training
     yield (
@@ -112,6 +117,7 @@ def _contradictions(settings: Settings, objective: Any, inputs: int) -> Iterator
 def without_effect(settings: Settings) -> Iterator[tuple[bool, str]]:
   """Yield (whether a key has no effect because of another one, the warning to log)."""
   steps, train, decode = settings.train.steps, settings.train, settings.decode
+  data, text = settings.data, settings.model['modality'] == 'tokens'
   warmup, saved = settings.optimizer['warmup_steps'], -(-steps // train.save_every_steps)
   yield (
     warmup > steps,
@@ -123,6 +129,12 @@ def without_effect(settings: Settings) -> Iterator[tuple[bool, str]]:
     f'train.average_checkpoints={train.average_checkpoints}, but train.save_every_steps='
     f'{train.save_every_steps} makes {saved} in train.steps={steps}: these are averaged',
   )
+  yield (
+    text and data.batch_tokens < data.max_length,
+    f'data.batch_tokens={data.batch_tokens} is less than data.max_length={data.max_length}: a '
+    'batch of examples longer than that is one of them, or one for each part of the mesh',
+  )
+  yield from _undivided(settings)
   yield (
     bool(settings.eval.by and not settings.eval.metrics),
     f'eval.by={settings.eval.by} reports eval.metrics, which are none',
@@ -142,6 +154,21 @@ def without_effect(settings: Settings) -> Iterator[tuple[bool, str]]:
       decode.beams == 1 and bool(decode.alpha or decode.length_penalty),
       f'decode.alpha={decode.alpha} and decode.length_penalty={decode.length_penalty} compare '
       'beams, but decode.beams=1',
+    )
+
+
+def _undivided(settings: Settings) -> Iterator[tuple[bool, str]]:
+  """Yield (whether an axis of the mesh does not divide a size, what the log says of it)."""
+  mesh, model = settings.mesh, ModelConfig(vocab=1, **settings.model)
+  sizes = {'heads': model.heads, 'kv_heads': model.groups, 'feedforward': model.feedforward}
+  for axis, name, size in (
+    *(('tensor', *item) for item in sizes.items()),
+    ('fsdp', 'width', model.width),
+  ):
+    yield (
+      mesh[axis] > 1 and size % mesh[axis] != 0,
+      f'mesh.{axis}={mesh[axis]} does not divide model.{name}={size}: devices of that axis hold or '
+      'compute more than their share',
     )
 
 

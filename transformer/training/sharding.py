@@ -77,6 +77,16 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
   return jax.tree.map_with_path(of_leaf, tree)
 
 
+def whole_tables(vocab: int, mesh: Mesh) -> str:
+  """Return what the log says of tables that the axis tensor does not split; '' if it does."""
+  if vocab % mesh.shape['tensor'] == 0:
+    return ''
+  return (
+    f'mesh.tensor={mesh.shape["tensor"]} does not divide the {vocab} tokens of the vocabulary: '
+    'each device of that axis holds whole tables and computes all logits'
+  )
+
+
 def shard_batch(
   batch: dict[str, np.ndarray], mesh: Mesh, *, stacked: bool = False
 ) -> dict[str, jax.Array]:

@@ -27,7 +27,7 @@ from transformer.training.experiment import (
   with_dtype,
 )
 from transformer.training.sections import Settings
-from transformer.training.workdir import Workdir
+from transformer.training.workdir import Workdir, is_run
 
 
 def start_run(config: dict[str, Any], workdir: Workdir) -> Experiment:
@@ -59,6 +59,8 @@ def start_run(config: dict[str, Any], workdir: Workdir) -> Experiment:
     tokenizer = stored or _tokenizer_of(settings, source)
     # before the config is stored, so that the folder can be used again after an error of the task
     experiment = make_experiment(settings, tokenizer, mesh)
+    if whole := sharding.whole_tables(tokenizer.size, mesh):
+      logging.warning('%s', whole)
     experiment.try_evaluation()
     workdir.claim(settings.as_dict())
     if stored is None:
@@ -192,8 +194,13 @@ def _compare_steps(settings: Settings, workdir: Workdir):
 def _new_tokenizer(settings: Settings, examples: Iterable[Any]) -> tokenizers.Tokenizer:
   """Return the tokenizer of config.warm_start, or train one on the texts of the examples."""
   if settings.warm_start:
-    # published models have the tokenizer in a file of the same name as runs
-    tokenizer = Workdir(settings.warm_start).tokenizer()
+    folder = pathlib.Path(settings.warm_start).expanduser()
+    if is_run(folder) or not (folder / 'config.json').is_file():
+      tokenizer = Workdir(folder).tokenizer()
+    else:
+      from transformer.zoo.pretrained import load_tokenizer
+
+      tokenizer = load_tokenizer(folder)
     if tokenizer is None:
       raise FileNotFoundError(
         f'config.warm_start={settings.warm_start} has no tokenizer.json, without which its '
