@@ -9,7 +9,21 @@ import numpy as np
 import pytest
 from equations import equations
 from flax import nnx
-from tiny import SCHEMES, SEGMENTS, TINY, TOKENS, A, B, at, build, cached, name, slow
+from tiny import (
+  SCHEMES,
+  SEGMENTS,
+  SPREAD,
+  TINY,
+  TOKENS,
+  A,
+  B,
+  at,
+  build,
+  cached,
+  name,
+  slow,
+  spread,
+)
 
 from transformer.functional import masks
 from transformer.modules import sites
@@ -68,6 +82,13 @@ def assert_same_everywhere(x, close):
       close(jnp.asarray(row), rows[0])
 
 
+def assert_spread(found, x, close):
+  """What is found in the rows of SPREAD is what x says of A and B without padding."""
+  of_a, of_b = (rows[0] for rows in sentences(x))
+  for row, (sentence, columns) in zip(found, SPREAD, strict=False):
+    close(jnp.asarray(row[list(columns)]), of_a if sentence is A else of_b[: len(columns)])
+
+
 @pytest.mark.parametrize('settings', SCHEMES, ids=name)
 class TestDecoder:
   @pytest.fixture(scope='class')
@@ -123,11 +144,26 @@ class TestDecoder:
       for row, want in zip(range(6), [want_a] * 3 + [want_b] * 2 + [want_a], strict=True):
         close(jnp.asarray(found[row][tokens[row] != 0]), want)
 
+  def test_padding_anywhere_is_as_none_with_and_without_a_cache(self, settings, run, close):
+    model, logits, _ = run(settings)
+    tokens, segments = spread()
+    found = decoder_jacobian(model, jnp.asarray(tokens), jnp.asarray(segments))[0]
+    assert_spread(np.asarray(found), logits, close)
+    for sizes in [4, 4], [4, 1, 1, 1, 1]:
+      cache, found = model.init_cache(6, 8), []
+      for first, size in zip(np.cumsum([0, *sizes]), sizes, strict=False):
+        piece = (x[:6, first : first + size] for x in (tokens, segments))
+        y, cache = cached(model, *piece, cache)
+        found.append(np.asarray(y))
+      assert_spread(np.concatenate(found, axis=1), logits, close)
+
 
 def test_an_encoder_sees_both_sides_and_no_padding(close):
   model = build(Encoder, position='relative', kv_heads=2)
   states, jacobian = encoder_jacobian(model, jnp.asarray(TOKENS), jnp.asarray(SEGMENTS))
   assert_same_everywhere(states, close)
+  found, _ = encoder_jacobian(model, *map(jnp.asarray, spread()))
+  assert_spread(np.asarray(found), states, close)
   for b, s, t in np.ndindex(8, 8, 8):
     sees = s == t or SEGMENTS[b][s] == SEGMENTS[b][t] != 0
     change = np.abs(jacobian[s, b, t]).max()
@@ -147,13 +183,19 @@ def test_an_encoder_decoder_is_the_same_padded_packed_and_cached(settings, close
   crossed = teacher_forced(model, inputs[::-1], tokens, input_segments[::-1], segments)
   assert np.abs(crossed[4, :3] - logits[4, :3]).max() > 1e-3
 
-  cache, found = model.init_cache(8, 8), []
-  one = np.sign(tokens)  # a cache holds one sentence a row
-  for start in range(0, 8, 2):
-    piece = tokens[:, start : start + 2], one[:, start : start + 2]
-    y, cache = decode_cached(model, inputs, input_segments, *piece, cache)
-    found.append(np.asarray(y))
-  found = np.concatenate(found, axis=1)
+  def by_cache(inputs, input_segments, tokens, segments):
+    cache, found = model.init_cache(8, 8), []
+    for start in range(0, 8, 2):
+      piece = tokens[:, start : start + 2], segments[:, start : start + 2]
+      y, cache = decode_cached(model, inputs, input_segments, *piece, cache)
+      found.append(np.asarray(y))
+    return np.concatenate(found, axis=1)
+
+  holes, mask = spread()  # padding anywhere, on both sides
+  assert_spread(np.asarray(teacher_forced(model, holes, holes, mask, mask)), logits, close)
+  assert_spread(by_cache(holes, mask, holes, mask), logits, close)
+  # a cache holds one sentence a row
+  found = by_cache(inputs, input_segments, tokens, np.sign(tokens))
   for b in (0, 1, 2, 4, 5):
     real = np.array(TOKENS[b]) != 0
     close(jnp.asarray(found[b][real]), logits[b][real])

@@ -1,6 +1,7 @@
 """Tiny models and sentences for the tests of models and their layers."""
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 from parameters import drawn
@@ -57,3 +58,23 @@ TOKENS = [
 ]
 SEGMENTS = [[int(t != 0) for t in row] for row in TOKENS]
 SEGMENTS[3], SEGMENTS[6] = [1] * 5 + [2] * 3, [1] * 3 + [2] * 5
+
+# A and B with padding anywhere, whose tokens are those of others: the columns of each sentence
+SPREAD = [
+  (A, (0, 1, 4, 5, 6)),  # a hole, and the end
+  (A, (1, 3, 4, 6, 7)),  # both sides and two holes
+  (A, (0, 2, 4, 6, 7)),  # every other column
+  (B, (0, 3, 7)),
+  (B, (2, 4, 5)),
+  (A, (3, 4, 5, 6, 7)),  # the beginning
+  (B, (0, 1, 7)),
+  ((), ()),  # all of the row
+]
+
+
+def spread():
+  """(tokens, segments) of SPREAD, [8, 8]."""
+  tokens, segments = np.full((8, 8), 9, int), np.zeros((8, 8), int)
+  for row, (sentence, columns) in enumerate(SPREAD):
+    tokens[row, list(columns)], segments[row, list(columns)] = sentence, 1
+  return tokens, segments

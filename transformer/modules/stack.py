@@ -126,7 +126,13 @@ class Stack(nnx.Module):
       x = self.projection(x)
     x = sites.site(f'{self.prefix}embedding', x)
     layer_keys = None if key is None else keys[1:]
+    windows = cache is None and any(layer.window for layer in self.config.pattern)
+    if holes := windows and segments is not None:
+      where, order = _holes(segments, positions)
+      x, segments, positions = _reordered(where, order, x, segments, positions)
     x, cache, aux = self._layers(x, segments, positions, memory, cache, layer_keys)
+    if holes:
+      (x,) = _reordered(where, jnp.argsort(order, axis=1), x)
     if self.norm is not None:
       x = self.norm(x)
     if cache is not None:
@@ -215,8 +221,8 @@ class Stack(nnx.Module):
   def _views(self, positions, segments, cache) -> list[View]:
     """Return the view of self-attention for each layer of the pattern.
 
-    Without a cache, distances between positions of a segment equal those between its columns, so
-    the mask uses column numbers, which kernels support.
+    Without a cache, distances between positions of a segment equal those between its columns (see
+    `_holes`), so the mask uses column numbers, which kernels support.
     """
     sources = positions if cache is None else cache.positions
     beams = 1 if cache is None else cache.beams
@@ -250,6 +256,23 @@ class Stack(nnx.Module):
       View(positions, by_window[x.window], bias, rotate(x), real, bool(x.attention_norm))
       for x in pattern
     ]
+
+
+def _holes(segments, positions):
+  """Return (whether there is padding within a segment, an order of columns that has none)."""
+  before = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)))
+  holes = jnp.any((segments != 0) & (positions > 0) & (before != segments))
+  return holes, jnp.argsort(segments == 0, axis=1, stable=True)
+
+
+def _reordered(where, order, *arrays):
+  """Return the arrays [B, T, ...] with their columns in this order, if `where`; else unchanged."""
+
+  def reorder(*arrays):
+    of_rows = jax.vmap(lambda x, at: x[at])
+    return tuple(of_rows(x, order) for x in arrays)
+
+  return jax.lax.cond(where, reorder, lambda *arrays: arrays, *arrays)
 
 
 def _columns(x):
