@@ -1,6 +1,7 @@
 """What `run.py` does where something is wrong with the place, the pipe, the command or the data."""
 
 import dataclasses
+import errno
 import io
 import json
 import logging
@@ -90,17 +91,29 @@ class SweepFlags(types.SimpleNamespace):
   __getitem__ = types.SimpleNamespace.__getattribute__
 
 
-def test_every_variant_of_a_sweep_has_an_outcome(monkeypatch, capsys, tmp_path):
+ENDS = {
+  'diverges': FloatingPointError('step 3: the loss is not finite'),
+  'disk': OSError(errno.ENOSPC, 'No space left on device'),
+  'memory': MemoryError('20 GB'),
+  'data': ValueError('the split train has no example'),
+  'no library': ModuleNotFoundError("No module named 'jiwer'"),
+}
+
+
+@pytest.mark.parametrize('end', ENDS)
+def test_every_variant_of_a_sweep_has_an_outcome(end, monkeypatch, capsys, tmp_path):
+  error = ENDS[end]
+
   def train(config, folder, flags):
-    if config == 'diverges':
-      raise FloatingPointError('step 3: the loss is not finite')
+    if config == 'ends':
+      raise error
     folder.path.mkdir(parents=True)
     (folder.path / 'train.json').write_text(json.dumps({'metrics': {'val/nll': 1.0}}))
     return 0
 
   variants = [
     sweep.Variant({'seed': i}, name, commands.Workdir(tmp_path / str(i)))
-    for i, name in enumerate(('good', 'diverges', 'good'))
+    for i, name in enumerate(('good', 'ends', 'good'))
   ]
   monkeypatch.setattr(sweep, 'variants', lambda *_: variants)
   monkeypatch.setattr(comparison, 'draw', lambda folders, file: drawn.extend(folders))
@@ -111,12 +124,14 @@ def test_every_variant_of_a_sweep_has_an_outcome(monkeypatch, capsys, tmp_path):
   status = commands._sweep({'experiment': 'x'}, commands.Workdir(tmp_path), flags)
   out, err = capsys.readouterr()
   runs = json.loads(out.splitlines()[-1])['runs']
-  assert status == commands.FAILURE and 'sweep 2: FloatingPointError: step 3' in err
-  assert [r['outcome'][:18] for r in runs] == ['ok', 'FloatingPointError', 'ok']
+  kind = type(error).__name__
+  assert status == commands.FAILURE and f'error: sweep 2: {kind}: ' in err
+  assert ('disk' if end == 'disk' else str(error)) in err
+  assert [r['outcome'].partition(':')[0] for r in runs] == ['ok', kind, 'ok']
   assert [r['changed'] for r in runs] == [{'seed': 0}, {'seed': 1}, {'seed': 2}]
   assert [r.get('metrics') for r in runs] == [{'val/nll': 1.0}, None, {'val/nll': 1.0}]
   table = {line.split()[0]: line.split()[1:] for line in out.splitlines()[1:-1]}
-  assert table['outcome'] == ['ok', 'FloatingPointError', 'ok'] and table['seed'] == ['0', '1', '2']
+  assert table['outcome'] == ['ok', kind, 'ok'] and table['seed'] == ['0', '1', '2']
   assert drawn == [str(tmp_path / '0'), str(tmp_path / '2')]
 
 

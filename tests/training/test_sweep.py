@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -78,8 +79,19 @@ def test_more_jobs_than_cores_are_refused(runs):
     sweep.train_at_once(runs([0]), 1000)
 
 
-def test_a_wrong_key_of_a_variant_is_named(tmp_path):
+WRONG = {
+  'add({"optimizer.learning_rat": 1})': "added {'optimizer.learning_rat': 1}",
+  'add({"optimizer.b1": 2.0})': "added {'optimizer.b1': 2.0}: optimizer.b1=2.0 is a decay",
+  'add({"train.steps": "many"})': "added {'train.steps': 'many'}",
+  'add({"model.heads": 3})': "added {'model.heads': 3}: model.heads=3 does not divide",
+  'add({}); add({"seed": -1})': "added {'seed': -1}: config.seed=-1",
+  'pass': 'added no variant',
+}
+
+
+@pytest.mark.parametrize('body', WRONG)
+def test_a_wrong_variant_is_named_before_the_first_is_trained(body, tmp_path):
   file = tmp_path / 'mine.py'
-  file.write_text('def sweep(add):\n  add({"optimizer.learning_rat": 1})\n')
-  with pytest.raises(ValueError, match='learning_rat'):
+  file.write_text(f'def sweep(add):\n  {body}\n')
+  with pytest.raises(ValueError, match=re.escape(WRONG[body])):
     sweep.variants(dates.get_config().to_dict(), str(file), tmp_path)

@@ -50,15 +50,17 @@ def variants(config: dict[str, Any], file: str, folder: pathlib.Path) -> list[Va
     raise ValueError(f'{file} has no function sweep(add): write one, or use --mode=train')
   added: list[dict[str, Any]] = []
   experiment['sweep'](added.append)
+  if not added:
+    raise ValueError(f'sweep(add) of {file} added no variant: call add({{key: value}}) for each')
   found = []
   for i, changes in enumerate(added):
     changed = ConfigDict(config)
     try:
       changed.update_from_flattened_dict(changes)
-    except (AttributeError, KeyError, TypeError) as error:
+      check(changed.to_dict())
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
       raise ValueError(f'sweep(add) of {file} added {changes}: {error}') from error
     found.append(Variant(changes, changed.to_dict(), Workdir(folder / f'sweep-{i}')))
-    check(found[-1].config)
   return found
 
 
