@@ -201,6 +201,20 @@ def test_stopped_runs_keep_the_same_checkpoints(keep, steps, rng):
     assert kept_of(policy, sorted({*regular, *odd})) == expected
 
 
+@pytest.mark.parametrize(
+  'keep, before, after, left',
+  [
+    (5, [10, 20, 30, 40, 50], [60], [20, 30, 40, 50, 60]),  # now saved every 12
+    (5, [10, 20], [24, 36], [10, 20, 24, 36]),
+    (3, [10, 20, 30], [31], [20, 30, 31]),
+    (2, [10, 20, 30, 40, 50], [60], [50, 60]),  # train.keep_checkpoints was lowered
+    (9, [10, 20, 30], [40, 50], [10, 20, 30, 40, 50]),  # or raised
+  ],
+)
+def test_going_on_with_other_intervals_keeps_the_last_checkpoints(keep, before, after, left):
+  assert kept_of(Kept(keep), [*before, *after]) == left
+
+
 def test_checkpoints_count_as_they_are(workdir):
   """Those of a resumed run, whatever its interval is now; but not one of a stop."""
   with Checkpoints(workdir, keep=3) as checkpoints:

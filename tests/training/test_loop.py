@@ -138,6 +138,29 @@ def test_the_averaged_steps_are_logged(monkeypatch):
   assert 'mean of 2 checkpoints, of steps 4, 6; train.average_checkpoints=3' in text
 
 
+# of a resumed run: the best checkpoint so far, whether that of step 2, of nll 1/2, replaces it, and
+# whether the log says why
+BEST = {
+  'better': ((1, {'nll': 0.9}), True, False),
+  'worse': ((9, {'nll': 0.1}), False, False),
+  'equal': ((1, {'nll': 0.5}), False, False),
+  'of a later step, to which the run has not come again': ((99, {'nll': 0.9}), True, False),
+  'chosen by another metric': ((1, {'bleu': 30.0}), True, True),
+  'measured by this metric and others': ((1, {'bleu': 30.0, 'nll': 0.1}), False, False),
+}
+
+
+@pytest.mark.parametrize('name', BEST)
+def test_the_best_checkpoint_of_a_resumed_run_is_replaced_by_a_better_one(name, monkeypatch):
+  run, said = Recorder(monkeypatch, steps=2), []
+  monkeypatch.setattr(module.logging, 'warning', lambda text, *args: said.append(text % args))
+  run.best, replaced, why = BEST[name]
+  run.run()
+  assert ('best 2' in run.done) == replaced
+  assert [text for text in said if 'has no score of eval.best=nll: step 2' in text] == said
+  assert len(said) == why
+
+
 @pytest.fixture
 def handlers():
   """The handlers of this process, put back afterward."""

@@ -260,6 +260,9 @@ class _Loop:
       raise
     name, best = self.eval.best, self.checkpoints.best
     before = None if best is None else best[1].get(name)  # None if another metric chose it
+    if best is not None and before is None:
+      text = 'the best checkpoint, of step %d, has no score of eval.best=%s: step %d replaces it'
+      logging.warning(text, best[0], name, step)
     if before is None or is_better(
       name, result.metrics[name], before, self.experiment.task.metrics
     ):
