@@ -69,6 +69,20 @@ def test_settings_that_it_was_not_prepared_with_are_named(corpus, tmp_path):
     prepare_corpus(corpus.to_dict(), Workdir(tmp_path / 'again'), 1)
 
 
+def test_a_corpus_of_other_data_is_not_replaced(corpus, tmp_path):
+  files = lambda: {f: f.read_bytes() for f in (tmp_path / 'corpus').rglob('*') if f.is_file()}
+  before, other = files(), tmp_path / 'other'
+  other.mkdir()
+  (other / 'train.txt').write_text('another\n')
+  (other / 'val.txt').write_text('another\n')
+  for key, value in (('data.dir', str(other)), ('data.source', 'text')):
+    changed = documents(tmp_path)
+    changed.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=f'has the corpus of {key}=.* would replace it'):
+      prepare_corpus(changed.to_dict(), Workdir(tmp_path / 'corpus'), 1)
+  assert files().items() >= before.items()
+
+
 def test_images_are_prepared_with_their_classes(tmp_path):
   for split, count in (('train', 6), ('val', 2)):
     for i in range(count):

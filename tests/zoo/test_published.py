@@ -1,8 +1,10 @@
 """What published folders say besides their weights comes with a model, is used, and goes back."""
 
+import dataclasses
 import functools
 import json
 import pickle
+import re
 import shutil
 import struct
 
@@ -34,9 +36,11 @@ from transformer.training.workdir import Workdir
 from transformer.zoo import presets
 from transformer.zoo.families import FAMILIES
 from transformer.zoo.families.family import read_config, read_towers
+from transformer.zoo.families.rows import leaves
 from transformer.zoo.pretrained import load_pretrained, save_pretrained, sentencepiece
 from transformer.zoo.pretrained.preprocessing import image_processor
 from transformer.zoo.pretrained.published import Published
+from transformer.zoo.pretrained.writing import family_of
 
 DEFAULTS = json.loads((GOLDEN.parent / 'defaults.json').read_text())
 
@@ -89,6 +93,53 @@ def test_a_text_without_an_end_has_no_class(copy):
   model = load(copy('bart_labels'))
   logits = model(jnp.array([[5, 6, 98, 4], [5, 6, 7, 4]]))
   np.testing.assert_array_equal(np.isnan(logits).all(-1), [False, True])
+
+
+TWO_SIDED = [
+  (name, ours)
+  for name, family in FAMILIES.items()
+  for ours, (keys, _) in family.fields.items()
+  if len(keys.split()) > 1
+]
+
+
+@pytest.mark.parametrize('name, ours', TWO_SIDED)
+def test_a_setting_that_is_there_for_one_side_only_is_not_taken_for_the_other(name, ours):
+  family = FAMILIES[name]
+  keys, default = family.fields[ours]
+  kind = next(iter(family.architectures.values()))
+  other = default + 0.25 if isinstance(default, float) else 2 * default
+  for key in keys.split():
+    theirs = {k: v for k, v in DEFAULTS[name].items() if k not in keys.split()} | {key: other}
+    if 'dropout' in ours:  # may differ; the first counts
+      first = key == keys.split()[0]
+      assert read_config(family, theirs, (), kind)[ours] == (other if first else default)
+      continue
+    with pytest.raises(ValueError, match='differ, which is not supported') as error:
+      read_config(family, theirs, (), kind)
+    for side in keys.split():
+      assert f"'{side}': {other if side == key else default}" in str(error.value)
+
+
+SYNONYMS = [
+  (name, ours)
+  for name, family in FAMILIES.items()
+  for ours, (keys, _) in family.fields.items()
+  if '|' in keys
+]
+
+
+@pytest.mark.parametrize('name, ours', SYNONYMS)
+def test_of_two_names_of_a_setting_the_one_that_is_written_counts(name, ours):
+  family = FAMILIES[name]
+  names, default = family.fields[ours]
+  kind = next(iter(family.architectures.values()))
+  rest = {k: v for k, v in DEFAULTS[name].items() if k not in names.split('|')}
+  given = {key: default * (i + 2) for i, key in enumerate(names.split('|'))}
+  for key, value in given.items():
+    found = dict.fromkeys(names.split('|')) | {key: value}
+    assert read_config(family, rest | found, (), kind)[ours] == value
+  assert read_config(family, rest | given, (), kind)[ours] == default * 2
 
 
 def test_a_setting_of_both_sides_that_is_there_for_one_has_its_default_on_the_other(copy):
@@ -187,6 +238,33 @@ def test_an_untied_decoder_is_a_table_of_its_own(copy, tmp_path, name):
     np.testing.assert_array_equal(written[bias], other[f'{head}.decoder.bias'])
 
 
+OF_MASKED_TOKENS = [n for n, f in FAMILIES.items() if MaskedTokens in f.architectures.values()]
+
+
+@pytest.mark.parametrize('tie', ['none', 'inputs', 'output', 'all'])
+@pytest.mark.parametrize('name', OF_MASKED_TOKENS)
+def test_what_is_said_of_tied_tables_is_of_another_setting_than_the_one_there_is(name, tie):
+  """The model is written as it is, or the advice changes it, and then it is written."""
+  family = FAMILIES[name]
+  small = {'vocab_size': 9, 'pad_token_id': family.pad, 'hidden_size': 8, 'dim': 8}
+  small |= {f'num_{x}': 1 for x in ('hidden_layers', 'attention_heads')} | dict(n_heads=1)
+  small |= dict(intermediate_size=8, hidden_dim=8, n_layers=1, embedding_size=8, layer_types=None)
+  theirs = DEFAULTS[name] | {k: v for k, v in small.items() if k in DEFAULTS[name]}
+  config = ModelConfig(**read_config(family, theirs, (), MaskedTokens) | dict(tie=tie))
+
+  def written(config):
+    model = jax.eval_shape(lambda: MaskedTokens(config, nnx.Rngs(0)))
+    given = {'model_type': name, 'pad_token_id': family.pad}
+    return family_of(model, leaves(model), keys=given)[2]
+
+  try:
+    assert written(config).get('tie_word_embeddings', True) == (tie in ('output', 'all'))
+  except ValueError as error:
+    advice = re.search('tie=(.*?), not ', str(error))
+    assert advice and advice[1].strip("'") != tie, str(error)
+    written(dataclasses.replace(config, tie=advice[1].strip("'")))
+
+
 def test_a_gpt2_body_has_no_logits_of_its_own(copy):
   model = load(copy('gpt2', architectures=['GPT2Model'], tie_word_embeddings=False))
   assert model.output is None
@@ -259,6 +337,17 @@ def test_what_came_with_a_model_goes_back(copy, tmp_path):
     one, other = (json.loads((f / name).read_text()) for f in (folder, tmp_path / 'out'))
     assert one == other, name
   assert (tmp_path / 'out' / 'chat_template.jinja').read_text() == '{{ messages }}'
+
+
+def test_files_of_another_model_are_said_where_a_model_is_saved(copy, tmp_path, caplog):
+  model = load(copy('bert_body'))
+  save_pretrained(tmp_path / 'out', model)
+  save_pretrained(tmp_path / 'out', model)  # again
+  assert 'does not come from' not in caplog.text
+  for name, value in (('modules.json', MODULES), ('generation_config.json', {'eos_token_id': 7})):
+    write(tmp_path / 'out' / name, value)
+    save_pretrained(tmp_path / 'out', model)
+    assert f'{name} does not come from this model' in caplog.text
 
 
 def test_names_of_classes_survive_and_are_exported(copy, tmp_path):

@@ -68,7 +68,15 @@ def write_corpus(
     'splits': {},
   }
   if file.exists():
-    described['splits'] = prepared.read_json(folder)['splits']
+    old = prepared.read_json(folder)
+    described['splits'] = old['splits']
+    there, here = (each['settings']['data'] for each in (old, described))
+    differ = [key for key in ('name', 'dir', 'source', 'target') if there[key] != here[key]]
+    if differ:
+      raise ValueError(
+        f'{folder} has the corpus of data.{differ[0]}={there[differ[0]]!r}, and that of '
+        f'{here[differ[0]]!r} would replace it: give another --workdir, or delete that folder'
+      )
   for split in dict.fromkeys((data.train, data.val, *data.test)):
     content = _content(settings, task, split)
     encoder = preparation.Encoder(content['kind'], task, measured=_has_files(settings))

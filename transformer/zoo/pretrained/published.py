@@ -12,9 +12,10 @@ from transformer.zoo.pretrained.files import read_json
 
 CONFIG, GENERATION = 'config.json', 'generation_config.json'
 MODULES, TOKENIZER = 'modules.json', 'tokenizer_config.json'
+PREPROCESSOR = 'preprocessor_config.json'
 # files that are written again unchanged
 OTHERS = (
-  'preprocessor_config.json',
+  PREPROCESSOR,
   'special_tokens_map.json',
   'sentence_bert_config.json',
   'config_sentence_transformers.json',

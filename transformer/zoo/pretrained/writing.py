@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import re
@@ -38,6 +39,7 @@ from transformer.zoo.pretrained.published import (
   GENERATION,
   MODULES,
   OTHERS,
+  PREPROCESSOR,
   TOKENIZER,
   Published,
 )
@@ -120,8 +122,13 @@ def save_pretrained(
   for name in OTHERS:
     if text := published.text(name):
       (folder / name).write_text(text, encoding='utf-8')
-  if kind is Encoder and (ours.pooling == 'mean' or normalize or published.text(MODULES)):
+  pooled = kind is Encoder and (ours.pooling == 'mean' or normalize or published.text(MODULES))
+  if pooled:
     _save_modules(folder, ours, normalize)
+  for name in (GENERATION, PREPROCESSOR, *[MODULES] * (not pooled)):
+    if (folder / name).is_file() and not published.text(name):
+      text = '%s does not come from this model, and is read with it: delete it if it is of another'
+      logging.getLogger(__name__).warning(text, folder / name)
   if tokenizer is not None:
     _save_tokenizer(folder, tokenizer, published)
 
