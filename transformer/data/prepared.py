@@ -144,8 +144,8 @@ class Prepared:
     """Raise FileError unless all entries that were read of an index file are valid."""
     if not valid.all():
       raise FileError(
-        f'{stem(self.folder, self.split, name)}.bin is damaged: it has entries outside of the corpus: '
-        ' copy it anew, or run --mode=prepare again, which compares the checksums'
+        f'{stem(self.folder, self.split, name)}.bin is damaged: it has entries outside of the '
+        'corpus: copy it anew, or run --mode=prepare again, which compares the checksums'
       )
 
   def _checked(self, tokens: np.ndarray) -> np.ndarray:
