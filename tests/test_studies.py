@@ -10,9 +10,11 @@ import pytest
 from flax import nnx
 from parameters import drawn
 
-from experiments.studies import gradients, induction, mup, positions, recurrence
+from experiments.studies import gradients, induction, mup, positions, ranking, recurrence
 from transformer import Decoder, ModelConfig
+from transformer.evaluation.ranking import ranking_metric
 from transformer.functional.losses import cross_entropy
+from transformer.tasks.retrieval import bm25
 
 CONFIG = ModelConfig(vocab=19, width=8, depth=2, tie='none', max_length=16)
 
@@ -159,3 +161,26 @@ def test_the_rates_of_widths_are_drawn(tmp_path, monkeypatch):
   losses = kept(tmp_path, 'mup')['losses']
   for values in (losses['one rate for all']['32'], losses['muP']['32']):
     assert len(values) == 2 and values[1] < values[0]  # 20 steps are few for a small rate
+
+
+def test_average_precisions_are_those_of_trec_eval(rng):
+  names = [f'd{i}' for i in range(30)]
+  scores = rng.normal(size=(5, 30))
+  relevant = [rng.choice(names, 1 + i, replace=False) for i in range(5)]
+  examples = [{'relevant': ' '.join(f'{name}:1' for name in row)} for row in relevant]
+  ranked = [' '.join(names[i] for i in np.argsort(-row)) for row in scores]
+  metric = ranking_metric('mean_average_precision', 'map')
+  expected = metric(ranked, [example['relevant'] for example in examples]).value
+  found = ranking.average_precisions(scores, names, examples)
+  np.testing.assert_allclose(found.mean(), expected, rtol=1e-6)
+
+
+def test_feedback_adds_words_of_the_first_documents(tmp_path):
+  texts = ['wing lift flow', 'wing lift', 'flow heat', 'shock heat', 'panel flutter']
+  (tmp_path / 'documents.tsv').write_text(''.join(f'd{i}\t{t}\n' for i, t in enumerate(texts)))
+  where, queries = str(tmp_path / 'documents.tsv'), ['wing', 'shock']
+  unchanged = ranking.with_feedback(where, queries, original=1.0)
+  np.testing.assert_allclose(unchanged, bm25(where, queries), rtol=1e-6)
+  wing, shock = ranking.with_feedback(where, queries, documents=2)
+  assert wing[2] > 0 == bm25(where, ['wing'])[0][2]  # it has a word of the first documents: flow
+  assert shock[2] > 0 and wing[4] == 0

@@ -1,7 +1,9 @@
 """Weights stored in 8 bits: symmetric, one scale for each output channel, rounded to nearest.
 
-They take a quarter of the bytes of float32. Products are computed on dequantized weights. Dettmers
-et al. 2022, https://arxiv.org/abs/2208.07339, section 2.1.
+They take a quarter of the bytes of float32. Products are computed on dequantized weights, which
+saves no time on a CPU, because XLA stores the converted weights first: 99 -> 314 microseconds for
+1 x 512 by 512 x 2,048, and 0.94 -> 1.70 ms for 32 rows (Zen 3, two cores). Dettmers et al. 2022,
+https://arxiv.org/abs/2208.07339, section 2.1.
 """
 
 from typing import NamedTuple

@@ -234,10 +234,11 @@ class Retrieval:
       rows = self.processor.encode_column(documents.values())
       vectors = self.embed(model, rows, DOCUMENT)
       by_vectors = self.embed(model, [query.tokens for query in requests], QUERY) @ vectors.T
-      scores += (1 - weight) * self._comparable(by_vectors)
+      scores += (1 - weight) * comparable(by_vectors, self.decoding.fusion)
     if weight:
       queries = [query.text for query in requests]
-      scores += weight * self._comparable(bm25(self.decoding.collection, queries))
+      by_words = bm25(self.decoding.collection, queries)
+      scores += weight * comparable(by_words, self.decoding.fusion)
     order = np.argsort(-scores, axis=1, kind='stable')[:, : self.decoding.first]
     return [' '.join(names[row]) for row in order]
 
@@ -250,17 +251,24 @@ class Retrieval:
     tokens, segments = split_padding(rows)
     return _embed(model, tokens, segments, kind, None)
 
-  def _comparable(self, scores: np.ndarray) -> np.ndarray:
-    """Return the scores scaled for the fusion: to 0 to 1 for each query, or to 1 / (60 + rank)."""
-    if self.decoding.fusion == 'ranks':  # Cormack et al. 2009
-      ranks = np.argsort(np.argsort(-scores, axis=1, kind='stable'), axis=1, kind='stable')
-      return 1 / (RANK_CONSTANT + 1 + ranks)
-    low, high = scores.min(axis=1, keepdims=True), scores.max(axis=1, keepdims=True)
-    return (scores - low) / np.maximum(high - low, 1e-12)
-
   def attention(self, model: Embedding, request: Query) -> Probe:
     """Return the Probe of attention between the tokens of a query."""
     return self_attention(self, model, request.tokens)
+
+
+def comparable(scores: Float[np.ndarray, 'Q N'], fusion: str) -> Float[np.ndarray, 'Q N']:
+  """Return scores that may be added to those of another ranking.
+
+  Args:
+    scores: of all documents for each query.
+    fusion: 'ranks' for 1 / (60 + rank), reciprocal rank fusion (Cormack et al. 2009), or 'scores'
+      for scores scaled to 0 to 1 for each query.
+  """
+  if fusion == 'ranks':
+    ranks = np.argsort(np.argsort(-scores, axis=1, kind='stable'), axis=1, kind='stable')
+    return 1 / (RANK_CONSTANT + 1 + ranks)
+  low, high = scores.min(axis=1, keepdims=True), scores.max(axis=1, keepdims=True)
+  return (scores - low) / np.maximum(high - low, 1e-12)
 
 
 def bm25(path: str, queries: Sequence[str]) -> Float[np.ndarray, 'Q N']:
