@@ -165,7 +165,7 @@ def test_rankings_are_fused_by_scores_or_ranks(task, file, texts):
     for w, v in zip(by_words, by_vectors, strict=True)
   ]
   assert predicted(bm25=0.5, fusion='ranks') == [order(row) for row in ranks]
-  np.testing.assert_allclose(comparable(np.array([[3, 9, 5]]), 'ranks'), [[1 / 63, 1 / 61, 1 / 62]])
+  np.testing.assert_allclose(comparable(np.array([[3.0, 9.0, 5.0]]), 'ranks'), [[1 / 63, 1 / 61, 1 / 62]])
 
 
 def test_documents_are_found(task, tmp_path, seed, bounded):
@@ -215,3 +215,9 @@ def test_invalid_settings_and_lines_are_refused(task):
       dataclasses.replace(task, **wrong)
   with pytest.raises(ValueError, match='bm25=2'):
     dataclasses.replace(task.decoding, bm25=2.0)
+
+
+def test_a_query_without_words_scores_nothing(tmp_path):
+  (tmp_path / 'documents.tsv').write_text('a\tred wine\nb\tblue sea\n')
+  scores = bm25(str(tmp_path / 'documents.tsv'), ['the', 'unheard', '?', 'the sea'])
+  np.testing.assert_array_equal(scores > 0, [[0, 0], [0, 0], [0, 0], [0, 1]])
