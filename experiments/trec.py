@@ -15,8 +15,7 @@ validation (288 questions) and 84.0 % on the test (275). Seeds 1 to 4: 88.5, 88.
 and 86.5, 82.9, 87.6 and 84.4. Twice the steps, twice the learning rate or averaged parameters have
 no more than 89.2 on validation; twice the pretraining has 88.5 and 85.8. From random parameters:
 84.0 on validation, and 80.2 if trained on coarse classes only; with a tokenizer of these questions
-alone 79.9 (float32). A bag of words has 85.2 on 500
-questions.
+alone 79.9 (float32). A bag of words has 85.2 on 500 questions.
 """
 
 from ml_collections import ConfigDict
