@@ -165,7 +165,9 @@ def test_rankings_are_fused_by_scores_or_ranks(task, file, texts):
     for w, v in zip(by_words, by_vectors, strict=True)
   ]
   assert predicted(bm25=0.5, fusion='ranks') == [order(row) for row in ranks]
-  np.testing.assert_allclose(comparable(np.array([[3.0, 9.0, 5.0]]), 'ranks'), [[1 / 63, 1 / 61, 1 / 62]])
+  np.testing.assert_allclose(
+    comparable(np.array([[3.0, 9.0, 5.0]]), 'ranks'), [[1 / 63, 1 / 61, 1 / 62]]
+  )
 
 
 def test_documents_are_found(task, tmp_path, seed, bounded):
