@@ -76,6 +76,11 @@ def pytest_addoption(parser):
     '--damaged', type=int, default=120, help='Damaged inputs of each kind, for the slow tests.'
   )
   group.addoption(
+    '--every-mesh',
+    action='store_true',
+    help='Compare each kind of model on all 20 meshes of eight devices, not on one.',
+  )
+  group.addoption(
     '--report',
     action='store_true',
     help='At the end, print the processor, the seconds of each file, and what tests measured.',

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
+import math
 import re
 
 import jax
@@ -131,10 +133,16 @@ KINDS = {  # each with another mesh
 }
 
 
+EVERY_MESH = [s for s in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(s) == 8]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
-def test_every_kind_of_model_is_the_same_on_a_mesh(kind):
-  """Loss and gradient, where devices share the rows of attention, too."""
+def test_every_kind_of_model_is_the_same_on_a_mesh(kind, pytestconfig, bounded):
+  """Loss and gradient, where devices share the rows of attention, too.
+
+  `pytest -m slow -k every_kind --every-mesh --report` compares all meshes, and says how close.
+  """
   build, preset, sizes = KINDS[kind]
   sizes_of_model = TINY | dict(attention_dropout=0.0, max_length=16)
   config = ModelConfig(**{**preset, **sizes_of_model})
@@ -150,20 +158,22 @@ def test_every_kind_of_model_is_the_same_on_a_mesh(kind):
       y = model(tokens, segments=inside)
     return jnp.sum(jnp.sin(y.astype(jnp.float32)) * inside[..., None])
 
-  model, found = jax.jit(start)(KEY), []
-  for mesh in (one_device(), mesh_of(sizes)):
+  model = jax.jit(start)(KEY)
+
+  def on(mesh):
     placed = jax.device_put(model, sharding.shardings(model, mesh))
     with entered(mesh):
-      loss, gradient = jax.jit(jax.value_and_grad(summed))(
-        placed, sharding.shard_batch(batch(0), mesh)
-      )
-    found.append((float(loss), jax.tree.map(np.asarray, gradient)))
-  (alone, wanted), (together, gradient) = found
-  assert together == pytest.approx(alone, rel=2e-5, abs=2e-4)
+      return jax.jit(jax.value_and_grad(summed))(placed, sharding.shard_batch(batch(0), mesh))
+
+  alone, wanted = jax.tree.map(np.asarray, on(one_device()))
   scale = max(np.abs(x).max() for x in jax.tree.leaves(wanted))
-  paths = jax.tree_util.tree_leaves_with_path(wanted)
-  for (path, b), a in zip(paths, jax.tree.leaves(gradient), strict=True):
-    np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * scale, err_msg=parameter_path(path))
+  for mesh in EVERY_MESH if pytestconfig.getoption('every_mesh') else [sizes]:
+    together, gradient = on(mesh_of(mesh))
+    assert float(together) == pytest.approx(float(alone), rel=2e-5, abs=2e-4)
+    pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(wanted), strict=True)
+    error = max(np.abs(np.asarray(a) - b).max() for a, b in pairs)
+    bounded(f'gradient on {mesh}', error / scale, below=2e-5)
+    bounded(f'loss on {mesh}', abs(float(together) - alone) / max(abs(alone), 1), below=2e-4)
 
 
 def test_dropout_was_on_in_the_comparison_of_meshes():

@@ -48,8 +48,9 @@ def test_a_damaged_model_is_read_or_named(name, published):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', NAMES)
-def test_many_damaged_models_are_read_or_named(name, published):
-  damage(published / name, lambda: load_pretrained(published), 60)
+def test_many_damaged_models_are_read_or_named(name, published, pytestconfig):
+  count = pytestconfig.getoption('damaged') // 2
+  damage(published / name, lambda: load_pretrained(published), count)
 
 
 @pytest.mark.parametrize('name', ['config.json', 'fingerprints.json', 'seconds', 'metrics.jsonl'])

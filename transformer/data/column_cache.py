@@ -53,9 +53,11 @@ def cached(folder: pathlib.Path, split: str, key: str, make: Callable[[], Column
   """
   split = urllib.parse.quote(split, safe='[]:%')
   entry = folder / f'{split}-{key}'
-  with contextlib.suppress(OSError, KeyError, ValueError):
+  with contextlib.suppress(Exception):  # whatever is wrong with the files, they are made anew
     infos = json.loads((entry / FILE).read_bytes())
-    if all(token_files.digests(entry / n, info) == info['sha256'] for n, info in infos.items()):
+    if infos and all(
+      token_files.digests(entry / n, info) == info['sha256'] for n, info in infos.items()
+    ):
       return {name: token_files.open_column(entry / name, info) for name, info in infos.items()}
   columns = make()
   ragged = [column for column in columns.values() if isinstance(column, Ragged)]

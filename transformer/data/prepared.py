@@ -227,7 +227,9 @@ class PreparedBatches(Batches):
     columns = self.source.encoded(ids, self.encode)
     # the index of documents has one length, which all columns of the task have
     ragged = sum(isinstance(column, Ragged) for column in columns.values())
-    return fill(columns, places[: len(members)], shape * (ragged // len(shape)), size)
+    rows = f'{stem(self.source.folder, self.source.split, "rows")}.bin'
+    with naming(rows, 'run --mode=prepare again'):  # a damaged one has rows that are too long
+      return fill(columns, places[: len(members)], shape * (ragged // len(shape)), size)
 
   def _members(self, row: int) -> np.ndarray:
     source, rows = self.source, self.source.rows

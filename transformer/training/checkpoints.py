@@ -272,6 +272,8 @@ class Checkpoints(contextlib.AbstractContextManager):
     about, arrays = self._described(checkpointer, step)
     sums = about.get('checksums', {})
     with _damage_named(where):
+      if arrays is None:  # Orbax only logs why
+        raise ValueError('the list of its arrays cannot be read')
       stored = {path: x.shape for path, x in arrays.items()}
     if like is None:
       one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
