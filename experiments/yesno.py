@@ -1,4 +1,4 @@
-r"""Speech recognition of eight words, each yes or no: CTC on words of 26 recordings, joined anew.
+r"""Speech recognition of eight words, each yes or no: CTC on words of 26 recordings, joined again.
 
   python run.py --config=experiments/yesno.py
 

@@ -44,7 +44,7 @@ def nanogpt(file):
 
   random = np.random.default_rng(0)
   for _ in range(BATCHES):
-    tokens = np.memmap(file, np.uint16, 'r')  # anew for each batch, as there
+    tokens = np.memmap(file, np.uint16, 'r')  # again for each batch, as there
     starts = random.integers(len(tokens) - LENGTH, size=TOKENS // LENGTH)
     inputs = np.stack([tokens[i : i + LENGTH].astype(np.int64) for i in starts])
     targets = np.stack([tokens[i + 1 : i + 1 + LENGTH].astype(np.int64) for i in starts])

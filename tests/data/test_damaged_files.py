@@ -157,7 +157,7 @@ def an_epoch(path):
 
 
 def kept_columns(path):
-  """Read columns that a run keeps: what is damaged is made anew."""
+  """Read columns that a run keeps: what is damaged is made again."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(column_cache, 'LEAST', 0)
     found = column_cache.cached(path.parent.parent, 'train', 'key', lambda: KEPT)

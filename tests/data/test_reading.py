@@ -36,7 +36,7 @@ class PanicException(BaseException):
   ],
 )
 def test_any_error_of_a_parser_names_the_file_once(error):
-  with pytest.raises(FileError, match='^a.npz, feats: .*; copy it anew$') as raised:
+  with pytest.raises(FileError, match='^a.npz, feats: .*; copy it again$') as raised:
     with naming('other'), naming('a.npz, feats'):
       raise error
   assert raised.value.__cause__ is error and 'other' not in str(raised.value)

@@ -57,7 +57,7 @@ def unpack(
     for member in opened:
       name = posixpath.normpath(member.name)
       if name.startswith(('/', '../')):
-        raise FileError(f'{archive}: {name} is outside of the archive: pack it anew')
+        raise FileError(f'{archive}: {name} is outside of the archive: pack it again')
       if member.isdir() or (_within_hidden(name) and not member.isreg()):
         continue
       found.pop(name, None)
@@ -78,7 +78,7 @@ def unpack(
     if stream.tell() % 512 or any(r.strip(b'\0') for r in iter(lambda: stream.read(1 << 20), b'')):
       raise FileError(
         f'{archive}: its end is in the middle, as of a damaged archive or of two that were joined: '
-        'pack it anew'
+        'pack it again'
       )
   _follow(archive, found, links)
   return {name: content for name, content in found.items() if not _within_hidden(name)}

@@ -48,7 +48,7 @@ def read(sound: Sound, rate: int) -> Float[np.ndarray, ' n']:
   if samples.ndim != 1:
     raise ValueError(f'{name} holds no samples of one channel: give [n]')
   if not samples.size or not np.isfinite(samples).all():
-    raise ValueError(f'{name} holds no samples, or some that are not finite: give it anew')
+    raise ValueError(f'{name} holds no samples, or some that are not finite: give it again')
   if np.abs(samples).max() > LOUDEST:
     raise ValueError(f'{name} has samples up to {np.abs(samples).max():g}: scale them to -1 to 1')
   if own_rate != rate:

@@ -62,7 +62,7 @@ class Ragged:
     start, stop = self.offsets[i : i + 2]
     if not 0 <= start <= stop <= len(self.tokens):
       file = getattr(self.offsets, 'filename', 'offsets')
-      raise ValueError(f'{file} is damaged: sequence {i} from {start} to {stop}; copy it anew')
+      raise ValueError(f'{file} is damaged: sequence {i} from {start} to {stop}; copy it again')
     return self.tokens[start:stop]
 
 

@@ -145,7 +145,7 @@ class Prepared:
     if not valid.all():
       raise FileError(
         f'{stem(self.folder, self.split, name)}.bin is damaged: it has entries outside of the '
-        'corpus: copy it anew, or run --mode=prepare again, which compares the checksums'
+        'corpus: copy it again, or run --mode=prepare, which compares the checksums'
       )
 
   def _checked(self, tokens: np.ndarray) -> np.ndarray:

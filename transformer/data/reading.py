@@ -35,7 +35,7 @@ class FileError(ValueError):
 
 
 @contextlib.contextmanager
-def naming(file: Any, cure: str = 'copy it anew') -> Iterator[None]:
+def naming(file: Any, cure: str = 'copy it again') -> Iterator[None]:
   """Turn any error raised in the block into a FileError that names the file.
 
   Errors that already name a file (FileError, OSErrors of the system), missing modules, and
@@ -46,11 +46,11 @@ def naming(file: Any, cure: str = 'copy it anew') -> Iterator[None]:
       it.
     cure: the advice in the message.
 
-  >>> with naming('a.json', 'write it anew'):
+  >>> with naming('a.json', 'write it again'):
   ...   json.loads('{')
   Traceback (most recent call last):
   transformer.data.reading.FileError: a.json: Expecting property name enclosed in double quotes: \
-line 1 column 2 (char 1); write it anew
+line 1 column 2 (char 1); write it again
   """
   try:
     yield

@@ -12,7 +12,7 @@ import numpy as np
 
 from transformer.data.reading import naming
 
-CURE = 'prepare the data set anew'
+CURE = 'prepare the data set again'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -111,7 +111,7 @@ def _mapped(file: pathlib.Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.n
   expected = dtype.itemsize * int(np.prod(shape, dtype=object))
   if (size := file.stat().st_size) != expected:
     raise FileError(
-      f'{file} has {size:,} bytes instead of {expected:,}: copy it anew, or make it by '
+      f'{file} has {size:,} bytes instead of {expected:,}: copy it again, or make it by '
       '--mode=prepare'
     )
   # an empty file cannot be mapped

@@ -217,7 +217,7 @@ class _Loop:
 
   def _save(self, step: int):
     extra = not self._is_saved_after(step)
-    if not self.workdir.has_config():  # Orbax would create the folder anew, without a config
+    if not self.workdir.has_config():  # Orbax would create the folder again, without a config
       raise OSError(
         f'{self.workdir} was deleted or moved while the run was writing to it: step {step} is not '
         'saved. The same command goes on from what is there, or starts again'

@@ -92,9 +92,9 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
       'tokenizer.json, or OWNER/NAME of a model on the Hugging Face hub'
     ) from None
   except (ValueError, RecursionError) as error:
-    raise ValueError(f'{file} is not JSON ({error}): fetch it anew') from error
+    raise ValueError(f'{file} is not JSON ({error}): fetch it again') from error
   if not isinstance(content, dict):
-    raise ValueError(f'{file} is not a JSON object but {str(content)[:60]!r}: fetch it anew')
+    raise ValueError(f'{file} is not a JSON object but {str(content)[:60]!r}: fetch it again')
   return content
 
 
@@ -136,7 +136,7 @@ def _tensors_of(file: pathlib.Path) -> Iterator[Stored]:
     with safe_open(file, 'np'):  # checks the header, and the size of the file
       pass
   except SafetensorError as error:
-    raise ValueError(f'{file} is damaged or cut short ({error}): fetch it anew') from error
+    raise ValueError(f'{file} is damaged or cut short ({error}): fetch it again') from error
   with file.open('rb') as opened:
     length = int.from_bytes(opened.read(8), 'little')
     header = json.loads(opened.read(length))

@@ -204,9 +204,9 @@ def read_modules_json(file: pathlib.Path) -> list[dict[str, Any]]:
   try:
     modules = json.loads(file.read_text(encoding='utf-8'))
   except ValueError as error:
-    raise ValueError(f'{file} is not JSON ({error}): fetch it anew') from error
+    raise ValueError(f'{file} is not JSON ({error}): fetch it again') from error
   if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
-    raise ValueError(f'{file} is not a list of modules: fetch it anew')
+    raise ValueError(f'{file} is not a list of modules: fetch it again')
   return modules
 
 

@@ -24,7 +24,7 @@ def read_sentencepiece(folder: pathlib.Path) -> Any:
     pieces, normalizer = _read(folder / 'source.spm')
     ids = read_json(folder / 'vocab.json')
     if not all(type(i) is int and i >= 0 for i in ids.values()):
-      raise ValueError(f'{folder / "vocab.json"} does not give each piece a number: fetch it anew')
+      raise ValueError(f'{folder / "vocab.json"} does not give each piece a number: fetch it again')
     names = {i: piece for piece, i in ids.items()}
     size = max(names, default=-1) + 1
     vocab = [names.get(i, f'<unused {i}>') for i in range(min(size, 10 * len(names)))]
@@ -64,7 +64,7 @@ def _read(file: pathlib.Path) -> tuple[dict[str, float], dict[int, Any]]:
     scores = {piece[1].decode(): struct.unpack('<f', piece.get(2, bytes(4)))[0] for piece in pieces}
     special = {piece[1].decode() for piece in pieces if piece.get(3, 1) != 1}
   except (ValueError, KeyError, IndexError, TypeError, struct.error) as error:
-    raise ValueError(f'{file} is damaged ({error!r}): fetch it anew') from error
+    raise ValueError(f'{file} is damaged ({error!r}): fetch it again') from error
   if trainer.get(3, UNIGRAM) != UNIGRAM:
     raise ValueError(f'{file} is no unigram model: make a tokenizer.json of it with transformers')
   return {name: FAR if name in special else score for name, score in scores.items()}, normalizer
