@@ -1,1 +1,1 @@
-"""One file = one run = one result."""
+"""Experiments: each file has the config of a run, and its result in the docstring."""

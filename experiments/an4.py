@@ -4,14 +4,14 @@ r"""Speech recognition on AN4 (spelled words, numbers and commands): CTC, or att
   echo frames.npy | python run.py --workdir=runs/an4_ctc --mode=predict    # an array [frames, 13]
 
 Data, in data/an4: train_mfcc.npz and train.tsv, 948 sentences of 74 speakers as 13 Sphinx cepstra,
-100 frames a second. As in ESPnet's recipe, which reaches a WER of 11.0-11.8 from waveforms, the
-test set is the first 100 rows (8 other speakers), and training uses rows 101-948. All settings but
-the number of steps were chosen without rows 101-204 (variant `choose`: a WER of 34.1 on those rows
-after 1,500 steps).
+100 frames per second. The test set is the first 100 rows (8 other speakers), and training uses rows
+101-948, as in ESPnet's recipe, which has a WER of 11.0-11.8 from waveforms. All settings except the
+number of steps were chosen by training without rows 101-204 (variant `choose`: a WER of 34.1 on
+these rows after 1,500 steps).
 
 Results (seed 0, one CPU core) on the first 100 rows: CTC has a WER of 14.7 and a CER of 7.9 after
 25 minutes; attention 19.0 and 14.1 after 36 minutes (at step 3,500, the first checkpoint without an
-error on training rows).
+error on the validation rows, which are also trained on).
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-r"""A chat model, fine-tuned on answers (SFT), then on which of two answers is better (DPO).
+r"""A chat model, fine-tuned on conversations (SFT), then on preferences between answers (DPO).
 
   python run.py --config=experiments/chat.py:sft,FOLDER --config.data.dir=sft --workdir=runs/sft
   python run.py --workdir=runs/sft --mode=export
@@ -8,17 +8,17 @@ r"""A chat model, fine-tuned on answers (SFT), then on which of two answers is b
 
 FOLDER is a published decoder with its tokenizer, such as Llama, Qwen, SmolLM or Gemma, whose chat
 template is used (`pip install 'functional-transformer[chat]'`). sft has train, val and test .jsonl
-with objects {"messages": [{"role": "user", "content": ...}, {"role": "assistant", ...}]}; of them
-the assistant's messages are learned. dpo has the same files of {"prompt", "chosen", "rejected"}.
-Both are also taken from one file, which is split by its prompts. Without FOLDER a small model is
-trained from the start.
+with objects {"messages": [{"role": "user", "content": ...}, {"role": "assistant", ...}]}; the loss
+is that of the assistant's messages. dpo has the same files of {"prompt", "chosen", "rejected"}.
+Instead of a folder, a single file may be given, which is divided by a hash of its prompts. Without
+FOLDER a small model is trained from random parameters.
 
-All parameters are trained. Few new ones: --config.train.adapters="(('query|key|value|out', 16),)"
---config.optimizer.learning_rate=2e-4. Only the upper layers' norms and none of the tables:
---config.optimizer.lr_multipliers="(('table', 0.0), ('kernel', 0.0))".
+All parameters are trained. To train only low-rank adapters:
+--config.train.adapters="(('query|key|value|out', 16),)" --config.optimizer.learning_rate=2e-4. To
+train only norms and biases: --config.optimizer.lr_multipliers="(('table', 0.0), ('kernel', 0.0))".
 
 `chat.py:tiny` and then, after its export, `chat.py:tiny_dpo` need no files: they learn to add
-digits, and to prefer the right sum.
+digits, and to prefer the correct sum.
 """
 
 from ml_collections import ConfigDict
@@ -56,9 +56,9 @@ def get_config(stage: str = 'tiny') -> ConfigDict:
   if folder and not tiny:
     from transformer.zoo.pretrained import read_model_config
 
-    given = ('dtype', 'remat')
-    found = read_model_config(folder).items()
-    c.model.update({k: v for k, v in found if k in c.model and k not in given})
+    published = read_model_config(folder).items()
+    own = ('dtype', 'remat')
+    c.model.update({k: v for k, v in published if k in c.model and k not in own})
   c.warm_start = folder
   if dpo:
     c.loss.reference = folder

@@ -4,13 +4,13 @@ r"""Image classification on CIFAR-10: ten classes of pictures of 32 x 32 pixels.
   echo picture.jpg | python run.py --config=experiments/cifar10.py --mode=predict
 
 Data, in data/cifar10_jpeg: train.tar.xz and test_visible.tar.xz of <class>/<file>, or folders of
-these names. Any labelled images work if loss.classes names their classes. The validation set is 5 %
-of the training images. TFDS: --config.data.name=cifar10 --config.data.dir= --config.data.test=test.
+these names. Any labeled images work if loss.classes has their classes. The validation set is 5 % of
+the training images. TFDS: --config.data.name=cifar10 --config.data.dir= --config.data.test=test.
 Without files: --config=experiments/cifar10.py:shapes generates pictures of four shapes.
 
 The model is a ViT (Dosovitskiy et al. 2021) of 5 layers of width 128 after two convolutions, which
-leave 8 x 8 patches (Hassani et al. 2021, CCT; Xiao et al. 2021). Training images are flipped,
-shifted, recoloured, and a square of them is erased.
+reduce the image to 8 x 8 positions (Hassani et al. 2021, CCT; Xiao et al. 2021). Augmentation:
+flips, shifts, changes of color, and an erased square.
 
 Result (seed 0, on JPEG copies), accuracy: 83.7 % on validation and 84.9 % on test_visible, 30
 epochs in 112 minutes on one CPU core (62, 72, 77, 80 and 82 % on validation after 1,000, 3,000,

@@ -1,4 +1,4 @@
-r"""Captions of photographs: 762 + 113 of the 8,000 images of Flickr8k (Hodosh et al. 2013).
+r"""Image captioning on 762 + 113 of the 8,000 photographs of Flickr8k (Hodosh et al. 2013).
 
   python -m experiments.preparation.captions data runs/captions
   python run.py --config=experiments/flickr8k.py:translation
@@ -6,29 +6,29 @@ r"""Captions of photographs: 762 + 113 of the 8,000 images of Flickr8k (Hodosh e
   echo photo.jpg | python run.py --workdir=runs/flickr8k --mode=predict
 
 Data, in data/flickr8k_1000: train.tar.xz and val.tar.xz of images, or folders of these names, and
-train_captions.tsv and val_captions.tsv with columns image and caption, five captions an image. The
-last tenth of train is for validation; the files of val are the test set. With all of Flickr8k
-put its images and captions into files of these names. TFDS has `coco_captions` in the same form:
---config.data.name=coco_captions --config.data.dir= --config.data.train=train
+train_captions.tsv and val_captions.tsv with columns image and caption, five captions for each
+image. The last tenth of train is the validation set, and val is the test set. To use all of
+Flickr8k, put its images and captions into files of these names. TFDS has `coco_captions` in the
+same form: --config.data.name=coco_captions --config.data.dir= --config.data.train=train
 --config.data.val='val[:10%]' --config.data.test='val[10%:]'. Without files:
 --config=experiments/flickr8k.py:shapes generates pictures.
 
-The layers of both stacks, the embeddings of words and the tokenizer start from a model that
+The layers of both stacks, the token embeddings and the tokenizer are taken from a model that
 translates the 28,591 German captions of Multi30k into English, without sentences that are similar
-to a caption of the validation or test images. The decoder then learns at 0.2 of the learning rate.
-To start from random parameters, with a tokenizer of the captions:
+to a caption of the validation or test images. The decoder has 0.2 of the learning rate. To start
+from random parameters, with a tokenizer of the captions:
 
   --config.warm_start= --config.optimizer.lr_multipliers=
 
-Two convolutions of stride 2 reduce 32 x 32 patches to 8 x 8 positions, which two encoder layers
-read; the decoder has two layers. Every caption is an example.
+Two convolutions of stride 2 reduce 32 x 32 patches to 8 x 8 positions for the encoder, which has
+two layers, like the decoder. Every caption is an example.
 
 Result (seed 0, beam 4, checkpoint chosen on validation, 77 images): BLEU-1 49.4 and BLEU-4 12.0 on
 validation, 51.0 and 11.0 on test; 11 minutes on one CPU core, and 14 for the translation model. The
 same caption for every image has 36.1 and 6.8. From random parameters: 49.3 and 13.6 on validation,
-49.8 and 8.8 on test. The validation set is too small to tell the two apart by BLEU; the negative
-log-likelihood of a caption there is 48.9 nats with the warm start and 51.3 without. The test set
-was evaluated three times in all.
+49.8 and 8.8 on test. The validation set is too small to compare the two by BLEU; the negative
+log-likelihood of a caption in it is 48.9 nats with the warm start and 51.3 without. The test set
+was evaluated three times.
 """
 
 from ml_collections import ConfigDict
@@ -44,7 +44,7 @@ def get_config(variant: str = 'captions') -> ConfigDict:
   c = config.for_task('seq2seq', modality='tokens' if translation else 'patches')
   c.experiment = 'flickr8k' if variant == 'captions' else f'flickr8k_{variant}'
   c.data.update(max_length=32, batch_tokens=2048, buckets=1)
-  c.tokenizer.update(vocab=1500, lowercase=True)  # a warm start brings that of its run instead
+  c.tokenizer.update(vocab=1500, lowercase=True)  # not used with a warm start
   c.model.update(presets.TRANSFORMER_TINY, depth=2, decoder_depth=2, prenorm=True)
   c.model.update(position='learned', activation='gelu_tanh', tie='output', dtype='auto')
   c.loss.label_smoothing = 0.1

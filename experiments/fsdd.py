@@ -8,10 +8,10 @@ Data, in data/fsdd: train.tar.xz and test_visible.tar.xz of the Free Spoken Digi
 `spoken_digit`): 8 kHz, six speakers. Recordings 5-44 are for training, 45-49 for validation and 0-4
 for the test. In each set, digits of one speaker are joined, with pauses and noise.
 
-Results (seed 0, one CPU core), word error rate: CTC has 0.72 on validation and 0.87 on test_visible
-(recordings 0-4 of five speakers) after 15 minutes. Characters instead of words as tokens, frames of
-20 ms and 600 steps of Adam had 8.5, most errors being spellings (sigxt). Attention with a CTC loss
-has 0.89 and 1.10 after 20 minutes.
+Results (seed 0, one CPU core), word error rate in %: CTC has 0.72 on validation and 0.87 on
+test_visible (recordings 0-4 of five speakers) after 15 minutes. Attention with a CTC loss has 0.89
+and 1.10 after 20 minutes. CTC with characters instead of words as tokens, frames of 20 ms and 600
+steps of Adam had 8.5; most errors were misspellings (sigxt).
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-r"""Classification of spoken digits: an encoder of log-mel frames, and the mean of its states.
+r"""Classification of spoken digits, by an encoder of log-mel frames with mean pooling.
 
   python run.py --config=experiments/fsdd_digits.py
   echo seven.wav | python run.py --workdir=runs/fsdd_digits --mode=predict

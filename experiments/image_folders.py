@@ -4,14 +4,14 @@ r"""Your own images: classification, one folder for each class.
   ls new/*.jpg | python run.py --workdir=runs/photos --mode=predict
 
 photos has folders of images, photos/CLASS/FILE, whose names are the classes; 90 % of the files are
-for training, 5 % for validation, 5 % for the test, by a hash of their names. Folders or archives
-(.tar, .tar.gz, .tar.xz) train, val and test of photos that hold such folders are used as they are.
-Images are scaled to 64 x 64; the settings suit some hundred to some thousand images of a class, and
-train in some ten minutes on two CPU cores; for more images raise train.steps. Set
-processor.flip=False where left and right matter, as in letters.
+for training, 5 % for validation, 5 % for the test, by a hash of their names. If photos has folders
+or archives (.tar, .tar.gz, .tar.xz) train, val and test with such folders of classes, these are the
+splits. Images are scaled to 64 x 64. The settings are for some hundred to some thousand images per
+class, and train in about ten minutes on two CPU cores; for more images raise train.steps. Set
+processor.flip=False if mirrored images have another meaning, as for letters.
 
-Tried with 500 pictures each of cats, cars and ships: the accuracy on validation is 77, 85 and 82 %
-after 100, 200 and 300 steps, which took 4 minutes of one CPU core.
+Tried with 500 images each of cats, cars and ships: the accuracy on validation is 77, 85 and 82 %
+after 100, 200 and 300 steps, which took 4 minutes on one CPU core.
 """
 
 from ml_collections import ConfigDict

@@ -1,20 +1,20 @@
-r"""Speech synthesis of sentences, one speaker.
+r"""Speech synthesis of sentences, with the voice of one speaker.
 
   python run.py --config=experiments/kathleen.py
   echo 'I had faith in them.' | python run.py --workdir=runs/kathleen --mode=predict  # a wav file
   echo 'I had faith in them.' | python run.py --workdir=runs/kathleen --mode=attend   # a diagonal
 
-Data, in data/kathleen16k: train.tar.xz and train.tsv of rhasspy's dataset-voice-kathleen (TFDS has
-`ljspeech` of the same kind): 176 sentences of one to two seconds, 5.5 minutes in all, 16 kHz. The
-first 152 are for training, the next 12 for validation, the last 12 for the test.
+Data, in data/kathleen16k: train.tar.xz and train.tsv of rhasspy's dataset-voice-kathleen (TFDS:
+`ljspeech` is similar): 176 sentences of one to two seconds, 5.5 minutes in total, 16 kHz. The first
+152 are for training, the next 12 for validation, the last 12 for the test.
 
-Result (seed 0, 19 minutes on one CPU core): the model reads unseen sentences from left to right (a
-clear diagonal in `attend`) and stops in time (99.7 % of the recordings' length; whole steps alone
-make it 101.5 %), but its sound is poor: a mel cepstral distortion of 6.87 dB on validation and 7.16
-on the test. The recordings' own frames made into sound again have 1.84, and a recording of another
-sentence 8.29. Two frames a step instead of four, where the model depends more on the last frames
-and less on the text, had 7.57 and 7.46 after 6,000 steps. Checkpoints are chosen by the error of
-frames, because the distortion prefers blurred frames.
+Result (seed 0, 19 minutes on one CPU core): the attention to unseen sentences goes from left to
+right (a clear diagonal in `attend`), and outputs end in time (99.7 % of the length of the
+recordings; rounding up to whole steps alone gives 101.5 %), but the sound is poor: the mel cepstral
+distortion is 6.87 dB on validation and 7.16 on the test. Frames of the recordings converted back to
+sound have 1.84, and a recording of another sentence 8.29. With two frames per step instead of four,
+the model depends more on the last frames and less on the text: 7.57 and 7.46 after 6,000 steps.
+Checkpoints are chosen by the error of frames, because the distortion is lower for blurred frames.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-r"""A published model, fine-tuned: classes by a BERT, or translations and summaries by a T5 or BART.
+r"""Fine-tuning of a published model: a BERT for classification, a T5 or BART to generate texts.
 
   python run.py --config=experiments/published.py:classify,FOLDER --config.data.dir=my.tsv \
     --workdir=runs/mine
@@ -7,11 +7,12 @@ r"""A published model, fine-tuned: classes by a BERT, or translations and summar
 
 FOLDER is a published encoder with its tokenizer.json (BERT, RoBERTa, DistilBERT, ELECTRA, MPNet,
 ModernBERT, ...), or for `published.py:write,FOLDER` an encoder-decoder. my.tsv has the columns
-text<TAB>label or inputs<TAB>targets, as labelled_texts.py and pairs.py say. What is exported the
-`transformers` library loads. Without FOLDER a small model of BERT's or T5's shape is trained.
+text<TAB>label or inputs<TAB>targets, as in labelled_texts.py and pairs.py. The `transformers`
+library can load the export. Without FOLDER a small model like BERT or T5 is trained from random
+parameters.
 
-All parameters are trained; with `classify,FOLDER,lora` adapters of rank 8 and the new head, with
-`classify,FOLDER,frozen` the head alone, and with `write,FOLDER,frozen` the decoder alone.
+All parameters are trained; with `classify,FOLDER,lora` only adapters of rank 8 and the new head,
+with `classify,FOLDER,frozen` only the head, and with `write,FOLDER,frozen` only the decoder.
 """
 
 from ml_collections import ConfigDict
@@ -48,13 +49,13 @@ def get_config(argument: str = 'classify') -> ConfigDict:
   if folder:
     from transformer.zoo.pretrained import read_model_config
 
-    found = read_model_config(folder, classify=classify)
-    c.model.update({k: v for k, v in found.items() if k in c.model})
-    c.data.max_length = min(c.data.max_length, found['max_length'])
+    model = read_model_config(folder, classify=classify)
+    c.model.update({k: v for k, v in model.items() if k in c.model})
+    c.data.max_length = min(c.data.max_length, model['max_length'])
     if not classify:
-      c.decode.max_new_tokens = min(c.decode.max_new_tokens, found['max_length'])
-      # T5, Marian and Pegasus start from padding, BART and M2M100 from the end token
-      padded = found['norm'] == 'rms' or found['position'] == 'sinusoidal_halves'
+      c.decode.max_new_tokens = min(c.decode.max_new_tokens, model['max_length'])
+      # outputs of T5, Marian and Pegasus start with padding, of BART and M2M100 with the end token
+      padded = model['norm'] == 'rms' or model['position'] == 'sinusoidal_halves'
       c.loss.start = 'pad' if padded else 'eos'
     c.warm_start = folder
   c.model.dtype = 'auto'

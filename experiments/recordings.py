@@ -6,13 +6,13 @@ r"""Your own recordings with transcripts: speech recognition by CTC.
 speech has sounds (wav, flac, ogg, mp3), maybe in folders, and one table, speech/NAME.tsv, of two
 columns, file name<TAB>transcript; with a header, name its columns: --config.data.source=path
 --config.data.target=sentence. 90 % of them are for training, 5 % for validation, 5 % for the test,
-by a hash of the names. Folders or archives train, val and test, each with a table train.tsv,
-val.tsv and test.tsv, are used as they are. The settings suit minutes to a few hours of sentences of
-up to 10 seconds. For longer sentences raise data.max_length, in hundredths of a second; for more
-hours model.width, model.depth and train.steps. Needs pip install -e '.[audio]'.
+by a hash of the names. If speech has folders or archives train, val and test, with tables
+train.tsv, val.tsv and test.tsv, these are the splits. The settings are for minutes to a few hours
+of sentences of up to 10 seconds. For longer sentences raise data.max_length, in hundredths of a
+second; for more hours model.width, model.depth and train.steps. Needs pip install -e '.[audio]'.
 
-Tried with 1,204 recordings of one spoken digit each, of six speakers: 400 steps took 5 minutes of
-one CPU core, and have a word error rate of 11 % on validation (31 % after 200 steps).
+Tried with 1,204 recordings of a spoken digit by six speakers: the word error rate on validation is
+31 and 11 % after 200 and 400 steps, which took 5 minutes on one CPU core.
 """
 
 from ml_collections import ConfigDict

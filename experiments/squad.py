@@ -1,4 +1,4 @@
-r"""Question answering by spans of a paragraph: SQuAD, trained on 27,626 questions.
+r"""Extractive question answering on SQuAD, trained on 27,626 questions.
 
   python run.py --config=experiments/squad.py:pretrain
   python run.py --config=experiments/squad.py
@@ -9,14 +9,14 @@ squad/dev_visible.json.gz (half of SQuAD 1.1's dev set, Rajpurkar et al. 2016) a
 wikitext2/train.txt.gz. TFDS: --config.data.name=squad/v1.1, splits train and validation. The
 variant `tiny` is trained on generated sentences.
 
-The first run mixes the questions with 84,000 made of statements (data/cloze.py). These teach what
-27,626 questions are too few for: to find the words of a question in a paragraph, and to point at
-what is missing. Validation uses 12 of the 24 visible articles, the test the other 12.
+The first run adds 84,000 questions generated from statements (data/cloze.py), because 27,626 are
+too few to learn to find the words of a question in a paragraph and the words that complete it.
+Validation uses 12 of the 24 visible articles, the test the other 12.
 
 Result (seed 0, one CPU core): F1 32.2 on validation after the first run (40 minutes), 39.1 after
 the second (14 minutes), which starts from it; on the test F1 44.2 and exact match 29.4. The
-sentence with the largest overlap has F1 20.3 on both halves. On the first 300 to 400 questions of
-validation, 200 steps on the real questions alone had 10.3, and 300 steps of the mixture 18.5.
+sentence with the largest word overlap has F1 20.3 on both halves. On the first 300 to 400 questions
+of validation, 200 steps on only the real questions had 10.3, and 300 steps on both kinds 18.5.
 """
 
 from ml_collections import ConfigDict

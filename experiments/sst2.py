@@ -1,4 +1,4 @@
-r"""Sentiment of film reviews, SST-2: masked language modelling, then fine-tuning on phrases.
+r"""Sentiment of film reviews, SST-2: masked language modeling, then fine-tuning on phrases.
 
   python -m experiments.preparation.text data runs/text
   python run.py --config=experiments/sst2.py:pretrain
@@ -9,11 +9,12 @@ Data, in data/sst2: train_phrases.tsv and dev.tsv (or .gz) with columns label an
 SST-2 (Socher et al. 2013; TFDS: `glue/sst2`). The second run starts from the encoder of the first.
 
 Result (seed 0, one CPU core): 3.07 nats per masked token on val after the first run (52 minutes;
-2,500 steps of Muon have 3.64), and an accuracy of 82.3 % on dev, which also chose the checkpoint,
-after the second (6 minutes). A bag of words has 82.5 %. Seeds 1 to 4 of the second run have 82.2,
-83.0, 82.1 and 82.7: 872 sentences cannot tell more. No better: 15,000 steps of pretraining (2.89,
-then 82.1), 2,500 steps (82.3), pooling by the mean (81.4), hiding words in training and phrases in
-pretraining (82.5), 300 more steps on whole sentences (82.2).
+3.64 after 2,500 steps), and an accuracy of 82.3 % on dev, which is also used to choose the
+checkpoint, after the second (6 minutes). A bag of words has 82.5 %. Seeds 1 to 4 of the second run
+have 82.2, 83.0, 82.1 and 82.7; with 872 sentences smaller differences are not significant. These
+were no better: 15,000 steps of pretraining (2.89, then 82.1), 2,500 steps (82.3), mean pooling
+(81.4), masking words in training and phrases in pretraining (82.5), 300 more steps on whole
+sentences (82.2).
 """
 
 from ml_collections import ConfigDict

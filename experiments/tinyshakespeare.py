@@ -6,7 +6,7 @@ r"""A character language model of Shakespeare, in nanoGPT's CPU setting: 2,000 s
 Data: data/tinyshakespeare/input.txt.gz, from https://github.com/karpathy/char-rnn, or
 --config.data.dir=input.txt.
 
-nanoGPT has a loss of 1.88 nats per character on the last tenth after training on 1.5 M characters.
+nanoGPT has a loss of 1.88 nats per character on the last tenth after 1.5 M training characters.
 Result here (seed 0, 2 minutes on 2 CPU cores with compilation): 1.635. Differences: RMSNorm, rotary
 positions, SwiGLU, no biases, 3 times the learning rate, and each window starts where the last one
 ended.

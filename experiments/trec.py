@@ -1,4 +1,4 @@
-r"""Classification of questions by the kind of answer, TREC: six classes.
+r"""Classification of questions by the type of their answer, TREC, six classes.
 
   python -m experiments.preparation.text data runs/text
   python run.py --config=experiments/sst2.py:pretrain
@@ -13,9 +13,9 @@ random parameters, without the first two commands.
 Result (seed 0, 3 minutes on one CPU core after the pretraining), coarse accuracy: 89.2 % on
 validation (288 questions) and 84.0 % on the test (275). Seeds 1 to 4: 88.5, 88.9, 89.2 and 89.6,
 and 86.5, 82.9, 87.6 and 84.4. Twice the steps, twice the learning rate or averaged parameters have
-no more than 89.2 on validation; twice the pretraining has 88.5 and 85.8. From random parameters:
-84.0 on validation, and 80.2 if trained on coarse classes only; with a tokenizer of these questions
-alone 79.9 (float32). A bag of words has 85.2 on 500 questions.
+at most 89.2 on validation; twice the steps of pretraining 88.5 and 85.8. From random parameters:
+84.0 on validation, and 80.2 if trained on coarse classes only; 79.9 (float32) if the tokenizer is
+also trained on these questions only. A bag of words has 85.2 on 500 questions.
 """
 
 from ml_collections import ConfigDict

@@ -1,15 +1,16 @@
-r"""A sub-word language model of WikiText-2 (Merity et al. 2017), evaluated per word.
+r"""A subword language model of WikiText-2 (Merity et al. 2017), with perplexity per word.
 
   python run.py --config=experiments/wikitext2.py
 
 Data, in data/wikitext2: train.txt and valid.txt (or .gz) with <unk> and spaces as published (TFDS:
-`wiki40b` is of the same kind). Perplexity is per word, with 33,278 types and line ends counted, as
-in https://arxiv.org/abs/1609.07843, whatever the tokens. Published on test: 100.3 (LSTM of width
-200, tied) to 65.8 (AWD-LSTM).
+`wiki40b` is similar). Perplexity is per word for any tokenizer, with a vocabulary of 33,278 words
+and line ends counted as words, as in https://arxiv.org/abs/1609.07843. Published on test: 100.3
+(LSTM of width 200, tied) to 65.8 (AWD-LSTM).
 
 Result (seed 0, six epochs in 100 minutes on one CPU core): perplexity 111.2 on valid, 3.63 nats per
 token (291, 181, 139, 116 and 111 after 800, 1,600, ... steps). With --mode=evaluate
---config.loss.overlap=128, where each token has at least 128 before it: 102.3. Trials of 500 steps
+--config.loss.overlap=128, which gives each token a context of at least 128: 102.3. Trials of 500
+steps
 of 2,048 tokens, width 128, 4 layers, 2,000 tokens in the vocabulary, in nats per token: AdamW at
 3e-3 4.55, at 1e-2 4.38; Muon at 3e-3 4.39, 8e-3 4.03, 1.6e-2 4.00, 3e-2 4.07.
 """

@@ -7,7 +7,7 @@ r"""Translation, English to German, WMT14: the base model of Vaswani et al. 2017
 
 Published: BLEU 27.3 on newstest2014 after 100,000 steps of 25,000 + 25,000 tokens, 12 hours on 8
 P100, the last 5 checkpoints averaged, beam 4, length penalty 0.6. Not run here yet: it needs a
-network and an accelerator. Deviation: sacreBLEU of detokenised text instead of tokenised BLEU with
+network and an accelerator. Deviation: sacreBLEU of detokenized text instead of tokenized BLEU with
 split compounds.
 """
 

@@ -1,18 +1,19 @@
-r"""Speech recognition of eight words, each yes or no: CTC on words of 26 recordings, joined again.
+r"""Speech recognition of eight words, yes or no: CTC on recombined words of 26 recordings.
 
   python run.py --config=experiments/yesno.py
 
 Data, in data/yesno: train.tar.xz and test_visible.tar.xz, Kaldi's split of OpenSLR 1 (TFDS:
 `yes_no`): one speaker, 8 kHz, and file names that are the transcripts: `1_0_0_1_0_1_1_1.wav`. All
-recordings of train begin with no and all of test with yes. Therefore the words are cut out at
-silences and joined in any number and order; 5 whole recordings are the validation set.
+recordings of train begin with no and all of test with yes. Therefore recordings are cut at silences
+into words, which are joined in random number and order; 5 whole recordings are the validation set.
 
-Result (seed 0, 2 minutes on one CPU core): none of the 112 words of the test is wrong, as in
-Kaldi's monophone model; with seed 3, one. After half the steps no word of validation is wrong with
-any of five seeds, and of the test 0, 0, 0.9, 10.7 and 0.9 %: a first yes is recognised twice. With
-Adam at 2e-3 and 1,200 steps, the error depends on the seed even more: 0, 8 or 74 %, as it may take
-repeated words for one. Words cut in the middle of the silences had 8.0 %: the first word of a
-recording, always no, then had the longest silence before it.
+Result (seed 0, 2 minutes on one CPU core): none of the 112 words of the test is wrong, as with
+Kaldi's monophone model; with seed 3, one is. After half of the steps no word of validation is wrong
+with any of five seeds, and of the test 0, 0, 0.9, 10.7 and 0.9 %, because a yes at the begin is
+recognized twice. With Adam at 2e-3 and 1,200 steps, the error depends even more on the seed: 0, 8
+or 74 %, because repeated words may be recognized as one. When recordings were cut in the middle of
+the silences, the error was 8.0 %: the first word, always no, then had the longest silence before
+it.
 """
 
 from ml_collections import ConfigDict

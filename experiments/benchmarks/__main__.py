@@ -1,9 +1,9 @@
-"""The benchmarks against peers that a CPU can run, one after the other, in under 15 minutes.
+"""Runs the benchmarks against peers on a CPU, one after the other, in under 15 minutes.
 
 python -m experiments.benchmarks [--peer_python=PATH] [--rounds=3] [--save]
 
 The peers need `pip install torch transformers ctranslate2 absl-py`, here or in the environment of
---peer_python. Nothing else may run meanwhile.
+--peer_python. The machine must be idle otherwise.
 """
 
 import subprocess

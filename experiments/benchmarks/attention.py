@@ -1,8 +1,8 @@
-"""Time and memory of attention and its gradient on long sequences: by blocks, and plainly.
+"""Time and memory of attention and its gradient on long sequences: blockwise and reference.
 
   python -m experiments.benchmarks.attention [--save]
 
-Two heads of 64 numbers in float32, one example; causal, and causal with a window of 512.
+Two heads of size 64 in float32, one example; causal, and causal with a window of 512.
 """
 
 import functools
@@ -18,7 +18,7 @@ BLOCK = flags.DEFINE_integer('block', 0, 'targets and sources of a block; 0: as 
 
 
 def work(implementation: str, length: int, window: int):
-  """Serve the gradient of attention with respect to queries, keys and values."""
+  """Run a worker that computes the gradient with respect to queries, keys and values."""
   import jax
   import numpy as np
 
@@ -52,9 +52,9 @@ def main(argv):
         )
       }
       case = f'attention_{length}_window{window}' if window else f'attention_{length}_causal'
-      found = harness.compare(commands, rounds=harness.ROUNDS.value)
+      results = harness.compare(commands, rounds=harness.ROUNDS.value)
       kwargs = dict(work=length, unit='tokens/s', module='attention', save=harness.SAVE.value)
-      harness.report(case, found, **kwargs)
+      harness.report(case, results, **kwargs)
 
 
 if __name__ == '__main__':

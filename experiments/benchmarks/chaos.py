@@ -1,12 +1,12 @@
-"""What a run makes of faults at random moments: a table of fault and outcome.
+"""Fault injection: faults at random moments of training runs, and a table of the outcomes.
 
   python -m experiments.benchmarks.chaos [--kills=300] [--seed=0] [--runs=ema,muon] [--save]
 
-Every cycle trains a tiny run of one variant to its end, through eight faults at random moments, as
-it starts or at some step, each followed by the same command. It counts as `same bits` if the state,
-the metrics and the predictions are those of the run without faults, and the command that met a
-damaged checkpoint either ended with one line or went on. Needs the right to mount (root) for a full
-and a read-only disk.
+Every cycle trains a tiny run of one variant to its end, with eight faults at random moments (while
+it starts, or at some step), each followed by the same command. The outcome is `same bits` if the
+state, the metrics and the predictions are equal to those of a run without faults. A command that
+finds a damaged checkpoint must end with one line or continue. Mounting a full and a read-only disk
+needs root.
 """
 
 import collections
@@ -35,7 +35,7 @@ from transformer.training import config
 from transformer.zoo import presets
 
 def get_config(clock=''):
-  if clock:  # a day back
+  if clock:  # set the clock back by a day
     now = time.time
     time.time = lambda: now() - 86_400
   c = config.for_task('classification')  # the task that is traced and compiled fastest
@@ -63,16 +63,16 @@ IN_FLIGHT = {'kill -9': 9, 'SIGTERM': 5, 'SIGSTOP, kill -9': 2, 'clock back, kil
 AT_REST = ('newest deleted', 'newest truncated', 'newest flipped')
 OF_THE_DISK = ('disk full', 'disk read-only', 'workdir vanished')
 _KILLS = flags.DEFINE_integer('kills', 300, 'Signals to send.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Of the random moments.')
-_VARIANTS = flags.DEFINE_list('runs', [*VARIANTS], 'Which of the variants.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Seed of the random moments.')
+_VARIANTS = flags.DEFINE_list('runs', [*VARIANTS], 'The variants to run.')
 
 
 class Lab:
-  """A tiny experiment, and the outcomes so far.
+  """A tiny experiment with its data, and the outcomes so far.
 
   Attributes:
-    kills: signals that were sent.
-    outcomes: how often a fault had an outcome.
+    kills: number of signals sent.
+    outcomes: {(fault, how the run ended, outcome of the next command): count}.
   """
 
   def __init__(self, folder: pathlib.Path, commands: Commands, rng: random.Random):
@@ -94,13 +94,13 @@ class Lab:
     return self.commands.start(config, f'--workdir={workdir}', *VARIANTS[variant], *more)
 
   def finish(self, variant: str, workdir: pathlib.Path, *more: str) -> str:
-    """Run to the end; return what came of it: same bits, other bits, or the error."""
+    """Run to the end; return the outcome: same bits, other bits, or the error."""
     process = self.start(variant, workdir, *more)
     out, err = process.communicate(timeout=600)
     if process.returncode:
       return _words(process.returncode, err.decode())
-    found = _result(out, workdir)
-    return 'same bits' if found == self.references.setdefault(variant, found) else 'other bits'
+    result = _result(out, workdir)
+    return 'same bits' if result == self.references.setdefault(variant, result) else 'other bits'
 
   def interrupt(self, variant: str, workdir: pathlib.Path, fault: str) -> str:
     """Start a run and apply a fault at a random moment; return how the run ended."""
@@ -126,7 +126,7 @@ class Lab:
       shutil.rmtree(workdir, ignore_errors=True)
 
   def cycle(self, number: int):
-    """Train one run to its end through eight interruptions, and count what came of them."""
+    """Train one run to its end with eight interruptions, and count the outcomes."""
     variant = _VARIANTS.value[number % len(_VARIANTS.value)]
     workdir = self.folder / f'run-{number}'
     for fault in self.rng.choices([*IN_FLIGHT], weights=[*IN_FLIGHT.values()], k=8):
@@ -144,7 +144,7 @@ class Lab:
     shutil.rmtree(workdir, ignore_errors=True)
 
   def on_small_disk(self, fault: str):
-    """Run on a disk of its own that gets full, read-only or loses the folder."""
+    """Run on a separate disk that becomes full or read-only, or whose folder is deleted."""
     variant, disk = self.rng.choice(_VARIANTS.value), self.folder / 'disk'
     disk.mkdir(exist_ok=True)
     size = f'{self.rng.randint(150, 700)}k' if fault == 'disk full' else '64m'
@@ -167,15 +167,15 @@ class Lab:
 
 
 def _words(status: int, err: str) -> str:
-  """The status of a process with the kind of its last words, without names and numbers."""
+  """Return the exit status and the error message of a process, without paths."""
   lines = err.splitlines() or ['']
-  said = next((line for line in lines if line.startswith(('error:', 'SIG'))), lines[-1])
-  said = ' '.join(re.sub(r'\d+', 'N', word) for word in said.split() if '/' not in word)[:90]
-  return f'{status}: {said}' + ' WITH A TRACEBACK' * ('Traceback' in err)
+  message = next((line for line in lines if line.startswith(('error:', 'SIG'))), lines[-1])
+  message = ' '.join(re.sub(r'\d+', 'N', word) for word in message.split() if '/' not in word)[:90]
+  return f'{status}: {message}' + ' WITH A TRACEBACK' * ('Traceback' in err)
 
 
 def _result(out: bytes, workdir: pathlib.Path) -> tuple:
-  """What must be the same: the state, the metrics of every step, and the predictions."""
+  """Return what must be equal: the state, the metrics of every step, and the predictions."""
   result = json.loads(out.splitlines()[-1])
   hidden = ('seconds', 'tokens_per_second')
   rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
@@ -192,11 +192,11 @@ def _lines(workdir: pathlib.Path) -> int:
 
 
 def _damage(how: str, workdir: pathlib.Path, rng: random.Random) -> bool:
-  """Damage the newest of several checkpoints; return whether there is one."""
-  found = [f for f in (workdir / 'checkpoints' / 'last').glob('*') if f.name.isdecimal()]
-  if len(found) < 2:
+  """Damage the newest checkpoint, if there are several; return whether that was done."""
+  folders = [f for f in (workdir / 'checkpoints' / 'last').glob('*') if f.name.isdecimal()]
+  if len(folders) < 2:
     return False
-  newest = max(found, key=lambda f: int(f.name))
+  newest = max(folders, key=lambda f: int(f.name))
   if how == 'newest deleted':
     shutil.rmtree(newest)
     return True

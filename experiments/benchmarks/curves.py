@@ -1,9 +1,9 @@
-"""Loss curves of the default experiment in bfloat16 and in float32.
+"""Loss curves of the default experiment in bfloat16 and float32.
 
 python -m experiments.benchmarks.curves [--steps=500] [--save]
 
-Three runs: float32, bfloat16 with the same seed, and float32 with another seed, which shows the
-noise.
+Three runs: float32, bfloat16 with the same seed, and float32 with another seed, to compare the
+difference with that between seeds.
 """
 
 import json

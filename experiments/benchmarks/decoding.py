@@ -1,4 +1,4 @@
-"""Decoding: this codebase, Hugging Face's generate and CTranslate2, with the same model sizes.
+"""Decoding speed of this codebase, Hugging Face's generate and CTranslate2, for equal model sizes.
 
   python -m experiments.benchmarks.decoding --case=tiny_32_greedy [--peer_python=PATH] [--save]
 
@@ -24,7 +24,7 @@ _CASE = flags.DEFINE_enum('case', 'tiny_32_greedy', CASES, 'model, rows and sear
 
 
 def inputs_of(rows: int, vocab: int):
-  """Return random tokens; 0, 1 and 2 are padding, start and end."""
+  """Return random tokens int[rows, INPUTS], without 0, 1 and 2: padding, start and end."""
   import numpy as np
 
   return np.random.default_rng(0).integers(3, vocab, (rows, INPUTS))
@@ -74,7 +74,7 @@ def hugging_face(shape: dict, rows: int, beams: int, outputs: int, dtype: str, d
 
   def call():
     with torch.inference_mode():
-      found = model.generate(
+      generated = model.generate(
         input_ids=inputs,
         attention_mask=mask,
         num_beams=beams,
@@ -83,8 +83,8 @@ def hugging_face(shape: dict, rows: int, beams: int, outputs: int, dtype: str, d
         min_new_tokens=outputs,
         use_cache=True,
       )
-    # on a GPU this waits for the end
-    assert found.cpu().shape[1] == outputs + 1
+    # .cpu() waits for a GPU
+    assert generated.cpu().shape[1] == outputs + 1
 
   return call
 
@@ -98,7 +98,7 @@ def ctranslate2(shape: dict, rows: int, beams: int, outputs: int, dtype: str):
   from experiments.benchmarks import peers
 
   torch.manual_seed(0)
-  loader = converters._MODEL_LOADERS['MarianConfig']  # its converter wants files of a tokenizer
+  loader = converters._MODEL_LOADERS['MarianConfig']  # the converter needs files of a tokenizer
   spec = loader.get_model_spec(peers.marian(**shape).eval())
   tokens = ['<pad>', '<s>', '</s>', *(f't{i}' for i in range(3, shape['vocab'] - 1))]
   spec.register_source_vocabulary(tokens)
@@ -115,14 +115,14 @@ def ctranslate2(shape: dict, rows: int, beams: int, outputs: int, dtype: str):
   lines = [[tokens[i] for i in row] for row in inputs_of(rows, shape['vocab'] - 1)]
 
   def call():
-    found = translator.translate_batch(
+    results = translator.translate_batch(
       lines,
       beam_size=beams,
       max_decoding_length=outputs,
       min_decoding_length=outputs,
       max_batch_size=0,
     )
-    assert len(found[0].hypotheses[0]) == outputs
+    assert len(results[0].hypotheses[0]) == outputs
 
   return call
 
@@ -147,10 +147,10 @@ def main(argv):
     ]
     for name in names
   }
-  found = harness.compare(commands, rounds=harness.ROUNDS.value)
+  results = harness.compare(commands, rounds=harness.ROUNDS.value)
   harness.report(
     f'decoding_{case}',
-    found,
+    results,
     work=rows * outputs,
     unit='tokens/s',
     module='decoding',

@@ -1,24 +1,24 @@
-"""Training and decoding on one NVIDIA GPU, here and in PyTorch, and the share of the peak (MFU).
+"""Training and decoding on one NVIDIA GPU, with this codebase and PyTorch, and the MFU.
 
   python -m experiments.benchmarks.gpu [--peer_python=PATH] [--cases=gpt2,xl] [--save] [--smoke]
 
-In under ten minutes, in this order: the peak of matrix products (8192-cubed, random bfloat16
-numbers) and the error of fused attention; GPT-2 (124 M); greedy decoding of 64 lines; the sizes of
-GPT-2 XL (1.5 B); and the base encoder-decoder. A case is skipped, with a message, if too little
-time is left. All training is bfloat16 products on float32 weights with AdamW, without dropout
-except the base model's 0.1.
+It takes under ten minutes, in this order: the peak of matrix products (8192 x 8192, random bfloat16
+numbers) and the error of fused attention; GPT-2 (124 M); greedy decoding of 64 lines; a GPT of the
+size of GPT-2 XL (1.5 B); and the base encoder-decoder. A case is skipped, with a message, if too
+little time is left. Training has bfloat16 products, float32 weights, AdamW, and no dropout except
+0.1 in the base model.
 
-The peer is compiled PyTorch, with its fused attention, under autocast; of the 1.5 B model each
-block is compiled, because compiling the whole takes minutes. In decoding it is Hugging Face's
-generate, not compiled. Without torch only our side runs. The sides alternate, except those of 1.5
-B, which run one after the other because both do not fit in one GPU's memory.
+The peer is compiled PyTorch with fused attention and autocast; of the 1.5 B model each block is
+compiled separately, because compiling the whole model takes minutes. The peer of decoding is
+Hugging Face's generate, not compiled. Without torch only our side runs. The sides alternate, except
+for 1.5 B, where they run one after the other because both together exceed the memory of a GPU.
 
-MFU is 6 N + 6 L T D operations for each token, divided by time and peak. N is the number of weights
-in matrix products (with the output layer, without embeddings). Of attention's 12 L T D only the
-causal half is counted, because no more is computed; `mfu_full_attention` counts all, as nanoGPT and
-PaLM do. Recomputation is never counted. The peak is the datasheet's, and also the one measured in
-the same run. `--smoke` runs the same code with small sizes on any machine; its numbers mean
-nothing.
+MFU is (6 N + 6 L T D) operations per token, divided by time and peak. N is the number of weights in
+matrix products (with the output layer, without embeddings). Of the 12 L T D of attention only the
+causal half is counted, because only that is computed; `mfu_full_attention` counts all, as nanoGPT
+and PaLM do. Recomputation is never counted. The peak is that of the datasheet, and also the one
+measured in the same run. `--smoke` runs the same code with small sizes on any machine, as a test of
+the script.
 """
 
 import dataclasses
@@ -33,27 +33,27 @@ from absl import app, flags
 from experiments.benchmarks import harness
 from experiments.benchmarks.ours import BASE
 
-DATASHEET = 989e12  # dense bfloat16 of an H100 SXM and an H200, operations a second
+DATASHEET = 989e12  # dense bfloat16 operations per second of an H100 SXM and an H200
 GPT2 = dict(
   vocab=50304, width=768, heads=12, depth=12, feedforward=3072, dropout=0.0, max_length=1024
 )
 XL = dict(GPT2, width=1600, heads=25, depth=48, feedforward=6400)
 PRODUCTS, DECODED = 10, 48  # matrix products in a call; tokens of an output
-# what is only norms and activations is read from memory no faster than computed again
+# to compute norms and activations again is not slower than to read them from memory
 LEAN, STORED = dict(unroll=1, remat='products'), dict(unroll=1, remat='none')
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """What to time.
+  """A case of the benchmark.
 
   Attributes:
     rows: of a batch.
     shape: sizes of the model.
-    peer: name of the peer: model and how it is compiled.
-    ours: for each of our variants what of the model is no part of its shape.
-    seconds: how long all of it takes, roughly.
-    apart: one after the other, because both do not fit the memory.
+    peer: name of the peer, and how it is compiled.
+    ours: {our variant: further arguments of the model}.
+    seconds: approximate duration of the case.
+    apart: whether the sides run one after the other, because both together exceed the memory.
   """
 
   rows: int
@@ -78,7 +78,7 @@ _SMOKE = flags.DEFINE_bool('smoke', False, 'small sizes, to test the script')
 
 
 def case_of(name: str) -> Case:
-  """Return the case, small in a smoke test."""
+  """Return a case; with --smoke a small version of it."""
   case = CASES[name]
   if not _SMOKE.value:
     return case
@@ -88,11 +88,11 @@ def case_of(name: str) -> Case:
 def operations_per_token(
   *, vocab: int, width: int, depth: int, feedforward: int, max_length: int, causal: bool = True, **_
 ) -> int:
-  """Return 6 N + 12 L T D: operations of a GPT's training step for each token.
+  """Return 6 N + 12 L T D (or + 6 L T D), the operations per token of a GPT's training step.
 
   Args:
     vocab, width, depth, feedforward, max_length: sizes of the model.
-    causal: count the causal half of the scores only.
+    causal: whether to count only the causal half of the scores.
 
   Chowdhery et al. 2022, appendix B, with N without embeddings but with the output layer.
 
@@ -104,9 +104,9 @@ def operations_per_token(
 
 
 def ours(name: str, variant: str = 'ours'):
-  """Return (call, memory, numbers to report) of our side."""
+  """Return the arguments (call, memory, about) of harness.serve for our side."""
   case = case_of(name)
-  # before jax is imported; two processes share the memory unless they run apart
+  # set before jax is imported; two processes share the memory unless they run apart
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'true' if case.apart else 'false')
   os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.92')
   os.environ.setdefault('JAX_TRACEBACK_FILTERING', 'off')  # its note hides the error's last line
@@ -144,9 +144,9 @@ def ours(name: str, variant: str = 'ours'):
 
 
 def fused_error() -> dict[str, float]:
-  """Return the largest relative error of cuDNN's attention: output and gradients.
+  """Return the largest errors of cuDNN's attention and its gradients, relative to the reference.
 
-  Two roundings to bfloat16 of the same number differ by less than 0.008 of it.
+  For comparison: two roundings of a number to bfloat16 differ by less than 0.008 of it.
   """
   import jax
   import jax.numpy as jnp
@@ -176,7 +176,7 @@ def fused_error() -> dict[str, float]:
 
 
 class LogLines(logging.Handler):
-  """Keeps the lines of the log, which name the implementation of attention."""
+  """Log handler that keeps the messages, which name the implementation of attention."""
 
   def __init__(self):
     super().__init__()
@@ -187,7 +187,7 @@ class LogLines(logging.Handler):
 
 
 def peer(name: str):
-  """Return (call, memory, numbers to report) of PyTorch."""
+  """Return the arguments (call, memory, about) of harness.serve for PyTorch."""
   import torch
 
   from experiments.benchmarks import decoding, peers
@@ -220,7 +220,7 @@ def peer(name: str):
 
 
 def measure(name: str) -> dict[str, dict]:
-  """Time both sides of a case."""
+  """Time both sides of a case; the result is that of harness.compare."""
   case = case_of(name)
   commands = {
     worker: [
@@ -235,10 +235,10 @@ def measure(name: str) -> dict[str, dict]:
     commands = {n: c for n, c in commands.items() if any(part in n for part in names)}
   if not case.apart:
     return harness.compare(commands, rounds=harness.ROUNDS.value)
-  found = {}
+  results = {}
   for worker, command in commands.items():
-    found |= harness.compare({worker: command}, rounds=harness.ROUNDS.value)
-  return found
+    results |= harness.compare({worker: command}, rounds=harness.ROUNDS.value)
+  return results
 
 
 def main(argv):
@@ -260,20 +260,20 @@ def main(argv):
       print(f'{name}: skipped, {left:.0f} s are too few: run --cases={name}', file=sys.stderr)
       continue
     try:
-      found = measure(name)
-    except RuntimeError as error:  # a worker ended; the other cases may still run
+      results = measure(name)
+    except RuntimeError as error:  # a worker failed; the other cases may still run
       print(f'{name}: {error}', file=sys.stderr)
       continue
-    if not found:
+    if not results:
       continue
     if name == 'peak':
       work, unit = PRODUCTS * 2 * case.rows**3 / 1e12, 'TFLOP/s'
-      peak = max(work * 1e12 / values['median_s'] for values in found.values())
+      peak = max(work * 1e12 / values['median_s'] for values in results.values())
     elif name == 'decode':
       work, unit = case.rows * DECODED, 'tokens/s'
     else:
       work, unit = case.rows * case.shape['max_length'], 'tokens/s'
-    for worker, values in found.items() if name in ('gpt2', 'xl') else ():
+    for worker, values in results.items() if name in ('gpt2', 'xl') else ():
       rate = work / values['median_s'] * operations_per_token(**case.shape)
       values['mfu_datasheet'] = rate / DATASHEET
       values['mfu_measured'] = rate / peak if peak else None
@@ -283,7 +283,7 @@ def main(argv):
         print(f'{worker}: {key} {values[key] or math.nan:.1%}', file=sys.stderr)
     about = dict(rows=case.rows, shape=case.shape, interleaved=not case.apart)
     harness.report(
-      f'gpu_{name}', found, work=work, unit=unit, module='gpu', save=harness.SAVE.value, **about
+      f'gpu_{name}', results, work=work, unit=unit, module='gpu', save=harness.SAVE.value, **about
     )
 
 

@@ -1,8 +1,8 @@
-"""Time variants of the same work, each in its own process, alternately: A B A B.
+"""Timing of variants of the same work, each in its own process, alternately: A B A B.
 
-Only one process works at a time and all are warm, so that a drift of the machine affects all alike.
-Compare the ratio of medians of one run; absolute times change from day to day. Results are kept
-apart for each kind of processor.
+Only one process works at a time and all are warm, so that changes in the speed of the machine
+affect all variants equally. Compare the ratio of medians of one run; absolute times change from day
+to day. Results are stored separately for each kind of processor.
 """
 
 import datetime
@@ -25,13 +25,13 @@ from typing import Any
 from absl import flags
 
 ROUNDS = flags.DEFINE_integer('rounds', 5, 'measurements of each variant', lower_bound=1)
-VARIANTS = flags.DEFINE_list('variants', [], 'only those whose names contain one of these')
+VARIANTS = flags.DEFINE_list('variants', [], 'run only variants whose names contain one of these')
 PEER_PYTHON = flags.DEFINE_string('peer_python', sys.executable, 'interpreter that has the peers')
 SAVE = flags.DEFINE_bool('save', False, 'write the result to results/PROCESSOR/')
 LIMIT = flags.DEFINE_float('limit', 180, 'seconds to a first result; slower variants are left out')
 WORKER = flags.DEFINE_string('worker', '', 'internal: run this variant')
 RESULTS = pathlib.Path(__file__).parent / 'results'
-MARK = '@@'  # begins a worker's own lines; libraries may print others
+MARK = '@@'  # begins the lines that a worker prints; libraries may print other lines
 
 
 def process_memory() -> float:
@@ -46,13 +46,13 @@ def serve(
   memory: Callable[[], float] = process_memory,
   **about,
 ):
-  """Run a worker: warm up, report it, then time `call` for each line of stdin.
+  """Run a worker: warm up, report the first call, then time `call` for each line of stdin.
 
   Args:
     call: does the work once, and returns when it is done.
-    seconds: length of a measurement.
+    seconds: approximate duration of a measurement.
     memory: returns the peak memory so far, in MB.
-    about: numbers to report beside the time, such as the loss.
+    about: further values for the first report, such as the loss.
   """
   started = time.perf_counter()
   call()
@@ -63,12 +63,12 @@ def serve(
   repeats = max(1, round(seconds / (time.perf_counter() - started)))
   _report(ready=True, first_call_s=first, **about)
   for _ in sys.stdin:
-    call()  # caches and threads are warm again
+    call()  # warms up caches and threads
     started = time.perf_counter()
     for _ in range(repeats):
       call()
-    took = (time.perf_counter() - started) / repeats
-    _report(seconds=took, peak_mb=memory())
+    per_call = (time.perf_counter() - started) / repeats
+    _report(seconds=per_call, peak_mb=memory())
 
 
 def _report(**values):
@@ -86,13 +86,13 @@ class Worker:
     )
 
   def read(self, limit: float | None = None) -> dict[str, Any]:
-    """Return its next report.
+    """Return the next report of the worker.
 
     Args:
-      limit: seconds to wait for it; the process is then killed. None: no limit.
+      limit: seconds to wait, after which the process is killed; None for no limit.
 
     Raises:
-      RuntimeError: the process ended; has the last line of its log, or the limit.
+      RuntimeError: the process ended; the message has the last line of its log, or the limit.
     """
     timer = threading.Timer(limit or threading.TIMEOUT_MAX, self.process.kill)
     timer.daemon = True
@@ -110,9 +110,9 @@ class Worker:
     """Take one measurement."""
     self.process.stdin.write('\n')
     self.process.stdin.flush()
-    found = self.read()
-    self.seconds.append(found['seconds'])
-    self.about['peak_mb'] = found['peak_mb']
+    report = self.read()
+    self.seconds.append(report['seconds'])
+    self.about['peak_mb'] = report['peak_mb']
 
   def close(self):
     """End the process."""
@@ -126,19 +126,20 @@ def compare(
   """Time all variants, alternately.
 
   Args:
-    commands: the command line of each worker.
-    rounds: measurements of each.
-    limit: seconds to the first result of each; that of --limit if None. Bfloat16 where a processor
-      has no instructions for it can take minutes a step.
+    commands: {variant: the command line of its worker}.
+    rounds: number of measurements of each.
+    limit: seconds to the first report of each; None for --limit. Without bfloat16 instructions a
+      step in bfloat16 can take minutes.
 
   Returns:
-    For each variant its median, smallest and largest seconds, and its other numbers.
+    {variant: median_s, min_s, max_s, and the other values of its reports}; without variants that
+    failed or exceeded the limit.
   """
   workers = []
   for name, command in commands.items():
     worker = Worker(name, command)
     try:
-      # one after the other: compiling does not overlap
+      # wait here, so that workers compile one after the other
       worker.about = worker.read(LIMIT.value if limit is None else limit)
     except RuntimeError as error:
       print(error, file=sys.stderr)
@@ -164,7 +165,7 @@ def compare(
 
 def report(
   case: str,
-  found: dict[str, dict[str, Any]],
+  results: dict[str, dict[str, Any]],
   *,
   work: float,
   unit: str,
@@ -172,27 +173,27 @@ def report(
   save: bool,
   **about: Any,
 ):
-  """Print a table to stderr and the result as a line of JSON to stdout, and maybe write a file.
+  """Print a table to stderr and the result as a line of JSON to stdout; with `save` also write it.
 
   Args:
-    case: its name.
-    found: from `compare`; the names of variants that are not peers begin with 'ours'.
+    case: name of the case.
+    results: from `compare`; names of our variants begin with 'ours', the others are peers.
     work: units of work in a call.
     unit: of work per second, such as 'tokens/s'.
-    module: the benchmark's name.
-    save: write results/PROCESSOR/<case>.json.
+    module: name of the benchmark.
+    save: whether to write results/PROCESSOR/<case>.json.
     about: further entries of the result.
   """
   best = {
     side: max(
-      (name for name in found if name.startswith('ours') == (side == 'ours')),
-      key=lambda name: 1 / found[name]['median_s'],
+      (name for name in results if name.startswith('ours') == (side == 'ours')),
+      key=lambda name: 1 / results[name]['median_s'],
       default=None,
     )
     for side in ('ours', 'peer')
   }
-  width = max(map(len, found))
-  for name, values in found.items():
+  width = max(map(len, results))
+  for name, values in results.items():
     values['per_s'] = work / values['median_s']
     print(
       f'{name:{width}}  {values["median_s"] * 1e3:9.2f} ms '
@@ -203,19 +204,19 @@ def report(
     )
   result = {'case': case, 'ours': best['ours'], 'peer': best['peer'], 'unit': unit}
   if best['ours'] and best['peer']:
-    one, other = found[best['ours']], found[best['peer']]
-    result['ratio'] = other['median_s'] / one['median_s']
-    if other['peak_mb']:
-      result['memory_ratio'] = one['peak_mb'] / other['peak_mb']
-  write(result | about | {'variants': found, **machine(module)}, save=save)
+    ours, peer = results[best['ours']], results[best['peer']]
+    result['ratio'] = peer['median_s'] / ours['median_s']
+    if peer['peak_mb']:
+      result['memory_ratio'] = ours['peak_mb'] / peer['peak_mb']
+  write(result | about | {'variants': results, **machine(module)}, save=save)
 
 
 def write(result: dict[str, Any], *, save: bool, folder: str | None = None):
-  """Print the result as a line of JSON to stdout, and maybe write a file.
+  """Print the result as a line of JSON to stdout; with `save` also write it to a file.
 
   Args:
-    result: of a benchmark; has its case.
-    save: write results/<folder>/<case>.json.
+    result: of a benchmark; has the key 'case'.
+    save: whether to write results/<folder>/<case>.json.
     folder: None for that of this processor.
   """
   if save:
@@ -225,7 +226,7 @@ def write(result: dict[str, Any], *, save: bool, folder: str | None = None):
   print(json.dumps(result))
 
 
-# instructions of processors by what decides the speed of products, the widest first
+# {flag of /proc/cpuinfo: name}: the instructions that decide the speed of products, widest first
 INSTRUCTIONS = {
   'amx_bf16': 'amx',
   'avx512_bf16': 'avx512-bf16',
@@ -235,13 +236,13 @@ INSTRUCTIONS = {
 
 
 def processor() -> str:
-  """Return the name of this kind of processor: its model and its widest instructions.
+  """Return the name of this kind of processor, such as amd-epyc-avx2.
 
-  For example 'amd-epyc-avx2', where a virtual machine does not tell the generation.
+  It has the model, whose generation a virtual machine may not show, and the widest instructions.
   """
   text = _cpu_info()
-  words = set(text.split())
-  known = [name for flag, name in INSTRUCTIONS.items() if flag in words]
+  cpu_flags = set(text.split())
+  known = [name for flag, name in INSTRUCTIONS.items() if flag in cpu_flags]
   model = next(iter(_models(text)), platform.machine())
   model = re.sub(r'\((r|tm)\)|\bcpu\b|@.*|\d+-core|processor', '', model.lower())
   return '-'.join([*re.findall(r'[a-z0-9.]+', model), *known[:1]])
@@ -256,7 +257,7 @@ def _models(text: str) -> list[str]:
 
 
 def machine(module: str) -> dict[str, Any]:
-  """Return the machine, the versions, the date and the command of a measurement."""
+  """Return machine, processor, versions, date and command, for the result of a benchmark."""
   names = _models(_cpu_info())
   words = [word for word in sys.argv[1:] if 'peer_python' not in word]
   versions = {}

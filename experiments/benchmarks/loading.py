@@ -1,11 +1,10 @@
-"""Time to load a GPT-2 (124 M, float32, random weights), of this library and of `transformers`.
+"""Time to load a GPT-2 (124 M, float32, random weights) with this library and `transformers`.
 
   python -m experiments.benchmarks.loading [--peer_python=PATH] [--rounds=5] [--save]
 
-Each measurement is a process of its own, so that its peak memory is that of one load; the file is
-in the page cache. The time is that of the call, without imports, and of one sum of each array,
-which forces a memory-mapped file to be read. first_call_s is the time of the whole process. MB are
-MiB.
+Each measurement is in a new process, so that its peak memory is that of one load; the file is in
+the page cache. The time is that of the call, without imports, and of one sum of each array, which
+forces a memory-mapped file to be read. first_call_s is the time of the whole process. MB are MiB.
 The peer needs `pip install torch transformers`.
 """
 
@@ -86,7 +85,7 @@ def run_worker(name: str, folder: str):
 
 
 def start_worker(name: str, folder: str) -> dict[str, float]:
-  """Return what a process of its own prints, and its whole time as first_call_s."""
+  """Run a worker in a new process; return its report, and its whole time as first_call_s."""
   python = harness.PEER_PYTHON.value if name == 'transformers' else sys.executable
   module = ['-m', 'experiments.benchmarks.loading']
   started = time.perf_counter()
@@ -102,7 +101,7 @@ def start_worker(name: str, folder: str) -> dict[str, float]:
 
 
 def summary(runs: list[dict[str, float]], size: float) -> dict[str, float]:
-  """Return the medians of the runs of a side, and its peak memory as a multiple of the file."""
+  """Return the medians of the runs of a side, and its peak memory relative to the file size."""
   medians = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
   seconds = [run['seconds'] for run in runs]
   return dict(
@@ -127,12 +126,12 @@ def main(argv):
   with tempfile.TemporaryDirectory() as folder:
     start_worker('write', folder)
     for _ in range(harness.ROUNDS.value):
-      for name, found in runs.items():
-        found.append(start_worker(name, folder))
+      for name, reports in runs.items():
+        reports.append(start_worker(name, folder))
   size = PARAMETERS * 4 / 2**20
   harness.report(
     'loading',
-    {name: summary(found, size) for name, found in runs.items()},
+    {name: summary(reports, size) for name, reports in runs.items()},
     work=size,
     unit='MiB/s',
     module='loading',

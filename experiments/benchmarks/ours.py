@@ -1,4 +1,4 @@
-"""The training steps of this codebase for the benchmarks, as the experiments use them."""
+"""The training steps of this codebase for the benchmarks, the same as in experiments."""
 
 import functools
 
@@ -11,7 +11,7 @@ NANO_GPU = dict(
 
 
 def adam(width: int):
-  """Return the optimizer of all cases."""
+  """Return the optimizer of all cases: AdamW with a constant learning rate."""
   from transformer.training import optimizers
 
   optimizer, _ = optimizers.build(
@@ -21,7 +21,15 @@ def adam(width: int):
 
 
 def prepare(build, loss, width: int, batch: dict, steps: int):
-  """Return (state, update, batches); a call of update is several steps and donates the state."""
+  """Return (state, update, batches); update(state, batches, key) makes several steps.
+
+  Args:
+    build: (key) to a model.
+    loss: of `train_step`.
+    width: of the model.
+    batch: of arrays.
+    steps: in a call of update, which donates the state.
+  """
   import jax
   import jax.numpy as jnp
 

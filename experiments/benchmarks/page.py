@@ -1,4 +1,4 @@
-"""All recorded benchmarks as one self-contained page: a table by processor, bars and curves.
+"""A page with all recorded benchmarks in one HTML file: a table by processor, bars and curves.
 
 python -m experiments.benchmarks.page [--out=runs/benchmarks.html]
 """
@@ -17,15 +17,15 @@ OURS, PEER = '#1f6f8b', '#b0b0b0'
 
 
 def bars(result: dict) -> str:
-  """Draw the work per second of every variant."""
+  """Return an SVG of the work per second of every variant."""
   from matplotlib.figure import Figure
 
   variants = sorted(result['variants'].items(), key=lambda item: item[1]['per_s'])
   figure = Figure(figsize=(7, 0.6 + 0.3 * len(variants)), layout='constrained')
   axes = figure.subplots()
-  colours = [OURS if name.startswith('ours') else PEER for name, _ in variants]
-  drawn = axes.barh([n for n, _ in variants], [v['per_s'] for _, v in variants], color=colours)
-  axes.bar_label(drawn, [f'{v["per_s"]:,.0f}' for _, v in variants], padding=3)
+  colors = [OURS if name.startswith('ours') else PEER for name, _ in variants]
+  rates = axes.barh([n for n, _ in variants], [v['per_s'] for _, v in variants], color=colors)
+  axes.bar_label(rates, [f'{v["per_s"]:,.0f}' for _, v in variants], padding=3)
   axes.set_xlabel(result['unit'])
   axes.margins(x=0.15)
   axes.spines[['top', 'right']].set_visible(False)
@@ -33,7 +33,7 @@ def bars(result: dict) -> str:
 
 
 def curves(result: dict) -> str:
-  """Draw the seconds of a step and of compilation by the size that grows."""
+  """Return an SVG of the seconds of a step and of compilation by the size that is varied."""
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(7, 3), layout='constrained')
@@ -48,7 +48,7 @@ def curves(result: dict) -> str:
 
 
 def losses(result: dict) -> str:
-  """Draw the loss by step."""
+  """Return an SVG of the loss by step."""
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(7, 3), layout='constrained')
@@ -62,7 +62,7 @@ def losses(result: dict) -> str:
   return svg(figure)
 
 
-FIGURES = {'variants': bars, 'by': curves, 'curves': losses}  # by a key of the result
+FIGURES = {'variants': bars, 'by': curves, 'curves': losses}  # {key of a result: its figure}
 
 
 def svg(figure) -> str:
@@ -87,14 +87,14 @@ def section(result: dict) -> str:
 
 
 def table(results: dict[str, list[dict]]) -> str:
-  """Return the HTML of a table of ratios to the best peer: a row a benchmark, a column a processor.
+  """Return an HTML table of the ratios to the best peer: a row per case, a column per processor.
 
   Args:
-    results: of each processor.
+    results: {processor: its results}.
   """
   ratios = {
-    name: {result['case']: result['ratio'] for result in found if 'ratio' in result}
-    for name, found in results.items()
+    name: {result['case']: result['ratio'] for result in of_processor if 'ratio' in result}
+    for name, of_processor in results.items()
   }
   ratios = {name: by_case for name, by_case in ratios.items() if by_case}
   cases = sorted({case for by_case in ratios.values() for case in by_case})
@@ -118,8 +118,8 @@ def main(argv):
   for file in files:
     results.setdefault(file.parent.name, []).append(json.loads(file.read_text()))
   body = table(results)
-  for name, found in results.items():
-    body += f'<h1>{name}</h1>' + ''.join(map(section, found))
+  for name, of_processor in results.items():
+    body += f'<h1>{name}</h1>' + ''.join(map(section, of_processor))
   out = pathlib.Path(_OUT.value)
   out.parent.mkdir(parents=True, exist_ok=True)
   style = 'body{font:15px sans-serif;max-width:46em;margin:2em auto}p{color:#444}'

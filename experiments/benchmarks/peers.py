@@ -1,6 +1,6 @@
 """Models of the same sizes as ours in PyTorch and Hugging Face transformers, with random weights.
 
-Where the architecture differs from ours, the model says so.
+Differences from our architecture are in the docstrings of the models.
 
 Needs `pip install torch transformers`; imports neither this codebase nor JAX.
 """
@@ -30,7 +30,7 @@ class TorchEncoderDecoder(nn.Module):
     )
     for module in self.transformer.modules():
       if isinstance(module, nn.MultiheadAttention):
-        module.dropout = 0.0  # of attention weights: ours has none, and it would cost time
+        module.dropout = 0.0  # of attention weights; ours has none, and it takes time
     self.dropout = nn.Dropout(dropout)
     angle = torch.arange(max_length)[:, None] / 10_000 ** (torch.arange(0, width, 2) / width)
     positions = torch.stack([angle.sin(), angle.cos()], -1).flatten(1)
@@ -43,7 +43,7 @@ class TorchEncoderDecoder(nn.Module):
       self.dropout(table(tokens) * math.sqrt(self.width) + self.positions)
       for table, tokens in ((self.source, inputs), (self.target, shifted))
     )
-    padding = inputs == PAD  # there is none, but ours is given segments, too
+    padding = inputs == PAD  # there is none, but ours also computes with a mask
     states = self.transformer(
       x,
       y,
@@ -57,7 +57,7 @@ class TorchEncoderDecoder(nn.Module):
 
 
 class TorchGpt(nn.Module):
-  """A model like nanoGPT: fused qkv, fused attention, GELU, tied output; tokens to the loss."""
+  """A model like nanoGPT (fused qkv and attention, GELU, tied output); tokens to the loss."""
 
   def __init__(self, *, vocab, width, heads, depth, feedforward, dropout, max_length):
     super().__init__()
@@ -81,7 +81,7 @@ class TorchGpt(nn.Module):
     return _cross_entropy(functional.linear(self.norm(x), self.tokens.weight), targets)
 
   def compile_blocks(self):
-    """Compile one graph for all blocks, and the loss: deep models compile in less time."""
+    """Compile one graph for all blocks, and one for the loss, which is faster for deep models."""
     for block in self.blocks:
       block.compile()
     self.loss_of_states = torch.compile(self.loss_of_states)
@@ -110,7 +110,7 @@ class TorchGptBlock(nn.Module):
 
 
 def marian(*, vocab, width, heads, depth, feedforward, dropout, max_length):
-  """Return Hugging Face's Marian; unlike ours its norms come after the residual additions."""
+  """Return Hugging Face's Marian, which is post-norm, unlike ours."""
   from transformers import MarianConfig, MarianMTModel
 
   return MarianMTModel(
@@ -140,7 +140,7 @@ def marian(*, vocab, width, heads, depth, feedforward, dropout, max_length):
 
 
 def gpt2(*, vocab, width, heads, depth, feedforward, dropout, max_length):
-  """Return Hugging Face's GPT-2; unlike ours it has biases, and an approximate GELU."""
+  """Return Hugging Face's GPT-2, which has biases and the tanh GELU, unlike ours."""
   from transformers import GPT2Config, GPT2LMHeadModel
 
   return GPT2LMHeadModel(
@@ -160,12 +160,12 @@ def gpt2(*, vocab, width, heads, depth, feedforward, dropout, max_length):
 
 
 def training(model: str, dtype: str, *, mode: str, sizes: dict, batch_size: int, device='cpu'):
-  """Return a function that trains for one step on a fixed random batch, and returns the loss.
+  """Return a function that makes one training step on a fixed random batch, and returns the loss.
 
   Args:
     model: torch, gpt, marian or gpt2.
     dtype: of autocast.
-    mode: eager, compiled, or blocks: each block is compiled apart (gpt only).
+    mode: eager, compiled, or blocks (each block is compiled separately; gpt only).
     sizes: arguments of the model.
     batch_size: sequences of max_length tokens.
     device: as torch names it.
@@ -198,7 +198,7 @@ def training(model: str, dtype: str, *, mode: str, sizes: dict, batch_size: int,
 
 
 def _tokens(model, sizes, batch_size, device):
-  """Random (inputs, targets); the targets of a decoder are its inputs, moved by one."""
+  """Return random (inputs, targets); the targets of a decoder are its inputs shifted by one."""
   shape = (2, batch_size, sizes['max_length'])
   tokens = np.random.default_rng(0).integers(END, sizes['vocab'], shape)
   inputs, targets = torch.from_numpy(tokens).to(device)
@@ -206,7 +206,7 @@ def _tokens(model, sizes, batch_size, device):
 
 
 def _loss(model, network, inputs, targets):
-  """A function of no arguments that returns the loss."""
+  """Return a function without arguments that returns the loss."""
 
   def marian_loss():
     shifted = functional.pad(targets[:, :-1], (1, 0), value=START)

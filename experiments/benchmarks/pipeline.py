@@ -1,11 +1,11 @@
-"""The data pipeline without training, which must never wait for it.
+"""Speed of the data pipeline alone, which must be faster than training.
 
   python -m experiments.benchmarks.pipeline [--save]
 
-Sentences of random tokens with the lengths of a translation corpus, bucketed and packed, made by
-`pipeline.prefetch` in its thread while the main thread does nothing else. Then the same sentences
-as documents of a prepared corpus, packed for a language model and read from disk, beside nanoGPT's
-loader: windows at random places of one file of tokens, neither shuffled by epochs nor separated.
+Cases: sentences of random tokens with the lengths of a translation corpus, bucketed or packed, made
+by `pipeline.prefetch` in its thread; the same sentences as documents of a prepared corpus, packed
+for a language model and read from disk; and nanoGPT's loader, which reads windows at random
+positions of a file of tokens.
 """
 
 import pathlib
@@ -44,7 +44,7 @@ def nanogpt(file):
 
   random = np.random.default_rng(0)
   for _ in range(BATCHES):
-    tokens = np.memmap(file, np.uint16, 'r')  # again for each batch, as there
+    tokens = np.memmap(file, np.uint16, 'r')  # opened for each batch, as in nanoGPT
     starts = random.integers(len(tokens) - LENGTH, size=TOKENS // LENGTH)
     inputs = np.stack([tokens[i : i + LENGTH].astype(np.int64) for i in starts])
     targets = np.stack([tokens[i + 1 : i + 1 + LENGTH].astype(np.int64) for i in starts])

@@ -1,9 +1,9 @@
-"""Seconds of a training step and of its compilation, by length, depth and width.
+"""Seconds of a training step and of its compilation, for several lengths, depths and widths.
 
   python -m experiments.benchmarks.scaling [--save]
 
-An encoder-decoder of width 128 and depth 2 on 2,048 tokens; one size changes at a time. With
-unroll=1 the scan over layers is a loop: compilation must not take longer for a deeper model.
+An encoder-decoder of width 128 and depth 2 on 2,048 tokens, with one size varied at a time. With
+unroll=1 the scan over layers is a loop, and compilation must not take longer for a deeper model.
 """
 
 import functools
@@ -47,12 +47,12 @@ def measure(sizes: dict) -> dict[str, float]:
 
 def main(argv):
   del argv
-  found: dict[str, list[dict]] = {}
+  points: dict[str, list[dict]] = {}
   for name, variants in VARIANTS.items():
     for sizes in variants:
-      found.setdefault(name, []).append({**sizes, **measure(sizes)})
-      print(name, found[name][-1], file=sys.stderr)
-  result = {'case': 'scaling', 'unit': 's', 'by': found, **harness.machine('scaling')}
+      points.setdefault(name, []).append({**sizes, **measure(sizes)})
+      print(name, points[name][-1], file=sys.stderr)
+  result = {'case': 'scaling', 'unit': 's', 'by': points, **harness.machine('scaling')}
   harness.write(result, save=harness.SAVE.value)
 
 

@@ -1,12 +1,12 @@
-"""Memory and collectives of training steps on TPUs, from the TPU's compiler, without a TPU.
+"""Memory and collectives of training steps on TPUs, from the TPU compiler, without a TPU.
 
   pip install -e '.[train,tpu-compile]'
   python -m experiments.benchmarks.tpu_plans [--plans=gpt2,bert] [--save]
 
-One process at a time: the compiler takes a lock file. A plan takes one to three minutes on a core.
-Sizes are those of presets, the step is that of `run.py`: AdamW, float32 parameters and moments,
-bfloat16 products, a rolled scan over layers, all rows full. No dropout on attention weights (no
-kernel has it), and none at all for GPT.
+Only one process can run at a time, because the compiler holds a lock file. A plan takes one to
+three minutes on a core. Sizes are those of presets, the step is that of `run.py`: AdamW, float32
+parameters and moments, bfloat16 products, a scan over layers that is not unrolled, rows without
+padding. There is no dropout on attention weights (no kernel has it), and none at all for GPT.
 """
 
 import logging
@@ -75,7 +75,7 @@ def plan(
   topology: str = 'v5e:1x1x1',
   implementation: str = 'auto',
 ):
-  """Return the plan of a training step."""
+  """Return the training.plan.Plan of a training step; the arguments are those in CASES."""
   import numpy as np
 
   from transformer.data import tokenizers
@@ -97,12 +97,12 @@ def plan(
   checked = checks.check(settings)
   vocab = vocab or presets.VOCABULARIES[preset.partition('_')[0]]
   tokenizer = tokenizers.train([], kind='bytes', sentinels=1)
-  made = config.find_task(task)(
+  objective = config.find_task(task)(
     tokenizer=tokenizer, decoding=checked.decode, max_length=length, **checked.loss
   )
   devices = plans.topology_devices(topology)
   sizes = ModelConfig(vocab=vocab, **checked.model)
-  run = experiment.Experiment(checked, made, sizes, sharding.make_mesh(over=devices))
+  run = experiment.Experiment(checked, objective, sizes, sharding.make_mesh(over=devices))
   run = plans.on(run, devices)
   columns = ('inputs', 'inputs_segments', 'targets', 'targets_segments')
   batch = {name: np.zeros((rows, length), np.int32) for name in columns}
@@ -114,15 +114,15 @@ def plan(
 def main(argv):
   del argv
   logging.basicConfig(level=logging.WARNING)
-  logging.getLogger('transformer').setLevel(logging.INFO)  # what computes attention
+  logging.getLogger('transformer').setLevel(logging.INFO)  # names the attention kernel
   names = [name for name in CASES if not _PLANS.value or any(c in name for c in _PLANS.value)]
   plans = []
   for name in names:
     started = time.perf_counter()
-    found = plan(**CASES[name])
+    result = plan(**CASES[name])
     about = dict(name=name, compile_s=round(time.perf_counter() - started, 1))
-    print(f'{name}: {found}; compiled in {about["compile_s"]} s', file=sys.stderr, flush=True)
-    plans.append(about | dict(settings=CASES[name]) | found.as_dict())
+    print(f'{name}: {result}; compiled in {about["compile_s"]} s', file=sys.stderr, flush=True)
+    plans.append(about | dict(settings=CASES[name]) | result.as_dict())
   result = {'case': 'tpu_plans', 'plans': plans, **harness.machine('tpu_plans')}
   harness.write(result, save=harness.SAVE.value, folder='tpu-compiler')
 

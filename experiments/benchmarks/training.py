@@ -1,9 +1,9 @@
-"""Training steps: this codebase with its default settings, PyTorch and Hugging Face.
+"""Training speed of this codebase with its default settings, PyTorch and Hugging Face.
 
   python -m experiments.benchmarks.training --case=tiny [--peer_python=PATH] [--rounds=5] [--save]
 
-Cases are the tiny and the base encoder-decoder, and nanoGPT's two character settings. The peers
-need `pip install torch transformers`, here or in the environment of --peer_python.
+Cases are the tiny and the base encoder-decoder, and nanoGPT's two settings for characters. The
+peers need `pip install torch transformers`, here or in the environment of --peer_python.
 """
 
 import sys
@@ -13,7 +13,7 @@ from absl import app, flags
 from experiments.benchmarks import harness
 from experiments.benchmarks.ours import BASE, NANO_CPU, NANO_GPU, TINY, decoder, encoder_decoder
 
-CASES = {  # rows of a batch, and the model
+CASES = {  # {name: (rows of a batch, sizes of the model)}
   'tiny': (128, TINY),
   'base': (32, BASE),
   'nanogpt_cpu': (12, NANO_CPU),
@@ -34,7 +34,7 @@ def shape_of(case: str) -> tuple[int, dict]:
 
 
 def ours(case: str, dtype: str, steps: int):
-  """Return a function that runs our training step."""
+  """Return a function that makes our training steps, `steps` in a call."""
   from transformer.training.machine import keep_freed_memory
 
   keep_freed_memory()
@@ -82,14 +82,14 @@ def main(argv):
       ]
       for name in names
     }
-    found = harness.compare(commands, rounds=harness.ROUNDS.value)
-    for values in found.values():  # several steps in a call
+    results = harness.compare(commands, rounds=harness.ROUNDS.value)
+    for values in results.values():  # per step, not per call
       for key in ('median_s', 'min_s', 'max_s'):
         values[key] /= values.get('steps', 1)
     work = rows * shape['max_length']
     harness.report(
       f'training_{case}',
-      found,
+      results,
       work=work,
       unit='tokens/s',
       module='training',
