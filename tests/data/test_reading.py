@@ -181,7 +181,7 @@ def test_patterns_that_may_never_end_are_refused(pattern, refused, tmp_path):
   file['pre_tokenizer']['pretokenizers'].insert(0, split)
   (tmp_path / 'tokenizer.json').write_text(json.dumps(file))
   if refused:
-    with pytest.raises(FileError, match='tokenizer.json.*repeats what is repeated'):
+    with pytest.raises(FileError, match='tokenizer.json.*has nested repetitions'):
       Tokenizer.load(tmp_path / 'tokenizer.json')
   else:
     assert Tokenizer.load(tmp_path / 'tokenizer.json').size == 260

@@ -102,7 +102,7 @@ def test_changes_are_tried_until_one_fits(monkeypatch):
 
 @pytest.mark.parametrize('name', ['v5e', 'v5e:4', 'v5e:0x1x1', 'v5e:axbxc', ''])
 def test_a_topology_that_is_none_is_refused(name):
-  with pytest.raises(ValueError, match='--topology=.* is none: write KIND:XxYxZ'):
+  with pytest.raises(ValueError, match='--topology=.* is malformed: write KIND:XxYxZ'):
     plan.topology_devices(name)
 
 

@@ -46,7 +46,7 @@ def unpack(
     FileError: the archive is damaged, unpacks to too many bytes, or has a member with a path
       outside of it, a device, or a link to a missing file.
   """
-  found: dict[str, Content | None] = {}
+  files: dict[str, Content | None] = {}
   links: dict[str, str] = {}
   size, limit = 0, unpacked_limit(archive)
   with (
@@ -60,7 +60,7 @@ def unpack(
         raise FileError(f'{archive}: {name} is outside of the archive: pack it again')
       if member.isdir() or (_within_hidden(name) and not member.isreg()):
         continue
-      found.pop(name, None)
+      files.pop(name, None)
       links.pop(name, None)
       if member.issym() or member.islnk():
         above = posixpath.dirname(name) if member.issym() else ''
@@ -68,11 +68,11 @@ def unpack(
       elif not member.isfile():
         raise FileError(f'{archive}: {name} is a device or pipe: remove it')
       elif not name.lower().endswith(endings):
-        found[name] = None
+        files[name] = None
       else:
         size += member.size  # a sparse file may be larger than the archive
         check_unpacked(size, limit)
-        found[name] = content = Content(opened.extractfile(member).read())  # type: ignore[union-attr]
+        files[name] = content = Content(opened.extractfile(member).read())  # type: ignore[union-attr]
         content.name = f'{archive}, {name}'
     # tarfile treats a damaged header as the end: check that nothing follows
     if stream.tell() % 512 or any(r.strip(b'\0') for r in iter(lambda: stream.read(1 << 20), b'')):
@@ -80,25 +80,25 @@ def unpack(
         f'{archive}: its end is in the middle, as of a damaged archive or of two that were joined: '
         'pack it again'
       )
-  _follow(archive, found, links)
-  return {name: content for name, content in found.items() if not _within_hidden(name)}
+  _follow(archive, files, links)
+  return {name: content for name, content in files.items() if not _within_hidden(name)}
 
 
-def _follow(archive: pathlib.Path, found: dict[str, Content | None], links: dict[str, str]):
-  """Add an entry to `found` for each file that is reached through a link, by its name there."""
-  most, before = MAX_LINKED * (len(found) + len(links)), -1
-  while before < len(found):  # repeated, because a link may lead to a file that another one adds
-    before = len(found)
+def _follow(archive: pathlib.Path, files: dict[str, Content | None], links: dict[str, str]):
+  """Add an entry to `files` for each file that is reached through a link, by its name there."""
+  most, before = MAX_LINKED * (len(files) + len(links)), -1
+  while before < len(files):  # repeated, because a link may lead to a file that another one adds
+    before = len(files)
     for link, target in links.items():
-      if target in found:
-        found[link] = found[target]
+      if target in files:
+        files[link] = files[target]
       else:
-        within = [name for name in found if name.startswith(f'{target}/')]
-        found |= {link + name.removeprefix(target): found[name] for name in within}
-      if f'{link}/'.startswith(f'{target}/') or target == '.' or len(found) > most:
+        within = [name for name in files if name.startswith(f'{target}/')]
+        files |= {link + name.removeprefix(target): files[name] for name in within}
+      if f'{link}/'.startswith(f'{target}/') or target == '.' or len(files) > most:
         raise FileError(f'{archive}: {link} is a link to a folder that has it: remove it')
   for link, target in links.items():
-    if link not in found and not any(name.startswith(f'{link}/') for name in found):
+    if link not in files and not any(name.startswith(f'{link}/') for name in files):
       raise FileError(
         f'{archive}: {link} links to {target}, which is no file or folder of the archive: add it, '
         'or pack with tar --dereference'

@@ -34,7 +34,7 @@ def questions(text: str, count: int, rng: np.random.Generator) -> list[tuple[str
     (question, answer, index of the answer's first character in the text).
   """
   sentences = [m for m in SENTENCE.finditer(text) if 5 <= len(WORD.findall(m[0])) <= 60]
-  made = []
+  result = []
   for i in rng.permutation(len(sentences))[:count]:
     words = [*WORD.finditer(text, *sentences[i].span())]
     answers = candidates(words)
@@ -43,8 +43,8 @@ def questions(text: str, count: int, rng: np.random.Generator) -> list[tuple[str
       start, end = words[first].start(), words[last].end()
       before, after = words[max(first - 8, 0) : first], words[last + 1 : last + 9]
       question = _ask(kind, [w[0] for w in before], [w[0] for w in after], rng)
-      made.append((question, text[start:end], start))
-  return made
+      result.append((question, text[start:end], start))
+  return result
 
 
 def candidates(words: list[re.Match[str]]) -> list[tuple[str, int, int]]:
@@ -54,7 +54,7 @@ def candidates(words: list[re.Match[str]]) -> list[tuple[str, int, int]]:
     (a key of QUESTION_WORDS, index of the first word, index of the last word).
   """
   kinds = ['' if w[0].lower() in FUNCTION_WORDS else _kind(w[0]) for w in words]
-  found, first = [], 0
+  result, first = [], 0
   while first < len(words):
     last, kind = first, kinds[first]
     while kind in kinds[last + 1 : last + 2] and last + 1 < first + MAX_ANSWER:
@@ -63,9 +63,9 @@ def candidates(words: list[re.Match[str]]) -> list[tuple[str, int, int]]:
       last += 1
     # the first word of a sentence always has a capital, as a name has
     if kind and (kind != 'thing' or (first and not kinds[first - 1])) and (first or last):
-      found.append((kind, first, last))
+      result.append((kind, first, last))
     first = last + 1
-  return found
+  return result
 
 
 def _kind(word: str) -> str:

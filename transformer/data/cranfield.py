@@ -39,8 +39,8 @@ def cranfield(folder: pathlib.Path, split: str) -> list[dict[str, str]]:
     )
   documents = {row['id']: row for row in read_documents(folder / FILES[0]) if row['text']}
   with naming(folder, 'give the files of Cranfield (data.dir)'):
-    found = _titles(documents) if name == 'documents' else _queries(folder, documents)
-  return found[slice_of(len(found))]
+    examples = _titles(documents) if name == 'documents' else _queries(folder, documents)
+  return examples[slice_of(len(examples))]
 
 
 def _titles(documents: dict[Any, dict[str, Any]]) -> list[dict[str, str]]:

@@ -28,9 +28,9 @@ def fsdd(folder: pathlib.Path, split: str, targets: str = 'digit') -> list[Examp
   name, _ = parse_split(split)
   examples = []
   for file, sound in sounds_of_split(folder, name).items():
-    if not (found := re.fullmatch(r'(\d)_(.+)_(\d+)\.\w+', file)):
+    if not (match := re.fullmatch(r'(\d)_(.+)_(\d+)\.\w+', file)):
       raise ValueError(f'{folder}: {file} of {name} is not named <digit>_<speaker>_<index>.wav')
-    digit, speaker, index = found.groups()
+    digit, speaker, index = match.groups()
     word = DIGITS[int(digit)]
     text = f'{speaker}: {word}' if targets == 'speaker: digit' else word
     example = {'inputs': sound, 'targets': text, 'name': file, 'speaker': speaker}

@@ -93,12 +93,12 @@ def files_of_split(
   """
   where = folder / split
   if where.is_dir():
-    found: Any = {name: os.path.join(where, name) for name in _walk(where)}
+    all_files: Any = {name: os.path.join(where, name) for name in _walk(where)}
   else:
     where = find_file(folder, [f'{split}.tar'])
-    found = archives.unpack(where, where.stat().st_mtime_ns, endings)
-  kept = [name for name in found if name.lower().endswith(endings)]
-  other = [name for name in found if not name.lower().endswith(endings)]
+    all_files = archives.unpack(where, where.stat().st_mtime_ns, endings)
+  kept = [name for name in all_files if name.lower().endswith(endings)]
+  other = [name for name in all_files if not name.lower().endswith(endings)]
   suffixes = Counter(pathlib.PurePath(name).suffix or 'without ending' for name in other)
   kinds = ', '.join(f'{count} {suffix}' for suffix, count in suffixes.most_common(9))
   if not kept:
@@ -115,7 +115,7 @@ def files_of_split(
       )
   if any(not name.lower().endswith(NOTES) for name in other):
     _warn(f'{where}: {len(other)} files are left out: {kinds}')
-  files = {_readable(name): found[name] for name in kept}
+  files = {_readable(name): all_files[name] for name in kept}
   if len(files) < len(kept):
     twice = Counter(map(_readable, kept)).most_common(1)[0][0]
     raise FileError(f'{where}: two files are called {twice}: rename one')

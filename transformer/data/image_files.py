@@ -91,14 +91,14 @@ def _files(folder: pathlib.Path, split: str) -> list[tuple[str, Image]]:
   """Return the (name, image) pairs of a split, sorted by a hash of the names."""
   name, slice_of = parse_split(split)
   undivided = is_undivided(folder, name)
-  found = files_of_split(folder, '' if undivided else name, ENDINGS)
-  order = [n for n in sorted(found, key=hash_of) if not undivided or split_by_hash(n) == name]
+  files = files_of_split(folder, '' if undivided else name, ENDINGS)
+  order = [n for n in sorted(files, key=hash_of) if not undivided or split_by_hash(n) == name]
   if not order:
     raise ValueError(
-      f'{folder}: none of its {len(found)} files is for {name!r}, 90/5/5 % by hash are for train, '
+      f'{folder}: none of its {len(files)} files is for {name!r}, 90/5/5 % by hash are for train, '
       'val and test: add more, or put them into folders of these names'
     )
-  return [(name, found[name]) for name in order[slice_of(len(order))]]
+  return [(name, files[name]) for name in order[slice_of(len(order))]]
 
 
 def _read_idx(file: pathlib.Path) -> UInt8[np.ndarray, '...']:

@@ -85,9 +85,9 @@ def _paragraphs(file: pathlib.Path, slice_of: Any) -> Iterator[tuple[str, str, d
     if '.txt' not in file.suffixes:
       articles = check_field(articles, 'data', list)
     for article in articles[slice_of(len(articles))]:
-      found = check_field(article, 'paragraphs', list)
+      items = check_field(article, 'paragraphs', list)
       title = re.sub(r'\s+', '_', str(article.get('title', '')))
-      for number, paragraph in enumerate(found):
+      for number, paragraph in enumerate(items):
         yield f'{title}/{number}', _line(check_field(paragraph, 'context')), paragraph
 
 
@@ -99,9 +99,9 @@ def _asked(file: pathlib.Path, slice_of: Any) -> Iterator[Example]:
     with naming(f'{file}, {name}', FORMAT):
       for row in check_field(paragraph, 'qas', list):
         question = _line(check_field(row, 'question'))
-        found = check_field(row, 'answers', list)
-        answers = [_line(check_field(answer, 'text')) for answer in found]
-        starts = [check_field(answer, 'answer_start', int) for answer in found]
+        items = check_field(row, 'answers', list)
+        answers = [_line(check_field(answer, 'text')) for answer in items]
+        starts = [check_field(answer, 'answer_start', int) for answer in items]
         for answer, start in zip(answers, starts, strict=True):
           if start < 0 or context[start : start + len(answer)] != answer:
             raise ValueError(

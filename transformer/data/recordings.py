@@ -46,17 +46,17 @@ def recordings(folder: pathlib.Path, split: str, inputs: str, targets: str) -> l
         'give folders train and val, and train.tsv and val.tsv'
       )
     where = tables[0]
-  found = sounds_of_split(folder, '' if undivided else name)
-  files = {file.rpartition('.')[0]: file for file in found} | {file: file for file in found}
+  sounds = sounds_of_split(folder, '' if undivided else name)
+  files = {file.rpartition('.')[0]: file for file in sounds} | {file: file for file in sounds}
   examples = []
   for written, text in read_pairs(where, name, inputs, targets):
     sound = unicodedata.normalize('NFC', written)
     if sound not in files:
       raise ValueError(
         f'{folder / name}: no sound {sound!r}, which the table of {name} has: put its file there '
-        f'(there now: {", ".join(sorted(found)[:5])}, ...) or remove the line'
+        f'(there now: {", ".join(sorted(sounds)[:5])}, ...) or remove the line'
       )
-    examples.append({'inputs': found[files[sound]], 'targets': text, 'name': files[sound]})
+    examples.append({'inputs': sounds[files[sound]], 'targets': text, 'name': files[sound]})
   return take(examples, split, 'recordings')
 
 
@@ -93,9 +93,9 @@ def frames(folder: pathlib.Path, split: str, inputs: str, targets: str) -> list[
 
 def sounds_of_split(folder: pathlib.Path, split: str) -> dict[str, str | bytes]:
   """Return {file name: path or content} of the sounds of a split."""
-  found = files_of_split(folder, split, ENDINGS)
-  sounds = {pathlib.PurePath(name).name: sound for name, sound in found.items()}
-  if len(sounds) < len(found):
-    twice = Counter(pathlib.PurePath(name).name for name in found).most_common(1)[0][0]
+  files = files_of_split(folder, split, ENDINGS)
+  sounds = {pathlib.PurePath(name).name: sound for name, sound in files.items()}
+  if len(sounds) < len(files):
+    twice = Counter(pathlib.PurePath(name).name for name in files).most_common(1)[0][0]
     raise ValueError(f'{folder}: two sounds of {split} are called {twice}; give each its own name')
   return sounds

@@ -13,10 +13,10 @@ def parse_split(split: str) -> tuple[str, Any]:
   Raises:
     ValueError: the split has another form.
   """
-  found = re.fullmatch(r'([^\[\]]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?', split)
-  if not found:
+  match = re.fullmatch(r'([^\[\]]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?', split)
+  if not match:
     raise ValueError(f'split {split!r}: write train, train[:90%], train[90%:] or train[100:200]')
-  name, *bounds = found.groups()
+  name, *bounds = match.groups()
 
   def slice_of(size: int) -> slice:
     def index(bound):
@@ -39,9 +39,9 @@ def take(examples: list[Any], split: str, corpus: str) -> list[Any]:
     ValueError: the slice is empty.
   """
   _, slice_of = parse_split(split)
-  if not (found := examples[slice_of(len(examples))]):
+  if not (part := examples[slice_of(len(examples))]):
     raise ValueError(f'split {split!r} of {corpus} has no example: take another part')
-  return found
+  return part
 
 
 def split_by_hash(text: str) -> str:

@@ -41,7 +41,7 @@ class TfdsSource:
       return self._example(i)
 
   def _example(self, i: int) -> dict[str, Any]:
-    example, found = self.source[i], {}
+    example, fields = self.source[i], {}
     for key, feature, names in self.columns:
       value = example
       for part in feature.split('/'):
@@ -49,10 +49,10 @@ class TfdsSource:
       if '/' in feature:
         if not value:
           raise ValueError(f'example {i} has no {feature}: remove it from the data set')
-        found['references'] = tuple(_value(text, names) for text in value)
+        fields['references'] = tuple(_value(text, names) for text in value)
         value = value[i % len(value)]
-      found[key] = _value(value, names)
-    return found
+      fields[key] = _value(value, names)
+    return fields
 
 
 def load(

@@ -100,11 +100,11 @@ def release(column: Any):
 
 def digests(stem: pathlib.Path, info: Info) -> list[str]:
   """Return the SHA-256 of the files of a column."""
-  found = []
+  result = []
   for file in (_bin(stem), _idx(stem))[: 1 + info['ragged']]:
     with open(file, 'rb') as opened:
-      found.append(hashlib.file_digest(opened, 'sha256').hexdigest())
-  return found
+      result.append(hashlib.file_digest(opened, 'sha256').hexdigest())
+  return result
 
 
 def _mapped(file: pathlib.Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:

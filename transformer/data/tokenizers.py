@@ -265,7 +265,7 @@ class Tokenizer:
       for pattern in _patterns(json.loads(text)):
         if _repeats_repetitions(pattern):
           raise ValueError(
-            f'the pattern {pattern!r} repeats what is repeated, as (a+)+ does, and may never end'
+            f'the pattern {pattern!r} has nested repetitions, as in (a+)+, and may never end'
           )
       result = cls(tokenizers.Tokenizer.from_str(text), **settings)
       if result.size > max(MAX_SIZE, 4 * len(result._ids)):

@@ -25,9 +25,9 @@ def yesno(folder: pathlib.Path, split: str) -> list[Example] | Concatenated:
   files = 'train' if name == 'joined' else name
   examples = []
   for file, sound in sorted(sounds_of_split(folder, files).items()):
-    if not (found := re.fullmatch(r'([01](?:_[01])*)\.\w+', file)):
+    if not (match := re.fullmatch(r'([01](?:_[01])*)\.\w+', file)):
       raise ValueError(f'{folder}: {file} of {files} is not named as 0_1_1.wav, 1 yes and 0 no')
-    text = ' '.join(('no', 'yes')[int(word)] for word in found[1].split('_'))
+    text = ' '.join(('no', 'yes')[int(word)] for word in match[1].split('_'))
     examples.append({'inputs': sound, 'targets': text, 'name': file})
   examples = take(examples, split, 'yesno')
   if name != 'joined':

@@ -92,13 +92,13 @@ def advice_for(precision: dict[str, Any]) -> list[str]:
 def versions() -> dict[str, str]:
   """Return {name: version} of Python, PACKAGES and the plugins of JAX."""
   plugins = {d.name for d in importlib.metadata.distributions() if PLUGINS.fullmatch(d.name)}
-  found = {'python': platform.python_version()}
+  result = {'python': platform.python_version()}
   for name in (*PACKAGES, *sorted(plugins)):
     try:
-      found[name] = importlib.metadata.version(name)
+      result[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-      found[name] = 'not installed'
-  return found
+      result[name] = 'not installed'
+  return result
 
 
 def devices() -> list[dict[str, Any]]:

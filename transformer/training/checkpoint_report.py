@@ -29,22 +29,22 @@ def read(folder: str, step: str = '') -> tuple[dict[str, np.ndarray], dict[str, 
     raise FileNotFoundError(f'there is no checkpoint in {path}: give the workdir of a run')
   with Checkpoints(path) as checkpoints:
     which = 'best' if step == 'best' else 'last'
-    arrays, about = checkpoints.read(int(step) if step.isdecimal() else None, which=which)
+    arrays, metadata = checkpoints.read(int(step) if step.isdecimal() else None, which=which)
   host = {name: np.asarray(x) for name, x in arrays.items()}
-  return host, {'workdir': str(path), 'which': which} | _facts(about, host)
+  return host, {'workdir': str(path), 'which': which} | _facts(metadata, host)
 
 
-def _facts(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _facts(metadata: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
   """Return the step, data position, scores and sizes of a checkpoint."""
-  run = about.get('run', {})
-  facts = {'step': about['step'], 'format': about.get('format', 1)}
+  run = metadata.get('run', {})
+  facts = {'step': metadata['step'], 'format': metadata.get('format', 1)}
   if data := run.get('data'):
-    epoch, batch = divmod(about['step'], data['batches'])
+    epoch, batch = divmod(metadata['step'], data['batches'])
     facts['data'] = {'split': data['split'], 'epoch': epoch, 'batch': batch} | data
   if config := run.get('config'):
     facts |= {'experiment': config['experiment'], 'task': config['task']}
   return facts | {
-    'scores': about.get('scores', {}),
+    'scores': metadata.get('scores', {}),
     'arrays': len(arrays),
     'numbers': sum(x.size for x in arrays.values()),
     'bytes': sum(x.nbytes for x in arrays.values()),

@@ -101,8 +101,8 @@ def find_task(name: str) -> Any:
   task = lookup('config.task', name, TASKS)
   if missing := sorted(member for member in MEMBERS if not hasattr(task, member)):
     raise ValueError(
-      f'config.task={name!r} has no {", ".join(missing)}: add what transformer/tasks/task.py and '
-      'transformer/inference/predict.py say of a task'
+      f'config.task={name!r} has no {", ".join(missing)}: add them, as described in '
+      'transformer/tasks/task.py and transformer/inference/predict.py'
     )
   return task
 

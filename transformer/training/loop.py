@@ -220,7 +220,7 @@ class _Loop:
     if not self.workdir.has_config():  # Orbax would create the folder again, without a config
       raise OSError(
         f'{self.workdir} was deleted or moved while the run was writing to it: step {step} is not '
-        'saved. The same command goes on from what is there, or starts again'
+        'saved. The same command resumes from the remaining files, or starts again'
       )
     self.checkpoints.save(self.state, step, extra=extra, scores=self.logged)
 

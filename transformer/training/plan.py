@@ -78,7 +78,7 @@ def topology_devices(name: str) -> list[Any]:
       raise ValueError
   except ValueError:
     raise ValueError(
-      f'--topology={name} is none: write KIND:XxYxZ, such as v5e:1x1x1, v5e:4x4x1 or v5p:2x2x4'
+      f'--topology={name} is malformed: write KIND:XxYxZ, such as v5e:1x1x1, v5e:4x4x1 or v5p:2x2x4'
     ) from None
   # without these, libtpu queries the network for the kind of machine
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')

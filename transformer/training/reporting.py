@@ -183,20 +183,23 @@ def summary(result: dict[str, Any], splits: Sequence[str]) -> str:
     splits: the columns of the table.
   """
   metrics = {name: f'{value:.4g}' for name, value in result.get('metrics', {}).items()}
-  all_names = [
+  names = dict.fromkeys(
     key.removeprefix(f'{s}/') for s in splits for key in metrics if key.startswith(f'{s}/')
+  )
+  rows = [
+    [name, *(metrics.get(f'{split}/{name}', '') for split in splits)]
+    for name in names
+    if '/' not in name
   ]
-  names = [name for name in dict.fromkeys(all_names) if '/' not in name]
-  rows = [[name, *(metrics.get(f'{split}/{name}', '') for split in splits)] for name in names]
   workdir = shlex.quote(result['workdir'])
   return '\n'.join(
     [
-      *([align([['', *splits], *rows], str.rjust)] if names else []),
+      *([align([['', *splits], *rows], str.rjust)] if rows else []),
       '',
       f'{result["seconds"]} s on {result["device"]}; everything is in {workdir}, these and more '
       f'metrics in {result["mode"]}.json',
-      f'  python run.py --workdir={workdir} --mode=predict   # answers the lines that you type',
-      f'  python run.py --workdir={workdir} --mode=attend    # draws what it attends to in them',
+      f'  python run.py --workdir={workdir} --mode=predict   # outputs for lines that you type',
+      f'  python run.py --workdir={workdir} --mode=attend    # plots of the attention weights',
       f'  tensorboard --logdir={workdir}/events',
     ]
   )
@@ -262,8 +265,8 @@ def _delete_after(file: pathlib.Path, step: int, steps: int) -> tuple[bool, floa
   # the part after the last line end is empty, or a line that was cut when the run was killed
   for number, line in enumerate(file.read_bytes().split(b'\n')[:-1], start=1):
     try:
-      written = json.loads(line)
-      line_step, evaluation = written['step'], written['split'] != 'train'
+      entry = json.loads(line)
+      line_step, evaluation = entry['step'], entry['split'] != 'train'
     except (KeyError, RecursionError, TypeError, ValueError) as error:
       zeros = f', {line.count(0)} bytes of it are zero' if 0 in line else ''
       raise ValueError(
@@ -274,6 +277,6 @@ def _delete_after(file: pathlib.Path, step: int, steps: int) -> tuple[bool, floa
       kept.append(line.decode() + '\n')
       last = last if evaluation else line_step
       evaluated |= line_step == step and evaluation
-      seconds = written.get('seconds', seconds)
+      seconds = entry.get('seconds', seconds)
   write(file, ''.join(kept))
   return evaluated, seconds, last

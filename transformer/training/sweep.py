@@ -52,7 +52,7 @@ def variants(config: dict[str, Any], file: str, folder: pathlib.Path) -> list[Va
   experiment['sweep'](added.append)
   if not added:
     raise ValueError(f'sweep(add) of {file} added no variant: call add({{key: value}}) for each')
-  found = []
+  result = []
   for i, changes in enumerate(added):
     changed = ConfigDict(config)
     try:
@@ -60,8 +60,8 @@ def variants(config: dict[str, Any], file: str, folder: pathlib.Path) -> list[Va
       check(changed.to_dict())
     except (AttributeError, KeyError, TypeError, ValueError) as error:
       raise ValueError(f'sweep(add) of {file} added {changes}: {error}') from error
-    found.append(Variant(changes, changed.to_dict(), Workdir(folder / f'sweep-{i}')))
-  return found
+    result.append(Variant(changes, changed.to_dict(), Workdir(folder / f'sweep-{i}')))
+  return result
 
 
 def train_at_once(runs: list[Variant], jobs: int) -> tuple[list[str], int]:

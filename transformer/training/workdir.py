@@ -208,9 +208,9 @@ class Workdir:
     changed = [name for name, value in fingerprints.items() if stored.get(name, value) != value]
     if changed:
       raise ValueError(
-        f'{" and ".join(changed)} changed since {self} was trained: it would continue as another '
-        'model. Restore what was there, or use another --workdir; to use what is there now all the '
-        f'same, delete {self.path / "fingerprints.json"}'
+        f'{" and ".join(changed)} changed since {self} was trained, so that the run would not be '
+        'reproducible. Restore the files, or use another --workdir; to continue with the changed '
+        f'files, delete {self.path / "fingerprints.json"}'
       )
 
   def add_seconds(self, seconds: float) -> float:
@@ -263,7 +263,7 @@ def file_name(name: str, suffix: str = '') -> str:
   if not name:
     raise ValueError('an output needs a name: that of a split or of the experiment is empty')
   reserved = r'^\.|[/\\\x00-\x1f\x7f]|%(?=[0-9A-F]{2})'
-  escaped = re.sub(reserved, lambda found: f'%{ord(found[0]):02X}', name)
+  escaped = re.sub(reserved, lambda match: f'%{ord(match[0]):02X}', name)
   if len(os.fsencode(escaped + suffix)) > 200:  # most file systems allow 255 bytes
     escaped = escaped[:40] + '-' + hashlib.sha256(os.fsencode(name)).hexdigest()
   return escaped + suffix

@@ -166,8 +166,8 @@ def _neox_derive(theirs, names, kind):
   rope = value(theirs, 'rope_parameters', {}) or value(theirs, 'rope_scaling', {})
   theta = value(theirs, 'rotary_emb_base', 10_000.0)
   parallel = 'two_norms' if value(theirs, 'use_parallel_residual', True) else 'none'
-  found = rotary(theirs, rope, theta) | partial_rotary(theirs, 0.25) | dict(parallel=parallel)
-  return found | _tie(theirs, False)
+  fields = rotary(theirs, rope, theta) | partial_rotary(theirs, 0.25) | dict(parallel=parallel)
+  return fields | _tie(theirs, False)
 
 
 # BigScience 2022, https://arxiv.org/abs/2211.05100

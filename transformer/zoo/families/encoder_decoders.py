@@ -38,10 +38,10 @@ def _t5_express(config):
   gelus = {'gelu_tanh': 'gelu' if config.gated else 'gelu_new', 'gelu_erf': 'gelu'}
   name = gelus.get(config.activation, config.activation)
   tied = config.tie == 'all'
-  written = dict(feed_forward_proj=f'gated-{name}' if config.gated else name)
+  keys = dict(feed_forward_proj=f'gated-{name}' if config.gated else name)
   if config.scale_logits != tied:  # a key that older files do not have
-    written['scale_decoder_outputs'] = config.scale_logits
-  return written | dict(tie_word_embeddings=tied)
+    keys['scale_decoder_outputs'] = config.scale_logits
+  return keys | dict(tie_word_embeddings=tied)
 
 
 def _t5_rows(config, kind, theirs):

@@ -339,29 +339,29 @@ def _modernbert_derive(theirs, names, kind):
       f'config.json: layer_types={types} is not supported, only {depth} of {", ".join(each)} are'
     )
   # the first layer has no norm of its own, because the embeddings are normalized just before it
-  found = repeated([each[name] | dict(attention_norm=i > 0) for i, name in enumerate(types)])
+  fields = repeated([each[name] | dict(attention_norm=i > 0) for i, name in enumerate(types)])
   biased = dict.fromkeys(('bias_qkv', 'bias_attention'), value(theirs, 'attention_bias', False))
-  found |= biased | dict(bias_output='decoder.bias' in names, tie=_tie(theirs, kind))
+  fields |= biased | dict(bias_output='decoder.bias' in names, tie=_tie(theirs, kind))
   if kind is not Classifier:
-    return found | dict(pooling='first')
+    return fields | dict(pooling='first')
   poolings = {'cls': 'pooler', 'mean': 'mean_pooler'}
   if (pooling := value(theirs, 'classifier_pooling', 'cls')) not in poolings:
     raise ValueError(f'config.json: classifier_pooling={pooling!r} is not cls or mean')
-  return found | dict(pooling=poolings[pooling], pooler_norm=True)
+  return fields | dict(pooling=poolings[pooling], pooler_norm=True)
 
 
 def _modernbert_express(config):
   each = all_layers(config)
-  written = {'layer_types': []}
+  keys = {'layer_types': []}
   for layer in each:
     name, key = ('full', 'global') if not layer.window else ('sliding', 'local')
-    written['layer_types'].append(f'{name}_attention')
-    written[f'{key}_rope_theta'] = layer.rotary_base
+    keys['layer_types'].append(f'{name}_attention')
+    keys[f'{key}_rope_theta'] = layer.rotary_base
     if layer.window:
-      written['local_attention'] = 2 * (layer.window - 1)
-  written |= dict(attention_bias=config.bias_attention, decoder_bias=config.bias_output)
-  written |= dict(classifier_pooling='mean' if config.pooling == 'mean_pooler' else 'cls')
-  return written | _express_tie(config)
+      keys['local_attention'] = 2 * (layer.window - 1)
+  keys |= dict(attention_bias=config.bias_attention, decoder_bias=config.bias_output)
+  keys |= dict(classifier_pooling='mean' if config.pooling == 'mean_pooler' else 'cls')
+  return keys | _express_tie(config)
 
 
 # Warner et al. 2024, https://arxiv.org/abs/2412.13663

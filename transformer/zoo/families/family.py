@@ -164,20 +164,20 @@ def read_config(
 def write_config(family: Family, config: Any) -> dict[str, Any]:
   """Return the keys and values of config.json for our config; the inverse of `read_config`."""
   if family.towers:
-    written = {
+    result = {
       CONFIGS[side]: write_config(tower, getattr(config, side))
       for side, tower in family.towers.items()
     }
-    size = written['text_config'].get('projection_dim')
-    return written | ({'projection_dim': size} if size else {})
+    size = result['text_config'].get('projection_dim')
+    return result | ({'projection_dim': size} if size else {})
   values = in_full(config)
   values['activation'] = {v: k for k, v in reversed(ACTIVATIONS.items())}[config.activation]
-  written = {
+  result = {
     key.split('|')[0]: values[ours]
     for ours, (keys, _) in family.fields.items()
     for key in keys.split()
   }
-  return written | family.express(config)
+  return result | family.express(config)
 
 
 CONFIGS = {'text': 'text_config', 'image': 'vision_config'}  # keys of the towers of a DualEncoder

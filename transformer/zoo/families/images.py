@@ -138,9 +138,9 @@ def _dinov2_inner(width, ratio, gated):
 
 def _dinov2_derive(theirs, names, kind):
   gated, ratio = value(theirs, 'use_swiglu_ffn', False), value(theirs, 'mlp_ratio', 4)
-  found = dict(gated=gated, feedforward=_dinov2_inner(theirs['hidden_size'], ratio, gated))
-  found |= dict(pooling='first_and_mean' if kind is Classifier else 'first')
-  return found | _patches(theirs, 14) | (dict(activation='silu') if gated else {})
+  fields = dict(gated=gated, feedforward=_dinov2_inner(theirs['hidden_size'], ratio, gated))
+  fields |= dict(pooling='first_and_mean' if kind is Classifier else 'first')
+  return fields | _patches(theirs, 14) | (dict(activation='silu') if gated else {})
 
 
 def _dinov2_express(config):

@@ -131,13 +131,13 @@ def like_llama(
 
 def _derive(variant, theirs):
   """Return the fields of ModelConfig that depend on more than one key of config.json."""
-  found = {
+  fields = {
     ours: key in variant.biases and value(theirs, key, False)
     for key, names in _BIASES.items()
     for ours in names
   }
-  found |= dict(variant.fixed) | partial_rotary(theirs)
-  found['tie'] = 'output' if value(theirs, 'tie_word_embeddings', variant.tie) else 'none'
+  fields |= dict(variant.fixed) | partial_rotary(theirs)
+  fields['tie'] = 'output' if value(theirs, 'tie_word_embeddings', variant.tie) else 'none'
   rope = value(theirs, 'rope_parameters', {}) or value(theirs, 'rope_scaling', {})
   base = local = rotary(theirs, value(rope, 'full_attention', rope), variant.theta)
   if variant.local_theta:
@@ -150,7 +150,7 @@ def _derive(variant, theirs):
     | ({} if variant.turns(theirs, i) else dict(rotary_base=0.0))
     for i, window in enumerate(_windows(variant, theirs))
   ]
-  return found | repeated(each) | variant.derive(theirs)
+  return fields | repeated(each) | variant.derive(theirs)
 
 
 def _windows(variant, theirs):
@@ -175,16 +175,16 @@ def _express(variant, config):
   """Return the keys of config.json for the fields of `_derive`."""
   each = all_layers(config)
   whole = next((layer for layer in each if not layer.window and layer.rotary_base), each[0])
-  written = express_rotary(whole) | {'tie_word_embeddings': config.tie in ('output', 'all')}
-  written |= {key: getattr(config, _BIASES[key][0]) for key in variant.biases}
+  keys = express_rotary(whole) | {'tie_word_embeddings': config.tie in ('output', 'all')}
+  keys |= {key: getattr(config, _BIASES[key][0]) for key in variant.biases}
   if config.rotary_size:
-    written['partial_rotary_factor'] = config.rotary_size / config.key_size
+    keys['partial_rotary_factor'] = config.rotary_size / config.key_size
   if variant.window is not None:
-    written['sliding_window'] = max(layer.window for layer in each) or None
+    keys['sliding_window'] = max(layer.window for layer in each) or None
   if variant.window is not None and len(config.pattern) > 1:
     kinds = ('full_attention', 'sliding_attention')
-    written['layer_types'] = [kinds[bool(layer.window)] for layer in each]
-  return written | variant.express(config)
+    keys['layer_types'] = [kinds[bool(layer.window)] for layer in each]
+  return keys | variant.express(config)
 
 
 _BIASES = {
@@ -372,9 +372,9 @@ def _cap(theirs, key, default):
 
 def _gemma2_express(config):
   scalar = config.attention_scale**-2 if config.attention_scale else config.key_size
-  written = dict(query_pre_attn_scalar=round(scalar))
-  written |= dict(attn_logit_softcapping=config.soft_cap_attention or None)
-  return written | dict(final_logit_softcapping=config.soft_cap_logits or None)
+  keys = dict(query_pre_attn_scalar=round(scalar))
+  keys |= dict(attn_logit_softcapping=config.soft_cap_attention or None)
+  return keys | dict(final_logit_softcapping=config.soft_cap_logits or None)
 
 
 GEMMA2_FIELDS = {

@@ -66,7 +66,7 @@ def find_folder(name: str | os.PathLike, revision: str | None, subfolder: str) -
     import huggingface_hub
   except ModuleNotFoundError:
     raise ValueError(
-      f'{name} is no folder here, and the package that asks the Hugging Face hub is not installed: '
+      f'{name} is no folder here, and huggingface_hub, which downloads models, is not installed: '
       'pip install huggingface_hub'
     ) from None
   prefix = f'{subfolder}/' if subfolder else ''
@@ -77,7 +77,8 @@ def find_folder(name: str | os.PathLike, revision: str | None, subfolder: str) -
     )
   except Exception as error:  # network, disk or hub: the model is not available
     raise ValueError(
-      f'{name} is no folder here, and the Hugging Face hub does not give it ({error})'
+      f'{name} is no folder here, and the Hugging Face hub has no such model or cannot be reached '
+      f'({error})'
     ) from error
   return pathlib.Path(snapshot) / subfolder
 

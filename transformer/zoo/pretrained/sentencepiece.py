@@ -41,17 +41,17 @@ def _tokenizer(vocab: list[tuple[str, float]], normalizer: dict[int, Any]) -> An
   from tokenizers import decoders, models, normalizers, pre_tokenizers
 
   names = [name for name, _ in vocab]
-  made = tokenizers.Tokenizer(models.Unigram(vocab, names.index('<unk>')))
+  tokenizer = tokenizers.Tokenizer(models.Unigram(vocab, names.index('<unk>')))
   rules = [normalizers.Precompiled(charsmap)] if (charsmap := normalizer.get(2)) else []
   spaces = [normalizers.Strip(left=False), normalizers.Replace(tokenizers.Regex(' {2,}'), '▁')]
-  made.normalizer = normalizers.Sequence(rules + spaces)
+  tokenizer.normalizer = normalizers.Sequence(rules + spaces)
   prefix = 'always' if normalizer.get(3, 1) else 'never'
-  made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prefix)
-  made.decoder = decoders.Metaspace(prepend_scheme=prefix)
-  made.add_special_tokens([n for n in names if n in ('<pad>', '<s>', '</s>', '<unk>')])
-  made.add_special_tokens([n for n in names if n.startswith('<extra_id_')])
-  made.add_tokens([n for n in names if n.startswith('>>') and n.endswith('<<')])  # languages
-  return made
+  tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prefix)
+  tokenizer.decoder = decoders.Metaspace(prepend_scheme=prefix)
+  tokenizer.add_special_tokens([n for n in names if n in ('<pad>', '<s>', '</s>', '<unk>')])
+  tokenizer.add_special_tokens([n for n in names if n.startswith('<extra_id_')])
+  tokenizer.add_tokens([n for n in names if n.startswith('>>') and n.endswith('<<')])  # languages
+  return tokenizer
 
 
 def _read(file: pathlib.Path) -> tuple[dict[str, float], dict[int, Any]]:

@@ -97,25 +97,26 @@ def save_pretrained(
   ids = _special_ids(tokenizer)
   model_type, ours, theirs, rows = family_of(model, parameters, published, ids | config)
   family = FAMILIES[model_type]
-  written: dict[str, Any] = {'architectures': [_architecture(family, model, parameters)]}
-  written |= {'model_type': model_type} | theirs
+  config_json: dict[str, Any] = {'architectures': [_architecture(family, model, parameters)]}
+  config_json |= {'model_type': model_type} | theirs
   if kind in (Classifier, TokenClassifier, TargetClassifier):
     classes = parameters['out/kernel'].shape[-1]
-    if len(written.get('id2label', ())) != classes:
-      written['id2label'] = {str(i): f'LABEL_{i}' for i in range(classes)}
-    written['label2id'] = {label: int(i) for i, label in written['id2label'].items()}
+    if len(config_json.get('id2label', ())) != classes:
+      config_json['id2label'] = {str(i): f'LABEL_{i}' for i in range(classes)}
+    config_json['label2id'] = {label: int(i) for i, label in config_json['id2label'].items()}
     if 'out/bias' not in parameters:  # write 0 if the family has a bias
       biases = [row for row in family.rows(ours, kind, theirs) if row.ours == ('out/bias',)]
       rows, parameters = rows + biases, parameters | {'out/bias': np.zeros(classes)}
   if isinstance(model, TargetClassifier):
-    written |= {'decoder_start_token_id': model.start, 'eos_token_id': model.end}
+    config_json |= {'decoder_start_token_id': model.start, 'eos_token_id': model.end}
 
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  without_head = kind is Encoder and 'Projection' not in written['architectures'][0]
+  without_head = kind is Encoder and 'Projection' not in config_json['architectures'][0]
   _save_tensors(folder, family, rows, parameters, '' if without_head else family.prefix)
   _dump(
-    folder / CONFIG, {k: v for k, v in written.items() if k != 'torch_dtype'} | {'dtype': 'float32'}
+    folder / CONFIG,
+    {k: v for k, v in config_json.items() if k != 'torch_dtype'} | {'dtype': 'float32'},
   )
   if generation := published.json(GENERATION):
     _dump(folder / GENERATION, generation | ids)
