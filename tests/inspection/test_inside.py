@@ -168,7 +168,7 @@ def test_images_and_sounds_are_shown(tokenizer, rng):
   file = io.BytesIO(base64.b64decode(shown['pictures'][0]['url'].partition(',')[2]))
   np.testing.assert_array_equal(np.asarray(Image.open(file)), pixels)
   assert {*inside.lens.outputs[0][0]} == {'a', 'b'}
-  assert inside.lens.positions == ['the whole input']
+  assert inside.lens.positions == ['input']
 
   sounds = Seq2Seq(
     tokenizer=tokenizer,

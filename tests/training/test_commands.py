@@ -116,7 +116,9 @@ def test_every_variant_of_a_sweep_has_an_outcome(end, monkeypatch, capsys, tmp_p
     for i, name in enumerate(('good', 'ends', 'good'))
   ]
   monkeypatch.setattr(sweep, 'variants', lambda *_: variants)
-  monkeypatch.setattr(comparison, 'draw', lambda folders, file: drawn.extend(folders))
+  monkeypatch.setattr(
+    comparison, 'draw', lambda folders, _, labels: drawn.extend([*labels, *folders])
+  )
   monkeypatch.setattr(commands.config_flags, 'get_config_filename', lambda _: 'file.py')
   drawn = []
   monkeypatch.setattr(commands, '_train', train)
@@ -132,7 +134,8 @@ def test_every_variant_of_a_sweep_has_an_outcome(end, monkeypatch, capsys, tmp_p
   assert [r.get('metrics') for r in runs] == [{'val/nll': 1.0}, None, {'val/nll': 1.0}]
   table = {line.split()[0]: line.split()[1:] for line in out.splitlines()[1:-1]}
   assert table['outcome'] == ['ok', kind, 'ok'] and table['seed'] == ['0', '1', '2']
-  assert drawn == [str(tmp_path / '0'), str(tmp_path / '2')]
+  assert drawn[:2] == ['sweep-0: seed=0', 'sweep-2: seed=2']
+  assert drawn[2:] == [str(tmp_path / '0'), str(tmp_path / '2')]
 
 
 @pytest.mark.parametrize('terminal, asked', [(True, False), (True, True), (False, False)])

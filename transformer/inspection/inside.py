@@ -36,7 +36,7 @@ class Lens(NamedTuple):
   """The outputs of each layer if it were the last one (logit lens).
 
   Attributes:
-    positions: labels of the T positions, one for the whole input of a classifier.
+    positions: labels of the T positions, one, 'input', of a classifier.
     outputs: [L][T][k], the k most probable outputs of every layer and position, best first.
     probabilities: of these outputs.
   """
@@ -192,7 +192,7 @@ def logit_lens(probe: Probe, model: Any, states: Float[Array, 'L T D'], best: in
   p = jax.nn.softmax(probe.readout(model, states).astype(jnp.float32), axis=-1)
   p, numbers = jax.lax.top_k(p, min(best, p.shape[-1]))
   names = [[probe.names(ids.tolist()) for ids in layer] for layer in np.asarray(numbers)]
-  positions = probe.rows if p.shape[1] == len(probe.rows) else ['the whole input']
+  positions = probe.rows if p.shape[1] == len(probe.rows) else ['input']
   return Lens(positions, names, np.asarray(p))
 
 

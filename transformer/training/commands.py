@@ -280,9 +280,10 @@ def _sweep(config, workdir, flags) -> int:
     results = sweep.results(runs, outcomes)
     print(sweep.table(results))
     result = {'experiment': config['experiment'], 'mode': 'sweep', 'runs': results}
-    if finished := [x['workdir'] for x in results if x['outcome'] == 'ok']:
+    finished = {sweep.label(i, x): x['workdir'] for i, x in enumerate(results) if 'metrics' in x}
+    if finished:
       plot = workdir.path / 'sweep.png'
-      comparison.draw(finished, plot)
+      comparison.draw([*finished.values()], plot, [*finished])
       result['plot'] = str(plot)
     _print_json(result)
   return FAILURE if {*outcomes} - {'ok'} else 0

@@ -34,17 +34,22 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
   return align([['', *rows], *lines])
 
 
-def draw(folders: Sequence[str], file: pathlib.Path):
-  """Write `figure(folders)` to a PNG file."""
+def draw(folders: Sequence[str], file: pathlib.Path, labels: Sequence[str] = ()):
+  """Write `figure(folders, labels)` to a PNG file."""
   file.parent.mkdir(parents=True, exist_ok=True)
-  figure(folders).savefig(file, dpi=120)
+  figure(folders, labels).savefig(file, dpi=120)
 
 
-def figure(folders: Sequence[str]) -> Any:
-  """Return a Matplotlib figure of the training loss and validation metrics of the runs by step."""
+def figure(folders: Sequence[str], labels: Sequence[str] = ()) -> Any:
+  """Return a Matplotlib figure of the training loss and validation metrics of the runs by step.
+
+  Args:
+    folders: workdirs of runs.
+    labels: their names in the legends; () for the folders.
+  """
   from matplotlib.figure import Figure
 
-  histories = {folder: history(folder) for folder in folders}
+  histories = dict(zip(labels or folders, map(history, folders), strict=True))
   evaluations = [row for rows in histories.values() for row in rows if row['split'] != 'train']
   names = dict.fromkeys(
     name for row in evaluations for name in row if name not in ('step', 'split', 'seconds')
@@ -57,8 +62,8 @@ def figure(folders: Sequence[str]) -> Any:
   for axes in plots[len(curves) :]:
     axes.remove()
   for axes, (label, training, name) in zip(plots, curves, strict=False):
-    for folder, rows in histories.items():
-      axes.plot(*_points(rows, name, training), '.-', label=folder)
+    for run, rows in histories.items():
+      axes.plot(*_points(rows, name, training), '.-', label=run)
     axes.set(xlabel='step', ylabel=label)
     axes.legend(frameon=False, fontsize=8)
   return result

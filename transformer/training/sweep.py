@@ -176,6 +176,11 @@ def table(results: list[dict[str, Any]]) -> str:
   return comparison.table(columns)
 
 
+def label(i: int, result: dict[str, Any]) -> str:
+  """Return the name of a variant in a plot, such as 'sweep-0: optimizer.learning_rate=0.1'."""
+  return f'sweep-{i}: ' + ', '.join(f'{key}={value}' for key, value in result['changed'].items())
+
+
 def metrics_of(run: Variant) -> dict[str, Any]:
   """Return the final metrics of a variant, from its train.json."""
   return json.loads((run.workdir.path / 'train.json').read_text())['metrics']
