@@ -305,6 +305,13 @@ def test_a_folder_without_checkpoints_is_named(tmp_path):
         read()
 
 
+def test_a_run_that_stopped_before_its_first_validation_says_so(workdir):
+  shutil.rmtree(workdir / 'checkpoints' / 'best')
+  with Checkpoints(workdir) as checkpoints:
+    with pytest.raises(FileNotFoundError, match='until the first validation'):
+      checkpoints.restore(like(state_of().model), which='best')
+
+
 def test_a_checkpoint_of_another_width_names_paths_and_shapes(saved):
   """Names paths and both shapes."""
   with Checkpoints(saved) as checkpoints:

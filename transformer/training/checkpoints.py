@@ -266,7 +266,10 @@ class Checkpoints(contextlib.AbstractContextManager):
   def _read(self, checkpointer, step, like=None) -> dict[str, jax.Array]:
     """Return the arrays of a checkpoint by path, in the order and with the shardings of `like`."""
     if step is None:
-      raise FileNotFoundError(f'there is no checkpoint in {self._where(checkpointer)}: train first')
+      more = '' if self.last_step is None else ', until the first validation chooses a best model'
+      raise FileNotFoundError(
+        f'there is no checkpoint in {self._where(checkpointer)}: train first{more}'
+      )
     where = self._where(checkpointer, step)
     self.wait()
     about, arrays = self._described(checkpointer, step)

@@ -136,6 +136,8 @@ def write(folder: pathlib.Path, task: Any, model: Model, weights: Mapping[str, A
   shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
   restore = _restorer(task, model)
   folder.mkdir(parents=True, exist_ok=True)
+  predict_py = folder / 'predict.py'
+  predict_py.unlink(missing_ok=True)  # until all files are of this export
   for name, (function, arguments) in functions.items():
 
     def call(weights, *arguments, function=function):
@@ -149,7 +151,7 @@ def write(folder: pathlib.Path, task: Any, model: Model, weights: Mapping[str, A
   text = json.dumps(facts, ensure_ascii=False, indent=1)
   (folder / 'config.json').write_text(text + '\n', encoding='utf-8')
   predict = importlib.resources.files('transformer.inference') / 'predict_exported.py'
-  (folder / 'predict.py').write_text(predict.read_text('utf-8'), encoding='utf-8')
+  predict_py.write_text(predict.read_text('utf-8'), encoding='utf-8')
 
 
 def weights_of(model: Model) -> dict[str, jax.Array]:
