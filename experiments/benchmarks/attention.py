@@ -1,8 +1,11 @@
-"""Time and memory of attention and its gradient on long sequences: blockwise and reference.
+"""Time and memory of attention and its gradient on long sequences: blockwise, reference and
+PyTorch.
 
-  python -m experiments.benchmarks.attention [--save]
+  python -m experiments.benchmarks.attention [--peer_python=PATH] [--save]
 
-Two heads of size 64 in float32, one example; causal, and causal with a window of 512.
+Two heads of size 64 in float32, one example; causal, and causal with a window of 512. PyTorch's
+scaled_dot_product_attention is given `is_causal`, and for a window the mask as an array.
+The peer needs `pip install torch absl-py`.
 """
 
 import functools
@@ -38,17 +41,41 @@ def work(implementation: str, length: int, window: int):
   harness.serve(lambda: jax.block_until_ready(gradient(*arrays)))
 
 
+def work_in_torch(length: int, window: int):
+  """Serve the same of PyTorch."""
+  import torch
+  from torch.nn.functional import scaled_dot_product_attention
+
+  from experiments.benchmarks import peers
+
+  torch.set_num_threads(peers.THREADS)
+  torch.manual_seed(0)
+  arrays = [torch.randn(1, 2, length, 64, requires_grad=True) for _ in range(3)]
+  kwargs = dict(is_causal=True)
+  if window:
+    distance = torch.arange(length)[:, None] - torch.arange(length)
+    kwargs = dict(attn_mask=(distance >= 0) & (distance < window))
+
+  def gradient():
+    return torch.autograd.grad((scaled_dot_product_attention(*arrays, **kwargs) ** 2).sum(), arrays)
+
+  harness.serve(gradient)
+
+
 def main(argv):
+  if harness.WORKER.value == 'sdpa':
+    return work_in_torch(LENGTHS.value[0], WINDOWS.value[0])
   if harness.WORKER.value:
     return work(harness.WORKER.value, LENGTHS.value[0], WINDOWS.value[0])
   for length in LENGTHS.value:
     for window in WINDOWS.value:
       settings = [f'--length={length}', f'--window={window}', f'--block={BLOCK.value}']
       commands = {
-        name: [sys.executable, '-m', 'experiments.benchmarks.attention', *settings, worker]
-        for name, worker in (
-          ('ours-blockwise', '--worker=blockwise'),
-          ('plain', '--worker=reference'),
+        name: [python, '-m', 'experiments.benchmarks.attention', *settings, f'--worker={worker}']
+        for name, python, worker in (
+          ('ours-blockwise', sys.executable, 'blockwise'),
+          ('plain', sys.executable, 'reference'),
+          ('sdpa', harness.PEER_PYTHON.value, 'sdpa'),
         )
       }
       case = f'attention_{length}_window{window}' if window else f'attention_{length}_causal'

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from transformer.data import tokenizers
 from transformer.modules.config import ModelConfig
 from transformer.modules.model import Decoder, Encoder, EncoderDecoder
+from transformer.training import sharding
 from transformer.zoo import presets
 from transformer.zoo.families.rows import leaves
 from transformer.zoo.pretrained import load_pretrained, save_pretrained
@@ -41,6 +42,20 @@ def same(one, other):
 
 def renamed(old, new):
   return lambda tensors: {re.sub(old, new, name): x for name, x in tensors.items()}
+
+
+@pytest.mark.parametrize('name', ['modernbert', 'qwen3_moe'])
+def test_each_device_is_given_its_part(name):
+  mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+  model, _ = load_pretrained(GOLDEN / name, shardings=lambda m: sharding.shardings(m, mesh))
+  whole, _ = load_pretrained(GOLDEN / name)
+  assert same(model, whole)
+  expected = leaves(sharding.shardings(whole, mesh))
+  found = leaves(model)
+  assert {path: x.sharding for path, x in found.items()} == expected
+  kernels = [x for path, x in found.items() if path.endswith('feedforward/hidden/kernel')]
+  for kernel in kernels:
+    assert {shard.data.size for shard in kernel.addressable_shards} == {kernel.size // 4}
 
 
 @pytest.mark.parametrize(

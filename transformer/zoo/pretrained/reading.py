@@ -6,10 +6,11 @@ more memory than its weights.
 
 import dataclasses
 import difflib
+import functools
 import logging
 import os
 import pathlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +27,7 @@ from transformer.modules.heads import (
   TargetClassifier,
   TokenClassifier,
 )
-from transformer.modules.model import Decoder, Encoder
+from transformer.modules.model import Decoder, Encoder, EncoderDecoder
 from transformer.zoo.families import FAMILIES
 from transformer.zoo.families.family import Family, read_config, read_towers, rows_of, value
 from transformer.zoo.families.rows import Row, leaves, named, some
@@ -46,6 +47,7 @@ def load_pretrained(
   strict: bool = True,
   ignore: Collection[str] = (),
   param_dtype: str = 'float32',
+  shardings: Callable[[Any], Any] | None = None,
   **settings: Any,
 ) -> tuple[nnx.Module, Any]:
   """Return (model, tokenizer) of a model in the format of the Hugging Face hub.
@@ -64,11 +66,15 @@ def load_pretrained(
     subfolder: of the model in the folder.
     strict: whether tensors that the model does not use are an error. Those of known heads and
       poolers never are.
-    ignore: prefixes of names of tensors that the model may not use.
-    param_dtype: of the parameters: 'float32', 'bfloat16', ..., or 'auto' for that in the file.
-    settings: fields of ModelConfig that config.json does not give: dropout, attention_dropout,
-      dtype, remat, unroll, platform; and pad, by default that of config.json (none for a decoder,
-      because prompts may contain that token).
+    ignore: beginnings of names of tensors that may be left over.
+    param_dtype: of the parameters: 'float32', 'bfloat16', ..., or 'auto' as they are stored.
+    shardings: a function from the model, of shapes without arrays, to the sharding of each of
+      them, such as `lambda model: training.sharding.shardings(model, mesh)`. Each device's part is
+      then read from the file by itself, and no array is whole in memory. By default the arrays are
+      on the first device.
+    settings: values of `ModelConfig` that are not the file's: dropout, attention_dropout, dtype,
+      remat, unroll, platform, and pad, which is otherwise that of config.json (none for a decoder,
+      whose prompts may hold that token).
 
   Raises:
     ValueError: a file is missing, damaged or a pickle; the model is not supported; or a tensor is
@@ -81,10 +87,11 @@ def load_pretrained(
   plan, tensors = _best_plan(folder, published.json(CONFIG), settings)
   _check(folder, plan, tensors, strict, tuple(ignore))
   tokenizer = _tokenizer(folder, getattr(plan.config, 'text', plan.config), published)
+  places = leaves(shardings(plan.model)) if shardings else dict.fromkeys(plan.parameters)
   loaded: dict[str, jax.Array] = {}
   # the largest first, when most memory is free
   for row in sorted(plan.rows, key=lambda row: -sum(plan.parameters[x].size for x in row.ours)):
-    loaded |= _read(row, plan.parameters, tensors, param_dtype)
+    loaded |= _read(row, plan.parameters, tensors, param_dtype, places)
   model = jax.tree.unflatten(jax.tree.structure(plan.model), map(loaded.get, plan.parameters))
   model.published = published
   return model, tokenizer
@@ -95,20 +102,19 @@ def read_model_config(
   *,
   revision: str | None = None,
   subfolder: str = '',
-  classify: bool = False,
+  kind: type | None = None,
 ) -> dict[str, Any]:
   """Return the arguments of the ModelConfig of a published model, without reading a tensor.
 
   Args:
     name, revision, subfolder: as for `load_pretrained`.
-    classify: whether to return those of a Classifier with this encoder, even if config.json names
-      another class.
+    kind: a class, such as `Classifier`, to use even if config.json names another one.
 
   Raises:
     ValueError: as `load_pretrained`.
   """
   folder = find_folder(name, revision, subfolder)
-  kinds = [Classifier] if classify else None
+  kinds = [kind] if kind else None
   plan, _ = _best_plan(folder, Published.read(folder).json(CONFIG), {}, kinds)
   return dataclasses.asdict(plan.config)
 
@@ -144,7 +150,7 @@ def _best_plan(folder, theirs, settings, wanted=None) -> tuple[Plan, dict[str, S
     if not set(kinds) <= set(family.architectures.values()):
       raise ValueError(f'model_type={theirs["model_type"]!r} has no {kinds[0].__name__}')
     tensors = _short_names(folder, family)
-    modules = read_modules(folder)
+    modules = (None, False) if wanted else read_modules(folder)
     if modules[0] and Encoder in family.architectures.values():  # pooling: the encoder is used
       kinds = [Encoder]
     plans = [_plan(family, theirs, kind, tensors, settings, *modules) for kind in kinds]
@@ -208,6 +214,8 @@ def _plan(family, theirs, kind, tensors, settings, pooling, normalize) -> Plan:
     config = read_towers(family, theirs, tensors, settings)
   else:
     fields = read_config(family, theirs, tensors, kind)
+    if kind not in (MaskedTokens, Decoder, EncoderDecoder, TargetClassifier):
+      fields['bias_output'] = False  # of a head of tokens that the file may also hold
     if kind is Encoder and pooling:
       fields['pooling'] = pooling
       kind = Embedding if normalize else Encoder
@@ -277,22 +285,46 @@ def _check(folder, plan: Plan, tensors: dict[str, Stored], strict, ignore) -> No
     )
 
 
-def _read(row: Row, parameters, tensors: Mapping[str, Stored], dtype) -> dict[str, jax.Array]:
-  """Return {path: parameter} of a row, read layer by layer into the final array."""
+def _read(
+  row: Row, parameters, tensors: Mapping[str, Stored], dtype, places: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+  """Return the parameters of a row, read layer by layer into their final place.
+
+  Args:
+    row: of a family's table.
+    parameters: shapes by path.
+    tensors: those of the files.
+    dtype: of the parameters, or 'auto'.
+    places: the sharding of each parameter, None for the first device.
+  """
   names = list(named(row, parameters))
   if dtype == 'auto':
     dtype = np.dtype(DTYPES[tensors[names[0][0]].dtype]) if names else 'float32'
     dtype = 'float32' if dtype == np.float64 else dtype
-  if row.theirs is None:
-    return {path: jnp.zeros(parameters[path].shape, dtype) for path in row.ours}
-  arrays = {path: _aligned(parameters[path].shape, jnp.dtype(dtype)) for path in row.ours}
-  for array in arrays.values() if row.without else ():
-    array[list(row.without)] = 1
-  for name, index in names:
-    for array, part in zip(arrays.values(), row.read(tensors[name].read()), strict=True):
-      array[index or ...] = part
-  # nothing else refers to the memory, so that the device may use it without a copy
-  return {path: jax.device_put(array, may_alias=True) for path, array in arrays.items()}
+
+  def part(number: int, slices: tuple[slice, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """Return a part of a parameter of this shape, of the number-th of the row."""
+    bounds = [s.indices(n)[:2] for s, n in zip(slices, shape, strict=True)]
+    found = _aligned([end - start for start, end in bounds], jnp.dtype(dtype))
+    if row.theirs is None:
+      found[...] = 0
+    elif row.without:
+      found[...] = 1
+    for name, layer in names:
+      if all(start <= i < end for i, (start, end) in zip(layer, bounds, strict=False)):
+        place = tuple(i - start for i, (start, _) in zip(layer, bounds, strict=False))
+        whole = row.read(tensors[name].read())[number]
+        found[place or ...] = whole[slices[len(layer) :]]
+    return found
+
+  def placed(number: int, path: str) -> jax.Array:
+    shape = parameters[path].shape
+    if places[path] is None:  # nothing else refers to the memory, so no copy
+      return jax.device_put(part(number, (slice(None),) * len(shape), shape), may_alias=True)
+    one = functools.partial(part, number, shape=shape)
+    return jax.make_array_from_callback(shape, places[path], one)
+
+  return {path: placed(number, path) for number, path in enumerate(row.ours)}
 
 
 def _aligned(shape, dtype) -> np.ndarray:
