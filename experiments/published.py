@@ -67,6 +67,8 @@ def get_config(argument: str = 'classify') -> ConfigDict:
       padded = model['norm'] == 'rms' or model['position'] == 'sinusoidal_halves'
       c.loss.start = 'pad' if padded else 'eos'
     c.warm_start = folder
+  if kind == 'answer':
+    c.loss.stride = c.data.max_length // 3
   c.model.dtype = 'auto'
   if variant == 'lora':
     c.train.adapters = (('query|value', 8),)

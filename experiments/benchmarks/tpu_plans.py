@@ -148,7 +148,9 @@ def plan(
   tokenizer = tokenizers.train([], kind='bytes', sentinels=1)
   given = dict(tokenizer=tokenizer, decoding=checked.decode, max_length=length, **checked.loss)
   processor = checks.processor_of(checked)
-  objective = config.find_task(task)(**given, **dict(input_processor=processor) if processor else {})
+  objective = config.find_task(task)(
+    **given, **dict(input_processor=processor) if processor else {}
+  )
   devices = plans.topology_devices(topology)
   run = experiment.Experiment(
     checked, objective, ModelConfig(vocab=vocab, **checked.model), sharding.make_mesh(over=devices)

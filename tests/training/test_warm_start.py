@@ -180,6 +180,7 @@ def test_adapters_that_match_nothing_are_an_error():
   'name, kind, variant',
   [
     ('bert', 'classify', 'full'),
+    ('bert', 'answer', 'lora'),
     ('distilbert', 'classify', 'lora'),
     ('modernbert', 'classify', 'frozen'),
     ('t5', 'write', 'full'),
@@ -202,7 +203,7 @@ def test_a_published_model_is_finetuned_by_its_recipe_and_exported(name, kind, v
       other = path if path in theirs else path.removeprefix('encoder/')
       np.testing.assert_array_equal(leaf, theirs[other], err_msg=path)
   merge(model)
-  save_pretrained(tmp_path, model, letters, **published_settings(run.task))
+  save_pretrained(tmp_path, model, letters, **published_settings(run.task, c.warm_start))
   about = json.loads((tmp_path / 'config.json').read_text())
   assert about['model_type'] == source.published.json('config.json')['model_type']
   assert type(load_pretrained(tmp_path)[0]) is type(model)

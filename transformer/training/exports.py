@@ -97,7 +97,15 @@ def export_run(
   check_finite(model, 'a parameter is NaN')
   if format == 'hf':
     folder = workdir / 'export'
-    save_pretrained(folder, model, task.tokenizer, **published_settings(task))
+    settings = published_settings(task, experiment.settings.warm_start)
+    try:
+      save_pretrained(folder, model, task.tokenizer, **settings)
+    except ValueError as error:  # such as ids of another tokenizer, which the family cannot have
+      if not (family := settings.pop('model_type', '')):
+        raise
+      log = logging.getLogger(__name__)
+      log.warning('the model is not written as %s, from which it started: %s', family, error)
+      save_pretrained(folder, model, task.tokenizer, **settings)
   else:
     folder = workdir / f'export-{format}'
     weights = weights_of(model)
@@ -110,9 +118,16 @@ def export_run(
   return facts | {'folder': str(folder), 'bytes': sum(x.stat().st_size for x in folder.iterdir())}
 
 
-def published_settings(task: Any) -> dict[str, Any]:
-  """Return the keys of config.json (hf) that depend on the task: class names, start token."""
+def published_settings(task: Any, warm_start: str = '') -> dict[str, Any]:
+  """Return the keys of config.json (hf) that depend on the run.
+
+  They are the class names and the start token of the task, and the family of the published folder
+  from which the run started, if it is one that is still there.
+  """
   settings: dict[str, Any] = {}
+  if warm_start and (file := pathlib.Path(warm_start).expanduser() / 'config.json').is_file():
+    family = json.loads(file.read_text(encoding='utf-8')).get('model_type')
+    settings |= {'model_type': family} if family else {}
   if classes := getattr(task, 'classes', ()):
     settings['id2label'] = {str(i): name for i, name in enumerate(classes)}
   if (start := getattr(task, 'start_token', None)) is not None:
