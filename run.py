@@ -82,37 +82,39 @@ def main(argv: list[str]):
 
 
 def stop(number: int, _=None):
-  """End this process at once, with a line and the status of the signal."""
+  """Print a line and end this process at once, with status 128 + number; a signal handler."""
   sys.stderr.write(f'{signal.Signals(number).name}: stopped\n')
   sys.stderr.flush()
   os._exit(128 + number)
 
 
 def stop_by_signals():
-  """Let signals of schedulers end this process by `stop`, as long as they have no other handler.
+  """Make `stop` the handler of the signals of schedulers, unless they are ignored.
 
-  A handler in Python waits until the main thread is back from the compiler, for minutes; the thread
-  here hears a signal at once. Processes that are forked do not: they have the system's handlers.
+  Python runs handlers only when the main thread returns from the compiler, maybe after minutes.
+  Therefore a thread waits for these signals and calls `stop` at once, as long as it is their
+  handler. Forked processes get the default handlers.
   """
   numbers = [getattr(signal, name, None) for name in ('SIGTERM', 'SIGHUP', 'SIGUSR1')]
-  numbers = [n for n in numbers if n and signal.getsignal(n) == signal.SIG_DFL]  # not under nohup
-  heard, told = os.pipe()
-  os.set_blocking(told, False)
+  # nohup ignores SIGHUP
+  numbers = [n for n in numbers if n and signal.getsignal(n) == signal.SIG_DFL]
+  reader, writer = os.pipe()
+  os.set_blocking(writer, False)
 
   def listen():
-    while received := os.read(heard, 1):
+    while received := os.read(reader, 1):
       if signal.getsignal(received[0]) is stop:
         stop(received[0])
 
-  def as_before():
+  def restore_defaults():
     signal.set_wakeup_fd(-1)
     for number in numbers:
       signal.signal(number, signal.SIG_DFL)
 
   for number in numbers:
     signal.signal(number, stop)
-  signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-  os.register_at_fork(after_in_child=as_before)
+  signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+  os.register_at_fork(after_in_child=restore_defaults)
   threading.Thread(target=listen, daemon=True).start()
 
 

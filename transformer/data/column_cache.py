@@ -53,7 +53,7 @@ def cached(folder: pathlib.Path, split: str, key: str, make: Callable[[], Column
   """
   split = urllib.parse.quote(split, safe='[]:%')
   entry = folder / f'{split}-{key}'
-  with contextlib.suppress(Exception):  # whatever is wrong with the files, they are made again
+  with contextlib.suppress(Exception):  # damaged files of any kind are made again
     infos = json.loads((entry / FILE).read_bytes())
     if infos and all(
       token_files.digests(entry / n, info) == info['sha256'] for n, info in infos.items()

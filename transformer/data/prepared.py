@@ -141,7 +141,12 @@ class Prepared:
     return starts, stops
 
   def check(self, name: str, valid: np.ndarray):
-    """Raise FileError unless all entries that were read of an index file are valid."""
+    """Raise FileError, which names the file of the index, unless all entries are valid.
+
+    Args:
+      name: rows or windows.
+      valid: bool[entries].
+    """
     if not valid.all():
       raise FileError(
         f'{stem(self.folder, self.split, name)}.bin is damaged: it has entries outside of the '
@@ -233,12 +238,12 @@ class PreparedBatches(Batches):
 
   def _members(self, row: int) -> np.ndarray:
     source, rows = self.source, self.source.rows
-    found = np.atleast_1d(np.asarray(row if rows is None else rows[row]))
+    ids = np.atleast_1d(np.asarray(row if rows is None else rows[row]))
     if rows is not None:
       count = len(source if source.windows is None else source.windows)
-      valid = (found >= 0) & (found < count)
-      source.check('rows', valid if len(found) else np.zeros(1, bool))
-    return found
+      valid = (ids >= 0) & (ids < count)
+      source.check('rows', valid if len(ids) else np.zeros(1, bool))
+    return ids
 
 
 def stem(folder: pathlib.Path, split: str, column: str) -> pathlib.Path:
@@ -272,7 +277,7 @@ def read_json(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def write_json(folder: pathlib.Path, described: dict[str, Any]):
-  """Write prepared.json whole or not at all."""
+  """Write prepared.json atomically, with its format and checksum."""
   described = described | {'format': FORMAT}
   text = json.dumps(described | {'sha256': _digest(described)}, indent=1)
   temporary = folder / f'{JSON}.tmp'

@@ -25,6 +25,7 @@ class TfdsSource:
   Attributes:
     source: a TFDS data source.
     columns: (key of our examples, name of the feature, {class id: name}); {} if it is no class.
+    folder: of the data set, for errors.
   """
 
   source: Any

@@ -158,7 +158,7 @@ def without_effect(settings: Settings) -> Iterator[tuple[bool, str]]:
 
 
 def _undivided(settings: Settings) -> Iterator[tuple[bool, str]]:
-  """Yield (whether an axis of the mesh does not divide a size, what the log says of it)."""
+  """Yield (whether an axis of the mesh does not divide a size, the warning to log)."""
   mesh, model = settings.mesh, ModelConfig(vocab=1, **settings.model)
   sizes = {'heads': model.heads, 'kv_heads': model.groups, 'feedforward': model.feedforward}
   for axis, name, size in (

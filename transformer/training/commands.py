@@ -87,7 +87,7 @@ def _config(flags) -> dict[str, Any]:
 def _train(config, workdir, flags) -> int:
   began = time.perf_counter()
   experiment = start_run(config, workdir)
-  with Signals() as signals:  # until the last words
+  with Signals() as signals:  # until the result is printed
     try:
       state = loop.fit(experiment, workdir, signals)
       with signals.stopping(int(state.step), 'makes the final report'):

@@ -37,7 +37,7 @@ PLATFORMS = ('cpu', 'cuda', 'tpu')
 IN_8_BITS = (('kernel', -2), ('embed.table', -1), ('output.table', -1))
 log = logging.getLogger(__name__)
 
-# Settings that choose the outputs, with those of predict.py: the most probable token each time.
+# Settings of the search, with the values that predict.py uses: greedy search.
 GREEDY = dict(beams=1, num_return_sequences=1, temperature=0.0)
 # Constraints that predict.py does not support, each with the value that has no effect.
 NOT_EXPORTED = dict(
@@ -333,6 +333,6 @@ def _searched(task, model, start):
 
 
 def _changed(decoding: Any, defaults: Mapping[str, Any]) -> list[str]:
-  """Return the settings that differ, such as decode.beams=4."""
-  found = {name: getattr(decoding, name) for name in defaults}
-  return [f'decode.{n}={found[n]!r}' for n, value in defaults.items() if found[n] != value]
+  """Return the settings that differ from these values, as text such as decode.beams=4."""
+  values = {name: getattr(decoding, name) for name in defaults}
+  return [f'decode.{n}={values[n]!r}' for n, value in defaults.items() if values[n] != value]

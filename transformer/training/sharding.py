@@ -78,7 +78,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def whole_tables(vocab: int, mesh: Mesh) -> str:
-  """Return what the log says of tables that the axis tensor does not split; '' if it does."""
+  """Return a warning if mesh.tensor does not divide the vocabulary; '' if it does."""
   if vocab % mesh.shape['tensor'] == 0:
     return ''
   return (
