@@ -224,7 +224,8 @@ def file_of(
   if path.is_dir() or not (path.suffix or path.is_file()):
     return find_file(path, [split + ending for ending in endings]), False
   if split not in splits:
-    raise ValueError(f'split {split!r}: one file is divided into {_listed(splits)}; take one.')
+    names = f'{", ".join(splits[:-1])} and {splits[-1]}'
+    raise ValueError(f'split {split!r}: one file is divided into {names}; take one.')
   return find_file(path.parent, [path.name]), True
 
 
@@ -239,7 +240,3 @@ def some(rows: Iterable[Any], file: pathlib.Path, split: str) -> Iterator[Any]:
       f'{file}: no example for {split!r}. One file is divided 90/5/5 % by hash into train, val and '
       f'test; give more lines, or a folder with {split}{"".join(file.suffixes)}.'
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-  return f'{", ".join(names[:-1])} and {names[-1]}'

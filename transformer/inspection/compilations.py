@@ -47,7 +47,8 @@ class Ledger(contextlib.AbstractContextManager):
   def __enter__(self):
     _listen()
     _open.append(self)
-    self._loggers = [logging.getLogger(name) for name in _names() if name.endswith('rs.pxla')]
+    names = [n for n in [*logging.Logger.manager.loggerDict] if n.endswith('rs.pxla')]
+    self._loggers = list(map(logging.getLogger, names))
     self._levels = [logger.level for logger in self._loggers]
     for logger in self._loggers:
       logger.setLevel(logging.DEBUG)
@@ -103,10 +104,6 @@ class Ledger(contextlib.AbstractContextManager):
       f'{"; ".join(changed[:5]) or "no shape changed, but the layout on devices or a type did"}. '
       'Give data.buckets as few shapes as that, or allow more'
     )
-
-
-def _names():
-  return [*logging.Logger.manager.loggerDict]
 
 
 def _listen(listening=[]):  # noqa: B006, remembers that the listeners are registered

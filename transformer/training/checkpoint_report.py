@@ -127,9 +127,7 @@ def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _cell(value: Any) -> str:
   if isinstance(value, list):
-    return ' '.join(map(_cell, value)) if value and isinstance(value[0], list) else _shape(value)
+    if value and isinstance(value[0], list):  # two shapes
+      return ' '.join(map(_cell, value))
+    return 'x'.join(map(str, value)) or 'scalar'
   return f'{value:.5g}' if isinstance(value, float) else str(value)
-
-
-def _shape(sizes: list[int]) -> str:
-  return 'x'.join(map(str, sizes)) or 'scalar'
