@@ -115,7 +115,7 @@ class Decoding(Batching):
     if max(self.min_new_tokens, len(self.prefix)) > self.max_new_tokens:
       raise ValueError(
         f'decode.max_new_tokens={self.max_new_tokens} is fewer than decode.min_new_tokens='
-        f'{self.min_new_tokens} or the {len(self.prefix)} of decode.prefix: raise it'
+        f'{self.min_new_tokens} or the {len(self.prefix)} tokens of decode.prefix: raise it'
       )
     if (longest := max(map(len, self.choices), default=0)) > self.max_new_tokens:
       raise ValueError(
@@ -174,6 +174,7 @@ class Decoding(Batching):
     return constraints.on_rows(constraints.combine(parts), prompts) if parts else None
 
   def _constraints(self, eos: search.Ends) -> list[constraints.Constraint]:
+    """Return the constraints that these settings name, in the order in which they apply."""
     penalty, words, least = self.repetition_penalty, self.bad_words, self.min_new_tokens
     return [
       *([constraints.penalize_repetitions(penalty)] if penalty != 1 else []),

@@ -112,7 +112,7 @@ class Stack(nnx.Module):
     if segments is None:
       self.positions.check(x.shape[1])
     if cache is None:
-      positions = _columns(x) if segments is None else from_segments(segments)
+      positions = _column_numbers(x) if segments is None else from_segments(segments)
     else:
       segments = jnp.ones(x.shape[:2], jnp.int32) if segments is None else segments
       positions = cache.next_positions(segments)
@@ -151,7 +151,7 @@ class Stack(nnx.Module):
 
   def _layers(self, x, segments, positions, memory, cache, keys):
     """Return (the states after all layers, the cache, the sum of aux)."""
-    start, kv = None, (None,)
+    start, kv = None, (None,)  # kv: the keys and values of each layer; None without a cache
     if cache is not None:
       start, kv = cache.length, tuple(zip(cache.k, cache.v, strict=True))
       cache = cache.extend(segments, positions)
@@ -275,7 +275,7 @@ def _reordered(where, order, *arrays):
   return jax.lax.cond(where, reorder, lambda *arrays: arrays, *arrays)
 
 
-def _columns(x):
+def _column_numbers(x):
   return jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
 
 
