@@ -1,6 +1,7 @@
-"""Run code on meshes with explicit axes, and satisfy the checks of `jax.shard_map`."""
+"""The axes of meshes; code on explicit axes; the checks of `jax.shard_map`."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,27 @@ import jax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
+
+ROWS, HEADS = ('data', 'fsdp'), 'tensor'  # axes of a mesh that divide the examples and the heads
+
+
+def free_axes() -> dict[str, int]:
+  """Return the axes of the mesh of `jax.set_mesh` and their sizes.
+
+  Axes of an enclosing `jax.shard_map` are left out, since they are divided already.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  divided = getattr(mesh, 'manual_axes', ())
+  return {name: size for name, size in mesh.shape.items() if name not in divided}
+
+
+def axes_of_attention(B: int, H: int, G: int) -> tuple[tuple[str, ...] | None, str | None]:
+  """Return the axes that divide B examples and the axis that divides H and G heads, or None."""
+  axes = free_axes()
+  rows = tuple(name for name in ROWS if name in axes)
+  divides_rows = rows and B % math.prod(axes[name] for name in rows) == 0
+  divides_heads = HEADS in axes and H % axes[HEADS] == 0 == G % axes[HEADS]
+  return rows if divides_rows else None, HEADS if divides_heads else None
 
 
 def with_auto_axes(f: Callable) -> Callable:

@@ -6,7 +6,6 @@ et al. 2021, https://arxiv.org/abs/2105.13120, pass them around a ring instead.
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +15,14 @@ from jaxtyping import Array, Float
 
 from transformer.functional.blockwise import KEPT, blockwise_attention
 from transformer.functional.masks import AttentionMask
+from transformer.functional.meshes import axes_of_attention, free_axes
 
-# the axes of a mesh that divide the examples, the heads, and the positions of a row
-ROWS, HEADS, POSITIONS = ('data', 'fsdp'), 'tensor', 'sequence'
+POSITIONS = 'sequence'  # the axis of a mesh that divides the positions of a row
 
 
 def shards() -> int:
   """Return the number of devices between which the mesh of `jax.set_mesh` divides a row."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or POSITIONS in getattr(mesh, 'manual_axes', ()):
-    return 1
-  return dict(mesh.shape).get(POSITIONS, 1)
+  return free_axes().get(POSITIONS, 1)
 
 
 def sequence_attention(
@@ -47,10 +43,7 @@ def sequence_attention(
     mask: which sources a target may attend to.
   """
   (B, T, H, _), (_, S, G, _) = q.shape, k.shape
-  axes = dict(jax.sharding.get_abstract_mesh().shape)
-  names = tuple(name for name in ROWS if name in axes)
-  rows = names if names and B % math.prod(axes[name] for name in names) == 0 else None
-  heads = HEADS if HEADS in axes and H % axes[HEADS] == 0 == G % axes[HEADS] else None
+  rows, heads = axes_of_attention(B, H, G)
   mask = dataclasses.replace(mask, array=None)  # it is of the whole row
 
   def spec(x, *names):  # axes of size 1 are not divided

@@ -12,9 +12,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from transformer.functional.masks import AttentionMask
+from transformer.functional.meshes import axes_of_attention, free_axes
 
 LANES, BLOCK = 128, 512  # the width of a TPU's vector registers; the largest block, a multiple
-ROWS, HEADS = ('data', 'fsdp'), 'tensor'  # axes of a mesh that divide the examples and the heads
 
 
 def splash_attention(
@@ -113,16 +113,10 @@ def _kernel(mask: AttentionMask, shape, offset: int, block, soft_cap: float, int
 
 def _over_devices(attend, B, H, G):
   """Return `attend` for each device's own examples and heads on the mesh of `jax.set_mesh`."""
-  mesh = jax.sharding.get_abstract_mesh()
-  axes = dict(mesh.shape) if mesh is not None else {}
-  # axes of an enclosing shard_map have been divided already
-  names = set(axes) - set(getattr(mesh, 'manual_axes', ()))
-  rows = tuple(name for name in ROWS if name in names)
-  rows = rows if rows and B % math.prod(axes[name] for name in rows) == 0 else ()
-  heads = HEADS if HEADS in names and H % axes[HEADS] == 0 == G % axes[HEADS] else None
-  if not names or math.prod(axes[name] for name in names) == 1:
+  if math.prod(free_axes().values()) == 1:
     return attend
-  array, segments = P(rows or None, heads), P(rows or None)
+  rows, heads = axes_of_attention(B, H, G)
+  array, segments = P(rows, heads), P(rows)
   return jax.shard_map(
     attend,
     in_specs=(array, array, array, segments, segments, P(heads)),
