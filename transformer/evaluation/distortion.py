@@ -38,8 +38,8 @@ def distortion(sound: audio.Sound, reference: audio.Sound, rate: int) -> float:
   """
   import librosa
 
-  one, other = (cepstra(audio.read(x, rate), rate) for x in (sound, reference))
-  difference = one[:, None].astype(np.float64) - other[None]
+  x, y = (cepstra(audio.read(s, rate), rate) for s in (sound, reference))
+  difference = x[:, None].astype(np.float64) - y[None]
   cost = 10 / np.log(10) * np.sqrt(2 * np.sum(difference**2, axis=-1))
   path = librosa.sequence.dtw(C=cost)[1]
   return float(cost[path[:, 0], path[:, 1]].mean())

@@ -99,12 +99,12 @@ def _pairs(mask: AttentionMask, settings: _Settings) -> np.ndarray:
     return np.stack([i.ravel(), j.ravel()], axis=1).astype(np.int32)
   first_q, last_q = S - T + i * t, S - T + np.minimum((i + 1) * t, T) - 1
   first_k, last_k = j * s, np.minimum((j + 1) * s, S) - 1
-  seen = np.ones(i.shape, bool)
+  allowed = np.ones(i.shape, bool)
   if mask.causal:
-    seen &= (first_k <= last_q) | (first_k < mask.prefix)
+    allowed &= (first_k <= last_q) | (first_k < mask.prefix)
   if (reach := mask.reach) is not None:
-    seen &= (last_k >= first_q - reach[0]) & (first_k <= last_q + reach[1])
-  return np.stack([i[seen], j[seen]], axis=1).astype(np.int32)
+    allowed &= (last_k >= first_q - reach[0]) & (first_k <= last_q + reach[1])
+  return np.stack([i[allowed], j[allowed]], axis=1).astype(np.int32)
 
 
 def _block_of(x, start, size, axis):

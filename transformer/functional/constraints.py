@@ -182,16 +182,16 @@ def follow(automaton: Automaton) -> Constraint:
   [0.0, -inf, -inf, 0.0]
   """
   edges = [sorted(edges.items()) for edges in automaton.transitions]
-  sizes = [len(each) for each in edges]
+  sizes = [len(pairs) for pairs in edges]
   starts = np.cumsum([0, *sizes[:-1]], dtype=np.int32)
   # the token and the next state of each edge, both [edges]; edges of one state are adjacent
-  tokens, targets = np.array([(-1, -1), *(e for each in edges for e in each)], np.int32)[1:].T
-  most = max(1, *sizes)
+  tokens, targets = np.array([(-1, -1), *(e for pairs in edges for e in pairs)], np.int32)[1:].T
+  max_size = max(1, *sizes)
 
   def constraint(logits, history, generated):
     def edges_of(state):
-      index = jnp.asarray(starts)[state] + jnp.arange(most)
-      valid = (jnp.arange(most) < jnp.asarray(sizes, jnp.int32)[state]) & (state >= 0)
+      index = jnp.asarray(starts)[state] + jnp.arange(max_size)
+      valid = (jnp.arange(max_size) < jnp.asarray(sizes, jnp.int32)[state]) & (state >= 0)
       index = jnp.minimum(index, len(tokens) - 1)
       return jnp.where(valid, jnp.asarray(tokens)[index], -1), jnp.asarray(targets)[index]
 

@@ -34,11 +34,11 @@ def choose_masked(
     draw = jnp.take_along_axis(draw, words, axis=1)
   draw = jnp.where(eligible, draw, 0)
   count = jnp.sum(eligible, axis=1)
-  wanted = jnp.maximum(jnp.round(count.astype(float) * rate), 1).astype(jnp.int32)
+  target_count = jnp.maximum(jnp.round(count.astype(float) * rate), 1).astype(jnp.int32)
   # The threshold is the largest number that is not chosen. All tokens of a word have the same
   # number, so a word that does not fit whole is not chosen.
   ranked = jnp.sort(jnp.pad(draw, ((0, 0), (0, 1))), axis=1, descending=True)
-  return draw > jnp.take_along_axis(ranked, wanted[:, None], axis=1)
+  return draw > jnp.take_along_axis(ranked, target_count[:, None], axis=1)
 
 
 def hash_by_content(
@@ -93,11 +93,11 @@ def choose_masked_by_content(
   draw = jnp.where(eligible, draw, 0)
   same = segments[:, :, None] == segments[:, None, :]
   count = jnp.sum(same & eligible[:, None, :], axis=2)
-  wanted = jnp.maximum(jnp.round(count.astype(float) * rate), 1).astype(jnp.int32)
+  target_count = jnp.maximum(jnp.round(count.astype(float) * rate), 1).astype(jnp.int32)
   rank = jnp.sum(same & (draw[:, None, :] > draw[:, :, None]), axis=2)
   # the tokens of a word have the same number: all are chosen only if the last one still fits
   rank += jnp.sum(same & (draw[:, None, :] == draw[:, :, None]), axis=2) - 1
-  return (draw > 0) & (rank < wanted)
+  return (draw > 0) & (rank < target_count)
 
 
 def replace_chosen(
@@ -127,12 +127,12 @@ def replace_chosen(
   Array([[0, 1, 2, 3]], dtype=int32)
   """
   if isinstance(key, tuple):
-    fate, drawn = key[0], (key[1] % vocab).astype(tokens.dtype)
+    uniform, random_tokens = key[0], (key[1] % vocab).astype(tokens.dtype)
   else:
-    fate_key, token_key = jax.random.split(key)
-    fate = jax.random.uniform(fate_key, tokens.shape)
-    drawn = jax.random.randint(token_key, tokens.shape, 0, vocab)
-  replaced = jnp.where(fate < 0.8, mask, jnp.where(fate < 0.9, drawn, tokens))
+    uniform_key, token_key = jax.random.split(key)
+    uniform = jax.random.uniform(uniform_key, tokens.shape)
+    random_tokens = jax.random.randint(token_key, tokens.shape, 0, vocab)
+  replaced = jnp.where(uniform < 0.8, mask, jnp.where(uniform < 0.9, random_tokens, tokens))
   return jnp.where(chosen, replaced, tokens)
 
 
@@ -169,9 +169,9 @@ def noise_spans(
   kept_parts = _random_parts(kept, lengths - num_masked, num_spans)
   masked_parts = _random_parts(masked, num_masked, num_spans)
   ends = jnp.cumsum(jnp.stack([kept_parts, masked_parts], axis=-1).reshape(len(lengths), -1), 1)
-  at = jnp.arange(T)
-  span = jax.vmap(lambda ends: jnp.searchsorted(ends, at, side='right'))(ends)
-  return (span % 2 == 1) & (at[None] < lengths[:, None]) & (lengths[:, None] > 1)
+  positions = jnp.arange(T)
+  span = jax.vmap(lambda ends: jnp.searchsorted(ends, positions, side='right'))(ends)
+  return (span % 2 == 1) & (positions[None] < lengths[:, None]) & (lengths[:, None] > 1)
 
 
 def noise_counts(lengths, *, rate: float, mean_span: float, xp=jnp):
@@ -197,14 +197,14 @@ def _random_parts(uniform, totals, parts):
   All such sequences are equally likely.
   """
   T = uniform.shape[1]
-  at = jnp.arange(T)[None]
+  positions = jnp.arange(T)[None]
   # a part may end at totals - 1 places: choose parts - 1 of them
-  draw = jnp.where(at < totals[:, None] - 1, uniform, 2.0)
+  draw = jnp.where(positions < totals[:, None] - 1, uniform, 2.0)
   rank = jnp.argsort(jnp.argsort(draw, axis=1), axis=1)
   ends = (rank < parts[:, None] - 1).astype(jnp.int32)
   part = jnp.cumsum(jnp.pad(ends[:, :-1], ((0, 0), (1, 0))), axis=1)
-  inside = (at < totals[:, None]).astype(jnp.int32)
-  return jax.vmap(lambda part, inside: jnp.zeros(T, jnp.int32).at[part].add(inside))(part, inside)
+  inside = (positions < totals[:, None]).astype(jnp.int32)
+  return jax.vmap(lambda part, inside: jnp.zeros(T, jnp.int32).positions[part].add(inside))(part, inside)
 
 
 def with_sentinels(
@@ -242,6 +242,6 @@ def compact(
   count = jnp.sum(kept, axis=1, keepdims=True)
   moved = jnp.take_along_axis(tokens, order, axis=1)
   moved = jnp.pad(moved, ((0, 0), (0, max(length - tokens.shape[1], 0))))[:, :length]
-  at = jnp.arange(length)[None]
-  moved = jnp.where(at < count, moved, jnp.where(at == count, eos, 0))
-  return moved, (at <= count).astype(jnp.int32)
+  positions = jnp.arange(length)[None]
+  moved = jnp.where(positions < count, moved, jnp.where(positions == count, eos, 0))
+  return moved, (positions <= count).astype(jnp.int32)

@@ -196,13 +196,13 @@ def cudnn(call: Call, *, backend: Literal['cudnn', 'xla'] = 'cudnn') -> Array:
     window = mask.reach and (mask.reach[0], 0)
     return attend(q, k, v, is_causal=mask.causal, local_window_size=window)
   array = _array(call.mask, call.q, call.k)
-  sees = jnp.any(array, axis=-1).swapaxes(1, 2)[..., None]  # [B, T, H, 1]
+  any_allowed = jnp.any(array, axis=-1).swapaxes(1, 2)[..., None]  # [B, T, H, 1]
   q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
   array = jnp.pad(array, ((0, 0), (0, 0), (0, T % 2), (0, S % 2)))
   # the array holds all conditions; is_causal tells cuDNN which half of it to skip
   causal = mask.causal and mask.positions is None and not mask.prefix and T == S
   y = attend(q, k, v, mask=array, is_causal=causal)
-  return jnp.where(sees, y[:, :T], 0)
+  return jnp.where(any_allowed, y[:, :T], 0)
 
 
 def _has_setting(mask, T, S):

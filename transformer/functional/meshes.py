@@ -44,13 +44,13 @@ def with_auto_axes(f: Callable) -> Callable:
   @functools.wraps(f)
   def wrapped(*args, **kwargs):
     leaves, tree = jax.tree.flatten((args, kwargs))
-    at = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array)]
-    mesh, rows, axes = _layout([jax.typeof(leaves[i]) for i in at])
+    array_indices = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array)]
+    mesh, rows, axes = _layout([jax.typeof(leaves[i]) for i in array_indices])
     if mesh is None:
       return f(*args, **kwargs)
 
     def on_arrays(*arrays):
-      for i, array in zip(at, arrays, strict=True):
+      for i, array in zip(array_indices, arrays, strict=True):
         leaves[i] = array
       args, kwargs = jax.tree.unflatten(tree, leaves)
       return f(*args, **kwargs)
@@ -58,7 +58,7 @@ def with_auto_axes(f: Callable) -> Callable:
     def spec(shape: Any) -> P:
       return P(axes) if shape.ndim and shape.shape[0] == rows else P()
 
-    arrays = [leaves[i] for i in at]
+    arrays = [leaves[i] for i in array_indices]
     with jax.sharding.use_abstract_mesh(mesh):
       replicated = jax.sharding.auto_axes(on_arrays, out_sharding=P())
       specs = jax.tree.map(spec, jax.eval_shape(replicated, *arrays))

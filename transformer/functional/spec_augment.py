@@ -30,8 +30,8 @@ def masks(
   shape, width, lengths = (len(lengths), count), width[:, None], lengths[:, None]
   sizes = jax.random.randint(size_key, shape, 0, width + 1)
   starts = jax.random.randint(start_key, shape, 0, lengths - sizes + 1)
-  at = jnp.arange(size)[None, None]
-  hidden = (at >= starts[..., None]) & (at < (starts + sizes)[..., None])
+  positions = jnp.arange(size)[None, None]
+  hidden = (positions >= starts[..., None]) & (positions < (starts + sizes)[..., None])
   return ~jnp.any(hidden, axis=1)
 
 
@@ -97,7 +97,7 @@ def change_tempo(
   before = jnp.floor(position).astype(int)
   after = jnp.minimum(before + 1, S - 1)
   fraction = (position - before.astype(position.dtype))[..., None]
-  take = jax.vmap(lambda x, at: x[at])
+  take = jax.vmap(lambda x, index: x[index])
   real = at < new[:, None]
   changed = (1 - fraction) * take(frames, before) + fraction * take(frames, after)
   return jnp.where(real[..., None], changed, 0), real.astype(segments.dtype)

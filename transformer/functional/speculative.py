@@ -104,8 +104,8 @@ def _until_end(state: State, new, valid, count, eos: search.Ends, stop):
   tokens = state.tokens.at[rows, jnp.where(valid, count, steps)].set(new, mode='drop')
   ends = search.is_end(new, eos)
   if stop is not None:
-    whole = jnp.repeat(tokens[:, None], new.shape[1], axis=1)
-    ends |= stop(whole, jnp.minimum(count, steps - 1))
+    rows_so_far = jnp.repeat(tokens[:, None], new.shape[1], axis=1)
+    ends |= stop(rows_so_far, jnp.minimum(count, steps - 1))
   ends &= valid
   valid &= jnp.cumsum(ends, axis=1) == ends.astype(int)
   return tokens, valid, ends

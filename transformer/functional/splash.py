@@ -39,9 +39,9 @@ def splash_attention(
     interpret: run the kernel in Pallas' interpreter, which works on any platform.
   """
   (B, T, H, K), S = q.shape, k.shape[1]
-  sees = None
+  any_allowed = None
   if mask.segments is not None:
-    sees = jnp.any(mask.dense(T, S), axis=-1).swapaxes(1, 2)[..., None]  # [B, T, 1, 1]
+    any_allowed = jnp.any(mask.dense(T, S), axis=-1).swapaxes(1, 2)[..., None]  # [B, T, 1, 1]
   scale = 1 / math.sqrt(K) if scale is None else scale
   q = (q.astype(jnp.float32) * scale).astype(q.dtype)
   (block_q, t), (block_kv, s) = _blocks(T), _blocks(S)
@@ -56,7 +56,7 @@ def splash_attention(
   attend = _kernel(mask, (t, s), S - T, (block_q, block_kv), soft_cap, interpret)
   y = _over_devices(attend, B, H, k.shape[1])(q, k, v, *segments, sinks)
   y = y[:, :, :T].swapaxes(1, 2)
-  return y if sees is None else jnp.where(sees, y, 0)
+  return y if any_allowed is None else jnp.where(any_allowed, y, 0)
 
 
 def _blocks(length: int) -> tuple[int, int]:

@@ -66,10 +66,10 @@ class Model:
 
   def language_model(self, rows):
     """Return the continuation of each row of tokens."""
-    window, most, ends = (self.config[x] for x in ('max_length', 'max_new_tokens', 'ends'))
+    window, new, ends = (self.config[x] for x in ('max_length', 'max_new_tokens', 'ends'))
     texts, step = [list(row) for row in rows], max(window // 2, 1)
-    for before in range(0, most, step):  # half a window reads the end of the text, half is new
-      steps = min(step, most - before)
+    for before in range(0, new, step):  # half a window reads the end of the text, half is new
+      steps = min(step, new - before)
       prompts = padded([text[-(window - steps) :] for text in texts], left=True)
       for text, output in zip(texts, self.generate(*prompts, steps), strict=True):
         text += output if not before or text[-1] not in ends else []

@@ -109,9 +109,9 @@ class Block(nnx.Module):
       norm = self.attention_norm
     h = x if source is None else source
     normalized = normalized and norm is not None and self.config.prenorm
-    y, more = sublayer(norm(h) if normalized else h)
+    y, extra = sublayer(norm(h) if normalized else h)
     y = y if output_norm is None else output_norm(y)
     scale = getattr(self, f'{name}_layer_scale')
     y = y if scale is None else y * along_last(scale[...], y)
     x = x + dropout(site(f'{name}.output', y), self.config.dropout, key)
-    return x if self.config.prenorm else norm(x), more
+    return x if self.config.prenorm else norm(x), extra

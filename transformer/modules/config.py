@@ -241,9 +241,9 @@ class ModelConfig:
       choices = get_args(hint)
       if get_origin(hint) is Literal and value not in choices:
         raise ValueError(f'model.{name}={value!r} is none of {", ".join(map(repr, choices))}')
-      least = 1 if name in _POSITIVE else 0
-      if hint is int and name not in ('pad', 'end') and value < least:
-        raise ValueError(f'model.{name}={value} must be at least {least}')
+      minimum = 1 if name in _POSITIVE else 0
+      if hint is int and name not in ('pad', 'end') and value < minimum:
+        raise ValueError(f'model.{name}={value} must be at least {minimum}')
     checks = (self._check_inputs, self._check_sizes, self._check_sublayers)
     for wrong, message in itertools.chain.from_iterable(check() for check in checks):
       if wrong:

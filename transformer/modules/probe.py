@@ -28,8 +28,8 @@ class Probe(nnx.Module):
   ) -> Float[Array, 'B D']:
     """Return one vector for the real states of each row."""
     B, T, D = states.shape
-    one = jnp.ones((B, 1), jnp.int32)
-    mask = masks.segments(one, real.astype(jnp.int32)).with_array(1, T)
+    ones = jnp.ones((B, 1), jnp.int32)
+    mask = masks.segments(ones, real.astype(jnp.int32)).with_array(1, T)
     query = jnp.broadcast_to(self.query[...], (B, 1, D))
-    y, _ = self.attention(query, View(one, mask), memory=states)
+    y, _ = self.attention(query, View(ones, mask), memory=states)
     return (y + self.feedforward(self.norm(y)))[:, 0]

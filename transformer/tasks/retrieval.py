@@ -142,12 +142,15 @@ class Retrieval:
     if cloze_key is not None and self.cloze:
       batch = self.with_pieces(batch, cloze_key)
     logits, weights = self._logits(model, batch, keys)
-    own = jnp.arange(len(logits))
-    loss = nll = cross_entropy(logits, own, weights)
+    own_documents = jnp.arange(len(logits))
+    loss = nll = cross_entropy(logits, own_documents, weights)
     if self.symmetric:
-      back = cross_entropy(logits.T, own, weights)
+      back = cross_entropy(logits.T, own_documents, weights)
       loss = loss._replace(sum=(loss.sum + back.sum) / 2)
-    return loss, {'nll_in_batch': nll, 'accuracy_in_batch': accuracy(logits, own, weights)}
+    return loss, {
+      'nll_in_batch': nll,
+      'accuracy_in_batch': accuracy(logits, own_documents, weights),
+    }
 
   def _logits(self, model, batch, keys) -> tuple[Float[Array, 'B B'], Float[Array, ' B']]:
     """Return q D^T / t, with -1e30 for padding and for other copies of a query's document."""
