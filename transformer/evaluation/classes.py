@@ -64,9 +64,10 @@ def entity_f1(predictions: Sequence[str], references: Sequence[str]) -> Score:
     tags, true_tags = prediction.split(), reference.split()
     if len(tags) != len(true_tags):
       raise ValueError(f'line {number} has {len(tags)} tags for {len(true_tags)} words')
-    found, expected = set(entities(tags)), set(entities(true_tags))
-    correct += len(found & expected)
-    predicted, true = predicted + len(found), true + len(expected)
+    predicted_entities, true_entities = set(entities(tags)), set(entities(true_tags))
+    correct += len(predicted_entities & true_entities)
+    predicted += len(predicted_entities)
+    true += len(true_entities)
   value = 200 * correct / max(predicted + true, 1)
   return Score(value, f'entity F1|seqeval default|micro|n:{len(references)}|entities:{true}')
 

@@ -52,8 +52,8 @@ METRICS: dict[str, Metric] = {
 
 def get_metric(name: str) -> Metric:
   """Return the metric with a name of METRICS, or 'module:name' of a Metric or its function."""
-  found = lookup('eval.metrics', name, METRICS)
-  return found if isinstance(found, Metric) else Metric(found)
+  metric = lookup('eval.metrics', name, METRICS)
+  return metric if isinstance(metric, Metric) else Metric(metric)
 
 
 def require(name: str):

@@ -101,11 +101,11 @@ class AttentionMask:
   def dense(self, targets: Size, sources: Size | None = None) -> Bool[Array, '... T S']:
     """Return the mask as an array: [T, S], or [B, H, T, S] if it differs between examples or heads.
 
+    B and H may be 1.
+
     Args:
       targets: T.
       sources: S; T if None.
-
-    B and H may be 1.
 
     >>> causal().dense(2)
     Array([[ True, False],
@@ -126,6 +126,7 @@ class AttentionMask:
     return allowed
 
   def _order(self, q, k):
+    """Return which positions k the conditions on the order allow to positions q."""
     allowed = True
     if self.causal:
       allowed = (k <= q) | (k < self.prefix) if self.prefix else k <= q

@@ -39,7 +39,7 @@ class Classification:
     classes: names of the classes; () for those of the training examples, sorted.
     label_smoothing: of the training loss; see losses.cross_entropy.
     consistency: factor of the divergence between two passes with different dropout (R-Drop; see
-      losses.consistency); 0 for one pass. The paper takes 0.5 to 5. A step takes twice the time.
+      losses.consistency), which take twice the time of one; 0.5 to 5 in the paper. 0 for one pass.
     coarse_until: separator after the name of a coarse class, such as the colon in NUM:date.
       Training uses all classes; evaluation and prediction use the coarse ones, whose probability is
       the sum over their classes. '' for no coarse classes.
@@ -108,14 +108,14 @@ class Classification:
 
     The loss is the smoothed cross-entropy, with the consistency loss.
     """
-    twice = bool(self.consistency) and key is not None
-    batch = repeat_rows(batch, 2) if twice else batch
+    two_passes = bool(self.consistency) and key is not None
+    batch = repeat_rows(batch, 2) if two_passes else batch
     input_key, key = split_key(key, 2) if self.input_processor else (None, key)
     x, segments = self.processor.prepare_batch(batch['inputs'], batch['inputs_segments'], input_key)
     logits = model(x, segments=segments, key=key)
     labels, weights = batch['label'], batch['label_segments'].astype(jnp.float32)
     loss = cross_entropy(logits, labels, weights, label_smoothing=self.label_smoothing)
-    if twice:
+    if two_passes:
       divergence = consistency(logits, weights)
       loss = loss._replace(sum=loss.sum + self.consistency / 2 * divergence)
     labels = jnp.asarray(self._coarse_numbers())[labels]

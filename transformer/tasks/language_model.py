@@ -180,7 +180,7 @@ class LanguageModel:
     ]
 
   def stream(self, model: Decoder, line: str) -> Iterator[str]:
-    """Yield the prediction for a line piece by piece, as it is found; without beams.
+    """Yield the continuation of a line piece by piece, as it is generated; without beams.
 
     Raises:
       ValueError, FloatingPointError: as `predict`.

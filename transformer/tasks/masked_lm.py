@@ -194,12 +194,12 @@ class MaskedLM:
     states = model.encoder(masked.tokens, segments=segments, token_types=types, key=key)
     # logits only at masks, because the output layer is the largest
     T = masked.tokens.shape[1]
-    most = max(round(T * self.rate), 1)
-    if by_content and self.supports_packing:  # each text has its share, and at least one
+    max_masks = max(round(T * self.rate), 1)
+    if by_content and self.supports_packing:  # every text of a row has at least one mask
       n = np.arange(1, T + 1)
       share = np.max(np.maximum(np.round(n * self.rate), 1) / (n + 2))
-      most = min(int(share * T) + 1, T)
-    weights, places = jax.lax.top_k(masked.chosen.astype(jnp.float32), most)
+      max_masks = min(int(share * T) + 1, T)
+    weights, places = jax.lax.top_k(masked.chosen.astype(jnp.float32), max_masks)
     x = model.transform(jnp.take_along_axis(states, places[..., None], axis=1))
     return states, x, jnp.take_along_axis(masked.targets, places, axis=1), weights
 

@@ -41,8 +41,8 @@ class Seq2Seq:
     input_processor: processor of images or sounds; None for texts.
     label_smoothing, z_loss: of the training loss; see losses.cross_entropy.
     consistency: factor of the divergence between two passes with different dropout (R-Drop; see
-      losses.consistency); 0 for one pass. The paper takes 5 for translation. A step takes twice the
-      time.
+      losses.consistency), which take twice the time of one; 5 for translation in the paper. 0 for
+      one pass.
     start: the token that the decoder starts from; in some published models the end token (BART) or
       the padding token (T5, Marian).
   """
@@ -162,14 +162,12 @@ class Seq2Seq:
         f'decode.num_return_sequences={n} is more than decode.beams={self.decoding.beams}: raise '
         'beams and set temperature to 0'
       )
-    results = map_batches(self, model, lambda rows: self.search(model, jnp.asarray(rows)), requests)
-    check_possible(scores[0] for _, scores in results)
     return [
       [
         (self.tokenizer.decode(output), round(float(score), 4))
         for output, score in zip(outputs[:n], scores[:n], strict=True)
       ]
-      for outputs, scores in results
+      for outputs, scores in self._searched(model, requests)
     ]
 
   def best(
@@ -182,13 +180,15 @@ class Seq2Seq:
       sentinels: as in `search`.
     """
 
-    def search(rows):
-      return self.search(model, rows, sentinels=sentinels)
-
-    results = map_batches(self, model, search, requests)
-    check_possible(scores[0] for _, scores in results)
+    results = self._searched(model, requests, sentinels=sentinels)
     log_cut((self.tokenizer.eos in outputs[0] for outputs, _ in results), self.decoding)
     return [cut_at_end(outputs[0], self.tokenizer.ends) for outputs, _ in results]
+
+  def _searched(self, model, requests, **kwargs):
+    """Return the (outputs, scores) of `search` for each input; at least one must be possible."""
+    results = map_batches(self, model, lambda x: self.search(model, x, **kwargs), requests)
+    check_possible(scores[0] for _, scores in results)
+    return results
 
   def search(
     self, model: EncoderDecoder, inputs: Shaped[Array, 'B S ...'], *, sentinels: bool = False
