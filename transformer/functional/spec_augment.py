@@ -87,17 +87,17 @@ def change_tempo(
   """
   B, S, _ = frames.shape
   factor = jax.random.uniform(key, (B,), minval=1 - most, maxval=1 + most)
-  lengths, at = (
+  lengths, columns = (
     x.astype(factor.dtype) for x in (jnp.sum(segments != 0, axis=1), jnp.arange(S)[None])
   )
   new = jnp.minimum(jnp.round(lengths * factor), S)
   # the last frame stays the last one
   step = jnp.maximum(lengths - 1, 0) / jnp.maximum(new - 1, 1)
-  position = jnp.minimum(at * step[:, None], jnp.maximum(lengths - 1, 0)[:, None])
+  position = jnp.minimum(columns * step[:, None], jnp.maximum(lengths - 1, 0)[:, None])
   before = jnp.floor(position).astype(int)
   after = jnp.minimum(before + 1, S - 1)
   fraction = (position - before.astype(position.dtype))[..., None]
   take = jax.vmap(lambda x, index: x[index])
-  real = at < new[:, None]
+  real = columns < new[:, None]
   changed = (1 - fraction) * take(frames, before) + fraction * take(frames, after)
   return jnp.where(real[..., None], changed, 0), real.astype(segments.dtype)

@@ -149,24 +149,10 @@ class MaskedLM:
     """
     keys: Any = split_key(key, 3)
     tokens, segments = batch['inputs'], batch['inputs_segments']
-    bos, eos = self.tokenizer.bos, self.tokenizer.eos
-    types = jnp.zeros_like(tokens)
-    swapped = jnp.zeros(len(tokens), bool)
+    types, swapped = jnp.zeros_like(tokens), jnp.zeros(len(tokens), bool)
     if self.next_sentence:
-      before = jnp.cumsum(tokens == eos, axis=1) - (tokens == eos).astype(int)
-      types = jnp.where(segments != 0, jnp.minimum(before, 1), 0)
-      if key is None:
-        others = batch['others']
-        swappable = jnp.any((others != tokens) & (types == 1), axis=1)
-        drawn = corruption.uniform_by_content(tokens, segments, 3)[:, 0] < 0.5
-      else:
-        others, layout = jnp.roll(tokens, 1, axis=0), 2 * segments + types
-        same = jnp.all(layout == jnp.roll(layout, 1, axis=0), axis=1)
-        swappable = same & jnp.any(segments, axis=1)
-        drawn = jax.random.bernoulli(keys[0], 0.5, (len(tokens),)) & (len(tokens) > 1)
-      swapped = drawn & swappable
-      tokens = jnp.where(swapped[:, None] & (types == 1), others, tokens)
-    eligible = (segments != 0) & (tokens != bos) & (tokens != eos)
+      tokens, types, swapped = self._swap_halves(batch, keys[0])
+    eligible = (segments != 0) & (tokens != self.tokenizer.bos) & (tokens != self.tokenizer.eos)
     words = self.words(tokens) if self.whole_words else None
     random: Any
     if key is None:
@@ -179,6 +165,23 @@ class MaskedLM:
     mask, vocab = self.tokenizer.mask, self.tokenizer.size
     shown = corruption.replace_chosen(random, tokens, chosen, mask=mask, vocab=vocab)
     return Masked(shown, tokens, chosen, types, swapped)
+
+  def _swap_halves(self, batch: Batch, key: OptionalKey):
+    """Return (the tokens with some second halves replaced, token types, which were replaced)."""
+    tokens, segments = batch['inputs'], batch['inputs_segments']
+    ends = (tokens == self.tokenizer.eos).astype(int)
+    types = jnp.where(segments != 0, jnp.minimum(jnp.cumsum(ends, axis=1) - ends, 1), 0)
+    if key is None:
+      others = batch['others']
+      swappable = jnp.any((others != tokens) & (types == 1), axis=1)
+      drawn = corruption.uniform_by_content(tokens, segments, 3)[:, 0] < 0.5
+    else:
+      others, layout = jnp.roll(tokens, 1, axis=0), 2 * segments + types
+      same = jnp.all(layout == jnp.roll(layout, 1, axis=0), axis=1)
+      swappable = same & jnp.any(segments, axis=1)
+      drawn = jax.random.bernoulli(key, 0.5, (len(tokens),)) & (len(tokens) > 1)
+    swapped = drawn & swappable
+    return jnp.where(swapped[:, None] & (types == 1), others, tokens), types, swapped
 
   def words(self, tokens: Int[Array, 'B T']) -> Int[Array, 'B T']:
     """Return the index of the word of each token in its row."""
