@@ -157,7 +157,7 @@ def trie(sequences: Sequence[Sequence[int]], end: int) -> Automaton:
   [{4: 1}, {5: 2, 2: 3}, {2: 3}, {}]
   """
   transitions: list[dict[int, int]] = [{}]
-  ends = []
+  last_states = []
   for sequence in sequences:
     state = 0
     for token in sequence:
@@ -165,8 +165,8 @@ def trie(sequences: Sequence[Sequence[int]], end: int) -> Automaton:
         transitions[state][token] = len(transitions)
         transitions.append({})
       state = transitions[state][token]
-    ends.append(state)
-  for state in ends:
+    last_states.append(state)
+  for state in last_states:
     transitions[state][end] = len(transitions)
   return Automaton([*transitions, {}])
 

@@ -72,7 +72,7 @@ def stop_when(table: StopTable, prompts: Int[Array, 'B P']) -> Stop:
   """
   states = len(table.next)  # more than a stopping string has bytes, and so tokens
 
-  def ends(row):
+  def ends_row(row):
     def read(state, token):
       real = token >= 0
       token = jnp.maximum(token, 0)
@@ -81,6 +81,6 @@ def stop_when(table: StopTable, prompts: Int[Array, 'B P']) -> Stop:
     return jax.lax.scan(read, jnp.int32(0), row[-states:])[1][-1]
 
   def stop(tokens, position):
-    return jax.vmap(ends)(history(prompts, tokens, position + 1))
+    return jax.vmap(ends_row)(history(prompts, tokens, position + 1))
 
   return stop

@@ -1,4 +1,4 @@
-"""One layer of every model."""
+"""The layer of every encoder and decoder: attention and feed-forward as residual sublayers."""
 
 from typing import Any, NamedTuple
 
@@ -54,9 +54,9 @@ class Block(nnx.Module):
     shared = config.parallel == 'one_norm'
     self.feedforward_norm = Norm(config) if before and not shared else None
     self.feedforward_output_norm = Norm(config) if after else None
-    has_scale = {'attention': True, 'cross': cross, 'feedforward': True}
-    for name, here in has_scale.items():
-      scale = nnx.Param(jnp.ones(config.width)) if config.layer_scale and here else None
+    sublayers = {'attention': True, 'cross': cross, 'feedforward': True}
+    for name, exists in sublayers.items():
+      scale = nnx.Param(jnp.ones(config.width)) if config.layer_scale and exists else None
       setattr(self, f'{name}_layer_scale', scale)
 
   def __call__(
@@ -91,7 +91,7 @@ class Block(nnx.Module):
         return self.feedforward(h, keys[4], view.real)
       return self.feedforward(h, keys[4]), {}
 
-    source = None if self.config.parallel == 'none' else x
+    source = None if self.config.parallel == 'none' else x  # the x that attention reads
     x, cache = self._residual(x, 'attention', attend, keys[2], normalized=view.normalized)
     if memory is not None:
       x, _ = self._residual(x, 'cross', attend_to_memory, keys[3])
