@@ -204,7 +204,7 @@ def _random_parts(uniform, totals, parts):
   ends = (rank < parts[:, None] - 1).astype(jnp.int32)
   part = jnp.cumsum(jnp.pad(ends[:, :-1], ((0, 0), (1, 0))), axis=1)
   inside = (positions < totals[:, None]).astype(jnp.int32)
-  return jax.vmap(lambda part, inside: jnp.zeros(T, jnp.int32).positions[part].add(inside))(part, inside)
+  return jax.vmap(lambda part, inside: jnp.zeros(T, jnp.int32).at[part].add(inside))(part, inside)
 
 
 def with_sentinels(
