@@ -2,8 +2,8 @@
 
   python -m experiments.benchmarks.chaos [--kills=300] [--seed=0] [--runs=ema,muon] [--save]
 
-Every cycle trains a tiny run of one variant to its end, with eight faults at random moments (while
-it starts, or at some step), each followed by the same command. The outcome is `same bits` if the
+Every cycle trains a tiny run of one variant to its end, with up to eight faults at random moments
+(while it starts, or at some step), each followed by the same command. The outcome is `same bits` if the
 state, the metrics and the predictions are equal to those of a run without faults. A command that
 finds a damaged checkpoint must end with one line or continue. Mounting a full and a read-only disk
 needs root.
@@ -111,8 +111,8 @@ class Lab:
     time.sleep(self.rng.random() * (0.1 if ahead else 3.0))
     self._apply(fault, process, workdir)
     _, err = process.communicate(timeout=600)
-    if process.returncode == -signal.SIGKILL:
-      return 'killed'
+    if process.returncode in (0, -signal.SIGKILL):
+      return 'killed' if process.returncode else 'it had ended'
     return _words(process.returncode, err.decode())
 
   def _apply(self, fault, process, workdir):
@@ -126,11 +126,13 @@ class Lab:
       shutil.rmtree(workdir, ignore_errors=True)
 
   def cycle(self, number: int):
-    """Train one run to its end with eight interruptions, and count the outcomes."""
+    """Train one run to its end with up to eight faults, and count the outcomes."""
     variant = _VARIANTS.value[number % len(_VARIANTS.value)]
     workdir = self.folder / f'run-{number}'
     for fault in self.rng.choices([*IN_FLIGHT], weights=[*IN_FLIGHT.values()], k=8):
       end = self.interrupt(variant, workdir, fault)
+      if end == 'it had ended':
+        break
       self._count(fault, variant, end, 'resumed')
     damage = self.rng.choice(('', *AT_REST))
     if damage and _damage(damage, workdir, self.rng):

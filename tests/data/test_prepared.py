@@ -311,6 +311,12 @@ def test_damaged_corpora_are_named(tmp_path, tokenizer):
   load = functools.partial(corpora.load, 'prepared', dir=tmp_path)
   with pytest.raises(ValueError, match="prepared.json.*no split 'val', but train"):
     load('val')
+  described = prepared.read_json(tmp_path)
+  (tmp_path / prepared.JSON).write_text(json.dumps(described | {'vocab': 7}))
+  with pytest.raises(FileError, match='prepared.json: it is not as it was written'):
+    load('train')
+  (tmp_path / prepared.JSON).write_text(json.dumps(described | {'format': 1}))  # had no checksum
+  assert len(load('train')) == len(TEXTS)
   file = tmp_path / 'train.targets.bin'
   file.write_bytes(file.read_bytes()[:-1])
   with pytest.raises(FileError, match='train.targets.bin has [0-9,]+ bytes instead of'):
