@@ -3,10 +3,10 @@
   python -m experiments.benchmarks.chaos [--kills=300] [--seed=0] [--runs=ema,muon] [--save]
 
 Every cycle trains a tiny run of one variant to its end, with up to eight faults at random moments
-(while it starts, or at some step), each followed by the same command. The outcome is `same bits` if the
-state, the metrics and the predictions are equal to those of a run without faults. A command that
-finds a damaged checkpoint must end with one line or continue. Mounting a full and a read-only disk
-needs root.
+(while it starts, or at some step), each followed by the same command. The outcome is `same bits`
+if the state, the metrics and the predictions are equal to those of a run without faults. A command
+that finds a damaged checkpoint must end with one line or continue. Mounting a full and a read-only
+disk needs root.
 """
 
 import collections

@@ -154,10 +154,11 @@ def _best_plan(folder, theirs, settings, wanted=None) -> tuple[Plan, dict[str, S
     if modules[0] and Encoder in family.architectures.values():  # pooling: the encoder is used
       kinds = [Encoder]
     plans = [_plan(family, theirs, kind, tensors, settings, *modules) for kind in kinds]
-  except ValueError as error:
+  except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
     if str(folder) in str(error):
       raise
-    raise ValueError(f'{folder}: {error}') from error
+    what = error if isinstance(error, ValueError) else f'{CONFIG}: {type(error).__name__}: {error}'
+    raise ValueError(f'{folder}: {what}') from error
   order = lambda plan: (plan.shapes.keys() <= tensors.keys(), len(plan.shapes))  # noqa: E731
   return max(plans, key=order), tensors
 
