@@ -43,11 +43,20 @@ def strict():
     yield
 
 
+@contextlib.contextmanager
+def others():
+  """Three settings that do not touch each other."""
+  with (
+    jax.default_matmul_precision('highest'),
+    jax.default_prng_impl('rbg'),
+    jax.threefry_partitionable(False),
+  ):
+    yield
+
+
 SETTINGS = {
   'strict': strict,
-  'precision': lambda: jax.default_matmul_precision('highest'),
-  'rbg': lambda: jax.default_prng_impl('rbg'),
-  'old random bits': lambda: jax.threefry_partitionable(False),
+  'others': others,
   'leaks': jax.checking_leaks,
   '64 bits': lambda: (jax if hasattr(jax, 'enable_x64') else jax.experimental).enable_x64(True),
   'NaN': lambda: jax.debug_nans(True),
@@ -57,8 +66,7 @@ SETTINGS = {
 
 
 # what takes long, or is of JAX's own functions, is tried with one task
-ONE = {'leaks': ['decoder'], 'no jit': ['encoder']}
-ONE |= dict.fromkeys(('precision', 'rbg', 'old random bits'), ['decoder'])
+ONE = {'leaks': ['decoder'], 'no jit': ['encoder'], 'others': ['decoder']}
 
 
 def model_of(name):
@@ -95,12 +103,22 @@ def searches(name, model, key):
 
 
 @pytest.mark.parametrize(
-  'setting', ['strict', pytest.param('leaks', marks=pytest.mark.slow), '64 bits']
+  'setting', [*(pytest.param(x, marks=pytest.mark.slow) for x in ('strict', 'leaks')), '64 bits']
 )
 def test_a_loss_and_its_gradient_are_traced_under(setting):
   with SETTINGS[setting]():
     arguments = model_of('decoder'), batch_of(), jax.random.key(0)
     jax.eval_shape(partial(learn, TASKS['decoder'][0]), *arguments)
+
+
+@pytest.mark.parametrize(
+  'name', [x if x == 'encoder-decoder' else pytest.param(x, marks=pytest.mark.slow) for x in TASKS]
+)
+def test_a_batch_of_no_row_has_a_loss_and_a_gradient(name):
+  rows = {column: x[:0] for column, x in batch_of().items()}
+  task = TASKS[name][0]
+  gradient, metrics = jax.eval_shape(partial(learn, task), model_of(name), rows, jax.random.key(0))
+  assert all(mean.sum.shape == () for mean in metrics.values()) and jax.tree.leaves(gradient)
 
 
 @pytest.mark.slow

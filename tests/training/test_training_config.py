@@ -26,10 +26,15 @@ def module_of(file):
 WITH_CONFIG = [file for file in EXPERIMENTS if hasattr(module_of(file), 'get_config')]
 
 
-@pytest.fixture
-def config():
+@pytest.fixture(scope='module')
+def dates():
   (file,) = [file for file in WITH_CONFIG if file.stem == 'dates']
   return module_of(file).get_config().to_dict()
+
+
+@pytest.fixture
+def config(dates):
+  return copy.deepcopy(dates)
 
 
 def every_key():

@@ -178,7 +178,7 @@ def weighted_values(
   in_group = jax.vmap(one_head, in_axes=(0, None), out_axes=1)
   in_example = jax.vmap(in_group, in_axes=(0, 1), out_axes=1)
   grouped = weights.astype(v.dtype).reshape(B, G, H // G, T, S)
-  return jax.vmap(in_example)(grouped, v).reshape(B, T, H, -1).astype(v.dtype)
+  return jax.vmap(in_example)(grouped, v).reshape(B, T, H, v.shape[3]).astype(v.dtype)
 
 
 def _check_one_head(q, k):
@@ -270,4 +270,5 @@ def _over_heads(head, q, kv, mask, bias, sinks):
   mask, bias = grouped(mask, 'mask'), grouped(bias, 'bias')
   sinks = None if sinks is None else sinks.reshape(G, H // G)
   in_batch = jax.vmap(in_example, in_axes=(0, 0, 0, 0, None))
-  return in_batch(q.reshape(B, T, G, H // G, K), kv, mask, bias, sinks).reshape(B, T, H, -1)
+  y = in_batch(q.reshape(B, T, G, H // G, K), kv, mask, bias, sinks)
+  return y.reshape(B, T, H, y.shape[-1])

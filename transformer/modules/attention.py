@@ -100,9 +100,9 @@ class Attention(nnx.Module):
       # with one new token no masked slot holds a NaN; of several new ones a later one may
       assume_finite = x.shape[1] == 1
     q, k, v = (site(f'{self.name}.{name}', x) for name, x in zip(_QKV, (q, k, v), strict=True))
-    y = self._attend(q, k, v, view, assume_finite, key).reshape(*x.shape[:2], -1, q.shape[-1])
+    y = self._attend(q, k, v, view, assume_finite, key).reshape(q.shape)
     y = site(f'{self.name}.heads', y)
-    return self.out(y.reshape(*x.shape[:2], -1)), cache
+    return self.out(y.reshape(*x.shape[:2], y.shape[2] * y.shape[3])), cache
 
   def keys_values(
     self, memory: Float[Array, 'B S D']
@@ -115,7 +115,7 @@ class Attention(nnx.Module):
     """Reshape [B, T, heads K] to [B, T, heads, K], normalize, rotate, and cast to the dtype."""
     if norm is not None and self.config.qk_norm == 'all':
       x = norm(x)
-    x = x.reshape(*x.shape[:2], -1, self.config.key_size)
+    x = x.reshape(*x.shape[:2], x.shape[2] // self.config.key_size, self.config.key_size)
     if norm is not None and self.config.qk_norm == 'head':
       x = norm(x)
     if view is not None and view.rotate is not None:
@@ -125,7 +125,8 @@ class Attention(nnx.Module):
   def _attend(self, q, k, v, view, assume_finite, key):
     """Return the output of each head: [C, B/C T, H, K]."""
     config, weights = self.config, f'{self.name}.weights'
-    q = q.astype(k.dtype).reshape(k.shape[0], -1, *q.shape[2:])  # a cache may have a wider dtype
+    (B, T, *of_heads), C = q.shape, k.shape[0]  # a cache may have a wider dtype
+    q = q.astype(k.dtype).reshape(C, T * (B // max(C, 1) or 1), *of_heads)
     scale = config.attention_scale or (None if config.scale_attention else 1.0)
     kwargs: dict[str, Any] = dict(bias=view.bias, scale=scale, soft_cap=config.soft_cap_attention)
     kwargs['sinks'] = None if self.sinks is None else self.sinks[...]

@@ -286,7 +286,7 @@ def _cross_mask(segments, memory: Memory, shape) -> AttentionMask:
     return AttentionMask()
   q = jnp.ones(shape, jnp.int32) if segments is None else segments
   k = jnp.ones((C, S), jnp.int32) if memory.segments is None else memory.segments
-  q = q.reshape(C, -1)
+  q = q.reshape(C, q.shape[1] * (q.shape[0] // max(C, 1) or 1))
   return masks.segments(q, k).with_array(q.shape[1], S)
 
 

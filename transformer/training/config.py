@@ -5,6 +5,7 @@ signature of the reader gives the keys, types and defaults, and its docstring th
 """
 
 import difflib
+import functools
 import inspect
 import re
 import textwrap
@@ -171,7 +172,8 @@ def _optimizer_options() -> dict[str, Key]:
   return options
 
 
-def _meanings(function: Callable) -> dict[str, str]:
+@functools.cache
+def _meanings(function: Callable) -> Mapping[str, str]:
   """Return {argument: text} of the section Args or Attributes of a docstring."""
   meanings: dict[str, str] = {}
   for each in reversed(inspect.getmro(function)) if inspect.isclass(function) else [function]:
