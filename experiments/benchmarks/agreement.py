@@ -1,11 +1,11 @@
-"""How far each implementation of attention is from float64: a table by kernel, mask and dtype.
+"""Errors of the implementations of attention relative to float64: a table by mask and dtype.
 
   python -m experiments.benchmarks.agreement
 
-Each cell is the largest error of the output and of the gradients (queries, keys, values), as a
-share of the largest number expected. cuDNN is replaced by jax.nn's equation where there is no GPU
-for it, and splash attention runs in Pallas' interpreter where there is no TPU; dashes: the
-implementation cannot compute the call.
+Each cell has the largest error of the output and of the gradients (queries, keys, values), relative
+to the largest expected magnitude; - if the implementation cannot compute the case. Without a
+suitable GPU cuDNN is replaced by jax.nn's XLA implementation, and without a TPU splash attention
+runs in Pallas' interpreter.
 """
 
 import functools
@@ -25,7 +25,7 @@ DTYPES = ('float32', 'bfloat16', 'float16')
 
 
 def masks_by_name() -> dict[str, AttentionMask]:
-  """Return the kinds of masks."""
+  """Return {name: mask} of the kinds of masks to test."""
   rng = np.random.default_rng(1)
   packed = jnp.asarray(np.sort(rng.integers(0, 4, (B, T)))[:, ::-1], jnp.int32)
   padded = jnp.minimum(packed, 1)
@@ -44,7 +44,7 @@ def masks_by_name() -> dict[str, AttentionMask]:
 
 
 def implementations() -> dict[str, tuple]:
-  """Return what computes a call, and the platform to ask for, by name."""
+  """Return {name: (function of a Call, platform of the Call)}."""
   here = platforms.resolve(None)
   gpu, tpu = platforms.compute_capability(here) >= 8, here == 'tpu'
   stand_in = functools.partial(kernels.cudnn, backend='cudnn' if gpu else 'xla')
@@ -60,7 +60,7 @@ def implementations() -> dict[str, tuple]:
 
 
 def errors(compute, platform: str, mask: AttentionMask, dtype: str) -> str:
-  """Return the errors of output and gradients as text."""
+  """Return the errors of output and gradients as text; '-' if the mask is not supported."""
   rng = np.random.default_rng(0)
   shapes = [(B, T, H, K), (B, T, G, K), (B, T, G, K), (B, T, H, K)]
   *arrays, g = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)

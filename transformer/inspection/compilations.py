@@ -82,7 +82,7 @@ class Ledger(contextlib.AbstractContextManager):
     self._cached = True
 
   def check(self, function: str, most: int, arguments: Sequence[str]):
-    """Raise ValueError if a function was compiled more than `most` times; names what changed.
+    """Raise ValueError, which names the changed arguments, after more than `most` compilations.
 
     Args:
       function: its name.

@@ -150,7 +150,7 @@ def _print_result(config, workdir, flags, seconds, result) -> int:
   }
   line = json.dumps(result, ensure_ascii=False)
   write(workdir.path / f'{result["mode"]}.json', line + '\n')
-  if not processes.is_first() or flags.mode == 'sweep':  # which prints one table of all
+  if not processes.is_first() or flags.mode == 'sweep':  # a sweep prints one table for all runs
     return 0
   if flags.json or not sys.stdout.isatty():
     print(line)

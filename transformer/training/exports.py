@@ -100,10 +100,9 @@ def export_run(
     settings = published_settings(task, experiment.settings.warm_start)
     try:
       save_pretrained(folder, model, task.tokenizer, **settings)
-    except ValueError as error:  # such as ids of another tokenizer, which the family cannot have
+    except ValueError as error:  # such as an id of the tokenizer that the family does not support
       if not (family := settings.pop('model_type', '')):
         raise
-      log = logging.getLogger(__name__)
       log.warning('the model is not written as %s, from which it started: %s', family, error)
       save_pretrained(folder, model, task.tokenizer, **settings)
   else:
@@ -121,8 +120,9 @@ def export_run(
 def published_settings(task: Any, warm_start: str = '') -> dict[str, Any]:
   """Return the keys of config.json (hf) that depend on the run.
 
-  They are the class names and the start token of the task, and the family of the published folder
-  from which the run started, if it is one that is still there.
+  Args:
+    task: gives the class names and the start token of the decoder.
+    warm_start: of the config; gives the model_type, if it is the folder of a published model.
   """
   settings: dict[str, Any] = {}
   if warm_start and (file := pathlib.Path(warm_start).expanduser() / 'config.json').is_file():

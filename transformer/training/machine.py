@@ -35,7 +35,7 @@ def keep_freed_memory():
     return
   mallopt(M_MMAP_MAX, 0)
   mallopt(M_TRIM_THRESHOLD, -1)
-  # not jax.devices(), which starts threads: this has to be set before
+  # not jax.devices(), which starts threads; arenas must be set before
   accelerated = importlib.metadata.entry_points(group='jax_plugins') or importlib.util.find_spec(
     'libtpu'
   )

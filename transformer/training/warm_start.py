@@ -48,7 +48,7 @@ def warm_start(model: Model, experiment: Experiment) -> Model:
     from transformer.zoo.pretrained import load_pretrained
 
     source = load_pretrained(folder)[0]
-    if isinstance(source, DualEncoder):  # the encoder of what this model reads
+    if isinstance(source, DualEncoder):  # take the encoder of this modality
       source = source.text if experiment.model.modality == 'tokens' else source.image
     config = source.config
   _check_equations(experiment.model, config, folder)

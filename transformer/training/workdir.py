@@ -307,5 +307,5 @@ def _hashes(tokenizer: pathlib.Path) -> dict[str, str]:
 
 
 def is_run(folder: pathlib.Path) -> bool:
-  """Return whether a folder to start from is that of a run, and not of a published model."""
+  """Return whether a folder is that of a run, not of a published model."""
   return any((folder / name).exists() for name in ('checkpoints', 'metrics.jsonl'))
