@@ -3,25 +3,25 @@
   python run.py [--config=FILE[:ARG]] [--workdir=DIR] [--mode=MODE] [--config.SECTION.KEY=VALUE ...]
 
   train     train, then evaluate on val and test (the default); the same command again resumes
-  prepare   tokenize the data of an experiment once, into --workdir, for runs of it with
-            --config.data.name=prepared --config.data.dir=THAT_FOLDER; of any size
+  prepare   tokenize the data of an experiment, of any size, into --workdir, for runs with
+            --config.data.name=prepared --config.data.dir=THAT_FOLDER
   evaluate  evaluate a run on val and test
   predict   print one output line for each line of --input or stdin
-  serve     answer requests on http://127.0.0.1:PORT: a page to type in, and JSON
+  serve     answer requests on http://127.0.0.1:PORT, from a page or as JSON
   attend    plot the attention weights for each line of --input or stdin: HTML, PNG and SVG
   export    write the model as a folder: --format=hf for the `transformers` library, stablehlo for a
             program that runs without this package; --int8 for weights in 8 bits
   sweep     train the variants that the function sweep(add) of the experiment's file adds, --jobs=N
             at once
   config    print every key of the config with its value, type, default and meaning
-  runs      compare the runs in the folders given after the flags: a table, a plot and a page
-  report    write a page about each run in the folders given after the flags, and one of all
-  inspect   print what a checkpoint of --workdir holds: step, data position, shapes and norms; of
-            two folders after the flags, or of --step=4,8, where they differ; --json for JSON
+  runs      compare the runs in the folders after the flags: a table, a plot and a page
+  report    write a page about each run in the folders after the flags, and one about all
+  inspect   print the step, data position, shapes and norms of a checkpoint of --workdir, or the
+            differences between two: of two folders after the flags, or --step=4,8; --json for JSON
   plan      compile the training step and print the memory that each device needs, and the
-            cheapest change that fits; with --topology=v5e:2x2x1 of TPUs that need not be there
+            cheapest change that fits; --topology=v5e:2x2x1 for TPUs that are not in this machine
   profile   trace ten steps: time by kind of operation, and the share of the peak (MFU)
-  doctor    versions, devices, and a self-test of every attention path on this machine
+  doctor    print versions and devices, and test every attention path on this machine
 
 FILE is experiments/dates.py by default. Modes that use a trained model read the config that is
 stored in its workdir; there --config only names the run, in runs/EXPERIMENT.
