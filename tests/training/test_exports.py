@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -122,11 +123,15 @@ def test_what_cannot_be_exported_is_refused_by_name(task, words, tmp_path):
   assert not (tmp_path / 'out').exists()
 
 
-def test_what_predict_py_does_otherwise_is_said(tmp_path, caplog):
+def test_what_an_export_does_otherwise_is_said(tmp_path, caplog, monkeypatch):
   decoding = Decoding(beams=4, alpha=0.6, bad_words=((5,),), choices=())
   task = dataclasses.replace(TASKS['seq2seq'], decoding=decoding)
-  _, facts = exports._functions(task, model_of(task))
-  assert 'decode.beams=4 not exported' in caplog.text and 5 in facts['suppress']
+  _, facts = exports._functions(task, model := model_of(task))
+  assert 'decode.beams=4 not exported: predict.py' in caplog.text and 5 in facts['suppress']
+  monkeypatch.setattr(exports, 'save_pretrained', lambda folder, *_, **__: folder.mkdir())
+  settings = types.SimpleNamespace(warm_start='')
+  exports.export_run(tmp_path, types.SimpleNamespace(task=task, settings=settings), model, 'hf')
+  assert 'decode.beams=4, decode.bad_words=((5,),) not exported: pass them' in caplog.text
 
 
 def test_predict_py_is_short_and_imports_what_it_says():

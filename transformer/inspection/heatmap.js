@@ -424,7 +424,7 @@ function use(k) {  // show one kind of attention
   }
   $('strips').replaceChildren();
   const [, target, source] = KINDS[map.kind], [rowPicture, columnPicture] = map.pictures;
-  strips = map.rollout ? [strip(rowPicture ? rowPicture.kind === 'frames' ? 'sound, seconds' : 'picture' : 'tokens', map.rows, rowPicture, true, true)] :
+  strips = map.rollout ? [strip(rowPicture ? rowPicture.kind === 'frames' ? 'spectrogram' : 'picture' : 'tokens', map.rows, rowPicture, true, true)] :
     [strip(target, map.rows, rowPicture, true, false), strip(source, map.columns, columnPicture, false, true)];
   thumbnails(); headTable(); fit(); draw();
 }

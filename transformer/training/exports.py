@@ -97,6 +97,7 @@ def export_run(
   check_finite(model, 'a parameter is NaN')
   if format == 'hf':
     folder = workdir / 'export'
+    _log_dropped(task.decoding, GREEDY | NOT_EXPORTED, 'pass them to `generate`')
     settings = published_settings(task, experiment.settings.warm_start)
     try:
       save_pretrained(folder, model, task.tokenizer, **settings)
@@ -309,11 +310,7 @@ def _searched(task, model, start):
     raise ValueError(
       f'predict.py has no {", ".join(changed)}: change it by --config.decode, or use --format=hf'
     )
-  if changed := _changed(decoding, GREEDY):
-    log.warning(
-      '%s not exported: predict.py decodes greedily, and may answer otherwise than --mode=predict',
-      ', '.join(changed),
-    )
+  _log_dropped(decoding, GREEDY, 'predict.py decodes greedily, and may answer otherwise')
   config = dataclasses.replace(getattr(model, 'decoder', model).config, platform='cpu')
 
   def cache_of_size(b, c):
@@ -334,5 +331,10 @@ def _searched(task, model, start):
 
 def _changed(decoding: Any, defaults: Mapping[str, Any]) -> list[str]:
   """Return the settings that differ from these values, as text such as decode.beams=4."""
-  values = {name: getattr(decoding, name) for name in defaults}
+  values = {name: getattr(decoding, name, default) for name, default in defaults.items()}
   return [f'decode.{n}={values[n]!r}' for n, value in defaults.items() if values[n] != value]
+
+
+def _log_dropped(decoding: Any, defaults: Mapping[str, Any], advice: str) -> None:
+  if changed := _changed(decoding, defaults):
+    log.warning('%s not exported: %s', ', '.join(changed), advice)
