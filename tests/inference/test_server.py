@@ -160,7 +160,7 @@ def test_files_are_sent_in_base64_and_paths_are_not_opened(task, tmp_path):
 
 def test_a_port_that_is_taken_is_an_error(task):
   with socket.create_server(('127.0.0.1', 0)) as taken:
-    with pytest.raises(OSError, match='in use'):
+    with pytest.raises(OSError, match='in use.* Give another'):
       server.serve(application(task, None, 'x'), taken.getsockname()[1])
 
 

@@ -195,7 +195,11 @@ def serve(app: Starlette, port: int) -> None:
   Raises:
     OSError: the port is in use.
   """
-  with socket.create_server(('127.0.0.1', port)) as listener:
+  try:
+    listener = socket.create_server(('127.0.0.1', port))
+  except OSError as error:
+    raise OSError(f'--port={port}: {error.strerror}. Give another, or 0 for a free one') from error
+  with listener:
     url = f'http://127.0.0.1:{listener.getsockname()[1]}'
     logging.getLogger(__name__).info('open %s in a browser; Ctrl-C ends', url)
     server = uvicorn.Server(uvicorn.Config(app, log_level='warning'))
