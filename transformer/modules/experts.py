@@ -8,10 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from transformer.functional.activations import ACTIVATIONS
 from transformer.functional.dropout import dropout
 from transformer.modules.config import ModelConfig
-from transformer.modules.layers import FeedForward, Linear
+from transformer.modules.layers import FeedForward, Linear, activate
 from transformer.modules.sites import site
 
 
@@ -76,9 +75,9 @@ class Experts(nnx.Module):
       return jax.lax.ragged_dot(x.astype(dtype), kernel, sizes, preferred_element_type=jnp.float32)
 
     x = x[order // self.config.experts_per_token]
-    hidden = ACTIVATIONS[self.config.activation](multiply(x, experts.hidden))
-    if experts.gate is not None:
-      hidden = hidden * multiply(x, experts.gate)
+    hidden = multiply(x, experts.hidden)
+    gate = None if experts.gate is None else multiply(x, experts.gate)
+    hidden = activate(self.config, hidden, gate)
     y = multiply(dropout(hidden, self.config.dropout, key), experts.out)
     return y[jnp.argsort(order)]
 

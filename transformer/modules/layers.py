@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from transformer.functional import platforms
 from transformer.functional.activations import ACTIVATIONS
 from transformer.functional.dropout import dropout
 from transformer.functional.matmul import matmul
@@ -125,8 +126,25 @@ class FeedForward(nnx.Module):
   def __call__(
     self, x: Float[Array, 'B T D'], key: Key[Array, ''] | None = None
   ) -> Float[Array, 'B T D']:
-    hidden = ACTIVATIONS[self.config.activation](self.hidden(x))
-    if self.gate is not None:
-      hidden = hidden * self.gate(x)
+    hidden, gate = self.hidden(x), None if self.gate is None else self.gate(x)
+    hidden = activate(self.config, hidden, gate)
     hidden = site('feedforward.hidden', hidden)
     return self.out(dropout(hidden, self.config.dropout, key))
+
+
+def activate(
+  config: ModelConfig, x: Float[Array, '*B F'], gate: Float[Array, '*B F'] | None = None
+) -> Float[Array, '*B F']:
+  """Return config.activation(x), multiplied by the gate if there is one.
+
+  The gradient computes the activation again from x instead of storing its intermediate values: of
+  gelu_tanh one array in float32 is stored instead of five. On a CPU they are stored, because
+  computing takes longer there.
+  """
+
+  def compute(x, gate):
+    y = ACTIVATIONS[config.activation](x)
+    return y if gate is None else y * gate
+
+  on_cpu = platforms.resolve(config.platform) == 'cpu'
+  return compute(x, gate) if on_cpu else jax.checkpoint(compute)(x, gate)
