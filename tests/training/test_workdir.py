@@ -123,9 +123,13 @@ def test_a_run_of_another_format_is_an_error(workdir, number, cure):
     ('data__test', ('test', 'other')),
   ],
 )
-def test_keys_that_may_change_are_stored_when_a_run_resumes(workdir, key, value):
-  """The folder then has the new value."""
+def test_keys_that_may_change_are_stored_when_a_run_resumes(workdir, key, value, monkeypatch):
+  """The folder then has the new value, and the log both."""
+  said, (section, name) = [], key.split('__')
+  monkeypatch.setattr(module.logging, 'info', lambda text, *args: said.append(text % args))
   workdir.claim(changed(**{key: value}))
+  before = CONFIG[section][name]
+  assert said == [f'the run goes on with {section}.{name}={value!r}, which was {before!r}']
   assert workdir.read_config() == changed(**{key: value})
 
 

@@ -117,26 +117,33 @@ class Workdir:
     Raises:
       ValueError: it has a run with another config; names the keys that differ.
     """
-    if self.has_config():
-      old, new = flatten(self.read_config()), flatten(config)
-      differ = [
-        f'{key} is {old.get(key)!r} there and {new.get(key)!r} here'
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-        and not {key, key.partition('.')[0] + '.'} & {*MAY_CHANGE}  # the key, or its whole section
-      ]
-      if differ:
-        empty = not self.last_step()
-        raise ValueError(
-          f'{self.path} holds a run of another experiment{", which saved no step" * empty}: '
-          f'{"; ".join(differ[:5])}. Use another --workdir, or delete that folder to start again'
-          + f':\n  rm -r {shlex.quote(str(self.path))}'
-          * empty
-        )
+    differ = [
+      f'{key} is {old!r} there and {new!r} here'
+      for key, (old, new) in self._changes(config).items()
+      if not {key, key.partition('.')[0] + '.'} & {*MAY_CHANGE}  # the key, or its whole section
+    ]
+    if differ:
+      empty = not self.last_step()
+      raise ValueError(
+        f'{self.path} holds a run of another experiment{", which saved no step" * empty}: '
+        f'{"; ".join(differ[:5])}. Use another --workdir, or delete that folder to start again'
+        + f':\n  rm -r {shlex.quote(str(self.path))}'
+        * empty
+      )
+
+  def _changes(self, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return {key: (stored value, this value)} where they differ; {} if there is no run."""
+    if not self.has_config():
+      return {}
+    old, new = flatten(self.read_config()), flatten(config)
+    keys = sorted(old.keys() | new.keys())
+    return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 
   def claim(self, config: Mapping[str, Any]):
-    """Store the config of the run; errors as of `compare`."""
+    """Store the config of the run, and log what has changed; errors as of `compare`."""
     self.compare(config)
+    for key, (old, new) in self._changes(config).items():
+      logging.info('the run goes on with %s=%r, which was %r', key, new, old)
     text = json.dumps({'format': FORMAT, **config}, indent=2, ensure_ascii=False)
     write(self.path / 'config.json', text + '\n')
 
