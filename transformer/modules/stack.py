@@ -126,13 +126,14 @@ class Stack(nnx.Module):
       x = self.projection(x)
     x = sites.site(f'{self.prefix}embedding', x)
     layer_keys = None if key is None else keys[1:]
-    windows = cache is None and any(layer.window for layer in self.config.pattern)
-    if holes := windows and segments is not None:
-      where, order = _holes(segments, positions)
-      x, segments, positions = _reordered(where, order, x, segments, positions)
+    has_window = cache is None and any(layer.window for layer in self.config.pattern)
+    # a window counts columns, so padding inside a segment is moved to the end of the row
+    if moves_padding := has_window and segments is not None:
+      has_holes, order = _holes(segments, positions)
+      x, segments, positions = _reordered_if(has_holes, order, x, segments, positions)
     x, cache, aux = self._layers(x, segments, positions, memory, cache, layer_keys)
-    if holes:
-      (x,) = _reordered(where, jnp.argsort(order, axis=1), x)
+    if moves_padding:
+      (x,) = _reordered_if(has_holes, jnp.argsort(order, axis=1), x)
     if self.norm is not None:
       x = self.norm(x)
     if cache is not None:
@@ -259,20 +260,20 @@ class Stack(nnx.Module):
 
 
 def _holes(segments, positions):
-  """Return (whether there is padding within a segment, an order of columns that has none)."""
-  before = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)))
-  holes = jnp.any((segments != 0) & (positions > 0) & (before != segments))
-  return holes, jnp.argsort(segments == 0, axis=1, stable=True)
+  """Return (whether a segment has padding inside, an order of columns with all padding last)."""
+  previous = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)))
+  has_holes = jnp.any((segments != 0) & (positions > 0) & (previous != segments))
+  return has_holes, jnp.argsort(segments == 0, axis=1, stable=True)
 
 
-def _reordered(where, order, *arrays):
-  """Return the arrays [B, T, ...] with their columns in this order, if `where`; else unchanged."""
+def _reordered_if(condition, order, *arrays):
+  """Return the arrays [B, T, ...] with columns in this order, if the condition holds."""
 
   def reorder(*arrays):
-    of_rows = jax.vmap(lambda x, at: x[at])
-    return tuple(of_rows(x, order) for x in arrays)
+    take_columns = jax.vmap(lambda x, index: x[index])
+    return tuple(take_columns(x, order) for x in arrays)
 
-  return jax.lax.cond(where, reorder, lambda *arrays: arrays, *arrays)
+  return jax.lax.cond(condition, reorder, lambda *arrays: arrays, *arrays)
 
 
 def _column_numbers(x):

@@ -290,8 +290,8 @@ def bm25(path: str, queries: Sequence[str]) -> Float[np.ndarray, 'Q N']:
   words_of_queries = bm25s.tokenize(
     list(queries), stopwords='en', stemmer=stemmer, return_ids=False, show_progress=False
   )
-  nothing = np.zeros(len(collection(path)), np.float32)  # for a query of stop words only
-  return np.stack([index.get_scores(words) if words else nothing for words in words_of_queries])
+  zeros = np.zeros(len(collection(path)), np.float32)  # for a query of stop words only
+  return np.stack([index.get_scores(words) if words else zeros for words in words_of_queries])
 
 
 @functools.lru_cache(maxsize=1)
