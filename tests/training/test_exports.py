@@ -1,9 +1,11 @@
 """A run as a folder that answers without this package."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import re
+import runpy
 import subprocess
 import sys
 import types
@@ -40,6 +42,7 @@ TASKS = {
 }
 
 
+@functools.cache
 def model_of(task, seed=0, **settings):
   """A model of random parameters."""
   tiny = dict(vocab=TOKENIZER.size, width=16, depth=2, heads=2, feedforward=24, max_length=64)
@@ -47,7 +50,7 @@ def model_of(task, seed=0, **settings):
   return drawn(lambda: task.init(config, jax.random.key(0)), seed)
 
 
-def test_a_classifier_answers_as_before_from_its_folder(tmp_path, close):
+def test_a_classifier_answers_as_before_from_its_folder(tmp_path, close, monkeypatch):
   task = TASKS['classification']
   model = model_of(task, pooling='attention')
   exports.write(tmp_path, task, model, exports.weights_of(model))
@@ -59,6 +62,20 @@ def test_a_classifier_answers_as_before_from_its_folder(tmp_path, close):
   for lines in (['the fox', ''], ['x' * 40]):
     with pytest.raises(ValueError, match='give 1 to 24'):
       found.answer(lines)
+  (tmp_path / 'lines').write_text('the fox\n\n')
+  opened = os.open(tmp_path / 'lines', os.O_RDONLY)  # which the script closes
+  monkeypatch.setattr(sys, 'stdin', types.SimpleNamespace(fileno=lambda: opened))
+  with pytest.raises(SystemExit, match="error: '' has 0 tokens"):
+    runpy.run_path(str(tmp_path / 'predict.py'), run_name='__main__')
+
+
+def test_a_folder_that_is_not_whole_has_no_predict_py(tmp_path, monkeypatch):
+  monkeypatch.setattr(exports, '_functions', lambda *_: ({}, {}))
+  monkeypatch.setattr(exports, 'save', lambda _: 1 / 0)
+  (tmp_path / 'predict.py').write_text('of an earlier export')
+  with pytest.raises(ZeroDivisionError):
+    exports.write(tmp_path, TASKS['seq2seq'], model_of(TASKS['seq2seq']), {})
+  assert not (tmp_path / 'predict.py').exists()
 
 
 @pytest.mark.slow
@@ -126,7 +143,7 @@ def test_what_cannot_be_exported_is_refused_by_name(task, words, tmp_path):
 def test_what_an_export_does_otherwise_is_said(tmp_path, caplog, monkeypatch):
   decoding = Decoding(beams=4, alpha=0.6, bad_words=((5,),), choices=())
   task = dataclasses.replace(TASKS['seq2seq'], decoding=decoding)
-  _, facts = exports._functions(task, model := model_of(task))
+  _, facts = exports._functions(task, model := model_of(TASKS['seq2seq']))
   assert 'decode.beams=4 not exported: predict.py' in caplog.text and 5 in facts['suppress']
   monkeypatch.setattr(exports, 'save_pretrained', lambda folder, *_, **__: folder.mkdir())
   settings = types.SimpleNamespace(warm_start='')
