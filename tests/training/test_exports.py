@@ -112,6 +112,30 @@ def test_kernels_and_tables_are_written_in_8_bits():
     assert (0 < error <= np.abs(array).max() / 250) if name in names else error == 0, name
 
 
+def test_an_export_in_8_bits_has_the_metrics_before_and_after(monkeypatch, tmp_path):
+  values = {'a model': 1.0, 'a model in 8 bits': 2.0}
+  calls = []
+  replaced = dict(
+    check_finite=lambda *_: None,
+    weights_of=lambda model: f'weights of {model}',
+    in_8_bits=lambda weights: f'{weights} in 8 bits',
+    restored=lambda task, model, weights: weights.removeprefix('weights of '),
+    evaluate_split=lambda _, model, split: types.SimpleNamespace(
+      metrics={'nll': values[model], 'nll/part': 0.0}
+    ),
+    write=lambda folder, task, model, weights: calls.append((folder.mkdir(), model, weights)),
+  )
+  for name, function in replaced.items():
+    monkeypatch.setattr(exports, name, function)
+  monkeypatch.setattr(exports.adapters, 'merge', lambda model: None)
+  settings = types.SimpleNamespace(data=types.SimpleNamespace(val='val'))
+  experiment = types.SimpleNamespace(task=None, settings=settings)
+  facts = exports.export_run(tmp_path, experiment, 'a model', 'stablehlo', int8=True)
+  folder = str(tmp_path / 'export-stablehlo')
+  assert facts == {'from_to': {'nll': [1.0, 2.0]}, 'folder': folder, 'bytes': 0}
+  assert calls == [(None, 'a model', 'weights of a model in 8 bits')]
+
+
 @pytest.mark.slow
 def test_a_folder_in_8_bits_answers_as_the_rounded_model(tmp_path):
   task = TASKS['classification']

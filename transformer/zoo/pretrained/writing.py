@@ -118,20 +118,34 @@ def save_pretrained(
     folder / CONFIG,
     {k: v for k, v in config_json.items() if k != 'torch_dtype'} | {'dtype': 'float32'},
   )
+  pooled = kind is Encoder and (ours.pooling == 'mean' or normalize or published.text(MODULES))
+  if pooled:
+    _save_modules(folder, ours, normalize)
+  _save_settings(folder, published, ids, [] if pooled else [MODULES])
+  if tokenizer is not None:
+    _save_tokenizer(folder, tokenizer, published)
+
+
+def _save_settings(
+  folder: pathlib.Path, published: Published, ids: dict[str, Any], unwritten: list[str]
+):
+  """Write the settings that were loaded with a model; warn of files of another model.
+
+  Args:
+    folder: of the model.
+    published: the settings.
+    ids: of special tokens, which replace those in generation_config.json.
+    unwritten: further files of settings that this model does not have.
+  """
   if generation := published.json(GENERATION):
     _dump(folder / GENERATION, generation | ids)
   for name in OTHERS:
     if text := published.text(name):
       (folder / name).write_text(text, encoding='utf-8')
-  pooled = kind is Encoder and (ours.pooling == 'mean' or normalize or published.text(MODULES))
-  if pooled:
-    _save_modules(folder, ours, normalize)
-  for name in (GENERATION, PREPROCESSOR, *[MODULES] * (not pooled)):
+  for name in (GENERATION, PREPROCESSOR, *unwritten):
     if (folder / name).is_file() and not published.text(name):
       text = '%s does not come from this model, and is read with it: delete it if it is of another'
       logging.getLogger(__name__).warning(text, folder / name)
-  if tokenizer is not None:
-    _save_tokenizer(folder, tokenizer, published)
 
 
 def _special_ids(tokenizer: Any) -> dict[str, Any]:
