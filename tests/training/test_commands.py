@@ -138,6 +138,18 @@ def test_every_variant_of_a_sweep_has_an_outcome(end, monkeypatch, capsys, tmp_p
   assert drawn[2:] == [str(tmp_path / '0'), str(tmp_path / '2')]
 
 
+def test_curves_have_the_runs_that_have_points_each_in_its_colour(tmp_path):
+  rows = dict(none=[], short=[('train', 'loss')], whole=[('train', 'loss'), ('val', 'nll')])
+  for name, found in rows.items():
+    (tmp_path / name).mkdir()
+    lines = [json.dumps({'split': split, 'step': 1, metric: 2.0}) + '\n' for split, metric in found]
+    (tmp_path / name / 'metrics.jsonl').write_text(''.join(lines))
+  loss, nll = comparison.figure([str(tmp_path / name) for name in rows], [*rows]).axes
+  assert [(x.get_label(), x.get_color()) for x in loss.lines] == [('short', 'C1'), ('whole', 'C2')]
+  assert [(x.get_label(), x.get_color()) for x in nll.lines] == [('whole', 'C2')]
+  assert not comparison.figure([str(tmp_path / 'none')]).axes[0].lines
+
+
 @pytest.mark.parametrize('terminal, asked', [(True, False), (True, True), (False, False)])
 def test_a_result_is_a_table_on_a_terminal_and_else_json(
   terminal, asked, monkeypatch, capsys, tmp_path

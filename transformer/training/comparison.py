@@ -62,10 +62,12 @@ def figure(folders: Sequence[str], labels: Sequence[str] = ()) -> Any:
   for axes in plots[len(curves) :]:
     axes.remove()
   for axes, (label, training, name) in zip(plots, curves, strict=False):
-    for run, rows in histories.items():
-      axes.plot(*_points(rows, name, training), '.-', label=run)
+    for i, (run, rows) in enumerate(histories.items()):
+      if (points := _points(rows, name, training))[0]:  # a run that has ended early may have none
+        axes.plot(*points, '.-', label=run, color=f'C{i}')
     axes.set(xlabel='step', ylabel=label)
-    axes.legend(frameon=False, fontsize=8)
+    if axes.lines:
+      axes.legend(frameon=False, fontsize=8)
   return result
 
 
