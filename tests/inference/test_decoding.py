@@ -52,7 +52,7 @@ def test_choices_are_not_cut_into_windows():
     (dict(early_stopping='soon'), "early_stopping='soon' must be True, False or 'never'"),
     (dict(repetition_penalty=0.0), 'repetition_penalty=0.0 must be above 0'),
     (dict(max_new_tokens=3, min_new_tokens=4), 'max_new_tokens=3 is fewer than'),
-    (dict(max_new_tokens=1, prefix=(1, 2)), 'the 2 of decode.prefix'),
+    (dict(max_new_tokens=1, prefix=(1, 2)), 'the 2 tokens of decode.prefix'),
     (dict(beams=0), 'beams=0 must be at least 1'),
     (dict(beams=2, length_penalty=float('nan')), 'length_penalty=nan must be a finite number'),
     (dict(temperature=float('inf')), 'temperature=inf must be a finite number'),
