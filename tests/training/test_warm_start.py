@@ -85,6 +85,8 @@ def test_a_clip_gives_the_encoder_of_what_the_model_reads(side, modality):
   found = warm_start(drawn(lambda: Classifier(run.model, 3, nnx.Rngs(0))), run)
   for path, leaf in leaves(source).items():
     np.testing.assert_array_equal(leaves(found)[path], leaf, err_msg=path)
+  with pytest.raises(ValueError, match='one of images, as CLIP has'):
+    published.get_config(f'write,{folder}')
 
 
 SETTINGS = dict(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from transformer.modules.config import ModelConfig
+from transformer.modules.config import DualConfig, ModelConfig
 from transformer.modules.heads import (
   Classifier,
   Embedding,
@@ -111,11 +111,16 @@ def read_model_config(
     kind: a class, such as `Classifier`, to use even if config.json names another one.
 
   Raises:
-    ValueError: as `load_pretrained`.
+    ValueError: as `load_pretrained`, or it has two encoders, each with a ModelConfig.
   """
   folder = find_folder(name, revision, subfolder)
   kinds = [kind] if kind else None
   plan, _ = _best_plan(folder, Published.read(folder).json(CONFIG), {}, kinds)
+  if isinstance(plan.config, DualConfig):
+    raise ValueError(
+      f'{folder} has an encoder of texts and one of images, as CLIP has: take the arguments of '
+      'load_pretrained(folder)[0].config.text or of .image'
+    )
   return dataclasses.asdict(plan.config)
 
 
