@@ -18,17 +18,16 @@ with `classify,FOLDER,frozen` only the head, and with `write,FOLDER,frozen` only
 
 from ml_collections import ConfigDict
 
-from transformer.modules.heads import Classifier, Spans
 from transformer.training import config
 from transformer.zoo import presets
 
 RATES = {'full': 5e-5, 'lora': 5e-4, 'frozen': 1e-3}
 SMALL = dict(width=64, depth=2, heads=4, feedforward=128, max_length=128)
-# task, model in place of that which config.json names, metrics
+# task, head in place of the one that config.json names, metrics
 KINDS = {
-  'classify': ('classification', Classifier, ('accuracy',)),
-  'answer': ('question_answering', Spans, ('squad_f1', 'squad_exact_match')),
-  'write': ('seq2seq', None, ('bleu', 'chrf')),
+  'classify': ('classification', 'Classifier', ('accuracy',)),
+  'answer': ('question_answering', 'Spans', ('squad_f1', 'squad_exact_match')),
+  'write': ('seq2seq', '', ('bleu', 'chrf')),
 }
 
 
@@ -58,7 +57,7 @@ def get_config(argument: str = 'classify') -> ConfigDict:
   if folder:
     from transformer.zoo.pretrained import read_model_config
 
-    model = read_model_config(folder, kind=head)
+    model = read_model_config(folder, head=head)
     c.model.update({k: v for k, v in model.items() if k in c.model})
     c.data.max_length = min(c.data.max_length, model['max_length'])
     if not head:

@@ -11,13 +11,14 @@ import logging
 import os
 import pathlib
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from transformer.modules import heads
 from transformer.modules.config import DualConfig, ModelConfig
 from transformer.modules.heads import (
   Classifier,
@@ -102,19 +103,19 @@ def read_model_config(
   *,
   revision: str | None = None,
   subfolder: str = '',
-  kind: type | None = None,
+  head: Literal['', 'Classifier', 'Spans'] = '',
 ) -> dict[str, Any]:
   """Return the arguments of the ModelConfig of a published model, without reading a tensor.
 
   Args:
     name, revision, subfolder: as for `load_pretrained`.
-    kind: a class, such as `Classifier`, to use even if config.json names another one.
+    head: a class of modules.heads to use instead of the one that config.json names.
 
   Raises:
     ValueError: as `load_pretrained`, or it has two encoders, each with a ModelConfig.
   """
   folder = find_folder(name, revision, subfolder)
-  kinds = [kind] if kind else None
+  kinds = [getattr(heads, head)] if head else None
   plan, _ = _best_plan(folder, Published.read(folder).json(CONFIG), {}, kinds)
   if isinstance(plan.config, DualConfig):
     raise ValueError(
