@@ -100,8 +100,8 @@ def balance(
   """
   E = p.shape[-1]
   real = jnp.ones(p.shape[:2], bool) if real is None else real
-  count = jnp.maximum(jnp.sum(real), 1).astype(p.dtype)
+  count = jnp.maximum(jnp.sum(real), 1)
   used = jnp.sum(jax.nn.one_hot(chosen, E) * real[..., None, None].astype(p.dtype), axis=(0, 1, 2))
-  share = used / (count * chosen.shape[-1])
-  mean = jnp.sum(jnp.where(real[..., None], p, 0), axis=(0, 1)) / count
+  share = used / (count * chosen.shape[-1]).astype(p.dtype)
+  mean = jnp.sum(jnp.where(real[..., None], p, 0), axis=(0, 1)) / count.astype(p.dtype)
   return E * jnp.sum(share * mean)
