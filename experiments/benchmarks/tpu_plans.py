@@ -17,6 +17,7 @@ import logging
 import sys
 import time
 from typing import Any
+from unittest import mock
 
 from absl import app, flags
 
@@ -166,9 +167,11 @@ def plan(
   if outputs:
     frames = np.zeros((rows, length, processor.features), np.float32)
     batch |= dict(inputs=frames, inputs_segments=np.zeros((rows, length), np.int32))
+  table = kernels.IMPLEMENTATIONS
   if implementation != 'auto':
-    kernels.IMPLEMENTATIONS = {implementation: kernels.IMPLEMENTATIONS[implementation]}
-  return plans.of_step(make_programs(run), batch)
+    table = {implementation: table[implementation]}
+  with mock.patch.object(kernels, 'IMPLEMENTATIONS', table):
+    return plans.of_step(make_programs(run), batch)
 
 
 def plan_generation(

@@ -7,6 +7,10 @@ settings of Anserini, so that nothing is chosen here); by the vectors of the run
 with each of the first two. How the two are combined is chosen on the titles of the abstracts that
 the run was not trained on, and no query is used for it. Each ranking is compared with BM25 query by
 query: the mean difference of average precision, and its standard error.
+
+Result (150 queries; reciprocal ranks, weight 0.9 of the words, as chosen on titles): BM25 has 28.8,
+vectors 3.9 (1.1) less, both 1.4 (0.3) more; BM25 with feedback 3.8 (0.7) more, with vectors, too,
+4.4 (0.8) more.
 """
 
 import collections
@@ -130,11 +134,11 @@ def main(workdir: str, folder=RESULTS):
       'minus_bm25': round(float(difference.mean()), 2),
       'standard_error': round(float(difference.std(ddof=1) / len(queries) ** 0.5), 2),
     }
-  figure = Figure(figsize=(7, 3), layout='constrained')
+  figure = Figure(figsize=(8, 3), layout='constrained')
   axes = figure.subplots()
   means, errors = zip(*[(r['minus_bm25'], r['standard_error']) for r in rows.values()], strict=True)
   axes.barh(list(rows), means, xerr=[2 * error for error in errors], color='#4477aa')
-  axes.set(xlabel='mean average precision minus that of BM25 (bars: two standard errors)')
+  axes.set(xlabel='mean average precision minus that of BM25, and two standard errors')
   axes.invert_yaxis()
   axes.spines[['top', 'right']].set_visible(False)
   chosen = {'fusion': fusion, 'weight_of_words': weight, 'queries': len(queries)}
