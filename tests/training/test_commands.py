@@ -187,6 +187,7 @@ def command_line_of(monkeypatch, main, *argv):
   monkeypatch.setattr(sys, 'stderr', io.TextIOWrapper(io.BytesIO(), encoding='ascii'))
   monkeypatch.setattr(sys, 'argv', ['run.py', *argv])
   monkeypatch.setattr(app, 'run', main)
+  monkeypatch.setattr(run, 'stop_by_signals', lambda: None)  # would stay in this process
   monkeypatch.setattr(flags, 'FLAGS', flags.FlagValues())
   for define in ('DEFINE_enum', 'DEFINE_string', 'DEFINE_bool', 'DEFINE_integer'):
     monkeypatch.setattr(flags, define, lambda *_: None)

@@ -166,8 +166,9 @@ def test_a_run_stopped_by_signals_ends_as_without(lab, uninterrupted):
   step = int(err.splitlines()[-1].split('saved step ')[1].split(';')[0])
   assert step >= 6 and (workdir / 'checkpoints' / 'last' / str(step)).is_dir()
 
+  before = lines(workdir)
   process = lab.start(workdir)
-  wait_for(process, lambda: lines(workdir) >= 10)
+  wait_for(process, lambda: lines(workdir) >= before + 3)  # an evaluation and two steps
   process.send_signal(signal.SIGSTOP)
   second = lab.start(workdir)
   _, refusal = outputs(second)
@@ -177,7 +178,7 @@ def test_a_run_stopped_by_signals_ends_as_without(lab, uninterrupted):
   process.send_signal(signal.SIGINT)
   _, err = outputs(process)
   assert process.returncode == 130, err
-  assert 'SIGINT: saved step ' in err.splitlines()[-1]
+  assert 'SIGINT: saved step ' in err.splitlines()[-1], err
   assert 'Traceback' not in err
 
   result = lab.finish(workdir)

@@ -328,13 +328,14 @@ def best_spans(
 
 
 def _nll(logits, batch) -> Mean:
-  answers = (batch['starts'] != NO_ANSWER) & _real(batch)[:, None]
+  is_answer = (batch['starts'] != NO_ANSWER) & _real(batch)[:, None]
+  answers = is_answer.astype(jnp.float32)
   weights = answers / jnp.maximum(jnp.sum(answers, axis=1, keepdims=True), 1)
   sides = [
     cross_entropy(
       jnp.broadcast_to(logits[:, None, :, i], (*places.shape, logits.shape[1])),
       jnp.maximum(places, 0),
-      weights.astype(jnp.float32),
+      weights,
     )
     for i, places in enumerate((batch['starts'], batch['ends']))
   ]

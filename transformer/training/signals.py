@@ -98,7 +98,8 @@ class Signals:
   def _receive(self, number, _):
     self.received = number
     if signal.SIGINT in self._before:
-      signal.signal(signal.SIGINT, self._at_once)
+      # not run.py's handler: its thread may read this signal late, and would end the process for it
+      signal.signal(signal.SIGINT, signal.SIG_DFL)
     logging.info('%s: stopping', signal.Signals(number).name)
     if self._interrupting:
       raise KeyboardInterrupt
