@@ -52,9 +52,9 @@ class Signals:
   def __enter__(self):
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     self._before = {n: handler for n, handler in handlers.items() if handler != signal.SIG_IGN}
-    self._at_once = self._before.get(signal.SIGTERM, signal.SIG_DFL)
+    at_once = self._before.get(signal.SIGTERM, signal.SIG_DFL)
     for number in self._before:  # Python's own handler of SIGINT would wait for a compilation
-      signal.signal(number, self._at_once)
+      signal.signal(number, at_once)
     return self
 
   def __exit__(self, *_):
