@@ -72,6 +72,7 @@ def batches(task, examples, tokens=256):
   return Batches(fields, bucket(lengths, buckets=1), tokens=tokens, seed=None)
 
 
+@pytest.mark.slow
 def test_ctc_learns_to_transcribe(task, examples, seed, bounded):
   model = jax.jit(lambda key: task.init(CONFIG, key))(jax.random.key(seed))
   batch = jax.tree.map(jnp.asarray, batches(task, examples, tokens=64 * 40)[0])

@@ -170,6 +170,7 @@ def test_rankings_are_fused_by_scores_or_ranks(task, file, texts):
   )
 
 
+@pytest.mark.slow
 def test_documents_are_found(task, tmp_path, seed, bounded):
   """A model that has learned the pairs ranks the right document first."""
   rng = np.random.default_rng(1)

@@ -79,6 +79,7 @@ def test_loss_counts_first_tokens_packed_or_not(task, model, close):
   close(loss(packed_batch).sum, total)
 
 
+@pytest.mark.slow
 def test_entities_are_learned(task, seed, bounded):
   source = entities('train')[:120]
   batch = batch_of(task, source)
