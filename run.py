@@ -95,6 +95,8 @@ def stop_by_signals():
   Therefore a thread waits for these signals and calls `stop` at once, as long as it is their
   handler. Forked processes get the default handlers.
   """
+  if not hasattr(os, 'register_at_fork'):  # Windows, which has none of the three
+    return
   numbers = [getattr(signal, name, None) for name in ('SIGTERM', 'SIGHUP', 'SIGUSR1')]
   # nohup ignores SIGHUP
   numbers = [n for n in numbers if n and signal.getsignal(n) == signal.SIG_DFL]
