@@ -95,7 +95,7 @@ def stop_by_signals():
   Therefore a thread waits for these signals and calls `stop` at once, as long as it is their
   handler. Forked processes get the default handlers.
   """
-  if not hasattr(os, 'register_at_fork'):  # Windows, which has none of the three
+  if not hasattr(os, 'register_at_fork'):  # Windows
     return
   numbers = [getattr(signal, name, None) for name in ('SIGTERM', 'SIGHUP', 'SIGUSR1')]
   # nohup ignores SIGHUP
