@@ -210,9 +210,9 @@ def _serve(config, workdir, flags) -> int:
 
 
 def _attend(config, workdir, flags) -> int:
+  """Write a page and two pictures of the attention weights for each line of input."""
   from transformer.inspection.inside import look
 
-  """Write a page and two pictures of the attention weights for each line of input."""
   experiment, model, _ = _restored(config, workdir)
   task, pictures = experiment.task, []
   for number, (line,) in enumerate(read_chunks(flags.input, size=1), start=1):
