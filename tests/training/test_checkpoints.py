@@ -133,6 +133,17 @@ def test_the_best_one_is_kept(saved):
     assert same_bits(checkpoints.restore(like(state_of().model), which='best'), state_of(2).model)
 
 
+def test_asking_for_the_best_one_again_keeps_no_memory(saved):
+  """TensorStore 0.1.86 never frees the metadata that it returns."""
+  with Checkpoints(saved) as checkpoints:
+    best = checkpoints.best
+    gc.collect()
+    before = len(gc.get_objects())
+    assert [checkpoints.best for _ in range(3)] == [best] * 3
+    gc.collect()
+    assert len(gc.get_objects()) < before + 10
+
+
 def test_a_better_checkpoint_replaces_the_best_one(workdir):
   """Also one of the same step, such as an average of checkpoints."""
   with Checkpoints(workdir) as checkpoints:

@@ -74,6 +74,8 @@ class Checkpoints(contextlib.AbstractContextManager):
     self._best = self._opened(folder / 'best', Kept(1))
     self._saving: Any = None  # Orbax's handle of the save in progress
     self._known: set[int] = set()  # steps of last/ whose metadata need not be read for `extra`
+    # (step, scores) of best/. Read once, because TensorStore's Spec.to_json keeps what it returns
+    self._best_scores: tuple[int, dict[str, float]] | None = None
 
   def _opened(self, folder: epath.PathLike, kept: Kept) -> ocp.training.Checkpointer:
     """Return Orbax's object that saves and loads the checkpoints of a folder.
@@ -131,6 +133,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     self.wait()
     self._save(self._best, state, step, {'scores': dict(scores)})
     self.wait()
+    self._best_scores = step, dict(scores)
 
   def _save(self, checkpointer, state, step, about):
     flat = _flat(state)
@@ -180,7 +183,9 @@ class Checkpoints(contextlib.AbstractContextManager):
     step = max(_steps(self._best), default=None)
     if step is None:
       return None
-    return step, self._about(self._best, step).get('scores', {})
+    if self._best_scores is None or self._best_scores[0] != step:
+      self._best_scores = step, self._about(self._best, step).get('scores', {})
+    return self._best_scores
 
   def restore(self, like: Any, *, which: str = 'last') -> Any:
     """Return the last or the best state.
