@@ -28,7 +28,7 @@ class Recorder:
       **dict(nonfinite=nonfinite, max_nonfinite=2, max_compiles=0),
     )
     evaluation = types.SimpleNamespace(
-      **dict(every_steps=every, metrics=(), limit=0, samples=0, best='nll')
+      **dict(every_steps=every, metrics=(), limit=0, samples=0, attention=0, best='nll')
     )
     batch = {'targets_segments': np.ones((1, 1))}
     monkeypatch.setattr(module.pipeline, 'prefetch', lambda _, start, stop: iter([batch] * stop))
@@ -52,7 +52,7 @@ class Recorder:
       **dict(
         workdir=types.SimpleNamespace(has_config=lambda: not self.deleted),
         validation='val',
-        source=None,
+        source=[],
         batches=None,
         shares=1,
         skipped=0,
@@ -110,6 +110,22 @@ def test_an_error_in_evaluation_loses_no_step(monkeypatch, error, save, saved):
   with pytest.raises(type(error)):
     run.run()
   assert saved in run.done and not any(done.startswith('write') for done in run.done)
+
+
+def test_the_attention_of_the_first_examples_is_drawn(monkeypatch, caplog):
+  def attend(task, model, line):
+    if line == 'long':
+      raise ValueError('too long')
+    return np.ones((1, 1, 1, 2)) / 2, ['a'], ['b', 'c']
+
+  loop = Recorder(monkeypatch).loop
+  monkeypatch.setattr(module, 'attend', attend)
+  loop.experiment.task.example = lambda example: (example, None)
+  loop.source, loop.eval.attention = ['short', 'long', 'third'], 2
+  assert [*loop._pictures('model')] == ['attention/1']
+  assert 'example 2 of val is not drawn: too long' in caplog.text
+  loop.eval.attention = 0
+  assert not loop._pictures('model')
 
 
 def test_a_deleted_workdir_is_not_made_again(monkeypatch):

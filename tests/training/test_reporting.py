@@ -8,9 +8,11 @@ import struct
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from absl import logging
 
+from transformer.inspection import heatmap
 from transformer.training import reporting
 from transformer.training.reporting import Report, summary, table
 
@@ -180,16 +182,19 @@ def test_tensorboard_reads_the_events(tmp_path):
   from tensorboardX.proto.event_pb2 import Event
 
   samples = [{'inputs': 'ab', 'targets': 'ba', 'prediction': 'ba'}]
+  png = heatmap.png(np.ones((1, 1, 2, 3)) / 3, ['a', 'b'], ['c', 'd', 'e'])
   with report_of(tmp_path) as report:
     report.advance(100)
     report.train(1, {'loss': 2.5})
-    report.evaluation(1, 'val', {'bleu': 31.25}, samples)
+    report.evaluation(1, 'val', {'bleu': 31.25}, samples, {'attention/1': png})
   events = [Event.FromString(record) for record in records(tmp_path / 'events')]
   values = {value.tag: value for event in events for value in event.summary.value}
   assert values['train/loss'].simple_value == 2.5
   assert values['val/bleu'].simple_value == 31.25
   assert values['train/tokens_per_second'].simple_value > 0
   assert b'ab' in values['val/samples/text_summary'].tensor.string_val[0]
+  image = values['val/attention/1'].image
+  assert image.encoded_image_string == png and 0 < image.height < image.width
 
 
 class Stderr(io.StringIO):

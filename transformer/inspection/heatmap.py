@@ -26,6 +26,7 @@ LIGHT = '#f2f3f5 #c1dafe #95bffe #67a4fe #4588eb #316fc9 #2658a1 #204375 #1b2e4b
 DARK = '#232529 #283b58 #2e5186 #3969af #4d82d1 #6b9de8 #91b9f5 #bcd4f8 #ebeff4'.split()
 INK, QUIET = '#1b1f27', '#626a78'  # of texts
 
+SAVED = {'dpi': 160, 'bbox_inches': 'tight', 'pad_inches': 0.25}  # how a figure is saved
 JOINERS = '\u200c\u200d'
 
 # Queries, keys and values with more numbers than this are left out, because the page would be slow.
@@ -190,6 +191,20 @@ def draw(
   Raises:
     ValueError: weights and tokens have different sizes, or a weight is not in [0, 1].
   """
+  kind = pathlib.Path(path).suffix.lstrip('.') or 'png'
+  _figure(weights, rows, columns, title).savefig(path, format=kind, **SAVED)
+
+
+def png(
+  weights: Float[np.ndarray, 'L H T S'], rows: Sequence[str], columns: Sequence[str]
+) -> bytes:
+  """Return the PNG that `draw` writes, without a title."""
+  file = io.BytesIO()
+  _figure(weights, rows, columns, '').savefig(file, format='png', **SAVED)
+  return file.getvalue()
+
+
+def _figure(weights, rows, columns, title: str) -> Any:
   from matplotlib.colors import LinearSegmentedColormap
   from matplotlib.figure import Figure
 
@@ -224,8 +239,7 @@ def draw(
     top = figure.get_tightbbox().y1 / tall
     heading = dict(fontfamily=families, fontsize=13, parse_math=False, color=INK, va='bottom')
     figure.text(0, top + 0.2 / tall, title, **heading)  # type: ignore[arg-type]
-  kind = pathlib.Path(path).suffix.lstrip('.') or 'png'
-  figure.savefig(path, format=kind, dpi=160, bbox_inches='tight', pad_inches=0.25)
+  return figure
 
 
 def _label_panel(panel, rows: list[str], columns: list[str], cell: float, font: dict[str, Any]):

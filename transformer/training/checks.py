@@ -13,7 +13,7 @@ from transformer.data.processors import PROCESSORS
 from transformer.evaluation.metrics import require
 from transformer.inference.decoding import Decoding
 from transformer.modules.config import ModelConfig
-from transformer.training import mup, optimizers
+from transformer.training import mup, optimizers, processes
 from transformer.training.config import (
   REQUIRED,
   SECTIONS,
@@ -93,6 +93,11 @@ def _contradictions(settings: Settings, objective: Any, inputs: int) -> Iterator
       f'{name}={every} is no multiple of train.steps_per_call={train.steps_per_call}: nothing is '
       'evaluated or saved between the steps of a call',
     )
+  yield (
+    settings.eval.attention > 0 and processes.several(),
+    f'eval.attention={settings.eval.attention}: the pictures are drawn in one process only: set it '
+    'to 0',
+  )
   yield (
     data.packing and data.batch_tokens < data.max_length,
     f'data.batch_tokens={data.batch_tokens} is less than data.max_length={data.max_length}, the '

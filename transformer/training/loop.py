@@ -17,7 +17,8 @@ from absl import logging
 from transformer.data import pipeline
 from transformer.evaluation.evaluate import evaluate
 from transformer.evaluation.metrics import is_better
-from transformer.inspection import compiled
+from transformer.inference.attention_maps import attend
+from transformer.inspection import compiled, heatmap
 from transformer.inspection.compilations import Compilation, Ledger
 from transformer.training import plan, processes, reporting, sharding
 from transformer.training.checkpoints import Checkpoints, Damaged
@@ -250,6 +251,7 @@ class _Loop:
           samples=self.eval.samples,
           fast=True,
         )
+        pictures = self._pictures(model)
     except BaseException as error:
       if isinstance(error, KeyboardInterrupt):
         stopped = Stopped(self.signals.received or signal.SIGINT, step)
@@ -268,7 +270,19 @@ class _Loop:
     ):
       self.checkpoints.save_best(model, step, result.metrics)
     # last, because a run that is killed before this line is written repeats the evaluation
-    self.report.evaluation(step, self.validation, result.metrics, result.samples)
+    self.report.evaluation(step, self.validation, result.metrics, result.samples, pictures)
+
+  def _pictures(self, model: Model) -> dict[str, bytes]:
+    """Return the attention weights of the first `eval.attention` examples as PNG, by name."""
+    task, pictures = self.experiment.task, {}
+    for i in range(min(self.eval.attention, len(self.source))):
+      line, _ = task.example(self.source[i])
+      try:
+        pictures[f'attention/{i + 1}'] = heatmap.png(*attend(task, model, line))
+      except ValueError as error:  # too long, for example
+        text = 'eval.attention: example %d of %s is not drawn: %s'
+        logging.warning(text, i + 1, self.validation, error)
+    return pictures
 
   def _report(self, last: int, group: list[pipeline.Batch], metrics: dict[str, Any]):
     """Log the metrics of the steps of one call; `last` is the number of its last step."""

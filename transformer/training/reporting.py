@@ -1,6 +1,7 @@
 """Reports of a run (progress bar, log, TensorBoard events, metrics.jsonl) and tables as text."""
 
 import contextlib
+import io
 import json
 import logging as std_logging
 import math
@@ -11,7 +12,8 @@ import textwrap
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -125,9 +127,17 @@ class Report(contextlib.AbstractContextManager):
     if self._bar.disable:
       logging.info('step %d: loss %.4f, %s tokens/s', step, metrics['loss'], f'{speed:,.0f}')
 
-  def evaluation(self, step: int, split: str, metrics: dict[str, float], samples: list[dict]):
-    """Write the metrics and samples of a split, evaluated after a step."""
+  def evaluation(
+    self,
+    step: int,
+    split: str,
+    metrics: dict[str, float],
+    samples: list[dict],
+    pictures: Mapping[str, bytes] = types.MappingProxyType({}),
+  ):
+    """Write the metrics, samples and pictures (PNG) of a split, evaluated after a step."""
     self._write(step, split, metrics)
+    self._events.write(step, {f'{split}/{name}': png for name, png in pictures.items()})
     if samples:
       self._events.write(step, {f'{split}/samples': f'```\n{table(samples)}\n```'})
     text = ', '.join(f'{name} {value:.4g}' for name, value in metrics.items())
@@ -157,13 +167,13 @@ class _Events:
     self._writer = EventsWriter(str(folder / 'events'))
     self._write(purge_step, session_log=SessionLog(status=SessionLog.START))
 
-  def write(self, step: int, values: dict[str, float | str]):
-    """Write {tag: number or text} of a step."""
+  def write(self, step: int, values: dict[str, float | str | bytes]):
+    """Write {tag: number, text or PNG} of a step."""
     from tensorboardX import summary
 
+    makers: dict[type, Callable[..., Any]] = {str: summary.text, bytes: _image}
     for name, value in values.items():
-      make = summary.text if isinstance(value, str) else summary.scalar
-      self._write(step, summary=make(name, value))
+      self._write(step, summary=makers.get(type(value), summary.scalar)(name, value))
     self._writer.flush()
 
   def _write(self, step, **content):
@@ -173,6 +183,15 @@ class _Events:
 
   def close(self):
     self._writer.close()
+
+
+def _image(name: str, png: bytes) -> Any:
+  from PIL import Image
+  from tensorboardX.proto.summary_pb2 import Summary
+
+  width, height = Image.open(io.BytesIO(png)).size
+  image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
+  return Summary(value=[Summary.Value(tag=name, image=image)])
 
 
 def summary(result: dict[str, Any], splits: Sequence[str]) -> str:

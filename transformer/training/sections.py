@@ -114,6 +114,7 @@ class Evaluation:
     every_steps: interval of evaluations on the validation split.
     limit: number of examples that they decode; 0 for all. Test splits are always decoded whole.
     samples: number of examples that are logged.
+    attention: number of validation examples whose attention weights TensorBoard shows as images.
     metrics: names of metrics of the decoded outputs, or module:name of functions of your own.
     best: the validation metric by which the best checkpoint is chosen; '' for the first of the
       task's own metrics.
@@ -124,12 +125,13 @@ class Evaluation:
   every_steps: int = 500
   limit: int = 0
   samples: int = 4
+  attention: int = 0
   metrics: tuple[str, ...] = ()
   best: str = ''
   by: str = ''
 
   def __post_init__(self):
-    _check_integers('eval', self, zero=('limit', 'samples'))
+    _check_integers('eval', self, zero=('limit', 'samples', 'attention'))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
