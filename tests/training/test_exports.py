@@ -63,10 +63,23 @@ def test_a_classifier_answers_as_before_from_its_folder(tmp_path, close, monkeyp
     with pytest.raises(ValueError, match='give 1 to 24'):
       found.answer(lines)
   (tmp_path / 'lines').write_text('the fox\n\n')
-  opened = os.open(tmp_path / 'lines', os.O_RDONLY)  # which the script closes
-  monkeypatch.setattr(sys, 'stdin', types.SimpleNamespace(fileno=lambda: opened))
-  with pytest.raises(SystemExit, match="error: '' has 0 tokens"):
+
+  def run():
+    opened = os.open(tmp_path / 'lines', os.O_RDONLY)  # which the script closes
+    monkeypatch.setattr(sys, 'stdin', types.SimpleNamespace(fileno=lambda: opened))
     runpy.run_path(str(tmp_path / 'predict.py'), run_name='__main__')
+
+  with pytest.raises(SystemExit, match="error: '' has 0 tokens"):
+    run()
+  for name in ('classify.stablehlo', 'model.safetensors', 'tokenizer.json', 'config.json'):
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(SystemExit, match='error: this folder is damaged or not whole: '):
+      run()
+    (tmp_path / name).unlink()
+    with pytest.raises(SystemExit, match='error: this folder is damaged or not whole: '):
+      run()
+    (tmp_path / name).write_bytes(content)
 
 
 def test_a_folder_that_is_not_whole_has_no_predict_py(tmp_path, monkeypatch):

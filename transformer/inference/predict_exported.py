@@ -39,8 +39,8 @@ class Model:
     self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
     self.tokenizer.encode_special_tokens = True  # a name such as </s> in a line is text
     self.weights = jax.device_put(load_file(folder / 'model.safetensors'))
-    read = lambda file: jax.export.deserialize(bytearray(file.read_bytes()))  # noqa: E731
-    self.functions = {f.stem: jax.jit(read(f).call) for f in folder.glob('*.stablehlo')}
+    files = {name: (folder / f'{name}.stablehlo').read_bytes() for name in self.config['functions']}
+    self.functions = {f: jax.jit(jax.export.deserialize(bytearray(files[f])).call) for f in files}
 
   def answer(self, lines):
     """Return the answer to each line; raise ValueError if one has no tokens or too many."""
@@ -100,10 +100,10 @@ class Model:
 
 
 if __name__ == '__main__':
-  MODEL = Model()
-  LINES = (line.rstrip('\r\n') for line in open(sys.stdin.fileno(), encoding='utf-8-sig'))
+  MODEL, FILE = None, open(sys.stdin.fileno(), encoding='utf-8-sig')
   try:
-    while batch := list(itertools.islice(LINES, 32)):
+    MODEL = Model()
+    while batch := [line.rstrip('\r\n') for line in itertools.islice(FILE, 32)]:
       print(*(answer.replace('\n', ' ') for answer in MODEL.answer(batch)), sep='\n', flush=True)
-  except ValueError as error:
-    sys.exit(f'error: {error}')
+  except Exception as error:  # each library raises another type
+    sys.exit(f'error: {error}' if MODEL else f'error: this folder is damaged or not whole: {error}')

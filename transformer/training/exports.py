@@ -164,6 +164,7 @@ def write(folder: pathlib.Path, task: Any, model: Model, weights: Mapping[str, A
   arrays = {name: np.asarray(x) for name, x in weights.items()}
   (folder / 'model.safetensors').write_bytes(save(arrays))
   task.tokenizer.save(folder / 'tokenizer.json')
+  facts['functions'] = [*functions]
   text = json.dumps(facts, ensure_ascii=False, indent=1)
   (folder / 'config.json').write_text(text + '\n', encoding='utf-8')
   predict = importlib.resources.files('transformer.inference') / 'predict_exported.py'
