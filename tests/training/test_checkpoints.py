@@ -392,6 +392,13 @@ def test_a_damaged_file_is_found(workdir, how):
   assert same_bits(read(workdir), state_of(4))
 
 
+@pytest.mark.parametrize('cause', [MemoryError(), PermissionError(), KeyboardInterrupt()])
+def test_what_is_no_damage_is_raised_as_it_is(cause):
+  """Orbax raises its own error from any other."""
+  with pytest.raises(type(cause)), module._damage_named(epath.Path('run')):
+    raise KeyError('incompatible handler') from cause
+
+
 @LEFT_BEHIND
 def test_a_checkpoint_is_named_that_orbax_cannot_open(workdir):
   (file,) = (file for file in files(workdir) if file.name == '_CHECKPOINT_METADATA')

@@ -7,6 +7,7 @@ import math
 import struct
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -248,17 +249,33 @@ def test_the_summary_has_a_row_for_each_metric_and_commands_that_can_be_pasted()
   assert events.endswith("tensorboard --logdir='/a b/run'/events")
 
 
-@pytest.mark.parametrize('error', [True, False])
-def test_an_error_of_orbax_is_not_logged_as_well(error):
+@pytest.mark.parametrize(
+  'name, path, error, shown',
+  [
+    ('x', '/lib/orbax/future.py', ValueError('a'), False),
+    ('x', '/lib/orbax/future.py', None, True),
+    ('asyncio', '/lib/asyncio/events.py', ValueError('a [tensorstore_spec=1]'), False),
+    ('asyncio', '/lib/asyncio/events.py', ValueError('a'), True),
+    ('asyncio', '/lib/asyncio/events.py', None, True),
+  ],
+)
+def test_an_error_of_orbax_is_not_logged_as_well(name, path, error, shown):
   handler = logging.get_absl_handler()
   before = list(handler.filters)
   reporting.log_ours()
   (added,) = [f for f in handler.filters if f not in before]
   handler.removeFilter(added)
-  info = (ValueError, ValueError('x'), None) if error else None
-  arguments = ('/lib/orbax/future.py', 1, 'text', (), info)
-  record = logging.get_absl_logger().makeRecord('x', std_logging.ERROR, *arguments)
-  assert added(record) != error
+  arguments = (path, 1, 'text', (), error and (type(error), error, None))
+  record = logging.get_absl_logger().makeRecord(name, std_logging.ERROR, *arguments)
+  assert added(record) == shown
+
+
+def test_a_late_answer_of_tensorstore_is_not_printed(monkeypatch):
+  printed = []
+  monkeypatch.setattr(sys, '__unraisablehook__', lambda args: printed.append(str(args.exc_value)))
+  for text in ('Event loop is closed', 'something else'):
+    reporting._not_raised(types.SimpleNamespace(exc_value=RuntimeError(text)))
+  assert printed == ['something else']
 
 
 def test_samples_show_what_is_wrong():

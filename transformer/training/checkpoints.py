@@ -291,6 +291,8 @@ class Checkpoints(contextlib.AbstractContextManager):
     target = {_name_in(stored, path): x for path, x in like.items()}
     _compare(stored, target, where)
     with _damage_named(where):
+      if not sums:
+        raise ValueError('_CHECKPOINT_METADATA, the file with the checksums, cannot be read')
       restored = checkpointer.load_checkpointables(step, {'state': target})['state']
       now = _checksums(restored)
       if damaged := [path for path in now if sums.get(path) != now[path]]:
@@ -349,9 +351,11 @@ def _damage_named(where: epath.Path):
   """Turn Orbax's errors about a damaged checkpoint into Damaged, with the cure in its message."""
   try:
     yield
-  except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
-    raise  # the checkpoint may be intact
   except Exception as error:  # Orbax raises no narrower type for some
+    cause = _cause(error)
+    intact = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
+    if isinstance(cause, intact) or not isinstance(cause, Exception):  # or Ctrl-C
+      raise cause from None
     raise Damaged(
       f'checkpoint {where} is damaged: {_reason(error)}. Move that folder elsewhere to resume from '
       'the one before, or let --config.train.damaged_checkpoint=previous do so'
@@ -370,8 +374,13 @@ def _failed_save_named(folder: epath.Path):
     ) from error
 
 
+def _cause(error: BaseException) -> BaseException:
+  """Return the first error of those that were raised from each other."""
+  return _cause(error.__cause__) if error.__cause__ else error
+
+
 def _reason(error: Exception) -> str:
-  return str(error).split('\n')[0].split(' [tensorstore_spec')[0][:500]
+  return str(_cause(error)).split('\n')[0].split(' [tensorstore_spec')[0][:500]
 
 
 def _flat(tree: Any) -> dict[str, Any]:

@@ -36,6 +36,16 @@ def log_ours():
     short = std_logging.Formatter('%(asctime)s %(levelname)s %(message)s', '%H:%M:%S')
     logging.get_absl_handler().setFormatter(short)
   threading.excepthook = _end_of_thread
+  sys.unraisablehook = _not_raised
+
+
+def _not_raised(args: Any):
+  """Print an error that cannot be raised, unless it is TensorStore's, which comes too late.
+
+  TensorStore answers each request of Orbax, which closes its event loop after the first error.
+  """
+  if str(args.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(args)
 
 
 def _end_of_thread(args: Any):
@@ -45,7 +55,9 @@ def _end_of_thread(args: Any):
 
 
 def _is_shown(record: std_logging.LogRecord) -> bool:
-  if 'orbax' in record.pathname and record.exc_info:
+  # asyncio logs the errors of Orbax's other reads of TensorStore when they are deleted
+  late = record.name == 'asyncio' and 'tensorstore' in str(record.exc_info)
+  if record.exc_info and (late or 'orbax' in record.pathname):
     return False
   # a message may contain texts of the data, with control characters
   record.msg, record.args = printable(record.getMessage()), None
