@@ -31,16 +31,17 @@ def documents(folder):
 
 
 def prepared(c, folder):
-  c.data.update(name='prepared', dir=str(folder), limit=0)
+  c.data.update(name='prepared', dir=str(folder), limit=0, val_limit=0)
   return c
 
 
 @pytest.fixture
 def corpus(tmp_path):
   c = documents(tmp_path)
-  c.data.limit = 30
+  c.data.update(limit=30, val_limit=2)
   described = prepare_corpus(c.to_dict(), Workdir(tmp_path / 'corpus'), 1)
   assert described['splits']['train']['columns']['targets']['count'] == 30
+  assert described['splits']['val']['columns']['fields']['count'] == 2
   return prepared(c, tmp_path / 'corpus')
 
 
@@ -59,6 +60,7 @@ def test_settings_that_it_was_not_prepared_with_are_named(corpus, tmp_path):
     ('data.packing', False, 'packing was True and is False.*--mode=prepare'),
     ('data.max_length', 8, 'cut was .*max_length was 16 and is 8'),
     ('loss.documents', True, 'whole was False and is True'),
+    ('data.val_limit', 3, 'data.val_limit=3 has to be set when a corpus is prepared'),
     ('data.limit', 3, 'data.limit=3 has to be set when a corpus is prepared'),
   ):
     changed = corpus.copy_and_resolve_references()

@@ -33,6 +33,8 @@ from transformer.training.sections import Data, Settings
 from transformer.training.step import Model
 from transformer.training.workdir import Workdir
 
+LARGE = 100_000  # examples of a validation split: from there on a warning
+
 
 class Experiment(NamedTuple):
   """The parts of a run before training: no parameters, no data in memory.
@@ -53,9 +55,7 @@ class Experiment(NamedTuple):
 
   def source(self, split: str) -> corpora.Source:
     """Return the examples of a split."""
-    data = self.settings.data
-    limit = data.limit if split == data.train else 0
-    return load_split(data, split, limit)
+    return load_split(self.settings.data, split)
 
   def batches(self, split: str) -> pipeline.Batches:
     """Return the batches of a split, shuffled for the training split, in order for others.
@@ -156,6 +156,10 @@ class Experiment(NamedTuple):
       source = self.source(split)
       if not len(source):
         raise ValueError(f'the split {split} has no example: leave it out, or give it some')
+      if split == data.val and len(source) > LARGE:
+        text = 'every evaluation reads the %s examples of %s: %s=2000 takes the first of them'
+        where = 'for --mode=prepare data.val_limit' if data.name == 'prepared' else 'data.val_limit'
+        logging.warning(text, f'{len(source):,}', split, where)
       if config.by and config.by not in source[0]:
         logging.warning('eval.by=%s is no field of the examples of %s', config.by, split)
       if answers:
@@ -278,15 +282,17 @@ def with_shardings(tree: Any, mesh: Mesh) -> Any:
   )
 
 
-def load_split(data: Data, split: str, limit: int = 0) -> corpora.Source:
-  """Return the examples of a split; at most the first `limit`, 0 for all.
+def load_split(data: Data, split: str) -> corpora.Source:
+  """Return the examples of a split, at most the first `data.limit_of(split)`.
 
   Raises:
     FileNotFoundError: the data are missing; says where the data set is published, if known.
     ValueError: a limit for a prepared corpus.
   """
+  limit = data.limit_of(split)
   if limit and data.name == 'prepared':
-    raise ValueError(f'data.limit={limit} has to be set when a corpus is prepared: set it to 0')
+    key = 'limit' if split == data.train else 'val_limit'
+    raise ValueError(f'data.{key}={limit} has to be set when a corpus is prepared: set it to 0')
   with _naming_publisher(data):
     return corpora.load(
       _name(data), split, dir=data.dir, inputs=data.source, targets=data.target, limit=limit
@@ -299,7 +305,7 @@ def stream_split(data: Data, split: str) -> Iterator[dict[str, Any]]:
     examples = corpora.stream(
       _name(data), split, dir=data.dir, inputs=data.source, targets=data.target
     )
-    yield from itertools.islice(examples, (split == data.train and data.limit) or None)
+    yield from itertools.islice(examples, data.limit_of(split) or None)
 
 
 def _name(data: Data) -> Any:

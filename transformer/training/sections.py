@@ -17,6 +17,7 @@ class Data:
     val: the split to validate on, and to choose the best checkpoint by.
     test: the splits to report after training.
     limit: the number of training examples to use; 0 for all.
+    val_limit: the number of examples of `val` to use, every time it is evaluated; 0 for all.
     max_length: of an example, in tokens, end token included; longer ones are left out and counted.
     batch_tokens: size of a batch in positions of its longer side, padding included; in examples if
       neither side has a length, as images and their labels.
@@ -32,13 +33,18 @@ class Data:
   val: str = 'val'
   test: tuple[str, ...] = ()
   limit: int = 0
+  val_limit: int = 0
   max_length: int
   batch_tokens: int = 4096
   buckets: int = 4
   packing: bool = False
 
   def __post_init__(self):
-    _check_integers('data', self, zero=('limit',))
+    _check_integers('data', self, zero=('limit', 'val_limit'))
+
+  def limit_of(self, split: str) -> int:
+    """Return the number of examples of a split to use; 0 for all."""
+    return {self.val: self.val_limit, self.train: self.limit}.get(split, 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

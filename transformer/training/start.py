@@ -45,7 +45,7 @@ def start_run(config: dict[str, Any], workdir: Workdir) -> Experiment:
   logging.info('%s in %s: reading %s', settings.experiment, workdir, data.dir or data.name)
   for split in (data.val, *data.test):
     load_split(data, split)  # so that a missing file is an error before the tokenizer is trained
-  source = load_split(data, data.train, data.limit)
+  source = load_split(data, data.train)
   if is_reference(data.name):
     _check_own_corpus(settings, source)
   settings = _with_labels(settings, source)
@@ -117,7 +117,7 @@ def draft_run(config: dict[str, Any], workdir: Workdir, devices: Any = None) -> 
   settings = check(config)
   mesh = sharding.make_mesh(**settings.mesh, over=devices)
   settings = with_dtype(settings, workdir, mesh)
-  source = load_split(settings.data, settings.data.train, settings.data.limit)
+  source = load_split(settings.data, settings.data.train)
   settings = _with_labels(settings, source)
   return make_experiment(settings, workdir.tokenizer() or _tokenizer_of(settings, source), mesh)
 
