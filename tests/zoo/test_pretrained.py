@@ -20,7 +20,7 @@ from transformer.modules.model import Decoder, Encoder, EncoderDecoder
 from transformer.training import sharding
 from transformer.zoo import presets
 from transformer.zoo.families.rows import leaves
-from transformer.zoo.pretrained import load_pretrained, save_pretrained
+from transformer.zoo.pretrained import load_pretrained, reading, save_pretrained
 
 FAMILY = {n: json.loads((GOLDEN / n / 'config.json').read_text())['model_type'] for n in NAMES}
 # whose tables of positions begin with two rows for padding
@@ -196,6 +196,12 @@ def shards(folder, files=2):
     index |= dict.fromkeys(part, name)
   (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': index}))
   return index
+
+
+def test_large_parameters_are_read_into_memory_of_their_own(monkeypatch):
+  small, _ = load_pretrained(GOLDEN / 'gpt2')
+  monkeypatch.setattr(reading, 'LARGE', 0)
+  assert same(load_pretrained(GOLDEN / 'gpt2')[0], small)
 
 
 def test_shards_are_one_model(copy):

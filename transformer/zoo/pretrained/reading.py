@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import functools
 import logging
+import mmap
 import os
 import pathlib
 from collections.abc import Callable, Collection, Mapping
@@ -36,6 +37,7 @@ from transformer.zoo.pretrained.files import DTYPES, Stored, find_folder, stored
 from transformer.zoo.pretrained.published import CONFIG, Published, labels, read_modules
 from transformer.zoo.pretrained.sentencepiece import read_sentencepiece
 
+LARGE = 1 << 22  # bytes from which on NumPy asks for huge pages
 # fields of ModelConfig that do not come from config.json
 OURS = ('dropout', 'attention_dropout', 'dtype', 'remat', 'unroll', 'pad', 'platform')
 
@@ -337,7 +339,12 @@ def _read(
 def _aligned(shape, dtype) -> np.ndarray:
   """Return an empty array at an address that XLA's CPU backend uses without a copy."""
   size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-  memory = np.empty(size + 64, np.uint8)
+  if hasattr(mmap, 'MAP_POPULATE') and size > LARGE:
+    # np.empty asks for huge pages, which takes seconds where files fill the memory
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+    memory = np.frombuffer(mmap.mmap(-1, size + 64, flags), np.uint8)
+  else:
+    memory = np.empty(size + 64, np.uint8)
   start = -memory.ctypes.data % 64
   return memory[start : start + size].view(dtype).reshape(shape)
 
