@@ -287,6 +287,7 @@ WRONG_CONFIGS = [
   ('llama', dict(attention_bias=True), 'missing: layers.0.self_attn.k_proj.bias'),
   ('qwen2', dict(use_sliding_window=True), 'use_sliding_window=True is not supported'),
   ('qwen2', dict(layer_types=['sliding_attention'] * 3), 'layer_types=.* is not supported'),
+  ('gemma3', dict(attn_logit_softcapping=2.5), 'attn_logit_softcapping=2.5 is not supported'),
   (
     't5',
     dict(relative_attention_num_buckets=16),

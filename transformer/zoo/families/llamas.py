@@ -415,7 +415,8 @@ GEMMA3 = like_llama(
   GEMMA2_FIELDS
   | {'vocab': ('vocab_size', 262208), 'max_length': ('max_position_embeddings', 131072)},
   fixed=dict(scale_embedding=True, sublayer_norm='both', qk_norm='head'),
-  only=dict(use_bidirectional_attention=False),
+  # transformers reads attn_logit_softcapping from config.json, and never applies it
+  only=dict(use_bidirectional_attention=False, attn_logit_softcapping=None),
   biases=('attention_bias',),
   tie=True,
   theta=1e6,
