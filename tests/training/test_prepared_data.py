@@ -85,6 +85,14 @@ def test_a_corpus_of_other_data_is_not_replaced(corpus, tmp_path):
   assert files().items() >= before.items()
 
 
+def test_a_missing_split_is_an_error_before_anything_is_written(tmp_path):
+  c = documents(tmp_path)
+  c.data.test = ('test',)
+  with pytest.raises(FileNotFoundError, match='test.jsonl'):
+    prepare_corpus(c.to_dict(), Workdir(tmp_path / 'corpus'), 1)
+  assert not (tmp_path / 'corpus' / 'tokenizer.json').exists()
+
+
 def test_images_are_prepared_with_their_classes(tmp_path):
   for split, count in (('train', 6), ('val', 2)):
     for i in range(count):

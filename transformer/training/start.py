@@ -88,6 +88,8 @@ def prepare_corpus(config: dict[str, Any], workdir: Workdir, workers: int) -> di
     examples = stream_split(data, split)
     return map(_with_path, examples) if settings.model['modality'] != 'tokens' else examples
 
+  for split in (data.train, data.val, *data.test):
+    next(iter(stream(split)), None)  # so that a missing file is an error before hours of work
   workdir.lock()
   if settings.loss.get('classes') == ():
     settings = _with_classes(settings, (example['targets'] for example in stream(data.train)))

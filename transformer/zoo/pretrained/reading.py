@@ -321,9 +321,9 @@ def _read(
       found[...] = 1
     for name, layer in names:
       if all(start <= i < end for i, (start, end) in zip(layer, bounds, strict=False)):
-        place = tuple(i - start for i, (start, _) in zip(layer, bounds, strict=False))
+        place: Any = tuple(i - start for i, (start, _) in zip(layer, bounds, strict=False))
         whole = row.read(tensors[name].read())[number]
-        found[place or ...] = whole[slices[len(layer) :]]
+        _copy(found[(*place, ...)], np.asarray(whole[slices[len(layer) :]]))
     return found
 
   def placed(number: int, path: str) -> jax.Array:
@@ -334,6 +334,17 @@ def _read(
     return jax.make_array_from_callback(shape, places[path], one)
 
   return {path: placed(number, path) for number, path in enumerate(row.ours)}
+
+
+def _copy(target: np.ndarray, source: np.ndarray) -> None:
+  """Copy an array, a transposed matrix in strips, which takes NumPy a third of the time."""
+  if source.dtype == target.dtype == jnp.bfloat16:  # integers are copied faster
+    target, source = target.view(np.uint16), source.view(np.uint16)
+  if source.ndim == 2 and source.strides[0] < source.strides[1]:
+    for i in range(0, source.shape[1], 12):
+      target[:, i : i + 12] = source[:, i : i + 12]
+  else:
+    target[...] = source
 
 
 def _aligned(shape, dtype) -> np.ndarray:
