@@ -22,6 +22,7 @@ from experiments.benchmarks import harness
 
 _FOLDER = flags.DEFINE_string('folder', '', 'internal: the folder of the weights')
 _SIZE = flags.DEFINE_enum('size', '124m', ['124m', '1b'], 'GPT-2 or Llama 3.2')
+PARAMETERS = {'124m': 124_439_808, '1b': 1_235_814_400}
 _DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'of the file, and loaded')
 
 
@@ -91,9 +92,8 @@ def run_worker(name: str, folder: str):
   started = time.perf_counter()
   _, count = load()
   seconds = time.perf_counter() - started
-  values = dict(
-    seconds=seconds, parameters=count, peak_mb=harness.process_memory(), peak_before_mb=before
-  )
+  assert count == PARAMETERS[_SIZE.value], count
+  values = dict(seconds=seconds, peak_mb=harness.process_memory(), peak_before_mb=before)
   print(harness.MARK + json.dumps(values))
 
 
@@ -144,8 +144,7 @@ def main(argv):
     for _ in range(harness.ROUNDS.value):
       for name, reports in runs.items():
         reports.append(start_worker(name, folder))
-  (count,) = {run['parameters'] for reports in runs.values() for run in reports}
-  size = count * {'float32': 4, 'bfloat16': 2}[_DTYPE.value] / 2**20
+  size = PARAMETERS[_SIZE.value] * {'float32': 4, 'bfloat16': 2}[_DTYPE.value] / 2**20
   harness.report(
     f'loading-{_SIZE.value}-{_DTYPE.value}',
     {name: summary(reports, size) for name, reports in runs.items()},

@@ -55,6 +55,15 @@ def test_a_run_reads_what_was_prepared_for_it(corpus, tmp_path):
   assert tokenizers[0] == tokenizers[1]
 
 
+def test_a_validation_split_that_takes_long_is_said(corpus, tmp_path, monkeypatch, caplog):
+  experiment = start_run(corpus.to_dict(), Workdir(tmp_path / 'run'))
+  experiment.try_evaluation()
+  assert 'every evaluation' not in caplog.text
+  monkeypatch.setattr('transformer.training.experiment.LARGE', 1)
+  experiment.try_evaluation()
+  assert 'reads all 2 examples of val: set data.val_limit, such as 2000, when the' in caplog.text
+
+
 def test_settings_that_it_was_not_prepared_with_are_named(corpus, tmp_path):
   for key, value, words in (
     ('data.packing', False, 'packing was True and is False.*--mode=prepare'),

@@ -274,7 +274,7 @@ def test_a_late_answer_of_tensorstore_is_not_printed(monkeypatch):
   printed = []
   monkeypatch.setattr(sys, '__unraisablehook__', lambda args: printed.append(str(args.exc_value)))
   for text in ('Event loop is closed', 'something else'):
-    reporting._not_raised(types.SimpleNamespace(exc_value=RuntimeError(text)))
+    reporting._unraisable(types.SimpleNamespace(exc_value=RuntimeError(text)))
   assert printed == ['something else']
 
 

@@ -172,6 +172,13 @@ def test_a_value_out_of_range_is_named(config, section, key, value, message):
   assert re.search(message, refusal(config))
 
 
+def test_several_processes_draw_no_attention(config, monkeypatch):
+  config['eval']['attention'] = 1
+  check(config)
+  monkeypatch.setattr('transformer.training.processes.several', lambda: True)
+  assert 'eval.attention=1: the pictures are drawn in one process only' in refusal(config)
+
+
 def test_contradictions_are_named(config):
   def refused(**sections):
     other = copy.deepcopy(config)

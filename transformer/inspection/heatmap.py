@@ -26,7 +26,7 @@ LIGHT = '#f2f3f5 #c1dafe #95bffe #67a4fe #4588eb #316fc9 #2658a1 #204375 #1b2e4b
 DARK = '#232529 #283b58 #2e5186 #3969af #4d82d1 #6b9de8 #91b9f5 #bcd4f8 #ebeff4'.split()
 INK, QUIET = '#1b1f27', '#626a78'  # of texts
 
-SAVED = {'dpi': 160, 'bbox_inches': 'tight', 'pad_inches': 0.25}  # how a figure is saved
+SAVEFIG = {'dpi': 160, 'bbox_inches': 'tight', 'pad_inches': 0.25}  # arguments of savefig
 JOINERS = '\u200c\u200d'
 
 # Queries, keys and values with more numbers than this are left out, because the page would be slow.
@@ -192,7 +192,7 @@ def draw(
     ValueError: weights and tokens have different sizes, or a weight is not in [0, 1].
   """
   kind = pathlib.Path(path).suffix.lstrip('.') or 'png'
-  _figure(weights, rows, columns, title).savefig(path, format=kind, **SAVED)
+  _figure(weights, rows, columns, title).savefig(path, format=kind, **SAVEFIG)
 
 
 def png(
@@ -200,7 +200,7 @@ def png(
 ) -> bytes:
   """Return the PNG that `draw` writes, without a title."""
   file = io.BytesIO()
-  _figure(weights, rows, columns, '').savefig(file, format='png', **SAVED)
+  _figure(weights, rows, columns, '').savefig(file, format='png', **SAVEFIG)
   return file.getvalue()
 
 

@@ -157,9 +157,9 @@ class Experiment(NamedTuple):
       if not len(source):
         raise ValueError(f'the split {split} has no example: leave it out, or give it some')
       if split == data.val and len(source) > LARGE:
-        text = 'every evaluation reads the %s examples of %s: %s=2000 takes the first of them'
-        where = 'for --mode=prepare data.val_limit' if data.name == 'prepared' else 'data.val_limit'
-        logging.warning(text, f'{len(source):,}', split, where)
+        when = ', when the corpus is prepared' if data.name == 'prepared' else ''
+        text = 'every evaluation reads all %d examples of %s: set data.val_limit, such as 2000%s'
+        logging.warning(text, len(source), split, when)
       if config.by and config.by not in source[0]:
         logging.warning('eval.by=%s is no field of the examples of %s', config.by, split)
       if answers:

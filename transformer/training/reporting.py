@@ -36,10 +36,10 @@ def log_ours():
     short = std_logging.Formatter('%(asctime)s %(levelname)s %(message)s', '%H:%M:%S')
     logging.get_absl_handler().setFormatter(short)
   threading.excepthook = _end_of_thread
-  sys.unraisablehook = _not_raised
+  sys.unraisablehook = _unraisable
 
 
-def _not_raised(args: Any):
+def _unraisable(args: Any):
   """Print an error that cannot be raised, unless it is TensorStore's, which comes too late.
 
   TensorStore answers each request of Orbax, which closes its event loop after the first error.
