@@ -1,4 +1,4 @@
-r"""Fine-tuning of a published model: classification, question answering, generation of texts.
+r"""Fine-tuning of a published model: classification, question answering, generation, speech.
 
   python run.py --config=experiments/published.py:classify,FOLDER --config.data.dir=my.tsv \
     --workdir=runs/mine
@@ -9,11 +9,17 @@ r"""Fine-tuning of a published model: classification, question answering, genera
 ModernBERT, ...) and my.tsv of text<TAB>label, as in labelled_texts.py; `write` an encoder-decoder
 (T5, BART, Marian, ...) and inputs<TAB>targets, as in pairs.py; `answer` an encoder whose pairs
 are [CLS] a [SEP] b [SEP] (BERT, DistilBERT, ELECTRA, ModernBERT) and a folder of train, val and
-test .json in SQuAD's format. The `transformers` library can load the export. Without FOLDER a
-small model like BERT or T5 is trained from random parameters.
+test .json in SQuAD's format; `transcribe` a Whisper and a folder of sounds with a table, as in
+recordings.py. The `transformers` library can load the export. Without FOLDER a small model like
+BERT, T5 or Whisper is trained from random parameters.
+
+Whisper hears English and writes no times: for French give --config.loss.prefix="('<|fr|>',
+'<|transcribe|>', '<|notimestamps|>')". It reads sounds of up to 30 seconds, each followed by
+silence up to that length.
 
 All parameters are trained; with `classify,FOLDER,lora` only adapters of rank 8 and the new head,
-with `classify,FOLDER,frozen` only the head, and with `write,FOLDER,frozen` only the decoder.
+with `classify,FOLDER,frozen` only the head, and with `write,FOLDER,frozen` or
+`transcribe,FOLDER,frozen` only the decoder.
 """
 
 from ml_collections import ConfigDict
@@ -28,6 +34,7 @@ KINDS = {
   'classify': ('classification', 'Classifier', ('accuracy',)),
   'answer': ('question_answering', 'Spans', ('squad_f1', 'squad_exact_match')),
   'write': ('seq2seq', '', ('bleu', 'chrf')),
+  'transcribe': ('seq2seq', '', ('wer', 'cer')),
 }
 
 
@@ -40,7 +47,7 @@ def get_config(argument: str = 'classify') -> ConfigDict:
       'or frozen, with commas between'
     )
   task, head, metrics = KINDS[kind]
-  c = config.for_task(task)
+  c = config.for_task(task, modality='frames' if kind == 'transcribe' else 'tokens')
   c.experiment = f'published_{kind}'
   c.data.update(name='pairs', test=('test',), max_length=128, batch_tokens=2048)
   c.optimizer.update(learning_rate=RATES[variant], schedule='linear', weight_decay=0.01)
@@ -49,23 +56,19 @@ def get_config(argument: str = 'classify') -> ConfigDict:
   c.model.update(presets.BERT_BASE if head else presets.T5_SMALL, dropout=0.1, **SMALL)
   if head:
     c.eval.best = metrics[0]
-  else:
+  elif kind == 'write':
     c.decode.beams = 4
   if kind == 'answer':
     c.data.update(name='squad', max_length=384, batch_tokens=4096)
     c.model.max_length = 384
+  if kind == 'transcribe':
+    c.data.update(name='recordings', max_length=3000, batch_tokens=8 * 3000)
+    c.processor.scaling, c.eval.best = 'whisper', 'wer'
+    c.model.update(presets.WHISPER_TINY, dropout=0.1, **SMALL)
   if folder:
-    from transformer.zoo.pretrained import read_model_config
-
-    model = read_model_config(folder, head=head)
-    c.model.update({k: v for k, v in model.items() if k in c.model})
-    c.data.max_length = min(c.data.max_length, model['max_length'])
-    if not head:
-      c.decode.max_new_tokens = min(c.decode.max_new_tokens, model['max_length'])
-      # outputs of T5, Marian and Pegasus start with padding, of BART and M2M100 with the end token
-      padded = model['norm'] == 'rms' or model['position'] == 'sinusoidal_halves'
-      c.loss.start = 'pad' if padded else 'eos'
-    c.warm_start = folder
+    _start_from(c, folder, kind, head)
+  if kind == 'transcribe' and folder and variant == 'full':
+    c.optimizer.learning_rate = 1e-5  # a 40th of Whisper's own, for the small size (Radford et al.)
   if kind == 'answer':
     c.loss.stride = c.data.max_length // 3
   c.model.dtype = 'auto'
@@ -76,3 +79,27 @@ def get_config(argument: str = 'classify') -> ConfigDict:
     body = '^encoder/(embed|stack|token)' if head else '^(encoder|embed|input_embed)/'
     c.optimizer.lr_multipliers = ((body, 0.0),)
   return c
+
+
+def _start_from(c: ConfigDict, folder: str, kind: str, head: str):
+  """Set the keys of a config that depend on the published model in a folder."""
+  from transformer.zoo.pretrained import read_model_config
+
+  model = read_model_config(folder, head=head)
+  c.model.update({k: v for k, v in model.items() if k in c.model})
+  c.warm_start = folder
+  if kind == 'transcribe':
+    only_english = model['vocab'] == 51_864  # whose outputs name no language and no task
+    language = () if only_english else ('<|en|>', '<|transcribe|>')
+    c.data.max_length = 2 * model['max_source_length']  # the second convolution has stride 2
+    c.data.batch_tokens = 8 * c.data.max_length
+    c.processor.bands = model['features']
+    c.loss.update(start='<|startoftranscript|>', prefix=(*language, '<|notimestamps|>'))
+  else:
+    c.data.max_length = min(c.data.max_length, model['max_length'])
+  if kind == 'write':
+    # outputs of T5, Marian and Pegasus start with padding, of BART and M2M100 with the end token
+    padded = model['norm'] == 'rms' or model['position'] == 'sinusoidal_halves'
+    c.loss.start = 'pad' if padded else 'eos'
+  if not head:
+    c.decode.max_new_tokens = min(c.decode.max_new_tokens, model['max_length'])

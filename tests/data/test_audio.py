@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+from mel import triangles
 
 from transformer.data import audio
 from transformer.data.audio import LogMel
@@ -19,33 +20,18 @@ def loudest(sound, rate):
   return np.argmax(spectrum) * rate / (8 * len(sound))
 
 
-def slaney(hertz):
-  """Linear below 1000 Hz, logarithmic above: 27 steps for a factor of 6.4."""
-  above = 15 + 27 * np.log(np.maximum(hertz, 1e-9) / 1000) / np.log(6.4)
-  return np.where(hertz < 1000, hertz * 3 / 200, above)
-
-
 def log_mel(sound, rate, window, hop, mels, floor):
   """From the definitions, one frame and one band at a time."""
   W, H = round(rate * window), round(rate * hop)
   fft = 2 ** int(np.ceil(np.log2(W)))
-  frequencies = np.arange(fft // 2 + 1) * rate / fft
-  grid = (
-    np.linspace(0, 100 * rate, 1_000_001) / 200
-  )  # Hz, fine enough to invert the scale by look-up
-  edges = np.interp(np.linspace(0, slaney(rate / 2), mels + 2), slaney(grid), grid)
+  weights = triangles(rate, fft, mels)
   padded = np.concatenate([np.zeros(fft // 2), sound, np.zeros(fft)])
   hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(W) / W)
   hann = np.pad(hann, ((fft - W) // 2, fft - W - (fft - W) // 2))
   frames = []
   for start in range(0, len(sound) + 1, H):
     magnitudes = np.abs(np.fft.rfft(padded[start : start + fft] * hann))
-    bands = []
-    for low, middle, high in zip(edges[:-2], edges[1:-1], edges[2:], strict=True):
-      up, down = (frequencies - low) / (middle - low), (high - frequencies) / (high - middle)
-      triangle = np.maximum(0, np.minimum(up, down)) * 2 / (high - low)
-      bands.append(np.log(max(triangle @ magnitudes, floor)))
-    frames.append(bands)
+    frames.append(np.log(np.maximum(weights @ magnitudes, floor)))
   return np.array(frames)
 
 

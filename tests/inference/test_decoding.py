@@ -35,7 +35,7 @@ def test_settings_continue_after_the_first_window():
   assert [x.max_new_tokens for x in (first, second, third)] == [2, 4, 3]
   assert [x.min_new_tokens for x in (first, second, third)] == [2, 4, 0]
   assert [x.prefix for x in (first, second, third)] == [(1, 2), (3,), ()]
-  assert [x.begin_suppress for x in (first, second, third)] == [(4,), (), ()]
+  assert [x.begin_suppress for x in (first, second, third)] == [(), (4,), ()]
 
 
 def test_choices_are_not_cut_into_windows():

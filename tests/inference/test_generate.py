@@ -165,13 +165,12 @@ def test_invalid_arguments_are_refused(decoder, tokens, settings, message):
 )
 def test_what_is_no_id_is_refused_and_not_rounded(tokens):
   with pytest.raises(ValueError, match='are no ids: pass integers'):
-    module._rows(tokens, None)
+    module._rows(tokens, None, ModelConfig(vocab=24, **SIZES))
 
 
 N = 20  # tokens
 DEAD_ENDS = {
   'every token': dict(suppress=tuple(range(N))),
-  'a prefix that is forbidden': dict(prefix=(5,), suppress=(5,)),
   'a prefix that is a bad word': dict(prefix=(5, 6), bad_words=((5, 6),)),
   'choices that are forbidden': dict(choices=((5,), (6, 7)), suppress=(5, 6), eos=2),
   'more tokens than there are': dict(no_repeated_ngrams=1, max_new_tokens=N),
@@ -181,7 +180,7 @@ DEAD_ENDS = {
 @pytest.mark.parametrize(
   'name, search',
   [
-    ('a prefix that is forbidden', {}),
+    ('a prefix that is a bad word', {}),
     *(
       pytest.param(name, search, marks=pytest.mark.slow)
       for search in ({}, dict(beams=2), dict(temperature=1.0), dict(draft=None))
@@ -197,6 +196,57 @@ def test_where_every_token_is_forbidden_none_is_said(decoder, name, search):
   assert decoder.config.vocab == N
   with pytest.raises(ValueError, match='no output is possible'):
     generate(decoder, [[8]], **settings)
+
+
+def test_a_prefix_may_have_suppressed_tokens(decoder):
+  settings = dict(prefix=(5, 6), suppress=(6, 7), eos=-1, max_new_tokens=6)
+  found = generate(decoder, [[8]], **settings)[0].tolist()
+  assert found[:2] == [5, 6] and not {6, 7} & {*found[2:]}
+  # forbidden after the prefix, and there alone
+  other = generate(decoder, [[8]], **settings, begin_suppress=(5, found[2]))[0].tolist()
+  assert other[:2] == [5, 6] and other[2] != found[2]
+
+
+FRAMES = np.random.default_rng(0).normal(size=(2, 12, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize('modality', ['frames', 'patches'])
+def test_sounds_and_images_are_inputs(modality, tokenizer):
+  model = model_of(EncoderDecoder, tokenizer, modality=modality, features=3, tie='output')
+  how = dict(start=1, eos=2, pad=0, max_new_tokens=6)
+  found = generate(model, FRAMES, **how)
+  tokens = np.ones((2, 7), np.int32)
+  for i in range(6):
+    logits = np.array(teacher_forced(model, FRAMES, tokens)[:, i])
+    logits[:, :2] = -np.inf  # padding and start
+    tokens[:, i + 1] = logits.argmax(-1)
+  for row, expected in zip(found.tolist(), tokens[:, 1:].tolist(), strict=True):
+    end = expected.index(2) + 1 if 2 in expected else 6
+    assert row == expected[:end] + [0] * (6 - end)
+  if modality == 'frames':  # of any length
+    shorter = generate(model, [FRAMES[0], FRAMES[1, :5]], **how)
+    np.testing.assert_array_equal(shorter[0], found[0])
+    np.testing.assert_array_equal(shorter[1], generate(model, FRAMES[1:, :5], **how)[0])
+
+
+teacher_forced = jax.jit(lambda model, inputs, targets: model(inputs, targets))
+
+
+@pytest.mark.parametrize(
+  'inputs, words',
+  [
+    (FRAMES[..., :2], r'pass patches \[B, S, 3\]'),
+    ([FRAMES[0, 0]], r'inputs are \[\(3,\)\]'),
+    (FRAMES * np.nan, 'patches have NaN or Inf'),
+    ([FRAMES[0], FRAMES[1, :5]], 'pass images of one size'),
+    ([], 'there are no prompts'),
+  ],
+  ids=range(5),
+)
+def test_other_arrays_than_images_are_refused(inputs, words, tokenizer):
+  model = model_of(EncoderDecoder, tokenizer, modality='patches', features=3, tie='output')
+  with pytest.raises(ValueError, match=words):
+    generate(model, inputs, start=1)
 
 
 def nearly(model):

@@ -444,3 +444,36 @@ def test_pairs_are_memorized(greedy, config, seed, bounded):
       for said, letter in itertools.zip_longest(line, target)
     ]
     bounded(f'share of letters said, {name}', np.mean(right), above=0.8)
+
+
+def test_targets_and_outputs_begin_with_the_prefix(tokenizer, config):
+  task = Seq2Seq(
+    tokenizer=tokenizer, decoding=GREEDY, max_length=LONGEST, start='e', prefix=('g', 'h')
+  )
+  start, g, h = map(tokenizer.token_id, 'egh')
+  targets = task.columns([{'inputs': 'a', 'targets': 'bc'}])['targets']
+  assert targets[0].tolist() == [g, h, *tokenizer.encode('bc'), tokenizer.eos]
+  assert task.start_token == start
+  model = task.init(config, jax.random.key(0))
+  rows = [task.processor.encode_example(line) for line in LINES[:3]]
+  outputs = task.best(model, rows)
+  assert all(output[:2].tolist() == [g, h] for output in outputs)
+  assert task.answer(model, rows) == [tokenizer.decode(output[2:]) for output in outputs]
+  assert [found[0][0] for found in task.n_best(model, rows)] == task.answer(model, rows)
+
+
+@pytest.mark.parametrize(
+  'wrong, words',
+  [
+    (dict(start='bas'), "loss.start: the vocabulary has no 'bas'.*give bos, eos, pad, or the name"),
+    (dict(prefix=('<|en|>',)), r"loss.prefix: the vocabulary has no '<\|en\|>'.*give names of tok"),
+    (
+      dict(prefix=('a',), decoding=dataclasses.replace(GREEDY, prefix=(1,))),
+      r"decode.prefix=\(1,\), but loss.prefix=\('a',\) has the ids",
+    ),
+  ],
+)
+def test_unknown_or_contradicting_first_tokens_are_errors(wrong, words, tokenizer):
+  given = dict(tokenizer=tokenizer, decoding=GREEDY, max_length=LONGEST) | wrong
+  with pytest.raises(ValueError, match=words):
+    Seq2Seq(**given)

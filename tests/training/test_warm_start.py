@@ -20,7 +20,7 @@ from transformer.modules.heads import Classifier, MaskedTokens
 from transformer.modules.model import Decoder, Encoder
 from transformer.training import experiment, optimizers, sharding
 from transformer.training.checks import check
-from transformer.training.exports import published_settings
+from transformer.training.exports import published_files, published_settings
 from transformer.training.optimizers import parameter_path
 from transformer.training.warm_start import copy_parameters, warm_start
 from transformer.zoo.families.rows import leaves
@@ -177,6 +177,20 @@ def test_adapters_that_match_nothing_are_an_error():
     adapt(model, 'query', 0, jax.random.key(0))
 
 
+def test_an_export_has_the_settings_that_the_published_model_came_with(tmp_path):
+  folder = tmp_path / 'whisper'
+  folder.mkdir()
+  files = {'config.json': {'model_type': 'whisper'}, 'generation_config.json': {'num_beams': 3}}
+  files['preprocessor_config.json'] = {'feature_size': 6}
+  for name, values in files.items():
+    (folder / name).write_text(json.dumps(values))
+  found = published_files(str(folder))
+  assert {name for name, _ in found.files} == files.keys() - {'config.json'}
+  assert found.json('generation_config.json') == {'num_beams': 3}
+  (folder / 'checkpoints').mkdir()  # a run, of a tokenizer and a task of its own
+  assert not published_files(str(folder)).files and not published_files('').files
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
   'name, kind, variant',
@@ -187,6 +201,7 @@ def test_adapters_that_match_nothing_are_an_error():
     ('modernbert', 'classify', 'frozen'),
     ('t5', 'write', 'full'),
     ('bart', 'write', 'frozen'),
+    ('whisper', 'transcribe', 'frozen'),
   ],
 )
 def test_a_published_model_is_finetuned_by_its_recipe_and_exported(name, kind, variant, tmp_path):
@@ -196,6 +211,9 @@ def test_a_published_model_is_finetuned_by_its_recipe_and_exported(name, kind, v
   if kind == 'classify':
     c.loss.classes = ('a', 'b', 'c')
   letters = tokenizers.train(['abcdefghij klmnop'], kind='characters', vocab=40)
+  if kind == 'transcribe':
+    letters._tokenizer.add_special_tokens([c.loss.start, *c.loss.prefix])
+    letters = tokenizers.Tokenizer(letters._tokenizer)
   run = experiment.make_experiment(check(c), letters, sharding.make_mesh())
   model = warm_start(run.init(jax.random.key(0)), run)
   source = load_pretrained(folder)[0]
@@ -205,6 +223,13 @@ def test_a_published_model_is_finetuned_by_its_recipe_and_exported(name, kind, v
       other = path if path in theirs else path.removeprefix('encoder/')
       np.testing.assert_array_equal(leaf, theirs[other], err_msg=path)
   merge(model)
+  if kind == 'transcribe':
+    source_sound = {'inputs': np.zeros(900, np.float32), 'targets': 'a cab'}
+    columns = run.task.columns([source_sound])
+    names = ('<|en|>', '<|transcribe|>', '<|notimestamps|>')
+    assert columns['targets'][0][:3].tolist() == [*map(letters.token_id, names)]
+    (output,) = run.task.best(model, [columns['inputs'][0]])
+    assert output[:3].tolist() == columns['targets'][0][:3].tolist()
   save_pretrained(tmp_path, model, letters, **published_settings(run.task, c.warm_start))
   about = json.loads((tmp_path / 'config.json').read_text())
   assert about['model_type'] == source.published.json('config.json')['model_type']

@@ -7,6 +7,7 @@ import pytest
 from answers import BEAMS, GENERATE, GOLDEN, NAMES, answers_of, assert_same, continued, golden, read
 
 from transformer.data import tokenizers
+from transformer.data.processors import SoundProcessor
 from transformer.zoo.pretrained import load_pretrained, save_pretrained
 from transformer.zoo.pretrained.published import Published
 
@@ -87,3 +88,15 @@ def test_their_shards_are_read(tmp_path):
   model, _ = load_pretrained(tmp_path)
   whole, _ = load_pretrained(GOLDEN / 'llama')
   assert same(model, whole)
+
+
+@pytest.mark.parametrize('n', [300, 20_000, 479_950])
+def test_their_frames_of_a_sound_are_ours(n):
+  pytest.importorskip('librosa')
+  sound = (0.3 * np.random.default_rng(n).normal(size=n)).astype(np.float32)
+  theirs = hf.WhisperFeatureExtractor(feature_size=80)(sound, sampling_rate=16_000)
+  expected = np.asarray(theirs['input_features'][0]).T
+  ours = SoundProcessor(scaling='whisper', max_length=3000)
+  rows = jnp.asarray(ours.encode_example(sound))[None]
+  frames, _ = ours.prepare_batch(rows, jnp.ones(rows.shape[:2], jnp.int32), None)
+  assert np.abs(frames[0] - expected).max() < 2e-4  # they compute in float32

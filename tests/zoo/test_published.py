@@ -21,6 +21,7 @@ from safetensors.numpy import load_file
 from experiments import dates
 from transformer import Decoder, Encoder, ModelConfig
 from transformer.data import processors, tokenizers
+from transformer.data.processors import SoundProcessor
 from transformer.inference import generate as generation
 from transformer.inference.decoding import Decoding
 from transformer.modules.embeddings import Tokens, TokenTypes
@@ -38,7 +39,7 @@ from transformer.zoo.families import FAMILIES
 from transformer.zoo.families.family import read_config, read_towers
 from transformer.zoo.families.rows import leaves
 from transformer.zoo.pretrained import load_pretrained, save_pretrained, sentencepiece
-from transformer.zoo.pretrained.preprocessing import image_processor
+from transformer.zoo.pretrained.preprocessing import image_processor, sound_processor
 from transformer.zoo.pretrained.published import Published
 from transformer.zoo.pretrained.writing import family_of
 
@@ -452,6 +453,37 @@ def test_images_that_cannot_be_prepared_so_are_refused(copy, changes, complaint)
   model = load(folder)
   with pytest.raises(ValueError, match=complaint):
     image_processor(model)
+
+
+SOUNDS = dict(
+  feature_extractor_type='WhisperFeatureExtractor', feature_size=6, chunk_length=30, n_fft=400,
+  hop_length=160, sampling_rate=16_000, padding_value=0.0, n_samples=480_000, dither=0.0,
+)  # fmt: skip
+
+
+def test_sounds_are_prepared_as_their_folder_says(copy):
+  folder = copy('whisper')
+  write(folder / 'preprocessor_config.json', SOUNDS)
+  expected = SoundProcessor(scaling='whisper', max_length=20, bands=6, tempo=0.1)
+  assert sound_processor(load(folder), max_length=20, tempo=0.1) == expected  # 20: its positions
+
+
+@pytest.mark.parametrize(
+  'changes, complaint',
+  [
+    ({'feature_extractor_type': 'SpeechT5FeatureExtractor'}, 'only WhisperFeatureExtractor is'),
+    ({'do_normalize': True}, 'do_normalize=True is not supported'),
+    ({'sampling_rate': 8000}, 'sampling_rate=8000 is not supported'),
+    ({}, 'max_length is 3000, but the model reads 20: give max_length='),
+    ({'feature_size': 80}, 'max_length is 3000|bands is 80, but the model reads 6'),
+  ],
+)
+def test_sounds_that_cannot_be_prepared_so_are_refused(copy, changes, complaint):
+  folder = copy('whisper')
+  write(folder / 'preprocessor_config.json', SOUNDS | changes)
+  model = load(folder)
+  with pytest.raises(ValueError, match=complaint):
+    sound_processor(model)
 
 
 @pytest.mark.parametrize('stored, wanted', [('F32', 'bfloat16'), ('F16', 'auto'), ('F32', 'auto')])

@@ -22,10 +22,12 @@ class Ragged:
   Attributes:
     tokens: all tokens [n] or frames [n, X], one sequence after the other.
     offsets: int64[sequences + 1]; sequence i is tokens[offsets[i] : offsets[i + 1]].
+    padded: the length to which a batch pads at least; 0 for that of its longest sequence.
   """
 
   tokens: np.ndarray
   offsets: np.ndarray
+  padded: int = 0
 
   @classmethod
   def from_sequences(cls, sequences: Sequence[Sequence[int] | np.ndarray]) -> 'Ragged':
@@ -42,12 +44,17 @@ class Ragged:
     """Return the sequences of all parts, in order."""
     lengths = np.concatenate([part.lengths for part in parts])
     tokens = np.concatenate([part.tokens for part in parts])
-    return cls(tokens, np.concatenate([[0], np.cumsum(lengths)]))
+    return cls(tokens, np.concatenate([[0], np.cumsum(lengths)]), parts[0].padded)
 
   @property
   def lengths(self) -> np.ndarray:
     """The length of each sequence."""
     return np.diff(self.offsets)
+
+  @property
+  def sizes(self) -> np.ndarray:
+    """The length that each sequence has at least in a batch."""
+    return np.maximum(self.lengths, self.padded)
 
   def count_with(self, token: int | None) -> int:
     """Return the number of sequences that contain the token."""

@@ -325,9 +325,9 @@ def _ragged_bytes(rows: Iterable[bytes]) -> Ragged:
 
 
 def _lengths(columns: Columns) -> np.ndarray:
-  """Return int[examples, columns], the lengths of the ragged columns."""
+  """Return int[examples, columns], the lengths of the ragged columns in a batch."""
   count = len(next(iter(columns.values())))
-  ragged = [column.lengths for column in columns.values() if isinstance(column, Ragged)]
+  ragged = [column.sizes for column in columns.values() if isinstance(column, Ragged)]
   return np.stack(ragged, axis=1) if ragged else np.zeros((count, 0), np.int64)
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from transformer.data import audio, images
+from transformer.data import audio, images, whisper
 from transformer.data.audio import LogMel
 from transformer.data.corpora import Source, chunks
 from transformer.data.pipeline import Column, Columns, Lazy, Ragged, concatenate
@@ -81,12 +81,14 @@ class TextProcessor:
     max_length: in tokens, with start and end.
     start: whether texts begin with the start token.
     truncate: whether `encode_column` truncates long texts; otherwise they are left out later.
+    prefix: tokens before each text; () for those of a published tokenizer's template.
   """
 
   tokenizer: Tokenizer
   max_length: int
   start: bool = False
   truncate: bool = False
+  prefix: tuple[int, ...] = ()
 
   features = 0
 
@@ -121,7 +123,7 @@ class TextProcessor:
     return self.tokenizer.pieces(row)
 
   def _encode(self, lines: list[str]) -> list[list[int]]:
-    first = [self.tokenizer.bos] if self.start else self.tokenizer.prefix
+    first = [self.tokenizer.bos] if self.start else self.prefix or self.tokenizer.prefix
     last = self.tokenizer.suffix or [self.tokenizer.eos]
     return [[*first, *tokens, *last] for tokens in self.tokenizer.encode_batch(lines)]
 
@@ -327,12 +329,12 @@ def patches(images: Float[Array, 'B H W C'], size: int) -> Float[Array, 'B S X']
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SoundProcessor:
-  """Sounds to log-mel frames, normalized to mean 0 and variance 1 over time.
-
-  With augmentation in training; see functional.spec_augment.
+  """Sounds to log-mel frames, with augmentation in training; see functional.spec_augment.
 
   Attributes:
     max_length: in frames.
+    scaling: 'standard': each band has mean 0 and variance 1 over time; 'whisper': as published
+      Whisper models read sounds, followed by silence up to max_length (3000 for theirs).
     rate: sample rate, in Hz; files of another rate are resampled.
     window: length of a frame, in seconds; 0 if inputs are precomputed frames (arrays, .npy files).
     hop: distance from frame to frame, in seconds.
@@ -346,6 +348,7 @@ class SoundProcessor:
   """
 
   max_length: int
+  scaling: Literal['standard', 'whisper'] = 'standard'
   rate: int = 16_000
   window: float = 0.025
   hop: float = 0.010
@@ -365,6 +368,12 @@ class SoundProcessor:
       raise ValueError(
         f'processor.tempo={self.tempo} and processor.time_share={self.time_share} are shares: give '
         '0 <= tempo < 1 and 0 <= time_share <= 1'
+      )
+    given = self.rate, self.window, self.hop
+    theirs = whisper.RATE, whisper.FFT / whisper.RATE, whisper.HOP / whisper.RATE
+    if self.scaling == 'whisper' and given != theirs:
+      raise ValueError(
+        f"processor.scaling='whisper' has rate, window and hop {theirs}, not {given}: set them so"
       )
     try:
       _ = self.window and self._log_mel
@@ -387,7 +396,9 @@ class SoundProcessor:
 
   def encode_column(self, lines: Iterable[Line]) -> Ragged:
     """Return the frames of each sound."""
-    return Ragged.from_sequences([self._read(line) for line in lines])
+    frames = Ragged.from_sequences([self._read(line) for line in lines])
+    padded = self.max_length if self.scaling == 'whisper' else 0
+    return dataclasses.replace(frames, padded=padded)
 
   def encode_example(self, line: Line, *, truncate: bool = False) -> Float[np.ndarray, 'S X']:
     """Return the frames of one sound."""
@@ -401,10 +412,24 @@ class SoundProcessor:
 
   def prepare_batch(
     self, rows: Float[Array, 'B S X'], segments: Int[Array, 'B S'], key: Key[Array, ''] | None
-  ) -> tuple[Float[Array, 'B S X'], Int[Array, 'B S']]:
-    """Return the frames and segments; with a key, augmented."""
-    if key is None:
-      return rows, segments
+  ) -> tuple[Float[Array, 'B N X'], Int[Array, 'B N']]:
+    """Return the frames and segments; with a key, augmented.
+
+    With scaling='whisper' the padding is silence, which the model hears.
+    """
+    frames, real = (rows, segments) if key is None else self._augmented(rows, segments, key)
+    if self.scaling == 'standard':
+      return frames, real
+    silence = whisper.silence(rows, segments)
+    frames = jnp.where((real != 0)[..., None], frames, silence)[:, : self.max_length]
+    B, S, X = frames.shape
+    after = jnp.broadcast_to(silence, (B, self.max_length - S, X))
+    heard = jnp.any(segments != 0, axis=1, keepdims=True).astype(segments.dtype)
+    frames = jnp.concatenate([frames, after], axis=1)
+    return frames, jnp.broadcast_to(heard, (B, self.max_length))
+
+  def _augmented(self, rows, segments, key):
+    """Return the frames and segments after a random change of tempo, and with random masks."""
     tempo_key, masks_key = jax.random.split(key)
     if self.tempo:
       rows, segments = change_tempo(tempo_key, rows, segments, most=self.tempo)
@@ -427,6 +452,11 @@ class SoundProcessor:
   def _read(self, line: Line) -> np.ndarray:
     if isinstance(line, np.ndarray) and line.ndim == 2:
       frames = line.astype(np.float32)
+    elif self.scaling == 'whisper':
+      sound = audio.read(line, self.rate)
+      # a longer sound keeps its length, so that it can be refused or left out
+      size = max(self.max_length, -(-len(sound) // whisper.HOP))
+      frames = whisper.log_mel(sound, self.bands, size)
     elif self.window:
       frames = self._log_mel(audio.read(line, self.rate))
     else:
@@ -435,6 +465,8 @@ class SoundProcessor:
       raise ValueError(
         f'the frames have {frames.shape[1]} numbers each: set processor.bands={self.bands} to that'
       )
+    if self.scaling == 'whisper':
+      return frames
     # a constant band stays 0
     return (frames - frames.mean(axis=0)) / np.maximum(frames.std(axis=0), 1e-3)
 

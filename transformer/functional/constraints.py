@@ -32,10 +32,10 @@ def combine(constraints: Sequence[Constraint]) -> Constraint:
   return combined
 
 
-def forbid(ids: Sequence[int], *, before: int | None = None) -> Constraint:
-  """Forbid the tokens `ids` among the first `before` generated ones, or everywhere if None.
+def forbid(ids: Sequence[int], *, after: int = 0, before: int | None = None) -> Constraint:
+  """Forbid the tokens `ids` at the generated positions `after` to `before` - 1.
 
-  Ids outside the vocabulary are ignored.
+  Without `before` at all from `after` on. Ids outside the vocabulary are ignored.
 
   >>> forbid([1, 3], before=1)(jnp.arange(4.0), jnp.array([-1, 2]), 0).tolist()
   [0.0, -inf, 2.0, -inf]
@@ -44,7 +44,8 @@ def forbid(ids: Sequence[int], *, before: int | None = None) -> Constraint:
   def constraint(logits, tokens, generated):
     valid = [token for token in ids if 0 <= token < logits.size]
     forbidden = jnp.zeros(logits.size, bool).at[jnp.asarray(valid, jnp.int32)].set(True)
-    return jnp.where(forbidden & (before is None or generated < before), -jnp.inf, logits)
+    applies = (generated >= after) & (before is None or generated < before)
+    return jnp.where(forbidden & applies, -jnp.inf, logits)
 
   return constraint
 

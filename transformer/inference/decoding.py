@@ -54,8 +54,8 @@ class Decoding(Batching):
     repetition_penalty: above 1 makes tokens of the prompt and the output less probable.
     no_repeated_ngrams: n; no n-gram occurs twice. 0 allows repetitions.
     bad_words: sequences of tokens that no output contains.
-    suppress: tokens that no output contains.
-    begin_suppress: tokens with which no output begins.
+    suppress: tokens that no output contains after its prefix.
+    begin_suppress: tokens with which no output begins, after its prefix.
     min_new_tokens: smallest number of tokens before the end token.
     prefix: tokens with which every output begins.
     choices: sequences of tokens; every output is one of them and an end token. () allows any
@@ -176,13 +176,14 @@ class Decoding(Batching):
   def _constraints(self, eos: search.Ends) -> list[constraints.Constraint]:
     """Return the constraints that these settings name, in the order in which they apply."""
     penalty, words, least = self.repetition_penalty, self.bad_words, self.min_new_tokens
+    begin, forbid = len(self.prefix), constraints.forbid
     return [
       *([constraints.penalize_repetitions(penalty)] if penalty != 1 else []),
       *([constraints.no_repeated_ngrams(n)] if (n := self.no_repeated_ngrams) else []),
       *([constraints.forbid_sequences(words)] if words else []),
-      *([constraints.forbid(search.as_tuple(eos), before=least)] if least else []),
-      *([constraints.forbid(self.suppress)] if self.suppress else []),
-      *([constraints.forbid(self.begin_suppress, before=1)] if self.begin_suppress else []),
+      *([forbid(search.as_tuple(eos), before=least)] if least else []),
+      *([forbid(self.suppress, after=begin)] if self.suppress else []),
+      *([forbid(s, after=begin, before=begin + 1)] if (s := self.begin_suppress) else []),
       *([constraints.force_prefix(self.prefix)] if self.prefix else []),
       *([constraints.follow(self._trie(eos))] if self.choices else []),
     ]
@@ -204,11 +205,12 @@ class Decoding(Batching):
         f'decode.choices has outputs of more than {generated or steps} tokens, the most that are '
         'generated at once: raise data.max_length'
       )
+    begins = generated <= len(self.prefix) < generated + steps
     return dataclasses.replace(
       self,
       max_new_tokens=steps,
       min_new_tokens=min(max(self.min_new_tokens - generated, 0), steps),
-      begin_suppress=() if generated else self.begin_suppress,
+      begin_suppress=self.begin_suppress if begins else (),
       prefix=self.prefix[generated : generated + steps],
     )
 

@@ -24,9 +24,11 @@ from transformer.inference.checks import (
 from transformer.inference.decoding import Constrained, Decoding, row_keys, search_tokens
 from transformer.inference.stopping import StopTable, stop_table, stop_when
 from transformer.modules.cache import Cache
+from transformer.modules.config import ModelConfig
 from transformer.modules.model import Decoder, EncoderDecoder
 
 Prompts = Int[Array, '*B S'] | Int[np.ndarray, '*B S'] | Sequence[Sequence[int]]
+Inputs = Prompts | Float[Array, 'B S X'] | Float[np.ndarray, 'B S X'] | Sequence[np.ndarray]
 
 
 class Outputs(NamedTuple):
@@ -41,7 +43,7 @@ class Outputs(NamedTuple):
   scores: Float[Array, 'B n']
 
 
-def generate(model: Decoder | EncoderDecoder, tokens: Prompts, **kwargs: Any) -> Int[Array, 'R T']:
+def generate(model: Decoder | EncoderDecoder, tokens: Inputs, **kwargs: Any) -> Int[Array, 'R T']:
   """Return a continuation of each prompt (Decoder), or an output for each input (EncoderDecoder).
 
   Arguments as in `generate_outputs`. With num_return_sequences=n the n outputs of a prompt are
@@ -60,7 +62,7 @@ def generate(model: Decoder | EncoderDecoder, tokens: Prompts, **kwargs: Any) ->
 
 def generate_outputs(
   model: Decoder | EncoderDecoder,
-  tokens: Prompts,
+  tokens: Inputs,
   *,
   eos: search.Ends | Sequence[int] | None = None,
   pad: int | None = None,
@@ -82,7 +84,8 @@ def generate_outputs(
   Args:
     model: a Decoder or an EncoderDecoder.
     tokens: prompts or inputs: a list of lists, without padding, or an array padded with `pad` on
-      either side.
+      either side. For an encoder of sounds or images: frames or patches, floats [B, S, X] or a list
+      of [S, X].
     eos: the end token, or several; it is part of an output. -1 for none.
     pad: fills an output after its end; also the padding in `tokens`. None: `tokens` has no padding,
       and outputs are filled with 0. `pad` and `start` are never generated, except as end tokens.
@@ -103,7 +106,7 @@ def generate_outputs(
   """
   special = {'eos': eos, 'pad': pad, 'start': start}
   decoding, end, pad, start = _settings_of(model, special, settings, samples=key is not None)
-  rows, n = _rows(tokens, pad), decoding.num_return_sequences
+  rows, n = _rows(tokens, pad, model.config), decoding.num_return_sequences
   if decoding.temperature:
     rows = [row for row in rows for _ in range(n)]  # each of the n has its own key
   else:  # a search returns all its beams: one program for any n
@@ -198,7 +201,7 @@ def _log_unused(names: tuple[str, ...]):
 
 def _padded(
   model: Decoder | EncoderDecoder, rows: list[np.ndarray], new: int, start: int | None
-) -> Int[np.ndarray, 'B S']:
+) -> Shaped[np.ndarray, 'B S ...']:
   """Check prompts, or inputs of an EncoderDecoder, and pad them to one of a few lengths."""
   is_decoder = isinstance(model, Decoder)
   if is_decoder and start is not None:
@@ -212,6 +215,8 @@ def _padded(
       raise ValueError(f'prompt {number} is empty: give it at least one token')
   check_rows(model.config, rows, new=new if is_decoder else 0, source=not is_decoder)
   longest, limit = max(map(len, rows)), max_positions(model.config, source=not is_decoder)
+  if model.config.modality == 'patches':  # all of one number, which a stem needs as it is
+    return pad_rows(rows, longest)
   length = bucket_length(longest, limit - new * is_decoder if limit else 2 * longest)
   return pad_rows(rows, max(length, longest), left=is_decoder)
 
@@ -391,8 +396,10 @@ def cut_at_end(tokens: Int[np.ndarray, ' T'], eos: search.Ends) -> Int[np.ndarra
   return tokens[: ends[0] + 1] if len(ends) else tokens
 
 
-def _rows(tokens: Any, pad: int | None) -> list[np.ndarray]:
-  """Return the prompts as arrays, without the padding of an array [B, S]."""
+def _rows(tokens: Any, pad: int | None, config: ModelConfig) -> list[np.ndarray]:
+  """Return the prompts or inputs as arrays, without the padding of an array [B, S]."""
+  if config.modality != 'tokens':
+    return _float_rows(tokens, config)
   if isinstance(tokens, (jax.Array, np.ndarray)) and tokens.ndim != 2:
     raise ValueError(f'tokens are {list(tokens.shape)}: pass [B, S], or a list of lists')
   rows = [np.asarray(row) for row in tokens]
@@ -400,6 +407,22 @@ def _rows(tokens: Any, pad: int | None) -> list[np.ndarray]:
     raise ValueError(f'tokens={tokens!r:.80} are no ids: pass integers [B, S], or a list of lists')
   if pad is not None and isinstance(tokens, (jax.Array, np.ndarray)):
     rows = [_without_padding(row, pad) for row in rows]
+  return rows
+
+
+def _float_rows(inputs: Any, config: ModelConfig) -> list[np.ndarray]:
+  """Return frames or patches as arrays [S, X]."""
+  rows = [np.asarray(row, np.float32) for row in inputs]
+  shapes = sorted({row.shape for row in rows})
+  if any(row.ndim != 2 or row.shape[1] != config.features for row in rows):
+    raise ValueError(
+      f'inputs are {shapes}: pass {config.modality} [B, S, {config.features}], or a list of [S, '
+      f'{config.features}]'
+    )
+  if config.modality == 'patches' and len(shapes) > 1:
+    raise ValueError(f'patches are {shapes}: pass images of one size')
+  if not all(np.isfinite(row).all() for row in rows):
+    raise ValueError(f'{config.modality} have NaN or Inf: pass finite numbers, without padding')
   return rows
 
 

@@ -136,6 +136,8 @@ class JointCTC(Seq2Seq):
       raise ValueError(f'loss.ctc={self.ctc} is a share: give 0 <= ctc <= 1, such as 0.3')
     if self.tokenizer.pad is None:
       raise ValueError('the tokenizer has no padding token, which CTC uses as the blank')
+    if self.prefix:
+      raise ValueError(f'loss.prefix={self.prefix} would be aligned with the input: set it to ()')
 
   @property
   def supports_packing(self) -> bool:
@@ -191,7 +193,7 @@ def _without_alignment(columns: Columns, model: ModelConfig, *, end: int) -> Ite
   targets: Any = columns['targets']
   if not isinstance(inputs, Ragged):
     return  # images, which all have the same number of positions
-  positions = -(-inputs.lengths // 2) if model.modality == 'frames' else inputs.lengths
+  positions = -(-inputs.sizes // 2) if model.modality == 'frames' else inputs.sizes
   tokens = targets.lengths - end
   repeated = np.append(targets.tokens[1:] == targets.tokens[:-1], False)
   repeated[targets.offsets[1:][targets.lengths > 0] - 1] = False  # the next example's first token

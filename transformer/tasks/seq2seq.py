@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 from transformer.data.corpora import Source
 from transformer.data.pipeline import Columns
 from transformer.data.processors import Line, Processor, Row, TextProcessor, encode_columns
+from transformer.data.reading import naming
 from transformer.data.tokenizers import Tokenizer
 from transformer.evaluation.likelihood import TOKEN_METRICS, token_metrics
 from transformer.functional.losses import Mean, consistency, cross_entropy
@@ -43,8 +44,10 @@ class Seq2Seq:
     consistency: factor of the divergence between two passes with different dropout (R-Drop; see
       losses.consistency), which take twice the time of one; 5 for translation in the paper. 0 for
       one pass.
-    start: the token that the decoder starts from; in some published models the end token (BART) or
-      the padding token (T5, Marian).
+    start: the token that the decoder starts from: bos, eos or pad of the tokenizer, or its name; in
+      published models eos (BART), pad (T5, Marian) or <|startoftranscript|> (Whisper).
+    prefix: names of tokens with which every target begins, such as a language; outputs begin with
+      them, too, and answers are without them. () for those of a published tokenizer's template.
   """
 
   tokenizer: Tokenizer
@@ -54,7 +57,8 @@ class Seq2Seq:
   label_smoothing: float = 0.0
   z_loss: float = 0.0
   consistency: float = 0.0
-  start: Literal['bos', 'eos', 'pad'] = 'bos'
+  start: str = 'bos'
+  prefix: tuple[str, ...] = ()
 
   text_fields = ('inputs', 'targets')
   metrics = TOKEN_METRICS
@@ -66,6 +70,14 @@ class Seq2Seq:
         f'the tokenizer has no {self.start} or no end token, which sequence to sequence needs: set '
         'loss.start to one that it has'
       )
+    if self.prefix:
+      if self.decoding.prefix not in ((), self._prefix):
+        raise ValueError(
+          f'decode.prefix={self.decoding.prefix}, but loss.prefix={self.prefix} has the ids '
+          f'{self._prefix}: set one of them to ()'
+        )
+      decoding = dataclasses.replace(self.decoding, prefix=self._prefix)
+      object.__setattr__(self, 'decoding', decoding)
 
   @staticmethod
   def positions(max_length: int, max_new_tokens: int) -> int:
@@ -75,7 +87,16 @@ class Seq2Seq:
   @property
   def start_token(self) -> int:
     """Return the id of the token that the decoder starts from."""
-    return getattr(self.tokenizer, self.start)
+    if self.start in ('bos', 'eos', 'pad'):
+      return getattr(self.tokenizer, self.start)
+    with naming('loss.start', 'give bos, eos, pad, or the name of a token'):
+      return self.tokenizer.token_id(self.start)
+
+  @property
+  def _prefix(self) -> tuple[int, ...]:
+    """Return the ids of the tokens in `prefix`."""
+    with naming('loss.prefix', 'give names of tokens'):
+      return tuple(map(self.tokenizer.token_id, self.prefix))
 
   @property
   def supports_packing(self) -> bool:
@@ -94,7 +115,7 @@ class Seq2Seq:
   def columns(self, source: Source) -> Columns:
     """Return the encoded inputs and the target tokens."""
     inputs = self.processor.encode_column
-    targets = TextProcessor(self.tokenizer, self.max_length).encode_column
+    targets = TextProcessor(self.tokenizer, self.max_length, prefix=self._prefix).encode_column
     return encode_columns(source, inputs=('inputs', inputs), targets=('targets', targets))
 
   def loss(self, model: EncoderDecoder, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
@@ -149,7 +170,8 @@ class Seq2Seq:
 
   def answer(self, model: EncoderDecoder, requests: Sequence[Row]) -> list[str]:
     """Return the output text of each input."""
-    return [self.tokenizer.decode(output) for output in self.best(model, requests)]
+    begin = len(self.prefix)
+    return [self.tokenizer.decode(output[begin:]) for output in self.best(model, requests)]
 
   def n_best(self, model: EncoderDecoder, requests: Sequence[Row]) -> list[list[tuple[str, float]]]:
     """Return (text, score) of the num_return_sequences best outputs of each input, best first.
@@ -164,7 +186,7 @@ class Seq2Seq:
       )
     return [
       [
-        (self.tokenizer.decode(output), round(float(score), 4))
+        (self.tokenizer.decode(output[len(self.prefix) :]), round(float(score), 4))
         for output, score in zip(outputs[:n], scores[:n], strict=True)
       ]
       for outputs, scores in self._searched(model, requests)

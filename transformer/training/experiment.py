@@ -78,7 +78,7 @@ class Experiment(NamedTuple):
       self._check_lengths([size for shape, _, _ in batches.groups for size in shape])
       return batches
     columns = pipeline.make_small(self._columns(split, source))
-    ragged = [c.lengths for c in columns.values() if isinstance(c, pipeline.Ragged)]
+    ragged = [c.sizes for c in columns.values() if isinstance(c, pipeline.Ragged)]
     count = len(next(iter(columns.values())))
     lengths = np.stack(ragged or [np.ones(count, np.int64)], axis=1)
     kept = np.flatnonzero(lengths.max(axis=1) <= data.max_length)
@@ -134,7 +134,9 @@ class Experiment(NamedTuple):
       text = '%d of %d examples of %s are longer than data.max_length=%d tokens and left out'
       log(text, long, count, split, self.settings.data.max_length)
     texts = columns.get('targets') if 'targets' in self.task.text_fields else None
-    if isinstance(texts, pipeline.Ragged) and (lost := texts.count_with(self.task.tokenizer.unk)):
+    tokenizer = self.task.tokenizer
+    unk = None if tokenizer.unk in tokenizer.ends else tokenizer.unk  # one token in GPT's family
+    if isinstance(texts, pipeline.Ragged) and (lost := texts.count_with(unk)):
       text = '%d of %d targets of %s have characters that the tokenizer cannot write (<unk>)'
       logging.warning(text, lost, count, split)
     if hasattr(self.task, 'warnings'):

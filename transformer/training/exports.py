@@ -30,7 +30,9 @@ from transformer.tasks.language_model import LanguageModel
 from transformer.tasks.seq2seq import Seq2Seq
 from transformer.training.results import evaluate_split
 from transformer.training.step import Model
+from transformer.training.workdir import is_run
 from transformer.zoo.pretrained import save_pretrained
+from transformer.zoo.pretrained.published import CONFIG, Published
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 # The parameters that get 8 bits: (end of the name, axis that the matrix product sums over).
@@ -99,6 +101,7 @@ def export_run(
     folder = workdir / 'export'
     _log_dropped(task.decoding, GREEDY | NOT_EXPORTED, 'pass them to `generate`')
     settings = published_settings(task, experiment.settings.warm_start)
+    model.published = published_files(experiment.settings.warm_start)
     try:
       save_pretrained(folder, model, task.tokenizer, **settings)
     except ValueError as error:  # such as an id of the tokenizer that the family does not support
@@ -134,6 +137,20 @@ def published_settings(task: Any, warm_start: str = '') -> dict[str, Any]:
   if (start := getattr(task, 'start_token', None)) is not None:
     settings['decoder_start_token_id'] = start
   return settings
+
+
+def published_files(warm_start: str) -> Published:
+  """Return the settings of generation, preprocessing and the tokenizer of a published model.
+
+  Those of its config.json are left out, since the head and the classes may be others now.
+
+  Args:
+    warm_start: of the config: its folder, a run, or ''.
+  """
+  folder = pathlib.Path(warm_start).expanduser()
+  if not warm_start or is_run(folder) or not (folder / CONFIG).is_file():
+    return Published()
+  return Published(tuple(file for file in Published.read(folder).files if file[0] != CONFIG))
 
 
 def write(folder: pathlib.Path, task: Any, model: Model, weights: Mapping[str, Any]) -> None:

@@ -1,8 +1,9 @@
-"""The image processor of a published model, from its preprocessor_config.json."""
+"""The processor of a published model of images or sounds, from its preprocessor_config.json."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from transformer.data import whisper
 from transformer.zoo.families.family import value
 
 PREPROCESSOR = 'preprocessor_config.json'
@@ -12,6 +13,13 @@ _KNOWN = """
   image_std do_convert_rgb image_processor_type feature_extractor_type processor_class data_format
   input_data_format default_to_square return_tensors device disable_grouping image_seq_length
 """.split()
+# of Whisper's: keys that change no frame or are read below, and the others with their only values
+_KNOWN_OF_SOUNDS = """
+  feature_extractor_type processor_class return_attention_mask padding_side mel_filters n_samples
+  nb_max_frames chunk_length feature_size
+""".split()
+_ONLY_OF_SOUNDS: dict[str, Any] = dict(padding_value=0.0, dither=0.0, do_normalize=False)
+_ONLY_OF_SOUNDS |= dict(sampling_rate=whisper.RATE, hop_length=whisper.HOP, n_fft=whisper.FFT)
 _RESAMPLE = ('nearest', 'lanczos', 'bilinear', 'bicubic', 'box', 'hamming')  # Pillow's numbers
 
 
@@ -48,6 +56,41 @@ def image_processor(model: Any, **changes: Any) -> Any:
       f'patches, but the model has learned {learned} positions, and between positions it cannot '
       'read: give height=, width= and scale= of images that have as many'
     )
+  return processor
+
+
+def sound_processor(model: Any, **changes: Any) -> Any:
+  """Return the `data.processors.SoundProcessor` of a published Whisper.
+
+  Args:
+    model: from `load_pretrained`, whose folder has a preprocessor_config.json.
+    changes: attributes of the processor that replace those of the folder.
+
+  Raises:
+    ValueError: the folder has no such file, a value of it is not supported, or its frames are not
+      as many, or not as large, as the model reads.
+  """
+  from transformer.data.processors import SoundProcessor
+
+  published: Any = getattr(model, 'published', None)
+  theirs = published.json(PREPROCESSOR) if published else {}
+  if not theirs:
+    raise ValueError(f'the model did not come with a {PREPROCESSOR}: make a SoundProcessor')
+  kind = theirs.get('feature_extractor_type')
+  if kind != 'WhisperFeatureExtractor':
+    raise ValueError(f'{PREPROCESSOR}: {kind} is not supported, only WhisperFeatureExtractor is')
+  for key, given in theirs.items():
+    if key not in _KNOWN_OF_SOUNDS and given != _ONLY_OF_SOUNDS.get(key):
+      raise ValueError(f'{PREPROCESSOR}: {key}={given} is not supported')
+  frames = value(theirs, 'chunk_length', 30) * whisper.RATE // whisper.HOP
+  sizes = dict(max_length=frames, bands=value(theirs, 'feature_size', 80)) | changes
+  processor = SoundProcessor(scaling='whisper', **sizes)
+  read = dict(max_length=2 * model.config.max_source_length, bands=model.config.features)
+  for name, size in read.items():
+    if (found := getattr(processor, name)) != size:
+      raise ValueError(
+        f'{PREPROCESSOR}: {name} is {found}, but the model reads {size}: give {name}='
+      )
   return processor
 
 
