@@ -11,7 +11,8 @@ import logging
 import mmap
 import os
 import pathlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -320,11 +321,17 @@ def _read(
       found[...] = 0
     elif row.without:
       found[...] = 1
-    for name, layer in names:
-      if all(start <= i < end for i, (start, end) in zip(layer, bounds, strict=False)):
-        place: Any = tuple(i - start for i, (start, _) in zip(layer, bounds, strict=False))
-        whole = row.read(tensors[name].read())[number]
-        _copy(found[(*place, ...)], np.asarray(whole[slices[len(layer) :]]))
+
+    def pair(item: tuple[str, tuple[int, ...]]) -> tuple[np.ndarray, np.ndarray]:
+      """Return the place of a tensor, and what is to be copied there."""
+      name, layer = item
+      place: Any = tuple(i - start for i, (start, _) in zip(layer, bounds, strict=False))
+      whole = row.read(tensors[name].read())[number]
+      return found[(*place, ...)], np.asarray(whole[slices[len(layer) :]])
+
+    inside = lambda layer: all(a <= i < b for i, (a, b) in zip(layer, bounds, strict=False))  # noqa: E731
+    wanted = [item for item in names if inside(item[1])]
+    _copy_all(pair, wanted, found.nbytes)
     return found
 
   def placed(number: int, path: str) -> jax.Array:
@@ -335,6 +342,28 @@ def _read(
     return jax.make_array_from_callback(shape, places[path], one)
 
   return {path: placed(number, path) for number, path in enumerate(row.ours)}
+
+
+def _copy_all(pair: Callable, items: Sequence[Any], size: int) -> None:
+  """Copy to and from the arrays pair(item) = (target, source) of each item.
+
+  Each thread copies another item, or another part of a single one.
+
+  Args:
+    pair: called by the threads.
+    items: its arguments.
+    size: bytes of all targets; few of them are copied without threads.
+  """
+  if size < LARGE:
+    for item in items:
+      _copy(*pair(item))
+    return
+  threads = os.cpu_count() or 1
+  with ThreadPoolExecutor(threads) as pool:
+    if len(items) > 1:
+      list(pool.map(lambda item: _copy(*pair(item)), items))
+    for target, source in map(pair, items if len(items) == 1 else ()):
+      list(pool.map(_copy, np.array_split(target, threads), np.array_split(source, threads)))
 
 
 def _copy(target: np.ndarray, source: np.ndarray) -> None:
@@ -351,10 +380,11 @@ def _copy(target: np.ndarray, source: np.ndarray) -> None:
 def _aligned(shape, dtype) -> np.ndarray:
   """Return an empty array at an address that XLA's CPU backend uses without a copy."""
   size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-  if hasattr(mmap, 'MAP_POPULATE') and size > LARGE:
+  if hasattr(mmap, 'MAP_ANONYMOUS') and size > LARGE:
     # np.empty asks for huge pages, which takes seconds where files fill the memory
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-    memory = np.frombuffer(mmap.mmap(-1, size + 64, flags), np.uint8)
+    memory = np.frombuffer(
+      mmap.mmap(-1, size + 64, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8
+    )
   else:
     memory = np.empty(size + 64, np.uint8)
   start = -memory.ctypes.data % 64
