@@ -7,9 +7,10 @@ Data: data/tinyshakespeare/input.txt.gz, from https://github.com/karpathy/char-r
 --config.data.dir=input.txt.
 
 nanoGPT has a loss of 1.88 nats per character on the last tenth after 1.5 M training characters.
-Result here (seed 0, 2 minutes on 2 CPU cores with compilation): 1.635. Differences: RMSNorm, rotary
-positions, SwiGLU, no biases, 3 times the learning rate, and each window starts where the last one
-ended.
+Results here (seeds 0 to 2, MINUTES minutes on 2 CPU cores with compilation): RESULTS. Differences:
+RMSNorm, rotary positions, SwiGLU, no biases, Muon with weight decay, and each window starts where
+the last one ended. Of Muon's learning rates 0.003, 0.005, 0.01 and 0.02 have 1.575, 1.575, 1.617
+and 1.726 without weight decay, 0.005 and 0.01 have 1.563 and 1.585 with it; AdamW has 1.635.
 """
 
 from ml_collections import ConfigDict
@@ -27,7 +28,7 @@ def get_config() -> ConfigDict:
   c.model.update(presets.TRANSFORMER_TINY, feedforward=512, max_length=64, prenorm=True, norm='rms')
   c.model.update(position='rotary', activation='silu', gated=True, bias=False, dropout=0.0)
   c.model.dtype = 'auto'
-  c.optimizer.learning_rate = 3e-3
+  c.optimizer.update(name='muon', learning_rate=5e-3, weight_decay=0.1)
   c.train.update(steps=2000, steps_per_call=10)
   c.eval.samples = 2
   c.decode.update(temperature=0.8, max_new_tokens=300, batch_size=4)
