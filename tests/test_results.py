@@ -34,3 +34,23 @@ def test_a_metric_that_was_not_measured_is_refused(tmp_path, monkeypatch):
     (tmp_path / f'{name}.json').write_text(json.dumps(content))
   with pytest.raises(ValueError, match='has no val/bleu, but val/wer'):
     results.record(str(tmp_path), 'val/bleu', 'none')
+
+
+def test_runs_with_other_seeds_are_recorded_if_nothing_else_differs(tmp_path, monkeypatch):
+  monkeypatch.setattr(results, 'HERE', tmp_path)
+  monkeypatch.setattr(results.subprocess, 'check_output', lambda *_, **__: 'abc\n')
+  runs = [tmp_path / name for name in ('first', 'second', 'longer')]
+  for i, run in enumerate(runs):
+    run.mkdir()
+    config = {'seed': i, 'data': {'val': 'val'}, 'train': {'steps': 3 + (i == 2)}}
+    train = {'experiment': 'mine', 'best_step': 2, 'workdir': '', 'device': '1 x cpu', 'cores': 2}
+    train |= {'seconds': 60, 'metrics': {'val/wer': 7.0 + i}}
+    for name, content in {'config': config, 'train': train}.items():
+      (run / f'{name}.json').write_text(json.dumps(content))
+  results.record(str(runs[0]), 'val/wer', 'none', str(runs[1]))
+  row = (
+    '| mine | word error rate, % (down) | val | val | 7.00 (other seeds 8.00) | none | 2 CPU cores'
+  )
+  assert row in results.table()
+  with pytest.raises(ValueError, match='longer differs from .*first in more than the seed'):
+    results.record(str(runs[0]), 'val/wer', 'none', str(runs[2]))

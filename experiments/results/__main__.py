@@ -1,7 +1,7 @@
 """Recorded results, one JSON file a run, and the README's table of them.
 
-python -m experiments.results record WORKDIR METRIC PUBLISHED    # of a run that has ended
-python -m experiments.results table                              # writes it into README.md
+python -m experiments.results record WORKDIR METRIC PUBLISHED [WORKDIR ...]   # of runs that ended
+python -m experiments.results table                                            # into README.md
 """
 
 import json
@@ -34,7 +34,7 @@ LABELS = {  # of metrics in the table
 }
 
 
-def record(workdir: str, metric: str, published: str):
+def record(workdir: str, metric: str, published: str, *others: str):
   """Store the result of a run, with the commit of this checkout.
 
   Args:
@@ -42,9 +42,11 @@ def record(workdir: str, metric: str, published: str):
       train.json (settings of decoding were chosen on val after training).
     metric: the one for the table, such as test/accuracy.
     published: the strongest comparable published number, in words.
+    others: workdirs of the same experiment with other seeds.
 
   Raises:
-    ValueError: evaluate.json is older than the end of the training, or has no such metric.
+    ValueError: evaluate.json is older than the end of the training, or has no such metric; or a
+      run with another seed differs in more than the seed.
   """
   folder = pathlib.Path(workdir)
   result, config = (json.loads((folder / f'{n}.json').read_text()) for n in ('train', 'config'))
@@ -61,11 +63,20 @@ def record(workdir: str, metric: str, published: str):
   result |= {
     'metric': metric,
     'published': published,
+    'chosen_on': config['data']['val'],
     'seed': config['seed'],
+    'other_seeds': {},
     'steps': config['train']['steps'],
     'date': time.strftime('%Y-%m-%d'),
     'commit': subprocess.check_output(['git', 'rev-parse', 'HEAD'], cwd=HERE, text=True).strip(),
   }
+  for other in map(pathlib.Path, others):
+    theirs, their_config = (
+      json.loads((other / f'{n}.json').read_text()) for n in ('train', 'config')
+    )
+    if config | {'seed': None} != their_config | {'seed': None}:
+      raise ValueError(f'{other} differs from {folder} in more than the seed: record it by itself')
+    result['other_seeds'][str(their_config['seed'])] = theirs['metrics'][metric]
   del result['workdir']
   text = json.dumps(result, indent=1, ensure_ascii=False) + '\n'
   (HERE / f'{result["experiment"]}.json').write_text(text, encoding='utf-8')
@@ -80,9 +91,12 @@ def _device(result: dict[str, Any]) -> str:
 def _row(result: dict[str, Any]) -> str:
   split, name = result['metric'].rsplit('/', 1)
   direction = 'up' if is_better(name, 1.0, 0.0, {**TOKEN_METRICS, **TEXT_METRICS}) else 'down'
+  ours = f'{result["metrics"][result["metric"]]:.2f}'
+  if others := result.get('other_seeds', {}).values():
+    ours += ' (other seeds ' + ', '.join(f'{value:.2f}' for value in others) + ')'
   return (
     f'| {result["experiment"]} | {LABELS.get(name, name)} ({direction}) | {split} '
-    f'| {result["metrics"][result["metric"]]:.2f} | {result["published"]} '
+    f'| {result["chosen_on"]} | {ours} | {result["published"]} '
     f'| {_device(result)}, {result["seconds"] / 60:.0f} min |'
   )
 
@@ -91,8 +105,8 @@ def table() -> str:
   """Return the recorded results as a Markdown table."""
   results = (json.loads(file.read_text(encoding='utf-8')) for file in sorted(HERE.glob('*.json')))
   header = [
-    '| experiment | metric | split | ours | published | trained on |',
-    '|---|---|---|---|---|---|',
+    '| experiment | metric | split | checkpoint chosen on | ours | published | trained on |',
+    '|---|---|---|---|---|---|---|',
   ]
   return '\n'.join([*header, *map(_row, results)]) + '\n'
 
