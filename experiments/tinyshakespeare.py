@@ -7,10 +7,11 @@ Data: data/tinyshakespeare/input.txt.gz, from https://github.com/karpathy/char-r
 --config.data.dir=input.txt.
 
 nanoGPT has a loss of 1.88 nats per character on the last tenth after 1.5 M training characters.
-Results here (seeds 0 to 2, MINUTES minutes on 2 CPU cores with compilation): RESULTS. Differences:
+Results here (seeds 0, 1 and 2; 5 minutes on 2 old CPU cores): 1.567, 1.558 and 1.557. Differences:
 RMSNorm, rotary positions, SwiGLU, no biases, Muon with weight decay, and each window starts where
-the last one ended. Of Muon's learning rates 0.003, 0.005, 0.01 and 0.02 have 1.575, 1.575, 1.617
-and 1.726 without weight decay, 0.005 and 0.01 have 1.563 and 1.585 with it; AdamW has 1.635.
+the last one ended. On one core Muon's learning rates 0.003, 0.005, 0.01 and 0.02 have 1.575, 1.575,
+1.617 and 1.726 without weight decay, 0.005 and 0.01 have 1.563 and 1.585 with it. AdamW has 1.635
+in half the time.
 """
 
 from ml_collections import ConfigDict
