@@ -237,16 +237,3 @@ def test_patch_size_must_divide_the_image():
   for wrong in (dict(shift=-1), dict(erase=-1), dict(turn=-1.0), dict(zoom=1.0), dict(recolor=1.5)):
     with pytest.raises(ValueError, match=f'processor.{next(iter(wrong))}'):
       ImageProcessor(height=8, width=8, channels=1, patch=4, **wrong)
-
-
-def test_cropped_sounds_are_standardized_again():
-  processor = SoundProcessor(bands=5, max_length=20, crop=0.4)
-  rows = jnp.asarray(processor.encode_example(frames(20)[0]))[None]
-  segments = jnp.ones((1, 20), jnp.int32)
-  x, real = processor.prepare_batch(rows, segments, jax.random.key(1))
-  n = int(real.sum())
-  assert 4 <= n < 20 and (x[0, n:] == 0).all()
-  np.testing.assert_allclose(x[0, :n].mean(axis=0), 0, atol=1e-5)
-  np.testing.assert_allclose(x[0, :n].std(axis=0), 1, atol=1e-4)
-  with pytest.raises(ValueError, match='processor.crop=0.5 leaves nothing'):
-    SoundProcessor(bands=5, max_length=20, crop=0.5)

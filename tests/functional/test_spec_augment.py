@@ -5,13 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer.functional.spec_augment import (
-  change_tempo,
-  crop,
-  mask_frames,
-  masks,
-  standardize,
-)
+from transformer.functional.spec_augment import change_tempo, mask_frames, masks
 
 
 def stretches(hidden):
@@ -59,37 +53,6 @@ def test_mask_frames_hides_bands_and_stretches_of_time(key, rng):
   assert 0 < (~bands).sum(axis=1).max() <= 4
   nothing = dict(kwargs, time_width=0, frequency_width=0)
   np.testing.assert_array_equal(mask_frames(key, frames, segments, **nothing), frames)
-
-
-def test_a_crop_is_a_stretch_of_the_sound_at_its_beginning(key):
-  lengths = np.array([0, 1, 20, 40] * 300)
-  numbers = np.arange(1, 41, dtype=np.float32)[None] * np.ones((len(lengths), 1), np.float32)
-  real = np.arange(40)[None] < lengths[:, None]
-  frames = jnp.asarray(np.where(real, numbers, 0)[..., None])
-  found, segments = jax.jit(lambda *x: crop(*x, most=0.3))(key, frames, jnp.asarray(real, int))
-  begins, ends = [], []
-  for row, mask, n in zip(np.asarray(found)[..., 0], np.asarray(segments), lengths, strict=True):
-    left = int(mask.sum())
-    assert (mask[:left] == 1).all() and (row[left:] == 0).all()
-    assert (np.diff(row[:left]) == 1).all()
-    if n == 40:
-      begins.append(int(row[0]) - 1)
-      ends.append(40 - int(row[left - 1]))
-    assert left >= max(n * 0.4, min(n, 1))
-  for cuts in (begins, ends):  # uniform up to 0.3 x 40
-    np.testing.assert_allclose(np.bincount(cuts) / len(cuts), 1 / 12, atol=0.06)
-
-
-def test_standardized_bands_have_mean_0_and_variance_1_over_their_frames(rng):
-  frames = rng.normal(2, 3, size=(3, 30, 4)).astype(np.float32)
-  frames[0, :, 1] = 5  # constant
-  segments = (np.arange(30)[None] < np.array([[30], [17], [0]])).astype(np.int32)
-  found = np.asarray(standardize(jnp.asarray(frames), jnp.asarray(segments), least=1e-3))
-  for row, x, n in zip(found, frames, (30, 17, 0), strict=True):
-    assert (row[n:] == 0).all()
-    if n:
-      expected = (x[:n] - x[:n].mean(axis=0)) / np.maximum(x[:n].std(axis=0), 1e-3)
-      np.testing.assert_allclose(row[:n], expected, atol=1e-3)
 
 
 def test_tempo_is_interpolation(key, rng):

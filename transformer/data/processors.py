@@ -21,9 +21,8 @@ from transformer.data.reading import check_array, naming
 from transformer.data.text import BLANK, with_blanks
 from transformer.data.tokenizers import Tokenizer
 from transformer.functional import augmentation
-from transformer.functional.spec_augment import change_tempo, crop, mask_frames, standardize
+from transformer.functional.spec_augment import change_tempo, mask_frames
 
-LEAST = 1e-3  # the standard deviation of a constant band, which stays 0
 Line = str | bytes | np.ndarray  # a text, a path, the content of a file, or the array itself
 Row = Sequence[int] | np.ndarray  # an encoded example without padding
 
@@ -341,7 +340,6 @@ class SoundProcessor:
     hop: distance from frame to frame, in seconds.
     bands: number of mel bands; the size of precomputed frames.
     tempo: augmentation: change the speed by a factor from 1 - tempo to 1 + tempo.
-    crop: augmentation: cut up to this share of a sound at its beginning, and as much at its end.
     time_masks: augmentation: number of intervals of time that are masked.
     time_width: the longest of them, in frames.
     time_share: the longest of them, as a share of the sound.
@@ -356,7 +354,6 @@ class SoundProcessor:
   hop: float = 0.010
   bands: int = 80
   tempo: float = 0.0
-  crop: float = 0.0
   time_masks: int = 0
   time_width: int = 0
   time_share: float = 1.0
@@ -372,8 +369,6 @@ class SoundProcessor:
         f'processor.tempo={self.tempo} and processor.time_share={self.time_share} are shares: give '
         '0 <= tempo < 1 and 0 <= time_share <= 1'
       )
-    if not 0 <= self.crop < 0.5:
-      raise ValueError(f'processor.crop={self.crop} leaves nothing: give 0 <= crop < 0.5')
     given = self.rate, self.window, self.hop
     theirs = whisper.RATE, whisper.FFT / whisper.RATE, whisper.HOP / whisper.RATE
     if self.scaling == 'whisper' and given != theirs:
@@ -434,12 +429,8 @@ class SoundProcessor:
     return frames, jnp.broadcast_to(heard, (B, self.max_length))
 
   def _augmented(self, rows, segments, key):
-    """Return the frames and segments after random crops and changes of tempo, and with masks."""
+    """Return the frames and segments after a random change of tempo, and with random masks."""
     tempo_key, masks_key = jax.random.split(key)
-    if self.crop:
-      rows, segments = crop(jax.random.fold_in(key, 2), rows, segments, most=self.crop)
-      if self.scaling == 'standard':
-        rows = standardize(rows, segments, least=LEAST)
     if self.tempo:
       rows, segments = change_tempo(tempo_key, rows, segments, most=self.tempo)
     masked = mask_frames(
@@ -476,7 +467,8 @@ class SoundProcessor:
       )
     if self.scaling == 'whisper':
       return frames
-    return (frames - frames.mean(axis=0)) / np.maximum(frames.std(axis=0), LEAST)
+    # a constant band stays 0
+    return (frames - frames.mean(axis=0)) / np.maximum(frames.std(axis=0), 1e-3)
 
 
 def _precomputed(file: Line) -> Float[np.ndarray, 'S X']:

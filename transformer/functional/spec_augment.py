@@ -1,4 +1,4 @@
-"""Random augmentation of spectrograms: masks over time and frequency (SpecAugment), tempo, crops.
+"""Random augmentation of spectrograms: masks over time and frequency (SpecAugment), and tempo.
 
 Park et al. 2019, https://arxiv.org/abs/1904.08779.
 """
@@ -65,48 +65,6 @@ def mask_frames(
   width = jnp.full(B, min(frequency_width, X))
   bands = masks(frequency_key, jnp.full(B, X), X, count=frequency_masks, width=width)
   return frames * times[..., None].astype(frames.dtype) * bands[:, None].astype(frames.dtype)
-
-
-def crop(
-  key: Key[Array, ''], frames: Float[Array, 'B S X'], segments: Int[Array, 'B S'], *, most: float
-) -> tuple[Float[Array, 'B S X'], Int[Array, 'B S']]:
-  """Cut each row at its beginning and at its end, each by a share of its frames up to `most`.
-
-  Args:
-    key: PRNG key.
-    frames: padding last.
-    segments: 1, or 0 for padding.
-    most: below 0.5, so that something is left; 0 changes nothing.
-
-  Returns:
-    The frames and their segments.
-  """
-  B, S, _ = frames.shape
-  lengths = jnp.sum(segments != 0, axis=1)
-  shares = jax.random.uniform(key, (2, B), maxval=most)
-  begin, end = (shares * lengths.astype(shares.dtype)).astype(int)
-  columns = jnp.arange(S)[None]
-  taken = jnp.minimum(columns + begin[:, None], S - 1)
-  real = columns < (lengths - begin - end)[:, None]
-  frames = jax.vmap(lambda x, index: x[index])(frames, taken)
-  return jnp.where(real[..., None], frames, 0), real.astype(segments.dtype)
-
-
-def standardize(
-  frames: Float[Array, 'B S X'], segments: Int[Array, 'B S'], *, least: float
-) -> Float[Array, 'B S X']:
-  """Return each band with mean 0 and variance 1 over the frames of a row, 0 at padding.
-
-  Args:
-    frames: X bands.
-    segments: 0 for padding.
-    least: the smallest standard deviation that is divided by.
-  """
-  real = (segments != 0)[..., None]
-  count = jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1).astype(frames.dtype)
-  centered = jnp.where(real, frames - jnp.sum(frames, axis=1, keepdims=True, where=real) / count, 0)
-  deviation = jnp.sqrt(jnp.sum(centered**2, axis=1, keepdims=True) / count)
-  return centered / jnp.maximum(deviation, least)
 
 
 def change_tempo(
