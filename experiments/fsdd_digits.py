@@ -9,7 +9,11 @@ Data, in data/fsdd: train.tar.xz and test_visible.tar.xz of the Free Spoken Digi
 for the test.
 
 Result (seed 0, 6 minutes on one CPU core), accuracy: 99.7 % on validation and 97.2 % on
-test_visible; with a third of the steps 99.0 and 96.4.
+test_visible; with a third of the steps 99.0 and 96.4. The first recordings of a speaker are quieter
+and shorter, and what is validated on (the last ones) does not show it: trained without recordings
+5-9, the model is right in 98.0 % of these (five of its six errors are one speaker's eights) and in
+96.0 of test_visible. On recordings 5-9 more dropout with averaged parameters, and sounds cropped at
+random, have at most 97.3 and 94.7 % by step 2400, not 98.0.
 """
 
 from ml_collections import ConfigDict

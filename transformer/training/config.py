@@ -51,7 +51,7 @@ TASKS: dict[str, Any] = {
 TOP = ('experiment', 'task', 'seed', 'warm_start')  # keys outside of any section
 SECTIONS = tuple('data processor tokenizer model loss optimizer train eval decode mesh'.split())
 NOT_FROM_CONFIG = {  # arguments of readers that are no keys, because the run computes them
-  'processor': ('tokenizer', 'max_length', 'start', 'truncate', 'stem'),
+  'processor': ('tokenizer', 'max_length', 'start', 'truncate', 'prefix', 'stem'),
   'tokenizer': ('texts',),
   'model': ('vocab', 'pad', 'platform'),
   'loss': ('tokenizer', 'decoding', 'max_length', 'input_processor'),
