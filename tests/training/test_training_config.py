@@ -373,3 +373,7 @@ def test_a_source_with_positions_of_its_own_leaves_the_targets_theirs(config):
   config['data'].update(max_length=32)
   config['decode'].update(max_new_tokens=32)
   assert check(config).model['max_source_length'] == 64
+
+
+def test_texts_have_no_keys_of_a_processor():
+  assert not keys('processor', 'seq2seq')
