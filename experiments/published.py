@@ -90,6 +90,11 @@ def _start_from(c: ConfigDict, folder: str, kind: str, head: str):
   from transformer.zoo.pretrained import read_model_config
 
   model = read_model_config(folder, head=head)
+  if model['modality'] != c.model.modality:
+    raise ValueError(
+      f'published.py:{kind} is for models of {c.model.modality}, and that in {folder} reads '
+      f'{model["modality"]}: give another folder'
+    )
   c.model.update({k: v for k, v in model.items() if k in c.model})
   c.warm_start = folder
   if kind == 'transcribe':

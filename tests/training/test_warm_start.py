@@ -89,6 +89,19 @@ def test_a_clip_gives_the_encoder_of_what_the_model_reads(side, modality):
     published.get_config(f'write,{folder}')
 
 
+@pytest.mark.parametrize(
+  'kind, name, reads',
+  [
+    ('write', 'whisper', 'frames'),
+    ('transcribe', 'bart', 'tokens'),
+    ('classify', 'vit', 'patches'),
+  ],
+)
+def test_a_recipe_for_another_modality_is_refused(kind, name, reads):
+  with pytest.raises(ValueError, match=f'and that in .*{name} reads {reads}'):
+    published.get_config(f'{kind},{ROOT / "tests" / "zoo" / "golden" / name}')
+
+
 SETTINGS = dict(
   learning_rate=0.1,
   schedule='constant',
