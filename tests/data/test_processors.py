@@ -86,6 +86,7 @@ def test_patches_are_squares_row_by_row():
   np.testing.assert_array_equal(found, np.stack(expected, axis=1))
 
 
+@pytest.mark.slow
 def test_classes_of_images_are_learnt(labels, seed, bounded):
   pictures = halves(24)
   config = ModelConfig(vocab=40, modality='patches', features=9, position='learned', **SMALL)

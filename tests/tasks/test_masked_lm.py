@@ -154,6 +154,7 @@ def each_letter_blank(texts):
   return [f'{line[:i]}___{line[i + 1 :]}' for line, i in places], [line for line, _ in places]
 
 
+@pytest.mark.slow
 def test_blanks_are_filled(masking, seed, bounded):
   model, _ = learn(masking, texts(), 600, seed)
   asked, expected = each_letter_blank(TEXTS)

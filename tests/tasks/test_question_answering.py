@@ -175,28 +175,31 @@ def test_paragraph_tokens_in_the_question_have_their_own_type():
   assert [int(task.token_types(tokens, real, n)[0].max()) for n in range(4)] == [0, 0, 1, 2]
 
 
+SOURCE = [facts('train')[i] for i in range(24)]
+
+
 @pytest.fixture(scope='module')
-def learned(seed):
-  """(a task, a model that has learned some questions by heart, those, the losses)."""
-  source = [facts('train')[i] for i in range(24)]
-  texts = [example[side] for example in source for side in ('inputs', 'targets')]
+def untrained(seed):
+  """(a task, a model with random parameters)."""
+  texts = [example[side] for example in SOURCE for side in ('inputs', 'targets')]
   task = of(tokenizers.train(texts, kind='wordpiece', vocab=300))
   config = ModelConfig(vocab=task.tokenizer.size, **SIZES)
-  model = jax.jit(lambda key: task.init(config, key))(jax.random.key(seed))
-  batch = batch_of(task, source)
+  return task, jax.jit(lambda key: task.init(config, key))(jax.random.key(seed))
+
+
+@pytest.mark.slow
+def test_answers_are_found(untrained, seed, bounded):
+  """By a model that has learned some questions by heart."""
+  task, model = untrained
+  batch = batch_of(task, SOURCE)
   model, losses = fit(task, model, batch, steps=80, learning_rate=5e-3, seed=seed)
-  return task, model, source, losses
-
-
-def test_answers_are_found(learned, bounded):
-  task, model, source, losses = learned
-  lines, answers = zip(*map(task.example, source), strict=True)
+  lines, answers = zip(*map(task.example, SOURCE), strict=True)
   found = predict(task, model, lines)
   bounded('loss, of its start', losses[-1] / losses[0], below=0.2)
   bounded('share of answers found', np.mean(np.array(found) == answers), above=0.8)
-  totals = eval_step(task, model, batch_of(task, source))
+  totals = eval_step(task, model, batch)
   bounded('end accuracy', totals['end_accuracy'].value, above=0.8)
-  rows = [json.dumps({'question': e['inputs'], 'context': e['targets']}) for e in source]
+  rows = [json.dumps({'question': e['inputs'], 'context': e['targets']}) for e in SOURCE]
   assert predict(task, model, rows[:3]) == found[:3]
   weights, pieces, _ = attend(task, model, lines[0])
   assert weights.shape == (2, 2, len(pieces), len(pieces)) and pieces[0] == '<s>'
@@ -211,14 +214,14 @@ def test_answers_are_found(learned, bounded):
     ('who ' * 99 + '?\tAnna', 'shorten'),
   ],
 )
-def test_invalid_lines_are_refused(learned, line, words):
-  task, model, *_ = learned
+def test_invalid_lines_are_refused(untrained, line, words):
+  task, model = untrained
   with pytest.raises(ValueError, match=words):
     task.processor.encode_example(line)
   assert len(predict(task, model, [line], truncate=True)) == 1
 
 
-def test_contradictory_settings_are_refused(learned):
-  task, *_ = learned
+def test_contradictory_settings_are_refused(untrained):
+  task, _ = untrained
   with pytest.raises(ValueError, match='stride'):
     of(task.tokenizer, stride=64)

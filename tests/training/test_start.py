@@ -20,8 +20,8 @@ IMAGES |= dict(
 WRONG = {
   'an id beyond the tokens': (PAIRS | dict(decode__suppress=(999,)), 'a\tb\n', r'has ids \[999\]'),
   'ids of choices': (PAIRS | dict(decode__choices=((999,),)), 'a\tb\n', r'choices has ids \[999\]'),
-  'a prefix that is forbidden': (
-    PAIRS | dict(decode__prefix=(5,), decode__suppress=(5,)),
+  'a prefix that is a bad word': (
+    PAIRS | dict(decode__prefix=(5,), decode__bad_words=((5,),)),
     'a\tb\n',
     'no output is possible',
   ),
