@@ -40,6 +40,7 @@ from transformer.zoo.pretrained.sentencepiece import read_sentencepiece
 
 STRIP = 12  # rows of a stored matrix that a transposed copy takes at once: the fastest of 2 to 256
 LARGE = 1 << 22  # bytes from which on NumPy asks for huge pages
+THREADS = 8  # that copy at once, at most: each may hold a tensor, and the memory is soon the limit
 # fields of ModelConfig that do not come from config.json
 OURS = ('dropout', 'attention_dropout', 'dtype', 'remat', 'unroll', 'pad', 'platform')
 
@@ -358,7 +359,7 @@ def _copy_all(pair: Callable, items: Sequence[Any], size: int) -> None:
     for item in items:
       _copy(*pair(item))
     return
-  threads = os.cpu_count() or 1
+  threads = min(os.cpu_count() or 1, THREADS)
   with ThreadPoolExecutor(threads) as pool:
     if len(items) > 1:
       list(pool.map(lambda item: _copy(*pair(item)), items))
