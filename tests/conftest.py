@@ -73,7 +73,7 @@ def pytest_addoption(parser):
   group = parser.getgroup('transformer')
   group.addoption('--seed', type=int, default=0, help='The seed of the tests that train a model.')
   group.addoption(
-    '--damaged', type=int, default=40, help='Damaged inputs of each kind, for the slow tests.'
+    '--damaged', type=int, default=60, help='Damaged inputs of each kind, for the slow tests.'
   )
   group.addoption(
     '--every-mesh',

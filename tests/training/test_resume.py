@@ -126,6 +126,7 @@ def test_a_run_killed_at_random_moments_ends_as_without(lab, uninterrupted):
   """kill -9 while it saves a checkpoint, saves the best, evaluates, or at any moment."""
   workdir, rng = lab.folder / 'killed', random.Random(0)
   moments = [
+    lambda: saving(workdir, 'last'),
     lambda: saving(workdir, 'best'),
     lambda: lines(workdir) >= rng.randint(3, 10),
     lambda: lines(workdir) >= 12 and saving(workdir, 'last'),

@@ -22,7 +22,7 @@ class Ragged:
   Attributes:
     tokens: all tokens [n] or frames [n, X], one sequence after the other.
     offsets: int64[sequences + 1]; sequence i is tokens[offsets[i] : offsets[i + 1]].
-    padded: the length to which a batch pads at least; 0 for that of its longest sequence.
+    padded: the least length of a row in a batch; 0 for that of its longest sequence.
   """
 
   tokens: np.ndarray

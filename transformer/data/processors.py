@@ -415,7 +415,7 @@ class SoundProcessor:
   ) -> tuple[Float[Array, 'B N X'], Int[Array, 'B N']]:
     """Return the frames and segments; with a key, augmented.
 
-    With scaling='whisper' the padding is silence, which the model hears.
+    With scaling='whisper' silence replaces the padding, and the model attends to it.
     """
     frames, real = (rows, segments) if key is None else self._augmented(rows, segments, key)
     if self.scaling == 'standard':

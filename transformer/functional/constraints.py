@@ -33,9 +33,9 @@ def combine(constraints: Sequence[Constraint]) -> Constraint:
 
 
 def forbid(ids: Sequence[int], *, after: int = 0, before: int | None = None) -> Constraint:
-  """Forbid the tokens `ids` at the generated positions `after` to `before` - 1.
+  """Forbid the tokens `ids` where at least `after` and fewer than `before` tokens are generated.
 
-  Without `before` at all from `after` on. Ids outside the vocabulary are ignored.
+  None for `before` is no limit. Ids outside the vocabulary are ignored.
 
   >>> forbid([1, 3], before=1)(jnp.arange(4.0), jnp.array([-1, 2]), 0).tolist()
   [0.0, -inf, 2.0, -inf]

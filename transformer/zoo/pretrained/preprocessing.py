@@ -89,7 +89,7 @@ def sound_processor(model: Any, **changes: Any) -> Any:
   for name, size in read.items():
     if (found := getattr(processor, name)) != size:
       raise ValueError(
-        f'{PREPROCESSOR}: {name} is {found}, but the model reads {size}: give {name}='
+        f'{PREPROCESSOR}: {name} is {found}, but the model reads {size}: give {name}={size}'
       )
   return processor
 

@@ -39,8 +39,8 @@ from transformer.zoo.pretrained.published import CONFIG, Published, labels, read
 from transformer.zoo.pretrained.sentencepiece import read_sentencepiece
 
 STRIP = 12  # rows of a stored matrix that a transposed copy takes at once: the fastest of 2 to 256
-LARGE = 1 << 22  # bytes from which on NumPy asks for huge pages
-THREADS = 8  # that copy at once, at most: each may hold a tensor, and the memory is soon the limit
+LARGE = 1 << 22  # bytes: NumPy asks for huge pages from there on, and several threads copy
+THREADS = 8  # the most that copy at once; each may hold a tensor
 # fields of ModelConfig that do not come from config.json
 OURS = ('dropout', 'attention_dropout', 'dtype', 'remat', 'unroll', 'pad', 'platform')
 
@@ -361,10 +361,11 @@ def _copy_all(pair: Callable, items: Sequence[Any], size: int) -> None:
     return
   threads = min(os.cpu_count() or 1, THREADS)
   with ThreadPoolExecutor(threads) as pool:
-    if len(items) > 1:
-      list(pool.map(lambda item: _copy(*pair(item)), items))
-    for target, source in map(pair, items if len(items) == 1 else ()):
+    if len(items) == 1:
+      target, source = pair(items[0])
       list(pool.map(_copy, np.array_split(target, threads), np.array_split(source, threads)))
+    else:
+      list(pool.map(lambda item: _copy(*pair(item)), items))
 
 
 def _copy(target: np.ndarray, source: np.ndarray) -> None:
