@@ -1,5 +1,6 @@
 """JAX made strict, tolerances by dtype, what tests share, and where the time of a run goes."""
 
+import atexit
 import collections
 import functools
 import gc
@@ -9,12 +10,19 @@ import pathlib
 import platform
 import re
 import resource
+import shutil
 import signal
+import tempfile
 
 import processes
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # before jax is imported, as the flags
 os.environ['XLA_FLAGS'] = processes.xla_flags('--xla_force_host_platform_device_count=8')
+# what one test compiles, others find, in all workers; .ci/run gives its runs one folder
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:  # in the process that starts the workers
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='compiled-by-tests-')
+  atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 import jax
 import jax.numpy as jnp

@@ -1,5 +1,6 @@
 """The studies, on tiny sizes."""
 
+import gzip
 import json
 import pathlib
 
@@ -10,7 +11,15 @@ import pytest
 from flax import nnx
 from parameters import drawn
 
-from experiments.studies import gradients, induction, mup, positions, ranking, recurrence
+from experiments.studies import (
+  gradients,
+  induction,
+  mup,
+  positions,
+  ranking,
+  recurrence,
+  similarity,
+)
 from transformer import Decoder, ModelConfig
 from transformer.evaluation.ranking import ranking_metric
 from transformer.functional.losses import cross_entropy
@@ -184,3 +193,15 @@ def test_feedback_adds_words_of_the_first_documents(tmp_path):
   wing, shock = ranking.with_feedback(where, queries, documents=2)
   assert wing[2] > 0 == bm25(where, ['wing'])[0][2]  # it has a word of the first documents: flow
   assert shock[2] > 0 and wing[4] == 0
+
+
+def test_a_word_of_all_texts_says_nothing_of_their_similarity():
+  same, other, again = similarity.tf_idf(['A wing', 'a shock', 'a wing wing'])
+  np.testing.assert_allclose(np.linalg.norm(same), 1, rtol=1e-6)
+  np.testing.assert_allclose([same @ other, same @ again], [0, 1], atol=1e-6)
+
+
+def test_judgements_are_read_as_they_are_published(tmp_path):
+  (tmp_path / 'dev.csv.gz').write_bytes(gzip.compress(b'"A, b.",C.,4.75\nD,E,0\n'))
+  first, second, judged = similarity.read(tmp_path / 'dev.csv.gz')
+  assert (first, second, judged.tolist()) == (['A, b.', 'D'], ['C.', 'E'], [4.75, 0.0])

@@ -146,6 +146,32 @@ def test_consistency_is_the_divergence_both_ways(rng, close):
   assert np.isfinite(gradient).all() and not gradient[:2, 0].any()
 
 
+@pytest.mark.parametrize('rows', [4, 6, 1000])
+def test_a_fused_loss_may_compare_two_passes(rows, rng, close, monkeypatch):
+  """With pairs in one chunk, in several, and with rows left over; one position has no weight."""
+  monkeypatch.setattr(losses, 'CHUNK', rows)
+  _, targets, weights = draw(rng, (4, 5))
+  targets, weights = (jnp.repeat(a[:2], 2, axis=0) for a in (targets, weights.at[1, 2].set(0)))
+  x, table = (jnp.asarray(rng.normal(size=size), 'float32') for size in ((4, 5, 6), (7, 6)))
+  smoothing = dict(label_smoothing=0.1, z_loss=1e-2)
+
+  def plain(x, table):
+    logits = x @ table.T
+    divergence = losses.consistency(logits, weights)
+    loss = cross_entropy(logits, targets, weights, **smoothing).sum + 5 / 2 * divergence
+    return loss, cross_entropy(logits, targets, weights).sum
+
+  def fused(x, table):
+    compared = dict(smoothing, consistency=5.0)
+    loss, nll = linear_cross_entropy(x, table, targets, weights, **compared)
+    return loss.sum, nll.sum
+
+  found, want = (
+    jax.jit(jax.value_and_grad(f, argnums=(0, 1), has_aux=True))(x, table) for f in (fused, plain)
+  )
+  jax.tree.map(close, found, want)
+
+
 def test_sums_add_over_any_split(rng, close):
   batch = [np.asarray(x) for x in draw(rng, shape=(10,))]
   for f in (cross_entropy, jax.jit(accuracy)):

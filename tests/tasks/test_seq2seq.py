@@ -93,6 +93,27 @@ def model(greedy, config):
   return model
 
 
+def test_consistency_adds_the_divergence_of_two_passes(greedy, config, close):
+  rows = jnp.array([[5, 6, 7, 3], [8, 3, 0, 0]])
+  segments = (rows != 0).astype(jnp.int32)
+  batch = dict(inputs=rows, inputs_segments=segments, targets=rows, targets_segments=segments)
+  model = random_model(greedy, config, 0, 0.5)
+  dropping = random_model(greedy, dataclasses.replace(config, dropout=0.5), 0, 0.5)
+  one, three = (dataclasses.replace(greedy, consistency=factor) for factor in (1.0, 3.0))
+
+  @jax.jit
+  def losses(model, dropping):
+    key = jax.random.key(1)
+    means = [greedy.loss(model, batch, None), one.loss(model, batch, None)]  # one pass
+    means += [one.loss(model, batch, key)]  # two passes without dropout
+    means += [one.loss(dropping, batch, key), three.loss(dropping, batch, key)]
+    return [(loss.value, plain['nll_per_token'].value) for loss, plain in means]
+
+  plain, single, alike, once, thrice = losses(model, dropping)
+  jax.tree.map(close, (single, alike), (plain, plain))
+  assert thrice[0] > once[0] + 0.01 and thrice[1] == once[1]
+
+
 def poisoned(model, path, value, layer=None):
   """The model with one number of one parameter replaced."""
 

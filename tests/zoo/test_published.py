@@ -77,7 +77,7 @@ def test_a_field_that_is_left_out_has_the_default_of_the_familys_own_class(name)
     assert family.pad == theirs['pad_token_id']
 
 
-def test_a_text_of_clip_ends_at_its_first_end_token(copy):
+def test_a_text_of_clip_ends_at_its_first_end_token(copy, close):
   model = load(copy('clip_text'))
   assert (model.config.end, model.config.pad, model.config.causal) == (98, -1, True)
   texts = jnp.array(
@@ -85,7 +85,7 @@ def test_a_text_of_clip_ends_at_its_first_end_token(copy):
   )  # 1 is a word, whatever config.json says
   whole = model.encode_pooled(texts[:1, :3])
   for row in model.encode_pooled(texts):
-    np.testing.assert_allclose(row, whole[0], atol=1e-6)
+    close(row, whole[0])  # products of other sizes round differently
   named = load(copy('clip_text', eos_token_id=7))
   assert named.config.end == 7
 

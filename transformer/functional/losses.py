@@ -101,6 +101,7 @@ def linear_cross_entropy(
   label_smoothing: float = 0.0,
   z_loss: float = 0.0,
   soft_cap: float = 0.0,
+  consistency: float = 0.0,
   platform: str | None = None,
 ) -> tuple[Mean, Mean]:
   """Return the `cross_entropy` of the logits x @ table.T, which are never stored as a whole.
@@ -113,8 +114,9 @@ def linear_cross_entropy(
     table: the output embeddings.
     targets, weights, label_smoothing, z_loss: as in `cross_entropy`.
     dtype: dtype of the operands of all products; x's own if None.
-    soft_cap: bound of the logits, see `activations.soft_cap`; 0 for none. With a bound the logits
-      are computed a second time for the gradient.
+    soft_cap: bound of the logits, see `activations.soft_cap`; 0 for none.
+    consistency: adds this factor / 2 of the divergence between rows 2i and 2i + 1, which are two
+      passes with different dropout; see the function `consistency`.
     platform: the one that the program is compiled for; see `platforms`.
 
   Returns:
@@ -124,46 +126,60 @@ def linear_cross_entropy(
   >>> linear_cross_entropy(x, table, jnp.array([1, 0]), jnp.ones(2))[0].value.round(3)
   Array(1.386, dtype=float32)
   """
-  on_cpu = platforms.resolve(platform) == 'cpu'
-  settings = (jnp.dtype(dtype or x.dtype), label_smoothing, z_loss, on_cpu)
+  settings = _Settings(
+    jnp.dtype(dtype or x.dtype),
+    label_smoothing,
+    z_loss,
+    soft_cap,
+    consistency,
+    on_cpu=platforms.resolve(platform) == 'cpu',
+  )
+  if consistency:  # two passes of a position become neighbors, and stay so in a chunk
+    axis = targets.ndim
+    x, targets, weights = (
+      jnp.moveaxis(a.reshape(-1, 2, *a.shape[1:]), 1, axis) for a in (x, targets, weights)
+    )
   x, targets, weights = x.reshape(-1, x.shape[-1]), targets.reshape(-1), weights.reshape(-1)
   # positions of weight 0 may have any values, and have no gradient
   x, targets = jnp.where((weights == 0)[:, None], 0, x), jnp.where(weights == 0, 0, targets)
-  if soft_cap:
-    loss, nll = _capped_cross_entropy(x, table, targets, weights, settings, soft_cap)
-  else:
-    loss, nll = _linear_cross_entropy(x, table, targets, weights, settings)
+  loss, nll = _linear_cross_entropy(x, table, targets, weights, settings)
   total = jnp.sum(weights)
   return Mean(loss, total), Mean(jax.lax.stop_gradient(nll), total)
 
 
-def _capped_cross_entropy(x, table, targets, weights, settings, soft_cap):
-  dtype, label_smoothing, z_loss, on_cpu = settings
-  smooth = dict(label_smoothing=label_smoothing, z_loss=z_loss)
+class _Settings(NamedTuple):
+  """The arguments of `linear_cross_entropy` that are no arrays."""
 
-  @jax.checkpoint
-  def chunk(sums, rows):
-    x, targets, weights = rows
-    logits = soft_capped(matmul_nt(x, table, dtype).astype(jnp.float32), soft_cap)
-    loss = cross_entropy(logits, targets, weights, **smooth).sum
-    return (sums[0] + loss, sums[1] + cross_entropy(logits, targets, weights).sum), None
+  dtype: jnp.dtype
+  label_smoothing: float
+  z_loss: float
+  soft_cap: float
+  consistency: float
+  on_cpu: bool
 
-  zero, *_ = vary_alike(jnp.float32(0), x, table, targets, weights)
-  return jax.lax.scan(chunk, (zero, zero), _chunks(on_cpu, x, targets, weights))[0]
+  @property
+  def together(self) -> int:
+    """Return the number of neighboring rows that one chunk must have."""
+    return 2 if self.consistency else 1
 
+  def split(self, *arrays: Array) -> list[Array]:
+    """Return the arrays [rows, ...] as [chunks, rows of a chunk, ...], padded with 0.
 
-def _chunks(on_cpu, *arrays):
-  """Reshape the arrays to [chunks, rows of a chunk, ...], padded with 0.
+    The rows of a chunk are strided, so that every chunk has rows on every device.
+    """
+    chunks = max(-(-len(arrays[0]) // (CHUNK if self.on_cpu else CHUNK_ELSEWHERE)), 1)
 
-  The rows of a chunk are strided, so that every chunk has rows on every device.
-  """
-  chunks = max(-(-len(arrays[0]) // (CHUNK if on_cpu else CHUNK_ELSEWHERE)), 1)
+    def split(a):
+      a = jnp.pad(a, [(0, -len(a) % (chunks * self.together))] + [(0, 0)] * (a.ndim - 1))
+      a = a.reshape(-1, chunks, self.together, *a.shape[1:]).swapaxes(0, 1)
+      return a.reshape(chunks, -1, *a.shape[3:])
 
-  def split(a):
-    a = jnp.pad(a, [(0, -len(a) % chunks)] + [(0, 0)] * (a.ndim - 1))
-    return a.reshape(-1, chunks, *a.shape[1:]).swapaxes(0, 1)
+    return [split(a) for a in arrays]
 
-  return [split(a) for a in arrays]
+  def join(self, a: Array, rows: int) -> Array:
+    """Return the first rows of an array that `split` made."""
+    a = a.reshape(len(a), -1, self.together, *a.shape[2:]).swapaxes(0, 1)
+    return a.reshape(-1, *a.shape[3:])[:rows]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
@@ -197,7 +213,9 @@ def _second_derivative(settings, primals, tangents):
 
 def _by_chunks(x, table, targets, weights, settings, rounded):
   """Return `_loss_and_gradient`; rounded(x, dtype) converts x to the dtype of the products."""
-  dtype, smoothing, z_loss, on_cpu = settings
+  if settings.soft_cap or settings.consistency:
+    return _by_differentiation(x, table, targets, weights, settings, rounded)
+  dtype, smoothing, z_loss = settings.dtype, settings.label_smoothing, settings.z_loss
   (R, D), N = x.shape, len(table)
   narrow = table.astype(dtype)
   table_sum = jnp.sum(table, axis=0)
@@ -220,10 +238,10 @@ def _by_chunks(x, table, targets, weights, settings, rounded):
     table_gradient += matmul_tn((x * scale).astype(dtype), e)
     return table_gradient, (jnp.sum(loss * weights), jnp.sum(nll * weights), x_gradient)
 
-  split = _chunks(on_cpu, x, targets, weights)
   zeros, *_ = vary_alike(jnp.zeros((D, N), jnp.float32), x, table, targets, weights)
-  table_gradient, (loss, nll, x_gradient) = jax.lax.scan(chunk, zeros, split)
-  x_gradient = x_gradient.swapaxes(0, 1).reshape(-1, D)[:R]
+  rows = settings.split(x, targets, weights)
+  table_gradient, (loss, nll, x_gradient) = jax.lax.scan(chunk, zeros, rows)
+  x_gradient = settings.join(x_gradient, R)
 
   # the rest of the gradient, from p = (1 - smoothing) onehot(target) + smoothing / N
   on_target, on_all = (1 - smoothing) * weights[:, None], smoothing / N * weights[:, None]
@@ -232,6 +250,33 @@ def _by_chunks(x, table, targets, weights, settings, rounded):
   table_gradient = table_gradient.at[targets].add((-on_target * x).astype(jnp.float32))
   table_gradient -= jnp.sum(on_all * x, axis=0, keepdims=True)
   return (jnp.sum(loss), jnp.sum(nll)), (x_gradient.astype(x.dtype), table_gradient)
+
+
+def _by_differentiation(x, table, targets, weights, settings, rounded):
+  """Return `_by_chunks` for losses of which JAX finds the gradient by the logits."""
+  dtype, narrow = settings.dtype, table.astype(settings.dtype)
+
+  def sums(logits, targets, weights):
+    logits = soft_capped(logits, settings.soft_cap)
+    smoothing = dict(label_smoothing=settings.label_smoothing, z_loss=settings.z_loss)
+    loss = cross_entropy(logits, targets, weights, **smoothing).sum
+    if settings.consistency:
+      loss += settings.consistency / 2 * consistency(logits, weights)
+    return loss, cross_entropy(logits, targets, weights).sum
+
+  def chunk(table_gradient, rows):
+    x, targets, weights = rows
+    logits = matmul_nt(x, narrow, dtype).astype(jnp.float32)
+    (loss, nll), gradient = jax.value_and_grad(sums, has_aux=True)(logits, targets, weights)
+    gradient = jax.lax.optimization_barrier(rounded(gradient, dtype))
+    table_gradient += matmul_tn(x.astype(dtype), gradient)
+    return table_gradient, (loss, nll, matmul(gradient, narrow, dtype))
+
+  zeros, *_ = vary_alike(jnp.zeros(table.T.shape, jnp.float32), x, table, targets, weights)
+  rows = settings.split(x, targets, weights)
+  table_gradient, (loss, nll, x_gradient) = jax.lax.scan(chunk, zeros, rows)
+  x_gradient = settings.join(x_gradient, len(x)).astype(x.dtype)
+  return (jnp.sum(loss), jnp.sum(nll)), (x_gradient, table_gradient.T)
 
 
 def _round(x, dtype):

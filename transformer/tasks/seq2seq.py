@@ -17,7 +17,7 @@ from transformer.data.processors import Line, Processor, Row, TextProcessor, enc
 from transformer.data.reading import naming
 from transformer.data.tokenizers import Tokenizer
 from transformer.evaluation.likelihood import TOKEN_METRICS, token_metrics
-from transformer.functional.losses import Mean, consistency, cross_entropy
+from transformer.functional.losses import Mean
 from transformer.functional.search import repeat_rows
 from transformer.inference.attention_maps import Probe, cross_attention, lm_logits
 from transformer.inference.batching import split_padding
@@ -120,16 +120,15 @@ class Seq2Seq:
 
   def loss(self, model: EncoderDecoder, batch: Batch, key: OptionalKey) -> tuple[Mean, Metrics]:
     """Return the smoothed cross-entropy, with the consistency loss, and the plain one, in nats."""
-    smoothing = dict(label_smoothing=self.label_smoothing, z_loss=self.z_loss)
-    if self.consistency and key is not None:
-      states, targets, weights = self._states(model, repeat_rows(batch, 2), key)
-      logits = model.lm_head.attend(states)
-      loss = cross_entropy(logits, targets, weights, **smoothing)
-      divergence = consistency(logits, weights)
-      loss = loss._replace(sum=loss.sum + self.consistency / 2 * divergence)
-      return loss, {'nll_per_token': cross_entropy(logits, targets, weights)}
-    states, targets, weights = self._states(model, batch, key)
-    loss, nll = model.lm_head.cross_entropy(states, targets, weights, **smoothing)
+    two_passes = bool(self.consistency) and key is not None
+    states, *targets = self._states(model, repeat_rows(batch, 2) if two_passes else batch, key)
+    loss, nll = model.lm_head.cross_entropy(
+      states,
+      *targets,
+      label_smoothing=self.label_smoothing,
+      z_loss=self.z_loss,
+      consistency=self.consistency if two_passes else 0.0,
+    )
     return loss, {'nll_per_token': nll}
 
   def batch_metrics(self, model: EncoderDecoder, batch: Batch) -> Metrics:
