@@ -170,6 +170,8 @@ def test_a_fused_loss_may_compare_two_passes(rows, rng, close, monkeypatch):
     jax.jit(jax.value_and_grad(f, argnums=(0, 1), has_aux=True))(x, table) for f in (fused, plain)
   )
   jax.tree.map(close, found, want)
+  with pytest.raises(ValueError, match='3 rows are no pairs'):
+    linear_cross_entropy(x[:3], table, targets[:3], weights[:3], consistency=5.0)
 
 
 def test_sums_add_over_any_split(rng, close):

@@ -122,6 +122,9 @@ def linear_cross_entropy(
   Returns:
     (the loss, the negative log-likelihood without a gradient).
 
+  Raises:
+    ValueError: with consistency, the number of rows is odd.
+
   >>> x, table = jnp.eye(2), jnp.zeros((4, 2))
   >>> linear_cross_entropy(x, table, jnp.array([1, 0]), jnp.ones(2))[0].value.round(3)
   Array(1.386, dtype=float32)
@@ -135,6 +138,10 @@ def linear_cross_entropy(
     on_cpu=platforms.resolve(platform) == 'cpu',
   )
   if consistency:  # two passes of a position become neighbors, and stay so in a chunk
+    if len(targets) % 2:
+      raise ValueError(
+        f'{len(targets)} rows are no pairs: for consistency={consistency} give each row twice'
+      )
     axis = targets.ndim
     x, targets, weights = (
       jnp.moveaxis(a.reshape(-1, 2, *a.shape[1:]), 1, axis) for a in (x, targets, weights)
