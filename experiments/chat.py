@@ -17,6 +17,11 @@ All parameters are trained. To train only low-rank adapters:
 --config.train.adapters="(('query|key|value|out', 16),)" --config.optimizer.learning_rate=2e-4. To
 train only norms and biases: --config.optimizer.lr_multipliers="(('table', 0.0), ('kernel', 0.0))".
 
+Tried: a random Llama of 1.3 M parameters on TREC's questions, which are answered by the name of
+their class: after 300 steps of 2,048 tokens (6 minutes on one CPU core) 75.6 % of 500 other
+questions are answered exactly. Of preferences between that name and another one, DPO then has 89.4
+% right after 100 steps (8 minutes). `transformers` gives the same answers from the export.
+
 `chat.py:tiny` and then, after its export, `chat.py:tiny_dpo` need no files: they learn to add
 digits, and to prefer the correct sum.
 """

@@ -9,8 +9,9 @@ import pytest
 from absl import flags
 from flax import nnx
 
-from experiments.benchmarks import decoding, gpu, harness, ours, page
+from experiments.benchmarks import decoding, gpu, harness, ours, page, tpu_tasks
 from transformer import Decoder, ModelConfig
+from transformer.training import plan
 
 WORKER = """
 import sys, time
@@ -93,3 +94,12 @@ def test_operations_are_six_per_weight_and_those_of_the_scores():
   scores = 3 * shape['depth'] * 2 * 2 * shape['max_length'] * shape['width']
   assert gpu.operations_per_token(**shape, causal=False) == 6 * N + scores
   assert gpu.operations_per_token(**shape) == 6 * N + scores // 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['chat:tiny', 'squad:tiny'])
+def test_the_step_and_the_answers_of_a_task_are_planned(name, monkeypatch):
+  monkeypatch.setattr(plan, 'topology_devices', lambda topology: jax.devices()[:4])
+  found = tpu_tasks.plan(name, 'v5e:2x2x1')
+  assert found['step']['collectives'] and found['step']['fits'] and found['answers']['fits']
+  assert found['step']['parameters'] < found['answers']['total'] < found['step']['total']

@@ -103,7 +103,7 @@ def plan(name: str, topology: str) -> dict[str, Any]:
     task=config.task,
     batch={k: v.shape for k, v in batch.items()},
     step=step.as_dict(),
-    answers=dict(answers, fits=answers['total'] <= step.capacity),
+    answers=dict(answers, fits=not step.capacity or answers['total'] <= step.capacity),
   )
 
 
