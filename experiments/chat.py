@@ -19,8 +19,9 @@ train only norms and biases: --config.optimizer.lr_multipliers="(('table', 0.0),
 
 Tried: a random Llama of 1.3 M parameters on TREC's questions, which are answered by the name of
 their class: after 300 steps of 2,048 tokens (6 minutes on one CPU core) 75.6 % of 500 other
-questions are answered exactly. Of preferences between that name and another one, DPO then has 89.4
-% right after 100 steps (8 minutes). `transformers` gives the same answers from the export.
+questions are answered exactly. After 100 steps of DPO (8 minutes), for which the name of another
+class is rejected, the right one of two names is preferred for 89.4 %. `transformers` gives the same
+answers from the exports.
 
 `chat.py:tiny` and then, after its export, `chat.py:tiny_dpo` need no files: they learn to add
 digits, and to prefer the correct sum.

@@ -39,7 +39,7 @@ EXPERIMENTS = (
   'an4:attention',
   'fsdd_tts',
 )
-TOPOLOGIES = {'v5e:1x1x1': 1, 'v5e:2x2x1': 4, 'v5p:2x2x1': 4}  # and the parts of the parameters
+TOPOLOGIES = {'v5e:1x1x1': 1, 'v5e:2x2x1': 4, 'v5p:2x2x1': 4}  # {name: mesh.fsdp}
 _TOPOLOGIES = flags.DEFINE_list('topologies', list(TOPOLOGIES), 'compile for these')
 _EXPERIMENTS = flags.DEFINE_list('experiments', [], 'only those whose names contain one of these')
 
