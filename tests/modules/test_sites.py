@@ -103,11 +103,12 @@ def test_a_state_patched_from_another_run_gives_its_logits(model, everything, cl
 
 def test_some_positions_are_patched_and_steered(model, everything, close):
   values, vector = everything[1], jnp.arange(16.0)
-  edit = sites.patch({'blocks.0.output': values['blocks.0.output'] + 1}, positions=[3])
+  patch = values['blocks.0.output'] + vector  # a constant would be lost in the norm
+  edit = sites.patch({'blocks.0.output': patch}, positions=[3])
   edit |= sites.steer('blocks.1.output', vector, positions=[0, 2])
   _, found = run(model, read=['blocks.*.output'], edit=edit)
   moved = np.asarray(found['blocks.0.output'] - values['blocks.0.output'])
-  close(moved[:, 3], np.ones((2, 16)))
+  close(moved[:, 3], np.broadcast_to(vector, (2, 16)))
   assert not moved[:, [0, 1, 2, 4]].any()
   moved = np.asarray(found['blocks.1.output'] - values['blocks.1.output'])
   close(moved[:, [0, 2]], np.broadcast_to(vector, (2, 2, 16)))

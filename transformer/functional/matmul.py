@@ -105,8 +105,16 @@ def matmul_tn(a: Float[Array, 'B I'], b: Float[Array, 'B O']) -> Float[Array, 'I
 
 
 def _dot(a, b, contract, batch=((), ())):
+  if a.dtype == jnp.bfloat16 and _converts():
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
   # not jnp.matmul of a transpose: XLA's CPU backend would convert it to float32
   return lax.dot_general(a, b, (contract, batch), preferred_element_type=jnp.float32)
+
+
+@functools.cache
+def _converts() -> bool:
+  """Return whether rounded operands are multiplied in float32, which gives the same numbers."""
+  return not platforms.cpu_multiplies_bfloat16() and platforms.resolve(None) == 'cpu'
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

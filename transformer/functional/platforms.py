@@ -54,7 +54,8 @@ def matmul_dtype(platform: str) -> str:
   """Return the dtype, 'bfloat16' or 'float32', in which the platform multiplies matrices faster.
 
   TPUs, AMD's GPUs and NVIDIA's from compute capability 8.0 on have units for bfloat16, and so have
-  CPUs with AMX or AVX512-BF16 (a quarter of the time of float32, measured with AMX). Other CPUs
+  CPUs with AMX or AVX512-BF16 (a quarter of the time of float32, measured with AMX; from jax 0.8.2
+  on). Other CPUs
   convert to float32 first (twice the time, measured on Zen 3). The choice for a CPU follows its
   instructions, not a timing, so that the load of the machine cannot change a run's numbers.
 
@@ -62,10 +63,23 @@ def matmul_dtype(platform: str) -> str:
   ('bfloat16', 'float32', 'bfloat16')
   """
   if platform == 'cpu':
-    has_units = bool({'amx_bf16', 'avx512_bf16'} & _cpu_instructions())
+    has_units = _cpu_has_units() and cpu_multiplies_bfloat16()
   else:
     has_units = not platform.startswith('cuda') or compute_capability(platform) >= 8
   return 'bfloat16' if has_units else 'float32'
+
+
+def cpu_multiplies_bfloat16() -> bool:
+  """Return whether this CPU can run every product of bfloat16 that XLA compiles.
+
+  For CPUs with units for it, jax before 0.8.2 compiles a batch of matrices times one matrix to what
+  cannot be run: "Unsupported element type for DotThunk".
+  """
+  return jax.__version_info__ >= (0, 8, 2) or not _cpu_has_units()
+
+
+def _cpu_has_units() -> bool:
+  return bool({'amx_bf16', 'avx512_bf16'} & _cpu_instructions())
 
 
 def _cpu_instructions() -> set[str]:
