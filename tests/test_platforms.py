@@ -153,6 +153,8 @@ def test_the_log_says_what_computes_attention(tokenizer, cudnn, caplog):
 )
 def test_dtype_auto_is_what_the_platform_multiplies_faster(instructions, dtype, monkeypatch):
   monkeypatch.setattr(platforms, '_cpu_instructions', lambda: {*instructions.split()})
+  if not platforms.cpu_multiplies_bfloat16():  # jax before 0.8.2
+    dtype = 'float32'
   chosen = {
     platform: ModelConfig(vocab=9, dtype='auto', platform=platform).dtype
     for platform in ('cpu', 'tpu', 'rocm', 'cuda', 'cuda:8.0', 'cuda:7.5')
