@@ -103,3 +103,13 @@ def test_the_step_and_the_answers_of_a_task_are_planned(name, monkeypatch):
   found = tpu_tasks.plan(name, 'v5e:2x2x1')
   assert found['step']['collectives'] and found['step']['fits'] and found['answers']['fits']
   assert found['step']['parameters'] < found['answers']['total'] < found['step']['total']
+
+
+def test_a_new_entry_replaces_that_of_the_same_thing_alone(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(harness, 'RESULTS', tmp_path)
+  for entries in ([('a', 1, 5), ('a', 2, 6)], [('a', 2, 7), ('b', 2, 8)]):
+    found = [dict(zip(('name', 'on', 'bytes'), entry, strict=True)) for entry in entries]
+    where = dict(save=True, folder='here')
+    harness.write_entries('plans', 'all', found, by=['name', 'on'], **where)
+  kept = json.loads((tmp_path / 'here' / 'plans.json').read_text())['all']
+  assert [tuple(entry.values()) for entry in kept] == [('a', 1, 5), ('a', 2, 7), ('b', 2, 8)]

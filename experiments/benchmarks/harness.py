@@ -226,6 +226,23 @@ def write(result: dict[str, Any], *, save: bool, folder: str | None = None):
   print(json.dumps(result))
 
 
+def write_entries(case: str, key: str, found: list[dict], by: Sequence[str], **where: Any):
+  """Write a result whose list `key` also has the earlier entries that no new one replaces.
+
+  Args:
+    case: name of the result.
+    key: of the list.
+    found: the new entries.
+    by: the keys that two entries of the same thing share.
+    where: save and folder, as in `write`.
+  """
+  file = RESULTS / where['folder'] / f'{case}.json'
+  before = json.loads(file.read_text())[key] if file.is_file() else []
+  new = [[entry[k] for k in by] for entry in found]
+  kept = [entry for entry in before if [entry[k] for k in by] not in new]
+  write({'case': case, key: kept + found, **machine(case)}, **where)
+
+
 # {flag of /proc/cpuinfo: name}: the instructions that decide the speed of products, widest first
 INSTRUCTIONS = {
   'amx_bf16': 'amx',

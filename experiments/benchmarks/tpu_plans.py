@@ -12,7 +12,6 @@ A plan with `new` is of generation: prompts are read, and `new` tokens are writt
 """
 
 import functools
-import json
 import logging
 import sys
 import time
@@ -233,12 +232,8 @@ def main(argv):
     print(f'{name}: {found}; compiled in {about["compile_s"]} s', file=sys.stderr, flush=True)
     found = found if of_generation else found.as_dict()
     plans.append(about | dict(settings=CASES[name]) | found)
-  file = harness.RESULTS / 'tpu-compiler' / 'tpu_plans.json'
-  if file.is_file():
-    before = json.loads(file.read_text())['plans']
-    plans = [p for p in before if p['name'] not in names] + plans
-  result = {'case': 'tpu_plans', 'plans': plans, **harness.machine('tpu_plans')}
-  harness.write(result, save=harness.SAVE.value, folder='tpu-compiler')
+  where = dict(save=harness.SAVE.value, folder='tpu-compiler')
+  harness.write_entries('tpu_plans', 'plans', plans, by=['name'], **where)
 
 
 if __name__ == '__main__':

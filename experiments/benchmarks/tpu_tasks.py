@@ -119,12 +119,8 @@ def main(argv):
       about['compile_s'] = round(time.perf_counter() - started, 1)
       print(json.dumps(about), file=sys.stderr, flush=True)
       found.append(about)
-  file = harness.RESULTS / 'tpu-compiler' / 'tpu_tasks.json'
-  if file.is_file():
-    before = json.loads(file.read_text())['tasks']
-    found = [p for p in before if p['name'] not in names] + found
-  result = {'case': 'tpu_tasks', 'tasks': found, **harness.machine('tpu_tasks')}
-  harness.write(result, save=harness.SAVE.value, folder='tpu-compiler')
+  where = dict(save=harness.SAVE.value, folder='tpu-compiler')
+  harness.write_entries('tpu_tasks', 'tasks', found, by=['name', 'topology'], **where)
 
 
 if __name__ == '__main__':

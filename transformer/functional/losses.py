@@ -260,7 +260,7 @@ def _by_chunks(x, table, targets, weights, settings, rounded):
 
 
 def _by_differentiation(x, table, targets, weights, settings, rounded):
-  """Return `_by_chunks` for losses of which JAX finds the gradient by the logits."""
+  """Return `_by_chunks` of any loss, whose gradient by a chunk's logits JAX computes."""
   dtype, narrow = settings.dtype, table.astype(settings.dtype)
 
   def sums(logits, targets, weights):
